@@ -1,0 +1,114 @@
+"""The command line: ``onpolicy train | eval | check | show | list | doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; errors that a user can mend are printed without a traceback."""
+    parsed = _parser().parse_args(arguments)
+    try:
+        return int(parsed.run(parsed) or 0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if not _is_for_users(error):
+            raise
+        print(f"onpolicy {parsed.command}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="onpolicy", description="On-policy self-distillation for reasoning models.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, run, meaning in (
+        ("train", _train, "train; `run_dir=FOLDER` of an earlier run resumes it"),
+        ("eval", _eval, "measure a model on the config's eval.sets"),
+        ("check", _check, "resolve and validate a config without loading a model, and print it"),
+    ):
+        command = commands.add_parser(name, help=meaning, description=meaning)
+        command.add_argument("config", type=Path, help="YAML file, e.g. configs/opsd.yaml")
+        command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. generator.max_tokens=512")
+        command.set_defaults(run=run)
+    show = commands.add_parser("show", help="every option: default, meaning, source")
+    show.add_argument("prefix", nargs="?", default="", help="only keys that start with this, e.g. generator")
+    show.add_argument("--markdown", action="store_true", help="as docs/configuration.md")
+    show.set_defaults(run=_show)
+    listing = commands.add_parser("list", help="what can be named in a config")
+    listing.add_argument("kind", nargs="?", help="context, divergence, reward, ...")
+    listing.set_defaults(run=_list)
+    doctor = commands.add_parser("doctor", help="what is installed, what works here, what to do about the rest")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> int:
+    from onpolicy.launch import launch_training
+
+    return launch_training(arguments.config, arguments.overrides)
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from onpolicy.launch import launch_evaluation
+
+    return launch_evaluation(arguments.config, arguments.overrides)
+
+
+def _check(arguments: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.syntax import Syntax
+
+    from onpolicy.config import load, plan, to_yaml
+
+    config = load(arguments.config, arguments.overrides)
+    plan(config)
+    console = Console()
+    text = to_yaml(config)
+    console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text)
+    console.print(f"[green]✓[/green] {arguments.config} is valid: every key, name and option was found", highlight=False)
+    return 0
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from onpolicy.show import print_markdown, print_options
+
+    return print_markdown() if arguments.markdown else print_options(arguments.prefix)
+
+
+def _list(arguments: argparse.Namespace) -> int:
+    from onpolicy.show import print_names
+
+    return print_names(arguments.kind)
+
+
+def _doctor(arguments: argparse.Namespace) -> int:
+    from onpolicy.doctor import doctor
+
+    return doctor()
+
+
+def _is_for_users(error: Exception) -> bool:
+    """Errors whose message says what to change; everything else is a bug and keeps its traceback."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return bool(names & FOR_USERS)
+
+
+FOR_USERS = {
+    "ConfigError",
+    "DataError",
+    "ModelError",
+    "RenderingError",
+    "PromptTooLong",
+    "RewardError",
+    "PreflightError",
+    "CheckpointError",
+    "StaleRollouts",
+}
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,299 @@
+"""From a checked plan to the parts of a run: the one place where everything is put together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onpolicy.annotate import Annotator
+from onpolicy.backends.local import LocalTrainer
+from onpolicy.checkpoint import Checkpoints
+from onpolicy.clock import Clock
+from onpolicy.config import Config, Plan, Section, to_yaml
+from onpolicy.coverage import coverage
+from onpolicy.cursor import PromptCursor
+from onpolicy.data import DataError
+from onpolicy.display import Display
+from onpolicy.distill.compare import Comparison
+from onpolicy.distill.support import full
+from onpolicy.evaluate import Evaluator
+from onpolicy.loss import Objective, Term, unique_names
+from onpolicy.models import load_causal_lm, load_tokenizer, resolve_model
+from onpolicy.objectives.term import facts_of
+from onpolicy.preflight import Preflight
+from onpolicy.protocols import Generator
+from onpolicy.registry import ConfigError, options_of
+from onpolicy.rendering import PromptTooLong, Renderer
+from onpolicy.run import Run
+from onpolicy.sampling import Sampling
+from onpolicy.scoring import Reward
+from onpolicy.trackers import Jsonl
+from onpolicy.types import Prompt
+from rewards.answer import extract_answer
+
+RESUMABLE = ("steps", "run_dir", "logging", "checkpoint", "preflight")
+"""What may change when a run is resumed: how long it runs and what is kept of it, not what it computes."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """The student before training, and what renders its prompts."""
+
+    path: str
+    tokenizer: Any
+    renderer: Renderer
+
+
+def read_model(config: Config) -> Model:
+    """Finds the model and loads its tokenizer; the weights come later."""
+    path = resolve_model(config.model.path)
+    tokenizer = load_tokenizer(
+        path,
+        chat_template=config.rendering.chat_template,
+        trust_remote_code=config.model.trust_remote_code,
+        revision=config.model.revision,
+    )
+    renderer = Renderer(
+        tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=config.rendering.max_prompt_tokens
+    )
+    return Model(path=path, tokenizer=tokenizer, renderer=renderer)
+
+
+def read_prompts(section: Section, key: str) -> list[Prompt]:
+    """The problems of a data section.
+
+    Raises:
+        DataError: no problem at all, or one that cannot be read.
+    """
+    prompts: list[Prompt] = section.plugin.bind()()
+    if not prompts:
+        raise DataError(f"{key}: {section.plugin.name!r} gave no problems")
+    return prompts
+
+
+def training_prompts(plan: Plan, renderer: Renderer) -> list[Prompt]:
+    """The problems to train on, covered as configured; those too long to render are refused or dropped."""
+    chosen = plan.data.frame.coverage
+    prompts = coverage(read_prompts(plan.data, "data"), problems=chosen.problems, repeats=chosen.repeats, seed=chosen.seed)
+    return fitting(prompts, renderer, drop=plan.config.rendering.too_long == "drop")
+
+
+def fitting(prompts: Sequence[Prompt], renderer: Renderer, *, drop: bool) -> list[Prompt]:
+    """Prompts within ``rendering.max_prompt_tokens``; rendering them all once finds every bad one before the first step."""
+    kept = []
+    for prompt in prompts:
+        try:
+            renderer.prompt_ids(prompt.messages)
+        except PromptTooLong as error:
+            if not drop:
+                raise PromptTooLong(error.num_tokens, error.limit, f"prompt {prompt.id!r} (rendering.max_prompt_tokens)") from error
+            continue
+        kept.append(prompt)
+    if not kept:
+        raise DataError("data: every prompt is longer than rendering.max_prompt_tokens")
+    return kept
+
+
+def build_objective(plan: Plan) -> Objective:
+    """The loss, with what each term needs compared over the vocabulary."""
+    names = unique_names([t.plugin.name.rpartition(":")[2] for t in plan.objective])
+    return Objective(tuple(_term(name, section) for name, section in zip(names, plan.objective, strict=True)))
+
+
+def _term(name: str, section: Section) -> Term:
+    options, known = section.plugin.options, options_of(section.plugin.function)
+    view = options.get("view", known["view"].default) if "view" in known else None
+    comparison = None
+    if "divergence" in options:  # a term with this option reads LossInputs.divergences
+        comparison = Comparison(view=str(view), support=options.get("support", full), divergence=options["divergence"])
+    return Term(
+        name=name,
+        weight=section.frame.weight,
+        function=section.plugin.bind(),
+        facts=facts_of(section.plugin.function),
+        view=view,
+        comparison=comparison,
+    )
+
+
+def build_rewards(plan: Plan) -> list[Reward]:
+    return [Reward(name=s.plugin.name, weight=s.frame.weight, function=s.plugin.bind()) for s in plan.rewards]
+
+
+def build_generator(plan: Plan, model: Model) -> Generator:
+    """The sampler, with the start model's weights."""
+    section, limits = plan.generator, plan.config.rendering
+    longest = max(section.frame.max_tokens, plan.config.eval.max_tokens or 0)
+    generator: Generator = section.plugin.bind()(
+        renderer=model.renderer,
+        model=model.path,
+        sampling=section.frame,
+        max_model_len=limits.max_prompt_tokens + longest,
+    )
+    return generator
+
+
+def build_evaluator(plan: Plan, model: Model, generator: Generator) -> Evaluator | None:
+    """None where no sets are named."""
+    settings = plan.config.eval
+    if not plan.eval_sets:
+        return None
+    rewards_ = {r.name: r for r in build_rewards(plan)}
+    sets = {
+        name: fitting(read_prompts(s, f"eval.sets.{name}")[: s.frame.problems], model.renderer, drop=False)
+        for name, s in plan.eval_sets.items()
+    }
+    sampling = Sampling(
+        group_size=settings.samples,
+        max_tokens=settings.max_tokens or plan.generator.frame.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+    )
+    return Evaluator(
+        generator=generator,
+        sets=sets,
+        reward=rewards_[settings.reward or next(iter(rewards_))],
+        sampling=sampling,
+        k=settings.k,
+        final_part=lambda text: model.renderer.split_thinking(text).answer,
+        extract=extract_answer,
+        seed=plan.config.seed,
+    )
+
+
+def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
+    settings = plan.config.model
+    weights = load_causal_lm(
+        model.path,
+        dtype="float32",
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+        revision=settings.revision,
+    )
+    trainer: LocalTrainer = plan.trainer.plugin.bind()(
+        model=weights,
+        objective=build_objective(plan),
+        teacher=plan.teacher.bind()(),
+        settings=plan.trainer.frame,
+        total_steps=plan.config.steps,
+        pad_id=pad_id(model.tokenizer),
+        views=tuple(plan.contexts),
+        clock=clock,
+    )
+    return trainer
+
+
+def build_annotator(plan: Plan, model: Model) -> Annotator:
+    return Annotator(
+        renderer=model.renderer,
+        rewards=build_rewards(plan),
+        contexts={view: plugin.bind() for view, plugin in plan.contexts.items()},
+        credit=plan.credit.bind(),
+        max_teacher_prompt_tokens=plan.config.rendering.max_teacher_prompt_tokens,
+        drop_too_long=plan.config.rendering.too_long == "drop",
+    )
+
+
+def assemble(plan: Plan, folder: Path, display: Display) -> Run:
+    """Everything a run needs, at the point where the run in ``folder`` stands."""
+    config = plan.config
+    prepare_folder(folder, config)
+    model = read_model(config)
+    prompts = training_prompts(plan, model.renderer)
+    clock = Clock(_synchronize)
+    clock.on_phase = display.phase
+    trainer = build_trainer(plan, model, clock)
+    generator = build_generator(plan, model)
+    generator.on_progress = display.progress
+    checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best)
+    latest = checkpoints.latest()
+    done = latest.step if latest else -1  # without a checkpoint nothing that was logged counts
+    return Run(
+        config=config,
+        folder=folder,
+        renderer=model.renderer,
+        prompts=PromptCursor(
+            prompts, batch_size=plan.data.frame.prompts_per_step, seed=config.seed, shuffle=plan.data.frame.shuffle
+        ),
+        generator=generator,
+        annotate=build_annotator(plan, model),
+        trainer=trainer,
+        evaluator=build_evaluator(plan, model, generator),
+        checkpoints=checkpoints,
+        write_model=functools.partial(write_model, trainer.student, model.tokenizer),
+        trackers=[tracker.bind()(folder, done) for tracker in plan.trackers],
+        samples=Jsonl(folder / "samples.jsonl", resume_at=done),
+        clock=clock,
+        display=display,
+    )
+
+
+def preflight(run: Run, plan: Plan) -> None:
+    """Samples once with the start model and checks what came back; nothing is trained and no problem is used up."""
+    first = PromptCursor(run.prompts.prompts, batch_size=plan.data.frame.prompts_per_step, seed=run.config.seed, shuffle=plan.data.frame.shuffle)
+    groups = run.generator.generate(first.next(), seed=run.seed_of(0))
+    examples, _ = run.annotate(groups, version=0)
+    check: Callable[..., None] = Preflight(
+        trainer=run.trainer,
+        renderer=run.renderer,
+        views=tuple(plan.contexts),
+        logprob_tolerance=run.config.preflight.logprob_tolerance,
+        console=run.display.console,
+    )
+    check(examples)
+    run.clock.read()
+
+
+def prepare_folder(folder: Path, config: Config) -> None:
+    """Makes the run folder and writes the config into it.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+    """
+    saved = folder / "config.yaml"
+    if saved.exists() and (folder / "checkpoints").is_dir():
+        differing = _differences(yaml.safe_load(saved.read_text()), yaml.safe_load(to_yaml(config)))
+        if differing:
+            raise ConfigError(
+                f"run_dir: {str(folder)!r} holds a run with other settings ({'; '.join(differing)}). "
+                "Give the same settings to resume it, or another run_dir."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    saved.write_text(to_yaml(config))
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [k for k in dict.fromkeys([*before, *after]) if key or k not in RESUMABLE]
+        return [d for k in keys for d in _differences(before.get(k), after.get(k), f"{key}.{k}" if key else k)]
+    return [] if before == after else [f"{key}: {before!r} there, {after!r} here"]
+
+
+def default_folder(config_path: Path) -> Path:
+    return Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
+
+
+def write_model(student: Any, tokenizer: Any, folder: Path) -> None:
+    """A Hugging Face folder: weights, config, tokenizer with its chat template."""
+    student.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Any valid id will do: padding is never attended to and never scored."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
+
+
+def _synchronize() -> None:
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+

@@ -1,0 +1,178 @@
+"""Saving and finding checkpoints.
+
+A checkpoint is a Hugging Face model folder (``from_pretrained`` and vLLM load it as it is) with two more files beside
+the model: ``state.json`` and ``state.safetensors`` hold everything else a resumed run needs. Nothing is pickled.
+It is written under another name, flushed, sealed with a manifest of its files' sizes and only then renamed: a
+checkpoint that carries its name is whole, and one whose files do not match its manifest is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onpolicy.types import Metrics
+
+MANIFEST = "manifest.json"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; names the path and what is still there."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    step: int
+    score: float | None
+    """The metric named by ``checkpoint.best``, where one is."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``<run>/checkpoints/step-<n>``."""
+
+    def __init__(self, folder: Path, *, keep_last: int, best: str | None) -> None:
+        self.folder, self.keep_last, self.best = folder, keep_last, best
+
+    def all(self) -> list[Checkpoint]:
+        """Whole checkpoints, oldest first."""
+        found = [_read_manifest(path) for path in self.folder.glob("step-*")] if self.folder.is_dir() else []
+        return sorted((c for c in found if c is not None), key=lambda c: c.step)
+
+    def latest(self) -> Checkpoint | None:
+        return next(reversed(self.all()), None)
+
+    def save(self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics) -> Checkpoint:
+        """Writes one checkpoint, then drops those that are no longer kept.
+
+        Args:
+            step: optimizer steps done
+            state: nested dictionaries, lists and tuples of tensors and plain values
+            write_model: writes a Hugging Face folder to the path it is given
+            metrics: of this step; where ``best`` is set, holds its value if it was measured
+
+        Raises:
+            CheckpointError: the disk is full or the folder not writable; earlier checkpoints are untouched.
+        """
+        final, partial = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.partial"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            write_model(partial)
+            write_state(partial, state)
+            score = metrics.get(self.best) if self.best else None
+            _seal(partial, step, score)
+            if final.exists():
+                shutil.rmtree(final)
+            partial.rename(final)
+            _flush(self.folder)
+        except Exception as error:  # safetensors raises its own type for a full disk, not OSError
+            shutil.rmtree(partial, ignore_errors=True)
+            kept = self.latest()
+            last = f"the last whole checkpoint is {str(kept.path)!r}" if kept else "there is no earlier checkpoint"
+            free = shutil.disk_usage(self.folder if self.folder.exists() else Path.cwd()).free / 2**30
+            raise CheckpointError(f"could not save {str(final)!r}: {error} ({free:.1f} GiB free); {last}") from error
+        self._prune()
+        return Checkpoint(path=final, step=step, score=score)
+
+    def _prune(self) -> None:
+        checkpoints = self.all()
+        keep = {c.path for c in checkpoints[-self.keep_last :]}
+        scored = [c for c in checkpoints if c.score is not None]
+        if scored:
+            keep.add(max(scored, key=lambda c: (c.score, c.step)).path)
+        for checkpoint in checkpoints:
+            if checkpoint.path not in keep:
+                shutil.rmtree(checkpoint.path)
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Tensors to ``state.safetensors``, the tree around them to ``state.json``."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    tree = _encode(state, tensors)
+    save_file(tensors, folder / "state.safetensors")
+    (folder / "state.json").write_text(json.dumps(tree))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The inverse of ``write_state``, types included."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(folder / "state.safetensors")
+    state = _decode(json.loads((folder / "state.json").read_text()), tensors)
+    assert isinstance(state, dict)
+    return state
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    """The model's tensors under their Hugging Face names, whether in one file or several."""
+    from safetensors.torch import load_file
+
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{str(folder)!r} holds no model*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def _encode(value: Any, tensors: dict[str, Any]) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous().clone()
+        return {"tensor": name}
+    if isinstance(value, Mapping):  # as pairs: JSON would turn the optimizer's integer keys into strings
+        return {"dict": [[key, _encode(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_encode(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__}")
+
+
+def _decode(tree: Any, tensors: Mapping[str, Any]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    kind, content = next(iter(tree.items()))
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _decode(item, tensors) for key, item in content}
+    items = [_decode(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _seal(folder: Path, step: int, score: float | None) -> None:
+    sizes = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        _flush(file)
+        sizes[str(file.relative_to(folder))] = file.stat().st_size
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "score": score, "files": sizes}, indent=1))
+    _flush(manifest)
+
+
+def _read_manifest(folder: Path) -> Checkpoint | None:
+    """None for a folder that is not a whole checkpoint."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        if any((folder / name).stat().st_size != size for name, size in manifest["files"].items()):
+            return None
+        return Checkpoint(path=folder, step=manifest["step"], score=manifest["score"])
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

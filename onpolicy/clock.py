@@ -1,0 +1,34 @@
+"""Where the time goes: seconds per phase of a step."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+class Clock:
+    """Adds up the time spent in named phases; nested phases each count in full."""
+
+    def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:
+        """``synchronize`` waits for work still queued on a device, so that a phase is charged with what it started."""
+        self._synchronize = synchronize
+        self._seconds: defaultdict[str, float] = defaultdict(float)
+        self.on_phase: Callable[[str], None] = lambda phase: None
+
+    @contextmanager
+    def __call__(self, phase: str) -> Iterator[None]:
+        self.on_phase(phase)
+        start = time.perf_counter()
+        try:
+            yield
+            self._synchronize()
+        finally:
+            self._seconds[phase] += time.perf_counter() - start
+
+    def read(self) -> dict[str, float]:
+        """``time/<phase>`` in seconds since the last call, and starts again."""
+        seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
+        self._seconds.clear()
+        return seconds

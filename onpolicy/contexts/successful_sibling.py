@@ -1,0 +1,26 @@
+"""Another rollout of the same problem that succeeded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onpolicy.contexts.template import SOLUTION, replace_question
+from onpolicy.types import Message, RolloutGroup
+
+
+def successful_sibling(
+    group: RolloutGroup, index: int, rewards: Sequence[float], *, threshold: float = 1.0, template: str = SOLUTION
+) -> tuple[Message, ...] | None:
+    """The first other rollout of the group whose reward reaches the threshold (SDPO; arXiv 2603.24472, c = s).
+
+    A rollout is never its own demonstration. Without a successful sibling there is no teacher.
+
+    Args:
+        threshold: reward from which a rollout counts as successful
+        template: text with `{question}` and `{solution}`
+    """
+    siblings = (i for i, reward in enumerate(rewards) if i != index and reward >= threshold)
+    chosen = next(siblings, None)
+    if chosen is None:
+        return None
+    return replace_question(group.prompt, template, solution=group.rollouts[chosen].text)

@@ -1,0 +1,45 @@
+"""The wording around privileged text.
+
+The defaults are those of arXiv 2603.24472 (its SDPO code): the question, the text under a heading, and a closing line
+asking for the answer; they replace the last user message, and the completion follows as the assistant's turn.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from onpolicy.types import Message, Prompt
+
+SOLUTION = "{question}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
+ANSWER = "{question}\n\nThe correct final answer is {answer}.\n\nCorrectly solve the original question."
+
+
+def replace_question(prompt: Prompt, template: str, **values: Any) -> tuple[Message, ...]:
+    """The prompt's messages with the last user message filled into ``{question}`` of the template.
+
+    Other fields of the template come from ``values``, then from the dataset row.
+
+    Raises:
+        ValueError: the prompt has no user message, or the template names a field that the row lacks.
+    """
+    last = max((i for i, m in enumerate(prompt.messages) if m["role"] == "user"), default=None)
+    if last is None:
+        raise ValueError(f"prompt {prompt.id!r} has no user message that a context could extend")
+    known = {**prompt.fields, **values, "question": prompt.messages[last]["content"]}
+    content = fill(template, known, prompt.id)
+    return (*prompt.messages[:last], {"role": "user", "content": content}, *prompt.messages[last + 1 :])
+
+
+def fill(template: str, values: Mapping[str, Any], prompt_id: str) -> str:
+    """Replaces ``{name}`` once, leaving every other brace alone: solutions are full of LaTeX."""
+
+    def value(match: re.Match[str]) -> str:
+        name = match.group(1)
+        if values.get(name) is None:
+            fields = ", ".join(sorted(values)) or "none"
+            raise ValueError(f"prompt {prompt_id!r} has no {name!r}, which its context needs; it has: {fields}")
+        return str(values[name])
+
+    return re.sub(r"\{(\w+)\}", value, template)

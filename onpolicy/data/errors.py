@@ -1,0 +1,22 @@
+"""What can be wrong with a dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+class DataError(ValueError):
+    """A dataset that cannot be used; the message names the file, the row and what is wanted."""
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """One row that cannot be read."""
+
+    file: str
+    row: int
+    """From 1, as an editor counts lines."""
+    problem: str
+
+    def __str__(self) -> str:
+        return f"{self.file}, row {self.row}: {self.problem}"

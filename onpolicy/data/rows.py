@@ -1,0 +1,102 @@
+"""One row of a dataset -> one Prompt, under whatever names its columns have.
+
+Read as they are: verl's parquet schema (nested columns as structs or as JSON strings), TRL's (``prompt`` and free
+columns), SDFT's and OPSD's (``problem``, ``solution``), swift's (``messages``).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from onpolicy.types import Message, Prompt
+
+QUESTION = ("messages", "prompt", "problem", "question")
+ANSWER = ("answer", "ground_truth", "reward_model.ground_truth", "label", "final_answer")
+SOLUTION = ("solution", "privileged_context", "reference_solution", "extra_info.solution", "extra_info.answer_cot")
+IDENTITY = ("id", "problem_id", "extra_info.index", "idx")
+NESTED = ("messages", "prompt", "reward_model", "extra_info")
+"""Columns that some files store as JSON text."""
+
+
+def to_prompt(row: Mapping[str, Any], *, default_id: str, prompt_template: str | None) -> Prompt:
+    """Raises ValueError saying which column is wrong and what is wanted."""
+    row = {name: _unpacked(value) if name in NESTED else value for name, value in row.items()}
+    column = next((name for name in QUESTION if row.get(name) is not None), None)
+    if column is None:
+        raise ValueError(f"no prompt: wanted one of the columns {', '.join(QUESTION)}; it has {', '.join(map(repr, row)) or 'none'}")
+    messages = _messages(row[column], column, prompt_template)
+    identity = _first(row, IDENTITY)
+    fields = dict(row) | {"prompt": row[column]}
+    for name, columns in (("answer", ANSWER), ("solution", SOLUTION)):
+        value = _first(row, columns)
+        if value is not None:
+            fields[name] = value if isinstance(value, str) else _as_text(value)
+    return Prompt(id=default_id if identity is None else str(identity), messages=messages, fields=fields)
+
+
+def unique_ids(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """The second row with an id gets ``<id>#2``; ``fields["problem_id"]`` keeps saying which problem it is."""
+    seen: dict[str, int] = {}
+    result = []
+    for prompt in prompts:
+        seen[prompt.id] = seen.get(prompt.id, 0) + 1
+        name = prompt.id if seen[prompt.id] == 1 else f"{prompt.id}#{seen[prompt.id]}"
+        fields = {**prompt.fields, "problem_id": prompt.fields.get("problem_id", prompt.id)}
+        result.append(Prompt(id=name, messages=prompt.messages, fields=fields))
+    return result
+
+
+def _messages(value: Any, column: str, prompt_template: str | None) -> tuple[Message, ...]:
+    if isinstance(value, str):
+        if not value.strip():
+            raise ValueError(f"column {column!r} is empty, wanted a problem")
+        return ({"role": "user", "content": _filled(prompt_template, value)},)
+    if not isinstance(value, list) or not value:
+        raise ValueError(f"column {column!r} holds {_short(value)}, wanted text or a list of messages")
+    return tuple(_message(item, column) for item in value)
+
+
+def _message(item: Any, column: str) -> Message:
+    if not isinstance(item, Mapping) or not isinstance(item.get("role"), str) or not isinstance(item.get("content"), str):
+        raise ValueError(f"column {column!r} holds the message {_short(item)}, wanted a role and a content, both text")
+    if not item["content"].strip():
+        raise ValueError(f"column {column!r} holds an empty {item['role']} message")
+    return {"role": item["role"], "content": item["content"]}
+
+
+def _filled(template: str | None, problem: str) -> str:
+    """``{problem}`` alone is replaced: problems and templates are full of other braces."""
+    return problem if template is None else template.replace("{problem}", problem)
+
+
+def _unpacked(value: Any) -> Any:
+    """JSON text that holds an object or a list of objects becomes one; other text, `[1, 2]` too, stays text."""
+    if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
+        return value
+    try:
+        inner = json.loads(value)
+    except ValueError:
+        return value
+    is_nested = isinstance(inner, dict) or (isinstance(inner, list) and any(isinstance(item, dict) for item in inner))
+    return inner if is_nested else value
+
+
+def _first(row: Mapping[str, Any], paths: Iterable[str]) -> Any:
+    for path in paths:
+        value: Any = row
+        for part in path.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is not None and value != "":
+            return value
+    return None
+
+
+def _as_text(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, list | dict) else str(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,129 @@
+"""What a run shows in the terminal: a live bar with the phase of the step, and one line for each finished step.
+
+Where the output is not a terminal the lines alone are printed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from onpolicy.types import Metrics
+
+PHASES = {
+    "generate": "sampling from the student",
+    "reward": "scoring answers",
+    "score": "the teacher reads along",
+    "update": "learning",
+    "sync": "handing over the weights",
+    "evaluate": "evaluating",
+    "save": "saving",
+}
+
+COLUMNS: Mapping[str, tuple[str, ...]] = {
+    "reward": ("reward/mean",),
+    "length": ("rollout/completion_length/mean",),
+    "loss": ("train/loss",),
+    "gap": ("distill/teacher_gap", "teacher_advantage/teacher_gap"),
+    "entropy": ("policy/entropy",),
+    "grad": ("train/grad_norm",),
+    "s/step": ("time/step",),
+}
+"""Heading -> the first of these metrics that a step has."""
+
+
+class Display:
+    """Used as a context; every method may also be called outside of it."""
+
+    def __init__(self, steps: int, console: Console | None = None) -> None:
+        self.console = console or Console()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("[bold]step"),
+            MofNCompleteColumn(),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[cyan]{task.fields[phase]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._task = self._bar.add_task("steps", total=steps, phase="starting")
+        self._lines = 0
+
+    def __enter__(self) -> Display:
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+
+    def start_step(self, step: int) -> None:
+        self._bar.update(self._task, completed=step - 1)
+
+    def phase(self, name: str) -> None:
+        self._bar.update(self._task, phase=PHASES.get(name, name))
+
+    def progress(self, done: int, total: int) -> None:
+        """Within a phase that takes long, e.g. rollouts finished."""
+        self._bar.update(self._task, phase=f"{PHASES['generate']} {done}/{total}")
+
+    def note(self, text: str) -> None:
+        self.console.print(f"[yellow]{text}[/yellow]")
+
+    def finish_step(self, step: int, metrics: Metrics) -> None:
+        self._bar.update(self._task, completed=step)
+        if "train/loss" in metrics:
+            found = {head: next((metrics[n] for n in names if n in metrics), None) for head, names in COLUMNS.items()}
+            cells = "  ".join(f"[dim]{head}[/dim] {value:>8.4g}" for head, value in found.items() if value is not None)
+            self.console.print(f"[bold]step {step:>4}[/bold]  {cells}", highlight=False)
+        for name, value in metrics.items():
+            if name.startswith("eval/") and "/avg@" in name and name.count("/") == 2:
+                low, high = metrics[f"{name}/low"], metrics[f"{name}/high"]
+                self.console.print(f"[bold]step {step:>4}[/bold]  [green]{name}[/green] {value:.3f}  [dim]95 % {low:.3f} to {high:.3f}[/dim]", highlight=False)
+
+
+SUMMARY = (
+    "reward/mean",
+    "rollout/completion_length/mean",
+    "rollout/truncated",
+    "policy/entropy",
+    "rollout/logprob_gap",
+)
+
+
+def closing_table(first: Metrics, last: Metrics) -> Table:
+    """What changed between the first and the last step."""
+    table = Table(title="what changed", title_justify="left")
+    for heading in ("metric", "first", "last", "change"):
+        table.add_column(heading, justify="left" if heading == "metric" else "right")
+    terms = [n for n in first if n.endswith(("/divergence", "/teacher_gap", "/loss"))]
+    evals = [n for n in first if n.startswith("eval/") and not n.endswith(("/low", "/high", "/problems"))]
+    for name in (*SUMMARY, *terms, *evals):
+        if name in first and name in last:
+            table.add_row(name, f"{first[name]:.4g}", f"{last[name]:.4g}", f"{last[name] - first[name]:+.3g}")
+    return table
+
+
+def evaluation_table(metrics: Metrics) -> Table:
+    """One row a set."""
+    sets = list(dict.fromkeys(name.split("/")[1] for name in metrics))
+    heads = [name.removeprefix(f"eval/{sets[0]}/") for name in metrics if name.startswith(f"eval/{sets[0]}/")]
+    heads = [head for head in heads if not head.endswith(("/low", "/high"))]
+    table = Table(title="evaluation", title_justify="left")
+    for head in ("set", *heads):
+        table.add_column(head, justify="left" if head == "set" else "right")
+    for name in sets:
+        cells = []
+        for head in heads:
+            cell = f"{metrics[f'eval/{name}/{head}']:.4g}"
+            if f"eval/{name}/{head}/low" in metrics:
+                cell += f" ({metrics[f'eval/{name}/{head}/low']:.3f} to {metrics[f'eval/{name}/{head}/high']:.3f})"
+            cells.append(cell)
+        table.add_row(name, *cells)
+    return table

@@ -1,0 +1,1 @@
+"""Comparing two next-token distributions: where (support), by how much (divergence)."""

@@ -1,0 +1,51 @@
+"""How far two distributions are apart: two ``[..., K]`` log-distributions that each sum to one -> ``[...]`` in nats.
+
+The order of the arguments is always ``(student, teacher)``; the name says the direction. Entries of probability 0
+contribute 0. A plug-in of this kind has the same shape: ``fn(student, teacher, *, options)``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(teacher || student) = sum_v teacher_v (log teacher_v - log student_v). Covers the teacher's modes.
+
+    GKD (arXiv 2306.13649), OPSD (2601.18734, later versions) and SDFT (2601.19897, as run) train with it.
+    """
+    return _expectation(teacher, teacher - student)
+
+
+def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+    """KL(student || teacher) = sum_v student_v (log student_v - log teacher_v). Seeks the teacher's mode.
+
+    MiniLLM (arXiv 2306.08543), equation 1 of arXiv 2603.24472.
+    """
+    return _expectation(student, student - teacher)
+
+
+def jsd(student: Tensor, teacher: Tensor, *, beta: float) -> Tensor:
+    """beta KL(teacher || m) + (1 - beta) KL(student || m), with m = beta teacher + (1 - beta) student.
+
+    The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649, equation 1); bounded by the entropy of
+    (beta, 1 - beta), ln 2 at one half. It vanishes at both ends, where others special-case it to a KL that is
+    thousands of times larger: there the KL has to be named.
+
+    Args:
+        beta: the teacher's share of the mixture, strictly between 0 and 1
+    """
+    if not 0.0 < beta < 1.0:
+        right = "reverse_kl" if beta >= 1.0 else "forward_kl"
+        raise ValueError(f"jsd: beta must lie strictly between 0 and 1, got {beta}; for the limit use {right}")
+    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    return beta * _expectation(teacher, teacher - mixture) + (1.0 - beta) * _expectation(student, student - mixture)
+
+
+def _expectation(logprobs: Tensor, values: Tensor) -> Tensor:
+    """sum_v p_v values_v, with 0 where p_v = 0: there ``values`` may be infinite, and must not reach the gradient."""
+    dead = logprobs == -torch.inf
+    return (logprobs.masked_fill(dead, 0.0).exp() * values.masked_fill(dead, 0.0)).sum(-1)

@@ -1,0 +1,77 @@
+"""One forward pass: from a micro-batch to the hidden states that predict its completion tokens.
+
+The body of the model runs on whole sequences; its head runs later and only where a token was sampled
+(``onpolicy.distill.vocabulary``). The shift of the alignment rule is applied here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from onpolicy.distill.vocabulary import Head, States
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Layout = Literal["padded", "packed"]
+
+
+def completion_states(
+    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, mask: Tensor, *, layout: Layout = "padded"
+) -> States:
+    """The states that predict the N tokens marked in ``mask``, in row-major order.
+
+    Args:
+        model: a causal language model of transformers
+        input_ids: [B, S] prompts padded left, completions padded right
+        attention_mask: [B, S] 0 on padding
+        mask: [B, T] bool, the sampled tokens wanted; T counts from the right end of S
+        layout: ``padded`` runs the rows as they are; ``packed`` runs them as one row without padding
+    """
+    body = model.base_model
+    if layout == "padded":
+        hidden = body(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),  # prompts start at 0 wherever the padding ends
+            use_cache=False,
+        ).last_hidden_state
+    else:
+        hidden = _packed(body, input_ids, attention_mask)
+    width = mask.shape[1]
+    return States(hidden=hidden[:, -width - 1 : -1][mask], head=head_of(model))
+
+
+def _packed(body: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """[B, S, H] from one row of all real tokens; positions that restart at 0 tell transformers where a sequence begins."""
+    real = attention_mask.bool()
+    positions = (attention_mask.cumsum(-1) - 1)[real][None]
+    packed = body(input_ids=input_ids[real][None], position_ids=positions, use_cache=False).last_hidden_state[0]
+    hidden = packed.new_zeros(*input_ids.shape, packed.shape[-1])
+    hidden[real] = packed
+    return hidden
+
+
+def head_of(model: PreTrainedModel) -> Head:
+    """Hidden states -> logits as the model itself computes them, with its scaling (Cohere, Granite) and soft cap (Gemma)."""
+    linear = model.get_output_embeddings()
+    config = model.config.get_text_config()
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+    cap = getattr(config, "final_logit_softcapping", None)
+
+    def head(hidden: Tensor) -> Tensor:
+        logits = linear(hidden) * scale / divisor if (scale, divisor) != (1.0, 1.0) else linear(hidden)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return head
+
+
+@torch.no_grad()
+def head_error(model: PreTrainedModel, input_ids: Tensor) -> float:
+    """Largest difference between our logits and the model's own on ``[1, S]``; anything but rounding means an unknown head."""
+    ours = head_of(model)(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+    return float((ours - model(input_ids=input_ids, use_cache=False).logits).abs().max())

@@ -1,0 +1,85 @@
+"""What ``onpolicy train`` and ``onpolicy eval`` do around the loop."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from onpolicy.assemble import (
+    assemble,
+    build_evaluator,
+    build_generator,
+    default_folder,
+    preflight,
+    read_model,
+)
+from onpolicy.config import load, plan
+from onpolicy.display import Display, closing_table, evaluation_table
+from onpolicy.registry import ConfigError
+from onpolicy.run import Interrupted, Run
+from onpolicy.train import train
+
+
+def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
+    """Trains to the last step; 130 when interrupted after a save."""
+    config = load(config_path, overrides)
+    checked = plan(config)
+    folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
+    display = Display(config.steps)
+    console = display.console
+    console.print(f"[bold]onpolicy train[/bold] {config_path}  [dim]run folder[/dim] {folder}", highlight=False)
+    run = assemble(checked, folder, display)
+    try:
+        if run.resume():
+            console.print(f"resumed at step {run.step} of {config.steps}", highlight=False)
+        elif config.preflight.enabled:
+            preflight(run, checked)
+        with display:
+            train(run)
+    except Interrupted:
+        console.print(f"[yellow]stopped after step {run.step}[/yellow]; resume with:", highlight=False)
+        console.print(f"  onpolicy train {config_path} {' '.join([*_without_run_dir(overrides), f'run_dir={folder}'])}", highlight=False)
+        return 130
+    finally:
+        run.close()
+    _summarise(run, console)
+    return 0
+
+
+def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
+    """Measures ``model.path`` on every set and prints a table."""
+    config = load(config_path, overrides)
+    checked = plan(config)
+    if not checked.eval_sets:
+        raise ConfigError("eval.sets: empty; name at least one set to measure on")
+    folder = Path(config.run_dir) if config.run_dir else default_folder(config_path.with_stem(f"eval-{config_path.stem}"))
+    console = Console()
+    model = read_model(config)
+    display = Display(0, console)
+    generator = build_generator(checked, model)
+    generator.on_progress = display.progress
+    try:
+        evaluator = build_evaluator(checked, model, generator)
+        assert evaluator is not None
+        with display:
+            metrics = evaluator(folder)
+    finally:
+        generator.close()
+    console.print(evaluation_table(metrics))
+    console.print(f"samples and grades: {folder}", highlight=False)
+    return 0
+
+
+def _summarise(run: Run, console: Console) -> None:
+    console.print(closing_table(run.history.get("first", {}), run.history.get("last", {})))
+    latest = run.checkpoints.latest()
+    console.print(f"run folder  {run.folder}", highlight=False)
+    console.print("  metrics.jsonl  one line a step      samples.jsonl  rollouts with both prompts", highlight=False)
+    if latest:
+        console.print(f"  model          {latest.path}  (loads with from_pretrained and vLLM)", highlight=False)
+
+
+def _without_run_dir(overrides: Sequence[str]) -> list[str]:
+    return [o for o in overrides if not o.startswith("run_dir=")]

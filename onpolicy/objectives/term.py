@@ -1,0 +1,33 @@
+"""What a loss term says about itself; it registers nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+TermFunction = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class TermFacts:
+    tokens: Literal["response_mask", "teacher_mask"] = "response_mask"
+    """Which tokens it trains: all that were sampled, or those whose rollout has a context in the term's ``view``."""
+    needs_ref: bool = False
+    """Whether it reads ``ref_logprobs``, for which the trainer keeps the start model."""
+
+
+def loss_term(
+    *, tokens: Literal["response_mask", "teacher_mask"] = "response_mask", needs_ref: bool = False
+) -> Callable[[TermFunction], TermFunction]:
+    """States facts about a term function; one without them trains all sampled tokens."""
+
+    def state(function: TermFunction) -> TermFunction:
+        function.facts = TermFacts(tokens=tokens, needs_ref=needs_ref)  # type: ignore[attr-defined]
+        return function
+
+    return state
+
+
+def facts_of(function: TermFunction) -> TermFacts:
+    return getattr(function, "facts", TermFacts())

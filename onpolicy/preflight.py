@@ -1,0 +1,126 @@
+"""Seconds of checks before hours of training. Each refuses with a reason; together they catch what usually goes wrong
+in self-distillation without a sound: prompts out of line, a teacher that is no teacher, an engine that disagrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from onpolicy.backends.local import LocalTrainer
+from onpolicy.forward import head_error
+from onpolicy.rendering import Renderer
+from onpolicy.types import Example
+
+HEAD_TOLERANCE = 1e-3
+
+
+class PreflightError(RuntimeError):
+    """The run would not mean anything; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The checks of one run, on the rollouts of a first sampling."""
+
+    trainer: LocalTrainer
+    renderer: Renderer
+    views: Sequence[str]
+    logprob_tolerance: float
+    console: Console
+
+    def __call__(self, examples: Sequence[Example]) -> None:
+        """Raises PreflightError on the first check that fails."""
+        shown = next((e for e in examples if e.teacher_prompt_ids), examples[0])
+        self.show(shown)
+        self.check_head(shown)
+        self.check_alignment(examples)
+        self.check_logprobs(examples)
+        self.check_zero(shown)
+        self.check_signal(examples)
+
+    def show(self, example: Example) -> None:
+        """Both prompts and the completion, decoded, once."""
+        self._panel("the student reads", self.renderer.decode(example.rollout.prompt_ids))
+        for view, ids in example.teacher_prompt_ids.items():
+            self._panel(f"the teacher reads ({view})", self.renderer.decode(ids))
+        self._panel(f"the student answered (reward {example.reward:g}, {example.rollout.finish_reason})", example.rollout.text)
+
+    def check_head(self, example: Example) -> None:
+        """The chunked head must give the model's own logits."""
+        ids = torch.tensor([example.rollout.prompt_ids], device=self.trainer.device)
+        error = head_error(self.trainer.student, ids)
+        if error > HEAD_TOLERANCE:
+            kind = type(self.trainer.student).__name__
+            raise PreflightError(f"{kind}: logits computed from hidden states are off by {error:.3g}; its head scales them in a way not known here")
+        self._passed("the model's head is understood", f"logits differ by {error:.1e}")
+
+    def check_alignment(self, examples: Sequence[Example]) -> None:
+        """Student and teacher must hand over to the completion in the same way: same last tokens, hence same first token."""
+        suffix = self.renderer.generation_suffix
+        for example in examples:
+            prompts = {"student": example.rollout.prompt_ids, **example.teacher_prompt_ids}
+            for who, ids in prompts.items():
+                if tuple(ids[len(ids) - len(suffix) :]) != tuple(suffix):
+                    raise PreflightError(
+                        f"prompt {example.prompt.id!r}: the prompt of {who!r} ends with {self.renderer.decode(ids[-len(suffix):])!r}, "
+                        f"wanted the generation prompt {self.renderer.decode(suffix)!r}; the completion would start in another place"
+                    )
+        self._passed("first completion token lines up", f"all prompts end with {self.renderer.decode(suffix)!r}")
+
+    def check_logprobs(self, examples: Sequence[Example]) -> None:
+        """Generator and trainer must be the same model."""
+        ours = torch.cat(self.trainer.logprobs(examples)).float().cpu()
+        theirs = torch.tensor([p for e in examples for p in e.rollout.rollout_logprobs])
+        gap = (ours - theirs).abs()
+        if not gap.mean() <= self.logprob_tolerance:
+            raise PreflightError(
+                f"generator and trainer disagree on the sampled tokens by {gap.mean():.4f} nats on average (at most {gap.max():.3f}); "
+                f"preflight.logprob_tolerance allows {self.logprob_tolerance}. Different weights, precision or chat template?"
+            )
+        self._passed("generator and trainer agree", f"log-probs differ by {gap.mean():.1e} on average, {gap.max():.1e} at most")
+
+    def check_zero(self, example: Example) -> None:
+        """A teacher that reads the student's own prompt must give zero loss and zero gradient while its weights are the student's."""
+        comparisons = self.trainer.objective.comparisons
+        if not comparisons or self.trainer.rule.copies and self.trainer.scheduler.last_epoch > 0:
+            return
+        twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.views, example.rollout.prompt_ids))
+        inputs = self.trainer.inputs(self.trainer.batch([twin]))
+        loss = torch.stack([inputs.divergences[c].sum() for c in comparisons]).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = max(float(p.grad.abs().max()) for p in self.trainer.student.parameters() if p.grad is not None)
+        self.trainer.optimizer.zero_grad(set_to_none=True)
+        value = float(loss.detach().abs()) / len(example.rollout.completion_ids)
+        if value > 1e-5 or norm > 1e-3:
+            raise PreflightError(f"a teacher with the student's own prompt and weights gives a loss of {value:.3g} per token and a gradient of {norm:.3g}, wanted 0")
+        self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
+
+    def check_signal(self, examples: Sequence[Example]) -> None:
+        """At least one rollout must carry something to learn from."""
+        taught = sum(bool(e.teacher_prompt_ids) for e in examples)
+        differing = sum(any(ids != e.rollout.prompt_ids for ids in e.teacher_prompt_ids.values()) for e in examples)
+        credited = sum(e.advantage != 0.0 for e in examples)
+        reads_teacher = any(t.facts.tokens == "teacher_mask" for t in self.trainer.objective.terms)
+        reads_rewards = any(t.facts.tokens == "response_mask" for t in self.trainer.objective.terms)
+        if not (reads_teacher and taught) and not (reads_rewards and credited):
+            raise PreflightError(
+                f"no rollout carries a signal: of {len(examples)}, {taught} have a teacher context and {credited} an advantage. "
+                "Try more rollouts (generator.group_size, data.prompts_per_step), an easier set, or another context."
+            )
+        if reads_teacher and taught and not differing and not self.trainer.rule.copies:
+            raise PreflightError("every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction")
+        self._passed("there is a signal", f"of {len(examples)} rollouts {taught} have a teacher, {credited} an advantage")
+
+    def _panel(self, title: str, text: str) -> None:
+        self.console.print(Panel(Text(text), title=title, title_align="left", border_style="dim"))
+
+    def _passed(self, what: str, detail: str) -> None:
+        self.console.print(f"[green]✓[/green] {what} [dim]({detail})[/dim]", highlight=False)
+
+

@@ -1,0 +1,55 @@
+"""The verbs: what a generator, a context, a teacher and a trainer must be able to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from onpolicy.sampling import Sampling
+from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Generator(Protocol):
+    """Samples from the student."""
+
+    policy_version: int
+    """Version of the weights now in the engine; every rollout carries it."""
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+        """Samples ``group_size`` rollouts of each prompt, in the order given; ``sampling`` replaces the one it was made with.
+
+        ``seed`` decides every token: rollout ``j`` of prompt ``i`` has its own seed derived from it, so the same call
+        with the same weights gives the same rollouts whatever else is in the batch.
+        """
+        ...
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Loads full tensors under their Hugging Face names and drops every cache made with the old ones."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class ContextBuilder(Protocol):
+    """What the teacher reads instead of the student's messages; None where this rollout has no teacher."""
+
+    def __call__(self, group: RolloutGroup, index: int, rewards: Sequence[float]) -> tuple[Message, ...] | None: ...
+
+
+class Trainer(Protocol):
+    """Owns the weights that learn, the teacher's beside them, and the optimizer."""
+
+    def step(self, examples: Sequence[Example]) -> Metrics:
+        """Scores, computes the loss, updates the student, then the teacher."""
+        ...
+
+    def weights(self) -> Iterable[tuple[str, Tensor]]:
+        """The student's full tensors, one at a time, under their Hugging Face names."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """Everything beyond the student's weights that a resumed run needs, as nested dictionaries of tensors and plain values."""
+        ...

@@ -1,0 +1,219 @@
+"""Names to functions: the one way in which a config reaches code, ours or a user's.
+
+A plug-in is a plain function. Its positional parameters are what the framework hands it, its keyword-only parameters
+are its options: **the signature is the schema**. Built-ins stand in tables of names to ``module:function``; anything
+else is written ``module:function`` in the config and imported when the config is checked. Nothing registers itself,
+so every process that can import the module finds the plug-in.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import functools
+import importlib
+import inspect
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+import rewards as _rewards
+
+TABLES: dict[str, Mapping[str, str]] = {
+    "data": {
+        "file": "onpolicy.data:file",
+        "hub": "onpolicy.data:hub",
+        "gym": "onpolicy.data:gym",
+    },
+    "generator": {
+        "vllm": "onpolicy.backends.vllm_generator:VLLMGenerator",
+        "transformers": "onpolicy.backends.hf_generator:HFGenerator",
+    },
+    "reward": _rewards.BUILTIN,
+    "context": {
+        "none": "onpolicy.contexts.none:none",
+        "final_answer": "onpolicy.contexts.final_answer:final_answer",
+        "reference_solution": "onpolicy.contexts.reference_solution:reference_solution",
+        "successful_sibling": "onpolicy.contexts.successful_sibling:successful_sibling",
+    },
+    "teacher": {
+        "live": "onpolicy.teachers:live",
+        "frozen": "onpolicy.teachers:frozen",
+        "ema": "onpolicy.teachers:ema",
+    },
+    "credit": {
+        "group_mean": "onpolicy.credit:group_mean",
+        "group_std": "onpolicy.credit:group_std",
+        "leave_one_out": "onpolicy.credit:leave_one_out",
+    },
+    "term": {
+        "distill": "onpolicy.objectives.distill:distill",
+        "teacher_advantage": "onpolicy.objectives.teacher_advantage:teacher_advantage",
+        "policy_gradient": "onpolicy.objectives.policy_gradient:policy_gradient",
+        "start_kl": "onpolicy.objectives.start_kl:start_kl",
+    },
+    "support": {
+        "full": "onpolicy.distill.support:full",
+        "teacher_topk": "onpolicy.distill.support:teacher_topk",
+        "student_topk": "onpolicy.distill.support:student_topk",
+    },
+    "divergence": {
+        "forward_kl": "onpolicy.distill.divergence:forward_kl",
+        "reverse_kl": "onpolicy.distill.divergence:reverse_kl",
+        "jsd": "onpolicy.distill.divergence:jsd",
+    },
+    "trainer": {"local": "onpolicy.backends.local:LocalTrainer"},
+    "tracker": {
+        "jsonl": "onpolicy.trackers:jsonl",
+        "tensorboard": "onpolicy.trackers:tensorboard",
+        "wandb": "onpolicy.trackers:wandb",
+    },
+}
+"""Kind -> name -> ``module:function``. An option whose name is a kind (``divergence``, ``support``) takes a plug-in of that kind."""
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names the full key, the value given and what is wanted."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plugin:
+    """A plug-in found and checked."""
+
+    kind: str
+    name: str
+    key: str
+    """Where it stands in the config, e.g. ``objective[0].divergence``."""
+    function: Callable[..., Any]
+    options: Mapping[str, Any]
+    """Those given in the config, converted; nested plug-ins already bound."""
+
+    def bind(self) -> Callable[..., Any]:
+        """The function with its options filled in; a partial of a module-level function, so it can be pickled."""
+        return functools.partial(self.function, **self.options) if self.options else self.function
+
+
+def suggest(given: str, known: Iterable[str]) -> str:
+    """`` Did you mean 'x'?`` or nothing."""
+    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
+def find(kind: str, name: str, key: str) -> Callable[..., Any]:
+    """The function behind a name.
+
+    Raises:
+        ConfigError: the name is neither in the table of this kind nor an importable ``module:function``.
+    """
+    table = TABLES[kind]
+    target = table.get(name, name)
+    if ":" not in target:
+        raise ConfigError(
+            f"{key}: unknown {kind} {name!r}.{suggest(name, table)} Known: {', '.join(sorted(table))}. "
+            "For your own, write 'module:function'."
+        )
+    module_name, _, attribute = target.partition(":")
+    if str(Path.cwd()) not in sys.path:  # a console script does not look beside the user's own files
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise ConfigError(f"{key}: cannot import {module_name!r} for {kind} {name!r}: {error}") from error
+    try:
+        function = getattr(module, attribute)
+    except AttributeError:
+        names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
+        raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}.{suggest(attribute, names)}") from None
+    if not callable(function):
+        raise ConfigError(f"{key}: {target!r} is a {type(function).__name__}, wanted a function")
+    return function
+
+
+def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Keyword-only parameters by name, with annotations resolved to types."""
+    target = function.__init__ if inspect.isclass(function) else function
+    hints = typing.get_type_hints(target)
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any))
+        for name, parameter in inspect.signature(target).parameters.items()
+        if parameter.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+
+
+def resolve(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = ()) -> Plugin:
+    """Finds the plug-in that a config entry names and checks its options against its signature.
+
+    Args:
+        kind: a key of TABLES
+        spec: a bare name or a mapping with ``name`` and options
+        key: full key, for messages
+        supplied: keyword-only parameters that the framework fills and the config may not
+
+    Raises:
+        ConfigError: unknown name or option, missing option, wrong type.
+    """
+    if isinstance(spec, str):
+        spec = {"name": spec}
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+        raise ConfigError(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
+    function = find(kind, spec["name"], f"{key}.name")
+    given = {option: value for option, value in spec.items() if option != "name"}
+    known = {n: p for n, p in options_of(function).items() if n not in set(supplied)}
+    options = _check(spec["name"], given, known, key)
+    return Plugin(kind=kind, name=spec["name"], key=key, function=function, options=options)
+
+
+def _check(name: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter], key: str) -> dict[str, Any]:
+    for option in given:
+        if option not in known:
+            choices = ", ".join(sorted(known)) or "none"
+            raise ConfigError(
+                f"{key}.{option}: {name!r} has no such option.{suggest(option, known)} Its options: {choices}."
+            )
+    for option, parameter in known.items():
+        if parameter.default is inspect.Parameter.empty and option not in given:
+            raise ConfigError(f"{key}.{option}: missing; {name!r} needs it ({_type_name(parameter.annotation)}).")
+    return {option: _convert(value, known[option].annotation, f"{key}.{option}") for option, value in given.items()}
+
+
+def _convert(value: Any, annotation: Any, key: str) -> Any:
+    option = key.rpartition(".")[2]
+    if option in TABLES and (value is None or isinstance(value, str | Mapping)):
+        return None if value is None else resolve(option, value, key).bind()
+    if typing.get_origin(annotation) is typing.Literal:
+        choices = typing.get_args(annotation)
+        if value not in choices:
+            raise ConfigError(f"{key}: got {value!r}, wanted one of {', '.join(map(repr, choices))}.")
+        return value
+    return typed(value, annotation, key)
+
+
+def typed(value: Any, annotation: Any, key: str) -> Any:
+    """``value`` as ``annotation``, by OmegaConf's rules (``1`` is a float, ``"x"`` is not)."""
+    schema = dataclasses.make_dataclass("Option", [("value", annotation if _plain(annotation) else Any)])
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), {"value": value})).value  # type: ignore[union-attr]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{key}: got {value!r}, wanted {_type_name(annotation)}.") from error
+
+
+def _plain(annotation: Any) -> bool:
+    """Whether OmegaConf 2.3 and 2.4 both take this annotation."""
+    if annotation in (int, float, bool, str, type(None), Any):
+        return True
+    origin = typing.get_origin(annotation)
+    if origin in (list, dict) or origin in (typing.Union, types.UnionType):
+        return all(_plain(a) for a in typing.get_args(annotation))
+    return dataclasses.is_dataclass(annotation)
+
+
+def _type_name(annotation: Any) -> str:
+    if typing.get_origin(annotation) is typing.Literal:
+        return " | ".join(map(repr, typing.get_args(annotation)))
+    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")

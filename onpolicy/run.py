@@ -1,0 +1,171 @@
+"""One run: its parts, its folder, and what happens around the steps of the loop."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onpolicy.annotate import Annotator
+from onpolicy.checkpoint import Checkpoints, read_state, read_weights
+from onpolicy.clock import Clock
+from onpolicy.config import Config
+from onpolicy.cursor import PromptCursor
+from onpolicy.display import Display
+from onpolicy.evaluate import Evaluator
+from onpolicy.interrupts import on_interrupt
+from onpolicy.protocols import Generator, Trainer
+from onpolicy.randomness import random_state, set_random_state
+from onpolicy.rendering import Renderer
+from onpolicy.trackers import Jsonl, Tracker
+from onpolicy.types import Example, Metrics
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM: the step was finished and saved."""
+
+
+@dataclass
+class Run:
+    """The parts of one run, put together by ``onpolicy.assemble``."""
+
+    config: Config
+    folder: Path
+    renderer: Renderer
+    prompts: PromptCursor
+    generator: Generator
+    annotate: Annotator
+    trainer: Trainer
+    evaluator: Evaluator | None
+    checkpoints: Checkpoints
+    write_model: Callable[[Path], None]
+    trackers: Sequence[Tracker]
+    samples: Jsonl
+    clock: Clock
+    display: Display
+    step: int = 0
+    """Optimizer steps done."""
+    history: dict[str, Metrics] = field(default_factory=dict)
+    """Metrics of the first and of the latest step that had them, for the closing summary."""
+    _stop: bool = False
+
+    def remaining_steps(self) -> Iterator[int]:
+        """Steps still to do; ends early, after a save, when the user asks."""
+        with on_interrupt(self._ask_to_stop):
+            if self.step == 0:
+                self.log(0, self.evaluate_if_due(0), [])
+            for step in range(self.step + 1, self.config.steps + 1):
+                self.display.start_step(step)
+                yield step
+                if self._stop and step < self.config.steps:
+                    self.save(step, {})
+                    raise Interrupted
+
+    def seed_of(self, step: int) -> int:
+        """Seed of the rollouts of a step: the same whether or not the run was interrupted before it."""
+        return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{step}".encode()).digest()[:4], "big")
+
+    def evaluate_if_due(self, step: int) -> Metrics:
+        every = self.config.eval.every
+        if self.evaluator is None or not every or (step % every and step != self.config.steps):
+            return {}
+        with self.clock("evaluate"):
+            return self.evaluator(self.folder / "eval" / f"step-{step:06d}")
+
+    def log(self, step: int, metrics: Metrics, examples: Sequence[Example]) -> None:
+        """One line everywhere; the first rollouts of the step to samples.jsonl with both prompts."""
+        self.step = step
+        if not metrics:
+            return
+        for name, value in metrics.items():
+            self.history.setdefault("first", {}).setdefault(name, value)
+            self.history.setdefault("last", {})[name] = value
+        everything = metrics | self._costs(metrics)
+        for tracker in self.trackers:
+            tracker.log(step, everything)
+        for example in examples[:: max(1, len(examples) // max(1, self.config.logging.samples))][: self.config.logging.samples]:
+            self.samples.write({"step": step, **sample_row(example, self.renderer)})
+        self.display.finish_step(step, everything)
+
+    def save_if_due(self, step: int, metrics: Metrics) -> None:
+        every = self.config.checkpoint.every
+        if step == self.config.steps or (every and step % every == 0):
+            self.save(step, metrics)
+
+    def save(self, step: int, metrics: Metrics) -> None:
+        with self.clock("save"):
+            self.checkpoints.save(step, self.state(), self.write_model, metrics)
+
+    def state(self) -> dict[str, Any]:
+        """Everything beside the student's weights that decides what comes next."""
+        return {
+            "step": self.step,
+            "trainer": self.trainer.state(),
+            "prompts": self.prompts.state(),
+            "random": random_state(),
+            "history": self.history,
+        }
+
+    def resume(self) -> bool:
+        """Continues from the last whole checkpoint, if there is one."""
+        checkpoint = self.checkpoints.latest()
+        if checkpoint is None:
+            return False
+        state = read_state(checkpoint.path)
+        self.trainer.load_state(read_weights(checkpoint.path), state["trainer"])
+        self.prompts.load_state(state["prompts"])
+        set_random_state(state["random"])
+        self.history, self.step = state["history"], state["step"]
+        self.generator.update_weights(self.trainer.weights(), version=self.step)
+        return True
+
+    def close(self) -> None:
+        for tracker in self.trackers:
+            tracker.close()
+        self.samples.close()
+        self.generator.close()
+
+    def _costs(self, metrics: Metrics) -> Metrics:
+        """Seconds per phase, tokens per second, peak memory."""
+        seconds = self.clock.read()
+        total = sum(seconds.values())
+        costs = seconds | {"time/step": total, "memory/peak_gib": peak_memory_gib()}
+        if tokens := metrics.get("rollout/tokens"):
+            costs["rollout/tokens_per_second"] = tokens / max(seconds.get("time/generate", 0.0), 1e-9)
+            costs["train/tokens_per_second"] = tokens / max(total, 1e-9)
+        return costs
+
+    def _ask_to_stop(self) -> None:
+        if self._stop:
+            raise KeyboardInterrupt
+        self._stop = True
+        self.display.note("stopping after this step, with a checkpoint; again to stop at once")
+
+
+def sample_row(example: Example, renderer: Renderer) -> dict[str, Any]:
+    """A rollout as one would want to read it."""
+    return {
+        "prompt_id": example.prompt.id,
+        "student_prompt": renderer.decode(example.rollout.prompt_ids),
+        "teacher_prompts": {view: renderer.decode(ids) for view, ids in example.teacher_prompt_ids.items()},
+        "completion": example.rollout.text,
+        "answer": example.prompt.fields.get("answer"),
+        "reward": example.reward,
+        "reward_parts": dict(example.reward_parts),
+        "advantage": example.advantage,
+        "finish_reason": example.rollout.finish_reason,
+        "tokens": len(example.rollout.completion_ids),
+    }
+
+
+def peak_memory_gib() -> float:
+    """The GPU's peak where there is one, else the process's."""
+    import resource
+
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -1,0 +1,27 @@
+"""The loop."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from onpolicy.run import Run
+
+
+def train(run: Run) -> None:
+    """On-policy self-distillation, from where the run stands to its last step.
+
+    Sample, judge, let the same model teach, update, hand the new weights to the sampler. Step ``n`` samples with the
+    weights of version ``n - 1`` and leaves behind version ``n``.
+    """
+    for step in run.remaining_steps():
+        with run.clock("generate"):
+            groups = run.generator.generate(run.prompts.next(), seed=run.seed_of(step))
+        with run.clock("reward"):
+            examples, metrics = run.annotate(groups, version=step - 1)
+        metrics |= run.trainer.step(examples)
+        with run.clock("sync"):
+            run.generator.update_weights(run.trainer.weights(), version=step)
+        metrics |= run.evaluate_if_due(step)
+        run.log(step, metrics, examples)
+        run.save_if_due(step, metrics)

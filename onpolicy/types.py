@@ -1,0 +1,183 @@
+"""The nouns that flow through the loop, each made once and never changed.
+
+Prompt -> RolloutGroup (of Rollout) -> Example -> TrainBatch -> LossInputs -> TermOutput
+
+Letters in shapes: B rows, R rows with a teacher, P prompt tokens, T completion tokens, S = P + T.
+The alignment rule: after the forward pass every tensor is ``[B, T]`` over completion tokens, and index ``t`` is about
+completion token ``t``. Prompts are padded on the left and completions on the right, so token ``t`` stands in column
+``-T + t`` however long the prompt is, and the logits that predict it in column ``-T + t - 1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FinishReason = Literal["stop", "length", "abort"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prompt:
+    """A problem as it enters the loop.
+
+    Example:
+        ``Prompt(id="gsm/3", messages=({"role": "user", "content": "2 + 2?"},), fields={"answer": "4"})``
+    """
+
+    id: str
+    """Unique within its dataset; stable from run to run."""
+    messages: tuple[Message, ...]
+    """What the student reads, before the chat template."""
+    fields: Mapping[str, Any] = field(default_factory=dict)
+    """The row's other columns under their usual names: ``answer``, ``solution``, ``data_source`` and whatever else the row holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rollout:
+    """One sampled answer.
+
+    Example:
+        prompt ``[1, 15, 9]`` and the sampled ``[7, 4, 2]`` with ``2`` the end of the turn give
+        ``Rollout(prompt_ids=(1, 15, 9), completion_ids=(7, 4, 2), rollout_logprobs=(-.1, -.9, -.2), text="four",
+        finish_reason="stop", policy_version=0)``: the end token is sampled, hence trained and counted.
+    """
+
+    prompt_ids: tuple[int, ...]
+    """[P] what the student read."""
+    completion_ids: tuple[int, ...]
+    """[T] what it sampled, the end-of-turn token included where there is one."""
+    rollout_logprobs: tuple[float, ...]
+    """[T] log-probabilities of the sampled tokens as the *generator* reports them, in nats, before temperature."""
+    text: str
+    """The completion decoded without special tokens."""
+    finish_reason: FinishReason
+    """``stop``: ended by itself; ``length``: cut at ``generator.max_tokens``; ``abort``: the engine gave up."""
+    policy_version: int
+    """Optimizer step whose weights sampled this; the loop refuses any other than the current one."""
+
+    def __post_init__(self) -> None:
+        if len(self.rollout_logprobs) != len(self.completion_ids):
+            raise ValueError(
+                f"a rollout has {len(self.completion_ids)} completion tokens but {len(self.rollout_logprobs)} log-probs"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RolloutGroup:
+    """All rollouts of one prompt in one step; siblings of each other."""
+
+    prompt: Prompt
+    rollouts: tuple[Rollout, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Example:
+    """A rollout with everything that was decided about it: the last stop before tensors."""
+
+    rollout: Rollout
+    prompt: Prompt
+    group_id: int
+    """Index of the group within its step."""
+    reward: float
+    """Weighted sum of ``reward_parts``."""
+    reward_parts: Mapping[str, float]
+    """Each reward by name, unweighted."""
+    advantage: float
+    """From ``credit``; the same for each token of the completion."""
+    teacher_prompt_ids: Mapping[str, tuple[int, ...]]
+    """Per view the privileged prompt ``[P']``. A view that has nothing to show for this rollout is absent."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherView:
+    """What the teacher reads in one view: privileged prompt + the same completion, for the R rows that have one."""
+
+    rows: Tensor
+    """[R] int64; which of the B rows these are."""
+    input_ids: Tensor
+    """[R, S'] int64."""
+    attention_mask: Tensor
+    """[R, S'] int64; 0 on padding."""
+    mask: Tensor
+    """[B, T] bool; the ``teacher_mask``: sampled tokens whose rollout has a context in this view."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainBatch:
+    """One micro-batch as tensors."""
+
+    input_ids: Tensor
+    """[B, S] int64; student prompt + completion."""
+    attention_mask: Tensor
+    """[B, S] int64; 0 on padding."""
+    completion_ids: Tensor
+    """[B, T] int64; 0 on padding."""
+    response_mask: Tensor
+    """[B, T] bool; tokens the policy sampled."""
+    rollout_logprobs: Tensor
+    """[B, T] float32; 0 on padding."""
+    advantages: Tensor
+    """[B, T] float32; 0 on padding."""
+    views: Mapping[str, TeacherView]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TeacherScores:
+    """What one teacher view says about the sampled tokens; never carries gradient."""
+
+    logprobs: Tensor
+    """[B, T] of the sampled token."""
+    entropy: Tensor
+    """[B, T] in nats, over the whole vocabulary."""
+    mask: Tensor
+    """[B, T] bool; the view's ``teacher_mask``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LossInputs:
+    """All a loss term may look at. Everything is ``[B, T]``; only ``logprobs`` and ``divergences`` carry gradient."""
+
+    logprobs: Tensor
+    """Current student, sampled token."""
+    entropy: Tensor
+    """Current student, in nats, detached."""
+    old_logprobs: Tensor
+    """The trainer's own at the start of the step, detached."""
+    rollout_logprobs: Tensor
+    """The generator's."""
+    ref_logprobs: Tensor | None
+    """The start model's on the student's prompt, detached; None unless a term declares ``needs_ref``."""
+    advantages: Tensor
+    response_mask: Tensor
+    """bool."""
+    teacher: Mapping[str, TeacherScores]
+    """By view."""
+    divergences: Mapping[Any, Tensor]
+    """By ``Comparison`` (onpolicy.distill.compare); computed over the vocabulary in chunks."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TermOutput:
+    """A loss term's answer. It does not mask, sum or divide: the framework does."""
+
+    per_token: Tensor
+    """[B, T] loss of each token."""
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B, T] each; averaged over the term's tokens and logged under the term's name."""
+
+
+Metrics = dict[str, float]
+"""``stage/what`` -> number, one flat dictionary a step."""
+
+NamedTensors = Sequence[tuple[str, "Tensor"]]

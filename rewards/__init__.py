@@ -1,0 +1,16 @@
+"""What an answer is worth: plain functions, and nothing of the framework.
+
+A reward is a function whose positional parameters name what it wants to see (``rewards.base``), so reward functions
+written for verl and for TRL work as they are.
+"""
+
+BUILTIN: dict[str, str] = {
+    "math_answer": "rewards.answer:math_answer",
+    "exact_answer": "rewards.answer:exact_answer",
+    "gym_answer": "rewards.gym:gym_answer",
+    "boxed_format": "rewards.format:boxed_format",
+    "thinking_format": "rewards.format:thinking_format",
+    "brevity": "rewards.length:brevity",
+    "overlong": "rewards.length:overlong",
+}
+"""Name -> ``module:function``."""

@@ -1,0 +1,54 @@
+"""Whether the final answer is right."""
+
+from __future__ import annotations
+
+import threading
+
+from rewards.deadline import call_with_deadline
+from rewards.extract import after_thinking, extract_answer
+
+SECONDS = 5
+"""Longest time one answer may take; a pathological expression counts as wrong."""
+
+
+def math_answer(completion: str, answer: str) -> bool:
+    """Right as mathematics: math-verify finds the answers equal (``1/2``, ``0.5``, ``\\frac{1}{2}``).
+
+    The last ``\\boxed{}`` or ``#### x`` after the thinking counts, else whatever math-verify finds there. Text it
+    cannot read is wrong, never an error. It limits its time by a signal, which exists in the main thread only;
+    elsewhere the work is done in a process with a deadline.
+    """
+    if threading.current_thread() is threading.main_thread():
+        return _verify(completion, answer, SECONDS)
+    return _verify_elsewhere(completion, answer)
+
+
+def exact_answer(completion: str, answer: str) -> bool:
+    """Right to the letter: the extracted answer equals the reference but for spaces, case, ``$`` and a final full stop."""
+    found = extract_answer(completion)
+    return found is not None and _plain(found) == _plain(extract_answer(answer) or answer)
+
+
+def _plain(text: str) -> str:
+    return "".join(text.strip().strip("$").rstrip(".").split()).casefold()
+
+
+def _verify(completion: str, answer: str, seconds: int | None) -> bool:
+    from math_verify import parse, verify
+    from math_verify.errors import TimeoutException
+
+    found = extract_answer(completion)
+    wanted = extract_answer(answer) or answer.strip().strip("$")
+    text = after_thinking(completion) if found is None else f"\\boxed{{{found}}}"
+    try:
+        gold = parse(f"\\boxed{{{wanted}}}", parsing_timeout=seconds, raise_on_error=False)
+        given = parse(text, parsing_timeout=seconds, raise_on_error=False)
+        return bool(verify(gold, given, timeout_seconds=seconds, raise_on_error=False))
+    except TimeoutException:  # derives from BaseException: nothing else would catch it
+        return False
+
+
+def _verify_elsewhere(completion: str, answer: str) -> bool:
+    # the other process has a main thread of its own, where the signal works; the deadline is for what ignores signals
+    verdict = call_with_deadline("rewards.answer:math_answer", [completion, answer], seconds=4 * SECONDS)
+    return verdict is True

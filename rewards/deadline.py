@@ -1,0 +1,78 @@
+"""Calling a function in a process that can be killed: for libraries that guard themselves with signals, which threads lack.
+
+The process reads one JSON request a line and answers one line; it is started at the first call and kept.
+"""
+
+from __future__ import annotations
+
+import atexit
+import importlib
+import json
+import select
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+TIMED_OUT = object()
+"""What a call returns that was not done in time."""
+
+_lock = threading.Lock()
+_process: subprocess.Popen[str] | None = None
+
+
+def call_with_deadline(target: str, arguments: list[Any], *, seconds: float) -> Any:
+    """``module:function`` of plain values, in the other process; TIMED_OUT if it was killed at the deadline.
+
+    Raises:
+        RuntimeError: the process could not be started or died, or the function raised.
+    """
+    global _process
+    with _lock:
+        _process = _process if _process is not None and _process.poll() is None else _start()
+        assert _process.stdin is not None and _process.stdout is not None
+        try:
+            _process.stdin.write(json.dumps([target, arguments]) + "\n")
+            _process.stdin.flush()
+            ready, _, _ = select.select([_process.stdout], [], [], seconds)
+            if not ready:
+                _stop()
+                return TIMED_OUT
+            reply = json.loads(_process.stdout.readline() or "{}")
+        except (OSError, ValueError) as error:
+            raise RuntimeError(f"the process that runs {target} broke off: {error}") from error
+    if "result" not in reply:
+        raise RuntimeError(f"{target} failed in its process: {reply.get('error', 'it ended')}")
+    return reply["result"]
+
+
+def _start() -> subprocess.Popen[str]:
+    root = str(Path(__file__).resolve().parent.parent)
+    code = f"import sys; sys.path.insert(0, {root!r}); from rewards.deadline import serve; serve()"
+    return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def _stop() -> None:
+    global _process
+    if _process is not None:
+        _process.kill()
+        _process.wait()
+        _process = None
+
+
+atexit.register(_stop)
+
+
+def serve() -> None:
+    """The other process: answers until its input ends."""
+    replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not pass for a reply
+    for line in sys.stdin:
+        target, arguments = json.loads(line)
+        module, _, name = target.partition(":")
+        try:
+            reply = {"result": getattr(importlib.import_module(module), name)(*arguments)}
+        except Exception as error:
+            reply = {"error": f"{type(error).__name__}: {error}"}
+        replies.write(json.dumps(reply) + "\n")
+        replies.flush()

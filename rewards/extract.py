@@ -1,0 +1,43 @@
+"""Finding the final answer in a completion."""
+
+from __future__ import annotations
+
+import re
+
+
+def extract_answer(text: str) -> str | None:
+    """The content of the last complete ``\\boxed{}``, else what follows the last ``####`` (GSM8K's mark), after the thinking.
+
+    Returns None where there is neither.
+    """
+    text = after_thinking(text)
+    boxes = boxed(text)
+    if boxes:
+        return boxes[-1].strip()
+    marks = re.findall(r"####[ \t]*([^\n]+)", text)
+    return marks[-1].strip() if marks else None
+
+
+def after_thinking(text: str) -> str:
+    """What follows the last closing tag, or all of it."""
+    return text.rpartition("</think>")[2]
+
+
+def boxed(text: str) -> list[str]:
+    """Contents of every brace-balanced ``\\boxed{...}``, in order; unclosed ones are left out."""
+    found = []
+    for match in re.finditer(r"\\boxed\s*\{", text):
+        end = _closing_brace(text, match.end())
+        if end is not None:
+            found.append(text[match.end() : end])
+    return found
+
+
+def _closing_brace(text: str, start: int) -> int | None:
+    depth = 1
+    for i in range(start, len(text)):
+        if text[i] in "{}" and not (i and text[i - 1] == "\\"):  # \{ and \} are characters, not braces
+            depth += 1 if text[i] == "{" else -1
+            if depth == 0:
+                return i
+    return None
