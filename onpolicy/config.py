@@ -250,6 +250,8 @@ def section(kind: str, spec: Any, key: str, frame: type | None = None) -> Sectio
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(frame), ours))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
+    except ValueError as error:  # a frame's own check of its values
+        raise ConfigError(str(error)) from error
     rest = {k: v for k, v in spec.items() if k not in names}
     try:
         return Section(plugin=resolve(kind, rest, key, supplied=SUPPLIED.get(kind, ())), frame=merged)

@@ -92,11 +92,11 @@ class Preflight:
             return
         twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.views, example.rollout.prompt_ids))
         inputs = self.trainer.inputs(self.trainer.batch([twin]))
-        loss = torch.stack([inputs.divergences[c].sum() for c in comparisons]).sum()
+        loss = torch.stack([inputs.divergences[c].sum() for c in comparisons]).sum() / len(example.rollout.completion_ids)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = max(float(p.grad.abs().max()) for p in self.trainer.student.parameters() if p.grad is not None)
         self.trainer.optimizer.zero_grad(set_to_none=True)
-        value = float(loss.detach().abs()) / len(example.rollout.completion_ids)
+        value = float(loss.detach().abs())
         if value > 1e-5 or norm > 1e-3:
             raise PreflightError(f"a teacher with the student's own prompt and weights gives a loss of {value:.3g} per token and a gradient of {norm:.3g}, wanted 0")
         self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")

@@ -137,13 +137,22 @@ def find(kind: str, name: str, key: str) -> Callable[..., Any]:
 
 def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
     """Keyword-only parameters by name, with annotations resolved to types."""
-    target = function.__init__ if inspect.isclass(function) else function
-    hints = typing.get_type_hints(target)
+    target: Any = function.__init__ if inspect.isclass(function) else function
     return {
-        name: parameter.replace(annotation=hints.get(name, Any))
+        name: parameter.replace(annotation=_evaluated(parameter.annotation, getattr(target, "__globals__", {})))
         for name, parameter in inspect.signature(target).parameters.items()
         if parameter.kind is inspect.Parameter.KEYWORD_ONLY
     }
+
+
+def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
+    """One that exists for type checkers only, or is missing, accepts anything."""
+    if annotation is inspect.Parameter.empty:
+        return Any
+    try:
+        return eval(annotation, dict(names)) if isinstance(annotation, str) else annotation
+    except NameError:
+        return Any
 
 
 def resolve(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = ()) -> Plugin:
@@ -158,11 +167,12 @@ def resolve(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = ()) -> 
     Raises:
         ConfigError: unknown name or option, missing option, wrong type.
     """
+    name_key = key if isinstance(spec, str) else f"{key}.name"
     if isinstance(spec, str):
         spec = {"name": spec}
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise ConfigError(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
-    function = find(kind, spec["name"], f"{key}.name")
+    function = find(kind, spec["name"], name_key)
     given = {option: value for option, value in spec.items() if option != "name"}
     known = {n: p for n, p in options_of(function).items() if n not in set(supplied)}
     options = _check(spec["name"], given, known, key)

@@ -1,0 +1,147 @@
+"""Rollouts from plain transformers: slower than vLLM, and everywhere torch runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from onpolicy.backends.seeds import newer, rollout_seed
+from onpolicy.models import load_causal_lm
+from onpolicy.rendering import Renderer
+from onpolicy.sampling import Sampling
+from onpolicy.types import Prompt, Rollout, RolloutGroup
+
+
+@dataclass
+class _Draft:
+    """A rollout while it grows."""
+
+    prompt_ids: tuple[int, ...]
+    random: torch.Generator
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    stopped: bool = False
+
+
+class HFGenerator:
+    """A copy of the model that samples in batches, longest prompts together, with a KV cache."""
+
+    def __init__(
+        self,
+        *,
+        renderer: Renderer,
+        model: str,
+        sampling: Sampling,
+        max_model_len: int,
+        batch_size: int = 64,
+        dtype: Literal["float32", "bfloat16", "float16"] = "float32",
+        device: str | None = None,
+    ) -> None:
+        """
+        Args:
+            batch_size: rollouts sampled at the same time
+            dtype: what the model computes in
+            device: torch device; null: the GPU where there is one, else the CPU
+        """
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self._model = load_causal_lm(model, dtype=dtype).to(self.device).eval()  # type: ignore[arg-type]
+        self.renderer, self.sampling, self.max_model_len = renderer, sampling, max_model_len
+        self.batch_size, self.policy_version = batch_size, 0
+        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+        """``group_size`` rollouts of each prompt, in the order given."""
+        sampling = sampling or self.sampling
+        drafts = [
+            _Draft(self.renderer.prompt_ids(p.messages), torch.Generator().manual_seed(rollout_seed(seed, p.id, j)))
+            for p in prompts
+            for j in range(sampling.group_size)
+        ]
+        ordered = sorted(drafts, key=lambda d: len(d.prompt_ids))
+        for start in range(0, len(ordered), self.batch_size):
+            self._complete(ordered[start : start + self.batch_size], sampling)
+            self.on_progress(min(start + self.batch_size, len(drafts)), len(drafts))
+        rollouts, size = [self._rollout(d) for d in drafts], sampling.group_size
+        return [
+            RolloutGroup(prompt=p, rollouts=tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)
+        ]
+
+    @torch.no_grad()
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Copies every tensor; a name the model does not have, or one it misses, is an error."""
+        checked = newer(version, self.policy_version)
+        own = dict(self._model.named_parameters())
+        given = set()
+        for name, tensor in weights:
+            own[name].copy_(tensor)
+            given.add(name)
+        if missing := own.keys() - given:
+            raise ValueError(f"update_weights: {len(missing)} tensors are missing, e.g. {min(missing)!r}")
+        self.policy_version = checked
+
+    @torch.no_grad()
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each token but the first, given those before it."""
+        ids = torch.tensor([list(token_ids)], device=self.device)
+        logp = self._model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
+        return logp.gather(-1, ids[0, 1:, None])[:, 0].tolist()
+
+    def close(self) -> None:
+        del self._model
+
+    @torch.no_grad()
+    def _complete(self, drafts: Sequence[_Draft], sampling: Sampling) -> None:
+        """Extends every draft to its end; rows that have stopped are carried along until the last one stops."""
+        width = max(len(d.prompt_ids) for d in drafts)
+        ids = torch.tensor([[0] * (width - len(d.prompt_ids)) + list(d.prompt_ids) for d in drafts], device=self.device)
+        mask = torch.tensor([[0] * (width - len(d.prompt_ids)) + [1] * len(d.prompt_ids) for d in drafts], device=self.device)
+        cache = None
+        for _ in range(sampling.max_tokens):
+            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+            output = self._model(
+                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+            )
+            cache = output.past_key_values
+            logits = output.logits[:, -1].float().cpu()
+            chosen = [self._extend(draft, row, sampling) for draft, row in zip(drafts, logits, strict=True)]
+            if all(d.stopped for d in drafts):
+                return
+            ids = torch.tensor(chosen, device=self.device)[:, None]
+            mask = torch.cat([mask, mask.new_ones(len(drafts), 1)], -1)
+
+    def _extend(self, draft: _Draft, logits: Tensor, sampling: Sampling) -> int:
+        if draft.stopped:
+            return 0
+        token = sample(logits, sampling, draft.random)
+        draft.ids.append(token)
+        draft.logprobs.append(float(logits.log_softmax(-1)[token]))
+        draft.stopped = token in self.renderer.eos_ids
+        return token
+
+    def _rollout(self, draft: _Draft) -> Rollout:
+        return Rollout(
+            prompt_ids=draft.prompt_ids,
+            completion_ids=tuple(draft.ids),
+            rollout_logprobs=tuple(draft.logprobs),
+            text=self.renderer.completion_text(draft.ids),
+            finish_reason="stop" if draft.stopped else "length",
+            policy_version=self.policy_version,
+        )
+
+
+def sample(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
+    """One token from ``[V]`` logits: temperature, then top-k, then top-p, as vLLM orders them."""
+    if sampling.temperature == 0:
+        return int(logits.argmax())
+    logits = logits / sampling.temperature
+    if 0 < sampling.top_k < len(logits):
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+    if sampling.top_p < 1:
+        ordered, order = logits.softmax(-1).sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered > sampling.top_p
+        logits = logits.index_fill(0, order[outside], -torch.inf)
+    return int(torch.multinomial(logits.softmax(-1), 1, generator=random))

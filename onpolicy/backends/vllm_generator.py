@@ -1,0 +1,179 @@
+"""Rollouts from vLLM, in this process, on CPU or GPU."""
+
+from __future__ import annotations
+
+import gc
+import os
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from onpolicy.backends.seeds import newer, rollout_seed
+from onpolicy.rendering import Renderer
+from onpolicy.sampling import Sampling
+from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+
+FINISHED: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VLLMGenerator:
+    """One engine, colocated with the trainer; new weights go in through memory."""
+
+    def __init__(
+        self,
+        *,
+        renderer: Renderer,
+        model: str,
+        sampling: Sampling,
+        max_model_len: int,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        enforce_eager: bool | None = None,
+        gpu_memory_utilization: float = 0.4,
+        kv_cache_gib: float = 1.0,
+        tensor_parallel_size: int = 1,
+        max_num_seqs: int = 256,
+    ) -> None:
+        """
+        Args:
+            dtype: what the engine computes in; `auto`: float32 on the CPU, else the model's own
+            enforce_eager: no CUDA graphs and no compilation; null: only on the CPU
+            gpu_memory_utilization: share of the GPU's memory for the engine, the rest is the trainer's
+            kv_cache_gib: memory for the KV cache on the CPU, GiB
+            tensor_parallel_size: GPUs per engine
+            max_num_seqs: rollouts sampled at the same time
+        """
+        cpu = not torch.cuda.is_available()
+        _set_environment(cpu, kv_cache_gib)
+        with _undisturbed_threads(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch
+            from vllm import LLM
+
+            self._llm = LLM(
+                model=model,
+                dtype=("float32" if cpu else "auto") if dtype == "auto" else dtype,
+                enforce_eager=cpu if enforce_eager is None else enforce_eager,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
+                enable_prefix_caching=True,
+                logprobs_mode="raw_logprobs",  # before temperature and top-p: what the trainer's own are compared with
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                seed=0,
+            )
+        self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
+        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+        """``group_size`` rollouts of each prompt, in the order given."""
+        sampling = sampling or self.sampling
+        wanted = [
+            (self.renderer.prompt_ids(prompt.messages), self._params(sampling, rollout_seed(seed, prompt.id, j)))
+            for prompt in prompts
+            for j in range(sampling.group_size)
+        ]
+        with _undisturbed_threads():
+            rollouts = [self._rollout(output) for output in self._run(wanted)]
+        size = sampling.group_size
+        return [
+            RolloutGroup(prompt=prompt, rollouts=tuple(rollouts[i * size : (i + 1) * size]))
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Reloads every tensor in place and drops the prefix cache, which was made with the old ones."""
+        checked = newer(version, self.policy_version)
+        with _undisturbed_threads():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(list(weights))})
+            self._llm.reset_prefix_cache()
+        self.policy_version = checked
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each token but the first, given those before it, under the weights now in the engine."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        (output,) = self._run([(tuple(token_ids), params)])
+        assert output.prompt_logprobs is not None
+        pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        return [float(entry[token].logprob) for token, entry in pairs if entry is not None]
+
+    def close(self) -> None:
+        """Frees the engine and its memory."""
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+
+    def _run(self, wanted: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[RequestOutput]:
+        """Steps the engine itself, so that finished rollouts can be reported as they come."""
+        engine = self._llm.llm_engine
+        for i, (ids, params) in enumerate(wanted):
+            engine.add_request(str(i), {"prompt_token_ids": list(ids)}, params)
+        done: dict[int, Any] = {}
+        while engine.has_unfinished_requests():
+            finished = [output for output in engine.step() if output.finished]
+            done |= {int(output.request_id.partition("-")[0]): output for output in finished}
+            if finished:
+                self.on_progress(len(done), len(wanted))
+        return [done[i] for i in range(len(wanted))]
+
+    def _params(self, sampling: Sampling, seed: int) -> SamplingParams:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=list(self.renderer.eos_ids),
+            seed=seed,
+            logprobs=0,  # the sampled token alone
+            detokenize=False,
+        )
+
+    def _rollout(self, output: RequestOutput) -> Rollout:
+        completion = output.outputs[0]
+        ids = tuple(completion.token_ids)
+        assert completion.logprobs is not None and output.prompt_token_ids is not None
+        return Rollout(
+            prompt_ids=tuple(output.prompt_token_ids),
+            completion_ids=ids,
+            rollout_logprobs=tuple(float(e[i].logprob) for i, e in zip(ids, completion.logprobs, strict=True)),
+            text=self.renderer.completion_text(ids),
+            finish_reason=FINISHED.get(completion.finish_reason, "abort"),
+            policy_version=self.policy_version,
+        )
+
+
+def _set_environment(cpu: bool, kv_cache_gib: float) -> None:
+    """What vLLM reads when it is imported; a user's own settings win."""
+    wanted = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    if cpu:
+        # compiling its small kernels takes half a minute on a CPU and gains nothing that could be measured
+        wanted |= {"VLLM_CPU_KVCACHE_SPACE": f"{max(kv_cache_gib, 1):.0f}", "TORCHDYNAMO_DISABLE": "1"}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+@contextmanager
+def _undisturbed_threads() -> Iterator[None]:
+    """vLLM binds threads to cores and may lower torch's thread count; the trainer in this process gets its own back."""
+    threads = torch.get_num_threads()
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    try:
+        yield
+    finally:
+        if affinity is not None and os.sched_getaffinity(0) != affinity:
+            os.sched_setaffinity(0, affinity)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)
