@@ -1,0 +1,43 @@
+# `make train` and `make test` are all a newcomer needs: each sets up what it wants first.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+CONFIG ?= configs/quickstart.yaml
+
+.PHONY: train test lint setup model lock docs clean
+
+train: model
+	$(BIN)/onpolicy train $(CONFIG)
+
+test: lint
+	$(BIN)/python -m pytest
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+setup: $(VENV)/.complete
+
+# The stamp is written last, so an interrupted set-up is taken up again.
+$(VENV)/.complete: requirements/cpu.lock requirements/torch-cpu.txt requirements/build.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: $(PYTHON) was not found. Name it with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV): about 3.5 GB, five minutes"
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/build.txt
+	$(BIN)/python -m pip install -q --disable-pip-version-check --retries 1 -r requirements/torch-cpu.txt
+	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -r requirements/cpu.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+model: setup
+	@$(BIN)/python -c "from onpolicy.models import BUNDLED, resolve_model; print('default model:', resolve_model(BUNDLED))"
+
+lock:
+	PYTHON=$(PYTHON) scripts/lock.sh
+
+docs: setup
+	$(BIN)/onpolicy show --markdown > docs/configuration.md
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info
