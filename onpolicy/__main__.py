@@ -70,7 +70,9 @@ def _check(arguments: argparse.Namespace) -> int:
     console = Console()
     text = to_yaml(config)
     console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text)
-    console.print(f"[green]✓[/green] {arguments.config} is valid: every key, name and option was found", highlight=False)
+    console.print(
+        f"[green]✓[/green] {arguments.config} is valid: every key, name and option was found", highlight=False
+    )
     return 0
 
 

@@ -81,7 +81,12 @@ def _refuse_stale(group: RolloutGroup, version: int) -> None:
 
 
 def _example(
-    group: RolloutGroup, group_id: int, index: int, scored: Scored, advantage: float, views: Mapping[str, tuple[int, ...]]
+    group: RolloutGroup,
+    group_id: int,
+    index: int,
+    scored: Scored,
+    advantage: float,
+    views: Mapping[str, tuple[int, ...]],
 ) -> Example:
     return Example(
         rollout=group.rollouts[index],

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -35,7 +35,7 @@ from onpolicy.sampling import Sampling
 from onpolicy.scoring import Reward
 from onpolicy.trackers import Jsonl
 from onpolicy.types import Prompt
-from rewards.answer import extract_answer
+from rewards.extract import extract_answer
 
 RESUMABLE = ("steps", "run_dir", "logging", "checkpoint", "preflight")
 """What may change when a run is resumed: how long it runs and what is kept of it, not what it computes."""
@@ -80,7 +80,9 @@ def read_prompts(section: Section, key: str) -> list[Prompt]:
 def training_prompts(plan: Plan, renderer: Renderer) -> list[Prompt]:
     """The problems to train on, covered as configured; those too long to render are refused or dropped."""
     chosen = plan.data.frame.coverage
-    prompts = coverage(read_prompts(plan.data, "data"), problems=chosen.problems, repeats=chosen.repeats, seed=chosen.seed)
+    prompts = coverage(
+        read_prompts(plan.data, "data"), problems=chosen.problems, repeats=chosen.repeats, seed=chosen.seed
+    )
     return fitting(prompts, renderer, drop=plan.config.rendering.too_long == "drop")
 
 
@@ -92,7 +94,9 @@ def fitting(prompts: Sequence[Prompt], renderer: Renderer, *, drop: bool) -> lis
             renderer.prompt_ids(prompt.messages)
         except PromptTooLong as error:
             if not drop:
-                raise PromptTooLong(error.num_tokens, error.limit, f"prompt {prompt.id!r} (rendering.max_prompt_tokens)") from error
+                raise PromptTooLong(
+                    error.num_tokens, error.limit, f"prompt {prompt.id!r} (rendering.max_prompt_tokens)"
+                ) from error
             continue
         kept.append(prompt)
     if not kept:
@@ -211,7 +215,9 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     trainer = build_trainer(plan, model, clock)
     generator = build_generator(plan, model)
     generator.on_progress = display.progress
-    checkpoints = Checkpoints(folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best)
+    checkpoints = Checkpoints(
+        folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best
+    )
     latest = checkpoints.latest()
     done = latest.step if latest else -1  # without a checkpoint nothing that was logged counts
     return Run(
@@ -236,10 +242,16 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
 
 def preflight(run: Run, plan: Plan) -> None:
     """Samples once with the start model and checks what came back; nothing is trained and no problem is used up."""
-    first = PromptCursor(run.prompts.prompts, batch_size=plan.data.frame.prompts_per_step, seed=run.config.seed, shuffle=plan.data.frame.shuffle)
+    first = PromptCursor(
+        run.prompts.prompts,
+        batch_size=plan.data.frame.prompts_per_step,
+        seed=run.config.seed,
+        shuffle=plan.data.frame.shuffle,
+    )
     groups = run.generator.generate(first.next(), seed=run.seed_of(0))
     examples, _ = run.annotate(groups, version=0)
-    check: Callable[..., None] = Preflight(
+    assert isinstance(run.trainer, LocalTrainer)
+    check = Preflight(
         trainer=run.trainer,
         renderer=run.renderer,
         views=tuple(plan.contexts),
@@ -295,5 +307,3 @@ def _synchronize() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-
-

@@ -47,7 +47,9 @@ class Checkpoints:
     def latest(self) -> Checkpoint | None:
         return next(reversed(self.all()), None)
 
-    def save(self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics) -> Checkpoint:
+    def save(
+        self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics
+    ) -> Checkpoint:
         """Writes one checkpoint, then drops those that are no longer kept.
 
         Args:

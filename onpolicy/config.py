@@ -36,21 +36,29 @@ class ModelConfig:
     path: str = opt("???", "local folder, hub id, or `smollm2-135m` (ships as a package, needs no hub)")
     revision: str | None = opt(None, "branch, tag or commit of a hub model")
     trust_remote_code: bool = opt(False, "run Python that comes with the model")
-    attn_implementation: str | None = opt(None, "transformers' attention kernel, e.g. sdpa, flash_attention_2; null: its choice")
+    attn_implementation: str | None = opt(
+        None, "transformers' attention kernel, e.g. sdpa, flash_attention_2; null: its choice"
+    )
 
 
 @dataclass
 class RenderingConfig:
     chat_template: str | None = opt(None, "Jinja file used instead of the tokenizer's own template")
-    thinking: bool | None = opt(None, "`enable_thinking` for the template, the same for student and teacher; null: not passed")
+    thinking: bool | None = opt(
+        None, "`enable_thinking` for the template, the same for student and teacher; null: not passed"
+    )
     max_prompt_tokens: int = opt(2048, "longest student prompt, in tokens")
     max_teacher_prompt_tokens: int = opt(8192, "longest privileged prompt, in tokens")
-    too_long: str = opt("refuse", "a longer prompt: `refuse` stops with an error; `drop` leaves the rollout out and counts it")
+    too_long: str = opt(
+        "refuse", "a longer prompt: `refuse` stops with an error; `drop` leaves the rollout out and counts it"
+    )
 
 
 @dataclass
 class CoverageConfig:
-    problems: int | None = opt(None, "train on this many problems; subsets are nested: the 8 are among the 64; null: all")
+    problems: int | None = opt(
+        None, "train on this many problems; subsets are nested: the 8 are among the 64; null: all"
+    )
     repeats: int | None = opt(None, "times each chosen problem stands in an epoch; null: once")
     seed: int = opt(0, "which problems")
 
@@ -71,7 +79,9 @@ class TrainerFrame:
     betas: list[float] = opt([0.9, 0.999], "AdamW's")
     max_grad_norm: float = opt(1.0, "clip the gradient's norm here")
     micro_batch: int = opt(4, "rollouts in one forward and backward pass; changes memory and speed, never the gradient")
-    updates_per_step: int = opt(1, "optimizer updates a step, each on its share of the rollouts; above 1 the later ones are off-policy")
+    updates_per_step: int = opt(
+        1, "optimizer updates a step, each on its share of the rollouts; above 1 the later ones are off-policy"
+    )
 
 
 @dataclass
@@ -88,7 +98,9 @@ class EvalConfig:
     temperature: float = opt(1.0, "sampling temperature at evaluation")
     top_p: float = opt(1.0, "nucleus at evaluation")
     max_tokens: int | None = opt(None, "completion cap at evaluation; null: `generator.max_tokens`")
-    reward: str | None = opt(None, "name of the reward that says what is right (>= 0.5); null: the first under `rewards`")
+    reward: str | None = opt(
+        None, "name of the reward that says what is right (>= 0.5); null: the first under `rewards`"
+    )
 
 
 @dataclass
@@ -107,7 +119,9 @@ class LoggingConfig:
 @dataclass
 class PreflightConfig:
     enabled: bool = opt(True, "check prompts, alignment, teacher, log-probs and signal before the first step")
-    logprob_tolerance: float = opt(0.05, "largest mean difference between generator and trainer log-probs, nats per token")
+    logprob_tolerance: float = opt(
+        0.05, "largest mean difference between generator and trainer log-probs, nats per token"
+    )
 
 
 @dataclass
@@ -130,10 +144,18 @@ class Config:
     preflight: PreflightConfig = opt(PreflightConfig, "refuse a run that cannot mean anything")
     steps: int = opt(100, "optimizer steps")
     seed: int = opt(0, "decides sampling, shuffling and initialisation")
-    run_dir: str | None = opt(None, "folder of the run; one that holds a checkpoint is resumed; null: runs/<config>-<time>")
+    run_dir: str | None = opt(
+        None, "folder of the run; one that holds a checkpoint is resumed; null: runs/<config>-<time>"
+    )
 
 
-FRAMES: dict[str, type] = {"data": DataFrame, "generator": Sampling, "trainer": TrainerFrame, "reward": Weighted, "term": Weighted}
+FRAMES: dict[str, type] = {
+    "data": DataFrame,
+    "generator": Sampling,
+    "trainer": TrainerFrame,
+    "reward": Weighted,
+    "term": Weighted,
+}
 """Kind -> fields that any plug-in of this kind takes beside its own options."""
 
 SUPPLIED: dict[str, tuple[str, ...]] = {
@@ -178,7 +200,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not path.is_file():
         here = sorted(str(p) for p in Path(path.parent).glob("*.yaml")) if path.parent.is_dir() else []
         near = difflib.get_close_matches(str(path), here, n=1, cutoff=0.4)
-        raise ConfigError(f"config file {str(path)!r} does not exist." + (f" Did you mean {near[0]!r}?" if near else ""))
+        raise ConfigError(
+            f"config file {str(path)!r} does not exist." + (f" Did you mean {near[0]!r}?" if near else "")
+        )
     try:
         raw = OmegaConf.load(path)
     except yaml.YAMLError as error:
@@ -218,7 +242,9 @@ def plan(config: Config) -> Plan:
     if not config.data:
         raise ConfigError("data: missing. Name a source, e.g. data.name=file data.path=problems.jsonl")
     if not config.objective:
-        raise ConfigError("objective: empty. Name at least one term, e.g. objective: [{name: distill, divergence: forward_kl}]")
+        raise ConfigError(
+            "objective: empty. Name at least one term, e.g. objective: [{name: distill, divergence: forward_kl}]"
+        )
     result = Plan(
         config=config,
         data=section("data", config.data, "data"),
@@ -258,7 +284,9 @@ def section(kind: str, spec: Any, key: str, frame: type | None = None) -> Sectio
     except ConfigError as error:
         for option in rest:  # a misspelled frame field looks like an unknown option of the plug-in
             if str(error).startswith(f"{key}.{option}: ") and suggest(option, names):
-                raise ConfigError(f"{error} Fields of every {kind}: {', '.join(sorted(names))}.{suggest(option, names)}") from None
+                raise ConfigError(
+                    f"{error} Fields of every {kind}: {', '.join(sorted(names))}.{suggest(option, names)}"
+                ) from None
         raise
 
 
@@ -284,13 +312,13 @@ def _override(raw: DictConfig, override: str) -> None:
 def _refuse_unknown(raw: DictConfig, schema: type, prefix: str) -> None:
     fields = {f.name: f for f in dataclasses.fields(schema)}
     everywhere = _all_keys()
-    for name in raw:
+    for name in map(str, raw):
         key = f"{prefix}{name}"
         if name not in fields:
             elsewhere = [k for k in everywhere if k.rpartition(".")[2] == name]
-            hint = suggest(str(name), fields) or (f" There is {', '.join(elsewhere)}." if elsewhere else "")
+            hint = suggest(name, fields) or (f" There is {', '.join(elsewhere)}." if elsewhere else "")
             raise ConfigError(f"{key}: unknown key.{hint} Known here: {', '.join(fields)}.")
-        child = fields[str(name)].default_factory
+        child = fields[name].default_factory
         if isinstance(child, type) and dataclasses.is_dataclass(child) and isinstance(raw._get_node(name), DictConfig):
             _refuse_unknown(raw[name], child, f"{key}.")
 
@@ -317,7 +345,11 @@ def _check_values(config: Config, result: Plan) -> None:
     for key, value in positive.items():
         if value < 1:
             raise ConfigError(f"{key}: got {value}, wanted at least 1.")
-    nonnegative = {"trainer.lr": result.trainer.frame.lr, "eval.every": config.eval.every, "checkpoint.every": config.checkpoint.every}
+    nonnegative = {
+        "trainer.lr": result.trainer.frame.lr,
+        "eval.every": config.eval.every,
+        "checkpoint.every": config.checkpoint.every,
+    }
     for key, number in nonnegative.items():
         if number < 0:
             raise ConfigError(f"{key}: got {number}, wanted 0 or more.")
@@ -352,7 +384,9 @@ def _check_views(result: Plan) -> None:
             )
     for view in result.contexts:
         if view not in used:
-            raise ConfigError(f"contexts.{view}: no term of the objective reads this view; remove it or set a term's view={view}.")
+            raise ConfigError(
+                f"contexts.{view}: no term of the objective reads this view; remove it or set a term's view={view}."
+            )
 
 
 def _check_rewards(result: Plan) -> None:
@@ -361,7 +395,9 @@ def _check_rewards(result: Plan) -> None:
     if len(set(names)) < len(names):
         raise ConfigError(f"rewards: the same name twice ({', '.join(names)}); parts are logged by name.")
     if result.eval_sets and not names:
-        raise ConfigError("eval.sets: sets need a reward that says what is right; add one under rewards (weight 0 if it should not train).")
+        raise ConfigError(
+            "eval.sets: sets need a reward that says what is right; add one under rewards (weight 0 if it should not train)."
+        )
     if config.eval.reward is not None and config.eval.reward not in names:
         raise ConfigError(f"eval.reward: {config.eval.reward!r} is not under rewards ({', '.join(names) or 'empty'}).")
 
@@ -369,5 +405,3 @@ def _check_rewards(result: Plan) -> None:
 def to_yaml(config: Config) -> str:
     """The resolved config as YAML."""
     return OmegaConf.to_yaml(OmegaConf.structured(config))
-
-

@@ -9,7 +9,9 @@ from onpolicy.data.errors import DataError
 from onpolicy.types import Prompt
 
 
-def coverage(prompts: Sequence[Prompt], *, problems: int | None, repeats: int | None = None, seed: int = 0) -> list[Prompt]:
+def coverage(
+    prompts: Sequence[Prompt], *, problems: int | None, repeats: int | None = None, seed: int = 0
+) -> list[Prompt]:
     """A random subset, each problem ``repeats`` times.
 
     Subsets with one seed are nested: those chosen for 8 are among those chosen for 64. Copies get ids ``<id>#k``;

@@ -39,7 +39,9 @@ class PromptCursor:
             DataError: the problems are not those of the saved run.
         """
         if state["dataset"] != self._fingerprint():
-            raise DataError("data: the problems differ from those of the saved run; resuming would train on others in another order")
+            raise DataError(
+                "data: the problems differ from those of the saved run; resuming would train on others in another order"
+            )
         self.position = state["position"]
 
     def _at(self, position: int) -> Prompt:

@@ -9,7 +9,15 @@ from collections.abc import Mapping
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from onpolicy.types import Metrics
@@ -60,7 +68,9 @@ class Display:
         self._bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self._bar.stop()
 
     def start_step(self, step: int) -> None:
@@ -85,7 +95,10 @@ class Display:
         for name, value in metrics.items():
             if name.startswith("eval/") and "/avg@" in name and name.count("/") == 2:
                 low, high = metrics[f"{name}/low"], metrics[f"{name}/high"]
-                self.console.print(f"[bold]step {step:>4}[/bold]  [green]{name}[/green] {value:.3f}  [dim]95 % {low:.3f} to {high:.3f}[/dim]", highlight=False)
+                self.console.print(
+                    f"[bold]step {step:>4}[/bold]  [green]{name}[/green] {value:.3f}  [dim]95 % {low:.3f} to {high:.3f}[/dim]",
+                    highlight=False,
+                )
 
 
 SUMMARY = (

@@ -49,7 +49,12 @@ def interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> 
     if len(set(values)) < 2:
         return values[0], values[0]
     result = bootstrap(
-        (np.asarray(values),), np.mean, confidence_level=level, n_resamples=2000, method="percentile", rng=np.random.default_rng(seed)
+        (np.asarray(values),),
+        np.mean,
+        confidence_level=level,
+        n_resamples=2000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(result.low), float(result.high)
 

@@ -40,7 +40,10 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
             train(run)
     except Interrupted:
         console.print(f"[yellow]stopped after step {run.step}[/yellow]; resume with:", highlight=False)
-        console.print(f"  onpolicy train {config_path} {' '.join([*_without_run_dir(overrides), f'run_dir={folder}'])}", highlight=False)
+        console.print(
+            f"  onpolicy train {config_path} {' '.join([*_without_run_dir(overrides), f'run_dir={folder}'])}",
+            highlight=False,
+        )
         return 130
     finally:
         run.close()
@@ -54,7 +57,9 @@ def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
     checked = plan(config)
     if not checked.eval_sets:
         raise ConfigError("eval.sets: empty; name at least one set to measure on")
-    folder = Path(config.run_dir) if config.run_dir else default_folder(config_path.with_stem(f"eval-{config_path.stem}"))
+    folder = (
+        Path(config.run_dir) if config.run_dir else default_folder(config_path.with_stem(f"eval-{config_path.stem}"))
+    )
     console = Console()
     model = read_model(config)
     display = Display(0, console)

@@ -8,7 +8,7 @@ micro-batches never changes its gradient.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -47,7 +47,7 @@ class Tally:
     """Sums and counts of per-token quantities, over micro-batches; gives means at the end."""
 
     def __init__(self) -> None:
-        self.sums: Counter[str] = Counter()
+        self.sums: defaultdict[str, float] = defaultdict(float)
         self.counts: Counter[str] = Counter()
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:

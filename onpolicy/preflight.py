@@ -49,7 +49,9 @@ class Preflight:
         self._panel("the student reads", self.renderer.decode(example.rollout.prompt_ids))
         for view, ids in example.teacher_prompt_ids.items():
             self._panel(f"the teacher reads ({view})", self.renderer.decode(ids))
-        self._panel(f"the student answered (reward {example.reward:g}, {example.rollout.finish_reason})", example.rollout.text)
+        self._panel(
+            f"the student answered (reward {example.reward:g}, {example.rollout.finish_reason})", example.rollout.text
+        )
 
     def check_head(self, example: Example) -> None:
         """The chunked head must give the model's own logits."""
@@ -57,7 +59,9 @@ class Preflight:
         error = head_error(self.trainer.student, ids)
         if error > HEAD_TOLERANCE:
             kind = type(self.trainer.student).__name__
-            raise PreflightError(f"{kind}: logits computed from hidden states are off by {error:.3g}; its head scales them in a way not known here")
+            raise PreflightError(
+                f"{kind}: logits computed from hidden states are off by {error:.3g}; its head scales them in a way not known here"
+            )
         self._passed("the model's head is understood", f"logits differ by {error:.1e}")
 
     def check_alignment(self, examples: Sequence[Example]) -> None:
@@ -68,7 +72,7 @@ class Preflight:
             for who, ids in prompts.items():
                 if tuple(ids[len(ids) - len(suffix) :]) != tuple(suffix):
                     raise PreflightError(
-                        f"prompt {example.prompt.id!r}: the prompt of {who!r} ends with {self.renderer.decode(ids[-len(suffix):])!r}, "
+                        f"prompt {example.prompt.id!r}: the prompt of {who!r} ends with {self.renderer.decode(ids[-len(suffix) :])!r}, "
                         f"wanted the generation prompt {self.renderer.decode(suffix)!r}; the completion would start in another place"
                     )
         self._passed("first completion token lines up", f"all prompts end with {self.renderer.decode(suffix)!r}")
@@ -83,22 +87,28 @@ class Preflight:
                 f"generator and trainer disagree on the sampled tokens by {gap.mean():.4f} nats on average (at most {gap.max():.3f}); "
                 f"preflight.logprob_tolerance allows {self.logprob_tolerance}. Different weights, precision or chat template?"
             )
-        self._passed("generator and trainer agree", f"log-probs differ by {gap.mean():.1e} on average, {gap.max():.1e} at most")
+        self._passed(
+            "generator and trainer agree", f"log-probs differ by {gap.mean():.1e} on average, {gap.max():.1e} at most"
+        )
 
     def check_zero(self, example: Example) -> None:
         """A teacher that reads the student's own prompt must give zero loss and zero gradient while its weights are the student's."""
         comparisons = self.trainer.objective.comparisons
-        if not comparisons or self.trainer.rule.copies and self.trainer.scheduler.last_epoch > 0:
+        if not comparisons or (self.trainer.rule.copies and self.trainer.steps_done > 0):
             return
         twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.views, example.rollout.prompt_ids))
         inputs = self.trainer.inputs(self.trainer.batch([twin]))
-        loss = torch.stack([inputs.divergences[c].sum() for c in comparisons]).sum() / len(example.rollout.completion_ids)
+        loss = torch.stack([inputs.divergences[c].sum() for c in comparisons]).sum() / len(
+            example.rollout.completion_ids
+        )
         loss.backward()  # type: ignore[no-untyped-call]
         norm = max(float(p.grad.abs().max()) for p in self.trainer.student.parameters() if p.grad is not None)
         self.trainer.optimizer.zero_grad(set_to_none=True)
         value = float(loss.detach().abs())
         if value > 1e-5 or norm > 1e-3:
-            raise PreflightError(f"a teacher with the student's own prompt and weights gives a loss of {value:.3g} per token and a gradient of {norm:.3g}, wanted 0")
+            raise PreflightError(
+                f"a teacher with the student's prompt and weights gives a loss of {value:.3g} per token, a gradient of {norm:.3g}; wanted 0"
+            )
         self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
 
     def check_signal(self, examples: Sequence[Example]) -> None:
@@ -114,13 +124,15 @@ class Preflight:
                 "Try more rollouts (generator.group_size, data.prompts_per_step), an easier set, or another context."
             )
         if reads_teacher and taught and not differing and not self.trainer.rule.copies:
-            raise PreflightError("every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction")
-        self._passed("there is a signal", f"of {len(examples)} rollouts {taught} have a teacher, {credited} an advantage")
+            raise PreflightError(
+                "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
+            )
+        self._passed(
+            "there is a signal", f"of {len(examples)} rollouts {taught} have a teacher, {credited} an advantage"
+        )
 
     def _panel(self, title: str, text: str) -> None:
         self.console.print(Panel(Text(text), title=title, title_align="left", border_style="dim"))
 
     def _passed(self, what: str, detail: str) -> None:
         self.console.print(f"[green]✓[/green] {what} [dim]({detail})[/dim]", highlight=False)
-
-

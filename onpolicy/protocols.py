@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onpolicy.sampling import Sampling
@@ -17,6 +17,8 @@ class Generator(Protocol):
 
     policy_version: int
     """Version of the weights now in the engine; every rollout carries it."""
+    on_progress: Callable[[int, int], None]
+    """Called with (rollouts finished, rollouts wanted) while generating."""
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """Samples ``group_size`` rollouts of each prompt, in the order given; ``sampling`` replaces the one it was made with.
@@ -51,5 +53,9 @@ class Trainer(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Everything beyond the student's weights that a resumed run needs, as nested dictionaries of tensors and plain values."""
+        """Everything beyond the student's weights that a resumed run needs: nested dictionaries of tensors and plain values."""
+        ...
+
+    def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Puts back the student's weights and what ``state`` returned."""
         ...

@@ -26,7 +26,9 @@ class PromptTooLong(ValueError):
     """A prompt over the limit; never cut, because either end of a prompt matters."""
 
     def __init__(self, num_tokens: int, limit: int, where: str = "prompt") -> None:
-        super().__init__(f"{where}: {num_tokens} tokens, the limit is {limit}. Raise it, or set rendering.too_long=drop.")
+        super().__init__(
+            f"{where}: {num_tokens} tokens, the limit is {limit}. Raise it, or set rendering.too_long=drop."
+        )
         self.num_tokens, self.limit = num_tokens, limit
 
 
@@ -62,7 +64,9 @@ class Renderer:
             texts.append(match.group())
             return f"{MARK}{len(texts) - 1}{END}"
 
-        hidden = [{**m, "content": self._forbidden.sub(hide, m["content"])} for m in messages]
+        hidden: list[Message] = [
+            {"role": m["role"], "content": self._forbidden.sub(hide, m["content"])} for m in messages
+        ]
         ids = self._encode_hidden(self._template_text(hidden), texts)
         limit = self.max_prompt_tokens if limit is None else limit
         if limit is not None and len(ids) > limit:

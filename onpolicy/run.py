@@ -85,7 +85,9 @@ class Run:
         everything = metrics | self._costs(metrics)
         for tracker in self.trackers:
             tracker.log(step, everything)
-        for example in examples[:: max(1, len(examples) // max(1, self.config.logging.samples))][: self.config.logging.samples]:
+        for example in examples[:: max(1, len(examples) // max(1, self.config.logging.samples))][
+            : self.config.logging.samples
+        ]:
             self.samples.write({"step": step, **sample_row(example, self.renderer)})
         self.display.finish_step(step, everything)
 

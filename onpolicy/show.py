@@ -15,7 +15,12 @@ from rich.table import Table
 from onpolicy.config import FRAMES, SUPPLIED, Config, EvalFrame
 from onpolicy.registry import TABLES, ConfigError, find, options_of, suggest
 
-SECTION_OF = {"reward": "rewards[]", "term": "objective[]", "context": "contexts.<view>", "tracker": "logging.trackers[]"}
+SECTION_OF = {
+    "reward": "rewards[]",
+    "term": "objective[]",
+    "context": "contexts.<view>",
+    "tracker": "logging.trackers[]",
+}
 """Where a plug-in of a kind stands in the config, if not under the name of its kind."""
 
 
@@ -58,7 +63,9 @@ def _plugin_options(kind: str, name: str, target: str) -> Iterator[Option]:
             continue
         key = f"{SECTION_OF.get(kind, kind)}.{option}"
         required = parameter.default is inspect.Parameter.empty
-        yield Option(f"{key} ({name})", "required" if required else _shown(parameter.default), meanings.get(option, ""), target)
+        yield Option(
+            f"{key} ({name})", "required" if required else _shown(parameter.default), meanings.get(option, ""), target
+        )
 
 
 def option_meanings(function: Callable[..., Any]) -> dict[str, str]:
@@ -87,7 +94,11 @@ def _shown(value: Any) -> str:
         return "required"
     if callable(value):
         return str(getattr(value, "__name__", value))
-    return {None: "null", True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool | None) else str(value)
+    return (
+        {None: "null", True: "true", False: "false"}.get(value, str(value))
+        if isinstance(value, bool | None)
+        else str(value)
+    )
 
 
 def print_options(prefix: str) -> int:
@@ -97,7 +108,9 @@ def print_options(prefix: str) -> int:
     rows = [option for option in options() if option.key.startswith(prefix)]
     if not rows:
         heads = {option.key.split(".")[0].split("[")[0] for option in options()}
-        raise ConfigError(f"no option starts with {prefix!r}.{suggest(prefix, heads)} Sections: {', '.join(sorted(heads))}.")
+        raise ConfigError(
+            f"no option starts with {prefix!r}.{suggest(prefix, heads)} Sections: {', '.join(sorted(heads))}."
+        )
     for option in rows:
         table.add_row(option.key.replace("[", "\\["), option.default, option.meaning.replace("[", "\\["), option.source)
     Console().print(table)
@@ -109,7 +122,13 @@ def print_names(kind: str | None) -> int:
         raise ConfigError(f"unknown kind {kind!r}.{suggest(kind, TABLES)} Kinds: {', '.join(TABLES)}.")
     console = Console()
     for each in [kind] if kind else TABLES:
-        table = Table(title=f"{each}  [dim]{SECTION_OF.get(each, each)}[/dim]", title_justify="left", box=None, pad_edge=False, show_header=False)
+        table = Table(
+            title=f"{each}  [dim]{SECTION_OF.get(each, each)}[/dim]",
+            title_justify="left",
+            box=None,
+            pad_edge=False,
+            show_header=False,
+        )
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name in TABLES[each]:

@@ -16,7 +16,7 @@ class WeightRule:
     copies: bool
     """Whether the teacher has weights of its own; if not it is the student itself, as it is when it scores."""
     update: Callable[[Tensor, Tensor], None] | None
-    """``(teacher, student)``: changes one teacher tensor in place after an optimizer step, on whole tensors or on shards; None: never changes."""
+    """``(teacher, student)``: changes one teacher tensor in place after an optimizer step, whole or a shard of it; None: never."""
 
 
 def live() -> WeightRule:

@@ -33,7 +33,8 @@ def split_thinking(text: str, *, opened: bool) -> ThinkingSplit:
     if not opened and OPEN not in text and CLOSE in text:
         opened = True
     inside = opened
-    thinking, answer = [], []
+    thinking: list[str] = []
+    answer: list[str] = []
     for piece in re.split(f"({re.escape(OPEN)}|{re.escape(CLOSE)})", text):
         if piece in (OPEN, CLOSE):
             inside = piece == OPEN

@@ -22,8 +22,10 @@ class Jsonl:
         """Lines after ``resume_at`` belong to steps that will be run again; they go."""
         self._path = path
         if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) is not None and _step_of(line) <= resume_at]  # type: ignore[operator]
-            path.write_text("".join(f"{line}\n" for line in kept))
+            steps = {line: _step_of(line) for line in path.read_text().splitlines()}
+            path.write_text(
+                "".join(f"{line}\n" for line, step in steps.items() if step is not None and step <= resume_at)
+            )
         self._file = path.open("a")
 
     def log(self, step: int, metrics: Metrics) -> None:
@@ -73,7 +75,9 @@ class _Wandb:
     def __init__(self, run_dir: Path, project: str, mode: str) -> None:
         import wandb
 
-        self._run = wandb.init(project=project, dir=run_dir, name=run_dir.name, id=run_dir.name, resume="allow", mode=mode)
+        self._run = wandb.init(
+            project=project, dir=run_dir, name=run_dir.name, id=run_dir.name, resume="allow", mode=mode
+        )
 
     def log(self, step: int, metrics: Metrics) -> None:
         self._run.log(metrics, step=step)

@@ -69,7 +69,9 @@ def _score_one(function: RewardFn, sample: RewardInput) -> float | None:
     try:
         return _number(function(**_arguments(function, known(sample))))
     except Exception as error:
-        raise RewardError(f"reward {name_of(function)} failed on {sample.id!r}: {type(error).__name__}: {error}") from error
+        raise RewardError(
+            f"reward {name_of(function)} failed on {sample.id!r}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def _score_group(function: RewardFn, samples: Sequence[RewardInput]) -> list[float | None]:
@@ -121,7 +123,7 @@ def _log_nothing(*args: Any, **kwargs: Any) -> None:
 
 
 def _arguments(function: RewardFn, values: Mapping[str, Any]) -> dict[str, Any]:
-    chosen = {}
+    chosen: dict[str, Any] = {}
     for name, parameter in _wanted(function).items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             chosen = {**{k: v for k, v in values.items() if k not in _bound(function)}, **chosen}

@@ -19,5 +19,7 @@ def thinking_format(completion: str, *, open_tag: str = "<think>", close_tag: st
         close_tag: what closes it
     """
     before, closed, after = completion.partition(close_tag)
-    opened_at_start = before.count(open_tag) == 0 or (before.count(open_tag) == 1 and before.lstrip().startswith(open_tag))
+    opened_at_start = before.count(open_tag) == 0 or (
+        before.count(open_tag) == 1 and before.lstrip().startswith(open_tag)
+    )
     return bool(closed) and opened_at_start and close_tag not in after and open_tag not in after and bool(after.strip())

@@ -14,7 +14,16 @@ from typing import Literal
 LEXICONS: dict[str, tuple[str, ...]] = {
     "seed10": ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check"),
     "companion9": ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "check"),
-    "A": ("wait", "hmm", "hold on", "let me double-check", "let me recheck", "i made a mistake", "that's not right", "i'm not sure"),
+    "A": (
+        "wait",
+        "hmm",
+        "hold on",
+        "let me double-check",
+        "let me recheck",
+        "i made a mistake",
+        "that's not right",
+        "i'm not sure",
+    ),
     "B": ("perhaps", "maybe", "might", "possibly", "probably", "seems", "likely", "appears", "i think", "i guess"),
     "C": ("alternatively", "another approach", "another way", "or maybe", "what if", "let's try", "instead"),
     "D": ("clearly", "obviously", "certainly", "definitely", "of course", "undoubtedly", "surely", "without doubt"),

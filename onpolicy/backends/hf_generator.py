@@ -98,12 +98,19 @@ class HFGenerator:
         """Extends every draft to its end; rows that have stopped are carried along until the last one stops."""
         width = max(len(d.prompt_ids) for d in drafts)
         ids = torch.tensor([[0] * (width - len(d.prompt_ids)) + list(d.prompt_ids) for d in drafts], device=self.device)
-        mask = torch.tensor([[0] * (width - len(d.prompt_ids)) + [1] * len(d.prompt_ids) for d in drafts], device=self.device)
+        mask = torch.tensor(
+            [[0] * (width - len(d.prompt_ids)) + [1] * len(d.prompt_ids) for d in drafts], device=self.device
+        )
         cache = None
         for _ in range(sampling.max_tokens):
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             output = self._model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True, logits_to_keep=1
+                input_ids=ids,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
             )
             cache = output.past_key_values
             logits = output.logits[:, -1].float().cpu()

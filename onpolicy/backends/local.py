@@ -65,28 +65,34 @@ class LocalTrainer:
         frozen = teacher.copies and teacher.update is None
         self.start = (self.teacher if frozen else self._copy()) if objective.needs_ref else None
         self.optimizer = torch.optim.AdamW(
-            self.student.parameters(), lr=settings.lr, betas=(settings.betas[0], settings.betas[1]), weight_decay=settings.weight_decay
+            self.student.parameters(),
+            lr=settings.lr,
+            betas=(settings.betas[0], settings.betas[1]),
+            weight_decay=settings.weight_decay,
         )
-        self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lr_factor(settings, total_steps))
+        self.lr_factor = lr_factor(settings, total_steps)
+        self.steps_done = 0
 
     def step(self, examples: Sequence[Example]) -> Metrics:
         """One pass over the step's rollouts: ``updates_per_step`` optimizer updates, then the teacher's."""
         tally, losses, norms = Tally(), [], []
+        lr = self.settings.lr * self.lr_factor(self.steps_done)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
         shares = split(examples, self.settings.updates_per_step)
         old = self._old_logprobs(shares) if len(shares) > 1 else {}
         for share in shares:
             loss, norm = self._update(share, old, tally)
             losses.append(loss)
             norms.append(norm)
-        lr = self.scheduler.get_last_lr()[0]
-        self.scheduler.step()
+        self.steps_done += 1
         self._move_teacher()
         skipped = sum(not math.isfinite(n) for n in norms)
         return tally.means() | {
             "train/loss": sum(losses) / len(losses),
             "train/grad_norm": max(norms),
             "train/lr": lr,
-            "train/skipped_updates": skipped,
+            "train/skipped_updates": float(skipped),
         }
 
     def _update(self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: Tally) -> tuple[float, float]:
@@ -103,7 +109,9 @@ class LocalTrainer:
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
             tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
-            tally.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask)
+            tally.add(
+                "rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask
+            )
         with self.clock("update"):
             norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
             if math.isfinite(norm):
@@ -137,8 +145,8 @@ class LocalTrainer:
         return [found[id(e)] for e in examples]
 
     def state(self) -> dict[str, Any]:
-        """Optimizer, scheduler and a teacher that moves; the start model is read from ``model.path`` again."""
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "scheduler": self.scheduler.state_dict()}
+        """Optimizer, progress and a teacher that moves; the start model is read from ``model.path`` again."""
+        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "steps_done": self.steps_done}
         if self.rule.copies and self.rule.update is not None:
             state["teacher"] = dict(self.teacher.named_parameters())
         return state
@@ -150,7 +158,7 @@ class LocalTrainer:
         if "teacher" in state:
             _assign(self.teacher, state["teacher"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))
-        self.scheduler.load_state_dict(dict(state["scheduler"]))
+        self.steps_done = state["steps_done"]
 
     def _copy(self) -> PreTrainedModel:
         return copy.deepcopy(self.student).requires_grad_(False).eval()
@@ -260,7 +268,8 @@ def lr_factor(settings: TrainerFrame, total_steps: int) -> Callable[[int], float
 def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
     moved = {f.name: getattr(batch, f.name).to(device) for f in fields(batch) if f.name != "views"}
     views = {
-        name: TeacherView(**{f.name: getattr(view, f.name).to(device) for f in fields(view)}) for name, view in batch.views.items()
+        name: TeacherView(**{f.name: getattr(view, f.name).to(device) for f in fields(view)})
+        for name, view in batch.views.items()
     }
     return TrainBatch(**moved, views=views)
 

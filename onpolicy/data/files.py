@@ -65,7 +65,9 @@ def accept(prompts: list[Prompt], bad: list[BadRow], on_bad_row: OnBadRow, sourc
     """The prompts, if the bad rows are to be tolerated and anything is left."""
     listed = "\n  ".join(map(str, bad[:SHOWN])) + (f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
     if bad and on_bad_row == "refuse":
-        raise DataError(f"{len(bad)} of {len(bad) + len(prompts)} rows cannot be read:\n  {listed}\nSet data.on_bad_row=skip to leave them out.")
+        raise DataError(
+            f"{len(bad)} of {len(bad) + len(prompts)} rows cannot be read:\n  {listed}\nSet data.on_bad_row=skip to leave them out."
+        )
     if bad:
         import warnings
 

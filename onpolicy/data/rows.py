@@ -25,7 +25,9 @@ def to_prompt(row: Mapping[str, Any], *, default_id: str, prompt_template: str |
     row = {name: _unpacked(value) if name in NESTED else value for name, value in row.items()}
     column = next((name for name in QUESTION if row.get(name) is not None), None)
     if column is None:
-        raise ValueError(f"no prompt: wanted one of the columns {', '.join(QUESTION)}; it has {', '.join(map(repr, row)) or 'none'}")
+        raise ValueError(
+            f"no prompt: wanted one of the columns {', '.join(QUESTION)}; it has {', '.join(map(repr, row)) or 'none'}"
+        )
     messages = _messages(row[column], column, prompt_template)
     identity = _first(row, IDENTITY)
     fields = dict(row) | {"prompt": row[column]}
@@ -59,7 +61,11 @@ def _messages(value: Any, column: str, prompt_template: str | None) -> tuple[Mes
 
 
 def _message(item: Any, column: str) -> Message:
-    if not isinstance(item, Mapping) or not isinstance(item.get("role"), str) or not isinstance(item.get("content"), str):
+    if (
+        not isinstance(item, Mapping)
+        or not isinstance(item.get("role"), str)
+        or not isinstance(item.get("content"), str)
+    ):
         raise ValueError(f"column {column!r} holds the message {_short(item)}, wanted a role and a content, both text")
     if not item["content"].strip():
         raise ValueError(f"column {column!r} holds an empty {item['role']} message")

@@ -41,7 +41,8 @@ def jsd(student: Tensor, teacher: Tensor, *, beta: float) -> Tensor:
     if not 0.0 < beta < 1.0:
         right = "reverse_kl" if beta >= 1.0 else "forward_kl"
         raise ValueError(f"jsd: beta must lie strictly between 0 and 1, got {beta}; for the limit use {right}")
-    mixture = torch.logaddexp(teacher + math.log(beta), student + math.log1p(-beta))
+    finite = torch.finfo(student.dtype).min / 4  # logaddexp(-inf, -inf) has no gradient
+    mixture = torch.logaddexp(teacher.clamp(min=finite) + math.log(beta), student.clamp(min=finite) + math.log1p(-beta))
     return beta * _expectation(teacher, teacher - mixture) + (1.0 - beta) * _expectation(student, student - mixture)
 
 

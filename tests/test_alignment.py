@@ -1,0 +1,93 @@
+"""The alignment rule: index t is about completion token t, whoever sits beside the row and however it is laid out.
+
+For two model families: 1. log-probs of a padded batch, of a packed one and of single rows are the same, and equal the
+model's own logits on the row alone; 2. so are the teacher's, under a prompt of another length; 3. a teacher with the
+student's prompt gives loss 0 and gradient 0; 4. rows without a context are off in the mask and get no loss.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PreTrainedModel
+
+from onpolicy.collate import collate
+from onpolicy.distill.vocabulary import read
+from onpolicy.forward import completion_states, head_error
+from onpolicy.types import Example
+from tests.tiny import example, random_examples, tiny_model
+
+FAMILIES = ("qwen3", "llama")
+
+
+def alone(model: PreTrainedModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
+    """[T] by the model's own logits on the one sequence: the log-prob of token t comes from the position before it."""
+    ids = torch.tensor([[*prompt, *completion]])
+    logp = model(input_ids=ids).logits[0].float().log_softmax(-1)
+    return torch.stack([logp[len(prompt) + t - 1, token] for t, token in enumerate(completion)])
+
+
+def student_rows(model: PreTrainedModel, examples: list[Example], layout: str) -> list[torch.Tensor]:
+    batch = collate(examples, views=["teacher"], pad_id=0)
+    states = completion_states(model, batch.input_ids, batch.attention_mask, batch.response_mask, layout=layout)  # type: ignore[arg-type]
+    flat = read(states, {}, batch.completion_ids[batch.response_mask]).logprobs
+    return list(flat.split([len(e.rollout.completion_ids) for e in examples]))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@torch.no_grad()
+def test_every_layout_gives_the_row_its_own_numbers(family: str, layout: str) -> None:
+    model, examples = tiny_model(family), random_examples(6)
+    together = student_rows(model, examples, layout)
+    for row, one in zip(together, examples, strict=True):
+        torch.testing.assert_close(row, alone(model, one.rollout.prompt_ids, one.rollout.completion_ids), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(row, student_rows(model, [one], layout)[0], atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+@torch.no_grad()
+def test_the_teacher_scores_the_same_tokens_under_its_own_prompt(family: str, layout: str) -> None:
+    model, examples = tiny_model(family), random_examples(6, seed=3, with_teacher=0.5)
+    view = collate(examples, views=["teacher"], pad_id=0).views["teacher"]
+    batch = collate(examples, views=["teacher"], pad_id=0)
+    taught = [e for e in examples if "teacher" in e.teacher_prompt_ids]
+    assert 0 < len(taught) < len(examples), "the example set must hold both kinds of rows"
+    states = completion_states(model, view.input_ids, view.attention_mask, view.mask[view.rows], layout=layout)  # type: ignore[arg-type]
+    flat = read(states, {}, batch.completion_ids[view.mask]).logprobs
+    for row, one in zip(flat.split([len(e.rollout.completion_ids) for e in taught]), taught, strict=True):
+        expected = alone(model, one.teacher_prompt_ids["teacher"], one.rollout.completion_ids)
+        torch.testing.assert_close(row, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_columns_by_hand() -> None:
+    """Prompts end, and completions begin, in the same column of a batch."""
+    batch = collate([example([5, 6], [7, 8, 2], teacher=[9, 5, 6]), example([4], [3])], views=["teacher"], pad_id=0)
+    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 2], [0, 4, 3, 0, 0]]
+    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 0, 0]]
+    assert batch.completion_ids.tolist() == [[7, 8, 2], [3, 0, 0]]
+    assert batch.response_mask.tolist() == [[True] * 3, [True, False, False]]
+    view = batch.views["teacher"]
+    assert view.rows.tolist() == [0] and view.input_ids.tolist() == [[9, 5, 6, 7, 8, 2]]
+    assert view.mask.tolist() == [[True] * 3, [False] * 3]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_head_is_the_models_own(family: str) -> None:
+    assert head_error(tiny_model(family), torch.tensor([[5, 6, 7]])) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "granite", "cohere"])
+def test_scaled_and_capped_heads_are_understood(kind: str) -> None:
+    import transformers as t
+
+    shape = {"vocab_size": 50, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "head_dim": 16, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+    torch.manual_seed(0)
+    model = {
+        "gemma2": lambda: t.Gemma2ForCausalLM(t.Gemma2Config(**shape, final_logit_softcapping=0.5)),
+        "granite": lambda: t.GraniteForCausalLM(t.GraniteConfig(**shape, logits_scaling=4.0)),
+        "cohere": lambda: t.CohereForCausalLM(t.CohereConfig(**shape, logit_scale=0.0625)),
+    }[kind]().eval()
+    assert head_error(model, torch.tensor([[5, 6, 7]])) < 1e-5

@@ -1,0 +1,159 @@
+"""Reading problems.
+
+1. verl's parquet with structs and with JSON strings, TRL's and OPSD's columns, in parquet, JSONL and JSON; 2. a bad row is
+named by file and row, refused or skipped; 3. missing, empty and corrupt files; 4. ids are unique; 5. gym problems are
+the same for the same seed and templates do not mix; 6. hub datasets from a local folder.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from onpolicy.data import DataError, gym, hub, load_prompts, read_prompts
+
+VERL = {
+    "data_source": "math",
+    "prompt": [{"role": "user", "content": "2 + 2?"}],
+    "ability": "MATH",
+    "reward_model": {"ground_truth": "4", "style": "rule"},
+    "extra_info": {"index": 7, "solution": "add them"},
+}
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+def jsonl(path: Path, rows: list[Any]) -> Path:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows))
+    return path
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["structs", "json strings"])
+def test_verl_parquet(tmp_path: Path, as_json: bool) -> None:
+    row = {k: json.dumps(v) if as_json and not isinstance(v, str) else v for k, v in VERL.items()}
+    (prompt,) = load_prompts(parquet(tmp_path / "a.parquet", [row]))
+    assert prompt.messages == ({"role": "user", "content": "2 + 2?"},)
+    assert prompt.fields["answer"] == "4" and prompt.fields["solution"] == "add them" and prompt.id == "7"
+    assert prompt.fields["data_source"] == "math" and prompt.fields["extra_info"]["index"] == 7
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"problem": "2 + 2?", "answer": 4, "solution": "add"},
+        {"prompt": "2 + 2?", "ground_truth": "4", "privileged_context": "add"},
+        {"messages": [{"role": "user", "content": "2 + 2?"}], "label": "4", "reference_solution": "add"},
+        {"question": "2 + 2?", "final_answer": "4", "solution": "add"},
+    ],
+)
+def test_the_usual_columns(tmp_path: Path, row: dict[str, Any]) -> None:
+    (prompt,) = load_prompts(jsonl(tmp_path / "a.jsonl", [row]))
+    assert prompt.messages[-1]["content"] == "2 + 2?"
+    assert prompt.fields["answer"] == "4" and prompt.fields["solution"] == "add" and prompt.id == "a/1"
+
+
+def test_a_template_keeps_other_braces(tmp_path: Path) -> None:
+    file = jsonl(tmp_path / "a.jsonl", [{"problem": "solve {x}^{2}"}])
+    (prompt,) = load_prompts(file, prompt_template="{problem} in \\boxed{}")
+    assert prompt.messages[0]["content"] == "solve {x}^{2} in \\boxed{}"
+    assert prompt.fields["prompt"] == "solve {x}^{2}"
+
+
+def test_text_that_looks_like_json_stays_text(tmp_path: Path) -> None:
+    rows = [{"prompt": "[1, 2] + [3]?"}, {"prompt": "[1, 2]"}, {"prompt": "{a, b} is a set"}]
+    assert [p.messages[0]["content"] for p in load_prompts(jsonl(tmp_path / "a.jsonl", rows))] == [r["prompt"] for r in rows]
+
+
+def test_bad_rows_are_named_and_refused_or_skipped(tmp_path: Path) -> None:
+    rows = [
+        {"problem": "fine"},
+        "{not json",
+        {"problem": "  "},
+        {"no": "prompt"},
+        {"messages": [{"role": "user"}]},
+        {"messages": [{"role": "user", "content": 5}]},
+        {"prompt": 5},
+        "[1]",
+    ]
+    file = jsonl(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        load_prompts(file)
+    text = str(caught.value)
+    assert "7 of 8 rows" in text and f"{file}, row 2: is not JSON" in text and "row 3: column 'problem' is empty" in text
+    assert "row 4: no prompt" in text and "'no'" in text and "data.on_bad_row=skip" in text
+    with pytest.warns(UserWarning, match="left out 7 of 8"):
+        assert len(load_prompts(file, on_bad_row="skip")) == 1
+    prompts, bad = read_prompts(file)
+    assert [b.row for b in bad] == [2, 3, 4, 5, 6, 7, 8] and len(prompts) == 1
+
+
+def test_a_corrupt_nested_column_names_its_row(tmp_path: Path) -> None:
+    rows = [{"prompt": json.dumps(VERL["prompt"])}, {"prompt": '[{"role": "user", "content":'}, {"prompt": '[{"role": "user"}]'}]
+    with pytest.raises(DataError, match=r"row 3: column 'prompt' holds the message"):
+        load_prompts(parquet(tmp_path / "a.parquet", rows))
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is not parquet")
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "object.json").write_text("{}")
+    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "folder").mkdir()
+    for name, words in (
+        ("missing.jsonl", "does not exist"),
+        ("broken.parquet", "not a readable parquet"),
+        ("empty.jsonl", "holds no problems"),
+        ("object.json", "wanted a list"),
+        ("table.csv", "'.csv', wanted one of"),
+        ("folder", "holds no .parquet"),
+    ):
+        with pytest.raises(DataError, match=words):
+            load_prompts(tmp_path / name)
+
+
+def test_a_folder_is_read_in_order_and_ids_are_unique(tmp_path: Path) -> None:
+    jsonl(tmp_path / "b.jsonl", [{"problem": "three", "id": "x"}])
+    jsonl(tmp_path / "a.jsonl", [{"problem": "one", "id": "x"}, {"problem": "two"}])
+    prompts = load_prompts(tmp_path)
+    assert [p.messages[0]["content"] for p in prompts] == ["one", "two", "three"]
+    assert [p.id for p in prompts] == ["x", "a/2", "x#2"] and prompts[2].fields["problem_id"] == "x"
+
+
+def test_gym_problems_are_deterministic_and_carry_what_the_verifier_needs() -> None:
+    one, two = gym(size=4, seed=1), gym(size=4, seed=1)
+    assert one == two and gym(size=4, seed=2) != one
+    assert all("####" in p.fields["solution"] and p.fields["answer"] for p in one)
+    assert one[0].messages[0]["content"].endswith("\\boxed{}.")
+
+
+def test_gym_templates_do_not_mix() -> None:
+    near, far = gym(size=60, templates=[0, 49]), gym(size=60, templates=[50, 84])
+    assert not {p.fields["template"] for p in near} & {p.fields["template"] for p in far}
+    assert len({p.fields["template"] for p in near}) == 50
+    with pytest.raises(DataError, match=r"data\.templates"):
+        gym(templates=[0, 85])
+    with pytest.raises(DataError, match="only the task gsm_symbolic"):
+        gym(task="chain_sum", templates=[0, 1], size=2)
+
+
+def test_gym_refuses_unknown_tasks_and_options() -> None:
+    with pytest.raises(DataError, match="nonsense"):
+        gym(task="nonsense", size=1)
+    with pytest.raises(DataError, match="chain_sum"):
+        gym(task="chain_sum", size=1, config={"no_such": 1})
+
+
+def test_hub_reads_a_local_folder(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", [{"problem": "2 + 2?", "answer": "4"}])
+    (prompt,) = hub(path=str(tmp_path))
+    assert prompt.fields["answer"] == "4"
+    with pytest.raises(DataError, match=r"data\.path"):
+        hub(path=str(tmp_path), split="nope")
