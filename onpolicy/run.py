@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onpolicy.annotate import Annotator
+from onpolicy.annotate import Annotator, StaleRollouts
 from onpolicy.checkpoint import Checkpoints, read_state, read_weights
 from onpolicy.clock import Clock
 from onpolicy.config import Config
@@ -83,6 +83,7 @@ class Run:
             self.history.setdefault("first", {}).setdefault(name, value)
             self.history.setdefault("last", {})[name] = value
         everything = metrics | self._costs(metrics)
+        self._watch_sync(metrics)
         for tracker in self.trackers:
             tracker.log(step, everything)
         for example in examples[:: max(1, len(examples) // max(1, self.config.logging.samples))][
@@ -138,6 +139,19 @@ class Run:
             costs["rollout/tokens_per_second"] = tokens / max(seconds.get("time/generate", 0.0), 1e-9)
             costs["train/tokens_per_second"] = tokens / max(total, 1e-9)
         return costs
+
+    def _watch_sync(self, metrics: Metrics) -> None:
+        """Weights that reach the generator only in part show as a growing difference between its log-probs and ours."""
+        gap, first = metrics.get("rollout/logprob_gap"), self.history["first"].get("rollout/logprob_gap")
+        if gap is None or first is None:
+            return
+        if gap > self.config.preflight.logprob_tolerance:
+            raise StaleRollouts(
+                f"generator and trainer disagree by {gap:.4f} nats per token, more than preflight.logprob_tolerance = "
+                f"{self.config.preflight.logprob_tolerance}; {first:.1e} at the first step. Did a weight sync fail?"
+            )
+        if gap > 10 * first + 1e-4:
+            self.display.note(f"generator and trainer drift apart: {gap:.1e} nats per token, {first:.1e} at the first step")
 
     def _ask_to_stop(self) -> None:
         if self._stop:

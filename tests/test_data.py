@@ -97,8 +97,10 @@ def test_bad_rows_are_named_and_refused_or_skipped(tmp_path: Path) -> None:
 
 def test_a_corrupt_nested_column_names_its_row(tmp_path: Path) -> None:
     rows = [{"prompt": json.dumps(VERL["prompt"])}, {"prompt": '[{"role": "user", "content":'}, {"prompt": '[{"role": "user"}]'}]
-    with pytest.raises(DataError, match=r"row 3: column 'prompt' holds the message"):
+    with pytest.raises(DataError) as caught:
         load_prompts(parquet(tmp_path / "a.parquet", rows))
+    assert "row 2: column 'prompt' holds broken JSON" in str(caught.value)
+    assert "row 3: column 'prompt' holds the message" in str(caught.value)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ class HFGenerator:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Copies every tensor; a name the model does not have, or one it misses, is an error."""
         checked = newer(version, self.policy_version)
-        own = dict(self._model.named_parameters())
+        own = self._model.state_dict()
         given = set()
         for name, tensor in weights:
             own[name].copy_(tensor)

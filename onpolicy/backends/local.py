@@ -129,8 +129,11 @@ class LocalTrainer:
         return loss_inputs(batch, readings, old_logprobs)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors under their Hugging Face names; tied ones once."""
-        yield from ((name, parameter.detach()) for name, parameter in self.student.named_parameters())
+        """Full tensors under their Hugging Face names; tied ones under each of them.
+
+        vLLM on the CPU repacks the head's matrix, so one that is tied to the embedding has to be named again.
+        """
+        yield from self.student.state_dict().items()
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:

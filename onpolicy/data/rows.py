@@ -22,7 +22,7 @@ NESTED = ("messages", "prompt", "reward_model", "extra_info")
 
 def to_prompt(row: Mapping[str, Any], *, default_id: str, prompt_template: str | None) -> Prompt:
     """Raises ValueError saying which column is wrong and what is wanted."""
-    row = {name: _unpacked(value) if name in NESTED else value for name, value in row.items()}
+    row = {name: _unpacked(name, value) if name in NESTED else value for name, value in row.items()}
     column = next((name for name in QUESTION if row.get(name) is not None), None)
     if column is None:
         raise ValueError(
@@ -77,13 +77,15 @@ def _filled(template: str | None, problem: str) -> str:
     return problem if template is None else template.replace("{problem}", problem)
 
 
-def _unpacked(value: Any) -> Any:
-    """JSON text that holds an object or a list of objects becomes one; other text, `[1, 2]` too, stays text."""
+def _unpacked(column: str, value: Any) -> Any:
+    """JSON text that holds an object or a list of objects becomes one; other text, `[1, 2]` and `{a, b}` too, stays text."""
     if not isinstance(value, str) or value.lstrip()[:1] not in ("[", "{"):
         return value
     try:
         inner = json.loads(value)
-    except ValueError:
+    except ValueError as error:
+        if value.lstrip().startswith(('[{"', '{"')):
+            raise ValueError(f"column {column!r} holds broken JSON: {_short(value)} ({error})") from error
         return value
     is_nested = isinstance(inner, dict) or (isinstance(inner, list) and any(isinstance(item, dict) for item in inner))
     return inner if is_nested else value

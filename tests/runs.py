@@ -1,0 +1,69 @@
+"""A whole run, small enough for tests: a tiny model in a folder, a config file, and the command line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onpolicy.__main__ import main
+from tests.tiny import tiny_model_dir
+
+VOLATILE = ("time/", "memory/", "tokens_per_second")
+"""Metrics that measure the machine."""
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """A config of a run of three steps with the transformers generator; dotted changes are given as overrides instead."""
+    model = folder / "model"
+    if not model.exists():
+        tiny_model_dir(model)
+    rows = [{"problem": f"{a} + {b}?", "answer": str(a + b), "solution": f"{a} + {b} = {a + b}"} for a in range(3) for b in range(4)]
+    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    config: dict[str, Any] = {
+        "model": {"path": str(model)},
+        "data": {"name": "file", "path": str(folder / "data.jsonl"), "prompts_per_step": 2},
+        "generator": {"name": "transformers", "group_size": 3, "max_tokens": 8},
+        "rewards": [{"name": "tests.runs:length_reward"}],
+        "contexts": {"teacher": {"name": "reference_solution"}},
+        "teacher": {"name": "ema", "ema_decay": 0.9},
+        "objective": [{"name": "distill", "divergence": "forward_kl"}, {"name": "policy_gradient", "weight": 0.1}],
+        "trainer": {"lr": 1e-3, "micro_batch": 2},
+        "logging": {"trackers": ["jsonl"]},
+        "checkpoint": {"every": 1},
+        "steps": 3,
+    }
+    config.update(changes)
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def length_reward(completion: str) -> float:
+    """Differs between rollouts of a random model, so that there are advantages."""
+    return (len(completion) % 7) / 7
+
+
+def run_here(config: Path, *overrides: str) -> int:
+    return main(["train", str(config), *overrides])
+
+
+def start(config: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "onpolicy", "train", str(config), *overrides],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env=os.environ | {"COLUMNS": "200"} | environment,
+    )
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    """One dictionary a step, without what measures the machine."""
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in row.items() if not any(part in k for part in VOLATILE)} for row in rows]

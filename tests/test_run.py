@@ -1,0 +1,162 @@
+"""Whole runs on a tiny model.
+
+1. a run leaves metrics, samples with both prompts, a config and a checkpoint that transformers loads; 2. the same seed
+gives the same run to the last bit; 3. resumed after a finished part, after kill -9 in the middle of a step or of a save,
+and after Ctrl-C, the metrics equal those of an uninterrupted run to the last bit; 4. a run folder with other settings is
+refused; 5. a full disk loses nothing; 6. evaluation runs in training and on its own; 7. keep-last and keep-best.
+"""
+
+from __future__ import annotations
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from onpolicy.checkpoint import Checkpoints
+from onpolicy.config import load
+from tests.runs import metrics, run_here, start, write_config
+
+SETS = {"easy": {"name": "gym", "task": "chain_sum", "size": 3}}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of five steps that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("finished")
+    assert run_here(write_config(folder), f"run_dir={folder / 'run'}", "steps=5") == 0
+    return folder
+
+
+def test_what_a_run_leaves_behind(finished: Path) -> None:
+    run = finished / "run"
+    rows = metrics(run)
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
+    for name in ("reward/mean", "distill/divergence", "policy/entropy", "train/grad_norm", "rollout/completion_length/mean"):
+        assert all(name in row for row in rows), name
+    assert all(row["rollout/logprob_gap"] < 1e-4 for row in rows), "the generator must have the trainer's weights at every step"
+    first = json.loads((run / "samples.jsonl").read_text().splitlines()[0])
+    assert "+" in first["student_prompt"] and "Correct solution:" in first["teacher_prompts"]["teacher"]
+    assert load(run / "config.yaml").steps == 5
+    last = run / "checkpoints" / "step-000005"
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(last), AutoTokenizer.from_pretrained(last)
+    assert tokenizer.chat_template and model.config.model_type == "qwen3"
+    start_model = AutoModelForCausalLM.from_pretrained(finished / "model")
+    assert any(not torch.equal(a, b) for a, b in zip(model.parameters(), start_model.parameters(), strict=True))
+
+
+def test_the_same_seed_gives_the_same_run(finished: Path, tmp_path: Path) -> None:
+    config = finished / "config.yaml"
+    assert run_here(config, f"run_dir={tmp_path / 'again'}", "steps=5") == 0
+    assert metrics(tmp_path / "again") == metrics(finished / "run")
+    assert run_here(config, f"run_dir={tmp_path / 'other'}", "steps=2", "seed=1") == 0
+    assert metrics(tmp_path / "other")[0] != metrics(finished / "run")[0]
+
+
+def test_a_run_is_continued_to_the_last_bit(finished: Path, tmp_path: Path) -> None:
+    config, run = finished / "config.yaml", tmp_path / "run"
+    assert run_here(config, f"run_dir={run}", "steps=2") == 0
+    assert run_here(config, f"run_dir={run}", "steps=5") == 0
+    assert metrics(run) == metrics(finished / "run")
+
+
+@pytest.mark.parametrize("moment", ["step", "save"])
+def test_kill_9_then_resume(finished: Path, tmp_path: Path, moment: str) -> None:
+    """The process is killed while step 3 runs, or while its checkpoint is half written."""
+    config, run = finished / "config.yaml", tmp_path / "run"
+    process = start(config, f"run_dir={run}", "steps=5", ONPOLICY_TEST_DIE=moment, PYTHONPATH="tests/dying")
+    process.wait(timeout=120)
+    assert process.returncode == -signal.SIGKILL, process.stdout.read() if process.stdout else ""
+    done = [c.step for c in Checkpoints(run / "checkpoints", keep_last=2, best=None).all()]
+    assert done[-1] == 2, "the third checkpoint must not count"
+    assert run_here(config, f"run_dir={run}", "steps=5") == 0
+    assert metrics(run) == metrics(finished / "run")
+
+
+def test_a_torn_checkpoint_is_passed_over(finished: Path, tmp_path: Path) -> None:
+    config, run = finished / "config.yaml", tmp_path / "run"
+    assert run_here(config, f"run_dir={run}", "steps=3") == 0
+    weights = run / "checkpoints" / "step-000003" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert run_here(config, f"run_dir={run}", "steps=5") == 0
+    assert metrics(run) == metrics(finished / "run")
+
+
+def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
+    config, run = finished / "config.yaml", tmp_path / "run"
+    process = start(config, f"run_dir={run}", "steps=500")
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "resume with" in output and f"run_dir={run}" in output, output
+    assert "Traceback" not in output
+    stopped = metrics(run)[-1]["step"]
+    checkpoint = Checkpoints(run / "checkpoints", keep_last=2, best=None).latest()
+    assert checkpoint is not None and checkpoint.step == stopped
+
+
+def test_a_folder_with_other_settings_is_refused(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = metrics(finished / "run")
+    assert run_here(finished / "config.yaml", f"run_dir={finished / 'run'}", "trainer.lr=0.5") == 2
+    assert "trainer.lr: 0.001 there, 0.5 here" in capsys.readouterr().err
+    assert metrics(finished / "run") == before
+
+
+def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """No file may grow past a limit below the size of the weights: to the program that is a full disk."""
+    config, run = finished / "config.yaml", tmp_path / "run"
+    assert run_here(config, f"run_dir={run}", "steps=2") == 0
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+    try:
+        assert run_here(config, f"run_dir={run}", "steps=5") == 2
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    error = capsys.readouterr().err
+    assert "could not save" in error and "step-000003" in error and "step-000002" in error
+    assert not list((run / "checkpoints").glob(".*")), "half a checkpoint must not stay behind"
+    assert run_here(config, f"run_dir={run}", "steps=5") == 0
+    assert metrics(run) == metrics(finished / "run")
+
+
+def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from onpolicy.__main__ import main
+
+    config = write_config(tmp_path, eval={"every": 2, "samples": 2, "k": [1, 2], "sets": SETS, "reward": "tests.runs:length_reward"})
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=3") == 0
+    rows = metrics(tmp_path / "run")
+    measured = {row["step"]: row for row in rows if "eval/easy/avg@2" in row}
+    assert sorted(measured) == [0, 2, 3]
+    assert measured[2]["eval/easy/avg@2/low"] <= measured[2]["eval/easy/avg@2"] <= measured[2]["eval/easy/avg@2/high"]
+    samples = (tmp_path / "run" / "eval" / "step-000002" / "easy.jsonl").read_text().splitlines()
+    assert len(samples) == 3 and len(json.loads(samples[0])["completions"]) == 2
+    capsys.readouterr()
+    trained = tmp_path / "run" / "checkpoints" / "step-000003"
+    assert main(["eval", str(config), f"model.path={trained}", f"run_dir={tmp_path / 'eval'}"]) == 0
+    assert "easy" in capsys.readouterr().out
+    ours = (tmp_path / "eval" / "easy.jsonl").read_text()
+    assert ours == (tmp_path / "run" / "eval" / "step-000003" / "easy.jsonl").read_text(), "same weights, same seed, same samples"
+
+
+def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path / "c", keep_last=2, best="score")
+    for step, value in enumerate([0.1, 0.9, 0.3, 0.2], start=1):
+        checkpoints.save(step, {"a": 1}, lambda folder: None, {"score": value})
+    assert [c.step for c in checkpoints.all()] == [2, 3, 4]
+
+
+def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
+    config = write_config(tmp_path)
+    program = Path(sys.executable).with_name("onpolicy")
+    done = subprocess.run([program, "check", str(config)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and "is valid" in " ".join(done.stdout.split())
