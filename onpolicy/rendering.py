@@ -96,7 +96,8 @@ class Renderer:
         messages = [_user("a"), {"role": "assistant", "content": answer}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
         after = self._encode(text[text.rindex(answer) + len(answer) :])
-        return next((i for i in after if i in self.tokenizer.all_special_ids), None)
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return next((i for i in after if i in special), None)
 
     def _template_text(self, messages: Sequence[Message]) -> str:
         if not self.tokenizer.chat_template:
