@@ -64,9 +64,10 @@ def _check(arguments: argparse.Namespace) -> int:
     from rich.syntax import Syntax
 
     from onpolicy.config import load, plan, to_yaml
+    from onpolicy.contracts import keep_to_contracts
 
     config = load(arguments.config, arguments.overrides)
-    plan(config)
+    keep_to_contracts(plan(config))
     console = Console()
     text = to_yaml(config)
     console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text)
@@ -102,6 +103,8 @@ def _is_for_users(error: Exception) -> bool:
 
 FOR_USERS = {
     "ConfigError",
+    "ContextError",
+    "ContractError",
     "DataError",
     "ModelError",
     "RenderingError",

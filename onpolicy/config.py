@@ -267,7 +267,8 @@ def plan(config: Config) -> Plan:
 def section(kind: str, spec: Any, key: str, frame: type | None = None) -> Section:
     """Splits a section into the fields of its frame and the plug-in's options, and checks both."""
     frame = frame or FRAMES[kind]
-    spec = {"name": spec} if isinstance(spec, str) else spec
+    if isinstance(spec, str):
+        return Section(plugin=resolve(kind, spec, key, supplied=SUPPLIED.get(kind, ())), frame=frame())
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
     names = {f.name for f in dataclasses.fields(frame)}
@@ -304,7 +305,7 @@ def _override(raw: DictConfig, override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: wanted key=value")
     try:
-        OmegaConf.update(raw, key, yaml.safe_load(value) if value else None, force_add=True)
+        OmegaConf.update(raw, key, yaml.safe_load(value) if value else None, merge=False, force_add=True)
     except (OmegaConfBaseException, yaml.YAMLError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(f"override {override!r}: {str(error).splitlines()[0]}") from error
 

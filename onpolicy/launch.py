@@ -16,6 +16,7 @@ from onpolicy.assemble import (
     read_model,
 )
 from onpolicy.config import load, plan
+from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display, closing_table, evaluation_table
 from onpolicy.registry import ConfigError
 from onpolicy.run import Interrupted, Run
@@ -26,6 +27,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     """Trains to the last step; 130 when interrupted after a save."""
     config = load(config_path, overrides)
     checked = plan(config)
+    keep_to_contracts(checked)
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
     display = Display(config.steps)
     console = display.console

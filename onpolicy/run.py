@@ -151,7 +151,9 @@ class Run:
                 f"{self.config.preflight.logprob_tolerance}; {first:.1e} at the first step. Did a weight sync fail?"
             )
         if gap > 10 * first + 1e-4:
-            self.display.note(f"generator and trainer drift apart: {gap:.1e} nats per token, {first:.1e} at the first step")
+            self.display.note(
+                f"generator and trainer drift apart: {gap:.1e} nats per token, {first:.1e} at the first step"
+            )
 
     def _ask_to_stop(self) -> None:
         if self._stop:

@@ -42,6 +42,7 @@ class RewardInput:
 
 
 RewardFn = Callable[..., Any]
+REFERENCE = ("answer", "ground_truth")
 
 
 class RewardError(RuntimeError):
@@ -127,6 +128,8 @@ def _arguments(function: RewardFn, values: Mapping[str, Any]) -> dict[str, Any]:
     for name, parameter in _wanted(function).items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             chosen = {**{k: v for k, v in values.items() if k not in _bound(function)}, **chosen}
+        elif values.get(name) is None and name in REFERENCE and parameter.default is inspect.Parameter.empty:
+            raise TypeError(f"it wants {name!r}, but this row has no reference answer")
         elif name in values and not (values[name] is None and parameter.default is not inspect.Parameter.empty):
             chosen[name] = values[name]
         elif parameter.default is inspect.Parameter.empty:

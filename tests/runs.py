@@ -23,8 +23,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
     model = folder / "model"
     if not model.exists():
         tiny_model_dir(model)
-    rows = [{"problem": f"{a} + {b}?", "answer": str(a + b), "solution": f"{a} + {b} = {a + b}"} for a in range(3) for b in range(4)]
-    (folder / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "data.jsonl").write_text("".join(json.dumps(row(a, b)) + "\n" for a in range(3) for b in range(4)))
     config: dict[str, Any] = {
         "model": {"path": str(model)},
         "data": {"name": "file", "path": str(folder / "data.jsonl"), "prompts_per_step": 2},
@@ -42,6 +41,15 @@ def write_config(folder: Path, **changes: Any) -> Path:
     path = folder / "config.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
+
+
+def row(a: int, b: int) -> dict[str, Any]:
+    return {
+        "prompt": [{"role": "user", "content": f"{a} + {b}?"}],
+        "answer": str(a + b),
+        "solution": f"{a} + {b} = {a + b}",
+        "data_source": "sums",
+    }
 
 
 def length_reward(completion: str) -> float:

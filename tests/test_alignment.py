@@ -41,7 +41,9 @@ def test_every_layout_gives_the_row_its_own_numbers(family: str, layout: str) ->
     model, examples = tiny_model(family), random_examples(6)
     together = student_rows(model, examples, layout)
     for row, one in zip(together, examples, strict=True):
-        torch.testing.assert_close(row, alone(model, one.rollout.prompt_ids, one.rollout.completion_ids), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            row, alone(model, one.rollout.prompt_ids, one.rollout.completion_ids), atol=2e-5, rtol=1e-4
+        )
         torch.testing.assert_close(row, student_rows(model, [one], layout)[0], atol=2e-5, rtol=1e-4)
 
 

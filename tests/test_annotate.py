@@ -31,7 +31,14 @@ PROMPT = Prompt(
 
 def group(*texts: str, version: int = 0) -> RolloutGroup:
     rollouts = tuple(
-        Rollout(prompt_ids=(5,), completion_ids=(6, 7), rollout_logprobs=(-1.0, -1.0), text=t, finish_reason="stop", policy_version=version)
+        Rollout(
+            prompt_ids=(5,),
+            completion_ids=(6, 7),
+            rollout_logprobs=(-1.0, -1.0),
+            text=t,
+            finish_reason="stop",
+            policy_version=version,
+        )
         for t in texts
     )
     return RolloutGroup(prompt=PROMPT, rollouts=rollouts)
@@ -96,15 +103,21 @@ def annotator(**changes: Any) -> Annotator:
 
 
 def test_rewards_contexts_and_credit_together() -> None:
-    examples, metrics = annotator(contexts={"teacher": lambda g, i, r: successful_sibling(g, i, r, threshold=0.5), "hint": final_answer})(
-        [group("wrong", "right")], version=0
-    )
+    examples, metrics = annotator(
+        contexts={"teacher": lambda g, i, r: successful_sibling(g, i, r, threshold=0.5), "hint": final_answer}
+    )([group("wrong", "right")], version=0)
     assert [e.reward for e in examples] == pytest.approx([-0.1, 0.9])
     assert examples[1].reward_parts == {"right": 1.0, "short": -0.2}
     assert [e.advantage for e in examples] == pytest.approx([-0.5, 0.5])
-    assert set(examples[0].teacher_prompt_ids) == {"teacher", "hint"} and set(examples[1].teacher_prompt_ids) == {"hint"}
+    assert set(examples[0].teacher_prompt_ids) == {"teacher", "hint"} and set(examples[1].teacher_prompt_ids) == {
+        "hint"
+    }
     assert metrics["context/teacher/share"] == 0.5 and metrics["context/hint/share"] == 1.0
-    assert metrics["reward/right"] == 0.5 and metrics["reward/mean"] == pytest.approx(0.4) and metrics["credit/nonzero"] == 1.0
+    assert (
+        metrics["reward/right"] == 0.5
+        and metrics["reward/mean"] == pytest.approx(0.4)
+        and metrics["credit/nonzero"] == 1.0
+    )
 
 
 def test_a_reward_of_weight_zero_is_logged_and_does_not_count() -> None:
@@ -119,7 +132,10 @@ def test_rollouts_of_other_weights_are_refused() -> None:
 
 
 def test_long_privileged_prompts_are_refused_or_dropped_and_counted() -> None:
-    with pytest.raises(PromptTooLong, match=r"contexts\.hint, prompt 'p1' \(rendering\.max_teacher_prompt_tokens\): \d+ tokens, the limit is 40"):
+    with pytest.raises(
+        PromptTooLong,
+        match=r"contexts\.hint, prompt 'p1' \(rendering\.max_teacher_prompt_tokens\): \d+ tokens, the limit is 40",
+    ):
         annotator(max_teacher_prompt_tokens=40)([group("right", "wrong")], version=0)
     examples, metrics = annotator(max_teacher_prompt_tokens=40, drop_too_long=True)([group("a", "b")], version=0)
     assert not examples[0].teacher_prompt_ids and metrics["context/hint/dropped"] == 2.0

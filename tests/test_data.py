@@ -69,7 +69,9 @@ def test_a_template_keeps_other_braces(tmp_path: Path) -> None:
 
 def test_text_that_looks_like_json_stays_text(tmp_path: Path) -> None:
     rows = [{"prompt": "[1, 2] + [3]?"}, {"prompt": "[1, 2]"}, {"prompt": "{a, b} is a set"}]
-    assert [p.messages[0]["content"] for p in load_prompts(jsonl(tmp_path / "a.jsonl", rows))] == [r["prompt"] for r in rows]
+    assert [p.messages[0]["content"] for p in load_prompts(jsonl(tmp_path / "a.jsonl", rows))] == [
+        r["prompt"] for r in rows
+    ]
 
 
 def test_bad_rows_are_named_and_refused_or_skipped(tmp_path: Path) -> None:
@@ -87,7 +89,9 @@ def test_bad_rows_are_named_and_refused_or_skipped(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_prompts(file)
     text = str(caught.value)
-    assert "7 of 8 rows" in text and f"{file}, row 2: is not JSON" in text and "row 3: column 'problem' is empty" in text
+    assert (
+        "7 of 8 rows" in text and f"{file}, row 2: is not JSON" in text and "row 3: column 'problem' is empty" in text
+    )
     assert "row 4: no prompt" in text and "'no'" in text and "data.on_bad_row=skip" in text
     with pytest.warns(UserWarning, match="left out 7 of 8"):
         assert len(load_prompts(file, on_bad_row="skip")) == 1
@@ -96,7 +100,11 @@ def test_bad_rows_are_named_and_refused_or_skipped(tmp_path: Path) -> None:
 
 
 def test_a_corrupt_nested_column_names_its_row(tmp_path: Path) -> None:
-    rows = [{"prompt": json.dumps(VERL["prompt"])}, {"prompt": '[{"role": "user", "content":'}, {"prompt": '[{"role": "user"}]'}]
+    rows = [
+        {"prompt": json.dumps(VERL["prompt"])},
+        {"prompt": '[{"role": "user", "content":'},
+        {"prompt": '[{"role": "user"}]'},
+    ]
     with pytest.raises(DataError) as caught:
         load_prompts(parquet(tmp_path / "a.parquet", rows))
     assert "row 2: column 'prompt' holds broken JSON" in str(caught.value)

@@ -102,10 +102,14 @@ def test_extreme_logits_stay_finite() -> None:
 def test_the_name_says_the_direction() -> None:
     """A student that misses a mode of the teacher is punished by the forward KL, hardly by the reverse."""
     student, teacher = torch.tensor([0.999, 0.001]).log(), torch.tensor([0.5, 0.5]).log()
-    assert forward_kl(student, teacher).item() == pytest.approx(0.5 * math.log(0.5 / 0.999) + 0.5 * math.log(0.5 / 0.001), abs=1e-5)
+    assert forward_kl(student, teacher).item() == pytest.approx(
+        0.5 * math.log(0.5 / 0.999) + 0.5 * math.log(0.5 / 0.001), abs=1e-5
+    )
 
 
-@pytest.mark.parametrize(("beta", "name"), [(0.0, "forward_kl"), (1.0, "reverse_kl"), (1.5, "reverse_kl"), (-1.0, "forward_kl")])
+@pytest.mark.parametrize(
+    ("beta", "name"), [(0.0, "forward_kl"), (1.0, "reverse_kl"), (1.5, "reverse_kl"), (-1.0, "forward_kl")]
+)
 def test_the_ends_of_beta_are_refused_by_name(beta: float, name: str) -> None:
     student = torch.zeros(2).log_softmax(-1)
     with pytest.raises(ValueError, match=name):

@@ -56,12 +56,26 @@ class Scripted:
     def _rollout(self, text: str) -> Rollout:
         reason = "length" if text.endswith("...") else "stop"
         ids = tuple(range(len(text)))
-        return Rollout(prompt_ids=(1,), completion_ids=ids, rollout_logprobs=(0.0,) * len(ids), text=text, finish_reason=reason, policy_version=0)  # type: ignore[arg-type]
+        return Rollout(
+            prompt_ids=(1,),
+            completion_ids=ids,
+            rollout_logprobs=(0.0,) * len(ids),
+            text=text,
+            finish_reason=reason,
+            policy_version=0,
+        )  # type: ignore[arg-type]
 
 
 def test_known_answers_score_exactly_as_constructed(tmp_path: Path) -> None:
-    prompts = [Prompt(id=str(i), messages=({"role": "user", "content": "?"},), fields={"answer": "4"}) for i in range(2)]
-    generator = Scripted({"0": [r"\boxed{4}", r"\boxed{4.0}", r"\boxed{5}", "so ..."], "1": [r"\boxed{6}", "no", r"\boxed{6}", r"\boxed{4}"]})
+    prompts = [
+        Prompt(id=str(i), messages=({"role": "user", "content": "?"},), fields={"answer": "4"}) for i in range(2)
+    ]
+    generator = Scripted(
+        {
+            "0": [r"\boxed{4}", r"\boxed{4.0}", r"\boxed{5}", "so ..."],
+            "1": [r"\boxed{6}", "no", r"\boxed{6}", r"\boxed{4}"],
+        }
+    )
     evaluator = Evaluator(
         generator=generator, sets={"set": prompts}, reward=Reward("math_answer", 0.1, math_answer),  # type: ignore[arg-type]
         sampling=Sampling(group_size=4), k=[1, 2, 4], final_part=lambda t: t, extract=extract_answer, seed=0,

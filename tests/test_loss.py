@@ -27,7 +27,9 @@ def inputs(logprobs: Tensor, mask: Tensor, teacher_mask: Tensor | None = None) -
 
 
 def term(name: str, function, weight: float = 1.0, tokens: str = "response_mask") -> Term:  # type: ignore[no-untyped-def]
-    return Term(name=name, weight=weight, function=function, facts=TermFacts(tokens=tokens), view="teacher", comparison=None)  # type: ignore[arg-type]
+    return Term(
+        name=name, weight=weight, function=function, facts=TermFacts(tokens=tokens), view="teacher", comparison=None
+    )  # type: ignore[arg-type]
 
 
 def nll(given: LossInputs) -> TermOutput:
@@ -78,7 +80,9 @@ def test_a_term_of_the_wrong_shape_is_named() -> None:
         return TermOutput(per_token=given.logprobs.sum())
 
     with pytest.raises(ValueError, match=r"'summed'.*\(1, 2\)"):
-        Objective((term("summed", summed),))(inputs(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)), {"summed": 2})
+        Objective((term("summed", summed),))(
+            inputs(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)), {"summed": 2}
+        )
 
 
 def test_a_term_without_tokens_contributes_nothing() -> None:

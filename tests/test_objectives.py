@@ -43,7 +43,9 @@ def inputs(logprobs: Tensor, **others: Tensor) -> LossInputs:
 def test_distill_weighs_the_divergence() -> None:
     comparison = Comparison("teacher", full, forward_kl)
     given = replace(
-        inputs(row(-1.0, -1.0), old_logprobs=row(-1.0, -1.0), rollout_logprobs=row(-1.0 - math.log(5), -1.0 + math.log(2))),
+        inputs(
+            row(-1.0, -1.0), old_logprobs=row(-1.0, -1.0), rollout_logprobs=row(-1.0 - math.log(5), -1.0 + math.log(2))
+        ),
         divergences={comparison: row(0.3, 0.4)},
     )
     plain = distill(given, divergence=forward_kl)

@@ -26,14 +26,30 @@ def user(content: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": content}]
 
 
-@pytest.mark.parametrize("messages", [user("2 + 2?"), [{"role": "system", "content": "Be brief."}, *user("Grüße, 你好 {x}")]])
+@pytest.mark.parametrize(
+    "messages", [user("2 + 2?"), [{"role": "system", "content": "Be brief."}, *user("Grüße, 你好 {x}")]]
+)
 def test_harmless_text_gives_the_templates_own_ids(messages) -> None:  # type: ignore[no-untyped-def]
     tokenizer = byte_tokenizer(added=TAGS)
     expected = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
     assert list(Renderer(tokenizer).prompt_ids(messages)) == expected
 
 
-PIECES = ["<|im_end|>", "<|im_start|>", "<think>", "</think>", "<|pad|>", "\ue000", "\ue0010\ue001", "a", " ", "\n", "<|im_", "end|>", "é"]
+PIECES = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "<think>",
+    "</think>",
+    "<|pad|>",
+    "\ue000",
+    "\ue0010\ue001",
+    "a",
+    " ",
+    "\n",
+    "<|im_",
+    "end|>",
+    "é",
+]
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=8).map("".join))
@@ -54,7 +70,9 @@ def test_prompts_are_never_cut() -> None:
     assert len(renderer.prompt_ids(user("short"))) <= 30
     with pytest.raises(PromptTooLong, match="the limit is 30") as caught:
         renderer.prompt_ids(user("long" * 20))
-    assert caught.value.num_tokens == len(renderer.prompt_ids(user("long" * 20), limit=1000)) and caught.value.limit == 30
+    assert (
+        caught.value.num_tokens == len(renderer.prompt_ids(user("long" * 20), limit=1000)) and caught.value.limit == 30
+    )
 
 
 def test_every_prompt_ends_with_the_generation_prompt() -> None:
@@ -82,7 +100,9 @@ def test_completions_lose_their_special_tokens_and_keep_their_tags() -> None:
         (CHATML, None, False, "4", "4", "none"),
     ],
 )
-def test_families_of_thinking(template: str, thinking: bool | None, opens: bool, text: str, answer: str, state: str) -> None:
+def test_families_of_thinking(
+    template: str, thinking: bool | None, opens: bool, text: str, answer: str, state: str
+) -> None:
     renderer = Renderer(byte_tokenizer(template, added=TAGS), thinking=thinking)
     assert renderer.opens_thinking is opens
     found = renderer.split_thinking(text)
@@ -91,8 +111,16 @@ def test_families_of_thinking(template: str, thinking: bool | None, opens: bool,
 
 def test_the_thinking_switch_reaches_the_template() -> None:
     tokenizer = byte_tokenizer(QWEN3, added=TAGS)
-    assert Renderer(tokenizer, thinking=False).decode(Renderer(tokenizer, thinking=False).prompt_ids(user("x"))).endswith("</think>\n\n")
-    assert Renderer(tokenizer, thinking=True).decode(Renderer(tokenizer, thinking=True).prompt_ids(user("x"))).endswith("assistant\n")
+    assert (
+        Renderer(tokenizer, thinking=False)
+        .decode(Renderer(tokenizer, thinking=False).prompt_ids(user("x")))
+        .endswith("</think>\n\n")
+    )
+    assert (
+        Renderer(tokenizer, thinking=True)
+        .decode(Renderer(tokenizer, thinking=True).prompt_ids(user("x")))
+        .endswith("assistant\n")
+    )
 
 
 def test_the_end_of_a_turn_is_known_also_when_it_is_not_the_eos_token() -> None:

@@ -25,13 +25,28 @@ MESSAGES = [{"role": "user", "content": "2 + 2?"}]
 
 
 def sample(completion: str = "it is #### 4", **others: Any) -> RewardInput:
-    fields = {"answer": "4", "data_source": "gsm", "extra_info": {"split": "train"}, "difficulty": 3, **others.pop("fields", {})}
-    values = {"id": "gsm/1 rollout 0", "prompt": MESSAGES, "final": completion, "answer": "4", "num_tokens": 9, **others}
+    fields = {
+        "answer": "4",
+        "data_source": "gsm",
+        "extra_info": {"split": "train"},
+        "difficulty": 3,
+        **others.pop("fields", {}),
+    }
+    values = {
+        "id": "gsm/1 rollout 0",
+        "prompt": MESSAGES,
+        "final": completion,
+        "answer": "4",
+        "num_tokens": 9,
+        **others,
+    }
     return RewardInput(completion=completion, fields=fields, **values)
 
 
 def test_verl_functions_work_unchanged() -> None:
-    def compute_score(data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None) -> Any:
+    def compute_score(
+        data_source: str, solution_str: str, ground_truth: str, extra_info: dict[str, Any] | None = None
+    ) -> Any:
         assert data_source == "gsm" and extra_info == {"split": "train"}
         return {"score": float(solution_str.endswith(ground_truth)), "feedback": "none"}
 
@@ -107,7 +122,14 @@ def test_math_answers_that_are_right(completion: str, answer: str) -> None:
 
 @pytest.mark.parametrize(
     ("completion", "answer"),
-    [("", "4"), ("nothing here", "5"), (r"\boxed{3}", "4"), (r"\boxed{", "4"), (r"<think>\boxed{4}</think> \boxed{5}", "4"), ("}{\\frac", "1")],
+    [
+        ("", "4"),
+        ("nothing here", "5"),
+        (r"\boxed{3}", "4"),
+        (r"\boxed{", "4"),
+        (r"<think>\boxed{4}</think> \boxed{5}", "4"),
+        ("}{\\frac", "1"),
+    ],
 )
 def test_math_answers_that_are_wrong(completion: str, answer: str) -> None:
     assert math_answer(completion, answer) is False
@@ -144,7 +166,17 @@ def test_extraction() -> None:
 
 
 @pytest.mark.parametrize(
-    "task", ["gsm_symbolic", "chain_sum", "prime_factorization", "simple_equations", "knights_knaves", "mini_sudoku", "countdown", "gcd"]
+    "task",
+    [
+        "gsm_symbolic",
+        "chain_sum",
+        "prime_factorization",
+        "simple_equations",
+        "knights_knaves",
+        "mini_sudoku",
+        "countdown",
+        "gcd",
+    ],
 )
 def test_gym_answers(task: str) -> None:
     import reasoning_gym
@@ -160,7 +192,9 @@ def test_gym_answers(task: str) -> None:
 
 
 def test_formats() -> None:
-    assert boxed_format(r"so \boxed{4}") and not boxed_format(r"\boxed{1} or \boxed{2}") and not boxed_format(r"\boxed{ }")
+    assert (
+        boxed_format(r"so \boxed{4}") and not boxed_format(r"\boxed{1} or \boxed{2}") and not boxed_format(r"\boxed{ }")
+    )
     assert thinking_format("<think>hm</think>4") and thinking_format("hm</think>4")
     for bad in ("4", "<think>hm 4", "<think>a</think>b</think>4", "<think>a</think>  ", "x<think>a</think>4"):
         assert not thinking_format(bad), bad

@@ -39,9 +39,17 @@ def test_what_a_run_leaves_behind(finished: Path) -> None:
     run = finished / "run"
     rows = metrics(run)
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5]
-    for name in ("reward/mean", "distill/divergence", "policy/entropy", "train/grad_norm", "rollout/completion_length/mean"):
+    for name in (
+        "reward/mean",
+        "distill/divergence",
+        "policy/entropy",
+        "train/grad_norm",
+        "rollout/completion_length/mean",
+    ):
         assert all(name in row for row in rows), name
-    assert all(row["rollout/logprob_gap"] < 1e-4 for row in rows), "the generator must have the trainer's weights at every step"
+    assert all(row["rollout/logprob_gap"] < 1e-4 for row in rows), (
+        "the generator must have the trainer's weights at every step"
+    )
     first = json.loads((run / "samples.jsonl").read_text().splitlines()[0])
     assert "+" in first["student_prompt"] and "Correct solution:" in first["teacher_prompts"]["teacher"]
     assert load(run / "config.yaml").steps == 5
@@ -132,7 +140,9 @@ def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, capsys: pytes
 def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from onpolicy.__main__ import main
 
-    config = write_config(tmp_path, eval={"every": 2, "samples": 2, "k": [1, 2], "sets": SETS, "reward": "tests.runs:length_reward"})
+    config = write_config(
+        tmp_path, eval={"every": 2, "samples": 2, "k": [1, 2], "sets": SETS, "reward": "tests.runs:length_reward"}
+    )
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=3") == 0
     rows = metrics(tmp_path / "run")
     measured = {row["step"]: row for row in rows if "eval/easy/avg@2" in row}
@@ -145,7 +155,9 @@ def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest
     assert main(["eval", str(config), f"model.path={trained}", f"run_dir={tmp_path / 'eval'}"]) == 0
     assert "easy" in capsys.readouterr().out
     ours = (tmp_path / "eval" / "easy.jsonl").read_text()
-    assert ours == (tmp_path / "run" / "eval" / "step-000003" / "easy.jsonl").read_text(), "same weights, same seed, same samples"
+    assert ours == (tmp_path / "run" / "eval" / "step-000003" / "easy.jsonl").read_text(), (
+        "same weights, same seed, same samples"
+    )
 
 
 def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:

@@ -32,4 +32,8 @@ def test_split(text: str, opened: bool, thinking: str, answer: str, state: str) 
 
 
 def test_what_a_generation_prompt_leaves_open() -> None:
-    assert opens_thinking("<|assistant|><think>\n") and not opens_thinking("<think>\n\n</think>\n\n") and not opens_thinking("x")
+    assert (
+        opens_thinking("<|assistant|><think>\n")
+        and not opens_thinking("<think>\n\n</think>\n\n")
+        and not opens_thinking("x")
+    )

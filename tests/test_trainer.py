@@ -177,7 +177,9 @@ def test_thirty_steps_move_the_student_towards_its_privileged_teacher() -> None:
 
 
 def test_learning_rate_schedules() -> None:
-    rates = {name: lr_factor(TrainerFrame(lr_schedule=name, warmup_steps=2), 6) for name in ("constant", "linear", "cosine")}
+    rates = {
+        name: lr_factor(TrainerFrame(lr_schedule=name, warmup_steps=2), 6) for name in ("constant", "linear", "cosine")
+    }
     assert [rates["constant"](i) for i in range(4)] == [0.5, 1.0, 1.0, 1.0]
     assert [rates["linear"](i) for i in (2, 4, 6)] == [1.0, 0.5, 0.0]
     assert rates["cosine"](4) == pytest.approx(0.5)

@@ -7,7 +7,14 @@ from typing import Any
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from onpolicy.types import Example, Prompt, Rollout
 
@@ -63,7 +70,12 @@ def tiny_model_dir(path: Path, family: str = "qwen3", *, seed: int = 0) -> Path:
 
 
 def example(
-    prompt: list[int], completion: list[int], *, teacher: list[int] | None = None, advantage: float = 1.0, view: str = "teacher"
+    prompt: list[int],
+    completion: list[int],
+    *,
+    teacher: list[int] | None = None,
+    advantage: float = 1.0,
+    view: str = "teacher",
 ) -> Example:
     """An example with given tokens; log-probs of the generator are 0."""
     rollout = Rollout(

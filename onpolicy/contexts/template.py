@@ -16,17 +16,21 @@ SOLUTION = "{question}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the
 ANSWER = "{question}\n\nThe correct final answer is {answer}.\n\nCorrectly solve the original question."
 
 
+class ContextError(ValueError):
+    """A row that lacks what its context shows; names the row, the field, and the fields it has."""
+
+
 def replace_question(prompt: Prompt, template: str, **values: Any) -> tuple[Message, ...]:
     """The prompt's messages with the last user message filled into ``{question}`` of the template.
 
     Other fields of the template come from ``values``, then from the dataset row.
 
     Raises:
-        ValueError: the prompt has no user message, or the template names a field that the row lacks.
+        ContextError: the prompt has no user message, or the template names a field that the row lacks.
     """
     last = max((i for i, m in enumerate(prompt.messages) if m["role"] == "user"), default=None)
     if last is None:
-        raise ValueError(f"prompt {prompt.id!r} has no user message that a context could extend")
+        raise ContextError(f"prompt {prompt.id!r} has no user message that a context could extend")
     known = {**prompt.fields, **values, "question": prompt.messages[last]["content"]}
     content = fill(template, known, prompt.id)
     return (*prompt.messages[:last], {"role": "user", "content": content}, *prompt.messages[last + 1 :])
@@ -38,8 +42,8 @@ def fill(template: str, values: Mapping[str, Any], prompt_id: str) -> str:
     def value(match: re.Match[str]) -> str:
         name = match.group(1)
         if values.get(name) is None:
-            fields = ", ".join(sorted(values)) or "none"
-            raise ValueError(f"prompt {prompt_id!r} has no {name!r}, which its context needs; it has: {fields}")
+            fields = ", ".join(sorted(k for k, v in values.items() if v is not None))
+            raise ContextError(f"prompt {prompt_id!r} has no {name!r}, which its context needs; it has: {fields}")
         return str(values[name])
 
     return re.sub(r"\{(\w+)\}", value, template)

@@ -1,0 +1,190 @@
+"""What a plug-in must keep to, as checks that run on toy inputs: for our built-ins, and for a user's own function.
+
+    from onpolicy.contracts import check_divergence
+    check_divergence(my_divergence)          # raises ContractError and says which rule is broken
+
+``onpolicy check`` runs them on every divergence, support and term that a config names.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onpolicy.config import Plan
+from onpolicy.distill.compare import Comparison
+from onpolicy.distill.support import full
+from onpolicy.objectives.term import facts_of
+from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
+from rewards.base import RewardInput, name_of, score
+
+
+class ContractError(ValueError):
+    """A plug-in breaks a rule that the framework relies on."""
+
+
+def check_divergence(function: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """``[B, T, K]`` twice -> ``[B, T]``, finite, 0 at equality, with a gradient to the student."""
+    student, teacher = _distributions()
+    value = _call("divergence", function, student, teacher)
+    _require(
+        isinstance(value, Tensor) and value.shape == student.shape[:-1],
+        function,
+        "must return one number per token, [B, T]",
+    )
+    _require(bool(value.isfinite().all()), function, "must be finite")
+    same = _call("divergence", function, student.detach(), student.detach())
+    _require(
+        bool(same.abs().max() < 1e-4),
+        function,
+        f"must be 0 where student and teacher agree, got {float(same.abs().max()):.3g}",
+    )
+    _require(value.requires_grad, function, "must carry a gradient to the student")
+
+
+def check_support(function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
+    """``[B, T, V]`` twice -> ``[B, T, K]`` twice, each summing to one."""
+    student, teacher = _distributions()
+    pair = _call("support", function, student, teacher)
+    _require(isinstance(pair, tuple) and len(pair) == 2, function, "must return student and teacher")
+    for side, logprobs in zip(("student", "teacher"), pair, strict=True):
+        total = logprobs.exp().sum(-1)
+        _require(
+            bool((total - 1).abs().max() < 1e-4),
+            function,
+            f"the {side}'s probabilities must sum to one, got {total.flatten()[0].item():.4f}",
+        )
+    _require(pair[0].shape == pair[1].shape, function, "must return both on the same entries")
+
+
+def check_term(function: Callable[..., TermOutput]) -> None:
+    """LossInputs -> TermOutput with one number per token, not masked, summed or divided."""
+    inputs = _loss_inputs(function)
+    output = _call("term", function, inputs)
+    _require(isinstance(output, TermOutput), function, f"must return a TermOutput, got {type(output).__name__}")
+    _require(
+        output.per_token.shape == inputs.logprobs.shape, function, "per_token must have one number per token, [B, T]"
+    )
+    _require(output.per_token.requires_grad, function, "per_token must carry a gradient to the student")
+    for name, values in output.metrics.items():
+        _require(
+            values.shape == inputs.logprobs.shape, function, f"metric {name!r} must have one number per token, [B, T]"
+        )
+
+
+def check_reward(function: Callable[..., Any], sample: RewardInput | None = None) -> None:
+    """Anything ``rewards.base`` can call, giving a number or None for each sample."""
+    sample = sample or RewardInput(
+        id="contract rollout 0", prompt=[{"role": "user", "content": "2 + 2?"}], completion="#### 4", final="#### 4",
+        num_tokens=4, answer="4", fields={"answer": "4", "data_source": "contract", "extra_info": {}},
+    )  # fmt: skip
+    values = score(function, [sample, sample])
+    _require(len(values) == 2, function, "must give one value per sample")
+
+
+def check_context(function: Callable[..., Any]) -> None:
+    """(group, index, rewards) -> messages that end with the user's turn, or None."""
+    prompt = Prompt(
+        id="contract",
+        messages=({"role": "user", "content": "2 + 2?"},),
+        fields={"answer": "4", "solution": "2 + 2 = 4"},
+    )
+    rollout = Rollout(
+        prompt_ids=(1,), completion_ids=(2,), rollout_logprobs=(-1.0,), text="4", finish_reason="stop", policy_version=0
+    )
+    group = RolloutGroup(prompt=prompt, rollouts=(rollout, rollout))
+    for rewards in ([0.0, 0.0], [1.0, 1.0], [1.0, 0.0]):
+        for index in range(2):
+            messages = _call("context", function, group, index, rewards)
+            if messages is None:
+                continue
+            good = all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
+            _require(bool(messages) and good, function, "must return messages with a role and a content")
+            _require(
+                messages[-1]["role"] == "user",
+                function,
+                "must end with the user's turn: the completion is the assistant's",
+            )
+
+
+def check_credit(function: Callable[[Sequence[float]], Sequence[float]]) -> None:
+    """One advantage per reward; none where all rewards are equal."""
+    for rewards in ([1.0, 0.0, 0.5], [1.0]):
+        _require(
+            len(_call("credit", function, rewards)) == len(rewards), function, "must give one advantage per reward"
+        )
+    _require(max(map(abs, function([1.0, 1.0]))) < 1e-6, function, "must give 0 where all rewards are equal")
+
+
+CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
+    "divergence": check_divergence,
+    "support": check_support,
+    "term": check_term,
+    "reward": check_reward,
+    "context": check_context,
+    "credit": check_credit,
+}
+
+
+def keep_to_contracts(plan: Plan) -> None:
+    """Runs the checks on what a config names for the loss, options bound: a beta of 1 or a k of 0 is found before any model is.
+
+    Raises:
+        ContractError: with the key of the plug-in.
+    """
+    for term in plan.objective:
+        for kind in ("divergence", "support"):
+            if kind in term.plugin.options:
+                _keyed(f"{term.plugin.key}.{kind}", CHECKS[kind], term.plugin.options[kind])
+        _keyed(term.plugin.key, check_term, term.plugin.bind())
+    _keyed(plan.credit.key, check_credit, plan.credit.bind())
+    _keyed(plan.teacher.key, lambda make: make(), plan.teacher.bind())
+
+
+def _keyed(key: str, check: Callable[[Callable[..., Any]], Any], function: Callable[..., Any]) -> None:
+    try:
+        check(function)
+    except ValueError as error:
+        raise ContractError(f"{key}: {error}") from error
+
+
+def _distributions() -> tuple[Tensor, Tensor]:
+    random = torch.Generator().manual_seed(0)
+    student = torch.randn(2, 3, 7, generator=random).requires_grad_()
+    return student.log_softmax(-1), torch.randn(2, 3, 7, generator=random).log_softmax(-1)
+
+
+def _loss_inputs(function: Callable[..., Any]) -> LossInputs:
+    """Two rows of three tokens, and whatever comparison the term's options ask for."""
+    random = torch.Generator().manual_seed(0)
+    draw = lambda: -torch.rand(2, 3, generator=random)  # noqa: E731
+    logprobs = draw().requires_grad_()
+    mask = torch.ones(2, 3, dtype=torch.bool)
+    options = function.keywords if isinstance(function, functools.partial) else {}
+    view = options.get("view", "teacher")
+    divergences = {}
+    if "divergence" in options:
+        divergences[Comparison(view, options.get("support", full), options["divergence"])] = (
+            draw().abs().requires_grad_()
+        )
+    return LossInputs(
+        logprobs=logprobs, entropy=draw().abs(), old_logprobs=logprobs.detach(), rollout_logprobs=draw(),
+        ref_logprobs=draw() if facts_of(getattr(function, "func", function)).needs_ref else None, advantages=draw(),
+        response_mask=mask, teacher={view: TeacherScores(logprobs=draw(), entropy=draw().abs(), mask=mask)}, divergences=divergences,
+    )  # fmt: skip
+
+
+def _call(kind: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    try:
+        return function(*arguments)
+    except Exception as error:
+        raise ContractError(f"{kind} {name_of(function)}: {error or type(error).__name__}") from error
+
+
+def _require(kept: bool, function: Callable[..., Any], rule: str) -> None:
+    if not kept:
+        raise ContractError(f"{name_of(function)}: {rule}")
