@@ -7,9 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from onpolicy.quiet import quiet_libraries
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; errors that a user can mend are printed without a traceback."""
+    quiet_libraries()
     parsed = _parser().parse_args(arguments)
     try:
         return int(parsed.run(parsed) or 0)
