@@ -4,13 +4,18 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: train test lint setup model lock docs clean
+.PHONY: train test compat lint setup model lock docs clean
 
 train: model
 	$(BIN)/onpolicy train $(CONFIG)
 
-test: lint
+test: lint compat
 	$(BIN)/python -m pytest
+
+# The config layer on OmegaConf 2.3 too, which verl's hydra holds on to.
+compat: setup
+	test -d build/omegaconf-2.3 || { $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/omegaconf-2.3 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3 || { rm -rf build/omegaconf-2.3; exit 1; }; }
+	PYTHONPATH=build/omegaconf-2.3 $(BIN)/python -m pytest -q tests/test_config.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,7 +25,7 @@ from onpolicy.distill.compare import Comparison
 from onpolicy.distill.support import full
 from onpolicy.evaluate import Evaluator
 from onpolicy.loss import Objective, Term, unique_names
-from onpolicy.models import load_causal_lm, load_tokenizer, resolve_model
+from onpolicy.models import context_window, load_causal_lm, load_tokenizer, resolve_model
 from onpolicy.objectives.term import facts_of
 from onpolicy.preflight import Preflight
 from onpolicy.protocols import Generator
@@ -48,21 +49,36 @@ class Model:
     path: str
     tokenizer: Any
     renderer: Renderer
+    max_teacher_prompt_tokens: int
+    max_model_len: int
+    """Tokens of the longest student prompt and completion together."""
 
 
-def read_model(config: Config) -> Model:
-    """Finds the model and loads its tokenizer; the weights come later."""
+def read_model(plan: Plan) -> Model:
+    """Finds the model and loads its tokenizer; the weights come later.
+
+    Prompts are held to the configured limits and to what the model's window leaves beside the completion.
+    """
+    config = plan.config
     path = resolve_model(config.model.path)
-    tokenizer = load_tokenizer(
-        path,
-        chat_template=config.rendering.chat_template,
-        trust_remote_code=config.model.trust_remote_code,
-        revision=config.model.revision,
+    source = {"trust_remote_code": config.model.trust_remote_code, "revision": config.model.revision}
+    window = context_window(path, **source) or sys.maxsize  # type: ignore[arg-type]
+    longest = max(plan.generator.frame.max_tokens, config.eval.max_tokens or 0)
+    if window <= longest:
+        raise ConfigError(
+            f"generator.max_tokens: {longest} tokens leave no room for a prompt; {config.model.path!r} has a window of {window}"
+        )
+    longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
+    tokenizer = load_tokenizer(path, chat_template=config.rendering.chat_template, **source)  # type: ignore[arg-type]
+    return Model(
+        path=path,
+        tokenizer=tokenizer,
+        renderer=Renderer(tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=longest_prompt),
+        max_teacher_prompt_tokens=min(
+            config.rendering.max_teacher_prompt_tokens, window - plan.generator.frame.max_tokens
+        ),
+        max_model_len=longest_prompt + longest,
     )
-    renderer = Renderer(
-        tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=config.rendering.max_prompt_tokens
-    )
-    return Model(path=path, tokenizer=tokenizer, renderer=renderer)
 
 
 def read_prompts(section: Section, key: str) -> list[Prompt]:
@@ -132,13 +148,12 @@ def build_rewards(plan: Plan) -> list[Reward]:
 
 def build_generator(plan: Plan, model: Model) -> Generator:
     """The sampler, with the start model's weights."""
-    section, limits = plan.generator, plan.config.rendering
-    longest = max(section.frame.max_tokens, plan.config.eval.max_tokens or 0)
+    section = plan.generator
     generator: Generator = section.plugin.bind()(
         renderer=model.renderer,
         model=model.path,
         sampling=section.frame,
-        max_model_len=limits.max_prompt_tokens + longest,
+        max_model_len=model.max_model_len,
     )
     return generator
 
@@ -199,7 +214,7 @@ def build_annotator(plan: Plan, model: Model) -> Annotator:
         rewards=build_rewards(plan),
         contexts={view: plugin.bind() for view, plugin in plan.contexts.items()},
         credit=plan.credit.bind(),
-        max_teacher_prompt_tokens=plan.config.rendering.max_teacher_prompt_tokens,
+        max_teacher_prompt_tokens=model.max_teacher_prompt_tokens,
         drop_too_long=plan.config.rendering.too_long == "drop",
     )
 
@@ -208,7 +223,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     """Everything a run needs, at the point where the run in ``folder`` stands."""
     config = plan.config
     prepare_folder(folder, config)
-    model = read_model(config)
+    model = read_model(plan)
     prompts = training_prompts(plan, model.renderer)
     clock = Clock(_synchronize)
     clock.on_phase = display.phase

@@ -63,7 +63,7 @@ def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
         Path(config.run_dir) if config.run_dir else default_folder(config_path.with_stem(f"eval-{config_path.stem}"))
     )
     console = Console()
-    model = read_model(config)
+    model = read_model(checked)
     display = Display(0, console)
     generator = build_generator(checked, model)
     generator.on_progress = display.progress

@@ -86,6 +86,17 @@ def load_causal_lm(
     return model
 
 
+def context_window(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int | None:
+    """Tokens the model has positions for, prompt and completion together; None where its config does not say."""
+    from transformers import AutoConfig
+
+    try:
+        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}") from error
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
 def cache_folder() -> Path:
     """Where converted models are kept: ``ONPOLICY_CACHE``, else ``~/.cache/onpolicy``."""
     return Path(os.environ.get("ONPOLICY_CACHE", "~/.cache/onpolicy")).expanduser()

@@ -63,6 +63,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         "objective=[{name: distill, divergence: forward_kl}]"], ["no rollout carries a signal", "0 have a teacher"]),
     "teacher is the student": (lambda f: None, ["contexts.teacher={name: none}", "teacher={name: live}",
         "objective=[{name: distill, divergence: forward_kl}]"], ["the loss is 0 by construction"]),
+    "completion longer than the window": (lambda f: None, ["generator.max_tokens=5000"], ["generator.max_tokens", "window of 1024"]),
     "too many problems": (lambda f: None, ["data.coverage.problems=99"], ["data.coverage.problems: got 99", "12"]),
     "template without the field": (lambda f: None, ["contexts.teacher.template='{question} {nope}'"], ["'nope'"]),
 }  # fmt: skip

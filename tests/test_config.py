@@ -109,7 +109,9 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
 
 
 def test_errors_on_the_command_line_have_no_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(write_config(tmp_path)), "trainer.lrr=1"]) == 2
+    config = write_config(tmp_path)
+    capsys.readouterr()
+    assert main(["train", str(config), "trainer.lrr=1"]) == 2
     error = capsys.readouterr().err
     assert error.startswith("onpolicy train: trainer.lrr") and "Traceback" not in error and "Did you mean 'lr'" in error
 

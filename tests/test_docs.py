@@ -41,7 +41,7 @@ def test_commands_in_the_readme_are_valid() -> None:
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "divergence"], ["show", "generator"], ["show"]])
 def test_listing_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(arguments) == 0 and "vllm" in capsys.readouterr().out or arguments == ["list", "divergence"]
+    assert (main(arguments) == 0 and "vllm" in capsys.readouterr().out) or arguments == ["list", "divergence"]
 
 
 def test_unknown_sections_are_named(capsys: pytest.CaptureFixture[str]) -> None:
