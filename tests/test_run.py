@@ -172,3 +172,19 @@ def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     program = Path(sys.executable).with_name("onpolicy")
     done = subprocess.run([program, "check", str(config)], capture_output=True, text=True, check=False)
     assert done.returncode == 0 and "is valid" in " ".join(done.stdout.split())
+
+
+def test_thirty_steps_on_policy_move_the_student_towards_its_privileged_teacher(tmp_path: Path) -> None:
+    """Fresh rollouts every step, evaluated on what each step sampled; the teacher stays what it was."""
+    config = write_config(
+        tmp_path, teacher={"name": "frozen"}, objective=[{"name": "distill", "divergence": "forward_kl"}], steps=30
+    )
+    assert (
+        run_here(
+            config, f"run_dir={tmp_path / 'run'}", "trainer.lr=3e-3", "data.prompts_per_step=4", "checkpoint.every=0"
+        )
+        == 0
+    )
+    divergence = [row["distill/divergence"] for row in metrics(tmp_path / "run")]
+    assert len(divergence) == 30
+    assert sum(divergence[-5:]) < 0.6 * sum(divergence[:5]), divergence
