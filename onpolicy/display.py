@@ -114,7 +114,7 @@ def closing_table(first: Metrics, last: Metrics) -> Table:
     table = Table(title="what changed", title_justify="left")
     for heading in ("metric", "first", "last", "change"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
-    terms = [n for n in first if n.endswith(("/divergence", "/teacher_gap", "/loss"))]
+    terms = [n for n in first if n == "train/loss" or n.endswith(("/divergence", "/teacher_gap", "/kl"))]
     evals = [n for n in first if n.startswith("eval/") and not n.endswith(("/low", "/high", "/problems"))]
     for name in (*SUMMARY, *terms, *evals):
         if name in first and name in last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     except Interrupted:
         console.print(f"[yellow]stopped after step {run.step}[/yellow]; resume with:", highlight=False)
         console.print(
-            f"  onpolicy train {config_path} {' '.join([*_without_run_dir(overrides), f'run_dir={folder}'])}",
+            f"  onpolicy train {config_path} {shlex.join([*_without_run_dir(overrides), f'run_dir={folder}'])}",
             highlight=False,
         )
         return 130

@@ -49,6 +49,8 @@ class Run:
     """Optimizer steps done."""
     history: dict[str, Metrics] = field(default_factory=dict)
     """Metrics of the first and of the latest step that had them, for the closing summary."""
+    saved_at: int | None = None
+    """Step of the checkpoint written last by this process."""
     _stop: bool = False
 
     def remaining_steps(self) -> Iterator[int]:
@@ -60,7 +62,8 @@ class Run:
                 self.display.start_step(step)
                 yield step
                 if self._stop and step < self.config.steps:
-                    self.save(step, {})
+                    if self.saved_at != step:
+                        self.save(step, {})
                     raise Interrupted
 
     def seed_of(self, step: int) -> int:
@@ -75,7 +78,7 @@ class Run:
             return self.evaluator(self.folder / "eval" / f"step-{step:06d}")
 
     def log(self, step: int, metrics: Metrics, examples: Sequence[Example]) -> None:
-        """One line everywhere; the first rollouts of the step to samples.jsonl with both prompts."""
+        """One line everywhere; some rollouts of the step to samples.jsonl with both prompts."""
         self.step = step
         if not metrics:
             return
@@ -86,9 +89,7 @@ class Run:
         self._watch_sync(metrics)
         for tracker in self.trackers:
             tracker.log(step, everything)
-        for example in examples[:: max(1, len(examples) // max(1, self.config.logging.samples))][
-            : self.config.logging.samples
-        ]:
+        for example in spread_out(examples, self.config.logging.samples):
             self.samples.write({"step": step, **sample_row(example, self.renderer)})
         self.display.finish_step(step, everything)
 
@@ -100,6 +101,7 @@ class Run:
     def save(self, step: int, metrics: Metrics) -> None:
         with self.clock("save"):
             self.checkpoints.save(step, self.state(), self.write_model, metrics)
+        self.saved_at = step
 
     def state(self) -> dict[str, Any]:
         """Everything beside the student's weights that decides what comes next."""
@@ -160,6 +162,11 @@ class Run:
             raise KeyboardInterrupt
         self._stop = True
         self.display.note("stopping after this step, with a checkpoint; again to stop at once")
+
+
+def spread_out(examples: Sequence[Example], n: int) -> Sequence[Example]:
+    """At most n of them, from all over the step rather than from its first group."""
+    return examples[:: max(1, len(examples) // max(1, n))][:n]
 
 
 def sample_row(example: Example, renderer: Renderer) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import itertools
 import json
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import pytest
 
@@ -54,7 +55,7 @@ class Scripted:
         return [RolloutGroup(prompt=p, rollouts=tuple(self._rollout(t) for t in self.answers[p.id])) for p in prompts]
 
     def _rollout(self, text: str) -> Rollout:
-        reason = "length" if text.endswith("...") else "stop"
+        reason: Any = "length" if text.endswith("...") else "stop"
         ids = tuple(range(len(text)))
         return Rollout(
             prompt_ids=(1,),

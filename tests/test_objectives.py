@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -29,7 +30,7 @@ def row(*values: float) -> Tensor:
     return torch.tensor([values])
 
 
-def inputs(logprobs: Tensor, **others: Tensor) -> LossInputs:
+def inputs(logprobs: Tensor, **others: Any) -> LossInputs:
     teacher = others.pop("teacher_logprobs", torch.zeros_like(logprobs))
     mask = torch.ones_like(logprobs, dtype=torch.bool)
     given = LossInputs(

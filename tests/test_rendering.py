@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onpolicy.rendering import PromptTooLong, Renderer, RenderingError
+from onpolicy.types import Message
 from tests.tiny import CHATML, byte_tokenizer
 
 TAGS = ("<think>", "</think>")
@@ -22,7 +23,7 @@ QWEN3 = CHATML.replace(
 )
 
 
-def user(content: str) -> list[dict[str, str]]:
+def user(content: str) -> list[Message]:
     return [{"role": "user", "content": content}]
 
 

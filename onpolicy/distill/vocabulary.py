@@ -98,5 +98,5 @@ def _pick(logp: Tensor, ids: Tensor) -> Tensor:
 
 
 def _entropy(logp: Tensor) -> Tensor:
-    """-sum p log p in nats; 0 log 0 = 0."""
-    return torch.special.entr(logp.exp()).sum(-1)
+    """-sum p log p in nats; 0 log 0, which is nan in floating point, counts as 0."""
+    return -(logp.exp() * logp).nansum(-1)

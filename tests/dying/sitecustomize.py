@@ -4,7 +4,8 @@ import os
 import signal
 import sys
 
-if moment := os.environ.get("ONPOLICY_TEST_DIE"):
+moment = os.environ.get("ONPOLICY_TEST_DIE", "")
+if moment:
 
     class _Finder:
         """Waits for onpolicy's modules and wraps the function in which to die."""
