@@ -39,7 +39,7 @@ from onpolicy.types import Prompt
 from rewards.extract import extract_answer
 
 RESUMABLE = ("steps", "run_dir", "logging", "checkpoint", "preflight")
-"""What may change when a run is resumed: how long it runs and what is kept of it, not what it computes."""
+"""What may change when a run is resumed: how long it runs and what is kept of it, not what a step computes."""
 
 
 @dataclass(frozen=True)

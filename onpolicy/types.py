@@ -10,7 +10,7 @@ completion token ``t``. Prompts are padded on the left and completions on the ri
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -179,5 +179,3 @@ class TermOutput:
 
 Metrics = dict[str, float]
 """``stage/what`` -> number, one flat dictionary a step."""
-
-NamedTensors = Sequence[tuple[str, "Tensor"]]

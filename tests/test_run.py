@@ -167,6 +167,23 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     assert [c.step for c in checkpoints.all()] == [2, 3, 4]
 
 
+def test_metrics_go_to_tensorboard_and_to_a_users_own_tracker(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    config = write_config(tmp_path)
+    assert (
+        run_here(
+            config, f"run_dir={tmp_path / 'run'}", "logging.trackers=[jsonl, tensorboard, tests.runs:counting_tracker]"
+        )
+        == 0
+    )
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    events.Reload()
+    logged = [event.value for event in events.Scalars("train/loss")]
+    assert logged == pytest.approx([row["train/loss"] for row in metrics(tmp_path / "run")])
+    assert (tmp_path / "run" / "count").read_text() == "3 steps"
+
+
 def test_the_module_runs_as_a_program(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     program = Path(sys.executable).with_name("onpolicy")

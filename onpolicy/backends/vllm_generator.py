@@ -37,7 +37,7 @@ class VLLMGenerator:
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         enforce_eager: bool | None = None,
         gpu_memory_utilization: float = 0.4,
-        kv_cache_gib: float = 1.0,
+        kv_cache_gib: int = 1,
         tensor_parallel_size: int = 1,
         max_num_seqs: int = 256,
     ) -> None:
@@ -155,12 +155,12 @@ class VLLMGenerator:
         )
 
 
-def _set_environment(cpu: bool, kv_cache_gib: float) -> None:
+def _set_environment(cpu: bool, kv_cache_gib: int) -> None:
     """What vLLM reads when it is imported; a user's own settings win."""
     wanted = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     if cpu:
         # compiling its small kernels takes half a minute on a CPU and gains nothing that could be measured
-        wanted |= {"VLLM_CPU_KVCACHE_SPACE": f"{max(kv_cache_gib, 1):.0f}", "TORCHDYNAMO_DISABLE": "1"}
+        wanted |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
 
