@@ -52,7 +52,11 @@ def test_distill_weighs_the_divergence() -> None:
     plain = distill(given, divergence=forward_kl)
     assert plain.per_token[0].tolist() == pytest.approx([0.3, 0.4])
     weighted = distill(given, divergence=forward_kl, importance_cap=2.0)
-    assert weighted.per_token[0].tolist() == pytest.approx([0.6, 0.2])  # ratios 5 (cut to 2) and 1/2
+    assert weighted.per_token[0].tolist() == pytest.approx([0.6, 0.2])  # sampler ratios 5 (cut to 2) and 1/2
+    moved = replace(given, logprobs=row(-1.0 + math.log(0.5), -1.0 + math.log(3)).requires_grad_())
+    later = distill(moved, divergence=forward_kl, importance_cap=2.0)
+    assert later.per_token[0].tolist() == pytest.approx([0.3, 0.4])  # times 1/2, and times 3 (cut to 2)
+    assert not later.per_token.requires_grad, "weights carry no gradient; the divergence here is a constant"
 
 
 def test_teacher_advantage_by_hand() -> None:

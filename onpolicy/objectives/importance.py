@@ -1,4 +1,4 @@
-"""The correction for sampling from an engine whose numbers differ from the trainer's."""
+"""Corrections for tokens that another policy sampled: the engine's numbers differ from the trainer's, and weights move on."""
 
 from __future__ import annotations
 
@@ -8,11 +8,20 @@ from torch import Tensor
 from onpolicy.types import LossInputs
 
 
-def truncated_importance(inputs: LossInputs, cap: float | None) -> Tensor:
+def sampler_weight(inputs: LossInputs, cap: float | None) -> Tensor:
     """min(pi_old / pi_rollout, cap) per token ``[B, T]``, without gradient; ones where ``cap`` is None.
 
-    Truncated importance sampling as in TRL and verl, and SDPO's ``is_clip`` (2 by default there).
+    Truncated importance sampling between sampler and trainer, as in TRL and verl (``rollout_is``).
     """
+    return truncated_ratio(inputs.old_logprobs, inputs.rollout_logprobs, cap)
+
+
+def staleness_weight(inputs: LossInputs, cap: float | None) -> Tensor:
+    """min(pi / pi_old, cap) per token ``[B, T]``, without gradient: 1 in the first update of a step (SDPO's ``is_clip``)."""
+    return truncated_ratio(inputs.logprobs, inputs.old_logprobs, cap)
+
+
+def truncated_ratio(logprobs: Tensor, behaviour: Tensor, cap: float | None) -> Tensor:
     if cap is None:
-        return torch.ones_like(inputs.old_logprobs)
-    return (inputs.old_logprobs - inputs.rollout_logprobs).exp().clamp(max=cap).detach()
+        return torch.ones_like(behaviour)
+    return (logprobs.detach() - behaviour).exp().clamp(max=cap)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from onpolicy.objectives.importance import truncated_importance
+from onpolicy.objectives.importance import sampler_weight
 from onpolicy.objectives.term import loss_term
 from onpolicy.types import LossInputs, TermOutput
 
@@ -27,7 +27,7 @@ def policy_gradient(
     ratio = (inputs.logprobs - inputs.old_logprobs).exp()
     plain = ratio * inputs.advantages
     clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * inputs.advantages
-    weight = truncated_importance(inputs, importance_cap)
+    weight = sampler_weight(inputs, importance_cap)
     return TermOutput(
         per_token=-weight * torch.minimum(plain, clipped),
         metrics={"clip_fraction": (clipped < plain).float(), "importance_weight": weight},

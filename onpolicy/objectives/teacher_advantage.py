@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onpolicy.objectives.importance import truncated_importance
+from onpolicy.objectives.importance import sampler_weight
 from onpolicy.objectives.term import loss_term
 from onpolicy.types import LossInputs, TermOutput
 
@@ -26,6 +26,6 @@ def teacher_advantage(
     advantage = gap if clip is None else gap.clamp(-clip, clip)
     ratio = (inputs.logprobs - inputs.old_logprobs).exp()
     return TermOutput(
-        per_token=-truncated_importance(inputs, importance_cap) * advantage * ratio,
+        per_token=-sampler_weight(inputs, importance_cap) * advantage * ratio,
         metrics={"teacher_gap": gap, "teacher_entropy": teacher.entropy},
     )
