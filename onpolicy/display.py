@@ -89,7 +89,7 @@ class Display:
         self._bar.update(self._task, completed=step)
         if "train/loss" in metrics:
             found = {head: next((metrics[n] for n in names if n in metrics), None) for head, names in COLUMNS.items()}
-            cells = " ".join(f"[dim]{head}[/dim] {value:<7.3g}" for head, value in found.items() if value is not None)
+            cells = "  ".join(f"[dim]{head}[/dim] {value:.3g}" for head, value in found.items() if value is not None)
             self.console.print(f"[bold]step {step:>4}[/bold]  {cells}", highlight=False)
         for name, value in metrics.items():
             if name.startswith("eval/") and "/avg@" in name and name.count("/") == 2:
