@@ -66,8 +66,9 @@ def _check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.syntax import Syntax
 
-    from onpolicy.config import load, plan, to_yaml
+    from onpolicy.config import load, to_yaml
     from onpolicy.contracts import keep_to_contracts
+    from onpolicy.plan import plan
 
     config = load(arguments.config, arguments.overrides)
     keep_to_contracts(plan(config))

@@ -16,7 +16,7 @@ from onpolicy.annotate import Annotator
 from onpolicy.backends.local import LocalTrainer
 from onpolicy.checkpoint import Checkpoints
 from onpolicy.clock import Clock
-from onpolicy.config import Config, Plan, Section, to_yaml
+from onpolicy.config import Config, to_yaml
 from onpolicy.coverage import coverage
 from onpolicy.cursor import PromptCursor
 from onpolicy.data import DataError
@@ -27,6 +27,7 @@ from onpolicy.evaluate import Evaluator
 from onpolicy.loss import Objective, Term, unique_names
 from onpolicy.models import context_window, load_causal_lm, load_tokenizer, resolve_model
 from onpolicy.objectives.term import facts_of
+from onpolicy.plan import Plan, Section
 from onpolicy.preflight import Preflight
 from onpolicy.protocols import Generator
 from onpolicy.registry import ConfigError, options_of

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.config import Plan
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.support import full
 from onpolicy.objectives.term import facts_of
+from onpolicy.plan import Plan
 from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
 from rewards.base import RewardInput, name_of, score
 

@@ -16,9 +16,10 @@ from onpolicy.assemble import (
     preflight,
     read_model,
 )
-from onpolicy.config import load, plan
+from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display, closing_table, evaluation_table
+from onpolicy.plan import plan
 from onpolicy.registry import ConfigError
 from onpolicy.run import Interrupted, Run
 from onpolicy.train import train

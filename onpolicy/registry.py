@@ -120,7 +120,7 @@ def find(kind: str, name: str, key: str) -> Callable[..., Any]:
         )
     module_name, _, attribute = target.partition(":")
     if str(Path.cwd()) not in sys.path:  # a console script does not look beside the user's own files
-        sys.path.insert(0, str(Path.cwd()))
+        sys.path.append(str(Path.cwd()))
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:

@@ -32,7 +32,7 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["onpolicy", "onpolicy.types", "onpolicy.protocols", "onpolicy.config", "onpolicy.registry", "onpolicy.data", "onpolicy.thinking",
+    ["onpolicy", "onpolicy.types", "onpolicy.protocols", "onpolicy.config", "onpolicy.plan", "onpolicy.registry", "onpolicy.data", "onpolicy.thinking",
      "onpolicy.credit", "onpolicy.coverage", "onpolicy.contexts.successful_sibling", "onpolicy.__main__", "onpolicy.models",
      "rewards", "rewards.base", "rewards.answer", "rewards.lexicon"],
 )  # fmt: skip

@@ -12,8 +12,9 @@ import pytest
 import yaml
 
 from onpolicy.__main__ import main
-from onpolicy.config import build, load, plan, to_yaml
+from onpolicy.config import build, load, to_yaml
 from onpolicy.contracts import ContractError, keep_to_contracts
+from onpolicy.plan import plan
 from onpolicy.registry import ConfigError
 from tests.runs import write_config
 

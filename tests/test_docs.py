@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from onpolicy.__main__ import main
-from onpolicy.config import load, plan
+from onpolicy.config import load
+from onpolicy.plan import plan
 from onpolicy.show import markdown, options
 
 ROOT = Path(__file__).parent.parent
