@@ -40,7 +40,13 @@ TABLES: dict[str, Mapping[str, str]] = {
         "none": "onpolicy.contexts.none:none",
         "final_answer": "onpolicy.contexts.final_answer:final_answer",
         "reference_solution": "onpolicy.contexts.reference_solution:reference_solution",
+        "partial": "onpolicy.contexts.partial:partial",
+        "without_thinking": "onpolicy.contexts.without_thinking:without_thinking",
         "successful_sibling": "onpolicy.contexts.successful_sibling:successful_sibling",
+        "failed_sibling": "onpolicy.contexts.failed_sibling:failed_sibling",
+        "feedback": "onpolicy.contexts.feedback:feedback",
+        "wrong_answer": "onpolicy.contexts.wrong_answer:wrong_answer",
+        "instruction": "onpolicy.contexts.instruction:instruction",
     },
     "teacher": {
         "live": "onpolicy.teachers:live",
@@ -67,6 +73,8 @@ TABLES: dict[str, Mapping[str, str]] = {
         "forward_kl": "onpolicy.distill.divergence:forward_kl",
         "reverse_kl": "onpolicy.distill.divergence:reverse_kl",
         "jsd": "onpolicy.distill.divergence:jsd",
+        "skew_forward_kl": "onpolicy.distill.divergence:skew_forward_kl",
+        "skew_reverse_kl": "onpolicy.distill.divergence:skew_reverse_kl",
     },
     "trainer": {"local": "onpolicy.backends.local:LocalTrainer"},
     "tracker": {

@@ -12,10 +12,17 @@ from typing import Any
 import pytest
 
 from onpolicy.annotate import Annotator, StaleRollouts
+from onpolicy.contexts.failed_sibling import failed_sibling
+from onpolicy.contexts.feedback import feedback
 from onpolicy.contexts.final_answer import final_answer
+from onpolicy.contexts.instruction import instruction
 from onpolicy.contexts.none import none
+from onpolicy.contexts.partial import partial
 from onpolicy.contexts.reference_solution import reference_solution
 from onpolicy.contexts.successful_sibling import successful_sibling
+from onpolicy.contexts.template import ContextError
+from onpolicy.contexts.without_thinking import without_thinking
+from onpolicy.contexts.wrong_answer import wrong_answer
 from onpolicy.credit import group_mean, group_std, leave_one_out
 from onpolicy.rendering import PromptTooLong, Renderer
 from onpolicy.scoring import Reward
@@ -68,6 +75,39 @@ def test_a_sibling_is_never_the_rollout_itself() -> None:
     assert "one" in shown[0][-1]["content"] and "two" in shown[1][-1]["content"] and "one" in shown[2][-1]["content"]  # type: ignore[index]
     assert successful_sibling(siblings, 1, [0.0, 1.0, 0.0]) is None
     assert successful_sibling(siblings, 0, [0.0, 0.4, 0.0], threshold=0.3) is not None
+
+
+def test_the_ladder_of_contexts() -> None:
+    rich = Prompt(
+        id="p", messages=({"role": "user", "content": "Q"},),
+        fields={"answer": "4", "solution": "<think>wait</think>one\ntwo\nthree", "feedback": "off by one"},
+    )  # fmt: skip
+    rollouts = group("<think>hm</think>right", "wrong").rollouts
+    both = RolloutGroup(prompt=rich, rollouts=rollouts)
+
+    def text(context: Any, index: int = 1, rewards: tuple[float, ...] = (1.0, 0.0), **options: Any) -> str:
+        messages = context(both, index, rewards, **options)
+        return "" if messages is None else messages[-1]["content"]
+
+    assert "wait" not in text(without_thinking) and "one\ntwo\nthree" in text(without_thinking)
+    assert (
+        "one" in text(partial, share=0.2)
+        and "two" not in text(partial, share=0.2)
+        and "three" in text(partial, share=1.0)
+    )
+    assert "wrong:\n\nwrong" in text(failed_sibling, index=0) and text(failed_sibling) == ""
+    assert "off by one" in text(feedback) and text(feedback, index=0) == "" and text(feedback, field="none") == ""
+    assert "answer is 5." in text(wrong_answer) and "answer is 9." in text(wrong_answer, constant="9")
+    assert text(instruction) == "Q\n\nCorrectly solve the original question."
+    assert "hm" in text(successful_sibling) and "hm" not in text(successful_sibling, keep_thinking=False)
+    for options, words in (
+        ({"constant": "4"}, "is the right one"),
+        ({"field": "solution"}, "give the context's constant"),
+    ):
+        with pytest.raises(ContextError, match=words):
+            wrong_answer(both, 0, [0.0], **options)  # type: ignore[arg-type]
+    with pytest.raises(ContextError, match="between 0 and 1"):
+        partial(both, 0, [0.0], share=2.0)
 
 
 def test_credit_by_hand() -> None:

@@ -15,9 +15,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from onpolicy.distill.divergence import forward_kl, jsd, reverse_kl
+from onpolicy.distill.divergence import forward_kl, jsd, reverse_kl, skew_forward_kl, skew_reverse_kl
 
-HALF = {"forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": lambda s, t: jsd(s, t, beta=0.3)}
+HALF = {
+    "forward_kl": forward_kl,
+    "reverse_kl": reverse_kl,
+    "jsd": lambda s, t: jsd(s, t, beta=0.3),
+    "skew_forward_kl": lambda s, t: skew_forward_kl(s, t, alpha=0.2),
+    "skew_reverse_kl": lambda s, t: skew_reverse_kl(s, t, alpha=0.2),
+}
 
 
 def oracle(name: str, student: Tensor, teacher: Tensor) -> float:
@@ -31,6 +37,10 @@ def oracle(name: str, student: Tensor, teacher: Tensor) -> float:
         return kl(q, p)
     if name == "reverse_kl":
         return kl(p, q)
+    if name == "skew_forward_kl":
+        return kl(q, [0.2 * y + 0.8 * x for x, y in zip(p, q, strict=True)])
+    if name == "skew_reverse_kl":
+        return kl(p, [0.2 * x + 0.8 * y for x, y in zip(p, q, strict=True)])
     m = [0.3 * y + 0.7 * x for x, y in zip(p, q, strict=True)]
     return 0.3 * kl(q, m) + 0.7 * kl(p, m)
 
@@ -114,3 +124,14 @@ def test_the_ends_of_beta_are_refused_by_name(beta: float, name: str) -> None:
     student = torch.zeros(2).log_softmax(-1)
     with pytest.raises(ValueError, match=name):
         jsd(student, student, beta=beta)
+
+
+def test_skewed_divergences_are_bounded_and_meet_the_plain_ones() -> None:
+    student, teacher = torch.tensor([1.0, 0.0]).log(), torch.tensor([0.0, 1.0]).log()
+    assert skew_forward_kl(student, teacher, alpha=0.1).item() == pytest.approx(-math.log(0.1), abs=1e-5)
+    assert skew_reverse_kl(student, teacher, alpha=0.1).item() == pytest.approx(-math.log(0.1), abs=1e-5)
+    one, other = torch.randn(5).log_softmax(-1), torch.randn(5).log_softmax(-1)
+    torch.testing.assert_close(skew_forward_kl(one, other, alpha=0.0), forward_kl(one, other))
+    torch.testing.assert_close(skew_reverse_kl(one, other, alpha=0.0), reverse_kl(one, other))
+    with pytest.raises(ValueError, match="alpha"):
+        skew_forward_kl(one, other, alpha=1.0)

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from onpolicy.contexts.template import SOLUTION, replace_question
+from onpolicy.thinking import strip_thinking
 from onpolicy.types import Message, RolloutGroup
 
 
 def successful_sibling(
-    group: RolloutGroup, index: int, rewards: Sequence[float], *, threshold: float = 1.0, template: str = SOLUTION
+    group: RolloutGroup,
+    index: int,
+    rewards: Sequence[float],
+    *,
+    threshold: float = 1.0,
+    keep_thinking: bool = True,
+    template: str = SOLUTION,
 ) -> tuple[Message, ...] | None:
     """The first other rollout of the group whose reward reaches the threshold (SDPO; arXiv 2603.24472, c = s).
 
@@ -17,10 +24,14 @@ def successful_sibling(
 
     Args:
         threshold: reward from which a rollout counts as successful
+        keep_thinking: show its thinking too (c = s); false: what follows it (c = s without think)
         template: text with `{question}` and `{solution}`
     """
     siblings = (i for i, reward in enumerate(rewards) if i != index and reward >= threshold)
     chosen = next(siblings, None)
     if chosen is None:
         return None
-    return replace_question(group.prompt, template, solution=group.rollouts[chosen].text)
+    text = group.rollouts[chosen].text
+    if not keep_thinking:
+        text = strip_thinking(text, opened=False)
+    return replace_question(group.prompt, template, solution=text)

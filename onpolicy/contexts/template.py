@@ -16,6 +16,13 @@ SOLUTION = "{question}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the
 ANSWER = "{question}\n\nThe correct final answer is {answer}.\n\nCorrectly solve the original question."
 
 
+FAILED = "{question}\n\nThe following attempt is wrong:\n\n{attempt}\n\nCorrectly solve the original question."
+FEEDBACK = (
+    "{question}\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
+    "\n\nCorrectly solve the original question."
+)
+
+
 class ContextError(ValueError):
     """A row that lacks what its context shows; names the row, the field, and the fields it has."""
 

@@ -41,9 +41,40 @@ def jsd(student: Tensor, teacher: Tensor, *, beta: float) -> Tensor:
     if not 0.0 < beta < 1.0:
         right = "reverse_kl" if beta >= 1.0 else "forward_kl"
         raise ValueError(f"jsd: beta must lie strictly between 0 and 1, got {beta}; for the limit use {right}")
-    finite = torch.finfo(student.dtype).min / 4  # logaddexp(-inf, -inf) has no gradient
-    mixture = torch.logaddexp(teacher.clamp(min=finite) + math.log(beta), student.clamp(min=finite) + math.log1p(-beta))
+    mixture = _mixture(teacher, student, beta)
     return beta * _expectation(teacher, teacher - mixture) + (1.0 - beta) * _expectation(student, student - mixture)
+
+
+def skew_forward_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.1) -> Tensor:
+    """KL(teacher || alpha teacher + (1 - alpha) student): the forward KL with a mixture that is never 0 where the teacher is not.
+
+    DistiLLM (arXiv 2402.03898); bounded by -log alpha, and the forward KL at alpha 0.
+
+    Args:
+        alpha: the teacher's share of the mixture, 0 to below 1
+    """
+    return forward_kl(_mixture(teacher, student, alpha), teacher)
+
+
+def skew_reverse_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.1) -> Tensor:
+    """KL(student || alpha student + (1 - alpha) teacher): bounded by -log alpha, and the reverse KL at alpha 0.
+
+    DistiLLM (arXiv 2402.03898).
+
+    Args:
+        alpha: the student's share of the mixture, 0 to below 1
+    """
+    return reverse_kl(student, _mixture(student, teacher, alpha))
+
+
+def _mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
+    """log(share one + (1 - share) other)."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"alpha must lie between 0 and below 1, got {share}")
+    if share == 0.0:
+        return other
+    finite = torch.finfo(one.dtype).min / 4  # logaddexp(-inf, -inf) has no gradient
+    return torch.logaddexp(one.clamp(min=finite) + math.log(share), other.clamp(min=finite) + math.log1p(-share))
 
 
 def _expectation(logprobs: Tensor, values: Tensor) -> Tensor:
