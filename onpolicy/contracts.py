@@ -120,9 +120,23 @@ def check_credit(function: Callable[[Sequence[float]], Sequence[float]]) -> None
     _require(max(map(abs, function([1.0, 1.0]))) < 1e-6, function, "must give 0 where all rewards are equal")
 
 
+def check_token_weights(function: Callable[..., Tensor]) -> None:
+    """(LossInputs, mask [B, T]) -> weights [B, T], finite and not negative, without gradient."""
+    inputs = _loss_inputs(function)
+    weights = _call("token_weights", function, inputs, inputs.response_mask)
+    _require(
+        isinstance(weights, Tensor) and weights.shape == inputs.logprobs.shape,
+        function,
+        "must return one weight per token, [B, T]",
+    )
+    _require(bool(weights.isfinite().all() and (weights >= 0).all()), function, "must be finite and not negative")
+    _require(not weights.requires_grad, function, "must carry no gradient")
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     "divergence": check_divergence,
     "support": check_support,
+    "token_weights": check_token_weights,
     "term": check_term,
     "reward": check_reward,
     "context": check_context,
@@ -137,7 +151,7 @@ def keep_to_contracts(plan: Plan) -> None:
         ContractError: with the key of the plug-in.
     """
     for term in plan.objective:
-        for kind in ("divergence", "support"):
+        for kind in ("divergence", "support", "token_weights"):
             if kind in term.plugin.options:
                 _keyed(f"{term.plugin.key}.{kind}", CHECKS[kind], term.plugin.options[kind])
         _keyed(term.plugin.key, check_term, term.plugin.bind())

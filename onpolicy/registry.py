@@ -52,6 +52,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "live": "onpolicy.teachers:live",
         "frozen": "onpolicy.teachers:frozen",
         "ema": "onpolicy.teachers:ema",
+        "snapshot": "onpolicy.teachers:snapshot",
     },
     "credit": {
         "group_mean": "onpolicy.credit:group_mean",
@@ -76,6 +77,15 @@ TABLES: dict[str, Mapping[str, str]] = {
         "skew_forward_kl": "onpolicy.distill.divergence:skew_forward_kl",
         "skew_reverse_kl": "onpolicy.distill.divergence:skew_reverse_kl",
     },
+    "token_weights": {
+        "uniform": "onpolicy.distill.token_weight:uniform",
+        "position": "onpolicy.distill.token_weight:position",
+        "skip_first": "onpolicy.distill.token_weight:skip_first",
+        "entropy": "onpolicy.distill.token_weight:entropy",
+        "gap": "onpolicy.distill.token_weight:gap",
+        "random": "onpolicy.distill.token_weight:random",
+        "shuffled": "onpolicy.distill.token_weight:shuffled",
+    },
     "trainer": {"local": "onpolicy.backends.local:LocalTrainer"},
     "tracker": {
         "jsonl": "onpolicy.trackers:jsonl",
@@ -83,7 +93,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "wandb": "onpolicy.trackers:wandb",
     },
 }
-"""Kind -> name -> ``module:function``. An option whose name is a kind (``divergence``, ``support``) takes a plug-in of that kind."""
+"""Kind -> name -> ``module:function``. An option whose name is a kind takes a plug-in of that kind."""
 
 
 class ConfigError(ValueError):

@@ -15,8 +15,8 @@ class WeightRule:
 
     copies: bool
     """Whether the teacher has weights of its own; if not it is the student itself, as it is when it scores."""
-    update: Callable[[Tensor, Tensor], None] | None
-    """``(teacher, student)``: changes one teacher tensor in place after an optimizer step, whole or a shard of it; None: never."""
+    update: Callable[[Tensor, Tensor, int], None] | None
+    """``(teacher, student, step)``: changes one teacher tensor in place after an optimizer step, whole or a shard of it; None: never."""
 
 
 def live() -> WeightRule:
@@ -38,8 +38,25 @@ def ema(*, ema_decay: float = 0.95) -> WeightRule:
     if not 0.0 <= ema_decay <= 1.0:
         raise ValueError(f"teacher.ema_decay must lie between 0 and 1, got {ema_decay}")
 
-    def update(teacher: Tensor, student: Tensor) -> None:
+    def update(teacher: Tensor, student: Tensor, step: int) -> None:
         with torch.no_grad():
             teacher.mul_(ema_decay).add_(student.to(teacher), alpha=1.0 - ema_decay)
+
+    return WeightRule(copies=True, update=update)
+
+
+def snapshot(*, every: int = 10) -> WeightRule:
+    """The student as it was at the last multiple of ``every`` steps (RLSD, RLCSD's sync interval).
+
+    Args:
+        every: steps between two copies
+    """
+    if every < 1:
+        raise ValueError(f"teacher.every must be at least 1, got {every}")
+
+    def update(teacher: Tensor, student: Tensor, step: int) -> None:
+        if step % every == 0:
+            with torch.no_grad():
+                teacher.copy_(student)
 
     return WeightRule(copies=True, update=update)

@@ -17,6 +17,7 @@ from tests.runs import metrics, run_here, write_config
 EXAMPLES = Path(__file__).parent.parent / "examples"
 OPTIONS: dict[str, dict[str, Any]] = {
     "jsd": {"beta": 0.5},
+    "shuffled": {"token_weights": "position"},
     "distill": {"divergence": "forward_kl"},
     "overlong": {"max_tokens": 8, "buffer": 4},
     "brevity": {"budget": 8},

@@ -25,7 +25,7 @@ from onpolicy.objectives.distill import distill
 from onpolicy.objectives.policy_gradient import policy_gradient
 from onpolicy.objectives.start_kl import start_kl
 from onpolicy.objectives.term import facts_of
-from onpolicy.teachers import WeightRule, ema, frozen, live
+from onpolicy.teachers import WeightRule, ema, frozen, live, snapshot
 from onpolicy.types import Example
 from tests.tiny import random_examples, tiny_model
 
@@ -109,6 +109,18 @@ def test_ema_follows_its_formula_and_frozen_never_moves() -> None:
             assert parameter.grad is None and not parameter.requires_grad
     assert all(torch.equal(p, start[n]) for n, p in still.teacher.named_parameters())
     assert any(not torch.equal(p, start[n]) for n, p in still.student.named_parameters())
+
+
+def test_a_snapshot_teacher_is_the_student_of_some_steps_ago() -> None:
+    one, examples = trainer(rule=snapshot(every=2)), random_examples(4)
+    start = [p.clone() for p in one.teacher.parameters()]
+    one.step(examples)
+    assert all(torch.equal(a, b) for a, b in zip(start, one.teacher.parameters(), strict=True))
+    one.step(examples)
+    assert all(torch.equal(a, b) for a, b in zip(one.student.parameters(), one.teacher.parameters(), strict=True))
+    second = [p.clone() for p in one.student.parameters()]
+    one.step(examples)
+    assert all(torch.equal(a, b) for a, b in zip(second, one.teacher.parameters(), strict=True))
 
 
 def test_the_live_teacher_is_the_student() -> None:

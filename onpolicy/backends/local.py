@@ -209,7 +209,7 @@ class LocalTrainer:
     def _move_teacher(self) -> None:
         if self.rule.copies and self.rule.update is not None:
             for teacher, student in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-                self.rule.update(teacher, student)
+                self.rule.update(teacher, student, self.steps_done)
 
 
 def _stack(examples: Sequence[Example], batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:

@@ -12,20 +12,26 @@ import torch
 from torch import Tensor
 
 
-def forward_kl(student: Tensor, teacher: Tensor) -> Tensor:
+def forward_kl(student: Tensor, teacher: Tensor, *, entry_clip: float | None = None) -> Tensor:
     """KL(teacher || student) = sum_v teacher_v (log teacher_v - log student_v). Covers the teacher's modes.
 
     GKD (arXiv 2306.13649), OPSD (2601.18734, later versions) and SDFT (2601.19897, as run) train with it.
+
+    Args:
+        entry_clip: each entry's contribution is cut here before the sum (OPSD: 0.05); the result can be negative
     """
-    return _expectation(teacher, teacher - student)
+    return _expectation(teacher, teacher - student, entry_clip)
 
 
-def reverse_kl(student: Tensor, teacher: Tensor) -> Tensor:
+def reverse_kl(student: Tensor, teacher: Tensor, *, entry_clip: float | None = None) -> Tensor:
     """KL(student || teacher) = sum_v student_v (log student_v - log teacher_v). Seeks the teacher's mode.
 
     MiniLLM (arXiv 2306.08543), equation 1 of arXiv 2603.24472.
+
+    Args:
+        entry_clip: each entry's contribution is cut here before the sum; the result can be negative
     """
-    return _expectation(student, student - teacher)
+    return _expectation(student, student - teacher, entry_clip)
 
 
 def jsd(student: Tensor, teacher: Tensor, *, beta: float) -> Tensor:
@@ -77,7 +83,8 @@ def _mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
     return torch.logaddexp(one.clamp(min=finite) + math.log(share), other.clamp(min=finite) + math.log1p(-share))
 
 
-def _expectation(logprobs: Tensor, values: Tensor) -> Tensor:
-    """sum_v p_v values_v, with 0 where p_v = 0: there ``values`` may be infinite, and must not reach the gradient."""
+def _expectation(logprobs: Tensor, values: Tensor, cap: float | None = None) -> Tensor:
+    """sum_v min(p_v values_v, cap), with 0 where p_v = 0: there ``values`` may be infinite, and must not reach the gradient."""
     dead = logprobs == -torch.inf
-    return (logprobs.masked_fill(dead, 0.0).exp() * values.masked_fill(dead, 0.0)).sum(-1)
+    contributions = logprobs.masked_fill(dead, 0.0).exp() * values.masked_fill(dead, 0.0)
+    return (contributions if cap is None else contributions.clamp(max=cap)).sum(-1)
