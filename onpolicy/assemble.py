@@ -136,6 +136,7 @@ def _term(name: str, section: Section) -> Term:
     return Term(
         name=name,
         weight=section.frame.weight,
+        normalize=section.frame.normalize,
         function=section.plugin.bind(),
         facts=facts_of(section.plugin.function),
         view=view,

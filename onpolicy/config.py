@@ -90,6 +90,14 @@ class Weighted:
 
 
 @dataclass
+class TermFrame(Weighted):
+    normalize: str = opt(
+        "tokens",
+        "`tokens`: mean over the update's tokens; `sequences`: over each completion's, then over completions",
+    )
+
+
+@dataclass
 class EvalConfig:
     every: int = opt(0, "evaluate each so many steps, and before the first and after the last; 0: never")
     sets: dict[str, Any] = opt({}, "name -> data section (with optional `problems`: the first so many)")
@@ -154,7 +162,7 @@ FRAMES: dict[str, type] = {
     "generator": Sampling,
     "trainer": TrainerFrame,
     "reward": Weighted,
-    "term": Weighted,
+    "term": TermFrame,
 }
 """Kind -> fields that any plug-in of this kind takes beside its own options."""
 

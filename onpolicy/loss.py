@@ -2,6 +2,8 @@
 
     L = sum_i weight_i * (sum of term_i over its tokens) / (number of its tokens in the whole optimizer update)
 
+or, with ``normalize: sequences``, the mean over each completion's tokens, then over the update's completions (GRPO as
+published, arXiv 2402.03300, equation 3).
 The denominators are counted over all micro-batches before the first of them runs, so how an update is cut into
 micro-batches never changes its gradient.
 """
@@ -32,7 +34,9 @@ class Term:
     facts: TermFacts
     view: str | None
     """The view it reads, where it reads one."""
-    comparison: Comparison | None
+    normalize: str = "tokens"
+    """``tokens`` or ``sequences``."""
+    comparison: Comparison | None = None
     """What has to be compared over the vocabulary for it."""
 
     def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
@@ -41,6 +45,16 @@ class Term:
             return batch.response_mask
         assert self.view is not None
         return (batch.views if isinstance(batch, TrainBatch) else batch.teacher)[self.view].mask
+
+    def shares(self, mask: Tensor) -> Tensor:
+        """[B, T] what each token counts before the division: 1, or 1 / tokens of its row."""
+        if self.normalize == "tokens":
+            return mask.float()
+        return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+
+    def units(self, mask: Tensor) -> int:
+        """How many tokens, or completions, the term is a mean over."""
+        return int(mask.sum() if self.normalize == "tokens" else mask.any(-1).sum())
 
 
 class Tally:
@@ -72,11 +86,11 @@ class Objective:
         return any(t.facts.needs_ref for t in self.terms)
 
     def denominators(self, batches: Iterable[TrainBatch]) -> Mapping[str, int]:
-        """Tokens of each term over all micro-batches of one optimizer update."""
+        """Tokens, or completions, of each term over all micro-batches of one optimizer update."""
         counts: Counter[str] = Counter({t.name: 0 for t in self.terms})
         for batch in batches:
             for term in self.terms:
-                counts[term.name] += int(term.tokens(batch).sum())
+                counts[term.name] += term.units(term.tokens(batch))
         return counts
 
     def __call__(self, inputs: LossInputs, denominators: Mapping[str, int], tally: Tally | None = None) -> Tensor:
@@ -91,7 +105,7 @@ class Objective:
                 )
             # where, not multiplication: 0 * nan from a padded position would poison the sum
             per_token = torch.where(mask, output.per_token, 0.0)
-            total = total + term.weight * per_token.sum() / max(denominators[term.name], 1)
+            total = total + term.weight * (per_token * term.shares(mask)).sum() / max(denominators[term.name], 1)
             if tally is not None:
                 tally.add(f"{term.name}/loss", per_token.detach(), mask)
                 for name, values in output.metrics.items():

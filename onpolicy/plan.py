@@ -125,6 +125,8 @@ def _check_values(config: Config, result: Plan) -> None:
             raise ConfigError(f"{key}: got {number}, wanted 0 or more.")
     _one_of("rendering.too_long", config.rendering.too_long, ("refuse", "drop"))
     _one_of("trainer.lr_schedule", result.trainer.frame.lr_schedule, ("constant", "linear", "cosine"))
+    for term in result.objective:
+        _one_of(f"{term.plugin.key}.normalize", term.frame.normalize, ("tokens", "sequences"))
     for k in config.eval.k:
         if not 1 <= k <= config.eval.samples:
             raise ConfigError(f"eval.k: got {k}, wanted 1 to eval.samples = {config.eval.samples}.")

@@ -63,6 +63,8 @@ TABLES: dict[str, Mapping[str, str]] = {
         "distill": "onpolicy.objectives.distill:distill",
         "teacher_advantage": "onpolicy.objectives.teacher_advantage:teacher_advantage",
         "policy_gradient": "onpolicy.objectives.policy_gradient:policy_gradient",
+        "gspo": "onpolicy.objectives.gspo:gspo",
+        "cispo": "onpolicy.objectives.cispo:cispo",
         "start_kl": "onpolicy.objectives.start_kl:start_kl",
     },
     "support": {

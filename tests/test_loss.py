@@ -53,6 +53,17 @@ def test_by_hand() -> None:
     assert tally.means() == pytest.approx({"nll/loss": 2.0, "nll/twice": 4.0, "square/loss": 2.5})
 
 
+def test_mean_over_sequences_by_hand() -> None:
+    logprobs = torch.tensor([[-1.0, -2.0, -3.0], [-8.0, -9.0, -9.0], [-5.0, -5.0, -5.0]])
+    mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
+    one = replace(term("nll", nll), normalize="sequences")
+    objective = Objective((one,))
+    assert one.units(mask) == 2
+    assert objective(inputs(logprobs, mask), {"nll": 2}).item() == pytest.approx((2.0 + 8.0) / 2)
+    shares = [objective(inputs(logprobs[i : i + 1], mask[i : i + 1]), {"nll": 2}) for i in range(3)]
+    assert torch.stack(shares).sum().item() == pytest.approx(5.0)
+
+
 def test_shares_of_micro_batches_add_up() -> None:
     torch.manual_seed(0)
     logprobs, mask = torch.randn(6, 5), torch.rand(6, 5) > 0.4

@@ -18,7 +18,9 @@ from torch import Tensor
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.divergence import forward_kl, reverse_kl
 from onpolicy.distill.support import full
+from onpolicy.objectives.cispo import cispo
 from onpolicy.objectives.distill import distill
+from onpolicy.objectives.gspo import gspo
 from onpolicy.objectives.policy_gradient import policy_gradient
 from onpolicy.objectives.start_kl import start_kl
 from onpolicy.objectives.teacher_advantage import teacher_advantage
@@ -101,6 +103,38 @@ def test_policy_gradient_corrects_for_the_sampler() -> None:
     given = inputs(row(-1.0, -1.0), rollout_logprobs=row(-1.0 - math.log(1.5), -1.0 - math.log(9)))
     assert policy_gradient(given).per_token[0].tolist() == pytest.approx([-1.5, -2.0])
     assert policy_gradient(given, importance_cap=None).per_token[0].tolist() == pytest.approx([-1.0, -1.0])
+
+
+def test_gspo_is_the_sequence_level_objective() -> None:
+    """Summed over a sequence and divided by its length: -s A, with the gradient of the sequence's own ratio."""
+    old = row(-1.0, -2.0, -0.5)
+    logprobs = row(-0.9, -2.2, -0.4).requires_grad_()
+    given = inputs(logprobs, old_logprobs=old, rollout_logprobs=old, advantages=row(2.0, 2.0, 2.0))
+    loss = gspo(given, clip_low=0.5, clip_high=0.5).per_token.sum() / 3
+    (mine,) = torch.autograd.grad(loss, logprobs)
+    ratio = ((logprobs - old).sum() / 3).exp()
+    (theirs,) = torch.autograd.grad(-2.0 * ratio, logprobs)
+    assert loss.item() == pytest.approx(-2.0 * ratio.item(), abs=1e-6)
+    torch.testing.assert_close(mine, theirs)
+    clipped = gspo(
+        replace(given, old_logprobs=row(-3.0, -3.0, -3.0)), clip_low=0.1, clip_high=0.1, importance_cap=None
+    ).per_token
+    assert (
+        clipped[0].tolist() == pytest.approx([-2.2] * 3, abs=1e-5)
+        and not torch.autograd.grad(clipped.sum(), logprobs)[0].any()
+    )
+
+
+def test_cispo_keeps_every_tokens_gradient() -> None:
+    logprobs = row(math.log(0.9), math.log(0.1)).requires_grad_()
+    old = row(math.log(0.1), math.log(0.2))
+    given = inputs(logprobs, old_logprobs=old, rollout_logprobs=old, advantages=row(1.0, -1.0))
+    output = cispo(given, clip_high=2.0)
+    assert output.per_token[0].tolist() == pytest.approx(
+        [-3.0 * math.log(0.9), 0.5 * math.log(0.1)], abs=1e-5
+    )  # 9 cut to 3
+    (grad,) = torch.autograd.grad(output.per_token.sum(), logprobs)
+    assert grad[0].tolist() == pytest.approx([-3.0, 0.5], abs=1e-5)
 
 
 def test_start_kl_by_hand() -> None:

@@ -38,11 +38,13 @@ def distill_term(divergence: Any = forward_kl, support: Any = full, weight: floa
     def bound(inputs: Any) -> Any:
         return distill(inputs, divergence=divergence, support=support)
 
-    return Term("distill", weight, bound, facts_of(distill), "teacher", Comparison("teacher", support, divergence))
+    return Term(
+        "distill", weight, bound, facts_of(distill), "teacher", comparison=Comparison("teacher", support, divergence)
+    )
 
 
 def plain_term(function: Any, weight: float = 1.0) -> Term:
-    return Term(function.__name__, weight, function, facts_of(function), None, None)
+    return Term(function.__name__, weight, function, facts_of(function), None)
 
 
 def trainer(*terms: Term, rule: WeightRule | None = None, seed: int = 0, **settings: Any) -> LocalTrainer:
