@@ -7,6 +7,7 @@ opens a tag. Templates whose delimiters are plain text (``[INST]``) cannot be gu
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from typing import Any
@@ -16,6 +17,9 @@ from onpolicy.types import Message
 
 # Private-use characters that stand for the k-th forbidden text while the template runs.
 MARK, END = "\ue000", "\ue001"
+
+PROBES = ("a", "b", "1.", "x?", "\\boxed{}.", "y\n")
+"""Questions with different ends: where a tokenizer merges an end with what follows, that is no common ending."""
 
 
 class RenderingError(ValueError):
@@ -45,9 +49,9 @@ class Renderer:
         self._added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
         longest_first = sorted(self._added, key=len, reverse=True)
         self._forbidden = re.compile("|".join(map(re.escape, [*longest_first, MARK, END])))
-        one, other = self._template_text([_user("a")]), self._template_text([_user("b")])
-        suffix = _common_suffix(one, other)
-        self.generation_suffix: tuple[int, ...] = _common_suffix(self._encode(one), self._encode(other))
+        texts = [self._template_text([_user(probe)]) for probe in PROBES]
+        suffix = functools.reduce(_common_suffix, texts)
+        self.generation_suffix: tuple[int, ...] = tuple(functools.reduce(_common_suffix, map(self._encode, texts)))
         """Token ids at the end of every prompt: how the template hands over to the completion."""
         self.opens_thinking = opens_thinking(suffix)
         """Whether completions start inside a thinking span."""

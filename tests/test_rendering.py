@@ -135,3 +135,13 @@ def test_missing_and_broken_templates_are_refused() -> None:
         Renderer(byte_tokenizer(None))
     with pytest.raises(RenderingError, match="roles"):
         Renderer(byte_tokenizer("{{ raise_exception('no users here') }}"))
+
+
+def test_an_ending_that_merges_with_what_follows_is_no_common_ending() -> None:
+    """A tokenizer with a token for ".\\n" and a template of plain text: the check on prompts must not trip over it."""
+    tokenizer = byte_tokenizer("{{ messages[-1]['content'] }}\nA:", added=(".\n",))
+    renderer = Renderer(tokenizer)
+    assert renderer.decode(renderer.generation_suffix) == "A:"
+    for content in ("one", "two."):
+        ids = renderer.prompt_ids(user(content))
+        assert ids[-len(renderer.generation_suffix) :] == renderer.generation_suffix
