@@ -120,6 +120,16 @@ def check_credit(function: Callable[[Sequence[float]], Sequence[float]]) -> None
     _require(max(map(abs, function([1.0, 1.0]))) < 1e-6, function, "must give 0 where all rewards are equal")
 
 
+def check_advantage(function: Callable[..., Tensor]) -> None:
+    """LossInputs -> advantages [B, T], finite, without gradient."""
+    inputs = _loss_inputs(function)
+    advantages = _call("advantage", function, inputs)
+    right_shape = isinstance(advantages, Tensor) and advantages.shape == inputs.logprobs.shape
+    _require(right_shape, function, "must return one number per token, [B, T]")
+    _require(bool(advantages.isfinite().all()), function, "must be finite")
+    _require(not advantages.requires_grad, function, "must carry no gradient")
+
+
 def check_token_weights(function: Callable[..., Tensor]) -> None:
     """(LossInputs, mask [B, T]) -> weights [B, T], finite and not negative, without gradient."""
     inputs = _loss_inputs(function)
@@ -137,6 +147,7 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     "divergence": check_divergence,
     "support": check_support,
     "token_weights": check_token_weights,
+    "advantage": check_advantage,
     "term": check_term,
     "reward": check_reward,
     "context": check_context,
@@ -151,7 +162,7 @@ def keep_to_contracts(plan: Plan) -> None:
         ContractError: with the key of the plug-in.
     """
     for term in plan.objective:
-        for kind in ("divergence", "support", "token_weights"):
+        for kind in ("divergence", "support", "token_weights", "advantage"):
             if kind in term.plugin.options:
                 _keyed(f"{term.plugin.key}.{kind}", CHECKS[kind], term.plugin.options[kind])
         _keyed(term.plugin.key, check_term, term.plugin.bind())

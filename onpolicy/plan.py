@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,17 +142,14 @@ def _check_views(result: Plan) -> None:
     """A term that reads a view needs that view; a view that nothing reads is a mistake."""
     used = set()
     for i, term in enumerate(result.objective):
-        parameter = options_of(term.plugin.function).get("view")
-        if parameter is None:
-            continue
-        view = term.plugin.options.get("view", parameter.default)
-        used.add(view)
-        if view not in result.contexts:
-            known = ", ".join(result.contexts) or "none are configured"
-            raise ConfigError(
-                f"objective[{i}].view: {term.plugin.name!r} reads the view {view!r}, which is not under contexts ({known}). "
-                f"Add e.g. contexts: {{{view}: {{name: reference_solution}}}}."
-            )
+        for view in _views_read(term.plugin.function, term.plugin.options):
+            used.add(view)
+            if view not in result.contexts:
+                known = ", ".join(result.contexts) or "none are configured"
+                raise ConfigError(
+                    f"objective[{i}].view: {term.plugin.name!r} reads the view {view!r}, which is not under contexts ({known}). "
+                    f"Add e.g. contexts: {{{view}: {{name: reference_solution}}}}."
+                )
     for view in result.contexts:
         if view not in used:
             raise ConfigError(
@@ -170,3 +168,14 @@ def _check_rewards(result: Plan) -> None:
         )
     if config.eval.reward is not None and config.eval.reward not in names:
         raise ConfigError(f"eval.reward: {config.eval.reward!r} is not under rewards ({', '.join(names) or 'empty'}).")
+
+
+def _views_read(function: Callable[..., Any], options: Mapping[str, Any]) -> set[str]:
+    """The views that a term and the plug-ins among its options read."""
+    known = options_of(function)
+    views = {options.get("view", known["view"].default)} if "view" in known else set()
+    for value in options.values():
+        if callable(value):
+            inner, bound = (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})
+            views |= _views_read(inner, bound)
+    return views

@@ -67,6 +67,13 @@ TABLES: dict[str, Mapping[str, str]] = {
         "cispo": "onpolicy.objectives.cispo:cispo",
         "start_kl": "onpolicy.objectives.start_kl:start_kl",
     },
+    "advantage": {
+        "group": "onpolicy.objectives.advantage:group",
+        "add": "onpolicy.objectives.advantage:add",
+        "add_keeping_sign": "onpolicy.objectives.advantage:add_keeping_sign",
+        "multiply": "onpolicy.objectives.advantage:multiply",
+        "bounded_reversal": "onpolicy.objectives.advantage:bounded_reversal",
+    },
     "support": {
         "full": "onpolicy.distill.support:full",
         "teacher_topk": "onpolicy.distill.support:teacher_topk",

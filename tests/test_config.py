@@ -59,6 +59,8 @@ MISTAKES = [
     ),
     ("contexts.hint=final_answer", ["contexts.hint: no term of the objective reads this view"]),
     ("objective[0].view=hint", ["objective[0].view", "'hint'", "contexts"]),
+    ("objective[1].advantage={name: add, view: hint}", ["objective[1].view", "'hint'"]),
+    ("objective[0].token_weights={name: gap, view: hint}", ["objective[0].view", "'hint'"]),
     ("generator.temperature=-1", ["generator.temperature: got -1"]),
     ("generator.temperature=warm", ["generator.temperature", "warm"]),
     ("teacher={name: ema, ema_decay: soon}", ["teacher.ema_decay: got 'soon', wanted float"]),

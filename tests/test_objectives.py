@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from torch import Tensor
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.divergence import forward_kl, reverse_kl
 from onpolicy.distill.support import full
+from onpolicy.objectives import advantage
 from onpolicy.objectives.cispo import cispo
 from onpolicy.objectives.distill import distill
 from onpolicy.objectives.gspo import gspo
@@ -103,6 +105,27 @@ def test_policy_gradient_corrects_for_the_sampler() -> None:
     given = inputs(row(-1.0, -1.0), rollout_logprobs=row(-1.0 - math.log(1.5), -1.0 - math.log(9)))
     assert policy_gradient(given).per_token[0].tolist() == pytest.approx([-1.5, -2.0])
     assert policy_gradient(given, importance_cap=None).per_token[0].tolist() == pytest.approx([-1.0, -1.0])
+
+
+def test_advantages_by_hand() -> None:
+    """u = -20, 0, +3 with a good answer (A = 1), and with a bad one (A = -1)."""
+    good = inputs(row(-21.0, -1.0, -4.0), teacher_logprobs=row(-41.0, -1.0, -1.0))
+    bad = replace(good, advantages=-good.advantages)
+    assert advantage.add(good, coefficient=0.1)[0].tolist() == pytest.approx([-1.0, 1.0, 1.3])
+    assert advantage.add_keeping_sign(good, coefficient=0.1)[0].tolist() == pytest.approx([0.0, 1.0, 1.3])
+    assert advantage.multiply(good, share=0.5, clip=0.2)[0].tolist() == pytest.approx([0.9, 1.0, 1.1])
+    assert advantage.multiply(bad, share=0.5, clip=0.2)[0].tolist() == pytest.approx([-1.1, -1.0, -0.9])
+    reversed_ = advantage.bounded_reversal(good)[0].tolist()
+    assert reversed_[0] == pytest.approx(1.0 + 0.5 * math.log(2), abs=1e-6) and reversed_[1] == pytest.approx(1.0)
+    assert reversed_[2] == pytest.approx(1.0 - 0.5 * (math.log1p(math.exp(3.0)) - math.log(2)), abs=1e-5)
+
+
+def test_a_rollout_without_a_context_keeps_its_advantage_and_the_gradient_uses_the_changed_one() -> None:
+    given = inputs(row(-1.0, -1.0).requires_grad_(), teacher_logprobs=row(0.0, 0.0))
+    taught = replace(given.teacher["teacher"], mask=torch.tensor([[True, False]]))
+    given = replace(given, teacher={"teacher": taught})
+    rule = partial(advantage.add, coefficient=0.5)
+    assert policy_gradient(given, advantage=rule).per_token[0].tolist() == pytest.approx([-1.5, -1.0])
 
 
 def test_gspo_is_the_sequence_level_objective() -> None:
