@@ -1,17 +1,21 @@
-"""Groups -> examples: rewards, then what the teacher may see, then credit. In this order, because a successful sibling
-is known only by its reward."""
+"""Judged groups -> examples: what the teacher may see, what is marked, credit, and which terms a rollout goes to.
+Rewards come before, because a successful sibling is known only by its reward."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from statistics import fmean, pstdev
+from typing import Any
 
+from onpolicy.inquiry import Inquiry
+from onpolicy.leak import repeated_share
 from onpolicy.protocols import ContextBuilder
 from onpolicy.rendering import PromptTooLong, Renderer
-from onpolicy.scoring import Reward, Scored, score_group
-from onpolicy.types import Example, Metrics, RolloutGroup
+from onpolicy.routing import Route
+from onpolicy.scoring import JudgedGroup
+from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
 
 
 class StaleRollouts(RuntimeError):
@@ -23,52 +27,98 @@ class Annotator:
     """Everything that is decided about a rollout before it becomes tensors."""
 
     renderer: Renderer
-    rewards: Sequence[Reward]
     contexts: Mapping[str, ContextBuilder]
     credit: Callable[[Sequence[float]], Sequence[float]]
+    inquiry: Inquiry
     max_teacher_prompt_tokens: int
     drop_too_long: bool
+    routes: Mapping[str, Route] = field(default_factory=dict)
+    """By loss term."""
+    spans: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
-    def __call__(self, groups: Sequence[RolloutGroup], *, version: int) -> tuple[list[Example], Metrics]:
+    def __call__(self, groups: Sequence[JudgedGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Examples in order, and what there is to know about them.
 
         Raises:
             StaleRollouts: a rollout's ``policy_version`` is not ``version``.
             PromptTooLong: a privileged prompt is over the limit and ``rendering.too_long`` is ``refuse``.
         """
-        examples: list[Example] = []
+        for judged in groups:
+            _refuse_stale(judged.group, version)
+        built = self.inquiry.settle(self._started(groups), version=version)
         dropped: Counter[str] = Counter()
-        for group_id, group in enumerate(groups):
-            _refuse_stale(group, version)
-            scored = score_group(group, self.rewards, self._final_part)
-            totals = [s.total for s in scored]
-            for index, advantage in enumerate(self.credit(totals)):
-                views = self._views(group, index, totals, dropped)
-                examples.append(_example(group, group_id, index, scored[index], advantage, views))
+        examples = [
+            self._example(judged, i, j, advantage, built, dropped)
+            for i, judged in enumerate(groups)
+            for j, advantage in enumerate(advantages(judged, self.credit))
+        ]
         return examples, _metrics(examples, dropped, self.contexts)
 
-    def _final_part(self, text: str) -> str:
-        return self.renderer.split_thinking(text).answer
+    def _started(self, groups: Sequence[JudgedGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
+        """Every context and every span finder called for every rollout; some have to ask before they answer."""
+        plugins = {("context", n): f for n, f in self.contexts.items()} | {
+            ("span", n): f for n, f in self.spans.items()
+        }
+        return {
+            (i, j, *name): (judged.group.prompt, function(judged.group, j, judged.scores))
+            for i, judged in enumerate(groups)
+            for j in range(len(judged.scores))
+            for name, function in plugins.items()
+        }
 
-    def _views(
-        self, group: RolloutGroup, index: int, rewards: Sequence[float], dropped: Counter[str]
-    ) -> dict[str, tuple[int, ...]]:
-        views = {}
-        for name, context in self.contexts.items():
-            messages = context(group, index, rewards)
-            if messages is None:
-                continue
-            try:
-                views[name] = self.renderer.prompt_ids(messages, limit=self.max_teacher_prompt_tokens)
-            except PromptTooLong as error:
-                if not self.drop_too_long:
-                    raise PromptTooLong(
-                        error.num_tokens,
-                        error.limit,
-                        f"contexts.{name}, prompt {group.prompt.id!r} (rendering.max_teacher_prompt_tokens)",
-                    ) from error
-                dropped[name] += 1
-        return views
+    def _example(
+        self,
+        judged: JudgedGroup,
+        group_id: int,
+        index: int,
+        advantage: float,
+        built: Mapping[Hashable, Any],
+        dropped: Counter[str],
+    ) -> Example:
+        rollout, scored = judged.group.rollouts[index], judged.scored[index]
+        views = {
+            view: self._prompt_ids(view, judged.group.prompt, built[group_id, index, "context", view], dropped)
+            for view in self.contexts
+        }
+        return Example(
+            rollout=rollout,
+            prompt=judged.group.prompt,
+            group_id=group_id,
+            reward=scored.total,
+            reward_parts=scored.parts,
+            advantage=advantage,
+            teacher_prompt_ids={view: ids for view, ids in views.items() if ids is not None},
+            routes={term: route(judged.scores, index) for term, route in self.routes.items()},
+            spans={
+                name: self.renderer.marked(rollout.completion_ids, built[group_id, index, "span", name] or ())
+                for name in self.spans
+            },
+        )
+
+    def _prompt_ids(
+        self, view: str, prompt: Prompt, messages: Sequence[Message] | None, dropped: Counter[str]
+    ) -> tuple[int, ...] | None:
+        if messages is None:
+            return None
+        try:
+            return self.renderer.prompt_ids(messages, limit=self.max_teacher_prompt_tokens)
+        except PromptTooLong as error:
+            if not self.drop_too_long:
+                where = f"contexts.{view}, prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens)"
+                raise PromptTooLong(error.num_tokens, error.limit, where) from error
+            dropped[view] += 1
+            return None
+
+
+def advantages(judged: JudgedGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
+    """credit(rewards that are no bonus) + bonus - the group's mean bonus.
+
+    A bonus inside the reward would be divided by the group's standard deviation, which turns any difference, however
+    small, into advantages of order one where all answers are right.
+    """
+    bonuses = [s.bonus for s in judged.scored]
+    credited = credit([s.credited for s in judged.scored])
+    return [a + (bonus - fmean(bonuses)) for a, bonus in zip(credited, bonuses, strict=True)]
 
 
 def _refuse_stale(group: RolloutGroup, version: int) -> None:
@@ -78,25 +128,6 @@ def _refuse_stale(group: RolloutGroup, version: int) -> None:
                 f"prompt {group.prompt.id!r}: sampled with weights of version {rollout.policy_version}, training is at {version}; "
                 "generator.update_weights was skipped or failed"
             )
-
-
-def _example(
-    group: RolloutGroup,
-    group_id: int,
-    index: int,
-    scored: Scored,
-    advantage: float,
-    views: Mapping[str, tuple[int, ...]],
-) -> Example:
-    return Example(
-        rollout=group.rollouts[index],
-        prompt=group.prompt,
-        group_id=group_id,
-        reward=scored.total,
-        reward_parts=scored.parts,
-        advantage=advantage,
-        teacher_prompt_ids=views,
-    )
 
 
 def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Mapping[str, ContextBuilder]) -> Metrics:
@@ -114,8 +145,18 @@ def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Mapping[
     for name in dict.fromkeys(part for e in examples for part in e.reward_parts):
         metrics[f"reward/{name}"] = fmean(e.reward_parts[name] for e in examples if name in e.reward_parts)
     for view in views:
-        seen = [len(e.teacher_prompt_ids[view]) for e in examples if view in e.teacher_prompt_ids]
-        metrics[f"context/{view}/share"] = len(seen) / len(examples)
-        metrics[f"context/{view}/tokens"] = fmean(seen) if seen else 0.0
+        metrics |= {f"context/{view}/{what}": value for what, value in _context_metrics(examples, view).items()}
         metrics[f"context/{view}/dropped"] = float(dropped[view])
+    for term in examples[0].routes:
+        metrics[f"route/{term}"] = fmean(e.routes[term] for e in examples)
+    for name in examples[0].spans:
+        metrics[f"spans/{name}"] = sum(sum(e.spans[name]) for e in examples) / max(sum(lengths), 1)
     return metrics
+
+
+def _context_metrics(examples: Sequence[Example], view: str) -> Metrics:
+    seen = [(e, e.teacher_prompt_ids[view]) for e in examples if view in e.teacher_prompt_ids]
+    metrics = {"share": len(seen) / len(examples), "tokens": fmean(len(ids) for _, ids in seen) if seen else 0.0}
+    repeated = [repeated_share(ids, e.rollout.prompt_ids, e.rollout.completion_ids) for e, ids in seen]
+    known = [share for share in repeated if share is not None]
+    return metrics | ({"repeated": fmean(known)} if known else {})

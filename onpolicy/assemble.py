@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import inspect
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,18 +25,25 @@ from onpolicy.data import DataError
 from onpolicy.display import Display
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.support import full
+from onpolicy.distill.target import identity
+from onpolicy.epistemic.ids import marker_ids
 from onpolicy.evaluate import Evaluator
+from onpolicy.inquiry import Inquiry
 from onpolicy.loss import Objective, Term, unique_names
 from onpolicy.models import context_window, load_causal_lm, load_tokenizer, resolve_model
 from onpolicy.objectives.term import facts_of
-from onpolicy.plan import Plan, Section
+from onpolicy.plan import Plan, Section, plug_ins_in, views_of
 from onpolicy.preflight import Preflight
 from onpolicy.protocols import Generator
-from onpolicy.registry import ConfigError, options_of
+from onpolicy.randomness import step_seed
+from onpolicy.registry import ConfigError
 from onpolicy.rendering import PromptTooLong, Renderer
+from onpolicy.rollouts import Rollouts
 from onpolicy.run import Run
 from onpolicy.sampling import Sampling
-from onpolicy.scoring import Reward
+from onpolicy.schedule import Coefficients
+from onpolicy.scoring import Judge, Reward
+from onpolicy.teachers import WeightRule
 from onpolicy.trackers import Jsonl
 from onpolicy.types import Prompt
 from rewards.extract import extract_answer
@@ -52,7 +61,7 @@ class Model:
     renderer: Renderer
     max_teacher_prompt_tokens: int
     max_model_len: int
-    """Tokens of the longest student prompt and completion together."""
+    """Tokens of the longest prompt and completion together that the generator sees; contexts may ask it longer questions."""
 
 
 def read_model(plan: Plan) -> Model:
@@ -70,6 +79,8 @@ def read_model(plan: Plan) -> Model:
             f"generator.max_tokens: {longest} tokens leave no room for a prompt; {config.model.path!r} has a window of {window}"
         )
     longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
+    asks = any(inspect.isgeneratorfunction(p.function) for p in [*plan.contexts.values(), *plan.spans.values()])
+    longest_asked = config.rendering.max_teacher_prompt_tokens + plan.generator.frame.max_tokens if asks else 0
     tokenizer = load_tokenizer(path, chat_template=config.rendering.chat_template, **source)  # type: ignore[arg-type]
     return Model(
         path=path,
@@ -78,7 +89,7 @@ def read_model(plan: Plan) -> Model:
         max_teacher_prompt_tokens=min(
             config.rendering.max_teacher_prompt_tokens, window - plan.generator.frame.max_tokens
         ),
-        max_model_len=longest_prompt + longest,
+        max_model_len=max(longest_prompt + longest, min(window, longest_asked)),
     )
 
 
@@ -121,31 +132,63 @@ def fitting(prompts: Sequence[Prompt], renderer: Renderer, *, drop: bool) -> lis
     return kept
 
 
+def term_names(plan: Plan) -> list[str]:
+    return unique_names([t.plugin.name.rpartition(":")[2] for t in plan.objective])
+
+
 def build_objective(plan: Plan) -> Objective:
     """The loss, with what each term needs compared over the vocabulary."""
-    names = unique_names([t.plugin.name.rpartition(":")[2] for t in plan.objective])
-    return Objective(tuple(_term(name, section) for name, section in zip(names, plan.objective, strict=True)))
+    max_tokens = plan.generator.frame.max_tokens
+    return Objective(
+        tuple(_term(name, section, max_tokens) for name, section in zip(term_names(plan), plan.objective, strict=True))
+    )
 
 
-def _term(name: str, section: Section) -> Term:
-    options, known = section.plugin.options, options_of(section.plugin.function)
-    view = options.get("view", known["view"].default) if "view" in known else None
+def _term(name: str, section: Section, max_tokens: int) -> Term:
+    plugin, facts = section.plugin, facts_of(section.plugin.function)
+    options, views = plugin.options, tuple(views_of(plugin))
     comparison = None
     if "divergence" in options:  # a term with this option reads LossInputs.divergences
-        comparison = Comparison(view=str(view), support=options.get("support", full), divergence=options["divergence"])
+        comparison = Comparison(
+            view=options.get("view", "teacher"),
+            support=options.get("support", full),
+            target=options.get("target", identity),
+            divergence=options["divergence"],
+        )
+    reads_start = any(getattr(f, "reads_start", False) for f in plug_ins_in(plugin.function, options))
     return Term(
         name=name,
         weight=section.frame.weight,
         normalize=section.frame.normalize,
-        function=section.plugin.bind(),
-        facts=facts_of(section.plugin.function),
-        view=view,
+        max_tokens=max_tokens,
+        function=plugin.bind(),
+        facts=dataclasses.replace(facts, needs_ref=facts.needs_ref or reads_start),
+        views=views,
         comparison=comparison,
     )
 
 
 def build_rewards(plan: Plan) -> list[Reward]:
-    return [Reward(name=s.plugin.name, weight=s.frame.weight, function=s.plugin.bind()) for s in plan.rewards]
+    """All but the one that says what is right are bonuses unless the config says otherwise."""
+    names = [s.plugin.name for s in plan.rewards]
+    right = plan.config.correctness or (names[0] if names else "")
+    return [
+        Reward(
+            name=name,
+            weight=s.frame.weight,
+            function=s.plugin.bind(),
+            bonus=name != right if s.frame.bonus is None else s.frame.bonus,
+        )
+        for name, s in zip(names, plan.rewards, strict=True)
+    ]
+
+
+def build_judge(plan: Plan, model: Model) -> Judge:
+    return Judge(
+        rewards=build_rewards(plan),
+        final_part=lambda text: model.renderer.split_thinking(text).answer,
+        correctness=plan.config.correctness,
+    )
 
 
 def build_generator(plan: Plan, model: Model) -> Generator:
@@ -179,7 +222,7 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator) -> Evaluator
     return Evaluator(
         generator=generator,
         sets=sets,
-        reward=rewards_[settings.reward or next(iter(rewards_))],
+        reward=rewards_[plan.config.correctness or next(iter(rewards_))],
         sampling=sampling,
         k=settings.k,
         final_part=lambda text: model.renderer.split_thinking(text).answer,
@@ -188,36 +231,72 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator) -> Evaluator
     )
 
 
-def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
+def load_weights(plan: Plan, path: str) -> Any:
     settings = plan.config.model
-    weights = load_causal_lm(
-        model.path,
+    return load_causal_lm(
+        path,
         dtype="float32",
         attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
-        revision=settings.revision,
+        revision=settings.revision if path == resolve_model(settings.path) else None,
     )
+
+
+def teacher_rule(plan: Plan) -> WeightRule:
+    """The rule, whose options, where they are scheduled, are read again at each update."""
+    make = plan.teacher.bind()
+    rule: WeightRule = make()
+    if rule.update is None:
+        return rule
+    return dataclasses.replace(rule, update=lambda *tensors_and_step: make().update(*tensors_and_step))
+
+
+def load_teacher(plan: Plan, model: Model, path: str) -> Any:
+    """Another model as the teacher.
+
+    Raises:
+        ConfigError: it does not read the student's tokens.
+    """
+    path = resolve_model(path)
+    other = load_tokenizer(
+        path, chat_template=None, trust_remote_code=plan.config.model.trust_remote_code, revision=None
+    )
+    if other.get_vocab() != model.tokenizer.get_vocab():
+        raise ConfigError(
+            f"teacher.path: {path!r} has another vocabulary than {plan.config.model.path!r}; the teacher scores the student's "
+            "own tokens and must know them all under the same ids"
+        )
+    return load_weights(plan, path)
+
+
+def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
+    rule = teacher_rule(plan)
     trainer: LocalTrainer = plan.trainer.plugin.bind()(
-        model=weights,
+        model=load_weights(plan, model.path),
         objective=build_objective(plan),
-        teacher=plan.teacher.bind()(),
+        teacher=rule,
         settings=plan.trainer.frame,
         total_steps=plan.config.steps,
         pad_id=pad_id(model.tokenizer),
         views=tuple(plan.contexts),
         clock=clock,
+        spans=tuple(plan.spans),
+        marker_ids={lexicon: marker_ids(model.tokenizer, lexicon) for lexicon in plan.lexicons},
+        teacher_model=None if rule.path is None else load_teacher(plan, model, rule.path),
     )
     return trainer
 
 
-def build_annotator(plan: Plan, model: Model) -> Annotator:
+def build_annotator(plan: Plan, model: Model, inquiry: Inquiry) -> Annotator:
     return Annotator(
         renderer=model.renderer,
-        rewards=build_rewards(plan),
         contexts={view: plugin.bind() for view, plugin in plan.contexts.items()},
         credit=plan.credit.bind(),
+        inquiry=inquiry,
         max_teacher_prompt_tokens=model.max_teacher_prompt_tokens,
         drop_too_long=plan.config.rendering.too_long == "drop",
+        routes={name: term.frame.route for name, term in zip(term_names(plan), plan.objective, strict=True)},
+        spans={name: plugin.bind() for name, plugin in plan.spans.items()},
     )
 
 
@@ -235,37 +314,47 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best
     )
+    judge = build_judge(plan, model)
+    cursor = prompt_cursor(plan, prompts)
+    inquiry = Inquiry(generator, judge, prompts, functools.partial(step_seed, config.seed, "inquiry"))
     latest = checkpoints.latest()
     done = latest.step if latest else -1  # without a checkpoint nothing that was logged counts
     return Run(
         config=config,
         folder=folder,
         renderer=model.renderer,
-        prompts=PromptCursor(
-            prompts, batch_size=plan.data.frame.prompts_per_step, seed=config.seed, shuffle=plan.data.frame.shuffle
-        ),
+        prompts=cursor,
         generator=generator,
-        annotate=build_annotator(plan, model),
+        sample=Rollouts(
+            generator,
+            cursor,
+            judge,
+            clock,
+            functools.partial(step_seed, config.seed),
+            batches=plan.data.frame.dynamic_sampling,
+        ),
+        annotate=build_annotator(plan, model, inquiry),
         trainer=trainer,
         evaluator=build_evaluator(plan, model, generator),
         checkpoints=checkpoints,
-        write_model=functools.partial(write_model, trainer.student, model.tokenizer),
+        write_model=functools.partial(write_model, trainer, model.tokenizer),
         trackers=[tracker.bind()(folder, done) for tracker in plan.trackers],
         samples=Jsonl(folder / "samples.jsonl", resume_at=done),
         clock=clock,
         display=display,
+        coefficients=Coefficients(plan.coefficients),
     )
+
+
+def prompt_cursor(plan: Plan, prompts: Sequence[Prompt]) -> PromptCursor:
+    frame = plan.data.frame
+    return PromptCursor(prompts, batch_size=frame.prompts_per_step, seed=plan.config.seed, shuffle=frame.shuffle)
 
 
 def preflight(run: Run, plan: Plan) -> None:
     """Samples once with the start model and checks what came back; nothing is trained and no problem is used up."""
-    first = PromptCursor(
-        run.prompts.prompts,
-        batch_size=plan.data.frame.prompts_per_step,
-        seed=run.config.seed,
-        shuffle=plan.data.frame.shuffle,
-    )
-    groups = run.generator.generate(first.next(), seed=run.seed_of(0))
+    sample = dataclasses.replace(run.sample, prompts=prompt_cursor(plan, run.prompts.prompts), batches=0)
+    groups, _ = sample(0)
     examples, _ = run.annotate(groups, version=0)
     assert isinstance(run.trainer, LocalTrainer)
     check = Preflight(
@@ -308,9 +397,9 @@ def default_folder(config_path: Path) -> Path:
     return Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S}"
 
 
-def write_model(student: Any, tokenizer: Any, folder: Path) -> None:
+def write_model(trainer: LocalTrainer, tokenizer: Any, folder: Path) -> None:
     """A Hugging Face folder: weights, config, tokenizer with its chat template."""
-    student.save_pretrained(folder)
+    trainer.plain_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

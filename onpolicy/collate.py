@@ -10,13 +10,22 @@ from torch import Tensor
 from onpolicy.types import Example, TeacherView, TrainBatch
 
 
-def collate(examples: Sequence[Example], *, views: Sequence[str], pad_id: int) -> TrainBatch:
+def collate(
+    examples: Sequence[Example],
+    *,
+    views: Sequence[str],
+    pad_id: int,
+    routes: Sequence[str] = (),
+    spans: Sequence[str] = (),
+) -> TrainBatch:
     """One micro-batch, in the order given.
 
     Args:
         examples: B rollouts with their advantages and privileged prompts
         views: the views every batch carries, whether or not a rollout has them
         pad_id: fills the padding; never attended to, never scored
+        routes: the loss terms that ask how much of a rollout is theirs
+        spans: the names under which completion tokens are marked
     """
     completions = [e.rollout.completion_ids for e in examples]
     width = max(map(len, completions))  # T
@@ -31,6 +40,8 @@ def collate(examples: Sequence[Example], *, views: Sequence[str], pad_id: int) -
         rollout_logprobs=_right([e.rollout.rollout_logprobs for e in examples], width, 0.0, torch.float32),
         advantages=_right(advantages, width, 0.0, torch.float32),
         views={view: _view(examples, view, width, response_mask, pad_id) for view in views},
+        routes={term: torch.tensor([e.routes.get(term, 1.0) for e in examples]) for term in routes},
+        spans={name: _right([e.spans[name] for e in examples], width, False, torch.bool) for name in spans},
     )
 
 

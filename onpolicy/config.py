@@ -48,7 +48,7 @@ class RenderingConfig:
         None, "`enable_thinking` for the template, the same for student and teacher; null: not passed"
     )
     max_prompt_tokens: int = opt(2048, "longest student prompt, in tokens")
-    max_teacher_prompt_tokens: int = opt(8192, "longest privileged prompt, in tokens")
+    max_teacher_prompt_tokens: int = opt(32768, "longest privileged prompt, in tokens; the model's window permitting")
     too_long: str = opt(
         "refuse", "a longer prompt: `refuse` stops with an error; `drop` leaves the rollout out and counts it"
     )
@@ -68,6 +68,10 @@ class DataFrame:
     prompts_per_step: int = opt(8, "problems sampled a step")
     shuffle: bool = opt(True, "a new order each epoch, the same for the same `seed`")
     coverage: CoverageConfig = opt(CoverageConfig, "nested subsets of the problems")
+    dynamic_sampling: int = opt(
+        0,
+        "DAPO's: leave out groups that are all right or all wrong and draw up to this many batches until the step is full; 0: keep all",
+    )
 
 
 @dataclass
@@ -90,11 +94,22 @@ class Weighted:
 
 
 @dataclass
+class RewardFrame(Weighted):
+    bonus: bool | None = opt(
+        None,
+        "added to the advantage after `credit`, less the group's mean, so that no standard deviation blows it up; "
+        "null: for every reward but the one under `correctness`",
+    )
+
+
+@dataclass
 class TermFrame(Weighted):
     normalize: str = opt(
         "tokens",
-        "`tokens`: mean over the update's tokens; `sequences`: over each completion's, then over completions",
+        "what the term is a mean over. `tokens`: the update's; `sequences`: each completion's, then completions; "
+        "`all_sequences`: the same, counting those without a token of the term; `max_tokens`: completions x `generator.max_tokens`",
     )
+    route: Any = opt("all", "which rollouts go to this term; a plug-in of kind `route`")
 
 
 @dataclass
@@ -106,9 +121,6 @@ class EvalConfig:
     temperature: float = opt(1.0, "sampling temperature at evaluation")
     top_p: float = opt(1.0, "nucleus at evaluation")
     max_tokens: int | None = opt(None, "completion cap at evaluation; null: `generator.max_tokens`")
-    reward: str | None = opt(
-        None, "name of the reward that says what is right (>= 0.5); null: the first under `rewards`"
-    )
 
 
 @dataclass
@@ -141,7 +153,13 @@ class Config:
     data: dict[str, Any] = opt({}, "the problems; a plug-in of kind `data`")
     generator: dict[str, Any] = opt({"name": "vllm"}, "who samples; a plug-in of kind `generator`")
     rewards: list[Any] = opt([], "what an answer is worth: plug-ins of kind `reward`, summed by `weight`")
+    correctness: str | None = opt(
+        None,
+        "name of the reward that says what is right (>= 0.5): for contexts, routes, dynamic sampling and evaluation; "
+        "null: the first under `rewards`",
+    )
     contexts: dict[str, Any] = opt({}, "view name -> what the teacher may see; plug-ins of kind `context`")
+    spans: dict[str, Any] = opt({}, "name -> which parts of a completion it marks; plug-ins of kind `span`")
     teacher: dict[str, Any] = opt({"name": "live"}, "whose weights teach; a plug-in of kind `teacher`")
     credit: dict[str, Any] = opt({"name": "group_std"}, "rewards of a group -> advantages; a plug-in of kind `credit`")
     objective: list[Any] = opt([], "the loss: plug-ins of kind `term`, summed by `weight`")
@@ -161,14 +179,26 @@ FRAMES: dict[str, type] = {
     "data": DataFrame,
     "generator": Sampling,
     "trainer": TrainerFrame,
-    "reward": Weighted,
+    "reward": RewardFrame,
     "term": TermFrame,
 }
 """Kind -> fields that any plug-in of this kind takes beside its own options."""
 
 SUPPLIED: dict[str, tuple[str, ...]] = {
     "generator": ("renderer", "model", "sampling", "max_model_len"),
-    "trainer": ("model", "objective", "teacher", "settings", "total_steps", "pad_id", "views", "clock"),
+    "trainer": (
+        "model",
+        "objective",
+        "teacher",
+        "settings",
+        "total_steps",
+        "pad_id",
+        "views",
+        "clock",
+        "spans",
+        "marker_ids",
+        "teacher_model",
+    ),
 }
 """Keyword-only parameters that the framework fills."""
 

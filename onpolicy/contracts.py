@@ -8,16 +8,16 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from onpolicy.distill.compare import Comparison
-from onpolicy.distill.support import full
-from onpolicy.objectives.term import facts_of
+from onpolicy.contexts.requests import Ask, Reply
+from onpolicy.distill.compare import Distributions
 from onpolicy.plan import Plan
 from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
 from rewards.base import RewardInput, name_of, score
@@ -61,9 +61,27 @@ def check_support(function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -
     _require(pair[0].shape == pair[1].shape, function, "must return both on the same entries")
 
 
+def check_target(function: Callable[[Tensor, Distributions], Tensor]) -> None:
+    """``[B, T, V]`` and all distributions -> ``[B, T, V]`` that sums to one."""
+    student, teacher = _distributions()
+    seen = Distributions(
+        student.detach(), _Any(lambda: teacher.roll(1, -1)), student.detach().roll(2, -1), torch.zeros(2, 3, dtype=torch.long),
+        _Any(lambda: torch.tensor([1, 4])),
+    )  # fmt: skip
+    target = _call("target", function, teacher, seen)
+    right_shape = isinstance(target, Tensor) and target.shape == teacher.shape
+    _require(right_shape, function, "must return one distribution per token, [B, T, V]")
+    total = target.exp().sum(-1)
+    _require(
+        bool((total - 1).abs().max() < 1e-4),
+        function,
+        f"its probabilities must sum to one, got {total.flatten()[0].item():.4f}",
+    )
+
+
 def check_term(function: Callable[..., TermOutput]) -> None:
     """LossInputs -> TermOutput with one number per token, not masked, summed or divided."""
-    inputs = _loss_inputs(function)
+    inputs = _loss_inputs()
     output = _call("term", function, inputs)
     _require(isinstance(output, TermOutput), function, f"must return a TermOutput, got {type(output).__name__}")
     _require(
@@ -99,7 +117,7 @@ def check_context(function: Callable[..., Any]) -> None:
     group = RolloutGroup(prompt=prompt, rollouts=(rollout, rollout))
     for rewards in ([0.0, 0.0], [1.0, 1.0], [1.0, 0.0]):
         for index in range(2):
-            messages = _call("context", function, group, index, rewards)
+            messages = _answered(_call("context", function, group, index, rewards), prompt)
             if messages is None:
                 continue
             good = all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
@@ -109,6 +127,30 @@ def check_context(function: Callable[..., Any]) -> None:
                 function,
                 "must end with the user's turn: the completion is the assistant's",
             )
+
+
+def _answered(result: Any, prompt: Prompt) -> Any:
+    """The end of a context that asks, each request answered with the next best thing."""
+    if not isinstance(result, GeneratorType):
+        return result
+    reply: Any = None
+    try:
+        while True:
+            request = result.send(reply)
+            reply = (Reply("4", 1.0),) * request.samples if isinstance(request, Ask) else prompt
+    except StopIteration as stop:
+        return stop.value
+
+
+def check_route(function: Callable[[Sequence[float], int], float]) -> None:
+    """(scores of the group, index) -> a share between 0 and 1."""
+    for scores in ([1.0, 0.0, 0.5], [1.0], [0.0, 0.0]):
+        share = _call("route", function, scores, 0)
+        _require(
+            isinstance(share, int | float) and 0.0 <= share <= 1.0,
+            function,
+            f"must give a share from 0 to 1, got {share!r}",
+        )
 
 
 def check_credit(function: Callable[[Sequence[float]], Sequence[float]]) -> None:
@@ -122,7 +164,7 @@ def check_credit(function: Callable[[Sequence[float]], Sequence[float]]) -> None
 
 def check_advantage(function: Callable[..., Tensor]) -> None:
     """LossInputs -> advantages [B, T], finite, without gradient."""
-    inputs = _loss_inputs(function)
+    inputs = _loss_inputs()
     advantages = _call("advantage", function, inputs)
     right_shape = isinstance(advantages, Tensor) and advantages.shape == inputs.logprobs.shape
     _require(right_shape, function, "must return one number per token, [B, T]")
@@ -132,7 +174,7 @@ def check_advantage(function: Callable[..., Tensor]) -> None:
 
 def check_token_weights(function: Callable[..., Tensor]) -> None:
     """(LossInputs, mask [B, T]) -> weights [B, T], finite and not negative, without gradient."""
-    inputs = _loss_inputs(function)
+    inputs = _loss_inputs()
     weights = _call("token_weights", function, inputs, inputs.response_mask)
     _require(
         isinstance(weights, Tensor) and weights.shape == inputs.logprobs.shape,
@@ -146,7 +188,9 @@ def check_token_weights(function: Callable[..., Tensor]) -> None:
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     "divergence": check_divergence,
     "support": check_support,
+    "target": check_target,
     "token_weights": check_token_weights,
+    "route": check_route,
     "advantage": check_advantage,
     "term": check_term,
     "reward": check_reward,
@@ -162,9 +206,10 @@ def keep_to_contracts(plan: Plan) -> None:
         ContractError: with the key of the plug-in.
     """
     for term in plan.objective:
-        for kind in ("divergence", "support", "token_weights", "advantage"):
+        for kind in ("divergence", "support", "target", "token_weights", "advantage"):
             if kind in term.plugin.options:
                 _keyed(f"{term.plugin.key}.{kind}", CHECKS[kind], term.plugin.options[kind])
+        _keyed(f"{term.plugin.key}.route", check_route, term.frame.route)
         _keyed(term.plugin.key, check_term, term.plugin.bind())
     _keyed(plan.credit.key, check_credit, plan.credit.bind())
     _keyed(plan.teacher.key, lambda make: make(), plan.teacher.bind())
@@ -183,23 +228,24 @@ def _distributions() -> tuple[Tensor, Tensor]:
     return student.log_softmax(-1), torch.randn(2, 3, 7, generator=random).log_softmax(-1)
 
 
-def _loss_inputs(function: Callable[..., Any]) -> LossInputs:
-    """Two rows of three tokens, and whatever comparison the term's options ask for."""
+class _Any(defaultdict[Any, Any]):
+    """Whatever name is asked for is there."""
+
+    def __contains__(self, name: object) -> bool:
+        return True
+
+
+def _loss_inputs() -> LossInputs:
+    """Two rows of three tokens, with any view, comparison, lexicon and span a term may ask for."""
     random = torch.Generator().manual_seed(0)
     draw = lambda: -torch.rand(2, 3, generator=random)  # noqa: E731
     logprobs = draw().requires_grad_()
     mask = torch.ones(2, 3, dtype=torch.bool)
-    options = function.keywords if isinstance(function, functools.partial) else {}
-    view = options.get("view", "teacher")
-    divergences = {}
-    if "divergence" in options:
-        divergences[Comparison(view, options.get("support", full), options["divergence"])] = (
-            draw().abs().requires_grad_()
-        )
+    views: Mapping[str, TeacherScores] = _Any(lambda: TeacherScores(logprobs=draw(), entropy=draw().abs(), mask=mask))
     return LossInputs(
-        logprobs=logprobs, entropy=draw().abs(), old_logprobs=logprobs.detach(), rollout_logprobs=draw(),
-        ref_logprobs=draw() if facts_of(getattr(function, "func", function)).needs_ref else None, advantages=draw(),
-        response_mask=mask, teacher={view: TeacherScores(logprobs=draw(), entropy=draw().abs(), mask=mask)}, divergences=divergences,
+        logprobs=logprobs, entropy=draw().abs(), old_logprobs=logprobs.detach(), rollout_logprobs=draw(), ref_logprobs=draw(),
+        advantages=draw(), response_mask=mask, teacher=views, divergences=_Any(lambda: draw().abs().requires_grad_()),
+        marker_mass=_Any(draw), spans=_Any(lambda: mask),
     )  # fmt: skip
 
 

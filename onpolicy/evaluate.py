@@ -11,12 +11,10 @@ from pathlib import Path
 from statistics import fmean
 
 from onpolicy.protocols import Generator
+from onpolicy.routing import RIGHT
 from onpolicy.sampling import Sampling
 from onpolicy.scoring import FinalPart, Reward, score_group
 from onpolicy.types import Metrics, Prompt, RolloutGroup
-
-RIGHT = 0.5
-"""A rollout counts as right from this reward on."""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:

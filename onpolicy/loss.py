@@ -1,9 +1,15 @@
 """The loss: a sum of weighted terms, each over its own tokens and its own denominator. The only place that divides.
 
-    L = sum_i weight_i * (sum of term_i over its tokens) / (number of its tokens in the whole optimizer update)
+    L = sum_i weight_i * sum over the tokens of term_i of (share of its rollout x loss of the token) / denominator_i
 
-or, with ``normalize: sequences``, the mean over each completion's tokens, then over the update's completions (GRPO as
-published, arXiv 2402.03300, equation 3).
+The denominator says what a term is a mean over (`normalize`):
+
+    tokens          its tokens in the whole optimizer update
+    sequences       each completion's tokens, then the completions that have any (GRPO as published, arXiv 2402.03300)
+    all_sequences   the same, but completions without a token of the term count too: what SDPO's code does, so that its
+                    step shrinks with the share of rollouts that have no teacher
+    max_tokens      completions x `generator.max_tokens`, a constant: no bias from length (Dr. GRPO, arXiv 2503.20783)
+
 The denominators are counted over all micro-batches before the first of them runs, so how an update is cut into
 micro-batches never changes its gradient.
 """
@@ -19,6 +25,7 @@ from torch import Tensor
 
 from onpolicy.distill.compare import Comparison
 from onpolicy.objectives.term import TermFacts, TermFunction
+from onpolicy.schedule import Coefficient
 from onpolicy.types import LossInputs, Metrics, TrainBatch
 
 
@@ -28,33 +35,41 @@ class Term:
 
     name: str
     """Names its metrics; unique within the objective."""
-    weight: float
+    weight: float | Coefficient
     function: TermFunction
     """``LossInputs -> TermOutput``, options bound."""
     facts: TermFacts
-    view: str | None
-    """The view it reads, where it reads one."""
+    views: tuple[str, ...] = ()
+    """The views it reads, itself or through its options."""
     normalize: str = "tokens"
-    """``tokens`` or ``sequences``."""
+    """``tokens``, ``sequences``, ``all_sequences`` or ``max_tokens``."""
+    max_tokens: int = 1
+    """``generator.max_tokens``."""
     comparison: Comparison | None = None
     """What has to be compared over the vocabulary for it."""
 
     def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
         """[B, T] bool: the tokens this term trains."""
-        if self.facts.tokens == "response_mask":
-            return batch.response_mask
-        assert self.view is not None
-        return (batch.views if isinstance(batch, TrainBatch) else batch.teacher)[self.view].mask
+        mask = batch.response_mask
+        if self.facts.tokens == "teacher_mask":
+            views = batch.views if isinstance(batch, TrainBatch) else batch.teacher
+            for view in self.views:
+                mask = mask & views[view].mask
+        return mask if self.name not in batch.routes else mask & (batch.routes[self.name] > 0)[:, None]
 
-    def shares(self, mask: Tensor) -> Tensor:
-        """[B, T] what each token counts before the division: 1, or 1 / tokens of its row."""
-        if self.normalize == "tokens":
-            return mask.float()
-        return mask / mask.sum(-1, keepdim=True).clamp(min=1)
+    def shares(self, mask: Tensor, inputs: LossInputs) -> Tensor:
+        """[B, T] what each token counts before the division: its rollout's share, by its row's tokens where rows are means."""
+        shares = mask.float() if self.name not in inputs.routes else mask * inputs.routes[self.name][:, None]
+        return shares / mask.sum(-1, keepdim=True).clamp(min=1) if self.normalize.endswith("sequences") else shares
 
     def units(self, mask: Tensor) -> int:
-        """How many tokens, or completions, the term is a mean over."""
-        return int(mask.sum() if self.normalize == "tokens" else mask.any(-1).sum())
+        """What the term is a mean over."""
+        return {
+            "tokens": int(mask.sum()),
+            "sequences": int(mask.any(-1).sum()),
+            "all_sequences": len(mask),
+            "max_tokens": len(mask) * self.max_tokens,
+        }[self.normalize]
 
 
 class Tally:
@@ -83,10 +98,15 @@ class Objective:
 
     @property
     def needs_ref(self) -> bool:
+        """Whether a term, or a plug-in among its options, reads the start model."""
         return any(t.facts.needs_ref for t in self.terms)
 
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.terms)
+
     def denominators(self, batches: Iterable[TrainBatch]) -> Mapping[str, int]:
-        """Tokens, or completions, of each term over all micro-batches of one optimizer update."""
+        """What each term is a mean over, counted over all micro-batches of one optimizer update."""
         counts: Counter[str] = Counter({t.name: 0 for t in self.terms})
         for batch in batches:
             for term in self.terms:
@@ -105,7 +125,8 @@ class Objective:
                 )
             # where, not multiplication: 0 * nan from a padded position would poison the sum
             per_token = torch.where(mask, output.per_token, 0.0)
-            total = total + term.weight * (per_token * term.shares(mask)).sum() / max(denominators[term.name], 1)
+            share = (per_token * term.shares(mask, inputs)).sum() / max(denominators[term.name], 1)
+            total = total + float(term.weight) * share
             if tally is not None:
                 tally.add(f"{term.name}/loss", per_token.detach(), mask)
                 for name, values in output.metrics.items():

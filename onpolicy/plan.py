@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,12 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.config import FRAMES, SUPPLIED, Config, EvalFrame
-from onpolicy.registry import ConfigError, Plugin, options_of, resolve, suggest
+from onpolicy.registry import ConfigError, Plugin, coefficient, is_schedule, options_of, resolve, suggest
+from onpolicy.schedule import Coefficient, coefficients_in
+
+NORMALIZE = ("tokens", "sequences", "all_sequences", "max_tokens")
+SCHEDULED = ("weight",)
+"""Fields of frames that a schedule may stand for."""
 
 
 @dataclass(frozen=True)
@@ -32,12 +37,26 @@ class Plan:
     generator: Section
     rewards: tuple[Section, ...]
     contexts: Mapping[str, Plugin]
+    spans: Mapping[str, Plugin]
     teacher: Plugin
     credit: Plugin
     objective: tuple[Section, ...]
     trainer: Section
     trackers: tuple[Plugin, ...]
     eval_sets: Mapping[str, Section]
+
+    @property
+    def coefficients(self) -> list[Coefficient]:
+        """Every scheduled number of the run."""
+        plugins = [*self.contexts.values(), *self.spans.values(), self.teacher, self.credit]
+        sections = [*self.rewards, *self.objective]
+        found = [s.frame.weight for s in sections] + [p.bind() for p in [*plugins, *(s.plugin for s in sections)]]
+        return [c for value in found for c in coefficients_in(value)]
+
+    @property
+    def lexicons(self) -> tuple[str, ...]:
+        """Whose markers' probability the objective wants to know."""
+        return tuple(dict.fromkeys(value for t in self.objective for value in mentioned(t.plugin, "lexicon")))
 
 
 def plan(config: Config) -> Plan:
@@ -58,9 +77,10 @@ def plan(config: Config) -> Plan:
         generator=section("generator", config.generator, "generator"),
         rewards=tuple(section("reward", spec, f"rewards[{i}]") for i, spec in enumerate(config.rewards)),
         contexts={view: resolve("context", spec, f"contexts.{view}") for view, spec in config.contexts.items()},
+        spans={name: resolve("span", spec, f"spans.{name}") for name, spec in config.spans.items()},
         teacher=resolve("teacher", config.teacher, "teacher"),
         credit=resolve("credit", config.credit, "credit"),
-        objective=tuple(section("term", spec, f"objective[{i}]") for i, spec in enumerate(config.objective)),
+        objective=tuple(_term(spec, f"objective[{i}]") for i, spec in enumerate(config.objective)),
         trainer=section("trainer", config.trainer, "trainer"),
         trackers=tuple(resolve("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)),
         eval_sets={name: _eval_set(name, spec) for name, spec in config.eval.sets.items()},
@@ -68,6 +88,7 @@ def plan(config: Config) -> Plan:
     _check_values(config, result)
     _check_views(result)
     _check_rewards(result)
+    _check_schedules(result)
     return result
 
 
@@ -80,12 +101,15 @@ def section(kind: str, spec: Any, key: str, frame: type | None = None) -> Sectio
         raise ConfigError(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
     names = {f.name for f in dataclasses.fields(frame)}
     ours = {k: v for k, v in spec.items() if k in names}
+    scheduled = {k: coefficient(v, f"{key}.{k}") for k, v in ours.items() if k in SCHEDULED and is_schedule(v)}
+    ours = {k: v for k, v in ours.items() if k not in scheduled}
     try:
         merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(frame), ours))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # a frame's own check of its values
         raise ConfigError(str(error)) from error
+    merged = dataclasses.replace(merged, **scheduled)  # type: ignore[arg-type, type-var]
     rest = {k: v for k, v in spec.items() if k not in names}
     try:
         return Section(plugin=resolve(kind, rest, key, supplied=SUPPLIED.get(kind, ())), frame=merged)
@@ -96,6 +120,12 @@ def section(kind: str, spec: Any, key: str, frame: type | None = None) -> Sectio
                     f"{error} Fields of every {kind}: {', '.join(sorted(names))}.{suggest(option, names)}"
                 ) from None
         raise
+
+
+def _term(spec: Any, key: str) -> Section:
+    found = section("term", spec, key)
+    route = resolve("route", found.frame.route, f"{key}.route").bind()
+    return Section(found.plugin, dataclasses.replace(found.frame, route=route))
 
 
 def _eval_set(name: str, spec: Any) -> Section:
@@ -120,6 +150,7 @@ def _check_values(config: Config, result: Plan) -> None:
         "trainer.lr": result.trainer.frame.lr,
         "eval.every": config.eval.every,
         "checkpoint.every": config.checkpoint.every,
+        "data.dynamic_sampling": result.data.frame.dynamic_sampling,
     }
     for key, number in nonnegative.items():
         if number < 0:
@@ -127,7 +158,7 @@ def _check_values(config: Config, result: Plan) -> None:
     _one_of("rendering.too_long", config.rendering.too_long, ("refuse", "drop"))
     _one_of("trainer.lr_schedule", result.trainer.frame.lr_schedule, ("constant", "linear", "cosine"))
     for term in result.objective:
-        _one_of(f"{term.plugin.key}.normalize", term.frame.normalize, ("tokens", "sequences"))
+        _one_of(f"{term.plugin.key}.normalize", term.frame.normalize, NORMALIZE)
     for k in config.eval.k:
         if not 1 <= k <= config.eval.samples:
             raise ConfigError(f"eval.k: got {k}, wanted 1 to eval.samples = {config.eval.samples}.")
@@ -139,22 +170,29 @@ def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
 
 
 def _check_views(result: Plan) -> None:
-    """A term that reads a view needs that view; a view that nothing reads is a mistake."""
-    used = set()
-    for i, term in enumerate(result.objective):
-        for view in _views_read(term.plugin.function, term.plugin.options):
-            used.add(view)
-            if view not in result.contexts:
-                known = ", ".join(result.contexts) or "none are configured"
+    """A term that reads a view, or a span, needs it; one that nothing reads is a mistake."""
+    read: dict[str, set[str]] = {"contexts": set(), "spans": set()}
+    for term in result.objective:
+        for kind, keys, known in (
+            ("contexts", views_of(term.plugin), result.contexts),
+            ("spans", mentioned(term.plugin, "marked"), result.spans),
+        ):
+            read[kind].update(keys)
+            for name, key in keys.items():
+                if name not in known:
+                    what = "view" if kind == "contexts" else "span"
+                    example = "reference_solution" if kind == "contexts" else "markers"
+                    raise ConfigError(
+                        f"{key}: {term.plugin.name!r} reads the {what} {name!r}, which is not under {kind} "
+                        f"({', '.join(known) or 'none are configured'}). Add e.g. {kind}: {{{name}: {{name: {example}}}}}."
+                    )
+    for kind, configured in (("contexts", result.contexts), ("spans", result.spans)):
+        for name in configured:
+            if name not in read[kind]:
+                option, what = ("view", "view") if kind == "contexts" else ("marked", "span")
                 raise ConfigError(
-                    f"objective[{i}].view: {term.plugin.name!r} reads the view {view!r}, which is not under contexts ({known}). "
-                    f"Add e.g. contexts: {{{view}: {{name: reference_solution}}}}."
+                    f"{kind}.{name}: no term of the objective reads this {what}; remove it or name it in a term: {option}={name}."
                 )
-    for view in result.contexts:
-        if view not in used:
-            raise ConfigError(
-                f"contexts.{view}: no term of the objective reads this view; remove it or set a term's view={view}."
-            )
 
 
 def _check_rewards(result: Plan) -> None:
@@ -166,16 +204,55 @@ def _check_rewards(result: Plan) -> None:
         raise ConfigError(
             "eval.sets: sets need a reward that says what is right; add one under rewards (weight 0 if it should not train)."
         )
-    if config.eval.reward is not None and config.eval.reward not in names:
-        raise ConfigError(f"eval.reward: {config.eval.reward!r} is not under rewards ({', '.join(names) or 'empty'}).")
+    if result.data.frame.dynamic_sampling and not names:
+        raise ConfigError("data.dynamic_sampling: needs a reward that says what is right; add one under rewards.")
+    if config.correctness is not None and config.correctness not in names:
+        raise ConfigError(f"correctness: {config.correctness!r} is not under rewards ({', '.join(names) or 'empty'}).")
 
 
-def _views_read(function: Callable[..., Any], options: Mapping[str, Any]) -> set[str]:
-    """The views that a term and the plug-ins among its options read."""
-    known = options_of(function)
-    views = {options.get("view", known["view"].default)} if "view" in known else set()
-    for value in options.values():
+def _check_schedules(result: Plan) -> None:
+    for plugin in (result.data.plugin, result.generator.plugin, result.trainer.plugin, *result.trackers):
+        for found in coefficients_in(plugin.bind()):
+            raise ConfigError(f"{found.key}: a schedule has no effect here, this option is read once, at the start.")
+
+
+def views_of(plugin: Plugin) -> dict[str, str]:
+    """The views that a term and the plug-ins among its options read, each with the key of the option that names it."""
+    return {v: key for option in ("_views", "_view", "view") for v, key in mentioned(plugin, option).items()}
+
+
+def mentioned(plugin: Plugin, option: str) -> dict[str, str]:
+    """The values of an option, given or by default, of a plug-in and of those among its options: value -> full key.
+
+    An option that begins with an underscore stands for all names that end with it; a list counts by its items.
+    """
+    found: dict[str, str] = {}
+    for key, value in _all_options(plugin.function, plugin.options, plugin.key):
+        name = key.rpartition(".")[2]
+        if name == option or (option.startswith("_") and name.endswith(option)):
+            found |= dict.fromkeys([value] if isinstance(value, str) else value, key)
+    return found
+
+
+def plug_ins_in(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[Callable[..., Any]]:
+    """A plug-in and all that stand among its options, given or by default."""
+    yield function
+    for _, value in _options(function, options):
         if callable(value):
-            inner, bound = (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})
-            views |= _views_read(inner, bound)
-    return views
+            yield from plug_ins_in(*_unbound(value))
+
+
+def _all_options(function: Callable[..., Any], options: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    for name, value in _options(function, options):
+        yield f"{key}.{name}", value
+        if callable(value):
+            yield from _all_options(*_unbound(value), f"{key}.{name}")
+
+
+def _options(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    defaults = {name: parameter.default for name, parameter in options_of(function).items()}
+    yield from (defaults | dict(options)).items()
+
+
+def _unbound(value: Callable[..., Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    return (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})

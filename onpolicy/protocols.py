@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
+from onpolicy.contexts.requests import Asking
 from onpolicy.sampling import Sampling
 from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 class Generator(Protocol):
     """Samples from the student."""
 
+    sampling: Sampling
+    """How it samples unless told otherwise."""
     policy_version: int
     """Version of the weights now in the engine; every rollout carries it."""
     on_progress: Callable[[int, int], None]
@@ -36,9 +39,14 @@ class Generator(Protocol):
 
 
 class ContextBuilder(Protocol):
-    """What the teacher reads instead of the student's messages; None where this rollout has no teacher."""
+    """What the teacher reads instead of the student's messages; None where this rollout has no teacher.
 
-    def __call__(self, group: RolloutGroup, index: int, rewards: Sequence[float]) -> tuple[Message, ...] | None: ...
+    One that needs more than its group is a generator function and asks for it (``onpolicy.contexts.requests``).
+    """
+
+    def __call__(
+        self, group: RolloutGroup, index: int, rewards: Sequence[float]
+    ) -> tuple[Message, ...] | Asking | None: ...
 
 
 class Trainer(Protocol):

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import importlib
 import inspect
 import sys
@@ -24,6 +23,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 import rewards as _rewards
+from onpolicy.schedule import Bound, Coefficient
 
 TABLES: dict[str, Mapping[str, str]] = {
     "data": {
@@ -47,12 +47,19 @@ TABLES: dict[str, Mapping[str, str]] = {
         "feedback": "onpolicy.contexts.feedback:feedback",
         "wrong_answer": "onpolicy.contexts.wrong_answer:wrong_answer",
         "instruction": "onpolicy.contexts.instruction:instruction",
+        "regenerated": "onpolicy.contexts.regenerated:regenerated",
+        "critique": "onpolicy.contexts.critique:critique",
+        "other_problem": "onpolicy.contexts.other_problem:other_problem",
+        "revision": "onpolicy.contexts.revision:revision",
     },
     "teacher": {
         "live": "onpolicy.teachers:live",
         "frozen": "onpolicy.teachers:frozen",
         "ema": "onpolicy.teachers:ema",
         "snapshot": "onpolicy.teachers:snapshot",
+        "trust_region_weights": "onpolicy.teachers:trust_region_weights",
+        "trust_region_logits": "onpolicy.teachers:trust_region_logits",
+        "model": "onpolicy.teachers:model",
     },
     "credit": {
         "group_mean": "onpolicy.credit:group_mean",
@@ -66,6 +73,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "gspo": "onpolicy.objectives.gspo:gspo",
         "cispo": "onpolicy.objectives.cispo:cispo",
         "start_kl": "onpolicy.objectives.start_kl:start_kl",
+        "sampled_kl": "onpolicy.objectives.sampled_kl:sampled_kl",
     },
     "advantage": {
         "group": "onpolicy.objectives.advantage:group",
@@ -73,11 +81,26 @@ TABLES: dict[str, Mapping[str, str]] = {
         "add_keeping_sign": "onpolicy.objectives.advantage:add_keeping_sign",
         "multiply": "onpolicy.objectives.advantage:multiply",
         "bounded_reversal": "onpolicy.objectives.advantage:bounded_reversal",
+        "gap": "onpolicy.objectives.advantage:gap",
+        "future_gap": "onpolicy.objectives.advantage:future_gap",
+        "rebellious": "onpolicy.objectives.advantage:rebellious",
+        "contrastive": "onpolicy.objectives.advantage:contrastive",
+        "entropy_directed": "onpolicy.objectives.advantage:entropy_directed",
     },
     "support": {
         "full": "onpolicy.distill.support:full",
         "teacher_topk": "onpolicy.distill.support:teacher_topk",
         "student_topk": "onpolicy.distill.support:student_topk",
+    },
+    "target": {
+        "identity": "onpolicy.distill.target:identity",
+        "temperature": "onpolicy.distill.target:temperature",
+        "top_k": "onpolicy.distill.target:top_k",
+        "arithmetic_mix": "onpolicy.distill.target:arithmetic_mix",
+        "prior_anchor": "onpolicy.distill.target:prior_anchor",
+        "geometric_mix": "onpolicy.distill.target:geometric_mix",
+        "pmi_residual": "onpolicy.distill.target:pmi_residual",
+        "marker_mass_floor": "onpolicy.distill.target:marker_mass_floor",
     },
     "divergence": {
         "forward_kl": "onpolicy.distill.divergence:forward_kl",
@@ -94,6 +117,34 @@ TABLES: dict[str, Mapping[str, str]] = {
         "gap": "onpolicy.distill.token_weight:gap",
         "random": "onpolicy.distill.token_weight:random",
         "shuffled": "onpolicy.distill.token_weight:shuffled",
+        "gap_above": "onpolicy.distill.token_weight:gap_above",
+        "teacher_entropy": "onpolicy.distill.token_weight:teacher_entropy",
+        "teacher_certainty": "onpolicy.distill.token_weight:teacher_certainty",
+        "opportunity": "onpolicy.distill.token_weight:opportunity",
+        "spans": "onpolicy.distill.token_weight:spans",
+        "normalized": "onpolicy.distill.token_weight:normalized",
+        "entropy_matched": "onpolicy.distill.token_weight:entropy_matched",
+    },
+    "route": {
+        "all": "onpolicy.routing:all",
+        "failures": "onpolicy.routing:failures",
+        "correct": "onpolicy.routing:correct",
+        "mixed": "onpolicy.routing:mixed",
+        "frontier": "onpolicy.routing:frontier",
+        "zero_variance": "onpolicy.routing:zero_variance",
+        "above_average": "onpolicy.routing:above_average",
+    },
+    "span": {
+        "pattern": "onpolicy.spans:pattern",
+        "markers": "onpolicy.spans:markers",
+        "quoted_by_model": "onpolicy.spans:quoted_by_model",
+    },
+    "schedule": {
+        "linear": "onpolicy.schedule:linear",
+        "trapezoid": "onpolicy.schedule:trapezoid",
+        "phases": "onpolicy.schedule:phases",
+        "schmitt_gate": "onpolicy.schedule:schmitt_gate",
+        "dual_ascent": "onpolicy.schedule:dual_ascent",
     },
     "trainer": {"local": "onpolicy.backends.local:LocalTrainer"},
     "tracker": {
@@ -122,8 +173,8 @@ class Plugin:
     """Those given in the config, converted; nested plug-ins already bound."""
 
     def bind(self) -> Callable[..., Any]:
-        """The function with its options filled in; a partial of a module-level function, so it can be pickled."""
-        return functools.partial(self.function, **self.options) if self.options else self.function
+        """The function with its options filled in; of a module-level function, so it can be pickled."""
+        return Bound(self.function, **self.options) if self.options else self.function
 
 
 def suggest(given: str, known: Iterable[str]) -> str:
@@ -221,6 +272,8 @@ def _check(name: str, given: Mapping[str, Any], known: Mapping[str, inspect.Para
 
 def _convert(value: Any, annotation: Any, key: str) -> Any:
     option = key.rpartition(".")[2]
+    if is_schedule(value) and _is_number(annotation):
+        return coefficient(value, key)
     if option in TABLES and (value is None or isinstance(value, str | Mapping)):
         return None if value is None else resolve(option, value, key).bind()
     if typing.get_origin(annotation) is typing.Literal:
@@ -229,6 +282,23 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
             raise ConfigError(f"{key}: got {value!r}, wanted one of {', '.join(map(repr, choices))}.")
         return value
     return typed(value, annotation, key)
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a config value describes how a number changes instead of naming it."""
+    return isinstance(value, Mapping) and isinstance(value.get("name"), str)
+
+
+def coefficient(spec: Any, key: str) -> Coefficient:
+    """The scheduled number that a config entry describes."""
+    try:
+        return Coefficient(key, resolve("schedule", spec, key).bind())
+    except ValueError as error:
+        raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
+
+
+def _is_number(annotation: Any) -> bool:
+    return annotation is float or float in typing.get_args(annotation)
 
 
 def typed(value: Any, annotation: Any, key: str) -> Any:

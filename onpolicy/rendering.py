@@ -7,9 +7,10 @@ opens a tag. Templates whose delimiters are plain text (``[INST]``) cannot be gu
 
 from __future__ import annotations
 
+import bisect
 import functools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from onpolicy.thinking import ThinkingSplit, opens_thinking, split_thinking
@@ -80,6 +81,19 @@ class Renderer:
     def completion_text(self, ids: Sequence[int]) -> str:
         """Without special tokens; thinking tags stay, as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def marked(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> tuple[bool, ...]:
+        """[T] which tokens of a completion hold a character of the spans, given as ``(start, end)`` of ``completion_text``."""
+        inside = [False] * len(ids)
+        for start, end in spans:
+            # number of tokens before the one that holds the first character, and up to the one that holds the last
+            first = (
+                bisect.bisect_right(range(len(ids) + 1), start, key=lambda t: len(self.completion_text(ids[:t]))) - 1
+            )
+            last = bisect.bisect_left(range(len(ids) + 1), end, key=lambda t: len(self.completion_text(ids[:t])))
+            for t in range(max(first, 0), min(last, len(ids)) if end > start else 0):
+                inside[t] = True
+        return tuple(inside)
 
     def decode(self, ids: Sequence[int]) -> str:
         """With everything, for showing."""

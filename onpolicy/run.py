@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from onpolicy.interrupts import on_interrupt
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.randomness import random_state, set_random_state
 from onpolicy.rendering import Renderer
+from onpolicy.rollouts import Rollouts
+from onpolicy.schedule import Coefficients
 from onpolicy.trackers import Jsonl, Tracker
 from onpolicy.types import Example, Metrics
 
@@ -36,6 +37,7 @@ class Run:
     renderer: Renderer
     prompts: PromptCursor
     generator: Generator
+    sample: Rollouts
     annotate: Annotator
     trainer: Trainer
     evaluator: Evaluator | None
@@ -45,6 +47,7 @@ class Run:
     samples: Jsonl
     clock: Clock
     display: Display
+    coefficients: Coefficients
     step: int = 0
     """Optimizer steps done."""
     history: dict[str, Metrics] = field(default_factory=dict)
@@ -60,15 +63,12 @@ class Run:
                 self.log(0, self.evaluate_if_due(0), [])
             for step in range(self.step + 1, self.config.steps + 1):
                 self.display.start_step(step)
+                self.coefficients.set(step, self.history.get("last", {}))
                 yield step
                 if self._stop and step < self.config.steps:
                     if self.saved_at != step:
                         self.save(step, {})
                     raise Interrupted
-
-    def seed_of(self, step: int) -> int:
-        """Seed of the rollouts of a step: the same whether or not the run was interrupted before it."""
-        return int.from_bytes(hashlib.sha256(f"{self.config.seed}/{step}".encode()).digest()[:4], "big")
 
     def evaluate_if_due(self, step: int) -> Metrics:
         every = self.config.eval.every
@@ -85,8 +85,10 @@ class Run:
         for name, value in metrics.items():
             self.history.setdefault("first", {}).setdefault(name, value)
             self.history.setdefault("last", {})[name] = value
-        everything = metrics | self._costs(metrics)
+        everything = metrics | self.coefficients.metrics() | self._costs(metrics)
         self._watch_sync(metrics)
+        if metrics.get("train/empty_updates"):
+            self.display.note(f"step {step}: no signal, nothing was learned; see credit/nonzero and context/*/share")
         for tracker in self.trackers:
             tracker.log(step, everything)
         for example in spread_out(examples, self.config.logging.samples):
@@ -111,6 +113,7 @@ class Run:
             "prompts": self.prompts.state(),
             "random": random_state(),
             "history": self.history,
+            "coefficients": self.coefficients.state(),
         }
 
     def resume(self) -> bool:
@@ -123,6 +126,7 @@ class Run:
         self.prompts.load_state(state["prompts"])
         set_random_state(state["random"])
         self.history, self.step = state["history"], state["step"]
+        self.coefficients.load_state(state["coefficients"])
         self.generator.update_weights(self.trainer.weights(), version=self.step)
         return True
 

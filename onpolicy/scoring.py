@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rewards.base
+from onpolicy.schedule import Coefficient
 from onpolicy.types import RolloutGroup
 from rewards.base import RewardInput
 
@@ -19,17 +20,56 @@ class Reward:
     """One summand of the reward."""
 
     name: str
-    weight: float
+    weight: float | Coefficient
     function: Callable[..., Any]
     """In any of the shapes ``rewards.base`` calls, options bound."""
+    bonus: bool = False
+    """Whether it is added to the advantage after ``credit`` instead of being part of what ``credit`` normalises."""
 
 
 @dataclass(frozen=True)
 class Scored:
-    total: float
-    """Weighted sum of ``parts``."""
+    """One rollout's rewards."""
+
+    credited: float
+    """Weighted sum of the parts that ``credit`` turns into advantages."""
+    bonus: float
+    """Weighted sum of those that are added after it."""
     parts: Mapping[str, float]
     """By reward, unweighted; one that does not apply to this sample is absent."""
+
+    @property
+    def total(self) -> float:
+        return self.credited + self.bonus
+
+
+@dataclass(frozen=True)
+class JudgedGroup:
+    """A group whose rollouts have been scored."""
+
+    group: RolloutGroup
+    scored: tuple[Scored, ...]
+    scores: tuple[float, ...]
+    """What says whether a rollout is right: the reward named by ``correctness``, unweighted; the total where it does not apply."""
+
+
+@dataclass(frozen=True)
+class Judge:
+    """All rewards of a run."""
+
+    rewards: Sequence[Reward]
+    final_part: FinalPart
+    correctness: str | None = None
+    """Name of the reward that says what is right; None: the first."""
+
+    def __call__(self, groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
+        """Raises rewards.base.RewardError where a reward raised or returned no number."""
+        return [self._judged(group) for group in groups]
+
+    def _judged(self, group: RolloutGroup) -> JudgedGroup:
+        scored = score_group(group, self.rewards, self.final_part)
+        name = self.correctness or (self.rewards[0].name if self.rewards else "")
+        return JudgedGroup(group, tuple(scored), tuple(s.parts.get(name, s.total) for s in scored))
 
 
 def score_group(group: RolloutGroup, rewards_: Sequence[Reward], final_part: FinalPart) -> list[Scored]:
@@ -44,8 +84,11 @@ def score_group(group: RolloutGroup, rewards_: Sequence[Reward], final_part: Fin
         for part, value in zip(parts, rewards.base.score(reward.function, samples), strict=True):
             if value is not None:
                 part[reward.name] = value
-    weights = {r.name: r.weight for r in rewards_}
-    return [Scored(total=sum(weights[name] * value for name, value in part.items()), parts=part) for part in parts]
+
+    def weighted(part: Mapping[str, float], *, bonus: bool) -> float:
+        return sum(float(r.weight) * part[r.name] for r in rewards_ if r.bonus == bonus and r.name in part)
+
+    return [Scored(weighted(part, bonus=False), weighted(part, bonus=True), part) for part in parts]
 
 
 def reward_inputs(group: RolloutGroup, final_part: FinalPart) -> list[RewardInput]:

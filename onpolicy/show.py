@@ -20,6 +20,14 @@ SECTION_OF = {
     "term": "objective[]",
     "context": "contexts.<view>",
     "tracker": "logging.trackers[]",
+    "span": "spans.<name>",
+    "schedule": "<any number>",
+    "route": "objective[].route",
+    "support": "objective[].support",
+    "target": "objective[].target",
+    "divergence": "objective[].divergence",
+    "token_weights": "objective[].token_weights",
+    "advantage": "objective[].advantage",
 }
 """Where a plug-in of a kind stands in the config, if not under the name of its kind."""
 

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+Update = Callable[[Tensor, Tensor, Tensor | None, int], None]
+"""``(teacher, student, start, step)``: changes one teacher tensor in place after an optimizer step, whole or a shard of it."""
+
 
 @dataclass(frozen=True)
 class WeightRule:
@@ -15,18 +18,33 @@ class WeightRule:
 
     copies: bool
     """Whether the teacher has weights of its own; if not it is the student itself, as it is when it scores."""
-    update: Callable[[Tensor, Tensor, int], None] | None
-    """``(teacher, student, step)``: changes one teacher tensor in place after an optimizer step, whole or a shard of it; None: never."""
+    update: Update | None = None
+    """None: they never change."""
+    reads_start: bool = False
+    """Whether ``update`` wants the start model's tensor."""
+    student_share: float = 0.0
+    """Share of the current student in the teacher's logits; both read the privileged prompt."""
+    path: str | None = None
+    """The model that teaches instead of the start model."""
 
 
 def live() -> WeightRule:
     """The student's current weights: no second model, no second copy in memory (OPSD's `fixed_teacher=False`)."""
-    return WeightRule(copies=False, update=None)
+    return WeightRule(copies=False)
 
 
 def frozen() -> WeightRule:
-    """The start model, never changed (the main runs of arXiv 2603.24472; OPSD's fixed teacher)."""
-    return WeightRule(copies=True, update=None)
+    """The start model, never changed (the main runs of arXiv 2603.24472; OPSD's fixed teacher). Under LoRA the adapter is switched off."""
+    return WeightRule(copies=True)
+
+
+def model(*, path: str) -> WeightRule:
+    """Another model, never changed; its tokenizer must be the student's (on-policy distillation, GKD, MiniLLM).
+
+    Args:
+        path: local folder or hub id
+    """
+    return WeightRule(copies=True, path=path)
 
 
 def ema(*, ema_decay: float = 0.95) -> WeightRule:
@@ -35,12 +53,11 @@ def ema(*, ema_decay: float = 0.95) -> WeightRule:
     Args:
         ema_decay: share of the old teacher that is kept, 0 to 1
     """
-    if not 0.0 <= ema_decay <= 1.0:
-        raise ValueError(f"teacher.ema_decay must lie between 0 and 1, got {ema_decay}")
+    decay = _share("ema_decay", ema_decay)
 
-    def update(teacher: Tensor, student: Tensor, step: int) -> None:
+    def update(teacher: Tensor, student: Tensor, start: Tensor | None, step: int) -> None:
         with torch.no_grad():
-            teacher.mul_(ema_decay).add_(student.to(teacher), alpha=1.0 - ema_decay)
+            teacher.mul_(decay).add_(student.to(teacher), alpha=1.0 - decay)
 
     return WeightRule(copies=True, update=update)
 
@@ -54,9 +71,42 @@ def snapshot(*, every: int = 10) -> WeightRule:
     if every < 1:
         raise ValueError(f"teacher.every must be at least 1, got {every}")
 
-    def update(teacher: Tensor, student: Tensor, step: int) -> None:
+    def update(teacher: Tensor, student: Tensor, start: Tensor | None, step: int) -> None:
         if step % every == 0:
             with torch.no_grad():
                 teacher.copy_(student)
 
     return WeightRule(copies=True, update=update)
+
+
+def trust_region_weights(*, student_share: float = 0.05) -> WeightRule:
+    """teacher = (1 - student_share) start + student_share student, weight by weight, after each step: it never goes farther.
+
+    Args:
+        student_share: 0 is `frozen`, 1 the student of the last step
+    """
+    share = _share("student_share", student_share)
+
+    def update(teacher: Tensor, student: Tensor, start: Tensor | None, step: int) -> None:
+        assert start is not None
+        with torch.no_grad():
+            teacher.copy_(start).lerp_(student.to(teacher), share)
+
+    return WeightRule(copies=True, update=update, reads_start=True)
+
+
+def trust_region_logits(*, student_share: float = 0.05) -> WeightRule:
+    """Teacher logits = (1 - student_share) start + student_share student, both reading the privileged prompt (SDPO's trust region).
+
+    SDPO (arXiv 2601.20802): the distribution is the normalised geometric mean of the two. Two forward passes a view.
+
+    Args:
+        student_share: 0 is `frozen`, 1 is `live`
+    """
+    return WeightRule(copies=True, student_share=_share("student_share", student_share))
+
+
+def _share(name: str, value: float) -> float:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"teacher.{name} must lie between 0 and 1, got {value}")
+    return value

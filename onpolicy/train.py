@@ -15,11 +15,10 @@ def train(run: Run) -> None:
     weights of version ``n - 1`` and leaves behind version ``n``.
     """
     for step in run.remaining_steps():
-        with run.clock("generate"):
-            groups = run.generator.generate(run.prompts.next(), seed=run.seed_of(step))
-        with run.clock("reward"):
-            examples, metrics = run.annotate(groups, version=step - 1)
-        metrics |= run.trainer.step(examples)
+        groups, metrics = run.sample(step)
+        with run.clock("annotate"):
+            examples, facts = run.annotate(groups, version=step - 1)
+        metrics |= facts | run.trainer.step(examples)
         with run.clock("sync"):
             run.generator.update_weights(run.trainer.weights(), version=step)
         metrics |= run.evaluate_if_due(step)

@@ -97,6 +97,10 @@ class Example:
     """From ``credit``; the same for each token of the completion."""
     teacher_prompt_ids: Mapping[str, tuple[int, ...]]
     """Per view the privileged prompt ``[P']``. A view that has nothing to show for this rollout is absent."""
+    routes: Mapping[str, float] = field(default_factory=dict)
+    """Per loss term how much of this rollout goes to it: 0 none, 1 all of it. An absent term takes all."""
+    spans: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
+    """Per name under ``spans`` which completion tokens ``[T]`` lie inside."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -130,6 +134,10 @@ class TrainBatch:
     advantages: Tensor
     """[B, T] float32; 0 on padding."""
     views: Mapping[str, TeacherView]
+    routes: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B] float32 by loss term."""
+    spans: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B, T] bool by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +165,7 @@ class LossInputs:
     rollout_logprobs: Tensor
     """The generator's."""
     ref_logprobs: Tensor | None
-    """The start model's on the student's prompt, detached; None unless a term declares ``needs_ref``."""
+    """The start model's on the student's prompt, detached; None unless something declares ``reads_start``."""
     advantages: Tensor
     response_mask: Tensor
     """bool."""
@@ -165,6 +173,12 @@ class LossInputs:
     """By view."""
     divergences: Mapping[Any, Tensor]
     """By ``Comparison`` (onpolicy.distill.compare); computed over the vocabulary in chunks."""
+    marker_mass: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
+    """(view, ``<student>`` or ``<start model>``; lexicon) -> log of the probability of the lexicon's markers, detached."""
+    routes: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B] by loss term."""
+    spans: Mapping[str, Tensor] = field(default_factory=dict)
+    """[B, T] bool by name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -53,6 +53,21 @@ def count(text: str, lexicon: str = "seed10", mode: Mode = "words") -> dict[str,
     return {marker: len(_pattern(marker).findall(folded)) for marker in LEXICONS[lexicon]}
 
 
+def find(text: str, lexicon: str = "seed10") -> list[tuple[int, int]]:
+    """Where the whole words and phrases of a lexicon stand, as ``(start, end)``, in order.
+
+    Raises:
+        ValueError: unknown lexicon.
+    """
+    if lexicon not in LEXICONS:
+        raise ValueError(f"lexicon: got {lexicon!r}, wanted one of {', '.join(LEXICONS)}")
+    plain = text.replace(
+        "\u2019", "'"
+    )  # lower, unlike casefold, keeps most lengths; where it does not, the text stays as it is
+    lowered = plain.lower() if len(plain.lower()) == len(plain) else plain
+    return sorted(match.span() for marker in LEXICONS[lexicon] for match in _pattern(marker).finditer(lowered))
+
+
 @functools.cache
 def _pattern(marker: str) -> re.Pattern[str]:
     """Neither a letter nor a hyphen may touch a word: "double-check" and "waiting" are other words."""

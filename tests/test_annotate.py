@@ -7,6 +7,7 @@ privileged prompt that is too long is refused or dropped, and counted.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -24,9 +25,11 @@ from onpolicy.contexts.template import ContextError
 from onpolicy.contexts.without_thinking import without_thinking
 from onpolicy.contexts.wrong_answer import wrong_answer
 from onpolicy.credit import group_mean, group_std, leave_one_out
+from onpolicy.inquiry import Inquiry
+from onpolicy.randomness import step_seed
 from onpolicy.rendering import PromptTooLong, Renderer
-from onpolicy.scoring import Reward
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.scoring import Judge, Reward
+from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
 from tests.tiny import byte_tokenizer
 
 PROMPT = Prompt(
@@ -124,28 +127,30 @@ def test_the_trap_of_dividing_by_a_small_spread() -> None:
     assert group_mean(rewards)[1] == pytest.approx(0.0005)
 
 
-def annotator(**changes: Any) -> Annotator:
-    def right(completion: str) -> bool:
-        return completion == "right"
+def right(completion: str) -> bool:
+    return completion == "right"
 
-    def short(num_tokens: int) -> float:
-        return -num_tokens / 10
 
+def short(num_tokens: int) -> float:
+    return -num_tokens / 10
+
+
+def annotate(groups: Sequence[RolloutGroup], *, version: int = 0, **changes: Any) -> tuple[list[Example], Metrics]:
+    rewards = changes.pop("rewards", [Reward("right", 1.0, right), Reward("short", 0.5, short, bonus=True)])
+    judge = Judge(rewards, final_part=str)
     settings: dict[str, Any] = {
         "renderer": Renderer(byte_tokenizer()),
-        "rewards": [Reward("right", 1.0, right), Reward("short", 0.5, short)],
         "contexts": {"teacher": successful_sibling, "hint": final_answer},
         "credit": group_mean,
+        "inquiry": Inquiry(changes.pop("generator", None), judge, changes.pop("prompts", []), step_seed),
         "max_teacher_prompt_tokens": 1000,
         "drop_too_long": False,
     }
-    return Annotator(**{**settings, **changes})
+    return Annotator(**{**settings, **changes})(judge(groups), version=version)
 
 
 def test_rewards_contexts_and_credit_together() -> None:
-    examples, metrics = annotator(
-        contexts={"teacher": lambda g, i, r: successful_sibling(g, i, r, threshold=0.5), "hint": final_answer}
-    )([group("wrong", "right")], version=0)
+    examples, metrics = annotate([group("wrong", "right")])
     assert [e.reward for e in examples] == pytest.approx([-0.1, 0.9])
     assert examples[1].reward_parts == {"right": 1.0, "short": -0.2}
     assert [e.advantage for e in examples] == pytest.approx([-0.5, 0.5])
@@ -162,13 +167,13 @@ def test_rewards_contexts_and_credit_together() -> None:
 
 def test_a_reward_of_weight_zero_is_logged_and_does_not_count() -> None:
     rewards = [Reward("length", 0.0, lambda num_tokens: float(num_tokens))]
-    examples, metrics = annotator(rewards=rewards)([group("a")], version=0)
+    examples, metrics = annotate([group("a")], rewards=rewards)
     assert examples[0].reward == 0.0 and metrics["reward/length"] == 2.0
 
 
 def test_rollouts_of_other_weights_are_refused() -> None:
     with pytest.raises(StaleRollouts, match="version 3, training is at 4"):
-        annotator()([group("a", version=3)], version=4)
+        annotate([group("a", version=3)], version=4)
 
 
 def test_long_privileged_prompts_are_refused_or_dropped_and_counted() -> None:
@@ -176,6 +181,6 @@ def test_long_privileged_prompts_are_refused_or_dropped_and_counted() -> None:
         PromptTooLong,
         match=r"contexts\.hint, prompt 'p1' \(rendering\.max_teacher_prompt_tokens\): \d+ tokens, the limit is 40",
     ):
-        annotator(max_teacher_prompt_tokens=40)([group("right", "wrong")], version=0)
-    examples, metrics = annotator(max_teacher_prompt_tokens=40, drop_too_long=True)([group("a", "b")], version=0)
+        annotate([group("right", "wrong")], max_teacher_prompt_tokens=40)
+    examples, metrics = annotate([group("a", "b")], max_teacher_prompt_tokens=40, drop_too_long=True)
     assert not examples[0].teacher_prompt_ids and metrics["context/hint/dropped"] == 2.0

@@ -29,7 +29,7 @@ def inputs(logprobs: Tensor, mask: Tensor, teacher_mask: Tensor | None = None) -
 
 def term(name: str, function, weight: float = 1.0, tokens: Any = "response_mask") -> Term:  # type: ignore[no-untyped-def]
     return Term(
-        name=name, weight=weight, function=function, facts=TermFacts(tokens=tokens), view="teacher", comparison=None
+        name=name, weight=weight, function=function, facts=TermFacts(tokens=tokens), views=("teacher",), comparison=None
     )
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.divergence import forward_kl, reverse_kl
 from onpolicy.distill.support import full
+from onpolicy.distill.target import identity
 from onpolicy.objectives import advantage
 from onpolicy.objectives.cispo import cispo
 from onpolicy.objectives.distill import distill
@@ -46,7 +47,7 @@ def inputs(logprobs: Tensor, **others: Any) -> LossInputs:
 
 
 def test_distill_weighs_the_divergence() -> None:
-    comparison = Comparison("teacher", full, forward_kl)
+    comparison = Comparison("teacher", full, identity, forward_kl)
     given = replace(
         inputs(
             row(-1.0, -1.0), old_logprobs=row(-1.0, -1.0), rollout_logprobs=row(-1.0 - math.log(5), -1.0 + math.log(2))
@@ -66,7 +67,9 @@ def test_distill_weighs_the_divergence() -> None:
 def test_teacher_advantage_by_hand() -> None:
     given = inputs(row(-1.0, -2.0), teacher_logprobs=row(-0.5, -9.0))
     assert teacher_advantage(given).per_token[0].tolist() == pytest.approx([-0.5, 7.0])
-    assert teacher_advantage(given, clip=1.0).per_token[0].tolist() == pytest.approx([-0.5, 1.0])
+    assert teacher_advantage(given, advantage=partial(advantage.gap, clip=1.0)).per_token[0].tolist() == pytest.approx(
+        [-0.5, 1.0]
+    )
     assert teacher_advantage(given).metrics["teacher_gap"][0].tolist() == pytest.approx([0.5, -7.0])
 
 

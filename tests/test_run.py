@@ -140,9 +140,7 @@ def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, capsys: pytes
 def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from onpolicy.__main__ import main
 
-    config = write_config(
-        tmp_path, eval={"every": 2, "samples": 2, "k": [1, 2], "sets": SETS, "reward": "tests.runs:length_reward"}
-    )
+    config = write_config(tmp_path, eval={"every": 2, "samples": 2, "k": [1, 2], "sets": SETS})
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=3") == 0
     rows = metrics(tmp_path / "run")
     measured = {row["step"]: row for row in rows if "eval/easy/avg@2" in row}

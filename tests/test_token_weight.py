@@ -17,6 +17,7 @@ import torch
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.divergence import forward_kl
 from onpolicy.distill.support import full
+from onpolicy.distill.target import identity
 from onpolicy.distill.token_weight import entropy, gap, position, random, shuffled, skip_first, uniform
 from onpolicy.objectives.distill import distill
 from onpolicy.objectives.teacher_advantage import teacher_advantage
@@ -92,7 +93,7 @@ def test_gap_by_hand() -> None:
 
 
 def test_terms_use_weights_and_clips() -> None:
-    comparison = Comparison("teacher", full, forward_kl)
+    comparison = Comparison("teacher", full, identity, forward_kl)
     distance = torch.full(MASK.shape, 0.3)
     given = inputs(divergences={comparison: distance})
     weighted = distill(given, divergence=forward_kl, token_weights=position, token_clip=0.1).per_token

@@ -20,6 +20,7 @@ from onpolicy.config import TrainerFrame
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.divergence import forward_kl, jsd
 from onpolicy.distill.support import full, student_topk
+from onpolicy.distill.target import identity
 from onpolicy.loss import Objective, Term
 from onpolicy.objectives.distill import distill
 from onpolicy.objectives.policy_gradient import policy_gradient
@@ -39,12 +40,17 @@ def distill_term(divergence: Any = forward_kl, support: Any = full, weight: floa
         return distill(inputs, divergence=divergence, support=support)
 
     return Term(
-        "distill", weight, bound, facts_of(distill), "teacher", comparison=Comparison("teacher", support, divergence)
+        "distill",
+        weight,
+        bound,
+        facts_of(distill),
+        ("teacher",),
+        comparison=Comparison("teacher", support, identity, divergence),
     )
 
 
 def plain_term(function: Any, weight: float = 1.0) -> Term:
-    return Term(function.__name__, weight, function, facts_of(function), None)
+    return Term(function.__name__, weight, function, facts_of(function))
 
 
 def trainer(*terms: Term, rule: WeightRule | None = None, seed: int = 0, **settings: Any) -> LocalTrainer:
@@ -100,40 +106,44 @@ def test_the_order_of_the_rollouts_does_not_matter() -> None:
 def test_ema_follows_its_formula_and_frozen_never_moves() -> None:
     examples = random_examples(6)
     one, still = trainer(rule=ema(ema_decay=0.9)), trainer(rule=frozen())
-    before = {n: p.clone() for n, p in one.teacher.named_parameters()}
-    start = {n: p.clone() for n, p in still.teacher.named_parameters()}
+    before = {n: p.clone() for n, p in one.teaching.teacher.model.named_parameters()}
+    start = {n: p.clone() for n, p in still.teaching.teacher.model.named_parameters()}
     for _ in range(2):
         one.step(examples)
         still.step(examples)
-        for name, parameter in one.teacher.named_parameters():
+        for name, parameter in one.teaching.teacher.model.named_parameters():
             before[name] = 0.9 * before[name] + 0.1 * dict(one.student.named_parameters())[name].detach()
             torch.testing.assert_close(parameter, before[name])
             assert parameter.grad is None and not parameter.requires_grad
-    assert all(torch.equal(p, start[n]) for n, p in still.teacher.named_parameters())
+    assert all(torch.equal(p, start[n]) for n, p in still.teaching.teacher.model.named_parameters())
     assert any(not torch.equal(p, start[n]) for n, p in still.student.named_parameters())
 
 
 def test_a_snapshot_teacher_is_the_student_of_some_steps_ago() -> None:
     one, examples = trainer(rule=snapshot(every=2)), random_examples(4)
-    start = [p.clone() for p in one.teacher.parameters()]
+    start = [p.clone() for p in one.teaching.teacher.model.parameters()]
     one.step(examples)
-    assert all(torch.equal(a, b) for a, b in zip(start, one.teacher.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(start, one.teaching.teacher.model.parameters(), strict=True))
     one.step(examples)
-    assert all(torch.equal(a, b) for a, b in zip(one.student.parameters(), one.teacher.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.student.parameters(), one.teaching.teacher.model.parameters(), strict=True)
+    )
     second = [p.clone() for p in one.student.parameters()]
     one.step(examples)
-    assert all(torch.equal(a, b) for a, b in zip(second, one.teacher.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(second, one.teaching.teacher.model.parameters(), strict=True))
 
 
 def test_the_live_teacher_is_the_student() -> None:
     one = trainer(rule=live())
-    assert one.teacher is one.student and "teacher" not in one.state()
+    assert one.teaching.teacher.model is one.student and not one.state()["teacher"]
 
 
 def test_the_start_model_is_shared_with_a_frozen_teacher_and_kept_apart_otherwise() -> None:
-    assert (one := trainer(plain_term(start_kl), rule=frozen())).start is one.teacher
+    assert (one := trainer(plain_term(start_kl), rule=frozen()).teaching).start is one.teacher
     moving = trainer(plain_term(start_kl), distill_term(), rule=ema(ema_decay=0.5))
-    assert moving.start is not moving.teacher and moving.start is not moving.student
+    start = moving.teaching.start
+    assert start is not None and start.model is not moving.teaching.teacher.model and start.model is not moving.student
     first = moving.step(random_examples(4))
     second = moving.step(random_examples(4))
     assert first["start_kl/kl"] == pytest.approx(0.0, abs=1e-6) and second["start_kl/kl"] > 1e-6
@@ -179,7 +189,10 @@ def test_state_comes_back_to_the_last_bit(tmp_path) -> None:  # type: ignore[no-
     other.load_state(weights, read_state(tmp_path))
     assert one.step(examples) == other.step(examples)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(one.weights(), other.weights(), strict=True))
-    assert all(torch.equal(a, b) for a, b in zip(one.teacher.parameters(), other.teacher.parameters(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(one.teaching.teacher.model.parameters(), other.teaching.teacher.model.parameters(), strict=True)
+    )
 
 
 def test_thirty_steps_move_the_student_towards_its_privileged_teacher() -> None:

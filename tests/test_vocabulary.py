@@ -12,10 +12,11 @@ import torch
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.divergence import forward_kl, reverse_kl
 from onpolicy.distill.support import full, student_topk
+from onpolicy.distill.target import identity
 from onpolicy.distill.vocabulary import States, read
 
-FULL = Comparison("teacher", full, forward_kl)
-TOP = Comparison("teacher", student_topk, reverse_kl)
+FULL = Comparison("teacher", full, identity, forward_kl)
+TOP = Comparison("teacher", student_topk, identity, reverse_kl)
 
 
 def parts(tokens: int = 11, width: int = 8, vocabulary: int = 150):  # type: ignore[no-untyped-def]

@@ -56,8 +56,12 @@ class HFGenerator:
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
         sampling = sampling or self.sampling
+        longest = self.max_model_len - sampling.max_tokens
         drafts = [
-            _Draft(self.renderer.prompt_ids(p.messages), torch.Generator().manual_seed(rollout_seed(seed, p.id, j)))
+            _Draft(
+                self.renderer.prompt_ids(p.messages, limit=longest),
+                torch.Generator().manual_seed(rollout_seed(seed, p.id, j)),
+            )
             for p in prompts
             for j in range(sampling.group_size)
         ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -11,20 +10,19 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from onpolicy.backends.lora import adapted, adapter_tensors, add_adapter, merged, plain_copy
+from onpolicy.backends.teaching import Teaching
 from onpolicy.clock import Clock
 from onpolicy.collate import collate
 from onpolicy.config import TrainerFrame
-from onpolicy.distill.vocabulary import Readings, States, read
-from onpolicy.forward import Layout, completion_states, head_of
+from onpolicy.distill.vocabulary import START, Readings, States, read
+from onpolicy.forward import Layout, completion_states
 from onpolicy.loss import Objective, Tally
 from onpolicy.teachers import WeightRule
 from onpolicy.types import Example, LossInputs, Metrics, TeacherScores, TeacherView, TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-START = "<start model>"
-"""Beside the views: the start model on the student's own prompt, for ``ref_logprobs``. No view can have this name in YAML by accident."""
 
 
 class LocalTrainer:
@@ -41,10 +39,16 @@ class LocalTrainer:
         pad_id: int,
         views: Sequence[str],
         clock: Clock,
+        spans: Sequence[str] = (),
+        marker_ids: Mapping[str, Sequence[int]] | None = None,
+        teacher_model: PreTrainedModel | None = None,
         device: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
         layout: Layout = "padded",
         gradient_checkpointing: bool = False,
+        lora_rank: int = 0,
+        lora_alpha: int = 32,
+        lora_targets: list[str] | None = None,
     ) -> None:
         """
         Args:
@@ -52,6 +56,9 @@ class LocalTrainer:
             precision: what the forward pass runs in; weights, optimizer and log-probabilities stay float32
             layout: `padded` runs micro-batches row by row, `packed` as one row without padding
             gradient_checkpointing: recompute the model's layers in the backward pass: less memory, a third more time
+            lora_rank: rank of low-rank adapters, which then are all that learns; 0: every weight learns
+            lora_alpha: the adapters' output counts lora_alpha / lora_rank
+            lora_targets: ends of the names of the layers that get one; null: every linear layer but the head
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.student = model.to(self.device, torch.float32).eval()  # no dropout: teacher = student must give exactly 0
@@ -61,11 +68,14 @@ class LocalTrainer:
         if gradient_checkpointing:
             self.student.train()
             self.student.gradient_checkpointing_enable({"use_reentrant": False})
-        self.teacher = self._copy() if teacher.copies else self.student
-        frozen = teacher.copies and teacher.update is None
-        self.start = (self.teacher if frozen else self._copy()) if objective.needs_ref else None
+        if lora_rank:
+            add_adapter(self.student, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
+        other = None if teacher_model is None else teacher_model.to(self.device, torch.float32)
+        self.teaching = Teaching(self.student, teacher, needs_start=objective.needs_ref, layout=layout, other=other)
+        self.spans = tuple(spans)
+        self.marker_ids = {name: torch.tensor(ids, device=self.device) for name, ids in (marker_ids or {}).items()}
         self.optimizer = torch.optim.AdamW(
-            self.student.parameters(),
+            [p for p in self.student.parameters() if p.requires_grad],
             lr=settings.lr,
             betas=(settings.betas[0], settings.betas[1]),
             weight_decay=settings.weight_decay,
@@ -86,20 +96,22 @@ class LocalTrainer:
             losses.append(loss)
             norms.append(norm)
         self.steps_done += 1
-        self._move_teacher()
+        self.teaching.follow(self.steps_done)
         skipped = sum(not math.isfinite(n) for n in norms)
+        empty = sum(n == 0.0 for n in norms)
         return tally.means() | {
             "train/loss": sum(losses) / len(losses),
             "train/grad_norm": max(norms),
             "train/lr": lr,
             "train/skipped_updates": float(skipped),
+            "train/empty_updates": float(empty),
         }
 
     def _update(self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: Tally) -> tuple[float, float]:
-        """One optimizer update; an update whose gradient is not finite is left out and counted."""
+        """One optimizer update; one whose gradient is not finite, or exactly 0, is left out and counted."""
         batches = [(chunk, self.batch(chunk)) for chunk in self._micro_batches(examples)]
         denominators = self.objective.denominators(batch for _, batch in batches)
-        if not any(denominators.values()):
+        if not any(term.tokens(batch).any() for _, batch in batches for term in self.objective.terms):
             return 0.0, 0.0
         total = 0.0
         for chunk, batch in batches:
@@ -109,12 +121,15 @@ class LocalTrainer:
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
             tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
+            for view, scores in inputs.teacher.items():
+                tally.add(f"teacher/{view}/entropy", scores.entropy, scores.mask)
+                tally.add(f"teacher/{view}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
             tally.add(
                 "rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask
             )
         with self.clock("update"):
             norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
-            if math.isfinite(norm):
+            if math.isfinite(norm) and norm > 0.0:
                 self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         return total, norm
@@ -125,7 +140,8 @@ class LocalTrainer:
             teachers = self._teachers(batch)
         with self.clock("update"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             student = self._states(self.student, batch)
-            readings = read(student, teachers, batch.completion_ids[batch.response_mask], self.objective.comparisons)
+            ids, comparisons = batch.completion_ids[batch.response_mask], self.objective.comparisons
+            readings = read(student, teachers, ids, comparisons, marker_ids=self.marker_ids)
         return loss_inputs(batch, readings, old_logprobs)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -133,7 +149,11 @@ class LocalTrainer:
 
         vLLM on the CPU repacks the head's matrix, so one that is tied to the embedding has to be named again.
         """
-        yield from self.student.state_dict().items()
+        yield from merged(self.student) if adapted(self.student) else self.student.state_dict().items()
+
+    def plain_model(self) -> PreTrainedModel:
+        """The student as a model that anyone can load: adapters merged."""
+        return plain_copy(self.student) if adapted(self.student) else self.student
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:
@@ -148,23 +168,21 @@ class LocalTrainer:
         return [found[id(e)] for e in examples]
 
     def state(self) -> dict[str, Any]:
-        """Optimizer, progress and a teacher that moves; the start model is read from ``model.path`` again."""
-        state: dict[str, Any] = {"optimizer": self.optimizer.state_dict(), "steps_done": self.steps_done}
-        if self.rule.copies and self.rule.update is not None:
-            state["teacher"] = dict(self.teacher.named_parameters())
-        return state
+        """Optimizer, progress, adapters and a teacher that moves; the start model is read from ``model.path`` again."""
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps_done": self.steps_done,
+            "teacher": self.teaching.state(),
+            "adapter": adapter_tensors(self.student),
+        }
 
     @torch.no_grad()
     def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts a saved run back: the student's weights and what ``state`` returned."""
-        _assign(self.student, weights)
-        if "teacher" in state:
-            _assign(self.teacher, state["teacher"])
+        _assign(self.student, state["adapter"] or weights)
+        self.teaching.load_state(state["teacher"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))
         self.steps_done = state["steps_done"]
-
-    def _copy(self) -> PreTrainedModel:
-        return copy.deepcopy(self.student).requires_grad_(False).eval()
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """By length, so that little padding is computed; the order does not matter to the gradient."""
@@ -174,7 +192,9 @@ class LocalTrainer:
 
     def batch(self, examples: Sequence[Example]) -> TrainBatch:
         """Collated, on the device."""
-        return to_device(collate(examples, views=self.views, pad_id=self.pad_id), self.device)
+        routes = self.objective.routes
+        batch = collate(examples, views=self.views, pad_id=self.pad_id, routes=routes, spans=self.spans)
+        return to_device(batch, self.device)
 
     def _states(self, model: PreTrainedModel, batch: TrainBatch) -> States:
         return completion_states(model, batch.input_ids, batch.attention_mask, batch.response_mask, layout=self.layout)
@@ -182,34 +202,12 @@ class LocalTrainer:
     @torch.no_grad()
     def _teachers(self, batch: TrainBatch) -> dict[str, States]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            head = head_of(self.teacher)
-            states = {name: States(self._teacher_hidden(batch, view), head) for name, view in batch.views.items()}
-            if self.start is not None:
-                states[START] = self._states(self.start, batch)
-        return states
-
-    def _teacher_hidden(self, batch: TrainBatch, view: TeacherView) -> Tensor:
-        """[N, H] for all N sampled tokens; zeros, which the mask hides, where a rollout has no context."""
-        width = self.student.config.get_text_config().hidden_size
-        hidden = torch.zeros(int(batch.response_mask.sum()), width, device=self.device)
-        if len(view.rows):
-            seen = completion_states(
-                self.teacher, view.input_ids, view.attention_mask, view.mask[view.rows], layout=self.layout
-            )
-            hidden = hidden.to(seen.hidden.dtype)
-            hidden[view.mask[batch.response_mask]] = seen.hidden
-        return hidden
+            return self.teaching.states(batch, with_start=self.objective.needs_ref)
 
     def _old_logprobs(self, shares: Sequence[Sequence[Example]]) -> dict[int, Tensor]:
         examples = [e for share in shares for e in share]
         with self.clock("score"):
             return {id(e): row for e, row in zip(examples, self.logprobs(examples), strict=True)}
-
-    @torch.no_grad()
-    def _move_teacher(self) -> None:
-        if self.rule.copies and self.rule.update is not None:
-            for teacher, student in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
-                self.rule.update(teacher, student, self.steps_done)
 
 
 def _stack(examples: Sequence[Example], batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
@@ -241,6 +239,9 @@ def loss_inputs(batch: TrainBatch, readings: Readings, old_logprobs: Tensor | No
             for name, view in batch.views.items()
         },
         divergences={comparison: spread(values, mask) for comparison, values in readings.divergences.items()},
+        marker_mass={who: spread(values, mask) for who, values in readings.marker_mass.items()},
+        routes=batch.routes,
+        spans=batch.spans,
     )
 
 
@@ -269,14 +270,18 @@ def lr_factor(settings: TrainerFrame, total_steps: int) -> Callable[[int], float
 
 
 def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    moved = {f.name: getattr(batch, f.name).to(device) for f in fields(batch) if f.name != "views"}
-    views = {
-        name: TeacherView(**{f.name: getattr(view, f.name).to(device) for f in fields(view)})
-        for name, view in batch.views.items()
-    }
-    return TrainBatch(**moved, views=views)
+    return TrainBatch(**{f.name: _moved(getattr(batch, f.name), device) for f in fields(batch)})
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Mapping):
+        return {name: _moved(inner, device) for name, inner in value.items()}
+    if isinstance(value, TeacherView):
+        return TeacherView(**{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
+    return value.to(device)
 
 
 def _assign(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
     for name, parameter in model.named_parameters():
-        parameter.copy_(weights[name])
+        if parameter.requires_grad:
+            parameter.copy_(weights[name])

@@ -71,13 +71,18 @@ class VLLMGenerator:
                 seed=0,
             )
         self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
+        self.max_model_len = max_model_len
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
         sampling = sampling or self.sampling
+        longest = self.max_model_len - sampling.max_tokens
         wanted = [
-            (self.renderer.prompt_ids(prompt.messages), self._params(sampling, rollout_seed(seed, prompt.id, j)))
+            (
+                self.renderer.prompt_ids(prompt.messages, limit=longest),
+                self._params(sampling, rollout_seed(seed, prompt.id, j)),
+            )
             for prompt in prompts
             for j in range(sampling.group_size)
         ]

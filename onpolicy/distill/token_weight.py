@@ -1,7 +1,9 @@
 """How much each token counts: ``(inputs, mask) -> [B, T]``, without gradient, 0 or more.
 
 A weight multiplies a term's loss per token; the term still divides by its number of tokens, so weights below one also
-lower the loss as a whole. ``shuffled`` is the control for that: the same weights, hence the same mass, elsewhere.
+lower the loss as a whole; ``normalized`` undoes that. Every rule has its controls: ``shuffled`` and ``entropy_matched``
+put the same weights, hence the same mass, elsewhere; ``random`` chooses as many tokens; another ``lexicon``, such as the
+neutral words of ``F``, asks whether the words matter.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from onpolicy.distill.compare import reads_start
+from onpolicy.distill.vocabulary import START
 from onpolicy.types import LossInputs
 
 TokenWeight = Callable[[LossInputs, Tensor], Tensor]
@@ -74,6 +78,98 @@ def gap(inputs: LossInputs, mask: Tensor, *, view: str = "teacher", scale: float
     return torch.sigmoid((inputs.teacher[view].logprobs - inputs.logprobs.detach()) / scale)
 
 
+def gap_above(inputs: LossInputs, mask: Tensor, *, threshold: float, view: str = "teacher") -> Tensor:
+    """1 where u_t = log teacher(y_t) - log old student(y_t) is at least the threshold, 0 below (REOPOLD, arXiv 2603.11137, phase I).
+
+    Args:
+        threshold: nats
+        view: the context under which the teacher reads
+    """
+    return (inputs.teacher[view].logprobs - inputs.old_logprobs >= threshold).to(inputs.entropy.dtype)
+
+
+def teacher_entropy(
+    inputs: LossInputs,
+    mask: Tensor,
+    *,
+    threshold: float = 0.8,
+    keep: Literal["above", "below"] = "above",
+    view: str = "teacher",
+) -> Tensor:
+    """1 where the teacher's entropy lies above (or not above) the threshold, 0 elsewhere (EOPD, arXiv 2603.07079).
+
+    Two terms with the two halves switch their loss per token.
+
+    Args:
+        threshold: nats
+        keep: `above` or `below`
+        view: the context under which the teacher reads
+    """
+    above = inputs.teacher[view].entropy > threshold
+    return (above if keep == "above" else ~above).to(inputs.entropy.dtype)
+
+
+def teacher_certainty(inputs: LossInputs, mask: Tensor, *, scale: float = 1.0, view: str = "teacher") -> Tensor:
+    """w_t = exp(-H(teacher_t) / scale): an unsure teacher counts less (SRPO, arXiv 2604.02288; the form is ours).
+
+    Args:
+        scale: nats
+        view: the context under which the teacher reads
+    """
+    return torch.exp(-inputs.teacher[view].entropy / scale)
+
+
+@reads_start
+def opportunity(
+    inputs: LossInputs, mask: Tensor, *, lexicon: str = "A", minimum: float = 0.0, saturation: float = 0.05
+) -> Tensor:
+    """w_t = 1 - (1 - minimum) min(1, M_t / saturation), M_t the start model's mass on the lexicon's markers at t.
+
+    Spares the positions where a marker *could* have been said, not only those where it was: there a loss over the
+    vocabulary does most of the suppression.
+
+    Args:
+        lexicon: whose markers; those that are one token of the tokenizer
+        minimum: weight where the start model would gladly have said a marker
+        saturation: mass from which the weight is the minimum
+    """
+    mass = inputs.marker_mass[START, lexicon].exp()
+    return 1.0 - (1.0 - minimum) * (mass / saturation).clamp(max=1.0)
+
+
+def spans(inputs: LossInputs, mask: Tensor, *, marked: str, inside: float = 1.0, outside: float = 0.0) -> Tensor:
+    """One weight inside the marked spans of the completion, another outside (TRACE, arXiv 2605.10194).
+
+    Args:
+        marked: a name under `spans`
+        inside: weight of a marked token
+        outside: weight of the others
+    """
+    return torch.where(inputs.spans[marked], inside, outside)
+
+
+def normalized(
+    inputs: LossInputs,
+    mask: Tensor,
+    *,
+    token_weights: TokenWeight,
+    mean: Literal["arithmetic", "geometric"] = "arithmetic",
+) -> Tensor:
+    """The weights of another rule divided by their mean over each row: they redistribute and never amplify.
+
+    The geometric mean is Distilled RL's (arXiv 2607.17247); it needs weights above 0.
+
+    Args:
+        token_weights: the rule
+        mean: `arithmetic` or `geometric`
+    """
+    weights, count = token_weights(inputs, mask), mask.sum(-1, keepdim=True).clamp(min=1)
+    values = weights if mean == "arithmetic" else weights.log()
+    average = values.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / count
+    divisor = average if mean == "arithmetic" else average.exp()
+    return weights / divisor.clamp(min=torch.finfo(weights.dtype).tiny)
+
+
 def random(inputs: LossInputs, mask: Tensor, *, share: float = 0.2, seed: int = 0) -> Tensor:
     """1 on a random share of each row's tokens: the control for `entropy` and any other choice of as many tokens.
 
@@ -91,11 +187,32 @@ def shuffled(inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight, se
         token_weights: the rule this is the control for
         seed: which order; the same rows get the same one
     """
-    weights, noise = token_weights(inputs, mask), _noise(inputs, seed)
+    return _permuted(token_weights(inputs, mask), mask, _noise(inputs, seed), strata=None, count=1)
+
+
+def entropy_matched(
+    inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight, strata: int = 10, seed: int = 0
+) -> Tensor:
+    """The weights of another rule shuffled among tokens of like entropy: the same mass on as many uncertain tokens.
+
+    What remains of an effect under this control is not owed to the rule's favouring forks.
+
+    Args:
+        token_weights: the rule this is the control for
+        strata: parts of equal size into which a row's tokens are sorted by the student's entropy
+        seed: which order; the same rows get the same one
+    """
+    return _permuted(token_weights(inputs, mask), mask, _noise(inputs, seed), strata=inputs.entropy, count=strata)
+
+
+def _permuted(weights: Tensor, mask: Tensor, noise: Tensor, *, strata: Tensor | None, count: int) -> Tensor:
+    """Each row's weights in random order, within ``count`` strata of ``strata``'s values."""
     out = torch.zeros_like(weights)
     for row in range(len(mask)):
         places = mask[row].nonzero()[:, 0]
-        out[row, places] = weights[row, places[noise[row, places].argsort()]]
+        ordered = places if strata is None else places[strata[row, places].argsort()]
+        for part in ordered.tensor_split(min(count, max(len(ordered), 1))):
+            out[row, part] = weights[row, part[noise[row, part].argsort()]]
     return out
 
 

@@ -13,10 +13,14 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from onpolicy.distill.compare import Comparison
+from onpolicy.distill.compare import Comparison, Distributions
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[..., H]`` -> logits ``[..., V]``."""
+
+START = "<start model>"
+"""Beside the views: the start model on the student's own prompt. No view can have this name in YAML by accident."""
+STUDENT = "<student>"
 
 TOKENS_PER_CHUNK = 256
 """At a vocabulary of 150k this holds about 150 MB for each tensor of log-probabilities."""
@@ -40,6 +44,8 @@ class Readings:
     teacher_logprobs: Mapping[str, Tensor]
     teacher_entropy: Mapping[str, Tensor]
     divergences: Mapping[Comparison, Tensor]
+    marker_mass: Mapping[tuple[str, str], Tensor]
+    """(view, STUDENT or START; lexicon) -> log of the probability of its markers."""
 
 
 def read(
@@ -48,27 +54,32 @@ def read(
     token_ids: Tensor,
     comparisons: Iterable[Comparison] = (),
     *,
+    marker_ids: Mapping[str, Tensor] | None = None,
     chunk: int = TOKENS_PER_CHUNK,
 ) -> Readings:
-    """Log-probability and entropy of student and teachers at each token, and each comparison between them.
+    """Log-probability, entropy and marker mass of student and teachers at each token, and each comparison between them.
 
     Args:
         student: states of the N tokens under the student
-        teachers: by view, states of the same N tokens; no gradient flows into them
+        teachers: by view (or START), states of the same N tokens; no gradient flows into them
         token_ids: [N] the sampled tokens
         comparisons: what to compare; each names a view in ``teachers``
+        marker_ids: by lexicon, the ids whose probability is wanted
         chunk: tokens whose vocabulary stands in memory at once
     """
-    views, comparisons = list(teachers), list(comparisons)
+    views, comparisons, lexicons = list(teachers), list(comparisons), dict(marker_ids or {})
 
     def piece(hidden: Tensor, ids: Tensor, *teacher_hidden: Tensor) -> tuple[Tensor, ...]:
         logp = _log_distribution(student.head, hidden)  # [n, V]
-        out = [_pick(logp, ids), _entropy(logp.detach())]
         with torch.no_grad():
             taught = {v: _log_distribution(teachers[v].head, h) for v, h in zip(views, teacher_hidden, strict=True)}
+        seen = Distributions(logp.detach(), taught, taught.get(START), ids, lexicons)
+        out = [_pick(logp, ids), _entropy(seen.student)]
         for view in views:
             out += [_pick(taught[view], ids), _entropy(taught[view])]
-        return (*out, *(comparison(logp, taught[comparison.view]) for comparison in comparisons))
+        for markers in lexicons.values():
+            out += [distribution[:, markers].logsumexp(-1) for distribution in (seen.student, *taught.values())]
+        return (*out, *(comparison(logp, seen) for comparison in comparisons))
 
     pieces = []
     for start in range(0, max(len(token_ids), 1), chunk):
@@ -78,13 +89,17 @@ def read(
             pieces.append(checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False))
         else:
             pieces.append(piece(*arguments))
-    columns = [torch.cat(column) for column in zip(*pieces, strict=True)]
+    columns = iter([torch.cat(column) for column in zip(*pieces, strict=True)])
+    own = [next(columns), next(columns)]
+    theirs = {view: (next(columns), next(columns)) for view in views}
+    mass = {(who, lexicon): next(columns) for lexicon in lexicons for who in (STUDENT, *views)}
     return Readings(
-        logprobs=columns[0],
-        entropy=columns[1],
-        teacher_logprobs={v: columns[2 + 2 * i] for i, v in enumerate(views)},
-        teacher_entropy={v: columns[3 + 2 * i] for i, v in enumerate(views)},
-        divergences=dict(zip(comparisons, columns[2 + 2 * len(views) :], strict=True)),
+        logprobs=own[0],
+        entropy=own[1],
+        teacher_logprobs={view: logprobs for view, (logprobs, _) in theirs.items()},
+        teacher_entropy={view: entropy for view, (_, entropy) in theirs.items()},
+        marker_mass=mass,
+        divergences=dict(zip(comparisons, columns, strict=True)),
     )
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from onpolicy.distill.compare import Comparison, Divergence, Support
+from onpolicy.distill.compare import Comparison, Divergence, Support, Target
 from onpolicy.distill.support import full
+from onpolicy.distill.target import identity
 from onpolicy.distill.token_weight import TokenWeight, uniform
 from onpolicy.objectives.importance import sampler_weight, staleness_weight
 from onpolicy.objectives.term import loss_term
@@ -16,12 +17,13 @@ def distill(
     *,
     divergence: Divergence,
     support: Support = full,
+    target: Target = identity,
     token_weights: TokenWeight = uniform,
     view: str = "teacher",
     token_clip: float | None = None,
     importance_cap: float | None = None,
 ) -> TermOutput:
-    """L_t = v_t w_t min(D(student_t, teacher_t), token_clip), D over the next-token distribution at each sampled position.
+    """L_t = v_t w_t min(D(student_t, target_t), token_clip), D over the next-token distribution at each sampled position.
 
     Equation 1 of arXiv 2603.24472 with any divergence. v_t are the token weights;
     w_t = min(pi_old / pi_rollout, cap) min(pi / pi_old, cap), without gradient, as its code (SDPO's) has it; 1 without a cap.
@@ -29,12 +31,13 @@ def distill(
     Args:
         divergence: how far the two distributions are apart
         support: the vocabulary entries on which they are compared
+        target: what the student is drawn to: the teacher's distribution or an edit of it
         token_weights: how much each token counts
         view: the context under which the teacher reads
         token_clip: a token's divergence is cut here, nats, and then has no gradient; null: not at all
         importance_cap: cap of each of the two importance weights; null: no weights
     """
-    distance = inputs.divergences[Comparison(view=view, support=support, divergence=divergence)]
+    distance = inputs.divergences[Comparison(view=view, support=support, target=target, divergence=divergence)]
     teacher = inputs.teacher[view]
     clipped = distance if token_clip is None else distance.clamp(max=token_clip)
     weight = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from onpolicy.distill.token_weight import TokenWeight, uniform
 from onpolicy.objectives.advantage import Advantage, group
 from onpolicy.objectives.importance import sampler_weight
 from onpolicy.objectives.term import loss_term
@@ -15,28 +17,48 @@ def policy_gradient(
     inputs: LossInputs,
     *,
     advantage: Advantage = group,
-    clip_low: float = 0.2,
-    clip_high: float = 0.2,
+    token_weights: TokenWeight = uniform,
+    clip_low: float | None = 0.2,
+    clip_high: float | None = 0.2,
+    dual_clip: float | None = None,
     importance_cap: float | None = 2.0,
 ) -> TermOutput:
-    """L_t = -w_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t), rho_t = pi / pi_old.
+    """L_t = -v_t w_t min(rho_t A_t, clip(rho_t, 1 - clip_low, 1 + clip_high) A_t), rho_t = pi / pi_old.
 
     PPO's clipped objective (arXiv 1707.06347, equation 7) with the group-relative advantages of GRPO (2402.03300) from
-    ``credit``; w_t = min(pi_old / pi_rollout, cap) corrects for the sampler. For GRPO's penalty towards the start model
-    add the term ``start_kl``.
+    ``credit``; w_t = min(pi_old / pi_rollout, cap) corrects for the sampler, v_t are the token weights. A higher
+    ``clip_high`` is DAPO's clip-higher (2503.14476). For GRPO's penalty towards the start model add the term ``start_kl``.
 
     Args:
         advantage: what the teacher does to the group's advantage
-        clip_low: the ratio is not rewarded for falling below 1 - clip_low
-        clip_high: nor for rising above 1 + clip_high
+        token_weights: how much each token counts
+        clip_low: the ratio is not rewarded for falling below 1 - clip_low; null: no bound
+        clip_high: nor for rising above 1 + clip_high; null: no bound
+        dual_clip: where A < 0 the loss is at most -dual_clip A (arXiv 1912.09729); null: no bound
         importance_cap: cap of the weight pi_old / pi_rollout; null: no weight
     """
-    ratio = (inputs.logprobs - inputs.old_logprobs).exp()
     advantages = advantage(inputs).detach()
-    plain = ratio * advantages
-    clipped = ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages
+    objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high, dual_clip)
     weight = sampler_weight(inputs, importance_cap)
     return TermOutput(
-        per_token=-weight * torch.minimum(plain, clipped),
-        metrics={"advantage": advantages, "clip_fraction": (clipped < plain).float(), "importance_weight": weight},
+        per_token=-weight * token_weights(inputs, inputs.response_mask) * objective,
+        metrics={"advantage": advantages, "clip_fraction": clipped, "importance_weight": weight},
     )
+
+
+def clipped_objective(
+    inputs: LossInputs,
+    advantages: Tensor,
+    clip_low: float | None,
+    clip_high: float | None,
+    dual_clip: float | None = None,
+) -> tuple[Tensor, Tensor]:
+    """min(rho A, clip(rho) A), from below bounded by dual_clip A where A < 0; and 1 where the clip is active. Both ``[B, T]``."""
+    ratio = (inputs.logprobs - inputs.old_logprobs).exp()
+    plain = ratio * advantages
+    low = 0.0 if clip_low is None else 1.0 - clip_low
+    bounded = ratio.clamp(low, None if clip_high is None else 1.0 + clip_high) * advantages
+    objective = torch.minimum(plain, bounded)
+    if dual_clip is not None:
+        objective = torch.where(advantages < 0, torch.maximum(objective, dual_clip * advantages), objective)
+    return objective, (objective != plain).float()

@@ -1,0 +1,1 @@
+"""Expressed uncertainty, token by token."""

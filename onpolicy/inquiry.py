@@ -1,0 +1,95 @@
+"""Answers to what contexts and span finders ask for while they are built."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import GeneratorType
+from typing import Any
+
+from onpolicy.contexts.requests import AnotherProblem, Ask, Reply
+from onpolicy.protocols import Generator
+from onpolicy.scoring import Judge
+from onpolicy.types import Prompt
+
+
+class InquiryError(RuntimeError):
+    """A context asked for something that cannot be given."""
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """Runs generator functions to their end, all of a step side by side."""
+
+    generator: Generator
+    judge: Judge
+    prompts: Sequence[Prompt]
+    """Where other problems come from."""
+    seed_of: Callable[[int], int]
+
+    def settle(self, started: Mapping[Hashable, tuple[Prompt, Any]], *, version: int) -> dict[Hashable, Any]:
+        """What each call returned in the end; a call that asked for nothing returned at once.
+
+        Args:
+            started: by any key, the problem and what its plug-in returned
+            version: decides the seeds
+        """
+        done = {key: result for key, (_, result) in started.items() if not isinstance(result, GeneratorType)}
+        running = {key: result for key, (_, result) in started.items() if isinstance(result, GeneratorType)}
+        replies: dict[Hashable, Any] = dict.fromkeys(running)
+        for turn in range(len(started) + 1):
+            requests = {}
+            for key, call in list(running.items()):
+                try:
+                    requests[key] = (started[key][0], call.send(replies[key]))
+                except StopIteration as stop:
+                    done[key] = stop.value
+                    del running[key]
+            if not running:
+                break
+            replies = self._answer(requests, version, turn)
+        return done
+
+    def _answer(self, requests: Mapping[Hashable, tuple[Prompt, Any]], version: int, turn: int) -> dict[Hashable, Any]:
+        asked: defaultdict[int, dict[tuple[str, str], Prompt]] = defaultdict(dict)  # equal requests are answered once
+        for prompt, request in requests.values():
+            if isinstance(request, Ask):
+                asked[request.samples][_identity(prompt, request)] = replace(
+                    prompt, id="#".join(_identity(prompt, request)), messages=request.messages
+                )
+            elif not isinstance(request, AnotherProblem):
+                raise InquiryError(f"a context asked for {request!r}; wanted Ask or AnotherProblem")
+        found: dict[tuple[str, str], tuple[Reply, ...]] = {}
+        for samples, prompts in asked.items():
+            found |= self._ask(prompts, samples, seed=self.seed_of(version) + 7919 * (turn + 1))
+        return {
+            key: found[_identity(prompt, request)] if isinstance(request, Ask) else self._other(prompt, version)
+            for key, (prompt, request) in requests.items()
+        }
+
+    def _ask(
+        self, prompts: Mapping[tuple[str, str], Prompt], samples: int, *, seed: int
+    ) -> dict[tuple[str, str], tuple[Reply, ...]]:
+        sampling = replace(self.generator.sampling, group_size=samples)
+        judged = self.judge(self.generator.generate(list(prompts.values()), seed=seed, sampling=sampling))
+        return {
+            identity: tuple(
+                Reply(rollout.text, score) for rollout, score in zip(group.group.rollouts, group.scores, strict=True)
+            )
+            for identity, group in zip(prompts, judged, strict=True)
+        }
+
+    def _other(self, prompt: Prompt, version: int) -> Prompt:
+        problem = prompt.fields.get("problem_id", prompt.id)
+        others = [p for p in self.prompts if p.fields.get("problem_id", p.id) != problem]
+        if not others:
+            raise InquiryError(f"prompt {prompt.id!r}: the dataset has no other problem that a context could show")
+        return random.Random(f"{version}/{prompt.id}").choice(others)
+
+
+def _identity(prompt: Prompt, request: Ask) -> tuple[str, str]:
+    text = repr([(m["role"], m["content"]) for m in request.messages])
+    return prompt.id, hashlib.sha256(text.encode()).hexdigest()[:16]

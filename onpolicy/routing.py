@@ -1,0 +1,66 @@
+"""Which rollouts go to a loss term: ``(scores of the group, index) -> share``, 0 for none and 1 for all of it.
+
+A rollout with share 0 is not among the term's tokens and not in its denominator; shares between weigh its loss. Scores are
+what the reward named by ``correctness`` gives (the sum of all rewards where there is none of that name).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+Route = Callable[[Sequence[float], int], float]
+
+RIGHT = 0.5
+"""Score from which an answer counts as right."""
+
+
+def all(scores: Sequence[float], index: int) -> float:
+    """Every rollout."""
+    return 1.0
+
+
+def failures(scores: Sequence[float], index: int, *, threshold: float = RIGHT) -> float:
+    """Those that failed.
+
+    Args:
+        threshold: score from which an answer counts as right
+    """
+    return float(scores[index] < threshold)
+
+
+def correct(scores: Sequence[float], index: int, *, threshold: float = RIGHT) -> float:
+    """Those that succeeded.
+
+    Args:
+        threshold: score from which an answer counts as right
+    """
+    return float(scores[index] >= threshold)
+
+
+def mixed(scores: Sequence[float], index: int, *, threshold: float = RIGHT) -> float:
+    """Those of groups in which some succeeded and some failed.
+
+    Args:
+        threshold: score from which an answer counts as right
+    """
+    return float(0 < sum(s >= threshold for s in scores) < len(scores))
+
+
+def frontier(scores: Sequence[float], index: int, *, threshold: float = RIGHT) -> float:
+    """4 p (1 - p), p the share of the group that succeeded: most where it is half (SSOPD, arXiv 2605.17497).
+
+    Args:
+        threshold: score from which an answer counts as right
+    """
+    rate = sum(s >= threshold for s in scores) / len(scores)
+    return 4.0 * rate * (1.0 - rate)
+
+
+def zero_variance(scores: Sequence[float], index: int) -> float:
+    """Those of groups whose scores are all the same, where rewards teach nothing (HDPO, arXiv 2603.23871)."""
+    return float(max(scores) == min(scores))
+
+
+def above_average(scores: Sequence[float], index: int) -> float:
+    """Those that did better than their group: A > 0 (SDPG, arXiv 2606.04036)."""
+    return float(scores[index] > sum(scores) / len(scores))
