@@ -43,6 +43,7 @@ lock:
 
 docs: setup
 	$(BIN)/onpolicy show --markdown > docs/configuration.md
+	$(BIN)/python scripts/methods.py > docs/methods.md
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

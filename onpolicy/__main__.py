@@ -1,4 +1,4 @@
-"""The command line: ``onpolicy train | eval | check | show | list | doctor``."""
+"""The command line: ``onpolicy train | eval | check | diff | show | list | doctor``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,10 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", type=Path, help="YAML file, e.g. configs/opsd.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. generator.max_tokens=512")
         command.set_defaults(run=run)
+    diff = commands.add_parser("diff", help="what two configs change, axis by axis")
+    diff.add_argument("one", type=Path, help="YAML file")
+    diff.add_argument("other", type=Path, help="YAML file")
+    diff.set_defaults(run=_diff)
     show = commands.add_parser("show", help="every option: default, meaning, source")
     show.add_argument("prefix", nargs="?", default="", help="only keys that start with this, e.g. generator")
     show.add_argument("--markdown", action="store_true", help="as docs/configuration.md")
@@ -81,6 +85,12 @@ def _check(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _diff(arguments: argparse.Namespace) -> int:
+    from onpolicy.diff import print_difference
+
+    return print_difference(arguments.one, arguments.other)
+
+
 def _show(arguments: argparse.Namespace) -> int:
     from onpolicy.show import print_markdown, print_options
 
@@ -117,6 +127,9 @@ FOR_USERS = {
     "PreflightError",
     "CheckpointError",
     "StaleRollouts",
+    "ScheduleError",
+    "LexiconError",
+    "InquiryError",
 }
 
 if __name__ == "__main__":

@@ -13,7 +13,9 @@ from rich.panel import Panel
 from rich.text import Text
 
 from onpolicy.backends.local import LocalTrainer
+from onpolicy.distill.target import identity
 from onpolicy.forward import head_error
+from onpolicy.loss import Term
 from onpolicy.rendering import Renderer
 from onpolicy.types import Example
 
@@ -96,12 +98,13 @@ class Preflight:
 
     def check_zero(self, example: Example) -> None:
         """A teacher that reads the student's own prompt must give zero loss and zero gradient while its weights are the student's."""
-        if not self.views:
+        if not self.views or self.trainer.rule.path is not None:  # another model never agrees with the student
             return
         twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.views, example.rollout.prompt_ids))
         inputs = self.trainer.inputs(self.trainer.batch([twin]))
         gaps = [(scores.logprobs - inputs.logprobs) ** 2 for scores in inputs.teacher.values()]
-        loss = torch.stack([*gaps, *inputs.divergences.values()]).sum() / len(example.rollout.completion_ids)
+        plain = [value for comparison, value in inputs.divergences.items() if comparison.target is identity]
+        loss = torch.stack([*gaps, *plain]).sum() / len(example.rollout.completion_ids)
         loss.backward()  # type: ignore[no-untyped-call]
         norm = max(float(p.grad.abs().max()) for p in self.trainer.student.parameters() if p.grad is not None)
         self.trainer.optimizer.zero_grad(set_to_none=True)
@@ -113,27 +116,35 @@ class Preflight:
         self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
 
     def check_signal(self, examples: Sequence[Example]) -> None:
-        """At least one rollout must carry something to learn from."""
-        taught = sum(bool(e.teacher_prompt_ids) for e in examples)
-        differing = sum(any(ids != e.rollout.prompt_ids for ids in e.teacher_prompt_ids.values()) for e in examples)
-        credited = sum(e.advantage != 0.0 for e in examples)
-        reads_teacher = any(t.facts.tokens == "teacher_mask" for t in self.trainer.objective.terms)
-        reads_rewards = any(t.facts.tokens == "response_mask" for t in self.trainer.objective.terms)
-        if not (reads_teacher and taught) and not (reads_rewards and credited):
+        """At least one term must have a rollout with something to learn from."""
+        counts = {term.name: sum(has_signal(term, e) for e in examples) for term in self.trainer.objective.terms}
+        each = ", ".join(f"{name} {count} of {len(examples)}" for name, count in counts.items())
+        if not any(counts.values()):
+            taught = sum(bool(e.teacher_prompt_ids) for e in examples)
+            credited = sum(e.advantage != 0.0 for e in examples)
             raise PreflightError(
-                f"no rollout carries a signal: of {len(examples)}, {taught} have a teacher context and {credited} an advantage. "
-                "Try more rollouts (generator.group_size, data.prompts_per_step), an easier set, or another context."
+                f"no rollout carries a signal ({each}): {taught} have a teacher context and {credited} an advantage. "
+                "Try more rollouts (generator.group_size, data.prompts_per_step), an easier set, another context or route."
             )
-        if reads_teacher and taught and not differing and not self.trainer.rule.copies:
+        taught_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
+        same = all(ids == e.rollout.prompt_ids for e, ids in taught_prompts)
+        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.facts.tokens == "response_mask")
+        if taught_prompts and same and not self.trainer.rule.copies and not rewarded:
             raise PreflightError(
                 "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
             )
-        self._passed(
-            "there is a signal", f"of {len(examples)} rollouts {taught} have a teacher, {credited} an advantage"
-        )
+        self._passed("there is a signal", f"rollouts by term: {each}")
 
     def _panel(self, title: str, text: str) -> None:
         self.console.print(Panel(Text(text), title=title, title_align="left", border_style="dim"))
 
     def _passed(self, what: str, detail: str) -> None:
         self.console.print(f"[green]✓[/green] {what} [dim]({detail})[/dim]", highlight=False)
+
+
+def has_signal(term: Term, example: Example) -> bool:
+    """Whether a term can learn from a rollout: it goes there, and has the views, or the advantage, that the term reads."""
+    taught = all(view in example.teacher_prompt_ids for view in term.views)
+    if term.facts.tokens == "response_mask":
+        taught = example.advantage != 0.0 or (bool(term.views) and taught)
+    return example.routes.get(term.name, 1.0) > 0 and taught

@@ -87,8 +87,8 @@ class Run:
             self.history.setdefault("last", {})[name] = value
         everything = metrics | self.coefficients.metrics() | self._costs(metrics)
         self._watch_sync(metrics)
-        if metrics.get("train/empty_updates"):
-            self.display.note(f"step {step}: no signal, nothing was learned; see credit/nonzero and context/*/share")
+        if metrics.get("train/grad_norm") == 0.0:
+            self.display.note(f"step {step}: no signal, nothing was learned; {signal_of(metrics)}")
         for tracker in self.trackers:
             tracker.log(step, everything)
         for example in spread_out(examples, self.config.logging.samples):
@@ -166,6 +166,12 @@ class Run:
             raise KeyboardInterrupt
         self._stop = True
         self.display.note("stopping after this step, with a checkpoint; again to stop at once")
+
+
+def signal_of(metrics: Metrics) -> str:
+    """The shares that say why a step had nothing to learn from."""
+    names = [n for n in metrics if n == "credit/nonzero" or n.startswith("route/") or n.endswith("/share")]
+    return ", ".join(f"{name} {metrics[name]:.2g}" for name in names)
 
 
 def spread_out(examples: Sequence[Example], n: int) -> Sequence[Example]:

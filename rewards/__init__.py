@@ -10,6 +10,7 @@ BUILTIN: dict[str, str] = {
     "gym_answer": "rewards.gym:gym_answer",
     "boxed_format": "rewards.format:boxed_format",
     "thinking_format": "rewards.format:thinking_format",
+    "brier": "rewards.calibration:brier",
     "brevity": "rewards.length:brevity",
     "overlong": "rewards.length:overlong",
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 
@@ -18,6 +19,24 @@ PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "exa
 
 def test_the_configuration_page_is_current() -> None:
     assert (ROOT / "docs" / "configuration.md").read_text() == markdown() + "\n", "run `make docs`"
+
+
+def test_the_methods_page_is_current() -> None:
+    spec = importlib.util.spec_from_file_location("methods", ROOT / "scripts" / "methods.py")
+    assert spec is not None and spec.loader is not None
+    methods = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(methods)
+    assert (ROOT / "docs" / "methods.md").read_text() == methods.page(), "run `make docs`"
+
+
+def test_diff_names_the_axes(capsys: pytest.CaptureFixture[str]) -> None:
+    sdpo, ema, grpo = (str(ROOT / "configs" / f"{name}.yaml") for name in ("sdpo", "sdpo_ema", "grpo_seed"))
+    assert main(["diff", sdpo, ema]) == 1
+    output = capsys.readouterr().out
+    assert "ema(ema_decay=0.95)" in output and "settings" not in output
+    assert main(["diff", sdpo, grpo]) == 1 and "trainer.lr" in capsys.readouterr().out
+    assert main(["diff", sdpo, sdpo]) == 0 and "say the same" in capsys.readouterr().out
+    assert main(["diff", sdpo, "configs/nothing.yaml"]) == 2 and "does not exist" in capsys.readouterr().err
 
 
 def test_every_option_says_what_it_means() -> None:

@@ -53,17 +53,19 @@ def skip_first(inputs: LossInputs, mask: Tensor, *, tokens: int = 3) -> Tensor:
     return (torch.arange(mask.shape[1], device=mask.device) >= tokens).expand(mask.shape).to(inputs.entropy.dtype)
 
 
-def entropy(inputs: LossInputs, mask: Tensor, *, share: float = 0.2, keep: Literal["high", "low"] = "high") -> Tensor:
+def entropy(
+    inputs: LossInputs, mask: Tensor, *, share: float = 0.2, keep: Literal["high", "low", "not_high"] = "high"
+) -> Tensor:
     """1 on the share of each row's tokens where the student is least (or most) sure, 0 elsewhere.
 
-    The forks of arXiv 2506.01939 (high), or all but them (low).
+    The forks of arXiv 2506.01939 (high), or all but them (not_high).
 
     Args:
-        share: part of the row's tokens that is kept, 0 to 1; at least one token
-        keep: `high` keeps the tokens of highest entropy, `low` those of lowest
+        share: part of the row's tokens that is chosen, 0 to 1; at least one token
+        keep: `high` keeps the tokens of highest entropy, `low` those of lowest, `not_high` all that `high` leaves
     """
-    score = inputs.entropy if keep == "high" else -inputs.entropy
-    return _top_share(score, mask, share)
+    chosen = _top_share(-inputs.entropy if keep == "low" else inputs.entropy, mask, share)
+    return mask.to(chosen.dtype) - chosen if keep == "not_high" else chosen
 
 
 def gap(inputs: LossInputs, mask: Tensor, *, view: str = "teacher", scale: float = 1.0) -> Tensor:
