@@ -53,5 +53,5 @@ class Comparison:
     def __call__(self, student: Tensor, seen: Distributions) -> Tensor:
         """[..., V] -> [...]; gradient flows into ``student`` alone."""
         with torch.no_grad():
-            target = self.target(seen.teachers[self.view], seen)
+            target = self.target(seen.teachers[self.view], seen).detach()
         return self.divergence(*self.support(student, target))

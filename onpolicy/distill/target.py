@@ -48,7 +48,7 @@ def arithmetic_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) 
     Args:
         share: the start model's, 0 to 1
     """
-    return _mix(_start(seen), teacher, torch.full(teacher.shape[:-1], _share(share), device=teacher.device))
+    return _mix(_start(seen), teacher, torch.full_like(teacher[..., 0], _share(share)))
 
 
 @reads_start
@@ -109,15 +109,13 @@ def marker_mass_floor(teacher: Tensor, seen: Distributions, *, lexicon: str = "A
         share: of the start model's mass, 0 to 1
     """
     ids = seen.marker_ids[lexicon]
-    tiny = math.log(torch.finfo(teacher.dtype).tiny)
-    inside = teacher[..., ids].logsumexp(-1, keepdim=True).clamp(min=tiny)
-    outside = teacher.index_fill(-1, ids, -torch.inf).logsumexp(-1, keepdim=True).clamp(min=tiny)
-    wanted = torch.maximum(
-        inside, _start(seen)[..., ids].logsumexp(-1, keepdim=True) + math.log(max(_share(share), 1e-30))
-    )
+    finite = teacher.clamp(min=torch.finfo(teacher.dtype).min / 4)  # a teacher without any marker keeps them all alike
+    inside = teacher[..., ids].logsumexp(-1, keepdim=True)
+    wanted = _start(seen)[..., ids].logsumexp(-1, keepdim=True) + math.log(max(_share(share), 1e-30))
     wanted = wanted.clamp(max=-torch.finfo(teacher.dtype).eps)
-    floored = teacher + (torch.log1p(-wanted.exp()) - outside)
-    return torch.where(wanted > inside, floored.index_copy(-1, ids, teacher[..., ids] + wanted - inside), teacher)
+    others = finite.index_fill(-1, ids, -torch.inf).log_softmax(-1) + torch.log1p(-wanted.exp())
+    floored = others.index_copy(-1, ids, finite[..., ids].log_softmax(-1) + wanted)
+    return torch.where(wanted > inside, floored, teacher)
 
 
 def _start(seen: Distributions) -> Tensor:
