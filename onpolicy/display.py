@@ -25,6 +25,7 @@ from onpolicy.types import Metrics
 PHASES = {
     "generate": "sampling from the student",
     "reward": "scoring answers",
+    "annotate": "choosing what the teacher sees",
     "score": "the teacher reads along",
     "update": "learning",
     "sync": "handing over the weights",

@@ -30,6 +30,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "file": "onpolicy.data:file",
         "hub": "onpolicy.data:hub",
         "gym": "onpolicy.data:gym",
+        "champ": "onpolicy.data:champ",
     },
     "generator": {
         "vllm": "onpolicy.backends.vllm_generator:VLLMGenerator",

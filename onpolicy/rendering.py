@@ -84,14 +84,16 @@ class Renderer:
 
     def marked(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> tuple[bool, ...]:
         """[T] which tokens of a completion hold a character of the spans, given as ``(start, end)`` of ``completion_text``."""
-        inside = [False] * len(ids)
+        inside, places = [False] * len(ids), range(len(ids) + 1)
+
+        def characters(t: int) -> int:
+            """Whole characters in the first t tokens; half of one decodes to a replacement character."""
+            return len(self.completion_text(ids[:t]).rstrip("\ufffd"))
+
         for start, end in spans:
-            # number of tokens before the one that holds the first character, and up to the one that holds the last
-            first = (
-                bisect.bisect_right(range(len(ids) + 1), start, key=lambda t: len(self.completion_text(ids[:t]))) - 1
-            )
-            last = bisect.bisect_left(range(len(ids) + 1), end, key=lambda t: len(self.completion_text(ids[:t])))
-            for t in range(max(first, 0), min(last, len(ids)) if end > start else 0):
+            first = bisect.bisect_left(places, start, key=characters)
+            first -= characters(first) > start  # the token before holds the first character among others
+            for t in range(first, min(bisect.bisect_left(places, end, key=characters), len(ids)) if end > start else 0):
                 inside[t] = True
         return tuple(inside)
 

