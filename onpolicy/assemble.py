@@ -316,7 +316,15 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     )
     judge = build_judge(plan, model)
     cursor = prompt_cursor(plan, prompts)
-    inquiry = Inquiry(generator, judge, prompts, functools.partial(step_seed, config.seed, "inquiry"))
+    inquiry = Inquiry(
+        generator=generator,
+        judge=judge,
+        prompts=prompts,
+        seed_of=functools.partial(step_seed, config.seed, "inquiry"),
+        renderer=model.renderer,
+        limit=model.max_model_len - plan.generator.frame.max_tokens,
+        drop_too_long=config.rendering.too_long == "drop",
+    )
     latest = checkpoints.latest()
     done = latest.step if latest else -1  # without a checkpoint nothing that was logged counts
     return Run(

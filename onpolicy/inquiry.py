@@ -12,8 +12,12 @@ from typing import Any
 
 from onpolicy.contexts.requests import AnotherProblem, Ask, Reply
 from onpolicy.protocols import Generator
+from onpolicy.rendering import PromptTooLong, Renderer
 from onpolicy.scoring import Judge
 from onpolicy.types import Prompt
+
+MOST_TURNS = 32
+"""Requests one context may make, one after the other, for one rollout."""
 
 
 class InquiryError(RuntimeError):
@@ -29,6 +33,10 @@ class Inquiry:
     prompts: Sequence[Prompt]
     """Where other problems come from."""
     seed_of: Callable[[int], int]
+    renderer: Renderer
+    limit: int
+    """Longest question, in tokens: what the generator's window leaves beside the answer."""
+    drop_too_long: bool
 
     def settle(self, started: Mapping[Hashable, tuple[Prompt, Any]], *, version: int) -> dict[Hashable, Any]:
         """What each call returned in the end; a call that asked for nothing returned at once.
@@ -40,18 +48,37 @@ class Inquiry:
         done = {key: result for key, (_, result) in started.items() if not isinstance(result, GeneratorType)}
         running = {key: result for key, (_, result) in started.items() if isinstance(result, GeneratorType)}
         replies: dict[Hashable, Any] = dict.fromkeys(running)
-        for turn in range(len(started) + 1):
+        for turn in range(MOST_TURNS + 1):
             requests = {}
             for key, call in list(running.items()):
                 try:
-                    requests[key] = (started[key][0], call.send(replies[key]))
+                    request = call.send(replies[key])
+                    if self._fits(started[key][0], request):
+                        requests[key] = (started[key][0], request)
+                        continue
+                    call.close()
+                    done[key] = None
                 except StopIteration as stop:
                     done[key] = stop.value
-                    del running[key]
+                del running[key]
             if not running:
-                break
-            replies = self._answer(requests, version, turn)
-        return done
+                return done
+            if turn < MOST_TURNS:
+                replies = self._answer(requests, version, turn)
+        raise InquiryError(f"a context asked more than {MOST_TURNS} times for one rollout; is its loop without an end?")
+
+    def _fits(self, prompt: Prompt, request: Any) -> bool:
+        """Whether a question can be asked; one that is too long is refused, or what depends on it left out."""
+        if not isinstance(request, Ask):
+            return True
+        try:
+            self.renderer.prompt_ids(request.messages, limit=self.limit)
+        except PromptTooLong as error:
+            if not self.drop_too_long:
+                where = f"what a context asks about prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens, model window)"
+                raise PromptTooLong(error.num_tokens, error.limit, where) from error
+            return False
+        return True
 
     def _answer(self, requests: Mapping[Hashable, tuple[Prompt, Any]], version: int, turn: int) -> dict[Hashable, Any]:
         asked: defaultdict[int, dict[tuple[str, str], Prompt]] = defaultdict(dict)  # equal requests are answered once

@@ -29,7 +29,7 @@ class Rollouts:
     def __call__(self, step: int) -> tuple[list[JudgedGroup], Metrics]:
         kept: list[JudgedGroup] = []
         last: list[JudgedGroup] = []
-        drawn = 0
+        drawn = tokens = 0
         while not drawn or (drawn < self.batches and len(kept) < self.prompts.batch_size):
             with self.clock("generate"):
                 groups = self.generator.generate(self.prompts.next(), seed=self.seed_of(step) + 104_729 * drawn)
@@ -37,8 +37,11 @@ class Rollouts:
                 last = self.judge(groups)
             kept += [g for g in last if not self.batches or mixed(g.scores, 0)]
             drawn += 1
-        if not self.batches:
-            return kept, {}
-        total = drawn * self.prompts.batch_size
-        metrics = {"rollout/batches": float(drawn), "rollout/mixed_groups": len(kept) / total}
+            tokens += sum(len(r.completion_ids) for group in groups for r in group.rollouts)
+        metrics = {"rollout/sampled_tokens": float(tokens)}
+        if self.batches:
+            metrics |= {
+                "rollout/batches": float(drawn),
+                "rollout/mixed_groups": len(kept) / (drawn * self.prompts.batch_size),
+            }
         return kept[: self.prompts.batch_size] or last, metrics

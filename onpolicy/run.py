@@ -141,9 +141,10 @@ class Run:
         seconds = self.clock.read()
         total = sum(seconds.values())
         costs = seconds | {"time/step": total, "memory/peak_gib": peak_memory_gib()}
-        if tokens := metrics.get("rollout/tokens"):
-            costs["rollout/tokens_per_second"] = tokens / max(seconds.get("time/generate", 0.0), 1e-9)
-            costs["train/tokens_per_second"] = tokens / max(total, 1e-9)
+        if "rollout/tokens" in metrics:
+            sampled = metrics["rollout/sampled_tokens"]  # more than are trained where groups are left out
+            costs["rollout/tokens_per_second"] = sampled / max(seconds.get("time/generate", 0.0), 1e-9)
+            costs["train/tokens_per_second"] = metrics["rollout/tokens"] / max(total, 1e-9)
         return costs
 
     def _watch_sync(self, metrics: Metrics) -> None:

@@ -142,7 +142,7 @@ def annotate(groups: Sequence[RolloutGroup], *, version: int = 0, **changes: Any
         "renderer": Renderer(byte_tokenizer()),
         "contexts": {"teacher": successful_sibling, "hint": final_answer},
         "credit": group_mean,
-        "inquiry": Inquiry(changes.pop("generator", None), judge, changes.pop("prompts", []), step_seed),
+        "inquiry": Inquiry(None, judge, [], step_seed, Renderer(byte_tokenizer()), 1000, False),  # type: ignore[arg-type]
         "max_teacher_prompt_tokens": 1000,
         "drop_too_long": False,
     }

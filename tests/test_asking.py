@@ -25,6 +25,7 @@ from onpolicy.contexts.failed_sibling import failed_sibling
 from onpolicy.contexts.none import none
 from onpolicy.contexts.other_problem import other_problem
 from onpolicy.contexts.regenerated import regenerated
+from onpolicy.contexts.requests import Ask
 from onpolicy.contexts.revision import revision
 from onpolicy.contexts.successful_sibling import successful_sibling
 from onpolicy.credit import group_std
@@ -32,7 +33,7 @@ from onpolicy.cursor import PromptCursor
 from onpolicy.inquiry import Inquiry, InquiryError
 from onpolicy.leak import repeated_share
 from onpolicy.randomness import step_seed
-from onpolicy.rendering import Renderer
+from onpolicy.rendering import PromptTooLong, Renderer
 from onpolicy.rollouts import Rollouts
 from onpolicy.sampling import Sampling
 from onpolicy.scoring import Judge, Reward
@@ -81,7 +82,8 @@ class Scripted:
 
 def annotate(groups: Sequence[RolloutGroup], generator: Any = None, **changes: Any) -> tuple[list[Example], Metrics]:
     judge = Judge(changes.pop("rewards", [Reward("right", 1.0, right)]), str)
-    inquiry = Inquiry(generator, judge, changes.pop("prompts", []), step_seed)
+    limit, drop = changes.pop("limit", 2000), changes.get("drop_too_long", False)
+    inquiry = Inquiry(generator, judge, changes.pop("prompts", []), step_seed, RENDERER, limit, drop)
     parts: dict[str, Any] = {"renderer": RENDERER, "contexts": {}, "credit": group_std, "inquiry": inquiry,
                              "max_teacher_prompt_tokens": 2000, "drop_too_long": False}  # fmt: skip
     return Annotator(**{**parts, **changes})(judge(groups), version=0)
@@ -154,6 +156,31 @@ def test_a_context_that_asks_for_nonsense_is_named() -> None:
 
     with pytest.raises(InquiryError, match="'what\\?'; wanted Ask or AnotherProblem"):
         annotate([group("a")], contexts={"teacher": odd})
+
+
+def test_a_context_may_ask_several_times_but_not_for_ever() -> None:
+    def times(count: int) -> Any:
+        def context(group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
+            said = []
+            for turn in range(count):
+                (reply,) = yield Ask(({"role": "user", "content": f"turn {turn}"},))
+                said.append(reply.text)
+            return ({"role": "user", "content": " ".join(said)},)
+
+        return context
+
+    (example,), _ = annotate([group("a")], Scripted(["word"]), contexts={"teacher": times(5)})
+    assert "word word word word word" in reads(example)
+    with pytest.raises(InquiryError, match="more than 32 times"):
+        annotate([group("a")], Scripted(["word"]), contexts={"teacher": times(40)})
+
+
+def test_a_question_that_is_too_long_is_refused_or_left_out() -> None:
+    groups = [group("short", "long " * 50)]
+    with pytest.raises(PromptTooLong, match=r"what a context asks about prompt 'p1' \(rendering"):
+        annotate(groups, Scripted(["x"]), contexts={"teacher": critique}, limit=400)
+    examples, _ = annotate(groups, Scripted(["x"]), contexts={"teacher": critique}, limit=400, drop_too_long=True)
+    assert [bool(e.teacher_prompt_ids) for e in examples] == [True, False]
 
 
 def test_spans_of_text_become_marks_on_tokens() -> None:

@@ -6,6 +6,7 @@ loss on tensors equals its published formula: tail, both importance weights, mas
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import replace
 from functools import partial
@@ -13,6 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from onpolicy import routing
@@ -86,6 +89,27 @@ def test_what_a_routed_term_is_a_mean_over(
     assert loss_of(three_rows([1, 1, 1]), normalize, parts) == pytest.approx(whole)
     assert loss_of(three_rows([1, 0, 1]), normalize, parts) == pytest.approx(routed)
     assert loss_of(three_rows([1, 0, 0.5]), normalize, parts) == pytest.approx(weighed)
+
+
+@given(
+    st.integers(0, 10_000),
+    st.sampled_from(["tokens", "sequences", "all_sequences", "max_tokens"]),
+    st.sets(st.integers(1, 5)),
+)
+@settings(max_examples=60, deadline=None)
+def test_how_rows_are_batched_never_matters(seed: int, normalize: str, cuts: set[int]) -> None:
+    random = torch.Generator().manual_seed(seed)
+    mask = torch.arange(4) < torch.randint(1, 5, (6, 1), generator=random)
+    zero = torch.zeros(6, 4)
+    whole = LossInputs(
+        logprobs=torch.randn(6, 4, generator=random), entropy=zero, old_logprobs=zero, rollout_logprobs=zero, ref_logprobs=None,
+        advantages=zero, response_mask=mask, teacher={}, divergences={}, routes={"term": torch.randint(0, 3, (6,), generator=random) / 2},
+    )  # fmt: skip
+    edges = [0, *sorted(cuts), 6]
+    parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
+    assert loss_of(whole, normalize, parts) == pytest.approx(
+        loss_of(whole, normalize, [slice(0, 6)]), rel=1e-5, abs=1e-6
+    )
 
 
 def published_sdpo(

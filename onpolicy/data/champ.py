@@ -12,7 +12,9 @@ from onpolicy.data.gym import STEP_BY_STEP
 from onpolicy.types import Prompt
 
 
-def champ(*, whole_numbers: bool = True, category: str | None = None, prompt_template: str = STEP_BY_STEP) -> list[Prompt]:
+def champ(
+    *, whole_numbers: bool = True, category: str | None = None, prompt_template: str = STEP_BY_STEP
+) -> list[Prompt]:
     """CHAMP's 270 problems with the columns `concepts`, `hints` and `solution`, from little help to all; no network.
 
     Needs `pip install champ-dataset` (MIT). Contexts show a column by its name: `{name: reference_solution, field: hints}`.
