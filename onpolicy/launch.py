@@ -8,17 +8,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onpolicy.assemble import (
-    assemble,
-    build_evaluator,
-    build_generator,
-    default_folder,
-    preflight,
-    read_model,
-)
+from onpolicy.assemble import assemble, build_evaluator, build_generator, preflight
 from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display, closing_table, evaluation_table
+from onpolicy.folder import default_folder
+from onpolicy.loading import read_model
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError
 from onpolicy.run import Interrupted, Run

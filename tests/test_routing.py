@@ -70,7 +70,7 @@ def loss_of(given: LossInputs, normalize: str, parts: list[slice]) -> float:
         for p in parts
     ]  # fmt: skip
     denominators = Objective((term,)).denominators(cut)  # type: ignore[arg-type]
-    return sum(float(Objective((term,))(part, denominators)) for part in cut)
+    return sum(Objective((term,))(part, denominators).item() for part in cut)
 
 
 @pytest.mark.parametrize(

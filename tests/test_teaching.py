@@ -8,6 +8,7 @@ the adapted model does, only adapters learn, and the state comes back to the las
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,6 @@ def trainer(rule: WeightRule, *terms: Term, **options: Any) -> LocalTrainer:
 
 def twins() -> list[Example]:
     """Rollouts whose teacher reads the student's own prompt."""
-    from dataclasses import replace
-
     return [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in random_examples(4)]
 
 
@@ -120,6 +119,16 @@ def test_another_model_teaches_with_its_own_weights_and_width() -> None:
     assert one.step(examples)["train/grad_norm"] > 0
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
     assert one.teaching.start is not None and one.teaching.start.model is not other
+
+
+@pytest.mark.parametrize("rows", [240, 264, 320])
+def test_a_teacher_whose_head_has_other_padding(rows: int) -> None:
+    """As in one family, where small and large models pad the same tokenizer's vocabulary to different lengths."""
+    one = trainer(model(path="other"), distill_term(), teacher_model=tiny_model(seed=7, vocab_size=rows))
+    examples = [e for e in random_examples(6, with_teacher=1.0) if max(e.rollout.completion_ids) < 240]
+    examples = [replace(e, teacher_prompt_ids={"teacher": (5, 6, 7)}) for e in examples]
+    report = one.step(examples)
+    assert report["train/grad_norm"] > 0 and report["train/skipped_updates"] == 0
 
 
 def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -27,6 +27,13 @@ class Reader:
 
     model: PreTrainedModel
     adapter: bool = True
+    vocabulary: int | None = None
+    """Length of the logits wanted, where it is not the model's own."""
+
+    @property
+    def head(self) -> Head:
+        own, wanted = head_of(self.model), self.vocabulary
+        return own if wanted in (None, _vocabulary(self.model)) else lambda hidden: _resized(own(hidden), wanted)
 
     def plain(self) -> AbstractContextManager[None]:
         return nullcontext() if self.adapter else adapter_off(self.model)
@@ -51,7 +58,7 @@ class Teaching:
             raise ValueError("teacher: a trust region of weights does not go with adapters; use trust_region_logits")
         still = Reader(student, adapter=False) if has_adapter else None  # the start model, at no cost
         if other is not None:
-            self.teacher = Reader(other.requires_grad_(False).eval())
+            self.teacher = Reader(other.requires_grad_(False).eval(), vocabulary=_vocabulary(student))
         elif not rule.copies:
             self.teacher = Reader(student)
         else:
@@ -86,7 +93,7 @@ class Teaching:
                 )
             hidden = hidden.to(seen.hidden.dtype)
             hidden[view.mask[batch.response_mask]] = seen.hidden
-        return States(hidden, head_of(reader.model))
+        return States(hidden, reader.head)
 
     def _blended(self, states: list[States]) -> States:
         """One teacher, or its logits mixed with the student's: both states side by side, and a head that reads both."""
@@ -117,6 +124,17 @@ class Teaching:
         for name, parameter in self.teacher.model.named_parameters():
             if name in state and self.rule.update is not None:
                 parameter.copy_(state[name])
+
+
+def _vocabulary(model: PreTrainedModel) -> int:
+    return int(model.get_output_embeddings().weight.shape[0])
+
+
+def _resized(logits: Tensor, length: int) -> Tensor:
+    """Models of one family pad their vocabularies to different lengths; ids beyond the tokenizer's are never said."""
+    missing = length - logits.shape[-1]
+    lowest = logits.amin(-1, keepdim=True)  # finite, so that a reverse KL stays finite too
+    return logits[..., :length] if missing <= 0 else torch.cat([logits, lowest.expand(*lowest.shape[:-1], missing)], -1)
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:

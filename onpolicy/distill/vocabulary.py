@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from onpolicy.distill.compare import Comparison, Distributions
+from onpolicy.distill.target import identity
 
 Head = Callable[[Tensor], Tensor]
 """Hidden states ``[..., H]`` -> logits ``[..., V]``."""
@@ -67,38 +68,49 @@ def read(
         marker_ids: by lexicon, the ids whose probability is wanted
         chunk: tokens whose vocabulary stands in memory at once
     """
-    views, comparisons, lexicons = list(teachers), list(comparisons), dict(marker_ids or {})
+    comparisons, lexicons = list(comparisons), dict(marker_ids or {})
+    # what is compared runs through the head again in the backward pass; the rest is only read
+    compared = [v for v in teachers if any(c.target is not identity or c.view == v for c in comparisons)]
+    alone = [v for v in teachers if v not in compared]
+
+    def facts(logp: Tensor, ids: Tensor) -> list[Tensor]:
+        return [
+            _pick(logp, ids),
+            _entropy(logp.detach()),
+            *(logp.detach()[:, m].logsumexp(-1) for m in lexicons.values()),
+        ]
 
     def piece(hidden: Tensor, ids: Tensor, *teacher_hidden: Tensor) -> tuple[Tensor, ...]:
         logp = _log_distribution(student.head, hidden)  # [n, V]
         with torch.no_grad():
-            taught = {v: _log_distribution(teachers[v].head, h) for v, h in zip(views, teacher_hidden, strict=True)}
+            taught = {v: _log_distribution(teachers[v].head, h) for v, h in zip(compared, teacher_hidden, strict=True)}
         seen = Distributions(logp.detach(), taught, taught.get(START), ids, lexicons)
-        out = [_pick(logp, ids), _entropy(seen.student)]
-        for view in views:
-            out += [_pick(taught[view], ids), _entropy(taught[view])]
-        for markers in lexicons.values():
-            out += [distribution[:, markers].logsumexp(-1) for distribution in (seen.student, *taught.values())]
-        return (*out, *(comparison(logp, seen) for comparison in comparisons))
+        distances = [comparison(logp, seen) for comparison in comparisons]
+        return (*facts(logp, ids), *(fact for view in compared for fact in facts(taught[view], ids)), *distances)
+
+    def glance(view: str, part: slice) -> list[Tensor]:
+        with torch.no_grad():
+            return facts(_log_distribution(teachers[view].head, teachers[view].hidden[part]), token_ids[part])
 
     pieces = []
     for start in range(0, max(len(token_ids), 1), chunk):
         part = slice(start, start + chunk)
-        arguments = (student.hidden[part], token_ids[part], *(teachers[v].hidden[part].detach() for v in views))
+        arguments = (student.hidden[part], token_ids[part], *(teachers[v].hidden[part].detach() for v in compared))
         if torch.is_grad_enabled():
-            pieces.append(checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False))
+            found = checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False)
         else:
-            pieces.append(piece(*arguments))
+            found = piece(*arguments)
+        pieces.append((*(fact for view in alone for fact in glance(view, part)), *found))
     columns = iter([torch.cat(column) for column in zip(*pieces, strict=True)])
-    own = [next(columns), next(columns)]
-    theirs = {view: (next(columns), next(columns)) for view in views}
-    mass = {(who, lexicon): next(columns) for lexicon in lexicons for who in (STUDENT, *views)}
+    known = {who: [next(columns) for _ in range(2 + len(lexicons))] for who in (*alone, STUDENT, *compared)}
     return Readings(
-        logprobs=own[0],
-        entropy=own[1],
-        teacher_logprobs={view: logprobs for view, (logprobs, _) in theirs.items()},
-        teacher_entropy={view: entropy for view, (_, entropy) in theirs.items()},
-        marker_mass=mass,
+        logprobs=known[STUDENT][0],
+        entropy=known[STUDENT][1],
+        teacher_logprobs={view: known[view][0] for view in teachers},
+        teacher_entropy={view: known[view][1] for view in teachers},
+        marker_mass={
+            (who, name): mass for who, found in known.items() for name, mass in zip(lexicons, found[2:], strict=True)
+        },
         divergences=dict(zip(comparisons, columns, strict=True)),
     )
 

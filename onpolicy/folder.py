@@ -1,0 +1,44 @@
+"""A run's folder: its name, its config, and whether a run may be continued in it."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onpolicy.config import Config, to_yaml
+from onpolicy.registry import ConfigError
+
+RESUMABLE = ("steps", "run_dir", "logging", "checkpoint", "preflight")
+"""What may change when a run is resumed: how long it runs and what is kept of it, not what a step computes."""
+
+
+def prepare_folder(folder: Path, config: Config) -> None:
+    """Makes the run folder and writes the config into it.
+
+    Raises:
+        ConfigError: the folder holds a run with other settings.
+    """
+    saved = folder / "config.yaml"
+    if saved.exists() and (folder / "checkpoints").is_dir():
+        differing = _differences(yaml.safe_load(saved.read_text()), yaml.safe_load(to_yaml(config)))
+        if differing:
+            raise ConfigError(
+                f"run_dir: {str(folder)!r} holds a run with other settings ({'; '.join(differing)}). "
+                "Give the same settings to resume it, or another run_dir."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    saved.write_text(to_yaml(config))
+
+
+def _differences(before: Any, after: Any, key: str = "") -> list[str]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        keys = [k for k in dict.fromkeys([*before, *after]) if key or k not in RESUMABLE]
+        return [d for k in keys for d in _differences(before.get(k), after.get(k), f"{key}.{k}" if key else k)]
+    return [] if before == after else [f"{key}: {before!r} there, {after!r} here"]
+
+
+def default_folder(config_path: Path) -> Path:
+    return Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -1,0 +1,141 @@
+"""What a run reads: models, tokenizers, problems, each held to what the config and the model's window allow."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from onpolicy.coverage import coverage
+from onpolicy.data import DataError
+from onpolicy.models import context_window, load_causal_lm, load_tokenizer, resolve_model
+from onpolicy.plan import Plan, Section
+from onpolicy.registry import ConfigError
+from onpolicy.rendering import PromptTooLong, Renderer
+from onpolicy.types import Prompt
+
+if TYPE_CHECKING:
+    from onpolicy.backends.local import LocalTrainer
+
+
+@dataclass(frozen=True)
+class Model:
+    """The student before training, and what renders its prompts."""
+
+    path: str
+    tokenizer: Any
+    renderer: Renderer
+    max_teacher_prompt_tokens: int
+    max_model_len: int
+    """Tokens of the longest prompt and completion together that the generator sees; contexts may ask it longer questions."""
+
+
+def read_model(plan: Plan) -> Model:
+    """Finds the model and loads its tokenizer; the weights come later.
+
+    Prompts are held to the configured limits and to what the model's window leaves beside the completion.
+    """
+    config = plan.config
+    path = resolve_model(config.model.path)
+    source = {"trust_remote_code": config.model.trust_remote_code, "revision": config.model.revision}
+    window = context_window(path, **source) or sys.maxsize  # type: ignore[arg-type]
+    longest = max(plan.generator.frame.max_tokens, config.eval.max_tokens or 0)
+    if window <= longest:
+        raise ConfigError(
+            f"generator.max_tokens: {longest} tokens leave no room for a prompt; {config.model.path!r} has a window of {window}"
+        )
+    longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
+    asks = any(inspect.isgeneratorfunction(p.function) for p in [*plan.contexts.values(), *plan.spans.values()])
+    longest_asked = config.rendering.max_teacher_prompt_tokens + plan.generator.frame.max_tokens if asks else 0
+    tokenizer = load_tokenizer(path, chat_template=config.rendering.chat_template, **source)  # type: ignore[arg-type]
+    return Model(
+        path=path,
+        tokenizer=tokenizer,
+        renderer=Renderer(tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=longest_prompt),
+        max_teacher_prompt_tokens=min(
+            config.rendering.max_teacher_prompt_tokens, window - plan.generator.frame.max_tokens
+        ),
+        max_model_len=max(longest_prompt + longest, min(window, longest_asked)),
+    )
+
+
+def read_prompts(section: Section, key: str) -> list[Prompt]:
+    """The problems of a data section.
+
+    Raises:
+        DataError: no problem at all, or one that cannot be read.
+    """
+    prompts: list[Prompt] = section.plugin.bind()()
+    if not prompts:
+        raise DataError(f"{key}: {section.plugin.name!r} gave no problems")
+    return prompts
+
+
+def training_prompts(plan: Plan, renderer: Renderer) -> list[Prompt]:
+    """The problems to train on, covered as configured; those too long to render are refused or dropped."""
+    chosen = plan.data.frame.coverage
+    prompts = coverage(
+        read_prompts(plan.data, "data"), problems=chosen.problems, repeats=chosen.repeats, seed=chosen.seed
+    )
+    return fitting(prompts, renderer, drop=plan.config.rendering.too_long == "drop")
+
+
+def fitting(prompts: Sequence[Prompt], renderer: Renderer, *, drop: bool) -> list[Prompt]:
+    """Prompts within ``rendering.max_prompt_tokens``; rendering them all once finds every bad one before the first step."""
+    kept = []
+    for prompt in prompts:
+        try:
+            renderer.prompt_ids(prompt.messages)
+        except PromptTooLong as error:
+            if not drop:
+                raise PromptTooLong(
+                    error.num_tokens, error.limit, f"prompt {prompt.id!r} (rendering.max_prompt_tokens)"
+                ) from error
+            continue
+        kept.append(prompt)
+    if not kept:
+        raise DataError("data: every prompt is longer than rendering.max_prompt_tokens")
+    return kept
+
+
+def load_weights(plan: Plan, path: str) -> Any:
+    settings = plan.config.model
+    return load_causal_lm(
+        path,
+        dtype="float32",
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+        revision=settings.revision if path == resolve_model(settings.path) else None,
+    )
+
+
+def load_teacher(plan: Plan, model: Model, path: str) -> Any:
+    """Another model as the teacher.
+
+    Raises:
+        ConfigError: it does not read the student's tokens.
+    """
+    path = resolve_model(path)
+    other = load_tokenizer(
+        path, chat_template=None, trust_remote_code=plan.config.model.trust_remote_code, revision=None
+    )
+    if other.get_vocab() != model.tokenizer.get_vocab():
+        raise ConfigError(
+            f"teacher.path: {path!r} has another vocabulary than {plan.config.model.path!r}; the teacher scores the student's "
+            "own tokens and must know them all under the same ids"
+        )
+    return load_weights(plan, path)
+
+
+def write_model(trainer: LocalTrainer, tokenizer: Any, folder: Path) -> None:
+    """A Hugging Face folder: weights, config, tokenizer with its chat template."""
+    trainer.plain_model().save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def pad_id(tokenizer: Any) -> int:
+    """Any valid id will do: padding is never attended to and never scored."""
+    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)
