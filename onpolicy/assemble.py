@@ -94,6 +94,7 @@ def build_rewards(plan: Plan) -> list[Reward]:
             weight=s.frame.weight,
             function=s.plugin.bind(),
             bonus=name != right if s.frame.bonus is None else s.frame.bonus,
+            when=s.frame.when,
         )
         for name, s in zip(names, plan.rewards, strict=True)
     ]

@@ -100,6 +100,9 @@ class RewardFrame(Weighted):
         "added to the advantage after `credit`, less the group's mean, so that no standard deviation blows it up; "
         "null: for every reward but the one under `correctness`",
     )
+    when: str = opt(
+        "always", "which answers get it: `always`, `correct` or `wrong`, as `correctness` says; the others get 0"
+    )
 
 
 @dataclass
@@ -159,6 +162,7 @@ class Config:
         "null: the first under `rewards`",
     )
     contexts: dict[str, Any] = opt({}, "view name -> what the teacher may see; plug-ins of kind `context`")
+    lexicons: dict[str, Any] = opt({}, "name -> words and phrases: lists of markers beside the built-in ones")
     spans: dict[str, Any] = opt({}, "name -> which parts of a completion it marks; plug-ins of kind `span`")
     teacher: dict[str, Any] = opt({"name": "live"}, "whose weights teach; a plug-in of kind `teacher`")
     credit: dict[str, Any] = opt({"name": "group_std"}, "rewards of a group -> advantages; a plug-in of kind `credit`")

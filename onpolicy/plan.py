@@ -14,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from onpolicy.config import FRAMES, SUPPLIED, Config, EvalFrame
 from onpolicy.registry import ConfigError, Plugin, coefficient, is_schedule, options_of, resolve, suggest
 from onpolicy.schedule import Coefficient, coefficients_in
+from rewards import lexicon
 
 NORMALIZE = ("tokens", "sequences", "all_sequences", "max_tokens")
 SCHEDULED = ("weight",)
@@ -71,6 +72,11 @@ def plan(config: Config) -> Plan:
         raise ConfigError(
             "objective: empty. Name at least one term, e.g. objective: [{name: distill, divergence: forward_kl}]"
         )
+    for name, words in config.lexicons.items():
+        try:
+            lexicon.add(name, words)
+        except ValueError as error:
+            raise ConfigError(f"lexicons.{name}: {error}") from None
     result = Plan(
         config=config,
         data=section("data", config.data, "data"),
@@ -157,6 +163,8 @@ def _check_values(config: Config, result: Plan) -> None:
             raise ConfigError(f"{key}: got {number}, wanted 0 or more.")
     _one_of("rendering.too_long", config.rendering.too_long, ("refuse", "drop"))
     _one_of("trainer.lr_schedule", result.trainer.frame.lr_schedule, ("constant", "linear", "cosine"))
+    for reward in result.rewards:
+        _one_of(f"{reward.plugin.key}.when", reward.frame.when, ("always", "correct", "wrong"))
     for term in result.objective:
         _one_of(f"{term.plugin.key}.normalize", term.frame.normalize, NORMALIZE)
     for k in config.eval.k:
@@ -206,6 +214,10 @@ def _check_rewards(result: Plan) -> None:
         )
     if result.data.frame.dynamic_sampling and not names:
         raise ConfigError("data.dynamic_sampling: needs a reward that says what is right; add one under rewards.")
+    right = config.correctness or (names[0] if names else None)
+    for reward in result.rewards:
+        if reward.plugin.name == right and reward.frame.when != "always":
+            raise ConfigError(f"{reward.plugin.key}.when: {right!r} itself says what is right; it is given always.")
     if config.correctness is not None and config.correctness not in names:
         raise ConfigError(f"correctness: {config.correctness!r} is not under rewards ({', '.join(names) or 'empty'}).")
 

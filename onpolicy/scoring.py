@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import rewards.base
+from onpolicy.routing import RIGHT
 from onpolicy.schedule import Coefficient
 from onpolicy.types import RolloutGroup
 from rewards.base import RewardInput
@@ -25,6 +26,8 @@ class Reward:
     """In any of the shapes ``rewards.base`` calls, options bound."""
     bonus: bool = False
     """Whether it is added to the advantage after ``credit`` instead of being part of what ``credit`` normalises."""
+    when: str = "always"
+    """``always``, ``correct`` or ``wrong``: which answers get it; the others get 0."""
 
 
 @dataclass(frozen=True)
@@ -66,14 +69,20 @@ class Judge:
         """Raises rewards.base.RewardError where a reward raised or returned no number."""
         return [self._judged(group) for group in groups]
 
+    @property
+    def right(self) -> str:
+        """Name of the reward that says what is right; empty where there are no rewards."""
+        return self.correctness or (self.rewards[0].name if self.rewards else "")
+
     def _judged(self, group: RolloutGroup) -> JudgedGroup:
-        scored = score_group(group, self.rewards, self.final_part)
-        name = self.correctness or (self.rewards[0].name if self.rewards else "")
-        return JudgedGroup(group, tuple(scored), tuple(s.parts.get(name, s.total) for s in scored))
+        scored = score_group(group, self.rewards, self.final_part, right=self.right)
+        return JudgedGroup(group, tuple(scored), tuple(s.parts.get(self.right, s.total) for s in scored))
 
 
-def score_group(group: RolloutGroup, rewards_: Sequence[Reward], final_part: FinalPart) -> list[Scored]:
-    """Every reward of every rollout.
+def score_group(
+    group: RolloutGroup, rewards_: Sequence[Reward], final_part: FinalPart, *, right: str = ""
+) -> list[Scored]:
+    """Every reward of every rollout; ``right`` names the one that says what is right.
 
     Raises:
         rewards.base.RewardError: a reward raised or returned no number; the message names it and the sample.
@@ -84,6 +93,9 @@ def score_group(group: RolloutGroup, rewards_: Sequence[Reward], final_part: Fin
         for part, value in zip(parts, rewards.base.score(reward.function, samples), strict=True):
             if value is not None:
                 part[reward.name] = value
+    for part in parts:
+        verdict = "correct" if part.get(right, 0.0) >= RIGHT else "wrong"
+        part |= {r.name: 0.0 for r in rewards_ if r.name in part and r.when not in ("always", verdict)}
 
     def weighted(part: Mapping[str, float], *, bonus: bool) -> float:
         return sum(float(r.weight) * part[r.name] for r in rewards_ if r.bonus == bonus and r.name in part)

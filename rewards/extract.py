@@ -41,3 +41,21 @@ def _closing_brace(text: str, start: int) -> int | None:
             if depth == 0:
                 return i
     return None
+
+
+def stated_answers(text: str) -> list[tuple[int, str]]:
+    """Every answer that a text states, thinking included, as ``(place, answer)`` in order.
+
+    Stated means: in ``\\boxed{}``, behind ``####``, or a number or formula behind "(the) answer is".
+    """
+    found = []
+    for match in re.finditer(r"\\boxed\s*\{", text):
+        end = _closing_brace(text, match.end())
+        if end is not None:
+            found.append((match.start(), text[match.end() : end].strip()))
+    found += [(m.start(), m.group(1).strip()) for m in re.finditer(r"####[ \t]*([^\n]+)", text)]
+    found += [(m.start(), m.group(1).rstrip(".,")) for m in _ANSWER_IS.finditer(text)]
+    return sorted(found)
+
+
+_ANSWER_IS = re.compile(r"\banswer (?:is|would be|should be|must be)[: ]*\$?([-+]?[\d.,/]*\d)", re.IGNORECASE)

@@ -2,13 +2,14 @@
 
 ``seed10`` and ``companion9`` are those of arXiv 2603.24472 and 2603.15500. The tiers sort words by what they do: A says
 that the speaker doubts what was just said, B weakens a claim, C opens another branch, D strengthens a claim, F does
-none of these and is as frequent in reasoning text: the control.
+none of these and is as frequent in reasoning text: the control. ``add`` makes a list of one's own known.
 """
 
 from __future__ import annotations
 
 import functools
 import re
+from collections.abc import Sequence
 from typing import Literal
 
 LEXICONS: dict[str, tuple[str, ...]] = {
@@ -31,6 +32,34 @@ LEXICONS: dict[str, tuple[str, ...]] = {
 }
 
 Mode = Literal["paper", "words"]
+Spans = list[tuple[int, int]]
+
+CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+"""Scripts that write words without spaces: such a character beside a marker does not make it another word."""
+BEFORE, AFTER = rf"(?<![^\W{CJK}])(?<!\w-)", rf"(?![^\W{CJK}]|-\w)"
+QUOTED = 6
+"""Words in a row that make a repetition of the prompt a quotation."""
+
+
+def add(name: str, words: Sequence[str]) -> None:
+    """Makes a list known under a name, in this process.
+
+    Raises:
+        ValueError: the name is taken by another list, or the list is empty or holds something that is no text.
+    """
+    cleaned = tuple(dict.fromkeys(" ".join(str(word).casefold().split()) for word in words))
+    if not cleaned or not all(isinstance(word, str) and word.strip() for word in words):
+        raise ValueError(f"lexicon {name!r}: wanted a list of words or phrases, got {words!r}")
+    if LEXICONS.get(name, cleaned) != cleaned:
+        raise ValueError(f"lexicon {name!r}: the name is taken; known: {', '.join(LEXICONS)}")
+    LEXICONS[name] = cleaned
+
+
+def words_of(lexicon: str) -> tuple[str, ...]:
+    """Raises ValueError for an unknown lexicon."""
+    if lexicon not in LEXICONS:
+        raise ValueError(f"lexicon: got {lexicon!r}, wanted one of {', '.join(LEXICONS)}")
+    return LEXICONS[lexicon]
 
 
 def count(text: str, lexicon: str = "seed10", mode: Mode = "words") -> dict[str, int]:
@@ -42,36 +71,113 @@ def count(text: str, lexicon: str = "seed10", mode: Mode = "words") -> dict[str,
     Raises:
         ValueError: unknown lexicon or mode.
     """
-    if lexicon not in LEXICONS:
-        raise ValueError(f"lexicon: got {lexicon!r}, wanted one of {', '.join(LEXICONS)}")
+    words = words_of(lexicon)
     if mode == "paper":
         lowered = text.lower()
-        return {marker: lowered.count(marker) for marker in LEXICONS[lexicon]}
+        return {marker: lowered.count(marker) for marker in words}
     if mode != "words":
         raise ValueError(f"mode: got {mode!r}, wanted 'paper' or 'words'")
-    folded = text.casefold().replace("\u2019", "'")
-    return {marker: len(_pattern(marker).findall(folded)) for marker in LEXICONS[lexicon]}
+    folded = _folded(text)
+    return {marker: len(_pattern(marker).findall(folded)) for marker in words}
 
 
-def find(text: str, lexicon: str = "seed10") -> list[tuple[int, int]]:
-    """Where the whole words and phrases of a lexicon stand, as ``(start, end)``, in order.
+def find(text: str, lexicon: str = "seed10", *, prompt: str = "", merge: bool = False) -> Spans:
+    """Where the markers of a lexicon stand as words, as ``(start, end)``, in order.
+
+    Left out are those inside literal mathematics and code (``$...$``, ``\\(...\\)``, ``\\[...\\]``, back-quotes) and those
+    inside a stretch of six or more words that repeats the prompt.
+
+    Args:
+        text: the completion
+        lexicon: whose markers
+        prompt: what it answers; empty: nothing counts as quoted
+        merge: markers with nothing but punctuation between them ("wait, wait... hmm") are one
 
     Raises:
         ValueError: unknown lexicon.
     """
-    if lexicon not in LEXICONS:
-        raise ValueError(f"lexicon: got {lexicon!r}, wanted one of {', '.join(LEXICONS)}")
-    plain = text.replace(
-        "\u2019", "'"
-    )  # lower, unlike casefold, keeps most lengths; where it does not, the text stays as it is
-    lowered = plain.lower() if len(plain.lower()) == len(plain) else plain
-    return sorted(match.span() for marker in LEXICONS[lexicon] for match in _pattern(marker).finditer(lowered))
+    kept = [(start, end) for start, end, _ in occurrences(text, lexicon, prompt=prompt)]
+    return merged(kept, text) if merge else kept
+
+
+def occurrences(text: str, lexicon: str, *, prompt: str = "") -> list[tuple[int, int, str]]:
+    """As ``find``, each with the marker it is an occurrence of."""
+    found = [(*m.span(), m.lastgroup or "") for m in _any_of(words_of(lexicon)).finditer(_folded(text))]
+    outside = literal(text) + quotations(text, prompt) if found else []
+    return [
+        (start, end, words_of(lexicon)[int(group[1:])])
+        for start, end, group in found
+        if not any(a <= start and end <= b for a, b in outside)
+    ]
+
+
+def literal(text: str) -> Spans:
+    """Mathematics and code."""
+    return [match.span() for match in LITERAL.finditer(text)]
+
+
+LITERAL = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
+
+
+def quotations(text: str, prompt: str) -> Spans:
+    """Stretches of at least six words that stand in the prompt too."""
+    source = {tuple(run) for run in _runs([word for word, _, _ in _words(prompt)])}
+    words = _words(text)
+    spans = [
+        (words[i][1], words[i + QUOTED - 1][2])
+        for i, run in enumerate(_runs([word for word, _, _ in words]))
+        if tuple(run) in source
+    ]
+    joined: Spans = []
+    for start, end in spans:
+        if joined and start <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], end)
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _runs(words: Sequence[str]) -> list[Sequence[str]]:
+    return [words[i : i + QUOTED] for i in range(len(words) - QUOTED + 1)]
+
+
+def _words(text: str) -> list[tuple[str, int, int]]:
+    return [(m.group().casefold(), m.start(), m.end()) for m in re.finditer(r"\w+", text)]
+
+
+def merged(spans: Sequence[tuple[int, int]], text: str) -> Spans:
+    """Spans with nothing but punctuation between them are one."""
+    joined: Spans = []
+    for start, end in spans:
+        if joined and not re.search(r"\w", text[joined[-1][1] : start]):
+            joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
+        else:
+            joined.append((start, end))
+    return joined
+
+
+def _folded(text: str) -> str:
+    """Lower case, character by character, so that places in it are places in the text."""
+    plain = text.replace("\u2019", "'")
+    return (
+        "".join(c if len(folded := c.casefold()) != 1 else folded for c in plain)
+        if not plain.isascii()
+        else plain.lower()
+    )
 
 
 @functools.cache
 def _pattern(marker: str) -> re.Pattern[str]:
     """Neither a letter nor a hyphen may touch a word: "double-check" and "waiting" are other words."""
-    body = r"\s+".join(map(re.escape, marker.casefold().split()))
-    if marker == "hmm":
-        body = "hm{2,}"
-    return re.compile(rf"(?<![\w-]){body}(?!\w|-\w)")
+    return re.compile(BEFORE + _body(marker) + AFTER)
+
+
+@functools.cache
+def _any_of(markers: tuple[str, ...]) -> re.Pattern[str]:
+    """All of them at once, one group each, the longest first."""
+    ordered = sorted(enumerate(markers), key=lambda pair: -len(pair[1]))
+    return re.compile(BEFORE + "(?:" + "|".join(f"(?P<m{i}>{_body(marker)})" for i, marker in ordered) + ")" + AFTER)
+
+
+def _body(marker: str) -> str:
+    return "hm{2,}" if marker == "hmm" else r"\s+".join(map(re.escape, marker.casefold().split()))

@@ -253,6 +253,14 @@ def test_every_reward_but_correctness_is_a_bonus_unless_told_otherwise(tmp_path:
     assert [r.bonus for r in build_rewards(plan(build(named)))] == [True, False, False]
 
 
+def test_a_bonus_for_right_answers_alone() -> None:
+    long = Reward("long", 0.5, lambda num_tokens: float(num_tokens > 5), bonus=True, when="correct")
+    rewards = [Reward("right", 1.0, right), long, replace(long, name="cost", weight=-0.5, when="wrong")]
+    examples, _ = annotate([group("right and long", "right", "wrong and long", "wrong")], rewards=rewards)
+    assert [e.reward_parts["long"] for e in examples] == [1.0, 0.0, 0.0, 0.0]
+    assert [e.reward for e in examples] == [1.5, 1.0, -0.5, 0.0]
+
+
 def test_correctness_and_not_the_sum_decides_contexts_and_routes() -> None:
     """A large bonus must not turn a failure into a demonstration."""
     rewards = [Reward("right", 1.0, right), Reward("long", 5.0, lambda num_tokens: float(num_tokens > 5), bonus=True)]

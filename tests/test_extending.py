@@ -21,6 +21,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "distill": {"divergence": "forward_kl"},
     "overlong": {"max_tokens": 8, "buffer": 4},
     "brevity": {"budget": 8},
+    "saturating_floor": {"floor": 4.0},
     "temperature": {"temperature": 2.0},
     "gap_above": {"threshold": -1.0},
     "spans": {"marked": "key"},

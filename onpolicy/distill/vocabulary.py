@@ -68,51 +68,70 @@ def read(
         marker_ids: by lexicon, the ids whose probability is wanted
         chunk: tokens whose vocabulary stands in memory at once
     """
-    comparisons, lexicons = list(comparisons), dict(marker_ids or {})
-    # what is compared runs through the head again in the backward pass; the rest is only read
-    compared = [v for v in teachers if any(c.target is not identity or c.view == v for c in comparisons)]
-    alone = [v for v in teachers if v not in compared]
-
-    def facts(logp: Tensor, ids: Tensor) -> list[Tensor]:
-        return [
-            _pick(logp, ids),
-            _entropy(logp.detach()),
-            *(logp.detach()[:, m].logsumexp(-1) for m in lexicons.values()),
-        ]
-
-    def piece(hidden: Tensor, ids: Tensor, *teacher_hidden: Tensor) -> tuple[Tensor, ...]:
-        logp = _log_distribution(student.head, hidden)  # [n, V]
-        with torch.no_grad():
-            taught = {v: _log_distribution(teachers[v].head, h) for v, h in zip(compared, teacher_hidden, strict=True)}
-        seen = Distributions(logp.detach(), taught, taught.get(START), ids, lexicons)
-        distances = [comparison(logp, seen) for comparison in comparisons]
-        return (*facts(logp, ids), *(fact for view in compared for fact in facts(taught[view], ids)), *distances)
-
-    def glance(view: str, part: slice) -> list[Tensor]:
-        with torch.no_grad():
-            return facts(_log_distribution(teachers[view].head, teachers[view].hidden[part]), token_ids[part])
-
-    pieces = []
-    for start in range(0, max(len(token_ids), 1), chunk):
-        part = slice(start, start + chunk)
-        arguments = (student.hidden[part], token_ids[part], *(teachers[v].hidden[part].detach() for v in compared))
-        if torch.is_grad_enabled():
-            found = checkpoint(piece, *arguments, use_reentrant=False, preserve_rng_state=False)
-        else:
-            found = piece(*arguments)
-        pieces.append((*(fact for view in alone for fact in glance(view, part)), *found))
+    pass_ = _Pass(student, teachers, tuple(comparisons), dict(marker_ids or {}))
+    pieces = [pass_.chunk(token_ids, slice(i, i + chunk)) for i in range(0, max(len(token_ids), 1), chunk)]
     columns = iter([torch.cat(column) for column in zip(*pieces, strict=True)])
-    known = {who: [next(columns) for _ in range(2 + len(lexicons))] for who in (*alone, STUDENT, *compared)}
+    order = (*pass_.alone, STUDENT, *pass_.compared)
+    known = {who: [next(columns) for _ in range(2 + len(pass_.lexicons))] for who in order}
     return Readings(
         logprobs=known[STUDENT][0],
         entropy=known[STUDENT][1],
         teacher_logprobs={view: known[view][0] for view in teachers},
         teacher_entropy={view: known[view][1] for view in teachers},
         marker_mass={
-            (who, name): mass for who, found in known.items() for name, mass in zip(lexicons, found[2:], strict=True)
+            (who, name): mass for who in order for name, mass in zip(pass_.lexicons, known[who][2:], strict=True)
         },
-        divergences=dict(zip(comparisons, columns, strict=True)),
+        divergences=dict(zip(pass_.comparisons, columns, strict=True)),
     )
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One pass over the vocabulary; what is compared runs through the head again backwards, the rest is only read."""
+
+    student: States
+    teachers: Mapping[str, States]
+    comparisons: tuple[Comparison, ...]
+    lexicons: Mapping[str, Tensor]
+
+    @property
+    def compared(self) -> list[str]:
+        """A target other than the teacher itself may look at any view."""
+        edited = any(c.target is not identity for c in self.comparisons)
+        return [view for view in self.teachers if edited or any(c.view == view for c in self.comparisons)]
+
+    @property
+    def alone(self) -> list[str]:
+        return [view for view in self.teachers if view not in self.compared]
+
+    def chunk(self, token_ids: Tensor, part: slice) -> tuple[Tensor, ...]:
+        """Facts of the views that are alone, of the student, of the views that are compared; then the comparisons. ``[n]`` each."""
+        found: list[Tensor] = []
+        with torch.no_grad():
+            for view in self.alone:
+                states = self.teachers[view]
+                found += self.facts(_log_distribution(states.head, states.hidden[part]), token_ids[part])
+        teacher_hidden = [self.teachers[view].hidden[part].detach() for view in self.compared]
+        arguments = (self.student.hidden[part], token_ids[part], *teacher_hidden)
+        if torch.is_grad_enabled():
+            return (*found, *checkpoint(self.piece, *arguments, use_reentrant=False, preserve_rng_state=False))
+        return (*found, *self.piece(*arguments))
+
+    def piece(self, hidden: Tensor, ids: Tensor, *teacher_hidden: Tensor) -> tuple[Tensor, ...]:
+        logp = _log_distribution(self.student.head, hidden)  # [n, V]
+        with torch.no_grad():
+            taught = {
+                view: _log_distribution(self.teachers[view].head, h)
+                for view, h in zip(self.compared, teacher_hidden, strict=True)
+            }
+        seen = Distributions(logp.detach(), taught, taught.get(START), ids, self.lexicons)
+        theirs = [fact for view in self.compared for fact in self.facts(taught[view], ids)]
+        return (*self.facts(logp, ids), *theirs, *(comparison(logp, seen) for comparison in self.comparisons))
+
+    def facts(self, logp: Tensor, ids: Tensor) -> list[Tensor]:
+        """Log-probability of the token, entropy, log mass of each lexicon's markers."""
+        still = logp.detach()
+        return [_pick(logp, ids), _entropy(still), *(still[:, m].logsumexp(-1) for m in self.lexicons.values())]
 
 
 def _log_distribution(head: Head, hidden: Tensor) -> Tensor:
