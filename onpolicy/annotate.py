@@ -4,11 +4,12 @@ Rewards come before, because a successful sibling is known only by its reward.""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
 
+from onpolicy.epistemic.text import MarkerRates
 from onpolicy.inquiry import Inquiry
 from onpolicy.leak import repeated_share
 from onpolicy.protocols import ContextBuilder
@@ -35,6 +36,9 @@ class Annotator:
     routes: Mapping[str, Route] = field(default_factory=dict)
     """By loss term."""
     spans: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    classes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    """Span finders whose marks are for telemetry; they ask nothing."""
+    rates: MarkerRates | None = None
 
     def __call__(self, groups: Sequence[JudgedGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Examples in order, and what there is to know about them.
@@ -52,13 +56,15 @@ class Annotator:
             for i, judged in enumerate(groups)
             for j, advantage in enumerate(advantages(judged, self.credit))
         ]
-        return examples, _metrics(examples, dropped, self.contexts)
+        metrics = _metrics(examples, dropped, self.contexts, self.spans)
+        if self.rates is not None:
+            metrics |= self.rates(examples, [score for judged in groups for score in judged.scores])
+        return examples, metrics
 
     def _started(self, groups: Sequence[JudgedGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
         """Every context and every span finder called for every rollout; some have to ask before they answer."""
-        plugins = {("context", n): f for n, f in self.contexts.items()} | {
-            ("span", n): f for n, f in self.spans.items()
-        }
+        finders = {**self.spans, **self.classes}
+        plugins = {("context", n): f for n, f in self.contexts.items()} | {("span", n): f for n, f in finders.items()}
         return {
             (i, j, *name): (judged.group.prompt, function(judged.group, j, judged.scores))
             for i, judged in enumerate(groups)
@@ -91,7 +97,7 @@ class Annotator:
             routes={term: route(judged.scores, index) for term, route in self.routes.items()},
             spans={
                 name: self.renderer.marked(rollout.completion_ids, built[group_id, index, "span", name] or ())
-                for name in self.spans
+                for name in (*self.spans, *self.classes)
             },
         )
 
@@ -130,7 +136,7 @@ def _refuse_stale(group: RolloutGroup, version: int) -> None:
             )
 
 
-def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Mapping[str, ContextBuilder]) -> Metrics:
+def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Iterable[str], spans: Iterable[str]) -> Metrics:
     lengths = [len(e.rollout.completion_ids) for e in examples]
     metrics = {
         "rollout/completion_length/mean": fmean(lengths),
@@ -149,7 +155,7 @@ def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Mapping[
         metrics[f"context/{view}/dropped"] = float(dropped[view])
     for term in examples[0].routes:
         metrics[f"route/{term}"] = fmean(e.routes[term] for e in examples)
-    for name in examples[0].spans:
+    for name in spans:
         metrics[f"spans/{name}"] = sum(sum(e.spans[name]) for e in examples) / max(sum(lengths), 1)
     return metrics
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from onpolicy.annotate import Annotator
 from onpolicy.backends.local import LocalTrainer
@@ -16,7 +18,9 @@ from onpolicy.display import Display
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.support import full
 from onpolicy.distill.target import identity
-from onpolicy.epistemic.ids import marker_ids
+from onpolicy.epistemic.ids import LexiconError, marker_ids
+from onpolicy.epistemic.text import MarkerRates
+from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
 from onpolicy.evaluate import Evaluator
 from onpolicy.folder import prepare_folder
 from onpolicy.inquiry import Inquiry
@@ -40,8 +44,9 @@ from onpolicy.randomness import step_seed
 from onpolicy.rollouts import Rollouts
 from onpolicy.run import Run
 from onpolicy.sampling import Sampling
-from onpolicy.schedule import Coefficients
+from onpolicy.schedule import Bound, Coefficients
 from onpolicy.scoring import Judge, Reward
+from onpolicy.spans import markers, pattern
 from onpolicy.teachers import WeightRule
 from onpolicy.trackers import Jsonl
 from onpolicy.types import Prompt
@@ -168,11 +173,36 @@ def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
         pad_id=pad_id(model.tokenizer),
         views=tuple(plan.contexts),
         clock=clock,
-        spans=tuple(plan.spans),
-        marker_ids={lexicon: marker_ids(model.tokenizer, lexicon) for lexicon in plan.lexicons},
+        spans=(*plan.spans, *token_classes(plan)),
+        marker_ids=lexicon_ids(plan, model.tokenizer),
+        telemetry=TokenTelemetry(plan.config.epistemic.lexicon, class_names(plan)) if class_names(plan) else None,
         teacher_model=None if rule.path is None else load_teacher(plan, model, rule.path),
     )
     return trainer
+
+
+def lexicon_ids(plan: Plan, tokenizer: Any) -> dict[str, list[int]]:
+    """Of every lexicon the objective reads, and of the one that telemetry follows, if its markers are tokens."""
+    ids = {name: marker_ids(tokenizer, name) for name in plan.lexicons}
+    followed = plan.config.epistemic.lexicon
+    if class_names(plan) and followed not in ids:
+        with contextlib.suppress(LexiconError):
+            ids[followed] = marker_ids(tokenizer, followed)
+    return ids
+
+
+def class_names(plan: Plan) -> tuple[str, ...]:
+    """The classes of tokens that telemetry tells apart."""
+    epistemic = plan.config.epistemic
+    return tuple(dict.fromkeys((epistemic.lexicon, *epistemic.lexicons, *CLASSES))) if epistemic.lexicons else ()
+
+
+def token_classes(plan: Plan) -> dict[str, Any]:
+    """Name of the span -> what finds it."""
+    return {
+        span_name(name): Bound(pattern, regex=CLASSES[name]) if name in CLASSES else Bound(markers, lexicon=name)
+        for name in class_names(plan)
+    }
 
 
 def build_annotator(plan: Plan, model: Model, inquiry: Inquiry) -> Annotator:
@@ -185,6 +215,10 @@ def build_annotator(plan: Plan, model: Model, inquiry: Inquiry) -> Annotator:
         drop_too_long=plan.config.rendering.too_long == "drop",
         routes={name: term.frame.route for name, term in zip(term_names(plan), plan.objective, strict=True)},
         spans={name: plugin.bind() for name, plugin in plan.spans.items()},
+        classes=token_classes(plan),
+        rates=MarkerRates(plan.config.epistemic.lexicons, model.renderer.split_thinking)
+        if plan.config.epistemic.lexicons
+        else None,
     )
 
 

@@ -127,6 +127,14 @@ class EvalConfig:
 
 
 @dataclass
+class EpistemicConfig:
+    lexicons: list[str] = opt(
+        ["seed10", "A", "B", "C", "D", "F"], "whose markers are counted in every rollout; []: none"
+    )
+    lexicon: str = opt("A", "whose markers are followed token by token: gaps, mass, entropy, share of the divergence")
+
+
+@dataclass
 class CheckpointConfig:
     every: int = opt(0, "save each so many steps, and after the last; 0: only after the last")
     keep_last: int = opt(2, "checkpoints kept besides the best")
@@ -169,6 +177,7 @@ class Config:
     objective: list[Any] = opt([], "the loss: plug-ins of kind `term`, summed by `weight`")
     trainer: dict[str, Any] = opt({"name": "local"}, "who updates the weights; a plug-in of kind `trainer`")
     eval: EvalConfig = opt(EvalConfig, "named sets, measured while training and by `onpolicy eval`")
+    epistemic: EpistemicConfig = opt(EpistemicConfig, "expressed uncertainty, measured every step")
     checkpoint: CheckpointConfig = opt(CheckpointConfig, "what is saved when")
     logging: LoggingConfig = opt(LoggingConfig, "metrics and samples")
     preflight: PreflightConfig = opt(PreflightConfig, "refuse a run that cannot mean anything")

@@ -163,6 +163,12 @@ def _check_values(config: Config, result: Plan) -> None:
             raise ConfigError(f"{key}: got {number}, wanted 0 or more.")
     _one_of("rendering.too_long", config.rendering.too_long, ("refuse", "drop"))
     _one_of("trainer.lr_schedule", result.trainer.frame.lr_schedule, ("constant", "linear", "cosine"))
+    for key, names in (
+        ("epistemic.lexicons", config.epistemic.lexicons),
+        ("epistemic.lexicon", [config.epistemic.lexicon]),
+    ):
+        for name in names:
+            _one_of(key, name, lexicon.LEXICONS)
     for reward in result.rewards:
         _one_of(f"{reward.plugin.key}.when", reward.frame.when, ("always", "correct", "wrong"))
     for term in result.objective:

@@ -13,6 +13,7 @@ from onpolicy.contexts.requests import Ask, Reply
 from onpolicy.contexts.template import replace_question
 from onpolicy.types import RolloutGroup
 from rewards import lexicon as lexicons
+from rewards.doubt import prompt_text
 
 Spans = list[tuple[int, int]]
 
@@ -32,12 +33,12 @@ def pattern(group: RolloutGroup, index: int, rewards: Sequence[float], *, regex:
 
 
 def markers(group: RolloutGroup, index: int, rewards: Sequence[float], *, lexicon: str = "A") -> Spans:
-    """Every marker of a lexicon; the neutral words of `F` are the control.
+    """Every marker of a lexicon, but for those in mathematics, code or quotations of the prompt; the neutral words of `F` are the control.
 
     Args:
         lexicon: whose markers
     """
-    return lexicons.find(group.rollouts[index].text, lexicon)
+    return lexicons.find(group.rollouts[index].text, lexicon, prompt=prompt_text(group.prompt.messages))
 
 
 def quoted_by_model(

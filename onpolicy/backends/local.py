@@ -16,6 +16,7 @@ from onpolicy.clock import Clock
 from onpolicy.collate import collate
 from onpolicy.config import TrainerFrame
 from onpolicy.distill.vocabulary import START, Readings, States, read
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.forward import Layout, completion_states
 from onpolicy.loss import Objective, Tally
 from onpolicy.teachers import WeightRule
@@ -42,6 +43,7 @@ class LocalTrainer:
         spans: Sequence[str] = (),
         marker_ids: Mapping[str, Sequence[int]] | None = None,
         teacher_model: PreTrainedModel | None = None,
+        telemetry: TokenTelemetry | None = None,
         device: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
         layout: Layout = "padded",
@@ -72,7 +74,7 @@ class LocalTrainer:
             add_adapter(self.student, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
         other = None if teacher_model is None else teacher_model.to(self.device, torch.float32)
         self.teaching = Teaching(self.student, teacher, needs_start=objective.needs_ref, layout=layout, other=other)
-        self.spans = tuple(spans)
+        self.spans, self.telemetry = tuple(spans), telemetry
         self.marker_ids = {name: torch.tensor(ids, device=self.device) for name, ids in (marker_ids or {}).items()}
         self.optimizer = torch.optim.AdamW(
             [p for p in self.student.parameters() if p.requires_grad],
@@ -99,13 +101,17 @@ class LocalTrainer:
         self.teaching.follow(self.steps_done)
         skipped = sum(not math.isfinite(n) for n in norms)
         empty = sum(n == 0.0 for n in norms)
-        return tally.means() | {
-            "train/loss": sum(losses) / len(losses),
-            "train/grad_norm": max(norms),
-            "train/lr": lr,
-            "train/skipped_updates": float(skipped),
-            "train/empty_updates": float(empty),
-        }
+        return (
+            tally.means()
+            | (self.telemetry.metrics() if self.telemetry else {})
+            | {
+                "train/loss": sum(losses) / len(losses),
+                "train/grad_norm": max(norms),
+                "train/lr": lr,
+                "train/skipped_updates": float(skipped),
+                "train/empty_updates": float(empty),
+            }
+        )
 
     def _update(self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: Tally) -> tuple[float, float]:
         """One optimizer update; one whose gradient is not finite, or exactly 0, is left out and counted."""
@@ -120,6 +126,8 @@ class LocalTrainer:
                 loss = self.objective(inputs, denominators, tally)
                 loss.backward()  # type: ignore[no-untyped-call]
             total += loss.item()
+            if self.telemetry is not None:
+                self.telemetry.observe(inputs)
             tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
             for view, scores in inputs.teacher.items():
                 tally.add(f"teacher/{view}/entropy", scores.entropy, scores.mask)
@@ -174,6 +182,7 @@ class LocalTrainer:
             "steps_done": self.steps_done,
             "teacher": self.teaching.state(),
             "adapter": adapter_tensors(self.student),
+            "telemetry": self.telemetry.state() if self.telemetry else {},
         }
 
     @torch.no_grad()
@@ -183,6 +192,8 @@ class LocalTrainer:
         self.teaching.load_state(state["teacher"])
         self.optimizer.load_state_dict(dict(state["optimizer"]))
         self.steps_done = state["steps_done"]
+        if self.telemetry is not None:
+            self.telemetry.load_state(state["telemetry"])
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
         """By length, so that little padding is computed; the order does not matter to the gradient."""
