@@ -1,0 +1,204 @@
+"""Telemetry of expressed uncertainty: in text, and token by token.
+
+1. rates by hand: pooled and by response, by word, thinking and answer, quarters, right and wrong, easy and hard; 2. the paper's count is
+its three lines; 3. gaps, matched gaps, entropies, mass, shares by hand; 4. how a step is cut into micro-batches does not matter;
+5. a run logs it, resumes with it, and can leave it out; 6. lists of one's own, by YAML.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onpolicy.epistemic.text import MarkerRates
+from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference, span_name
+from onpolicy.thinking import split_thinking
+from onpolicy.types import Example, LossInputs, Prompt, Rollout, TeacherScores
+from rewards.lexicon import LEXICONS, count
+from tests.runs import metrics, run_here, write_config
+from tests.test_teaching import distill_term, trainer
+from tests.tiny import random_examples
+
+TEXTS = (
+    "Wait, wait. So 4.</think>It is 4, perhaps.",
+    "Unlikely. <think>hmm</think> maybe: $wait$ hold on",
+    "等wait一下 Hmm… `check` double-check WAIT\n```\nmaybe\n```",
+    "",
+)
+
+
+def example(text: str, tokens: int, group: int = 0) -> Example:
+    rollout = Rollout(
+        prompt_ids=(5,), completion_ids=(6,) * tokens, rollout_logprobs=(-1.0,) * tokens, text=text, finish_reason="stop", policy_version=0
+    )  # fmt: skip
+    prompt = Prompt(id="p", messages=({"role": "user", "content": "q"},))
+    return Example(
+        rollout=rollout,
+        prompt=prompt,
+        group_id=group,
+        reward=0.0,
+        reward_parts={},
+        advantage=0.0,
+        teacher_prompt_ids={},
+    )
+
+
+def rates(examples: list[Example], scores: list[float]) -> dict[str, float]:
+    return MarkerRates(["A", "B"], lambda text: split_thinking(text, opened=True))(examples, scores)
+
+
+def test_the_papers_counter_is_its_three_lines() -> None:
+    for text in TEXTS:
+        lowered = text.lower()
+        expected = sum(lowered.count(word) for word in LEXICONS["seed10"])
+        assert sum(count(text, "seed10", "paper").values()) == expected
+    found = rates([example(t, 10) for t in TEXTS], [1.0] * 4)
+    assert found["epistemic/seed10/paper_count"] == pytest.approx((3 + 4 + 6 + 0) / 4)
+
+
+def test_rates_by_hand() -> None:
+    # two markers of A, since wait wait is one; the second rollout never stops thinking
+    first, second = "wait wait so 4" + " hmm  </think>" + "." * 27 + "4", "no doubt about this at all"
+    found = rates([example(first, 100), example(second, 300)], [1.0, 0.0])
+    a = {k.removeprefix("epistemic/A/"): v for k, v in found.items() if k.startswith("epistemic/A/")}
+    assert a["rate_per_1k"] == pytest.approx(1000 * 2 / 400) and a["rate_per_1k/by_response"] == pytest.approx(
+        (20 + 0) / 2
+    )
+    assert (
+        a["count"] == 1.0
+        and a["word_per_1k/wait"] == pytest.approx(1000 * 2 / 400)
+        and a["word_per_1k/hmm"] == pytest.approx(2.5)
+    )
+    assert a["rate_per_1k/correct"] == pytest.approx(20.0) and a["rate_per_1k/wrong"] == 0.0
+    thinking = 100 * (len(first) - 28) / len(first)
+    assert a["rate_per_1k/thinking"] == pytest.approx(1000 * 2 / (thinking + 300)) and a["rate_per_1k/answer"] == 0.0
+    quarters = [a[f"rate_per_1k/quarter_{q}"] for q in (1, 2, 3, 4)]
+    assert quarters == pytest.approx([10.0, 10.0, 0.0, 0.0])  # one each among (100 + 300) / 4 tokens
+
+
+def test_easy_and_hard_problems() -> None:
+    group = [example("wait", 10, 0), example("no", 10, 0), example("hmm", 10, 1), example("hmm", 10, 1)]
+    found = rates(group, [1.0, 0.0, 0.0, 0.0])
+    assert found["epistemic/A/rate_per_1k/easy"] == pytest.approx(50.0) and found[
+        "epistemic/A/rate_per_1k/hard"
+    ] == pytest.approx(100.0)
+    assert "epistemic/A/rate_per_1k/easy" not in rates(group[2:], [0.0, 0.0]) and rates([], []) == {}
+
+
+def row(*values: float) -> torch.Tensor:
+    return torch.tensor([values])
+
+
+def loss_inputs(marked: list[bool]) -> LossInputs:
+    mask, zero = torch.ones(1, 4, dtype=torch.bool), row(0, 0, 0, 0)
+    scores = TeacherScores(logprobs=row(-3.0, -1.0, -1.5, -1.0), entropy=row(0, 0, 0, 0), mask=mask)
+    return LossInputs(
+        logprobs=row(-1.0, -1.0, -1.0, -1.0), entropy=row(1.0, 1.0, 0.1, 3.0), old_logprobs=zero, rollout_logprobs=zero,
+        ref_logprobs=None, advantages=zero, response_mask=mask, teacher={"teacher": scores}, divergences={},
+        spans={span_name("A"): torch.tensor([marked]), span_name("number"): torch.tensor([[False, False, True, False]])},
+        marker_mass={("<student>", "A"): row(0.2, 0.001, 0.1, 0.001).log(), ("teacher", "A"): row(0.1, 0.9, 0.1, 0.001).log()},
+    )  # fmt: skip
+
+
+def test_token_telemetry_by_hand() -> None:
+    telemetry = TokenTelemetry("A", ("A", "number"))
+    telemetry.observe(loss_inputs([True, False, False, False]))
+    found = telemetry.metrics()
+    assert found["epistemic/gap/teacher/A"] == pytest.approx(-2.0) and found[
+        "epistemic/gap/teacher/number"
+    ] == pytest.approx(-0.5)
+    assert found["epistemic/A/entropy_at"] == 1.0 and found["epistemic/A/entropy_around"] == pytest.approx(
+        (1.0 + 0.1 + 3.0) / 3
+    )
+    assert found["epistemic/A/probability"] == pytest.approx(math.exp(-1))
+    assert found["epistemic/A/mass_gap/teacher"] == pytest.approx(
+        (math.log(0.5) + 0.0) / 2
+    )  # two opportunities: .2 -> .1, .1 -> .1
+    assert found["epistemic/A/mass/student"] == pytest.approx(0.302 / 4)
+    assert "epistemic/A/gap_matched/teacher" not in found, "its stratum holds no other token"
+    assert telemetry.fork_threshold == pytest.approx(1.8) and found["epistemic/fork_rate"] == 0.25
+    telemetry.observe(replace(loss_inputs([True, False, False, False]), entropy=row(2.0, 0, 0, 0)))
+    assert telemetry.metrics()["epistemic/fork_rate"] == 0.25 and telemetry.metrics() == {}
+
+
+def test_the_matched_gap_compares_within_strata() -> None:
+    # two markers against three others in the first stratum, one marker alone in the second, one against one in the third
+    table = torch.tensor([[-4.0, 2, -3.0, 3], [-9.0, 1, 0.0, 0], [1.0, 1, 3.0, 1]])
+    assert matched_difference(table) == pytest.approx((2 * (-2 + 1) + (1 - 3)) / 3)
+    assert matched_difference(torch.zeros(2, 4)) is None
+
+
+def with_marks(examples: list[Example]) -> list[Example]:
+    draw = torch.Generator().manual_seed(5)
+    marks = lambda e: tuple((torch.rand(len(e.rollout.completion_ids), generator=draw) < 0.3).tolist())  # noqa: E731
+    return [replace(e, spans={span_name("A"): marks(e), span_name("number"): marks(e)}) for e in examples]
+
+
+def test_how_a_step_is_cut_does_not_matter() -> None:
+    examples = with_marks(random_examples(8))
+    found = []
+    for micro_batch in (1, 3, 8):
+        one = trainer(
+            ema_rule(), distill_term(), telemetry=TokenTelemetry("A", ("A", "number")), spans=(span_name("A"), span_name("number")),
+            marker_ids={"A": [5, 6, 7, 8, 9, 10]},
+        )  # fmt: skip
+        one.settings.micro_batch = micro_batch
+        found.append({k: v for k, v in one.step(examples).items() if k.startswith("epistemic/")})
+    assert len(found[0]) > 12
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4, abs=1e-6)
+
+
+def ema_rule() -> Any:
+    from onpolicy.teachers import frozen
+
+    return frozen()
+
+
+def test_shares_of_the_divergence_add_up() -> None:
+    examples = with_marks(random_examples(8, with_teacher=1.0))
+    marks = [e.spans[span_name("A")] for e in examples]
+    half = [
+        replace(e, spans={span_name("A"): m, span_name("number"): tuple(not inside for inside in m)})
+        for e, m in zip(examples, marks, strict=True)
+    ]
+    one = trainer(
+        ema_rule(),
+        distill_term(),
+        telemetry=TokenTelemetry("A", ("A", "number")),
+        spans=(span_name("A"), span_name("number")),
+    )
+    found = one.step(half)
+    assert found["epistemic/divergence_share/teacher/A"] + found[
+        "epistemic/divergence_share/teacher/number"
+    ] == pytest.approx(1.0)
+    share = sum(map(sum, (e.spans[span_name("A")] for e in half))) / sum(len(e.rollout.completion_ids) for e in half)
+    ratio = found["epistemic/divergence_share/teacher/A"] / found["epistemic/divergence_concentration/teacher/A"]
+    assert ratio == pytest.approx(share)
+
+
+def test_a_run_logs_it_resumes_with_it_and_can_leave_it_out(tmp_path: Path) -> None:
+    own = {
+        "lexicons": {"letters": ["a", "e", "the end"]},
+        "epistemic": {"lexicon": "letters", "lexicons": ["letters", "seed10"]},
+    }
+    config = write_config(tmp_path, **own)
+    try:
+        assert run_here(config, f"run_dir={tmp_path / 'whole'}") == 0
+        assert run_here(config, f"run_dir={tmp_path / 'parts'}", "steps=1") == 0
+        assert run_here(config, f"run_dir={tmp_path / 'parts'}") == 0
+        assert run_here(config, f"run_dir={tmp_path / 'none'}", "epistemic.lexicons=[]", "steps=1") == 0
+    finally:
+        LEXICONS.pop("letters", None)
+    whole = metrics(tmp_path / "whole")
+    assert whole == metrics(tmp_path / "parts")
+    assert all(
+        {"epistemic/letters/rate_per_1k", "epistemic/fork_rate", "epistemic/seed10/paper_count"} <= set(r)
+        for r in whole
+    )
+    assert not any(name.startswith("epistemic/") for name in metrics(tmp_path / "none")[0])
