@@ -1,4 +1,4 @@
-"""The command line: ``onpolicy train | eval | check | diff | show | list | doctor``."""
+"""The command line: ``onpolicy train | eval | check | analyze | diff | show | list | doctor``."""
 
 from __future__ import annotations
 
@@ -38,6 +38,15 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", type=Path, help="YAML file, e.g. configs/opsd.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. generator.max_tokens=512")
         command.set_defaults(run=run)
+    analyze = commands.add_parser("analyze", help="questions to a config or a model, without training")
+    kinds = analyze.add_subparsers(dest="analysis", required=True, metavar="WHAT")
+    pressure = kinds.add_parser(
+        "pressure", help="how hard the config's loss pushes markers of doubt down, before any training"
+    )
+    pressure.add_argument("config", type=Path, help="YAML file")
+    pressure.add_argument("overrides", nargs="*", metavar="key=value")
+    pressure.add_argument("--output", type=Path, help="JSON file to write")
+    pressure.set_defaults(run=_pressure)
     diff = commands.add_parser("diff", help="what two configs change, axis by axis")
     diff.add_argument("one", type=Path, help="YAML file")
     diff.add_argument("other", type=Path, help="YAML file")
@@ -83,6 +92,12 @@ def _check(arguments: argparse.Namespace) -> int:
         f"[green]✓[/green] {arguments.config} is valid: every key, name and option was found", highlight=False
     )
     return 0
+
+
+def _pressure(arguments: argparse.Namespace) -> int:
+    from onpolicy.analyze.commands import analyze_pressure
+
+    return analyze_pressure(arguments.config, arguments.overrides, arguments.output)
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ from onpolicy.scoring import Judge, Reward
 from onpolicy.spans import markers, pattern
 from onpolicy.teachers import WeightRule
 from onpolicy.trackers import Jsonl
-from onpolicy.types import Prompt
+from onpolicy.types import Example, Prompt
 from rewards.extract import extract_answer
 
 
@@ -183,11 +183,16 @@ def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
 
 def lexicon_ids(plan: Plan, tokenizer: Any) -> dict[str, list[int]]:
     """Of every lexicon the objective reads, and of the one that telemetry follows, if its markers are tokens."""
-    ids = {name: marker_ids(tokenizer, name) for name in plan.lexicons}
-    followed = plan.config.epistemic.lexicon
-    if class_names(plan) and followed not in ids:
+    followed = (plan.config.epistemic.lexicon,) if class_names(plan) else ()
+    return {name: marker_ids(tokenizer, name) for name in plan.lexicons} | tokens_of(tokenizer, followed)
+
+
+def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
+    """The ids of those lexicons that have a marker which is one token."""
+    ids = {}
+    for name in lexicons:
         with contextlib.suppress(LexiconError):
-            ids[followed] = marker_ids(tokenizer, followed)
+            ids[name] = marker_ids(tokenizer, name)
     return ids
 
 
@@ -281,11 +286,17 @@ def prompt_cursor(plan: Plan, prompts: Sequence[Prompt]) -> PromptCursor:
     return PromptCursor(prompts, batch_size=frame.prompts_per_step, seed=plan.config.seed, shuffle=frame.shuffle)
 
 
-def preflight(run: Run, plan: Plan) -> None:
-    """Samples once with the start model and checks what came back; nothing is trained and no problem is used up."""
+def first_rollouts(run: Run, plan: Plan) -> list[Example]:
+    """Rollouts of the start model, as the first step would have them; no problem is used up."""
     sample = dataclasses.replace(run.sample, prompts=prompt_cursor(plan, run.prompts.prompts), batches=0)
     groups, _ = sample(0)
     examples, _ = run.annotate(groups, version=0)
+    return examples
+
+
+def preflight(run: Run, plan: Plan) -> None:
+    """Samples once with the start model and checks what came back; nothing is trained and no problem is used up."""
+    examples = first_rollouts(run, plan)
     assert isinstance(run.trainer, LocalTrainer)
     check = Preflight(
         trainer=run.trainer,

@@ -142,12 +142,25 @@ class LocalTrainer:
             self.optimizer.zero_grad(set_to_none=True)
         return total, norm
 
-    def inputs(self, batch: TrainBatch, old_logprobs: Tensor | None = None) -> LossInputs:
-        """Runs student and teacher over one micro-batch; ``old_logprobs`` None: the current ones are the old ones."""
+    def inputs(
+        self,
+        batch: TrainBatch,
+        old_logprobs: Tensor | None = None,
+        *,
+        through: Callable[[States], States] | None = None,
+    ) -> LossInputs:
+        """Runs student and teacher over one micro-batch.
+
+        Args:
+            batch: the micro-batch
+            old_logprobs: None: the current ones are the old ones
+            through: what the student's states pass on their way to the head
+        """
         with self.clock("score"):
             teachers = self._teachers(batch)
         with self.clock("update"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             student = self._states(self.student, batch)
+            student = student if through is None else through(student)
             ids, comparisons = batch.completion_ids[batch.response_mask], self.objective.comparisons
             readings = read(student, teachers, ids, comparisons, marker_ids=self.marker_ids)
         return loss_inputs(batch, readings, old_logprobs)
@@ -200,6 +213,10 @@ class LocalTrainer:
         ordered = sorted(examples, key=lambda e: len(e.rollout.prompt_ids) + len(e.rollout.completion_ids))
         for start in range(0, len(ordered), self.settings.micro_batch):
             yield ordered[start : start + self.settings.micro_batch]
+
+    def batches(self, examples: Sequence[Example]) -> Iterator[TrainBatch]:
+        """All micro-batches of one update."""
+        return (self.batch(chunk) for chunk in self._micro_batches(examples))
 
     def batch(self, examples: Sequence[Example]) -> TrainBatch:
         """Collated, on the device."""

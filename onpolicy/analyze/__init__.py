@@ -1,0 +1,1 @@
+"""Questions that are asked of a config or a model rather than while training."""
