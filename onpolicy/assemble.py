@@ -175,7 +175,9 @@ def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
         clock=clock,
         spans=(*plan.spans, *token_classes(plan)),
         marker_ids=lexicon_ids(plan, model.tokenizer),
-        telemetry=TokenTelemetry(plan.config.epistemic.lexicon, class_names(plan)) if class_names(plan) else None,
+        telemetry=TokenTelemetry(plan.config.epistemic.lexicon, class_names(plan))
+        if plan.config.epistemic.lexicons
+        else None,
         teacher_model=None if rule.path is None else load_teacher(plan, model, rule.path),
     )
     return trainer
@@ -183,8 +185,8 @@ def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
 
 def lexicon_ids(plan: Plan, tokenizer: Any) -> dict[str, list[int]]:
     """Of every lexicon the objective reads, and of the one that telemetry follows, if its markers are tokens."""
-    followed = (plan.config.epistemic.lexicon,) if class_names(plan) else ()
-    return {name: marker_ids(tokenizer, name) for name in plan.lexicons} | tokens_of(tokenizer, followed)
+    followed = (plan.config.epistemic.lexicon,) if plan.config.epistemic.lexicons else ()
+    return tokens_of(tokenizer, followed) | {name: marker_ids(tokenizer, name) for name in plan.lexicons}
 
 
 def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
@@ -197,9 +199,10 @@ def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
 
 
 def class_names(plan: Plan) -> tuple[str, ...]:
-    """The classes of tokens that telemetry tells apart."""
+    """The classes of tokens that are marked: what telemetry tells apart, and the lexicons that the objective reads."""
     epistemic = plan.config.epistemic
-    return tuple(dict.fromkeys((epistemic.lexicon, *epistemic.lexicons, *CLASSES))) if epistemic.lexicons else ()
+    watched = (epistemic.lexicon, *epistemic.lexicons, *CLASSES) if epistemic.lexicons else ()
+    return tuple(dict.fromkeys((*watched, *plan.lexicons)))
 
 
 def token_classes(plan: Plan) -> dict[str, Any]:

@@ -211,6 +211,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
         "spans",
         "marker_ids",
         "teacher_model",
+        "telemetry",
     ),
 }
 """Keyword-only parameters that the framework fills."""

@@ -244,6 +244,7 @@ def _loss_inputs() -> LossInputs:
     views: Mapping[str, TeacherScores] = _Any(lambda: TeacherScores(logprobs=draw(), entropy=draw().abs(), mask=mask))
     return LossInputs(
         logprobs=logprobs, entropy=draw().abs(), old_logprobs=logprobs.detach(), rollout_logprobs=draw(), ref_logprobs=draw(),
+        ref_entropy=draw().abs(),
         advantages=draw(), response_mask=mask, teacher=views, divergences=_Any(lambda: draw().abs().requires_grad_()),
         marker_mass=_Any(draw), spans=_Any(lambda: mask),
     )  # fmt: skip

@@ -87,6 +87,8 @@ TABLES: dict[str, Mapping[str, str]] = {
         "rebellious": "onpolicy.objectives.advantage:rebellious",
         "contrastive": "onpolicy.objectives.advantage:contrastive",
         "entropy_directed": "onpolicy.objectives.advantage:entropy_directed",
+        "on_markers": "onpolicy.objectives.advantage:on_markers",
+        "surprise": "onpolicy.objectives.advantage:surprise",
     },
     "support": {
         "full": "onpolicy.distill.support:full",

@@ -173,6 +173,8 @@ class LossInputs:
     """By view."""
     divergences: Mapping[Any, Tensor]
     """By ``Comparison`` (onpolicy.distill.compare); computed over the vocabulary in chunks."""
+    ref_entropy: Tensor | None = None
+    """The start model's, in nats, detached; as ``ref_logprobs``."""
     marker_mass: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
     """(view, ``<student>`` or ``<start model>``; lexicon) -> log of the probability of the lexicon's markers, detached."""
     routes: Mapping[str, Tensor] = field(default_factory=dict)

@@ -30,7 +30,9 @@ from onpolicy.objectives.advantage import (
     future_gap,
     gap,
     multiply,
+    on_markers,
     rebellious,
+    surprise,
 )
 from onpolicy.objectives.distill import distill
 from onpolicy.objectives.policy_gradient import policy_gradient
@@ -221,3 +223,30 @@ def test_token_weights_weigh_rewards_too() -> None:
 
     loss = policy_gradient(given_, token_weights=partial(entropy, share=0.3)).per_token[0].tolist()
     assert loss == pytest.approx([0.0, -1.0, 0.0])
+
+
+def test_a_rule_on_markers_alone_and_its_controls() -> None:
+    marks = {"<A>": torch.tensor([[True, False, False, False, False, False]])}
+    mass = {("<student>", "A"): row(0.5, 0.001, 0.2, 0.001, 0.0, 0.0).log()}
+    u = row(-3.0, -3.0, -3.0, 2.0, 2.0, 2.0)
+    given_ = inputs(u, torch.zeros(1, 6), spans=marks, marker_mass=mass, entropy=row(2.0, 0.1, 1.9, 0.2, 0.3, 0.4))
+    rule = bounded_reversal(given_)[0].tolist()
+    on = on_markers(given_, advantage=bounded_reversal)[0]
+    assert on.tolist() == pytest.approx([rule[0], 0, rule[2], 0, 0, 0]), (
+        "where one was said, and where one could have been"
+    )
+    off = on_markers(given_, advantage=bounded_reversal, control="others")[0]
+    assert (on + off).tolist() == pytest.approx(rule)
+    for control in ("any", "like_entropy"):
+        assert int((on_markers(given_, advantage=bounded_reversal, control=control)[0] != 0).sum()) == 2  # type: ignore[arg-type]
+
+
+def test_the_surprise_bonus_by_hand() -> None:
+    marks = {"<A>": torch.tensor([[True, True, True, False]])}
+    given_ = inputs(row(-1.0, -9.0, -1.0, -9.0), torch.ones(1, 4), spans=marks, ref_entropy=row(1.0, 1.0, 0.1, 1.0))
+    assert surprise(given_, coefficient=0.1)[0].tolist() == pytest.approx([1.1, 1.2, 1.0, 1.0])
+    assert surprise(given_, coefficient=1.0)[0].tolist() == pytest.approx(
+        [1 + 1 / 3, 1 + 2 / 3, 1.0, 1.0]
+    )  # 3 cut to 1
+    failed = replace(given_, advantages=-torch.ones(1, 4))
+    assert torch.equal(surprise(failed), failed.advantages)

@@ -27,6 +27,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "spans": {"marked": "key"},
     "normalized": {"token_weights": "position"},
     "entropy_matched": {"token_weights": "position"},
+    "on_markers": {"advantage": "bounded_reversal"},
 }
 
 

@@ -256,6 +256,7 @@ def loss_inputs(batch: TrainBatch, readings: Readings, old_logprobs: Tensor | No
         old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs,
         rollout_logprobs=batch.rollout_logprobs,
         ref_logprobs=spread(readings.teacher_logprobs[START], mask) if START in readings.teacher_logprobs else None,
+        ref_entropy=spread(readings.teacher_entropy[START], mask) if START in readings.teacher_entropy else None,
         advantages=batch.advantages,
         response_mask=mask,
         teacher={

@@ -189,7 +189,7 @@ def shuffled(inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight, se
         token_weights: the rule this is the control for
         seed: which order; the same rows get the same one
     """
-    return _permuted(token_weights(inputs, mask), mask, _noise(inputs, seed), strata=None, count=1)
+    return permuted(inputs, token_weights(inputs, mask), mask, seed=seed)
 
 
 def entropy_matched(
@@ -204,16 +204,16 @@ def entropy_matched(
         strata: parts of equal size into which a row's tokens are sorted by the student's entropy
         seed: which order; the same rows get the same one
     """
-    return _permuted(token_weights(inputs, mask), mask, _noise(inputs, seed), strata=inputs.entropy, count=strata)
+    return permuted(inputs, token_weights(inputs, mask), mask, strata=strata, seed=seed)
 
 
-def _permuted(weights: Tensor, mask: Tensor, noise: Tensor, *, strata: Tensor | None, count: int) -> Tensor:
-    """Each row's weights in random order, within ``count`` strata of ``strata``'s values."""
-    out = torch.zeros_like(weights)
+def permuted(inputs: LossInputs, weights: Tensor, mask: Tensor, *, strata: int = 1, seed: int = 0) -> Tensor:
+    """Each row's weights in random order, within so many strata of the student's entropy."""
+    out, noise = torch.zeros_like(weights), _noise(inputs, seed)
     for row in range(len(mask)):
         places = mask[row].nonzero()[:, 0]
-        ordered = places if strata is None else places[strata[row, places].argsort()]
-        for part in ordered.tensor_split(min(count, max(len(ordered), 1))):
+        ordered = places if strata == 1 else places[inputs.entropy[row, places].argsort()]
+        for part in ordered.tensor_split(min(strata, max(len(ordered), 1))):
             out[row, part] = weights[row, part[noise[row, part].argsort()]]
     return out
 

@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from onpolicy.distill.compare import reads_start
+from onpolicy.distill.token_weight import permuted
+from onpolicy.distill.vocabulary import STUDENT
 from onpolicy.types import LossInputs
 
 Advantage = Callable[[LossInputs], Tensor]
@@ -175,6 +179,72 @@ def entropy_directed(
     direction = torch.tanh((threshold - entropy) / mean((entropy - mean(entropy)).abs()).clamp(min=tiny))
     changed = inputs.advantages + coefficient * direction * torch.sigmoid(scaled.abs() - 1.0) * scaled
     return _where_taught(inputs, view, changed)
+
+
+def on_markers(
+    inputs: LossInputs,
+    *,
+    advantage: Advantage,
+    lexicon: str = "A",
+    opportunity: float = 0.01,
+    control: Literal["none", "others", "any", "like_entropy"] = "none",
+    seed: int = 0,
+) -> Tensor:
+    """Another rule's advantage at markers of doubt and where one could have been said, the group's advantage elsewhere.
+
+    With `bounded_reversal` it asks whether reversal works *because* of the markers; the answer lies in its controls.
+
+    Args:
+        advantage: the rule
+        lexicon: whose markers
+        opportunity: the student's mass on the lexicon's markers from which one could have been said
+        control: `others`: all other tokens; `any`: as many tokens of each answer, at random; `like_entropy`: the same, among
+            tokens of like entropy
+        seed: of the random controls
+    """
+    mask = inputs.response_mask
+    chosen = inputs.spans[f"<{lexicon}>"] & mask
+    if (STUDENT, lexicon) in inputs.marker_mass:
+        chosen = chosen | ((inputs.marker_mass[STUDENT, lexicon].exp() >= opportunity) & mask)
+    if control == "others":
+        chosen = mask & ~chosen
+    elif control in ("any", "like_entropy"):
+        strata = 10 if control == "like_entropy" else 1
+        chosen = permuted(inputs, chosen.to(inputs.entropy.dtype), mask, strata=strata, seed=seed) > 0
+    return torch.where(chosen, advantage(inputs), inputs.advantages)
+
+
+@reads_start
+def surprise(
+    inputs: LossInputs,
+    *,
+    coefficient: float = 0.1,
+    bound: float = 2.0,
+    fork: float = 0.7,
+    total: float = 1.0,
+    lexicon: str = "A",
+    view: str = "teacher",
+) -> Tensor:
+    """Where A > 0: A_t = A + b_t, b_t = coefficient min(bound, max(0, -u_t)) at markers where the start model was at a fork.
+
+    Pays only for doubt that the informed teacher would have removed, at a real fork, in an answer that was right; the sum over
+    an answer is cut at `total`, by scaling. No paper behind it.
+
+    Args:
+        coefficient: per nat
+        bound: -u_t counts up to this, nats
+        fork: entropy of the start model above which a position is a fork, nats
+        total: largest sum of the bonus over one answer
+        lexicon: whose markers
+        view: the context under which the teacher reads
+    """
+    assert inputs.ref_entropy is not None
+    paid = (
+        inputs.spans[f"<{lexicon}>"] & inputs.teacher[view].mask & (inputs.ref_entropy > fork) & (inputs.advantages > 0)
+    )
+    bonus = torch.where(paid, coefficient * (-_gap(inputs, view)).clamp(0.0, bound), 0.0)
+    scale = (total / bonus.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    return inputs.advantages + bonus * scale
 
 
 def _gap(inputs: LossInputs, view: str) -> Tensor:
