@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
 
+from onpolicy.epistemic.baseline import Baseline
 from onpolicy.epistemic.text import MarkerRates
 from onpolicy.inquiry import Inquiry
 from onpolicy.leak import repeated_share
@@ -39,6 +40,7 @@ class Annotator:
     classes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Span finders whose marks are for telemetry; they ask nothing."""
     rates: MarkerRates | None = None
+    baseline: Baseline | None = None
 
     def __call__(self, groups: Sequence[JudgedGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Examples in order, and what there is to know about them.
@@ -59,6 +61,8 @@ class Annotator:
         metrics = _metrics(examples, dropped, self.contexts, self.spans)
         if self.rates is not None:
             metrics |= self.rates(examples, [score for judged in groups for score in judged.scores])
+        if self.baseline is not None:
+            metrics |= self.baseline.suppression(examples)
         return examples, metrics
 
     def _started(self, groups: Sequence[JudgedGroup]) -> dict[Hashable, tuple[Prompt, Any]]:

@@ -18,6 +18,8 @@ from onpolicy.display import Display
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.support import full
 from onpolicy.distill.target import identity
+from onpolicy.epistemic.baseline import Baseline, measure
+from onpolicy.epistemic.baseline import load as load_baseline
 from onpolicy.epistemic.ids import LexiconError, marker_ids
 from onpolicy.epistemic.text import MarkerRates
 from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
@@ -213,7 +215,7 @@ def token_classes(plan: Plan) -> dict[str, Any]:
     }
 
 
-def build_annotator(plan: Plan, model: Model, inquiry: Inquiry) -> Annotator:
+def build_annotator(plan: Plan, model: Model, inquiry: Inquiry, baseline: Baseline | None) -> Annotator:
     return Annotator(
         renderer=model.renderer,
         contexts={view: plugin.bind() for view, plugin in plan.contexts.items()},
@@ -224,6 +226,7 @@ def build_annotator(plan: Plan, model: Model, inquiry: Inquiry) -> Annotator:
         routes={name: term.frame.route for name, term in zip(term_names(plan), plan.objective, strict=True)},
         spans={name: plugin.bind() for name, plugin in plan.spans.items()},
         classes=token_classes(plan),
+        baseline=baseline,
         rates=MarkerRates(plan.config.epistemic.lexicons, model.renderer.split_thinking)
         if plan.config.epistemic.lexicons
         else None,
@@ -245,6 +248,8 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best
     )
     judge = build_judge(plan, model)
+    baseline = start_model_baseline(plan, prompts, generator, folder / "baseline.json", display)
+    prompts = [baseline.with_columns(p) for p in prompts] if baseline else prompts
     cursor = prompt_cursor(plan, prompts)
     inquiry = Inquiry(
         generator=generator,
@@ -271,7 +276,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
             functools.partial(step_seed, config.seed),
             batches=plan.data.frame.dynamic_sampling,
         ),
-        annotate=build_annotator(plan, model, inquiry),
+        annotate=build_annotator(plan, model, inquiry, baseline),
         trainer=trainer,
         evaluator=build_evaluator(plan, model, generator),
         checkpoints=checkpoints,
@@ -282,6 +287,28 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         display=display,
         coefficients=Coefficients(plan.coefficients),
     )
+
+
+def start_model_baseline(
+    plan: Plan, prompts: Sequence[Prompt], generator: Generator, path: Path, display: Display
+) -> Baseline | None:
+    """Measured here, where the generator has the start model's weights, also when a run is resumed and goes farther."""
+    settings = plan.config.epistemic
+    if not settings.baseline:
+        return None
+    known = load_baseline(path) if path.exists() else Baseline(settings.lexicon, {}, {})
+    ahead = prompt_cursor(plan, prompts)
+    steps = plan.config.steps * max(plan.data.frame.dynamic_sampling, 1)
+    visited = {p.id: p for _ in range(min(steps, len(prompts))) for p in ahead.next()}
+    missing = [prompt for name, prompt in visited.items() if name not in known.pooled]
+    if missing:
+        display.phase("baseline")
+        seed = step_seed(plan.config.seed, "baseline")
+        known = known.joined(
+            measure(generator, missing, samples=settings.baseline, lexicon=settings.lexicon, seed=seed)
+        )
+        known.save(path)
+    return known
 
 
 def prompt_cursor(plan: Plan, prompts: Sequence[Prompt]) -> PromptCursor:

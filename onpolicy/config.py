@@ -132,6 +132,11 @@ class EpistemicConfig:
         ["seed10", "A", "B", "C", "D", "F"], "whose markers are counted in every rollout; []: none"
     )
     lexicon: str = opt("A", "whose markers are followed token by token: gaps, mass, entropy, share of the divergence")
+    baseline: int = opt(
+        0,
+        "rollouts of the start model for each problem that will be trained on, before the first step: gives rewards the columns "
+        "`start_rate` and `start_std`, and the log `suppression`; 0: none",
+    )
 
 
 @dataclass

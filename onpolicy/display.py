@@ -23,6 +23,7 @@ from rich.table import Table
 from onpolicy.types import Metrics
 
 PHASES = {
+    "baseline": "measuring the start model",
     "generate": "sampling from the student",
     "reward": "scoring answers",
     "annotate": "choosing what the teacher sees",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -157,6 +158,7 @@ def _check_values(config: Config, result: Plan) -> None:
         "eval.every": config.eval.every,
         "checkpoint.every": config.checkpoint.every,
         "data.dynamic_sampling": result.data.frame.dynamic_sampling,
+        "epistemic.baseline": config.epistemic.baseline,
     }
     for key, number in nonnegative.items():
         if number < 0:
@@ -220,6 +222,11 @@ def _check_rewards(result: Plan) -> None:
         )
     if result.data.frame.dynamic_sampling and not names:
         raise ConfigError("data.dynamic_sampling: needs a reward that says what is right; add one under rewards.")
+    for reward in result.rewards:
+        if "start_rate" in inspect.signature(reward.plugin.function).parameters and not config.epistemic.baseline:
+            raise ConfigError(
+                f"{reward.plugin.key}: {reward.plugin.name!r} compares with the start model's rate; set epistemic.baseline, e.g. 8."
+            )
     right = config.correctness or (names[0] if names else None)
     for reward in result.rewards:
         if reward.plugin.name == right and reward.frame.when != "always":

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 
+from onpolicy.epistemic.baseline import Baseline
 from onpolicy.epistemic.text import MarkerRates
 from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference, span_name
 from onpolicy.thinking import split_thinking
@@ -202,3 +203,42 @@ def test_a_run_logs_it_resumes_with_it_and_can_leave_it_out(tmp_path: Path) -> N
         for r in whole
     )
     assert not any(name.startswith("epistemic/") for name in metrics(tmp_path / "none")[0])
+
+
+def test_suppression_by_hand() -> None:
+    baseline = Baseline("A", paid={"p": [0.0, 10.0]}, pooled={"p": 9.5})
+    found = baseline.suppression([example("wait", 100), example("no", 100)])
+    assert (
+        found["epistemic/A/suppression"] == pytest.approx(math.log(5.5 / 10.0))
+        and found["epistemic/A/suppression/problems"] == 1.0
+    )
+    prompt = baseline.with_columns(example("", 1).prompt)
+    assert prompt.fields["start_rate"] == 5.0 and prompt.fields["start_std"] == 5.0
+    assert baseline.suppression([]) == {}
+
+
+def test_a_run_aims_at_the_start_models_own_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reward = {"name": "target_rate", "lexicon": "letters", "spacing": 0, "weight": 0.1}
+    changes: dict[str, Any] = {
+        "lexicons": {"letters": ["a", "e", "x"]}, "epistemic": {"lexicon": "letters", "lexicons": ["letters"], "baseline": 4},
+        "rewards": [{"name": "tests.runs:length_reward"}, reward],
+    }  # fmt: skip
+    config = write_config(tmp_path, **changes)
+    try:
+        assert run_here(config, f"run_dir={tmp_path / 'whole'}") == 0
+        assert run_here(config, f"run_dir={tmp_path / 'parts'}", "steps=1") == 0
+        assert run_here(config, f"run_dir={tmp_path / 'parts'}") == 0
+        assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole"), (
+            "measured with the start model's weights all the same"
+        )
+        assert run_here(config, f"run_dir={tmp_path / 'run'}", "epistemic.baseline=0") == 2
+        assert (
+            "rewards[1]: 'target_rate' compares with the start model's rate; set epistemic.baseline"
+            in capsys.readouterr().err
+        )
+    finally:
+        LEXICONS.pop("letters", None)
+    assert all(
+        "epistemic/letters/suppression/low" in r and -1 <= r["reward/target_rate"] <= 0
+        for r in metrics(tmp_path / "whole")
+    )
