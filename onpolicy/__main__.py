@@ -1,4 +1,4 @@
-"""The command line: ``onpolicy train | eval | check | analyze | diff | show | list | doctor``."""
+"""The command line: ``onpolicy train | eval | check | analyze | report | diff | show | list | doctor``."""
 
 from __future__ import annotations
 
@@ -47,6 +47,10 @@ def _parser() -> argparse.ArgumentParser:
     pressure.add_argument("overrides", nargs="*", metavar="key=value")
     pressure.add_argument("--output", type=Path, help="JSON file to write")
     pressure.set_defaults(run=_pressure)
+    report = commands.add_parser("report", help="runs as one HTML page: curves, tables, rollouts token by token")
+    report.add_argument("runs", nargs="+", type=Path, help="run folders; several are laid side by side")
+    report.add_argument("--output", type=Path, help="the page; by default report.html in the first run's folder")
+    report.set_defaults(run=_report)
     diff = commands.add_parser("diff", help="what two configs change, axis by axis")
     diff.add_argument("one", type=Path, help="YAML file")
     diff.add_argument("other", type=Path, help="YAML file")
@@ -98,6 +102,16 @@ def _pressure(arguments: argparse.Namespace) -> int:
     from onpolicy.analyze.commands import analyze_pressure
 
     return analyze_pressure(arguments.config, arguments.overrides, arguments.output)
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from onpolicy.report.page import write_report
+
+    output = arguments.output or arguments.runs[0] / "report.html"
+    shown = write_report(arguments.runs, output)
+    size = output.stat().st_size / 2**20
+    print(f"{output}  ({size:.1f} MB; {', '.join(f'{name}: {steps} steps' for name, steps in shown.items())})")
+    return 0
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -43,6 +43,7 @@ from onpolicy.plan import Plan, Section, plug_ins_in, views_of
 from onpolicy.preflight import Preflight
 from onpolicy.protocols import Generator
 from onpolicy.randomness import step_seed
+from onpolicy.report.tokens import token_record
 from onpolicy.rollouts import Rollouts
 from onpolicy.run import Run
 from onpolicy.sampling import Sampling
@@ -283,6 +284,8 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         write_model=functools.partial(write_model, trainer, model.tokenizer),
         trackers=[tracker.bind()(folder, done) for tracker in plan.trackers],
         samples=Jsonl(folder / "samples.jsonl", resume_at=done),
+        tokens=Jsonl(folder / "tokens.jsonl", resume_at=done),
+        trace=functools.partial(token_record, trainer=trainer, renderer=model.renderer),
         clock=clock,
         display=display,
         coefficients=Coefficients(plan.coefficients),

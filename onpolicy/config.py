@@ -150,6 +150,9 @@ class CheckpointConfig:
 class LoggingConfig:
     trackers: list[Any] = opt(["jsonl", "tensorboard"], "where metrics go")
     samples: int = opt(2, "rollouts a step written to samples.jsonl with both prompts")
+    tokens_every: int = opt(
+        10, "one rollout is kept token by token each so many steps, and in the first, for `onpolicy report`; 0: none"
+    )
 
 
 @dataclass

@@ -96,6 +96,19 @@ class Renderer:
                 inside[t] = True
         return tuple(inside)
 
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """[T] the text of each token, for showing; of tokens that share a character the first has it, the others are empty.
+
+        Special tokens have their own text here, which ``completion_text`` leaves out.
+        """
+        text = self.completion_text(ids)
+        starts, ends = self._places(tuple(ids))
+        shown = []
+        for t, index in enumerate(ids):
+            shared = t > 0 and (starts[t], ends[t]) == (starts[t - 1], ends[t - 1]) and ends[t] > starts[t]
+            shown.append("" if shared else text[starts[t] : ends[t]] or self.decode([index]))
+        return shown
+
     @functools.lru_cache(maxsize=8)  # noqa: B019 one renderer lives as long as its process
     def _places(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """[T] twice: where each token's characters begin and end. Tokens that share a character share its place."""

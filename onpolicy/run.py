@@ -45,6 +45,9 @@ class Run:
     write_model: Callable[[Path], None]
     trackers: Sequence[Tracker]
     samples: Jsonl
+    tokens: Jsonl
+    trace: Callable[[Example], dict[str, Any]]
+    """A rollout token by token."""
     clock: Clock
     display: Display
     coefficients: Coefficients
@@ -93,7 +96,15 @@ class Run:
             tracker.log(step, everything)
         for example in spread_out(examples, self.config.logging.samples):
             self.samples.write({"step": step, **sample_row(example, self.renderer)})
+        self._keep_tokens(step, examples)
         self.display.finish_step(step, everything)
+
+    def _keep_tokens(self, step: int, examples: Sequence[Example]) -> None:
+        """Of one rollout that a teacher sees, if there is one; scored with the weights that the step left behind."""
+        every = self.config.logging.tokens_every
+        if examples and every and (step == 1 or step % every == 0):
+            chosen = next((e for e in examples if e.teacher_prompt_ids), examples[0])
+            self.tokens.write({"step": step, **self.trace(chosen)})
 
     def save_if_due(self, step: int, metrics: Metrics) -> None:
         every = self.config.checkpoint.every
@@ -134,6 +145,7 @@ class Run:
         for tracker in self.trackers:
             tracker.close()
         self.samples.close()
+        self.tokens.close()
         self.generator.close()
 
     def _costs(self, metrics: Metrics) -> Metrics:

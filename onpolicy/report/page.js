@@ -1,0 +1,161 @@
+"use strict";
+const data = JSON.parse(document.getElementById("data").textContent);
+const runs = data.runs;
+const $ = (id) => document.getElementById(id);
+const make = (tag, props = {}, ...children) => { const e = Object.assign(document.createElement(tag), props); e.append(...children); return e; };
+const NS = "http://www.w3.org/2000/svg";
+const shape = (tag, attributes) => { const e = document.createElementNS(NS, tag); for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v); return e; };
+const colourOf = (i) => `var(--run${i % 6})`;
+const short = (v) => v === undefined ? "–" : Math.abs(v) >= 1000 ? v.toFixed(0) : Math.abs(v) >= 0.01 || v === 0 ? +v.toPrecision(4) + "" : v.toExponential(2);
+
+// ---- which metrics belong together, in the order of interest
+const GROUPS = [
+  ["Accuracy", (n) => /^eval\/[^/]+\/(avg|pass|maj)@\d+$/.test(n) || n === "reward/mean"],
+  ["Length", (n) => /completion_length\/mean$|^rollout\/truncated$|^eval\/[^/]+\/(length|truncated)/.test(n)],
+  ["Expressed doubt: markers per 1,000 tokens", (n) => /^epistemic\/[^/]+\/rate_per_1k$/.test(n)],
+  ["Expressed doubt against the start model", (n) => /^epistemic\/[^/]+\/suppression$/.test(n)],
+  ["Where the markers stand", (n) => /^epistemic\/[^/]+\/rate_per_1k\/(correct|wrong|thinking|answer)$/.test(n)],
+  ["Teacher less student, nats per sampled token", (n) => /^teacher\/[^/]+\/gap$|^epistemic\/gap\/|gap_matched/.test(n)],
+  ["Probability of a marker", (n) => /^epistemic\/[^/]+\/(mass|mass_gap)\//.test(n)],
+  ["Share of the divergence by class of token, over its share of tokens", (n) => /^epistemic\/divergence_concentration\//.test(n)],
+  ["Entropy", (n) => /entropy$|entropy_at$|entropy_around$|fork_rate$/.test(n)],
+  ["What the teacher saw", (n) => /^context\/[^/]+\/(share|repeated)$/.test(n)],
+  ["Loss", (n) => /^train\/(loss|grad_norm)$|\/(divergence|kl)$/.test(n)],
+  ["Schedules", (n) => n.startsWith("schedule/")],
+];
+
+function series(run, name) { return run.metrics.filter((r) => r[name] !== undefined).map((r) => [r.step, r[name], r[name + "/low"], r[name + "/high"]]); }
+
+const constant = (name) => new Set(runs.flatMap((run) => series(run, name).map((p) => p[1]))).size === 1;
+
+function chart(name) {
+  const W = 270, H = 130, L = 44, R = 8, T = 8, B = 18;
+  const lines = runs.map((run) => series(run, name)), all = lines.flat();
+  const xs = all.map((p) => p[0]), ys = all.flatMap((p) => [p[1], p[2], p[3]]).filter((v) => v !== undefined);
+  let [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
+  if (y0 === y1) { const pad = Math.abs(y0) * 0.1 || 1; y0 -= pad; y1 += pad; }
+  if (x0 === x1) { x0 -= 1; x1 += 1; }
+  const X = (v) => L + (v - x0) / (x1 - x0) * (W - L - R), Y = (v) => H - B - (v - y0) / (y1 - y0) * (H - T - B);
+  const svg = shape("svg", { viewBox: `0 0 ${W} ${H}`, role: "img", "aria-label": name });
+  for (const v of [y0, (y0 + y1) / 2, y1]) {
+    svg.append(shape("line", { x1: L, x2: W - R, y1: Y(v), y2: Y(v), class: "grid" }));
+    const t = shape("text", { x: L - 4, y: Y(v) + 3, "text-anchor": "end" }); t.textContent = short(+v.toPrecision(3)); svg.append(t);
+  }
+  for (const [v, anchor] of [[x0, "start"], [x1, "end"]]) { const t = shape("text", { x: X(v), y: H - 5, "text-anchor": anchor }); t.textContent = "step " + Math.round(v); svg.append(t); }
+  lines.forEach((points, i) => {
+    if (!points.length) return;
+    if (points.every((p) => p[2] !== undefined)) {
+      const band = points.map((p) => `${X(p[0])},${Y(p[3])}`).concat(points.slice().reverse().map((p) => `${X(p[0])},${Y(p[2])}`));
+      svg.append(shape("polygon", { points: band.join(" "), fill: colourOf(i), opacity: 0.15 }));
+    }
+    svg.append(shape("polyline", { points: points.map((p) => `${X(p[0])},${Y(p[1])}`).join(" "), fill: "none", stroke: colourOf(i), "stroke-width": 1.6 }));
+    if (points.length < 40) for (const p of points) svg.append(shape("circle", { cx: X(p[0]), cy: Y(p[1]), r: 1.8, fill: colourOf(i) }));
+  });
+  svg.addEventListener("mousemove", (event) => {
+    const box = svg.getBoundingClientRect(), step = x0 + ((event.clientX - box.left) / box.width * W - L) / (W - L - R) * (x1 - x0);
+    const near = runs.map((run, i) => lines[i].length ? [run.name, lines[i].reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a)] : null).filter(Boolean);
+    tip(event, near.map(([n, p]) => `${n}  step ${p[0]}  ${short(p[1])}` + (p[2] === undefined ? "" : `  (${short(p[2])} to ${short(p[3])})`)).join("\n"));
+  });
+  svg.addEventListener("mouseleave", hide);
+  return make("figure", {}, svg, make("figcaption", { textContent: name }));
+}
+
+function tip(event, text) { const t = $("tip"); t.textContent = text; t.hidden = false;
+  t.style.left = Math.min(event.clientX + 14, innerWidth - t.offsetWidth - 8) + "px"; t.style.top = Math.min(event.clientY + 16, innerHeight - t.offsetHeight - 8) + "px"; }
+function hide() { $("tip").hidden = true; }
+
+function curves() {
+  const names = [...new Set(runs.flatMap((run) => run.metrics.flatMap((r) => Object.keys(r))))];
+  for (const [title, belongs] of GROUPS) {
+    const chosen = names.filter(belongs), still = chosen.filter(constant), moving = chosen.filter((n) => !constant(n));
+    if (!chosen.length) continue;
+    const group = make("div", { className: "group" }, make("h3", { textContent: title }), make("div", { className: "charts" }, ...moving.map(chart)));
+    if (still.length) group.append(make("p", { className: "none", textContent: "the same at every step: " + still.map((n) => `${n} ${short(runs.map((r) => series(r, n)).flat()[0][1])}`).join(", ") }));
+    $("charts").append(group);
+  }
+}
+
+function summary() {
+  const names = [...new Set(runs.flatMap((run) => run.metrics.flatMap((r) => Object.keys(r))))].filter((n) => n !== "step" && !/\/(low|high)$|^time\/|^memory\/|word_per_1k/.test(n)).sort();
+  const head = make("tr", {}, make("th", { textContent: "metric" }));
+  runs.forEach((run, i) => { for (const what of ["first", "last"]) head.append(make("th", { textContent: runs.length > 1 ? `${run.name} ${what}` : what, style: `color:${colourOf(i)}` })); });
+  const rows = names.map((name) => make("tr", {}, make("td", { textContent: name }), ...runs.flatMap((run) => { const s = series(run, name);
+    return [s[0], s[s.length - 1]].map((p) => make("td", { textContent: p ? short(p[1]) : "–" })); })));
+  $("summary").append(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
+}
+
+// ---- tokens
+const numbers = (text) => { const raw = atob(text), bytes = Uint8Array.from(raw, (c) => c.charCodeAt(0)); return Array.from(new Int16Array(bytes.buffer), (v) => v / 100); };
+const rollouts = runs.flatMap((run) => run.rollouts.map((r) => ({ run, r })));
+const COLOURS = {
+  "u: teacher less student": { get: (t) => t.u, low: -3, high: 3, diverging: true },
+  "student's probability": { get: (t) => t.p, low: 0, high: 1 },
+  "teacher's probability": { get: (t) => t.q, low: 0, high: 1 },
+  "student's entropy": { get: (t) => t.h, low: 0, high: 3 },
+  "teacher's entropy": { get: (t) => t.g, low: 0, high: 3 },
+  "loss": { get: (t) => t.loss, low: -1, high: 1, diverging: true },
+};
+function paint(value, c) {
+  if (value === undefined || Number.isNaN(value)) return "transparent";
+  const x = Math.max(0, Math.min(1, (value - c.low) / (c.high - c.low)));
+  if (!c.diverging) return `rgba(11,95,255,${(0.65 * x).toFixed(3)})`;
+  const s = 2 * x - 1;
+  return s < 0 ? `rgba(217,72,15,${(-0.75 * s).toFixed(3)})` : `rgba(43,138,62,${(0.75 * s).toFixed(3)})`;
+}
+let tokens = [];
+function load() {
+  const { r } = rollouts[$("rollout").value], view = $("view").value, scores = r.views[view];
+  const [p, h] = [numbers(r.logprob), numbers(r.entropy)];
+  const [q, g] = scores ? [numbers(scores.logprob), numbers(scores.entropy)] : [[], []];
+  const terms = Object.entries(r.terms).map(([name, text]) => [name, numbers(text)]);
+  const marks = Object.entries(r.marks);
+  tokens = r.tokens.map((text, i) => ({ text, u: scores ? q[i] - p[i] : undefined, p: Math.exp(p[i]), q: scores ? Math.exp(q[i]) : undefined, h: h[i], g: g[i],
+    loss: terms.reduce((sum, [, values]) => sum + values[i], 0), terms: terms.map(([name, values]) => [name, values[i]]),
+    classes: marks.filter(([, bits]) => bits[i] === "1").map(([name]) => name.replace(/[<>]/g, "")) }));
+  const inside = tokens.filter((t) => t.u !== undefined), mean = inside.reduce((s, t) => s + t.u, 0) / (inside.length || 1);
+  $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${tokens.length} tokens · reward ${short(r.reward)} · advantage ${short(r.advantage)} · ${r.finish_reason}` + (inside.length ? ` · mean u ${short(mean)}` : "");
+  $("teacher").textContent = r.teacher_prompts[view] ?? "nothing: this rollout has no teacher in this view";
+  $("student").textContent = r.student_prompt;
+  draw();
+}
+function draw() {
+  const c = COLOURS[$("colour").value], box = $("text"), followed = new Set(["A", "B", "C", "seed10"]);
+  box.replaceChildren();
+  for (let start = 0; start < tokens.length; start += 400) {
+    const block = make("div");
+    tokens.slice(start, start + 400).forEach((t, k) => {
+      const span = make("span", { textContent: t.text });
+      span.dataset.i = start + k; span.style.background = paint(c.get(t), c);
+      if (t.classes.some((name) => followed.has(name))) span.className = "mark";
+      block.append(span);
+    });
+    box.append(block);
+  }
+  const bar = make("i"), stops = [0, 0.25, 0.5, 0.75, 1].map((x) => paint(c.low + x * (c.high - c.low), c));
+  bar.style.background = `linear-gradient(90deg, ${stops.join(",")})`;
+  $("scale").replaceChildren(make("span", { textContent: c.low }), bar, make("span", { textContent: c.high + (/(probability)/.test($("colour").value) ? "" : " nats") }), make("span", { textContent: "· underlined: markers of doubt" }));
+}
+function describe(t) {
+  const lines = [JSON.stringify(t.text), `student p ${short(t.p)}   entropy ${short(t.h)}`];
+  if (t.u !== undefined) lines.push(`teacher p ${short(t.q)}   entropy ${short(t.g)}`, `u ${t.u >= 0 ? "+" : ""}${short(t.u)} nats`);
+  for (const [name, value] of t.terms) lines.push(`loss of ${name} ${short(value)}`);
+  if (t.classes.length) lines.push("class " + t.classes.join(", "));
+  return lines.join("\n");
+}
+function tokenPage() {
+  if (!rollouts.length) { $("tokens").replaceChildren(make("h2", { textContent: "Tokens" }), make("p", { className: "none", textContent: "No rollout was kept token by token: logging.tokens_every is 0." })); return; }
+  rollouts.forEach(({ run, r }, i) => $("rollout").append(make("option", { value: i, textContent: `${runs.length > 1 ? run.name + " · " : ""}step ${r.step} · ${r.prompt_id} · reward ${short(r.reward)} · ${r.tokens.length} tokens` })));
+  for (const name of Object.keys(COLOURS)) $("colour").append(make("option", { textContent: name }));
+  const views = () => { const { r } = rollouts[$("rollout").value], before = $("view").value, known = Object.keys(r.teacher_prompts);
+    $("view").replaceChildren(...(known.length ? known : ["–"]).map((v) => make("option", { value: v, textContent: v }))); if (known.includes(before)) $("view").value = before; };
+  $("rollout").addEventListener("change", () => { views(); load(); });
+  $("view").addEventListener("change", load);
+  $("colour").addEventListener("change", draw);
+  $("text").addEventListener("mousemove", (event) => { const i = event.target.dataset?.i; i === undefined ? hide() : tip(event, describe(tokens[i])); });
+  $("text").addEventListener("mouseleave", hide);
+  views(); load();
+}
+
+runs.forEach((run, i) => { const line = make("i"); line.style.background = colourOf(i); $("legend").append(make("span", { className: "key" }, line, run.name)); });
+for (const run of runs) $("config").append(make("details", {}, make("summary", { textContent: run.name }), make("pre", { textContent: run.config })));
+curves(); summary(); tokenPage();

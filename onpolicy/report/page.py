@@ -1,0 +1,72 @@
+"""Runs -> one HTML file that needs nothing else: no server, no network."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from onpolicy.registry import ConfigError
+
+MOST_ROLLOUTS = 12
+"""Rollouts with tokens taken from each run, spread over its steps."""
+
+
+def write_report(runs: Sequence[Path], output: Path) -> dict[str, int]:
+    """Writes the page; returns how many steps of each run it shows.
+
+    Raises:
+        ConfigError: a folder holds no run.
+    """
+    data = [read_run(path, name) for path, name in zip(runs, names_of(runs), strict=True)]
+    here = files("onpolicy.report")
+    page = (here / "page.html").read_text()
+    parts = {
+        "TITLE": html.escape(" · ".join(run["name"] for run in data)),
+        "STYLE": (here / "page.css").read_text(),
+        "SCRIPT": (here / "page.js").read_text(),
+        "DATA": embedded({"runs": data}),
+    }
+    for name, text in parts.items():
+        page = page.replace(f"@@{name}@@", text)
+    output.write_text(page)
+    return {run["name"]: len(run["metrics"]) for run in data}
+
+
+def read_run(folder: Path, name: str) -> dict[str, Any]:
+    """Config, metrics by step, and the rollouts whose tokens were kept."""
+    metrics = folder / "metrics.jsonl"
+    if not metrics.is_file():
+        raise ConfigError(f"report: {str(folder)!r} holds no run: there is no metrics.jsonl in it")
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    config = folder / "config.yaml"
+    tokens = folder / "tokens.jsonl"
+    records = tokens.read_text().splitlines() if tokens.is_file() else []
+    chosen = records[:: max(1, -(-len(records) // MOST_ROLLOUTS))]
+    return {
+        "name": name,
+        "config": config.read_text() if config.is_file() else "",
+        "seed": (yaml.safe_load(config.read_text()) or {}).get("seed") if config.is_file() else None,
+        "metrics": rows,
+        "rollouts": [json.loads(line) for line in chosen],
+    }
+
+
+def names_of(runs: Sequence[Path]) -> list[str]:
+    """Folder names; with the folder above where two would be the same."""
+    names = [path.resolve().name for path in runs]
+    return [
+        f"{path.resolve().parent.name}/{name}" if names.count(name) > 1 else name
+        for path, name in zip(runs, names, strict=True)
+    ]
+
+
+def embedded(value: Any) -> str:
+    """JSON that cannot end the element it stands in, whatever a model wrote."""
+    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,0 +1,63 @@
+"""One rollout, token by token, small enough to keep: what the token page shows."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onpolicy.backends.local import LocalTrainer
+from onpolicy.rendering import Renderer
+from onpolicy.types import Example, LossInputs
+
+SCALE = 100.0
+"""Numbers are kept as 16-bit integers of hundredths: nats to .01, at most 327."""
+
+
+@torch.no_grad()
+def token_record(example: Example, trainer: LocalTrainer, renderer: Renderer) -> dict[str, Any]:
+    """What teacher and student make of each token, under the weights now in the trainer.
+
+    Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by view the
+    teacher's ``logprob`` and ``entropy``; by loss term the loss of each token; ``marks`` is 1 on markers.
+    """
+    inputs = trainer.inputs(trainer.batch([example]))
+    views = {
+        view: {"logprob": packed(scores.logprobs[0]), "entropy": packed(scores.entropy[0])}
+        for view, scores in inputs.teacher.items()
+        if view in example.teacher_prompt_ids
+    }
+    terms = {t.name: packed(_loss_of(t, inputs)) for t in trainer.objective.terms if t.tokens(inputs).any()}
+    return {
+        "prompt_id": example.prompt.id,
+        "reward": example.reward,
+        "advantage": example.advantage,
+        "finish_reason": example.rollout.finish_reason,
+        "tokens": renderer.pieces(example.rollout.completion_ids),
+        "logprob": packed(inputs.logprobs[0]),
+        "entropy": packed(inputs.entropy[0]),
+        "views": views,
+        "terms": terms,
+        "marks": {name: "".join("01"[m] for m in marks) for name, marks in example.spans.items() if any(marks)},
+        "student_prompt": renderer.decode(example.rollout.prompt_ids),
+        "teacher_prompts": {view: renderer.decode(ids) for view, ids in example.teacher_prompt_ids.items()},
+    }
+
+
+def _loss_of(term: Any, inputs: LossInputs) -> Tensor:
+    return float(term.weight) * torch.where(term.tokens(inputs), term.function(inputs).per_token, 0.0)[0]
+
+
+def packed(values: Tensor) -> str:
+    """[T] as base64."""
+    limit = np.iinfo(np.int16).max
+    hundredths = np.nan_to_num(values.detach().double().cpu().numpy() * SCALE)
+    return base64.b64encode(np.clip(np.rint(hundredths), -limit, limit).astype("<i2").tobytes()).decode()
+
+
+def unpacked(text: str) -> list[float]:
+    """What ``packed`` kept."""
+    return [float(v) / SCALE for v in np.frombuffer(base64.b64decode(text), dtype="<i2")]
