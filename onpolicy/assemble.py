@@ -25,6 +25,7 @@ from onpolicy.epistemic.text import MarkerRates
 from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
 from onpolicy.evaluate import Evaluator
 from onpolicy.folder import prepare_folder
+from onpolicy.guards import Guards, Watched
 from onpolicy.inquiry import Inquiry
 from onpolicy.loading import (
     Model,
@@ -289,6 +290,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         clock=clock,
         display=display,
         coefficients=Coefficients(plan.coefficients),
+        guards=Guards([Watched(g.plugin.key, g.plugin.bind(), g.frame.action) for g in plan.guards]),
     )
 
 

@@ -116,6 +116,21 @@ class TermFrame(Weighted):
 
 
 @dataclass
+class GuardFrame:
+    action: str = opt("warn", "`warn`, `freeze_teacher` (a moving teacher stays as it is) or `stop` (saves first)")
+
+
+GUARDS = [
+    {"name": "falls", "metric": "rollout/completion_length/mean", "share": 0.4},
+    {"name": "falls", "metric": "policy/entropy", "share": 0.3},
+    {"name": "falls", "metric": "epistemic/A/rate_per_1k", "share": 0.3},
+    {"name": "falls", "metric": "credit/nonzero", "share": 0.3},
+    {"name": "rises", "metric": "rollout/truncated", "by": 0.3},
+]
+"""What every run is watched for unless it says otherwise."""
+
+
+@dataclass
 class EvalConfig:
     every: int = opt(0, "evaluate each so many steps, and before the first and after the last; 0: never")
     sets: dict[str, Any] = opt({}, "name -> data section (with optional `problems`: the first so many)")
@@ -186,6 +201,7 @@ class Config:
     trainer: dict[str, Any] = opt({"name": "local"}, "who updates the weights; a plug-in of kind `trainer`")
     eval: EvalConfig = opt(EvalConfig, "named sets, measured while training and by `onpolicy eval`")
     epistemic: EpistemicConfig = opt(EpistemicConfig, "expressed uncertainty, measured every step")
+    guards: list[Any] = opt(GUARDS, "collapse seen early: plug-ins of kind `guard`; []: none")
     checkpoint: CheckpointConfig = opt(CheckpointConfig, "what is saved when")
     logging: LoggingConfig = opt(LoggingConfig, "metrics and samples")
     preflight: PreflightConfig = opt(PreflightConfig, "refuse a run that cannot mean anything")
@@ -202,6 +218,7 @@ FRAMES: dict[str, type] = {
     "trainer": TrainerFrame,
     "reward": RewardFrame,
     "term": TermFrame,
+    "guard": GuardFrame,
 }
 """Kind -> fields that any plug-in of this kind takes beside its own options."""
 

@@ -44,6 +44,7 @@ class Plan:
     credit: Plugin
     objective: tuple[Section, ...]
     trainer: Section
+    guards: tuple[Section, ...]
     trackers: tuple[Plugin, ...]
     eval_sets: Mapping[str, Section]
 
@@ -89,6 +90,7 @@ def plan(config: Config) -> Plan:
         credit=resolve("credit", config.credit, "credit"),
         objective=tuple(_term(spec, f"objective[{i}]") for i, spec in enumerate(config.objective)),
         trainer=section("trainer", config.trainer, "trainer"),
+        guards=tuple(section("guard", spec, f"guards[{i}]") for i, spec in enumerate(config.guards)),
         trackers=tuple(resolve("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)),
         eval_sets={name: _eval_set(name, spec) for name, spec in config.eval.sets.items()},
     )
@@ -171,6 +173,8 @@ def _check_values(config: Config, result: Plan) -> None:
     ):
         for name in names:
             _one_of(key, name, lexicon.LEXICONS)
+    for guard in result.guards:
+        _one_of(f"{guard.plugin.key}.action", guard.frame.action, ("warn", "freeze_teacher", "stop"))
     for reward in result.rewards:
         _one_of(f"{reward.plugin.key}.when", reward.frame.when, ("always", "correct", "wrong"))
     for term in result.objective:

@@ -60,6 +60,10 @@ class Trainer(Protocol):
         """The student's full tensors, one at a time, under their Hugging Face names."""
         ...
 
+    def freeze_teacher(self) -> None:
+        """From now on the teacher stays as it is; one that is the student itself cannot."""
+        ...
+
     def state(self) -> dict[str, Any]:
         """Everything beyond the student's weights that a resumed run needs: nested dictionaries of tensors and plain values."""
         ...

@@ -149,6 +149,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "schmitt_gate": "onpolicy.schedule:schmitt_gate",
         "dual_ascent": "onpolicy.schedule:dual_ascent",
     },
+    "guard": {"falls": "onpolicy.guards:falls", "rises": "onpolicy.guards:rises"},
     "trainer": {"local": "onpolicy.backends.local:LocalTrainer"},
     "tracker": {
         "jsonl": "onpolicy.trackers:jsonl",

@@ -14,6 +14,7 @@ from onpolicy.config import Config
 from onpolicy.cursor import PromptCursor
 from onpolicy.display import Display
 from onpolicy.evaluate import Evaluator
+from onpolicy.guards import Guards
 from onpolicy.interrupts import on_interrupt
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.randomness import random_state, set_random_state
@@ -51,6 +52,7 @@ class Run:
     clock: Clock
     display: Display
     coefficients: Coefficients
+    guards: Guards
     step: int = 0
     """Optimizer steps done."""
     history: dict[str, Metrics] = field(default_factory=dict)
@@ -97,7 +99,16 @@ class Run:
         for example in spread_out(examples, self.config.logging.samples):
             self.samples.write({"step": step, **sample_row(example, self.renderer)})
         self._keep_tokens(step, examples)
+        self._guard(step, metrics)
         self.display.finish_step(step, everything)
+
+    def _guard(self, step: int, metrics: Metrics) -> None:
+        for alarm in self.guards(step, metrics) if step else ():
+            self.display.note(f"step {step}: {alarm.reason}" + ("" if alarm.action == "warn" else f" [{alarm.action}]"))
+            if alarm.action == "stop":
+                self._stop = True
+            elif alarm.action == "freeze_teacher":
+                self.trainer.freeze_teacher()
 
     def _keep_tokens(self, step: int, examples: Sequence[Example]) -> None:
         """Of one rollout that a teacher sees, if there is one; scored with the weights that the step left behind."""
@@ -125,6 +136,7 @@ class Run:
             "random": random_state(),
             "history": self.history,
             "coefficients": self.coefficients.state(),
+            "guards": self.guards.state(),
         }
 
     def resume(self) -> bool:
@@ -138,6 +150,7 @@ class Run:
         set_random_state(state["random"])
         self.history, self.step = state["history"], state["step"]
         self.coefficients.load_state(state["coefficients"])
+        self.guards.load_state(state["guards"])
         self.generator.update_weights(self.trainer.weights(), version=self.step)
         return True
 

@@ -21,6 +21,7 @@ SECTION_OF = {
     "context": "contexts.<view>",
     "tracker": "logging.trackers[]",
     "span": "spans.<name>",
+    "guard": "guards[]",
     "schedule": "<any number>",
     "route": "objective[].route",
     "support": "objective[].support",

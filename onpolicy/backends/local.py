@@ -188,12 +188,16 @@ class LocalTrainer:
                 found[id(example)] = row
         return [found[id(e)] for e in examples]
 
+    def freeze_teacher(self) -> None:
+        self.teaching.still = True
+
     def state(self) -> dict[str, Any]:
         """Optimizer, progress, adapters and a teacher that moves; the start model is read from ``model.path`` again."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "steps_done": self.steps_done,
             "teacher": self.teaching.state(),
+            "teacher_still": self.teaching.still,
             "adapter": adapter_tensors(self.student),
             "telemetry": self.telemetry.state() if self.telemetry else {},
         }
@@ -203,6 +207,7 @@ class LocalTrainer:
         """Puts a saved run back: the student's weights and what ``state`` returned."""
         _assign(self.student, state["adapter"] or weights)
         self.teaching.load_state(state["teacher"])
+        self.teaching.still = state["teacher_still"]
         self.optimizer.load_state_dict(dict(state["optimizer"]))
         self.steps_done = state["steps_done"]
         if self.telemetry is not None:

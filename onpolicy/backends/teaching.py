@@ -53,6 +53,8 @@ class Teaching:
     ) -> None:
         """``other`` teaches where the rule names a model of its own."""
         self.student, self.rule, self.layout = student, rule, layout
+        self.still = False
+        """Whether the teacher was told to stay as it is."""
         has_adapter = adapted(student)
         if has_adapter and rule.reads_start:
             raise ValueError("teacher: a trust region of weights does not go with adapters; use trust_region_logits")
@@ -107,7 +109,7 @@ class Teaching:
     @torch.no_grad()
     def follow(self, step: int) -> None:
         """After an optimizer step."""
-        if self.rule.update is None:
+        if self.rule.update is None or self.still:
             return
         starts = dict(self.start.model.named_parameters()) if self.start is not None and self.rule.reads_start else {}
         teacher = dict(self.teacher.model.named_parameters())

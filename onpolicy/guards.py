@@ -1,0 +1,101 @@
+"""Collapse seen early: ``(step, metrics, memory, *, options) -> reason or None``, asked after every step.
+
+A guard compares a metric with its own first values, so it needs no threshold of yours. What happens then is its ``action``:
+``warn`` says so, ``freeze_teacher`` stops a moving teacher, ``stop`` saves and ends the run. To lower a coefficient instead, let
+the schedule ``schmitt_gate`` stand for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+Guard = Callable[[int, Mapping[str, float], dict[str, Any]], str | None]
+
+
+def falls(
+    step: int, metrics: Mapping[str, float], memory: dict[str, Any], *, metric: str, share: float = 0.4, warmup: int = 3
+) -> str | None:
+    """The metric fell below a share of its mean over the first steps that had it.
+
+    Args:
+        metric: its name, as logged
+        share: of the mean over the warm-up
+        warmup: steps that make the mean
+    """
+    level = _level(metrics, memory, metric, warmup)
+    if level is None or metrics[metric] >= share * level:
+        return None
+    return f"{metric} fell from {level:.3g} to {metrics[metric]:.3g}, below {share:.0%} of where it began"
+
+
+def rises(
+    step: int, metrics: Mapping[str, float], memory: dict[str, Any], *, metric: str, by: float, warmup: int = 3
+) -> str | None:
+    """The metric rose by more than an amount over its mean over the first steps that had it.
+
+    Args:
+        metric: its name, as logged
+        by: in the metric's own unit
+        warmup: steps that make the mean
+    """
+    level = _level(metrics, memory, metric, warmup)
+    if level is None or metrics[metric] <= level + by:
+        return None
+    return f"{metric} rose from {level:.3g} to {metrics[metric]:.3g}, by more than {by:g}"
+
+
+def _level(metrics: Mapping[str, float], memory: dict[str, Any], metric: str, warmup: int) -> float | None:
+    """The warm-up mean, once it is known and the metric is there."""
+    if metric not in metrics:
+        return None
+    seen = memory.get("seen", 0)
+    if seen < warmup:
+        memory["level"] = (memory.get("level", 0.0) * seen + metrics[metric]) / (seen + 1)
+        memory["seen"] = seen + 1
+        return None
+    return float(memory["level"])
+
+
+@dataclass
+class Watched:
+    """One guard of a run."""
+
+    key: str
+    function: Guard
+    action: str
+    memory: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """A guard that has something to say."""
+
+    reason: str
+    action: str
+
+
+@dataclass(frozen=True)
+class Guards:
+    """All guards of a run; part of its state."""
+
+    items: Sequence[Watched]
+
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
+        """New alarms only: a guard that goes on complaining is heard once, until it has been quiet again."""
+        alarms = []
+        for guard in self.items:
+            reason = guard.function(step, metrics, guard.memory)
+            if reason and not guard.memory.get("said"):
+                alarms.append(Alarm(reason, guard.action))
+            guard.memory["said"] = bool(reason)
+        return alarms
+
+    def state(self) -> dict[str, Any]:
+        return {guard.key: dict(guard.memory) for guard in self.items}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        for guard in self.items:
+            guard.memory.clear()
+            guard.memory.update(state.get(guard.key, {}))
