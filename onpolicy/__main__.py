@@ -47,6 +47,18 @@ def _parser() -> argparse.ArgumentParser:
     pressure.add_argument("overrides", nargs="*", metavar="key=value")
     pressure.add_argument("--output", type=Path, help="JSON file to write")
     pressure.set_defaults(run=_pressure)
+    contexts = kinds.add_parser(
+        "contexts", help="what the model's own answers are like under each context of the config"
+    )
+    contexts.add_argument("config", type=Path, help="YAML file")
+    contexts.add_argument("overrides", nargs="*", metavar="key=value")
+    contexts.add_argument("--problems", type=int, default=100, help="the first so many problems (default 100)")
+    contexts.add_argument(
+        "--band", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="only problems whose unguided share of right answers lies within; the paper's: 0.125 0.5",
+    )  # fmt: skip
+    contexts.add_argument("--output", type=Path, help="JSON file to write")
+    contexts.set_defaults(run=_contexts)
     report = commands.add_parser("report", help="runs as one HTML page: curves, tables, rollouts token by token")
     report.add_argument("runs", nargs="+", type=Path, help="run folders; several are laid side by side")
     report.add_argument("--output", type=Path, help="the page; by default report.html in the first run's folder")
@@ -102,6 +114,13 @@ def _pressure(arguments: argparse.Namespace) -> int:
     from onpolicy.analyze.commands import analyze_pressure
 
     return analyze_pressure(arguments.config, arguments.overrides, arguments.output)
+
+
+def _contexts(arguments: argparse.Namespace) -> int:
+    from onpolicy.analyze.commands import analyze_contexts
+
+    low, high = arguments.band
+    return analyze_contexts(arguments.config, arguments.overrides, arguments.output, arguments.problems, (low, high))
 
 
 def _report(arguments: argparse.Namespace) -> int:

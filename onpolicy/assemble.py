@@ -187,6 +187,19 @@ def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
     return trainer
 
 
+def build_inquiry(plan: Plan, model: Model, prompts: Sequence[Prompt], generator: Generator, judge: Judge) -> Inquiry:
+    """What answers contexts that ask."""
+    return Inquiry(
+        generator=generator,
+        judge=judge,
+        prompts=prompts,
+        seed_of=functools.partial(step_seed, plan.config.seed, "inquiry"),
+        renderer=model.renderer,
+        limit=model.max_model_len - plan.generator.frame.max_tokens,
+        drop_too_long=plan.config.rendering.too_long == "drop",
+    )
+
+
 def lexicon_ids(plan: Plan, tokenizer: Any) -> dict[str, list[int]]:
     """Of every lexicon the objective reads, and of the one that telemetry follows, if its markers are tokens."""
     followed = (plan.config.epistemic.lexicon,) if plan.config.epistemic.lexicons else ()
@@ -253,15 +266,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     baseline = start_model_baseline(plan, prompts, generator, folder / "baseline.json", display)
     prompts = [baseline.with_columns(p) for p in prompts] if baseline else prompts
     cursor = prompt_cursor(plan, prompts)
-    inquiry = Inquiry(
-        generator=generator,
-        judge=judge,
-        prompts=prompts,
-        seed_of=functools.partial(step_seed, config.seed, "inquiry"),
-        renderer=model.renderer,
-        limit=model.max_model_len - plan.generator.frame.max_tokens,
-        drop_too_long=config.rendering.too_long == "drop",
-    )
+    inquiry = build_inquiry(plan, model, prompts, generator, judge)
     latest = checkpoints.latest()
     done = latest.step if latest else -1  # without a checkpoint nothing that was logged counts
     return Run(

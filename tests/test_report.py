@@ -78,7 +78,8 @@ def fake_run(folder: Path, *, rollouts: int, tokens: int) -> Path:
             record = {
                 "step": step, "prompt_id": "p", "reward": 1.0, "advantage": 0.5, "finish_reason": "stop", "logprob": numbers(),
                 "entropy": numbers(), "tokens": draw.choices(words, k=tokens), "views": {"teacher": teacher},
-                "terms": {"distill": numbers()}, "marks": {"<A>": "01" * (tokens // 2)}, "student_prompt": "q", "teacher_prompts": {"teacher": "q s"},
+                "terms": {"distill": numbers()}, "marks": {"<A>": "01" * (tokens // 2)},
+                "student_prompt": "q", "teacher_prompts": {"teacher": "q s"},
             }  # fmt: skip
             file.write(json.dumps(record) + "\n")
     return folder

@@ -12,14 +12,20 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from onpolicy.analyze.contexts import Row, compare_contexts
 from onpolicy.analyze.pressure import Pressure, pressures
-from onpolicy.assemble import assemble, first_rollouts, tokens_of
+from onpolicy.assemble import assemble, build_generator, build_inquiry, build_judge, first_rollouts, tokens_of
 from onpolicy.backends.local import LocalTrainer
 from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display
 from onpolicy.epistemic.ids import LexiconError
+from onpolicy.loading import read_model, training_prompts
 from onpolicy.plan import plan
+from onpolicy.registry import ConfigError
+
+MOST_LEXICONS = 3
+"""Columns of the table; the file has all."""
 
 
 def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path | None) -> int:
@@ -69,4 +75,69 @@ def pressure_table(found: dict[str, Pressure]) -> Table:
     for name, p in found.items():
         share = f"{p.opportunities} of {p.tokens}"
         table.add_row(name, f"{p.relative:+.3g}", f"{p.said:+.3g}", f"{p.unsaid:+.3g}", f"{p.mass:.2e}", share)
+    return table
+
+
+def analyze_contexts(
+    config_path: Path, overrides: Sequence[str], output: Path | None, problems: int, band: tuple[float, float]
+) -> int:
+    """Generates under every context of the config and prints score, length and marker rates of each.
+
+    Raises:
+        ConfigError: the config has no context or no reward, or no problem's solve rate lies within the band.
+    """
+    checked = plan(load(config_path, overrides))
+    if not checked.contexts or not checked.rewards:
+        raise ConfigError("analyze contexts: wants contexts to compare and a reward that says what is right")
+    model = read_model(checked)
+    prompts = training_prompts(checked, model.renderer)
+    generator, judge = build_generator(checked, model), build_judge(checked, model)
+    display = Display(1)
+    generator.on_progress = display.progress
+    try:
+        with display:
+            rows = compare_contexts(
+                prompts[:problems],
+                {view: plugin.bind() for view, plugin in checked.contexts.items()},
+                generator=generator,
+                judge=judge,
+                inquiry=build_inquiry(checked, model, prompts, generator, judge),
+                lexicons=checked.config.epistemic.lexicons or ["seed10", "A"],
+                seed=checked.config.seed,
+                band=band,
+            )
+    finally:
+        generator.close()
+    if not rows:
+        raise ConfigError(
+            f"analyze contexts: no problem is solved between {band[0]:g} and {band[1]:g} of the time; widen --band"
+        )
+    Console().print(contexts_table(rows))
+    if output is not None:
+        report = {"config": str(config_path), "overrides": list(overrides), "rows": [asdict(row) for row in rows]}
+        output.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+def contexts_table(rows: Sequence[Row]) -> Table:
+    table = Table(
+        title="the model's own answers under each context; mean over problems, 95 % below",
+        title_justify="left",
+        show_lines=True,
+    )
+    lexicons = list(rows[0].rates)[:MOST_LEXICONS]
+    for head in (
+        "context",
+        "n",
+        "score",
+        "tokens",
+        "paper's\ncount",
+        *(f"{name}\nper 1k" for name in lexicons),
+        "cut\noff",
+    ):
+        table.add_column(head, justify="left" if head == "context" else "right")
+    for row in rows:
+        cells = [row.score, row.tokens, row.paper_count, *(row.rates[name] for name in lexicons)]
+        shown = [f"{c.mean:.3g}\n[dim]{c.low:.2g}–{c.high:.2g}[/dim]" for c in cells]
+        table.add_row(row.context, str(row.problems), *shown, f"{row.truncated:.0%}")
     return table
