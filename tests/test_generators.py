@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -176,3 +177,16 @@ def test_sampling_by_hand() -> None:
 def test_impossible_sampling_is_refused_by_key(field: str) -> None:
     with pytest.raises(ValueError, match=rf"generator\.{field}: got -1"):
         Sampling(**{field: -1})
+
+
+@pytest.mark.slow
+def test_more_prompts_than_fit_one_batch_of_vllm(vllm: Any, model_dir: Path) -> None:
+    """A prompt prefilled in parts would make vLLM wind back a seeded generator, which fails on a CPU."""
+    restart(vllm, model_dir)
+    prompts = [
+        Prompt(id=f"long {i}", messages=({"role": "user", "content": f"{i} " + "abcdefgh " * 20},)) for i in range(60)
+    ]
+    sampling = replace(SAMPLING, group_size=2, max_tokens=2)
+    groups = vllm.generate(prompts, seed=0, sampling=sampling)
+    assert sum(len(r.prompt_ids) for g in groups for r in g.rollouts) > 16_384
+    assert largest_gap(fresh(model_dir), groups[:3]) < 1e-5

@@ -135,7 +135,7 @@ def contexts_table(rows: Sequence[Row]) -> Table:
         *(f"{name}\nper 1k" for name in lexicons),
         "cut\noff",
     ):
-        table.add_column(head, justify="left" if head == "context" else "right")
+        table.add_column(head, justify="left" if head == "context" else "right", no_wrap=head == "context")
     for row in rows:
         cells = [row.score, row.tokens, row.paper_count, *(row.rates[name] for name in lexicons)]
         shown = [f"{c.mean:.3g}\n[dim]{c.low:.2g}–{c.high:.2g}[/dim]" for c in cells]

@@ -19,7 +19,7 @@ from onpolicy.scoring import Judge, JudgedGroup
 from onpolicy.types import Prompt
 from rewards.lexicon import count
 
-UNGUIDED = "(no context)"
+UNGUIDED = "unguided"
 
 
 @dataclass(frozen=True)

@@ -65,6 +65,7 @@ class VLLMGenerator:
                 gpu_memory_utilization=gpu_memory_utilization,
                 tensor_parallel_size=tensor_parallel_size,
                 enable_prefix_caching=True,
+                **_whole_prompts(max_model_len) if cpu else {},
                 logprobs_mode="raw_logprobs",  # before temperature and top-p: what the trainer's own are compared with
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
@@ -158,6 +159,11 @@ class VLLMGenerator:
             finish_reason=FINISHED.get(completion.finish_reason, "abort"),
             policy_version=self.policy_version,
         )
+
+
+def _whole_prompts(max_model_len: int) -> dict[str, Any]:
+    """A prompt that is prefilled in parts makes vLLM wind a seeded request's generator back, which a CPU's cannot do."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
 
 
 def _set_environment(cpu: bool, kv_cache_gib: int) -> None:
