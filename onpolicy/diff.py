@@ -19,7 +19,7 @@ def print_difference(one: Path, other: Path) -> int:
         _print(console, "settings", settings(first), settings(second), (one.stem, other.stem)),
     ]
     if not any(differs):
-        console.print(f"{one} and {other} say the same")
+        console.print(f"{one} and {other} say the same", soft_wrap=True)
     return int(any(differs))
 
 
