@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from statistics import fmean, pstdev
 from typing import Any
 
-from onpolicy.epistemic.baseline import Baseline
-from onpolicy.epistemic.text import MarkerRates
+from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.inquiry import Inquiry
 from onpolicy.leak import repeated_share
 from onpolicy.protocols import ContextBuilder
 from onpolicy.rendering import PromptTooLong, Renderer
-from onpolicy.routing import Route
+from onpolicy.routing import RIGHT, Route
 from onpolicy.scoring import JudgedGroup
 from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
 
@@ -39,8 +38,7 @@ class Annotator:
     spans: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     classes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Span finders whose marks are for telemetry; they ask nothing."""
-    rates: MarkerRates | None = None
-    baseline: Baseline | None = None
+    telemetry: TextTelemetry | None = None
 
     def __call__(self, groups: Sequence[JudgedGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Examples in order, and what there is to know about them.
@@ -59,10 +57,9 @@ class Annotator:
             for j, advantage in enumerate(advantages(judged, self.credit))
         ]
         metrics = _metrics(examples, dropped, self.contexts, self.spans)
-        if self.rates is not None:
-            metrics |= self.rates(examples, [score for judged in groups for score in judged.scores])
-        if self.baseline is not None:
-            metrics |= self.baseline.suppression(examples)
+        metrics |= rollout_metrics(groups)
+        if self.telemetry is not None:
+            metrics |= self.telemetry(groups)
         return examples, metrics
 
     def _started(self, groups: Sequence[JudgedGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
@@ -140,14 +137,26 @@ def _refuse_stale(group: RolloutGroup, version: int) -> None:
             )
 
 
-def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Iterable[str], spans: Iterable[str]) -> Metrics:
-    lengths = [len(e.rollout.completion_ids) for e in examples]
-    metrics = {
+def rollout_metrics(groups: Sequence[JudgedGroup]) -> Metrics:
+    """What can be said of rollouts and their scores alone."""
+    rollouts = [r for judged in groups for r in judged.group.rollouts]
+    lengths = [len(r.completion_ids) for r in rollouts]
+    right = [[score >= RIGHT for score in judged.scores] for judged in groups]
+    return {
         "rollout/completion_length/mean": fmean(lengths),
         "rollout/completion_length/max": float(max(lengths)),
-        "rollout/truncated": fmean(e.rollout.finish_reason == "length" for e in examples),
-        "rollout/aborted": fmean(e.rollout.finish_reason == "abort" for e in examples),
-        "rollout/tokens": float(sum(lengths)),
+        "rollout/truncated": fmean(r.finish_reason == "length" for r in rollouts),
+        "rollout/aborted": fmean(r.finish_reason == "abort" for r in rollouts),
+        "group/right": fmean(map(fmean, right)),
+        "group/any_right": fmean(map(any, right)),
+        "group/mixed": fmean(any(r) and not all(r) for r in right),
+    }
+
+
+def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Iterable[str], spans: Iterable[str]) -> Metrics:
+    tokens = sum(len(e.rollout.completion_ids) for e in examples)
+    metrics = {
+        "rollout/tokens": float(tokens),
         "reward/mean": fmean(e.reward for e in examples),
         "reward/std": pstdev([e.reward for e in examples]),
         "credit/nonzero": fmean(e.advantage != 0.0 for e in examples),
@@ -160,7 +169,7 @@ def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Iterable
     for term in examples[0].routes:
         metrics[f"route/{term}"] = fmean(e.routes[term] for e in examples)
     for name in spans:
-        metrics[f"spans/{name}"] = sum(sum(e.spans[name]) for e in examples) / max(sum(lengths), 1)
+        metrics[f"spans/{name}"] = sum(sum(e.spans[name]) for e in examples) / max(tokens, 1)
     return metrics
 
 

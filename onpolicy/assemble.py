@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onpolicy.annotate import Annotator
+from onpolicy.annotate import Annotator, rollout_metrics
 from onpolicy.backends.local import LocalTrainer
 from onpolicy.checkpoint import Checkpoints
 from onpolicy.clock import Clock
@@ -18,10 +18,10 @@ from onpolicy.display import Display
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.support import full
 from onpolicy.distill.target import identity
-from onpolicy.epistemic.baseline import Baseline, measure
+from onpolicy.epistemic.baseline import Baseline
 from onpolicy.epistemic.baseline import load as load_baseline
 from onpolicy.epistemic.ids import LexiconError, marker_ids
-from onpolicy.epistemic.text import MarkerRates
+from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
 from onpolicy.evaluate import Evaluator
 from onpolicy.folder import prepare_folder
@@ -154,6 +154,7 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator) -> Evaluator
         final_part=lambda text: model.renderer.split_thinking(text).answer,
         extract=extract_answer,
         seed=plan.config.seed,
+        telemetry=text_telemetry(plan, model),
     )
 
 
@@ -230,6 +231,14 @@ def token_classes(plan: Plan) -> dict[str, Any]:
     }
 
 
+def text_telemetry(plan: Plan, model: Model, baseline: Baseline | None = None) -> TextTelemetry | None:
+    """None where no markers are to be counted."""
+    settings = plan.config.epistemic
+    if not settings.lexicons:
+        return None
+    return TextTelemetry(settings.lexicons, settings.lexicon, model.renderer.split_thinking, baseline)
+
+
 def build_annotator(plan: Plan, model: Model, inquiry: Inquiry, baseline: Baseline | None) -> Annotator:
     return Annotator(
         renderer=model.renderer,
@@ -241,11 +250,12 @@ def build_annotator(plan: Plan, model: Model, inquiry: Inquiry, baseline: Baseli
         routes={name: term.frame.route for name, term in zip(term_names(plan), plan.objective, strict=True)},
         spans={name: plugin.bind() for name, plugin in plan.spans.items()},
         classes=token_classes(plan),
-        baseline=baseline,
-        rates=MarkerRates(plan.config.epistemic.lexicons, model.renderer.split_thinking)
-        if plan.config.epistemic.lexicons
-        else None,
+        telemetry=text_telemetry(plan, model, baseline),
     )
+
+
+def build_guards(sections: Sequence[Section]) -> Guards:
+    return Guards([Watched(s.plugin.key, s.plugin.bind(), s.frame) for s in sections])
 
 
 def assemble(plan: Plan, folder: Path, display: Display) -> Run:
@@ -263,7 +273,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best
     )
     judge = build_judge(plan, model)
-    baseline = start_model_baseline(plan, prompts, generator, folder / "baseline.json", display)
+    baseline = start_model_baseline(plan, model, prompts, generator, judge, folder / "baseline.json", display)
     prompts = [baseline.with_columns(p) for p in prompts] if baseline else prompts
     cursor = prompt_cursor(plan, prompts)
     inquiry = build_inquiry(plan, model, prompts, generator, judge)
@@ -295,28 +305,37 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         clock=clock,
         display=display,
         coefficients=Coefficients(plan.coefficients),
-        guards=Guards([Watched(g.plugin.key, g.plugin.bind(), g.frame.action) for g in plan.guards]),
+        guards=build_guards(plan.guards),
+        start_metrics=baseline.metrics if baseline else {},
     )
 
 
 def start_model_baseline(
-    plan: Plan, prompts: Sequence[Prompt], generator: Generator, path: Path, display: Display
+    plan: Plan,
+    model: Model,
+    prompts: Sequence[Prompt],
+    generator: Generator,
+    judge: Judge,
+    path: Path,
+    display: Display,
 ) -> Baseline | None:
     """Measured here, where the generator has the start model's weights, also when a run is resumed and goes farther."""
     settings = plan.config.epistemic
-    if not settings.baseline:
+    telemetry = text_telemetry(plan, model)
+    if not settings.baseline or telemetry is None:
         return None
-    known = load_baseline(path) if path.exists() else Baseline(settings.lexicon, {}, {})
+    known = load_baseline(path) if path.exists() else Baseline()
     ahead = prompt_cursor(plan, prompts)
     steps = plan.config.steps * max(plan.data.frame.dynamic_sampling, 1)
     visited = {p.id: p for _ in range(min(steps, len(prompts))) for p in ahead.next()}
-    missing = [prompt for name, prompt in visited.items() if name not in known.pooled]
+    missing = [prompt for name, prompt in visited.items() if name not in known.habits]
     if missing:
         display.phase("baseline")
         seed = step_seed(plan.config.seed, "baseline")
-        known = known.joined(
-            measure(generator, missing, samples=settings.baseline, lexicon=settings.lexicon, seed=seed)
-        )
+        sampling = dataclasses.replace(generator.sampling, group_size=settings.baseline)
+        groups = judge(generator.generate(missing, seed=seed, sampling=sampling))
+        found = telemetry.start(groups)
+        known = known.joined(dataclasses.replace(found, metrics=found.metrics | rollout_metrics(groups)))
         known.save(path)
     return known
 

@@ -117,7 +117,15 @@ class TermFrame(Weighted):
 
 @dataclass
 class GuardFrame:
-    action: str = opt("warn", "`warn`, `freeze_teacher` (a moving teacher stays as it is) or `stop` (saves first)")
+    action: str = opt(
+        "warn",
+        "`warn`, `lower` (see `lowers`), `freeze_teacher` (a moving teacher stays as it is) or `stop` (saves first)",
+    )
+    lowers: str | None = opt(
+        None,
+        "key of the number that the action `lower` changes: a weight, e.g. `objective[0].weight`, or a scheduled option",
+    )
+    factor: float = opt(0.5, "what that number is multiplied by, for the rest of the run, each time the guard speaks")
 
 
 GUARDS = [
@@ -125,9 +133,17 @@ GUARDS = [
     {"name": "falls", "metric": "policy/entropy", "share": 0.3},
     {"name": "falls", "metric": "epistemic/A/rate_per_1k", "share": 0.3},
     {"name": "falls", "metric": "credit/nonzero", "share": 0.3},
+    {"name": "falls", "metric": "group/any_right", "share": 0.5},
     {"name": "rises", "metric": "rollout/truncated", "by": 0.3},
+    {"name": "rises", "metric": "audit/repetition", "by": 0.2},
+    {"name": "rises", "metric": "audit/A/vacuous", "by": 0.3},
+    {"name": "rises", "metric": "audit/A/after_answer", "by": 0.2},
+    {"name": "rises", "metric": "audit/A/crowded", "by": 0.3},
+    {"name": "rises", "metric": "audit/A/carrier", "by": 0.3},
+    {"name": "rises", "metric": "audit/A/lead", "by": 0.7},
+    {"name": "rises", "metric": "epistemic/A/probability", "by": 0.25},
 ]
-"""What every run is watched for unless it says otherwise."""
+"""What every run is watched for unless it says otherwise: first collapse, then markers said for their own sake."""
 
 
 @dataclass
@@ -150,7 +166,7 @@ class EpistemicConfig:
     baseline: int = opt(
         0,
         "rollouts of the start model for each problem that will be trained on, before the first step: gives rewards the columns "
-        "`start_rate` and `start_std`, and the log `suppression`; 0: none",
+        "`start_rate` and `start_std`, the log `suppression` and a step 0, and guards what to compare with; 0: none",
     )
 
 

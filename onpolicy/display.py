@@ -125,19 +125,20 @@ def closing_table(first: Metrics, last: Metrics) -> Table:
 
 
 def evaluation_table(metrics: Metrics) -> Table:
-    """One row a set."""
+    """A column for each set."""
     sets = list(dict.fromkeys(name.split("/")[1] for name in metrics))
-    heads = [name.removeprefix(f"eval/{sets[0]}/") for name in metrics if name.startswith(f"eval/{sets[0]}/")]
-    heads = [head for head in heads if not head.endswith(("/low", "/high"))]
+    rows = dict.fromkeys(name.split("/", 2)[2] for name in metrics if not name.endswith(("/low", "/high")))
     table = Table(title="evaluation", title_justify="left")
-    for head in ("set", *heads):
-        table.add_column(head, justify="left" if head == "set" else "right")
+    table.add_column("measure")
     for name in sets:
-        cells = []
-        for head in heads:
-            cell = f"{metrics[f'eval/{name}/{head}']:.4g}"
-            if f"eval/{name}/{head}/low" in metrics:
-                cell += f" ({metrics[f'eval/{name}/{head}/low']:.3f} to {metrics[f'eval/{name}/{head}/high']:.3f})"
-            cells.append(cell)
-        table.add_row(name, *cells)
+        table.add_column(name, justify="right")
+    for row in rows:
+        table.add_row(row, *(_measured(metrics, f"eval/{name}/{row}") for name in sets))
     return table
+
+
+def _measured(metrics: Metrics, name: str) -> str:
+    if name not in metrics:
+        return "–"
+    bounds = f" ({metrics[f'{name}/low']:.3f} to {metrics[f'{name}/high']:.3f})" if f"{name}/low" in metrics else ""
+    return f"{metrics[name]:.4g}{bounds}"

@@ -10,10 +10,12 @@ from math import comb
 from pathlib import Path
 from statistics import fmean
 
+from onpolicy.epistemic.telemetry import TextTelemetry
+from onpolicy.intervals import interval
 from onpolicy.protocols import Generator
 from onpolicy.routing import RIGHT
 from onpolicy.sampling import Sampling
-from onpolicy.scoring import FinalPart, Reward, score_group
+from onpolicy.scoring import FinalPart, JudgedGroup, Reward, score_group
 from onpolicy.types import Metrics, Prompt, RolloutGroup
 
 
@@ -37,24 +39,6 @@ def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> bo
         return False
     winner = votes.most_common(1)[0][0]
     return right[list(answers).index(winner)]
-
-
-def interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the mean over problems (percentile, 2,000 resamples)."""
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    if len(set(values)) < 2:
-        return values[0], values[0]
-    result = bootstrap(
-        (np.asarray(values),),
-        np.mean,
-        confidence_level=level,
-        n_resamples=2000,
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(result.low), float(result.high)
 
 
 @dataclass(frozen=True)
@@ -84,6 +68,7 @@ class Evaluator:
     final_part: FinalPart
     extract: Callable[[str], str | None]
     seed: int
+    telemetry: TextTelemetry | None = None
 
     def __call__(self, folder: Path) -> Metrics:
         """Metrics ``eval/<set>/<what>``; every sample goes to ``<folder>/<set>.jsonl``."""
@@ -91,22 +76,28 @@ class Evaluator:
         folder.mkdir(parents=True, exist_ok=True)
         for name, prompts in self.sets.items():
             groups = self.generator.generate(prompts, seed=self.seed, sampling=self.sampling)
-            results = [self._grade(group) for group in groups]
+            judged = [self._judged(group) for group in groups]
+            results = [self._graded(group) for group in judged]
             (folder / f"{name}.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in results))
-            metrics |= {f"eval/{name}/{what}": value for what, value in summary(results, self.k).items()}
+            found = summary(results, self.k) | (self.telemetry.brief(judged) if self.telemetry else {})
+            metrics |= {f"eval/{name}/{what}": value for what, value in found.items()}
         return metrics
 
-    def _grade(self, group: RolloutGroup) -> ProblemResult:
+    def _judged(self, group: RolloutGroup) -> JudgedGroup:
         # weight 1: `right` looks at the reward itself, whatever its share in training
         scored = score_group(group, [replace(self.reward, weight=1.0)], self.final_part)
+        return JudgedGroup(group, tuple(scored), tuple(s.total for s in scored))
+
+    def _graded(self, judged: JudgedGroup) -> ProblemResult:
+        rollouts = judged.group.rollouts
         return ProblemResult(
-            id=group.prompt.id,
-            rewards=[s.total for s in scored],
-            right=[s.total >= RIGHT for s in scored],
-            answers=[self.extract(r.text) for r in group.rollouts],
-            lengths=[len(r.completion_ids) for r in group.rollouts],
-            truncated=[r.finish_reason == "length" for r in group.rollouts],
-            completions=[r.text for r in group.rollouts],
+            id=judged.group.prompt.id,
+            rewards=list(judged.scores),
+            right=[score >= RIGHT for score in judged.scores],
+            answers=[self.extract(r.text) for r in rollouts],
+            lengths=[len(r.completion_ids) for r in rollouts],
+            truncated=[r.finish_reason == "length" for r in rollouts],
+            completions=[r.text for r in rollouts],
         )
 
 

@@ -1,8 +1,9 @@
 """Collapse seen early: ``(step, metrics, memory, *, options) -> reason or None``, asked after every step.
 
-A guard compares a metric with its own first values, so it needs no threshold of yours. What happens then is its ``action``:
-``warn`` says so, ``freeze_teacher`` stops a moving teacher, ``stop`` saves and ends the run. To lower a coefficient instead, let
-the schedule ``schmitt_gate`` stand for it.
+A guard compares a metric with the start model's, where step 0 logs it (``epistemic.baseline``, evaluation), else with its own first
+values, so it needs no threshold of yours. What happens then is its ``action``: ``warn`` says so, ``lower`` multiplies the number
+under ``lowers`` by ``factor``, ``freeze_teacher`` stops a moving teacher, ``stop`` saves and ends the run. To raise the number
+again once the metric is back, let the schedule ``schmitt_gate`` stand for it instead.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+
+from onpolicy.config import GuardFrame
 
 Guard = Callable[[int, Mapping[str, float], dict[str, Any]], str | None]
 
@@ -24,7 +27,7 @@ def falls(
         share: of the mean over the warm-up
         warmup: steps that make the mean
     """
-    level = _level(metrics, memory, metric, warmup)
+    level = _level(step, metrics, memory, metric, warmup)
     if level is None or metrics[metric] >= share * level:
         return None
     return f"{metric} fell from {level:.3g} to {metrics[metric]:.3g}, below {share:.0%} of where it began"
@@ -40,22 +43,24 @@ def rises(
         by: in the metric's own unit
         warmup: steps that make the mean
     """
-    level = _level(metrics, memory, metric, warmup)
+    level = _level(step, metrics, memory, metric, warmup)
     if level is None or metrics[metric] <= level + by:
         return None
     return f"{metric} rose from {level:.3g} to {metrics[metric]:.3g}, by more than {by:g}"
 
 
-def _level(metrics: Mapping[str, float], memory: dict[str, Any], metric: str, warmup: int) -> float | None:
-    """The warm-up mean, once it is known and the metric is there."""
+def _level(step: int, metrics: Mapping[str, float], memory: dict[str, Any], metric: str, warmup: int) -> float | None:
+    """The start model's value, or the warm-up mean, once it is known and the metric is there."""
     if metric not in metrics:
         return None
     seen = memory.get("seen", 0)
-    if seen < warmup:
+    if step == 0:
+        memory |= {"level": metrics[metric], "seen": warmup}
+    elif seen < warmup:
         memory["level"] = (memory.get("level", 0.0) * seen + metrics[metric]) / (seen + 1)
         memory["seen"] = seen + 1
         return None
-    return float(memory["level"])
+    return float(memory["level"]) if step else None
 
 
 @dataclass
@@ -64,16 +69,9 @@ class Watched:
 
     key: str
     function: Guard
-    action: str
+    frame: GuardFrame
+    """What happens when it speaks."""
     memory: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Alarm:
-    """A guard that has something to say."""
-
-    reason: str
-    action: str
 
 
 @dataclass(frozen=True)
@@ -82,13 +80,13 @@ class Guards:
 
     items: Sequence[Watched]
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> list[Alarm]:
-        """New alarms only: a guard that goes on complaining is heard once, until it has been quiet again."""
+    def __call__(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardFrame]]:
+        """Reasons of new alarms, and what is to be done: a guard that goes on complaining is heard once, until it has been quiet again."""
         alarms = []
         for guard in self.items:
             reason = guard.function(step, metrics, guard.memory)
             if reason and not guard.memory.get("said"):
-                alarms.append(Alarm(reason, guard.action))
+                alarms.append((reason, guard.frame))
             guard.memory["said"] = bool(reason)
         return alarms
 

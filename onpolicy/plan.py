@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,16 +79,17 @@ def plan(config: Config) -> Plan:
             lexicon.add(name, words)
         except ValueError as error:
             raise ConfigError(f"lexicons.{name}: {error}") from None
+    lowered = [str(spec["lowers"]) for spec in config.guards if isinstance(spec, Mapping) and spec.get("lowers")]
     result = Plan(
         config=config,
         data=section("data", config.data, "data"),
         generator=section("generator", config.generator, "generator"),
-        rewards=tuple(section("reward", spec, f"rewards[{i}]") for i, spec in enumerate(config.rewards)),
+        rewards=tuple(section("reward", s, f"rewards[{i}]", lowered=lowered) for i, s in enumerate(config.rewards)),
         contexts={view: resolve("context", spec, f"contexts.{view}") for view, spec in config.contexts.items()},
         spans={name: resolve("span", spec, f"spans.{name}") for name, spec in config.spans.items()},
         teacher=resolve("teacher", config.teacher, "teacher"),
         credit=resolve("credit", config.credit, "credit"),
-        objective=tuple(_term(spec, f"objective[{i}]") for i, spec in enumerate(config.objective)),
+        objective=tuple(_term(spec, f"objective[{i}]", lowered) for i, spec in enumerate(config.objective)),
         trainer=section("trainer", config.trainer, "trainer"),
         guards=tuple(section("guard", spec, f"guards[{i}]") for i, spec in enumerate(config.guards)),
         trackers=tuple(resolve("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)),
@@ -101,8 +102,12 @@ def plan(config: Config) -> Plan:
     return result
 
 
-def section(kind: str, spec: Any, key: str, frame: type | None = None) -> Section:
-    """Splits a section into the fields of its frame and the plug-in's options, and checks both."""
+def section(kind: str, spec: Any, key: str, frame: type | None = None, lowered: Sequence[str] = ()) -> Section:
+    """Splits a section into the fields of its frame and the plug-in's options, and checks both.
+
+    Args:
+        lowered: keys of numbers that a guard may lower
+    """
     frame = frame or FRAMES[kind]
     if isinstance(spec, str):
         return Section(plugin=resolve(kind, spec, key, supplied=SUPPLIED.get(kind, ())), frame=frame())
@@ -118,6 +123,9 @@ def section(kind: str, spec: Any, key: str, frame: type | None = None) -> Sectio
         raise ConfigError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # a frame's own check of its values
         raise ConfigError(str(error)) from error
+    for name in SCHEDULED:
+        if f"{key}.{name}" in lowered and name not in scheduled:
+            scheduled[name] = coefficient({"name": "constant", "value": getattr(merged, name)}, f"{key}.{name}")
     merged = dataclasses.replace(merged, **scheduled)  # type: ignore[arg-type, type-var]
     rest = {k: v for k, v in spec.items() if k not in names}
     try:
@@ -131,8 +139,8 @@ def section(kind: str, spec: Any, key: str, frame: type | None = None) -> Sectio
         raise
 
 
-def _term(spec: Any, key: str) -> Section:
-    found = section("term", spec, key)
+def _term(spec: Any, key: str, lowered: Sequence[str]) -> Section:
+    found = section("term", spec, key, lowered=lowered)
     route = resolve("route", found.frame.route, f"{key}.route").bind()
     return Section(found.plugin, dataclasses.replace(found.frame, route=route))
 
@@ -174,7 +182,9 @@ def _check_values(config: Config, result: Plan) -> None:
         for name in names:
             _one_of(key, name, lexicon.LEXICONS)
     for guard in result.guards:
-        _one_of(f"{guard.plugin.key}.action", guard.frame.action, ("warn", "freeze_teacher", "stop"))
+        _one_of(f"{guard.plugin.key}.action", guard.frame.action, ("warn", "lower", "freeze_teacher", "stop"))
+        if guard.frame.action == "lower" or guard.frame.lowers:
+            _check_lowered(guard, result)
     for reward in result.rewards:
         _one_of(f"{reward.plugin.key}.when", reward.frame.when, ("always", "correct", "wrong"))
     for term in result.objective:
@@ -182,6 +192,19 @@ def _check_values(config: Config, result: Plan) -> None:
     for k in config.eval.k:
         if not 1 <= k <= config.eval.samples:
             raise ConfigError(f"eval.k: got {k}, wanted 1 to eval.samples = {config.eval.samples}.")
+
+
+def _check_lowered(guard: Section, result: Plan) -> None:
+    if guard.frame.action != "lower":
+        raise ConfigError(
+            f"{guard.plugin.key}.lowers: has no effect with action={guard.frame.action}; set action=lower."
+        )
+    weights = [f"{s.plugin.key}.weight" for s in (*result.rewards, *result.objective)]
+    _one_of(
+        f"{guard.plugin.key}.lowers",
+        str(guard.frame.lowers),
+        dict.fromkeys([*weights, *(c.key for c in result.coefficients)]),
+    )
 
 
 def _one_of(key: str, value: str, choices: Iterable[str]) -> None:

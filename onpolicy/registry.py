@@ -143,6 +143,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "quoted_by_model": "onpolicy.spans:quoted_by_model",
     },
     "schedule": {
+        "constant": "onpolicy.schedule:constant",
         "linear": "onpolicy.schedule:linear",
         "trapezoid": "onpolicy.schedule:trapezoid",
         "phases": "onpolicy.schedule:phases",

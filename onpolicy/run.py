@@ -53,6 +53,8 @@ class Run:
     display: Display
     coefficients: Coefficients
     guards: Guards
+    start_metrics: Metrics = field(default_factory=dict)
+    """What is known of the start model before the first step."""
     step: int = 0
     """Optimizer steps done."""
     history: dict[str, Metrics] = field(default_factory=dict)
@@ -65,7 +67,7 @@ class Run:
         """Steps still to do; ends early, after a save, when the user asks."""
         with on_interrupt(self._ask_to_stop):
             if self.step == 0:
-                self.log(0, self.evaluate_if_due(0), [])
+                self.log(0, self.start_metrics | self.evaluate_if_due(0), [])
             for step in range(self.step + 1, self.config.steps + 1):
                 self.display.start_step(step)
                 self.coefficients.set(step, self.history.get("last", {}))
@@ -103,12 +105,15 @@ class Run:
         self.display.finish_step(step, everything)
 
     def _guard(self, step: int, metrics: Metrics) -> None:
-        for alarm in self.guards(step, metrics) if step else ():
-            self.display.note(f"step {step}: {alarm.reason}" + ("" if alarm.action == "warn" else f" [{alarm.action}]"))
-            if alarm.action == "stop":
+        for reason, frame in self.guards(step, metrics):
+            what = f"{frame.action} {frame.lowers}" if frame.action == "lower" else frame.action
+            self.display.note(f"step {step}: {reason}" + ("" if frame.action == "warn" else f" [{what}]"))
+            if frame.action == "stop":
                 self._stop = True
-            elif alarm.action == "freeze_teacher":
+            elif frame.action == "freeze_teacher":
                 self.trainer.freeze_teacher()
+            elif frame.action == "lower":
+                self.coefficients.lower(frame.lowers, frame.factor)
 
     def _keep_tokens(self, step: int, examples: Sequence[Example]) -> None:
         """Of one rollout that a teacher sees, if there is one; scored with the weights that the step left behind."""

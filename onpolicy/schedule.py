@@ -24,6 +24,15 @@ class ScheduleError(ValueError):
     """A schedule that cannot be followed; names its key."""
 
 
+def constant(step: int, metrics: Metrics, memory: dict[str, Any], *, value: float) -> float:
+    """The same number all the time, until a guard lowers it.
+
+    Args:
+        value: the number
+    """
+    return value
+
+
 def linear(
     step: int, metrics: Metrics, memory: dict[str, Any], *, initial: float, final: float, end: int, begin: int = 0
 ) -> float:
@@ -136,6 +145,8 @@ class Coefficient:
     schedule: Schedule
     memory: dict[str, Any] = field(default_factory=dict)
     value: float = 0.0
+    scale: float = 1.0
+    """What a guard made of it."""
 
     def __post_init__(self) -> None:
         self.set(1, {})
@@ -146,7 +157,7 @@ class Coefficient:
     def set(self, step: int, metrics: Metrics) -> None:
         """Raises ScheduleError if the schedule reads a metric that no step has logged."""
         try:
-            self.value = float(self.schedule(step, metrics, self.memory))
+            self.value = self.scale * float(self.schedule(step, metrics, self.memory))
         except KeyError as error:
             raise ScheduleError(
                 f"{self.key}: reads the metric {error.args[0]!r}, which no step has logged; there are: {', '.join(sorted(metrics))}"
@@ -181,13 +192,21 @@ class Coefficients:
         for coefficient in self.items:
             coefficient.set(step, metrics)
 
+    def lower(self, key: str | None, factor: float) -> None:
+        """Multiplies the number under a key, from the next step on."""
+        for coefficient in self.items:
+            if coefficient.key == key:
+                coefficient.scale *= factor
+
     def metrics(self) -> dict[str, float]:
         return {f"schedule/{c.key}": c.value for c in self.items}
 
     def state(self) -> dict[str, Any]:
-        return {c.key: dict(c.memory) for c in self.items}
+        return {c.key: {"memory": dict(c.memory), "scale": c.scale} for c in self.items}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         for coefficient in self.items:
             coefficient.memory.clear()
-            coefficient.memory.update(state.get(coefficient.key, {}))
+            if coefficient.key in state:
+                coefficient.memory.update(state[coefficient.key]["memory"])
+                coefficient.scale = state[coefficient.key]["scale"]

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from onpolicy.evaluate import Evaluator, interval, maj_at_k, pass_at_k
+from onpolicy.evaluate import Evaluator, maj_at_k, pass_at_k
+from onpolicy.intervals import interval
 from onpolicy.sampling import Sampling
 from onpolicy.scoring import Reward
 from onpolicy.types import Prompt, Rollout, RolloutGroup

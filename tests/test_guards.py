@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
+from onpolicy.config import GuardFrame
 from onpolicy.guards import Guards, Watched, falls, rises
 from tests.runs import metrics, run_here, write_config
 
 
 def said(guard: Any, values: list[float | None]) -> list[bool]:
-    guards = Guards([Watched("g", guard, "warn")])
+    guards = Guards([Watched("g", guard, GuardFrame())])
     return [bool(guards(step, {} if v is None else {"m": v})) for step, v in enumerate(values, start=1)]
 
 
@@ -33,10 +34,15 @@ def test_a_rise() -> None:
 
 
 def test_the_reason_has_both_numbers() -> None:
-    guards = Guards([Watched("g", partial(falls, metric="m", warmup=1), "stop")])
+    guards = Guards([Watched("g", partial(falls, metric="m", warmup=1), GuardFrame("stop"))])
     guards(1, {"m": 10.0})
-    (alarm,) = guards(2, {"m": 2.5})
-    assert alarm.reason == "m fell from 10 to 2.5, below 40% of where it began" and alarm.action == "stop"
+    ((reason, frame),) = guards(2, {"m": 2.5})
+    assert reason == "m fell from 10 to 2.5, below 40% of where it began" and frame.action == "stop"
+
+
+def test_the_start_model_is_what_counts_where_it_is_known() -> None:
+    guards = Guards([Watched("g", partial(rises, metric="m", by=1.0), GuardFrame())])
+    assert not guards(0, {"m": 1.0}) and not guards(1, {"m": 1.9}) and guards(2, {"m": 2.1}), "no warm-up behind step 0"
 
 
 GUARD = {"name": "rises", "metric": "rollout/tokens", "by": -1e9, "warmup": 1}
@@ -63,3 +69,41 @@ def test_a_guard_freezes_a_moving_teacher_for_good(tmp_path: Path) -> None:
     assert run_here(freeze, f"run_dir={tmp_path / 'moving'}", "steps=5", "guards=[]") == 0
     whole, moving = metrics(tmp_path / "whole"), metrics(tmp_path / "moving")
     assert whole[2]["train/loss"] == moving[2]["train/loss"] and whole[3]["train/loss"] != moving[3]["train/loss"]
+
+
+LOWER = {**GUARD, "action": "lower", "lowers": "objective[1].weight", "factor": 0.25}
+
+
+def test_a_guard_lowers_a_weight_for_good(tmp_path: Path) -> None:
+    config = write_config(tmp_path, guards=[LOWER])
+    assert run_here(config, f"run_dir={tmp_path / 'whole'}", "steps=5") == 0
+    assert run_here(config, f"run_dir={tmp_path / 'parts'}", "steps=3") == 0
+    assert run_here(config, f"run_dir={tmp_path / 'parts'}", "steps=5") == 0
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    weights = [row["schedule/objective[1].weight"] for row in metrics(tmp_path / "whole")]
+    assert weights == [0.1, 0.1, 0.025, 0.025, 0.025], "spoke after the second step"
+
+
+def test_a_guard_lowers_what_a_schedule_gives(tmp_path: Path) -> None:
+    schedule = {"name": "linear", "initial": 1.0, "final": 0.0, "begin": 1, "end": 5}
+    terms = [{"name": "distill", "divergence": "forward_kl", "weight": schedule}]
+    config = write_config(tmp_path, objective=terms, guards=[{**LOWER, "lowers": "objective[0].weight"}])
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=4") == 0
+    weights = [row["schedule/objective[0].weight"] for row in metrics(tmp_path / "run")]
+    assert weights == pytest.approx([1.0, 0.75, 0.125, 0.0625])
+
+
+@pytest.mark.parametrize(
+    ("guard", "message"),
+    [
+        ({**LOWER, "lowers": "objective[2].weight"}, "guards[0].lowers: got 'objective[2].weight', wanted one of"),
+        ({**LOWER, "lowers": None}, "guards[0].lowers: got 'None', wanted one of rewards[0].weight"),
+        ({**LOWER, "action": "warn"}, "guards[0].lowers: has no effect with action=warn"),
+        ({**GUARD, "action": "pray"}, "guards[0].action: got 'pray', wanted one of warn, lower, freeze_teacher, stop"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    tmp_path: Path, guard: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(write_config(tmp_path, guards=[guard])) == 2
+    assert message in capsys.readouterr().err

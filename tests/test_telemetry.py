@@ -12,14 +12,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from onpolicy.epistemic.baseline import Baseline
-from onpolicy.epistemic.text import MarkerRates
+from onpolicy.epistemic.baseline import Baseline, Habit
+from onpolicy.epistemic.marked import Marked, mark
+from onpolicy.epistemic.suppression import mantel_haenszel, suppression
+from onpolicy.epistemic.text import marker_rates
 from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference, span_name
+from onpolicy.scoring import JudgedGroup, Scored
 from onpolicy.thinking import split_thinking
-from onpolicy.types import Example, LossInputs, Prompt, Rollout, TeacherScores
+from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores
 from rewards.lexicon import LEXICONS, count
 from tests.runs import metrics, run_here, write_config
 from tests.test_teaching import distill_term, trainer
@@ -33,24 +37,25 @@ TEXTS = (
 )
 
 
-def example(text: str, tokens: int, group: int = 0) -> Example:
-    rollout = Rollout(
+def rollout(text: str, tokens: int) -> Rollout:
+    return Rollout(
         prompt_ids=(5,), completion_ids=(6,) * tokens, rollout_logprobs=(-1.0,) * tokens, text=text, finish_reason="stop", policy_version=0
     )  # fmt: skip
-    prompt = Prompt(id="p", messages=({"role": "user", "content": "q"},))
-    return Example(
-        rollout=rollout,
-        prompt=prompt,
-        group_id=group,
-        reward=0.0,
-        reward_parts={},
-        advantage=0.0,
-        teacher_prompt_ids={},
-    )
 
 
-def rates(examples: list[Example], scores: list[float]) -> dict[str, float]:
-    return MarkerRates(["A", "B"], lambda text: split_thinking(text, opened=True))(examples, scores)
+def marked(*groups: list[tuple[str, int, float]], lexicons: tuple[str, ...] = ("A", "B")) -> list[Marked]:
+    """Rollouts of several problems, each given by its text, its tokens and its score."""
+    judged = []
+    for number, rows in enumerate(groups):
+        prompt = Prompt(id=f"p{number}", messages=({"role": "user", "content": "q"},))
+        group = RolloutGroup(prompt=prompt, rollouts=tuple(rollout(text, tokens) for text, tokens, _ in rows))
+        scored = tuple(Scored(score, 0.0, {}) for *_, score in rows)
+        judged.append(JudgedGroup(group, scored, tuple(score for *_, score in rows)))
+    return mark(judged, lexicons, lambda text: split_thinking(text, opened=True))
+
+
+def rates(*groups: list[tuple[str, int, float]]) -> dict[str, float]:
+    return marker_rates(marked(*groups), ["A", "B"])
 
 
 def test_the_papers_counter_is_its_three_lines() -> None:
@@ -58,14 +63,14 @@ def test_the_papers_counter_is_its_three_lines() -> None:
         lowered = text.lower()
         expected = sum(lowered.count(word) for word in LEXICONS["seed10"])
         assert sum(count(text, "seed10", "paper").values()) == expected
-    found = rates([example(t, 10) for t in TEXTS], [1.0] * 4)
+    found = rates([(t, 10, 1.0) for t in TEXTS])
     assert found["epistemic/seed10/paper_count"] == pytest.approx((3 + 4 + 6 + 0) / 4)
 
 
 def test_rates_by_hand() -> None:
     # two markers of A, since wait wait is one; the second rollout never stops thinking
     first, second = "wait wait so 4" + " hmm  </think>" + "." * 27 + "4", "no doubt about this at all"
-    found = rates([example(first, 100), example(second, 300)], [1.0, 0.0])
+    found = rates([(first, 100, 1.0), (second, 300, 0.0)])
     a = {k.removeprefix("epistemic/A/"): v for k, v in found.items() if k.startswith("epistemic/A/")}
     assert a["rate_per_1k"] == pytest.approx(1000 * 2 / 400) and a["rate_per_1k/by_response"] == pytest.approx(
         (20 + 0) / 2
@@ -83,12 +88,12 @@ def test_rates_by_hand() -> None:
 
 
 def test_easy_and_hard_problems() -> None:
-    group = [example("wait", 10, 0), example("no", 10, 0), example("hmm", 10, 1), example("hmm", 10, 1)]
-    found = rates(group, [1.0, 0.0, 0.0, 0.0])
-    assert found["epistemic/A/rate_per_1k/easy"] == pytest.approx(50.0) and found[
-        "epistemic/A/rate_per_1k/hard"
-    ] == pytest.approx(100.0)
-    assert "epistemic/A/rate_per_1k/easy" not in rates(group[2:], [0.0, 0.0]) and rates([], []) == {}
+    half, none = [("wait", 10, 1.0), ("no", 10, 0.0)], [("hmm", 10, 0.0), ("hmm", 10, 0.0)]
+    found = rates(half, none)
+    assert found["epistemic/A/rate_per_1k/medium"] == pytest.approx(50.0)
+    assert found["epistemic/A/rate_per_1k/hard"] == pytest.approx(100.0)
+    assert "epistemic/A/rate_per_1k/easy" not in found and rates() == {}
+    assert "epistemic/A/rate_per_1k/medium" not in rates(none)
 
 
 def row(*values: float) -> torch.Tensor:
@@ -206,15 +211,34 @@ def test_a_run_logs_it_resumes_with_it_and_can_leave_it_out(tmp_path: Path) -> N
 
 
 def test_suppression_by_hand() -> None:
-    baseline = Baseline("A", paid={"p": [0.0, 10.0]}, pooled={"p": 9.5})
-    found = baseline.suppression([example("wait", 100), example("no", 100)])
-    assert (
-        found["epistemic/A/suppression"] == pytest.approx(math.log(5.5 / 10.0))
-        and found["epistemic/A/suppression/problems"] == 1.0
-    )
-    prompt = baseline.with_columns(example("", 1).prompt)
+    start = Habit(tokens=[100, 100], right=[True, False], paid=[0, 1], markers={"A": [0, 1], "B": [1, 3]})
+    now = marked([("wait", 100, 1.0), ("no", 100, 0.0)], [("wait", 100, 1.0)])
+    found = suppression(now, {"p0": start}, ("A", "B"), "A")
+    assert found["epistemic/A/suppression"] == 0.0 and found["epistemic/A/suppression/problems"] == 1.0
+    assert found["epistemic/B/suppression"] == pytest.approx(math.log(0.5 / 20.5))
+    assert found["audit/A/lead"] == pytest.approx(-math.log(0.5 / 20.5)), "doubt that stays while the held-out words go"
+    prompt = Baseline({"p0": start}).with_columns(now[0].prompt)
     assert prompt.fields["start_rate"] == 5.0 and prompt.fields["start_std"] == 5.0
-    assert baseline.suppression([]) == {}
+    assert suppression(now, {}, ("A",), "A") == {}
+
+
+def test_length_alone_does_not_suppress() -> None:
+    # short answers have no marker and long ones have; the model now gives short ones more often, with the same habit at each length
+    start = Habit(tokens=[100, 1000], right=[True, True], paid=[0, 0], markers={"A": [0, 10]})
+    long = ("wait . " + "so ") * 10
+    now = marked([("so", 100, 1.0), ("so", 100, 1.0), ("so", 100, 1.0), (long, 1000, 1.0)], lexicons=("A",))
+    found = suppression(now, {"p0": start}, ("A",), "A")
+    assert found["epistemic/A/suppression"] < -0.1 and found["epistemic/A/suppression/at_length"] == pytest.approx(
+        0.0, abs=1e-9
+    )
+
+
+def test_mantel_haenszel_by_hand() -> None:
+    # strata with 4 and 2 markers in 1,000 and 3,000 tokens, against 1 and 0 in 1,000 tokens; .5 per 1,000 added
+    table = np.array([[4.0, 1000, 1, 1000], [2.0, 3000, 0, 1000], [9.0, 10, 0, 0]])
+    ratio = (4.5 * 1000 / 2000 + 3.5 * 1000 / 4000) / (1.5 * 1000 / 2000 + 0.5 * 3000 / 4000)
+    assert mantel_haenszel(table) == pytest.approx(math.log(ratio))
+    assert mantel_haenszel(table[2:]) is None
 
 
 def test_a_run_aims_at_the_start_models_own_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -228,7 +252,7 @@ def test_a_run_aims_at_the_start_models_own_rate(tmp_path: Path, capsys: pytest.
         assert run_here(config, f"run_dir={tmp_path / 'whole'}") == 0
         assert run_here(config, f"run_dir={tmp_path / 'parts'}", "steps=1") == 0
         assert run_here(config, f"run_dir={tmp_path / 'parts'}") == 0
-        assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole"), (
+        assert metrics(tmp_path / "parts")[1:] == metrics(tmp_path / "whole")[1:], (
             "measured with the start model's weights all the same"
         )
         assert run_here(config, f"run_dir={tmp_path / 'run'}", "epistemic.baseline=0") == 2
@@ -240,5 +264,7 @@ def test_a_run_aims_at_the_start_models_own_rate(tmp_path: Path, capsys: pytest.
         LEXICONS.pop("letters", None)
     assert all(
         "epistemic/letters/suppression/low" in r and -1 <= r["reward/target_rate"] <= 0
-        for r in metrics(tmp_path / "whole")
+        for r in metrics(tmp_path / "whole")[1:]
     )
+    start = metrics(tmp_path / "whole")[0]
+    assert start["step"] == 0 and {"epistemic/letters/rate_per_1k", "audit/repetition", "group/any_right"} <= set(start)

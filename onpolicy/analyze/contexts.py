@@ -11,9 +11,10 @@ from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any
 
-from onpolicy.epistemic.baseline import pooled_rate
-from onpolicy.evaluate import interval
+from onpolicy.epistemic.marked import Split, mark
+from onpolicy.epistemic.text import pooled_rate
 from onpolicy.inquiry import Inquiry
+from onpolicy.intervals import interval
 from onpolicy.protocols import Generator
 from onpolicy.scoring import Judge, JudgedGroup
 from onpolicy.types import Prompt
@@ -71,7 +72,8 @@ def compare_contexts(
         band: only problems whose unguided share of right answers lies within
     """
     unguided = [g for g in judge(generator.generate(prompts, seed=seed)) if band[0] <= _solved(g) <= band[1]]
-    rows = [_row(UNGUIDED, unguided, lexicons)] if unguided else []
+    split = inquiry.renderer.split_thinking
+    rows = [_row(UNGUIDED, unguided, lexicons, split)] if unguided else []
     for number, (name, context) in enumerate(contexts.items(), start=1):
         started: dict[Hashable, tuple[Prompt, Any]] = {
             (i, j): (judged.group.prompt, context(judged.group, j, judged.scores))
@@ -86,7 +88,7 @@ def compare_contexts(
                 prompt = judged.group.prompt
                 guided.append(replace(prompt, id=f"{prompt.id}@{name}", messages=tuple(messages)))
         if guided:
-            rows.append(_row(name, judge(generator.generate(guided, seed=seed + number)), lexicons))
+            rows.append(_row(name, judge(generator.generate(guided, seed=seed + number)), lexicons, split))
     return rows
 
 
@@ -94,20 +96,19 @@ def _solved(judged: JudgedGroup) -> float:
     return fmean(score >= 0.5 for score in judged.scores)
 
 
-def _row(name: str, groups: Sequence[JudgedGroup], lexicons: Sequence[str]) -> Row:
+def _row(name: str, groups: Sequence[JudgedGroup], lexicons: Sequence[str], split: Split) -> Row:
     rollouts = [g.group.rollouts for g in groups]
-    texts = [[(r.text, len(r.completion_ids)) for r in group] for group in rollouts]
+    problems = [mark([g], lexicons, split) for g in groups]
     return Row(
         context=name,
         problems=len(groups),
         samples=len(rollouts[0]),
         score=_measured([_solved(g) for g in groups]),
-        tokens=_measured([fmean(tokens for _, tokens in group) for group in texts]),
-        paper_count=_measured([fmean(sum(count(t, "seed10", "paper").values()) for t, _ in group) for group in texts]),
-        rates={
-            lexicon: _measured([pooled_rate(g.group.prompt, t, lexicon) for g, t in zip(groups, texts, strict=True)])
-            for lexicon in lexicons
-        },
+        tokens=_measured([fmean(m.tokens for m in group) for group in problems]),
+        paper_count=_measured(
+            [fmean(sum(count(m.text, "seed10", "paper").values()) for m in group) for group in problems]
+        ),
+        rates={lexicon: _measured([pooled_rate(group, lexicon) or 0.0 for group in problems]) for lexicon in lexicons},
         truncated=fmean(r.finish_reason == "length" for group in rollouts for r in group),
     )
 

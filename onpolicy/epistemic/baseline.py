@@ -3,95 +3,70 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from statistics import fmean, pstdev
 
-from onpolicy.evaluate import interval
-from onpolicy.protocols import Generator
-from onpolicy.types import Example, Metrics, Prompt, RolloutGroup
+from onpolicy.epistemic.marked import Marked
+from onpolicy.types import Metrics, Prompt
 from rewards.doubt import SPACING, paid, per_1k
-from rewards.lexicon import find
 
-EPSILON = 0.5
-"""Added to both rates before their logarithms are compared, markers per 1,000 tokens."""
+
+@dataclass(frozen=True)
+class Habit:
+    """The start model's answers to one problem; lists have one entry for each."""
+
+    tokens: list[int]
+    right: list[bool]
+    paid: list[int]
+    """Markers that count for rewards (``rewards.doubt.paid``) of the lexicon that is followed."""
+    markers: dict[str, list[int]]
+    """Lexicon -> markers, counted as telemetry does."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """The start model's rates by problem, markers of one lexicon per 1,000 tokens."""
+    """The start model by problem."""
 
-    lexicon: str
-    paid: Mapping[str, Sequence[float]]
-    """Of each rollout, counted as rewards do (``rewards.doubt.paid``)."""
-    pooled: Mapping[str, float]
-    """Of all rollouts of a problem together, counted as telemetry does."""
+    habits: Mapping[str, Habit] = field(default_factory=dict)
+    """By the prompt's id."""
+    metrics: Metrics = field(default_factory=dict)
+    """What telemetry says of the start model's first rollouts: step 0 of the log."""
 
     def with_columns(self, prompt: Prompt) -> Prompt:
-        """The prompt with ``start_rate`` and ``start_std``, if it was measured."""
-        rates = self.paid.get(prompt.id)
-        if rates is None:
+        """The prompt with ``start_rate`` and ``start_std``, the rewards' rate per 1,000 tokens, if it was measured."""
+        habit = self.habits.get(prompt.id)
+        if habit is None:
             return prompt
+        rates = [per_1k(n, tokens) for n, tokens in zip(habit.paid, habit.tokens, strict=True)]
         return replace(prompt, fields={**prompt.fields, "start_rate": fmean(rates), "start_std": pstdev(rates)})
 
-    def suppression(self, examples: Sequence[Example]) -> Metrics:
-        """S = mean over problems of log((rate + .5) / (start rate + .5)), with a bootstrap interval over problems; below 0: less doubt."""
-        groups: dict[str, list[Example]] = {}
-        for example in examples:
-            if example.prompt.id in self.pooled:
-                groups.setdefault(example.prompt.id, []).append(example)
-        if not groups:
-            return {}
-        changes = []
-        for name, group in groups.items():
-            now = pooled_rate(
-                group[0].prompt, [(e.rollout.text, len(e.rollout.completion_ids)) for e in group], self.lexicon
-            )
-            changes.append(math.log((now + EPSILON) / (self.pooled[name] + EPSILON)))
-        low, high = interval(changes)
-        prefix = f"epistemic/{self.lexicon}/suppression"
-        return {
-            prefix: fmean(changes),
-            f"{prefix}/low": low,
-            f"{prefix}/high": high,
-            f"{prefix}/problems": float(len(changes)),
-        }
-
     def joined(self, other: Baseline) -> Baseline:
-        """This one and another of the same lexicon."""
-        return Baseline(self.lexicon, {**self.paid, **other.paid}, {**self.pooled, **other.pooled})
+        """This one and another; the first measurement is what step 0 shows."""
+        return Baseline({**self.habits, **other.habits}, self.metrics or other.metrics)
 
     def save(self, path: Path) -> None:
-        report = {"lexicon": self.lexicon, "paid": dict(self.paid), "pooled": dict(self.pooled)}
+        report = {"metrics": self.metrics, "habits": {name: asdict(habit) for name, habit in self.habits.items()}}
         path.write_text(json.dumps(report) + "\n")
 
 
 def load(path: Path) -> Baseline:
-    return Baseline(**json.loads(path.read_text()))
+    report = json.loads(path.read_text())
+    return Baseline({name: Habit(**habit) for name, habit in report["habits"].items()}, report["metrics"])
 
 
-def measure(generator: Generator, prompts: Sequence[Prompt], *, samples: int, lexicon: str, seed: int) -> Baseline:
-    """Samples each problem so often with the weights now in the generator."""
-    groups = generator.generate(prompts, seed=seed, sampling=replace(generator.sampling, group_size=samples))
-    return Baseline(
-        lexicon=lexicon,
-        paid={g.prompt.id: [_paid_rate(g, i, lexicon) for i in range(len(g.rollouts))] for g in groups},
-        pooled={
-            g.prompt.id: pooled_rate(g.prompt, [(r.text, len(r.completion_ids)) for r in g.rollouts], lexicon)
-            for g in groups
-        },
-    )
-
-
-def pooled_rate(prompt: Prompt, texts: Sequence[tuple[str, int]], lexicon: str) -> float:
-    """Markers per 1,000 tokens over several answers, given with their numbers of tokens."""
-    question = "\n".join(m["content"] for m in prompt.messages)
-    count = sum(len(find(text, lexicon, prompt=question, merge=True)) for text, _ in texts)
-    return per_1k(count, sum(tokens for _, tokens in texts))
-
-
-def _paid_rate(group: RolloutGroup, index: int, lexicon: str) -> float:
-    rollout = group.rollouts[index]
-    return per_1k(paid(rollout.text, list(group.prompt.messages), lexicon, SPACING), len(rollout.completion_ids))
+def habits(marked: Sequence[Marked], lexicon: str) -> dict[str, Habit]:
+    """Of the start model's rollouts; ``lexicon`` is the one that rewards pay for."""
+    problems: dict[str, list[Marked]] = {}
+    for m in marked:
+        problems.setdefault(m.prompt.id, []).append(m)
+    return {
+        name: Habit(
+            tokens=[m.tokens for m in group],
+            right=[m.right for m in group],
+            paid=[paid(m.text, list(m.prompt.messages), lexicon, SPACING) for m in group],
+            markers={name: [len(m.spans[name]) for m in group] for name in group[0].spans},
+        )
+        for name, group in problems.items()
+    }

@@ -1,0 +1,147 @@
+"""Is expressed doubt real? Signs of markers that are said for a reward, or out of habit, logged from the start.
+
+Each is a number to be compared with the start model's own (``epistemic.baseline``) or with the first steps', not with a threshold:
+genuine reasoning repeats itself too. The default ``guards`` speak up when one of them drifts.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean, pvariance
+
+from onpolicy.epistemic.marked import Marked
+from onpolicy.types import Metrics
+from rewards.doubt import SPACING, repetition
+
+LEAST = 5
+"""Fewer markers than this in a step say nothing about how they are used."""
+WINDOW = 60
+"""Words before and after a marker that are compared."""
+OVERLAP = 0.8
+"""Share of the pairs of words after a marker that stood before it too, from which nothing has changed."""
+CARRIER = 5
+"""Words behind a marker that make the phrase it is carried in."""
+LEAST_BYTES = 100
+"""Shorter texts do not compress in a way that says anything."""
+
+_WORD = re.compile(r"\w+")
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+
+
+def audit(marked: Sequence[Marked], lexicon: str) -> Metrics:
+    """``audit/...``; what has too little to be said about is absent.
+
+    - ``<lexicon>/vacuous``: share of markers after which nothing changes: up to the next marker, or for 60 words, no number that is
+      new, and 80 % of the pairs of words stood in the 60 words before
+    - ``<lexicon>/after_answer``: share of markers behind the last stated answer
+    - ``<lexicon>/first_word``: share of responses that begin with a marker
+    - ``<lexicon>/crowded``: share of markers fewer than 20 words behind another
+    - ``<lexicon>/gap_dispersion``: variance over mean of the words between neighbours; regular spacing lowers it, bursts raise it
+    - ``<lexicon>/carrier``: share of markers in the commonest phrase (marker and five words)
+    - ``<lexicon>/precision``, ``recall``: share of responses with a marker that are wrong; share of wrong ones that have a marker
+    - ``<lexicon>/dose_slope``: rise of the rate per 1,000 tokens from problems always solved to problems never solved, by least squares
+      over problems; habit is flat
+    - ``repetition``: share of runs of four words that occurred before; ``compression``: compressed size over size
+    """
+    uses = [use for m in marked for use in uses_of(m, lexicon)]
+    found = _responses(marked, lexicon)
+    if len(uses) >= LEAST:
+        found["vacuous"] = fmean(use.vacuous for use in uses)
+        found["after_answer"] = fmean(use.after_answer for use in uses)
+        found["crowded"] = fmean(use.gap is not None and use.gap < SPACING for use in uses)
+        found["carrier"] = Counter(use.phrase for use in uses).most_common(1)[0][1] / len(uses)
+    gaps = [use.gap for use in uses if use.gap is not None]
+    if len(gaps) >= LEAST:
+        found["gap_dispersion"] = pvariance(gaps) / max(fmean(gaps), 1.0)
+    metrics = {f"audit/{lexicon}/{name}": float(value) for name, value in found.items()}
+    if marked:
+        metrics["audit/repetition"] = fmean(-repetition(m.text) for m in marked)
+    sizes = [size for m in marked if (size := compression(m.text)) is not None]
+    return metrics | ({"audit/compression": fmean(sizes)} if sizes else {})
+
+
+@dataclass(frozen=True)
+class Use:
+    """One marker in its text."""
+
+    vacuous: bool
+    after_answer: bool
+    phrase: str
+    gap: int | None
+    """Words since the marker before; None for the first."""
+
+
+def uses_of(m: Marked, lexicon: str) -> list[Use]:
+    """Every marker of a rollout, in order."""
+    spans = m.spans[lexicon]
+    if not spans:
+        return []
+    words = list(_WORD.finditer(m.text))
+    starts = [w.start() for w in words]
+    places = [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]
+    ends = [first for first, _ in places[1:]] + [len(words)]
+    before = [None, *(last for _, last in places[:-1])]
+    return [
+        Use(
+            vacuous=_nothing_new(m.text, words[max(0, first - WINDOW) : first], words[last : min(last + WINDOW, end)]),
+            after_answer=start > m.final_at,
+            phrase=" ".join(w.group().casefold() for w in words[first : last + CARRIER]),
+            gap=None if previous is None else first - previous,
+        )
+        for (start, _), (first, last), end, previous in zip(spans, places, ends, before, strict=True)
+    ]
+
+
+def _nothing_new(text: str, before: Sequence[re.Match[str]], after: Sequence[re.Match[str]]) -> bool:
+    if len(after) < 2:
+        return True
+    numbers = set(_NUMBER.findall(text[after[0].start() : after[-1].end()]))
+    if numbers - set(_NUMBER.findall(text[: after[0].start()])):
+        return False
+    known, pairs = set(_pairs(before)), _pairs(after)
+    return sum(pair in known for pair in pairs) >= OVERLAP * len(pairs)
+
+
+def _pairs(words: Sequence[re.Match[str]]) -> list[tuple[str, str]]:
+    return list(pairwise(w.group().casefold() for w in words))
+
+
+def _responses(marked: Sequence[Marked], lexicon: str) -> dict[str, float]:
+    """What is asked of whole responses."""
+    if not marked:
+        return {}
+    doubting, wrong = [m for m in marked if m.spans[lexicon]], [m for m in marked if not m.right]
+    found = {"first_word": fmean(bool(m.spans[lexicon]) and begins_with_marker(m, lexicon) for m in marked)}
+    if doubting:
+        found["precision"] = fmean(not m.right for m in doubting)
+    if wrong:
+        found["recall"] = fmean(bool(m.spans[lexicon]) for m in wrong)
+    slope = dose_slope(marked, lexicon)
+    return found if slope is None else found | {"dose_slope": slope}
+
+
+def begins_with_marker(m: Marked, lexicon: str) -> bool:
+    return not _WORD.search(m.text[: m.spans[lexicon][0][0]])
+
+
+def dose_slope(marked: Sequence[Marked], lexicon: str) -> float | None:
+    """Least-squares slope of the problems' mean rates on their difficulty, 1 - share solved; None where all are equally hard."""
+    problems: dict[int, list[Marked]] = {}
+    for m in marked:
+        problems.setdefault(m.group, []).append(m)
+    points = [(1.0 - group[0].solved, fmean(m.rate(lexicon) for m in group)) for group in problems.values()]
+    x, y = fmean(p[0] for p in points), fmean(p[1] for p in points)
+    spread = sum((a - x) ** 2 for a, _ in points)
+    return sum((a - x) * (b - y) for a, b in points) / spread if spread else None
+
+
+def compression(text: str) -> float | None:
+    """Compressed size over size; None for a text too short to tell."""
+    raw = text.encode()
+    return len(zlib.compress(raw)) / len(raw) if len(raw) >= LEAST_BYTES else None

@@ -1,0 +1,101 @@
+"""Does confidence go with being right? Several readings of confidence, one scoreboard."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+from statistics import fmean
+
+from onpolicy.epistemic.marked import Marked
+from onpolicy.types import Metrics
+from rewards.calibration import stated_confidence
+from rewards.extract import extract_answer
+
+LEAST_IN_BIN, MOST_BINS = 20, 10
+
+
+def brier(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """Mean of (c - r)^2: 0 is perfect, .25 what saying one half earns."""
+    return fmean((c - r) ** 2 for c, r in zip(confidence, right, strict=True))
+
+
+def ece(confidence: Sequence[float], right: Sequence[bool]) -> float:
+    """sum_b n_b / n |share right in b - mean confidence in b| over bins of equal mass with 20 answers or more, at most 10 of them."""
+    pairs = sorted(zip(confidence, right, strict=True))
+    n = len(pairs)
+    bins = min(MOST_BINS, max(1, n // LEAST_IN_BIN))
+    edges = [n * b // bins for b in range(bins + 1)]
+    parts = [pairs[a:b] for a, b in pairwise(edges)]
+    return sum(len(p) / n * abs(fmean(r for _, r in p) - fmean(c for c, _ in p)) for p in parts)
+
+
+def auroc(confidence: Sequence[float], right: Sequence[bool]) -> float | None:
+    """Chance that a right answer has more confidence than a wrong one, ties counting half; None without both."""
+    from scipy.stats import rankdata
+
+    n_right = sum(right)
+    n_wrong = len(right) - n_right
+    if not n_right or not n_wrong:
+        return None
+    ranks = rankdata(confidence)
+    total = float(sum(rank for rank, r in zip(ranks, right, strict=True) if r))
+    return (total - n_right * (n_right + 1) / 2) / (n_right * n_wrong)
+
+
+def auroc_within(confidence: Sequence[float], right: Sequence[bool], problem: Sequence[int]) -> float | None:
+    """The same over pairs of answers to the same problem, so that easy problems do not make it look good."""
+    wins = pairs = 0.0
+    for group in set(problem):
+        rows = [(c, r) for c, r, p in zip(confidence, right, problem, strict=True) if p == group]
+        n = sum(r for _, r in rows) * sum(not r for _, r in rows)
+        within = auroc([c for c, _ in rows], [r for _, r in rows])
+        if within is not None:
+            wins, pairs = wins + n * within, pairs + n
+    return wins / pairs if pairs else None
+
+
+def scoreboard(marked: Sequence[Marked], lexicon: str) -> Metrics:
+    """``calibration/<reading>/...`` of the rollouts' confidence; what cannot be said is absent.
+
+    - ``stated``: in a ``<confidence>`` tag; ``agreement``: share of the problem's other rollouts with the same final answer. Both are
+      probabilities: ``brier``, ``ece``, ``gap`` (mean confidence less share right), ``share`` (of rollouts that have it)
+    - ``likelihood``: mean log-probability of a sampled token; ``silence``: the negative rate of the lexicon's markers. These only order
+      answers: ``auroc``, and ``auroc_within`` problems, as for the others
+    """
+    metrics: Metrics = {}
+    for name, readings, probability in (
+        ("stated", [stated_confidence(m.text) for m in marked], True),
+        ("agreement", _agreement(marked), True),
+        ("likelihood", [_likelihood(m) for m in marked], False),
+        ("silence", [-m.rate(lexicon) for m in marked], False),
+    ):
+        kept = [(c, m) for c, m in zip(readings, marked, strict=True) if c is not None]
+        if not kept:
+            continue
+        confidence, right = [c for c, _ in kept], [m.right for _, m in kept]
+        found: dict[str, float | None] = {
+            "auroc": auroc(confidence, right),
+            "auroc_within": auroc_within(confidence, right, [m.group for _, m in kept]),
+        }
+        if probability:
+            found |= {"brier": brier(confidence, right), "ece": ece(confidence, right), "share": len(kept) / len(marked),
+                      "gap": fmean(confidence) - fmean(right)}  # fmt: skip
+        metrics |= {f"calibration/{name}/{what}": value for what, value in found.items() if value is not None}
+    return metrics
+
+
+def _agreement(marked: Sequence[Marked]) -> list[float | None]:
+    answers = [extract_answer(m.text) for m in marked]
+    groups: dict[int, list[str | None]] = {}
+    for m, answer in zip(marked, answers, strict=True):
+        groups.setdefault(m.group, []).append(answer)
+    return [
+        None if answer is None or len(groups[m.group]) < 2 else (groups[m.group].count(answer) - 1) / (len(groups[m.group]) - 1)
+        for m, answer in zip(marked, answers, strict=True)
+    ]  # fmt: skip
+
+
+def _likelihood(m: Marked) -> float | None:
+    found = [p for p in m.rollout.rollout_logprobs if math.isfinite(p)]
+    return fmean(found) if found else None

@@ -1,0 +1,82 @@
+"""Rollouts with their markers found once, for everything that counts them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+from onpolicy.routing import RIGHT
+from onpolicy.scoring import JudgedGroup
+from onpolicy.thinking import ThinkingSplit
+from onpolicy.types import Prompt, Rollout
+from rewards.doubt import prompt_text
+from rewards.extract import stated_answers
+from rewards.lexicon import merged, occurrences
+
+Split = Callable[[str], ThinkingSplit]
+
+
+@dataclass(frozen=True)
+class Marked:
+    """One rollout and where its markers stand."""
+
+    prompt: Prompt
+    rollout: Rollout
+    group: int
+    """Index of its group."""
+    right: bool
+    solved: float
+    """Share of its problem's rollouts that are right."""
+    answer_at: int
+    """Character from which on the text is the answer; before it is thinking."""
+    final_at: int
+    """Character at which the last stated answer begins; the text's length where none is stated."""
+    spans: Mapping[str, Sequence[tuple[int, int]]]
+    """Lexicon -> where each marker stands, neighbours as one."""
+    words: Mapping[str, Counter[str]]
+    """Lexicon -> each of its markers by itself."""
+
+    @property
+    def text(self) -> str:
+        return self.rollout.text
+
+    @property
+    def tokens(self) -> int:
+        return len(self.rollout.completion_ids)
+
+    def rate(self, lexicon: str) -> float:
+        """Markers per 1,000 tokens."""
+        return 1000.0 * len(self.spans[lexicon]) / max(self.tokens, 1)
+
+    def share(self, start: int, end: int) -> float:
+        """Tokens of a part of the text, as its share of the characters."""
+        return self.tokens * (end - start) / max(len(self.text), 1)
+
+
+def mark(groups: Sequence[JudgedGroup], lexicons: Sequence[str], split: Split) -> list[Marked]:
+    """Every rollout of the groups, in order."""
+    return [
+        _marked(judged, index, number, lexicons, split)
+        for number, judged in enumerate(groups)
+        for index in range(len(judged.scores))
+    ]
+
+
+def _marked(judged: JudgedGroup, index: int, number: int, lexicons: Sequence[str], split: Split) -> Marked:
+    prompt, rollout = judged.group.prompt, judged.group.rollouts[index]
+    text, question = rollout.text, prompt_text(list(prompt.messages))
+    found = {name: occurrences(text, name, prompt=question) for name in lexicons}
+    stated = stated_answers(text)
+    return Marked(
+        prompt=prompt,
+        rollout=rollout,
+        group=number,
+        right=judged.scores[index] >= RIGHT,
+        solved=fmean(score >= RIGHT for score in judged.scores),
+        answer_at=len(text) - len(split(text).answer),
+        final_at=stated[-1][0] if stated else len(text),
+        spans={name: merged([(a, b) for a, b, _ in f], text) for name, f in found.items()},
+        words={name: Counter(word for _, _, word in f) for name, f in found.items()},
+    )

@@ -1,0 +1,49 @@
+"""Everything that is read off the text of a step's rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from onpolicy.epistemic.audit import audit
+from onpolicy.epistemic.baseline import Baseline, habits
+from onpolicy.epistemic.calibration import scoreboard
+from onpolicy.epistemic.marked import Split, mark
+from onpolicy.epistemic.suppression import suppression
+from onpolicy.epistemic.text import marker_rates, pooled_rate
+from onpolicy.scoring import JudgedGroup
+from onpolicy.types import Metrics
+
+
+@dataclass(frozen=True)
+class TextTelemetry:
+    """Rates, signs of gaming, calibration, and where the start model is known, suppression."""
+
+    lexicons: Sequence[str]
+    """Whose markers are counted."""
+    followed: str
+    """Whose use is audited."""
+    split: Split
+    """Text -> thinking and answer."""
+    baseline: Baseline | None = None
+
+    def __call__(self, groups: Sequence[JudgedGroup]) -> Metrics:
+        marked = mark(groups, self._all, self.split)
+        metrics = marker_rates(marked, self.lexicons) | audit(marked, self.followed) | scoreboard(marked, self.followed)
+        if self.baseline is not None:
+            metrics |= suppression(marked, self.baseline.habits, self._all, self.followed)
+        return metrics
+
+    def brief(self, groups: Sequence[JudgedGroup]) -> Metrics:
+        """The pooled rates and the calibration alone: what an evaluation logs."""
+        marked = mark(groups, self._all, self.split)
+        rates = {f"epistemic/{name}/rate_per_1k": pooled_rate(marked, name) for name in self.lexicons}
+        return {n: rate for n, rate in rates.items() if rate is not None} | scoreboard(marked, self.followed)
+
+    def start(self, groups: Sequence[JudgedGroup]) -> Baseline:
+        """The baseline that these rollouts of the start model make."""
+        return Baseline(habits(mark(groups, self._all, self.split), self.followed), self(groups))
+
+    @property
+    def _all(self) -> list[str]:
+        return list(dict.fromkeys((*self.lexicons, self.followed)))
