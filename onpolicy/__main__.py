@@ -13,7 +13,7 @@ from onpolicy.quiet import quiet_libraries
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; errors that a user can mend are printed without a traceback."""
     quiet_libraries()
-    parsed = _parser().parse_args(arguments)
+    parsed = _parsed(_parser(), arguments)
     try:
         return int(parsed.run(parsed) or 0)
     except KeyboardInterrupt:
@@ -24,6 +24,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"onpolicy {parsed.command}: {error}", file=sys.stderr)
         return 2
+
+
+def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
+    """``key=value`` may stand behind options too."""
+    parsed, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(parsed, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        parsed.overrides += rest
+    return parsed
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,6 +69,15 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     contexts.add_argument("--output", type=Path, help="JSON file to write")
     contexts.set_defaults(run=_contexts)
+    probes = kinds.add_parser(
+        "probes", help="what leaving out, injecting and banning doubt does to the model's own answers"
+    )
+    probes.add_argument("config", type=Path, help="YAML file")
+    probes.add_argument("overrides", nargs="*", metavar="key=value")
+    probes.add_argument("--problems", type=int, default=100, help="the first so many problems (default 100)")
+    probes.add_argument("--continuations", type=int, default=4, help="answers behind each cut (default 4)")
+    probes.add_argument("--output", type=Path, help="JSON file to write")
+    probes.set_defaults(run=_probes)
     report = commands.add_parser("report", help="runs as one HTML page: curves, tables, rollouts token by token")
     report.add_argument("runs", nargs="+", type=Path, help="run folders; several are laid side by side")
     report.add_argument("--output", type=Path, help="the page; by default report.html in the first run's folder")
@@ -121,6 +140,14 @@ def _contexts(arguments: argparse.Namespace) -> int:
 
     low, high = arguments.band
     return analyze_contexts(arguments.config, arguments.overrides, arguments.output, arguments.problems, (low, high))
+
+
+def _probes(arguments: argparse.Namespace) -> int:
+    from onpolicy.analyze.commands import analyze_probes
+
+    return analyze_probes(
+        arguments.config, arguments.overrides, arguments.output, arguments.problems, arguments.continuations
+    )
 
 
 def _report(arguments: argparse.Namespace) -> int:

@@ -3,6 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A mean over problems and its bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+def measured(values: Sequence[float]) -> Measured:
+    low, high = interval(values)
+    return Measured(fmean(values), low, high)
 
 
 def interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:

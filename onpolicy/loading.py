@@ -33,10 +33,14 @@ class Model:
     """Tokens of the longest prompt and completion together that the generator sees; contexts may ask it longer questions."""
 
 
-def read_model(plan: Plan) -> Model:
+def read_model(plan: Plan, *, room: int = 0) -> Model:
     """Finds the model and loads its tokenizer; the weights come later.
 
     Prompts are held to the configured limits and to what the model's window leaves beside the completion.
+
+    Args:
+        plan: the config
+        room: tokens that the generator takes beyond prompt and completion, the window permitting
     """
     config = plan.config
     path = resolve_model(config.model.path)
@@ -58,7 +62,7 @@ def read_model(plan: Plan) -> Model:
         max_teacher_prompt_tokens=min(
             config.rendering.max_teacher_prompt_tokens, window - plan.generator.frame.max_tokens
         ),
-        max_model_len=max(longest_prompt + longest, min(window, longest_asked)),
+        max_model_len=min(window, max(longest_prompt + longest + room, longest_asked)),
     )
 
 

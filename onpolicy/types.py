@@ -39,6 +39,10 @@ class Prompt:
     """Unique within its dataset; stable from run to run."""
     messages: tuple[Message, ...]
     """What the student reads, before the chat template."""
+    begun: tuple[int, ...] = ()
+    """Tokens of the answer that are given: rollouts go on behind them, and have them at the end of their ``prompt_ids``."""
+    banned: tuple[int, ...] = ()
+    """Tokens that no rollout may have."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The row's other columns under their usual names: ``answer``, ``solution``, ``data_source`` and whatever else the row holds."""
 

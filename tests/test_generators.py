@@ -107,6 +107,30 @@ def test_a_rollout_depends_on_its_seed_and_not_on_its_neighbours(generator: Any,
     assert len(set(ids(alone))) > 1, "siblings must differ"
 
 
+def test_an_answer_that_is_begun_goes_on(generator: Any, model_dir: Path) -> None:
+    restart(generator, model_dir)
+    greedy = Sampling(group_size=1, max_tokens=12, temperature=0)
+    whole = [g.rollouts[0] for g in generator.generate(PROMPTS, seed=0, sampling=greedy)]
+    begun = [replace(p, begun=r.completion_ids[:5]) for p, r in zip(PROMPTS, whole, strict=True)]
+    rest = [g.rollouts[0] for g in generator.generate(begun, seed=0, sampling=replace(greedy, max_tokens=7))]
+    for one, other in zip(whole, rest, strict=True):
+        assert other.completion_ids == one.completion_ids[5:]
+        assert other.prompt_ids == (*one.prompt_ids, *one.completion_ids[:5])
+        assert other.rollout_logprobs == pytest.approx(one.rollout_logprobs[5:], abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_banned_tokens_do_not_come(generator: Any, model_dir: Path, temperature: float) -> None:
+    restart(generator, model_dir)
+    sampling = replace(SAMPLING, temperature=temperature)
+    free = generator.generate(PROMPTS, seed=0, sampling=sampling)
+    common = tuple({r.completion_ids[0] for g in free for r in g.rollouts})
+    held = generator.generate([replace(p, banned=common) for p in PROMPTS], seed=0, sampling=sampling)
+    drawn = [set(r.completion_ids) for g in held for r in g.rollouts]
+    assert not set(common) & set.union(*drawn)
+    assert largest_gap(fresh(model_dir), held) < 1e-5, "log-probs stay those of the model, without the ban"
+
+
 def test_shape_of_what_comes_back(generator: Any, model_dir: Path) -> None:
     restart(generator, model_dir)
     progress: list[tuple[int, int]] = []

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,16 +16,22 @@ from rich.table import Table
 
 from onpolicy.analyze.contexts import Row, compare_contexts
 from onpolicy.analyze.pressure import Pressure, pressures
+from onpolicy.analyze.probes import Probe, Prober
 from onpolicy.assemble import assemble, build_generator, build_inquiry, build_judge, first_rollouts, tokens_of
 from onpolicy.backends.local import LocalTrainer
 from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display
 from onpolicy.epistemic.ids import LexiconError
-from onpolicy.loading import read_model, training_prompts
-from onpolicy.plan import plan
+from onpolicy.loading import Model, read_model, training_prompts
+from onpolicy.plan import Plan, plan
+from onpolicy.protocols import Generator
 from onpolicy.registry import ConfigError
+from onpolicy.scoring import Judge
+from onpolicy.types import Prompt
 
+MARGIN = 64
+"""Tokens for words that are put into an answer."""
 MOST_LEXICONS = 3
 """Columns of the table; the file has all."""
 
@@ -52,9 +60,7 @@ def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path |
         finally:
             run.close()
     Console().print(pressure_table(found))
-    if output is not None:
-        report = {"config": str(config_path), "overrides": list(overrides), "rollouts": len(examples)}
-        output.write_text(json.dumps(report | {"pressure": {k: asdict(v) for k, v in found.items()}}, indent=1) + "\n")
+    _write(output, config_path, overrides, rollouts=len(examples), pressure={k: asdict(v) for k, v in found.items()})
     return 0
 
 
@@ -78,6 +84,37 @@ def pressure_table(found: dict[str, Pressure]) -> Table:
     return table
 
 
+@dataclass(frozen=True)
+class Session:
+    """A model that answers the config's problems, and a judge of its answers."""
+
+    checked: Plan
+    model: Model
+    prompts: Sequence[Prompt]
+    generator: Generator
+    judge: Judge
+
+
+@contextmanager
+def session(checked: Plan, *, room: int = 0) -> Iterator[Session]:
+    """With a progress bar, until the block ends.
+
+    Args:
+        checked: the config
+        room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
+    """
+    model = read_model(checked, room=room)
+    prompts = training_prompts(checked, model.renderer)
+    generator = build_generator(checked, model)
+    display = Display(1)
+    generator.on_progress = display.progress
+    try:
+        with display:
+            yield Session(checked, model, prompts, generator, build_judge(checked, model))
+    finally:
+        generator.close()
+
+
 def analyze_contexts(
     config_path: Path, overrides: Sequence[str], output: Path | None, problems: int, band: tuple[float, float]
 ) -> int:
@@ -89,34 +126,66 @@ def analyze_contexts(
     checked = plan(load(config_path, overrides))
     if not checked.contexts or not checked.rewards:
         raise ConfigError("analyze contexts: wants contexts to compare and a reward that says what is right")
-    model = read_model(checked)
-    prompts = training_prompts(checked, model.renderer)
-    generator, judge = build_generator(checked, model), build_judge(checked, model)
-    display = Display(1)
-    generator.on_progress = display.progress
-    try:
-        with display:
-            rows = compare_contexts(
-                prompts[:problems],
-                {view: plugin.bind() for view, plugin in checked.contexts.items()},
-                generator=generator,
-                judge=judge,
-                inquiry=build_inquiry(checked, model, prompts, generator, judge),
-                lexicons=checked.config.epistemic.lexicons or ["seed10", "A"],
-                seed=checked.config.seed,
-                band=band,
-            )
-    finally:
-        generator.close()
+    with session(checked) as s:
+        rows = compare_contexts(
+            s.prompts[:problems],
+            {view: plugin.bind() for view, plugin in checked.contexts.items()},
+            generator=s.generator,
+            judge=s.judge,
+            inquiry=build_inquiry(checked, s.model, s.prompts, s.generator, s.judge),
+            lexicons=checked.config.epistemic.lexicons or ["seed10", "A"],
+            seed=checked.config.seed,
+            band=band,
+        )
     if not rows:
         raise ConfigError(
             f"analyze contexts: no problem is solved between {band[0]:g} and {band[1]:g} of the time; widen --band"
         )
     Console().print(contexts_table(rows))
-    if output is not None:
-        report = {"config": str(config_path), "overrides": list(overrides), "rows": [asdict(row) for row in rows]}
-        output.write_text(json.dumps(report, indent=1) + "\n")
+    _write(output, config_path, overrides, rows=[asdict(row) for row in rows])
     return 0
+
+
+def analyze_probes(
+    config_path: Path, overrides: Sequence[str], output: Path | None, problems: int, continuations: int
+) -> int:
+    """Leaves out, injects and bans doubt in the model's own answers and prints what each does to the score.
+
+    Raises:
+        ConfigError: the config has no reward.
+        LexiconError: the lexicon has no marker that is one token of the model's tokenizer.
+    """
+    checked = plan(load(config_path, overrides))
+    if not checked.rewards:
+        raise ConfigError("analyze probes: wants a reward that says what is right")
+    with session(checked, room=checked.generator.frame.max_tokens + MARGIN) as s:
+        probe = Prober(
+            generator=s.generator,
+            judge=s.judge,
+            renderer=s.model.renderer,
+            lexicon=checked.config.epistemic.lexicon,
+            window=s.model.max_model_len,
+            continuations=continuations,
+            seed=checked.config.seed,
+        )
+        found = probe(s.prompts[:problems])
+    Console().print(probes_table(found))
+    _write(output, config_path, overrides, probes=[asdict(p) for p in found])
+    return 0
+
+
+def probes_table(probes: Sequence[Probe]) -> Table:
+    table = Table(
+        title="what doubt does to the model's own answers; differences between arms by problem, 95 % in parentheses",
+        title_justify="left",
+    )
+    for head in ("arm", "against", "problems", "answers", "right", "difference", "tokens"):
+        table.add_column(head, justify="left" if head in ("arm", "against") else "right")
+    for p in probes:
+        difference = f"{p.difference.mean:+.3f} ({p.difference.low:+.3f} to {p.difference.high:+.3f})"
+        tokens = f"{p.tokens.mean:+.3g} ({p.tokens.low:+.3g} to {p.tokens.high:+.3g})"
+        table.add_row(p.arm, p.against, str(p.problems), str(p.answers), f"{p.score.mean:.3f}", difference, tokens)
+    return table
 
 
 def contexts_table(rows: Sequence[Row]) -> Table:
@@ -141,3 +210,9 @@ def contexts_table(rows: Sequence[Row]) -> Table:
         shown = [f"{c.mean:.3g}\n[dim]{c.low:.2g}–{c.high:.2g}[/dim]" for c in cells]
         table.add_row(row.context, str(row.problems), *shown, f"{row.truncated:.0%}")
     return table
+
+
+def _write(output: Path | None, config_path: Path, overrides: Sequence[str], **found: Any) -> None:
+    if output is not None:
+        report = {"config": str(config_path), "overrides": list(overrides)} | found
+        output.write_text(json.dumps(report, indent=1) + "\n")

@@ -14,22 +14,13 @@ from typing import Any
 from onpolicy.epistemic.marked import Split, mark
 from onpolicy.epistemic.text import pooled_rate
 from onpolicy.inquiry import Inquiry
-from onpolicy.intervals import interval
+from onpolicy.intervals import Measured, measured
 from onpolicy.protocols import Generator
 from onpolicy.scoring import Judge, JudgedGroup
 from onpolicy.types import Prompt
 from rewards.lexicon import count
 
 UNGUIDED = "unguided"
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A mean over problems and its bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -103,16 +94,11 @@ def _row(name: str, groups: Sequence[JudgedGroup], lexicons: Sequence[str], spli
         context=name,
         problems=len(groups),
         samples=len(rollouts[0]),
-        score=_measured([_solved(g) for g in groups]),
-        tokens=_measured([fmean(m.tokens for m in group) for group in problems]),
-        paper_count=_measured(
+        score=measured([_solved(g) for g in groups]),
+        tokens=measured([fmean(m.tokens for m in group) for group in problems]),
+        paper_count=measured(
             [fmean(sum(count(m.text, "seed10", "paper").values()) for m in group) for group in problems]
         ),
-        rates={lexicon: _measured([pooled_rate(group, lexicon) or 0.0 for group in problems]) for lexicon in lexicons},
+        rates={lexicon: measured([pooled_rate(group, lexicon) or 0.0 for group in problems]) for lexicon in lexicons},
         truncated=fmean(r.finish_reason == "length" for group in rollouts for r in group),
     )
-
-
-def _measured(values: Sequence[float]) -> Measured:
-    low, high = interval(values)
-    return Measured(fmean(values), low, high)

@@ -21,6 +21,7 @@ class _Draft:
     """A rollout while it grows."""
 
     prompt_ids: tuple[int, ...]
+    banned: tuple[int, ...]
     random: torch.Generator
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -59,7 +60,8 @@ class HFGenerator:
         longest = self.max_model_len - sampling.max_tokens
         drafts = [
             _Draft(
-                self.renderer.prompt_ids(p.messages, limit=longest),
+                (*self.renderer.prompt_ids(p.messages, limit=longest - len(p.begun)), *p.begun),
+                p.banned,
                 torch.Generator().manual_seed(rollout_seed(seed, p.id, j)),
             )
             for p in prompts
@@ -127,7 +129,9 @@ class HFGenerator:
     def _extend(self, draft: _Draft, logits: Tensor, sampling: Sampling) -> int:
         if draft.stopped:
             return 0
-        token = sample(logits, sampling, draft.random)
+        token = sample(
+            logits.index_fill(0, torch.tensor(draft.banned, dtype=torch.long), -torch.inf), sampling, draft.random
+        )
         draft.ids.append(token)
         draft.logprobs.append(float(logits.log_softmax(-1)[token]))
         draft.stopped = token in self.renderer.eos_ids

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -81,8 +82,8 @@ class VLLMGenerator:
         longest = self.max_model_len - sampling.max_tokens
         wanted = [
             (
-                self.renderer.prompt_ids(prompt.messages, limit=longest),
-                self._params(sampling, rollout_seed(seed, prompt.id, j)),
+                (*self.renderer.prompt_ids(prompt.messages, limit=longest - len(prompt.begun)), *prompt.begun),
+                self._params(sampling, rollout_seed(seed, prompt.id, j), prompt.banned),
             )
             for prompt in prompts
             for j in range(sampling.group_size)
@@ -133,7 +134,7 @@ class VLLMGenerator:
                 self.on_progress(len(done), len(wanted))
         return [done[i] for i in range(len(wanted))]
 
-    def _params(self, sampling: Sampling, seed: int) -> SamplingParams:
+    def _params(self, sampling: Sampling, seed: int, banned: Sequence[int]) -> SamplingParams:
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -143,6 +144,7 @@ class VLLMGenerator:
             max_tokens=sampling.max_tokens,
             stop_token_ids=list(self.renderer.eos_ids),
             seed=seed,
+            logit_bias=dict.fromkeys(banned, -math.inf) or None,
             logprobs=0,  # the sampled token alone
             detokenize=False,
         )
