@@ -2,7 +2,7 @@
 
 1. a record says what the trainer computes, token by token; 2. numbers survive packing; 3. nothing a model wrote can leave the page's data;
 4. ten rollouts of 20,000 tokens stay under 5 MB; 5. a run keeps rollouts as asked and resumes; 6. folders that hold no run are named;
-7. headless Chromium draws curves and tokens without a word on its console.
+7. headless Chromium draws curves and tokens without a word on its console, intervals over seeds, and 20,000 tokens on paper.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def test_a_record_says_what_the_trainer_computes() -> None:
         inputs.teacher["teacher"].logprobs[0].tolist(), abs=0.006
     )
     (divergence,) = inputs.divergences.values()
-    assert unpacked(record["terms"]["distill"]) == pytest.approx(divergence[0].tolist(), abs=0.006)
+    assert record["terms"]["distill"]["token_weight"] == 1.0, "the same for all tokens: one number"
+    assert unpacked(record["terms"]["distill"]["loss"]) == pytest.approx(divergence[0].tolist(), abs=0.006)
     assert record["teacher_prompts"]["teacher"] == renderer.decode(example.teacher_prompt_ids["teacher"])
 
 
@@ -62,15 +63,15 @@ def test_nothing_a_model_wrote_can_leave_the_data() -> None:
     assert "<" not in text and "\u2028" not in text and json.loads(text) == {"a": evil}
 
 
-def fake_run(folder: Path, *, rollouts: int, tokens: int) -> Path:
+def fake_run(folder: Path, *, rollouts: int, tokens: int, lr: float = 0.1, seed: int = 0) -> Path:
     """A run folder of the size of a large one."""
     folder.mkdir()
     draw = random.Random(0)
     words = [" the", " wait", ",", " x", "=", "12", " maybe", "\n", "</script>", " Hmm"]
     numbers = lambda: packed(torch.tensor([draw.gauss(0, 2) for _ in range(tokens)]))  # noqa: E731
-    (folder / "config.yaml").write_text("seed: 0\n")
+    (folder / "config.yaml").write_text(f"seed: {seed}\nlr: {lr}\n")
     (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": s, "reward/mean": s / 9, "policy/entropy": 1.0}) + "\n" for s in range(9))
+        "".join(json.dumps({"step": s, "reward/mean": s / 9 + seed, "policy/entropy": 1.0}) + "\n" for s in range(9))
     )
     with (folder / "tokens.jsonl").open("w") as file:
         for step in range(rollouts):
@@ -78,7 +79,8 @@ def fake_run(folder: Path, *, rollouts: int, tokens: int) -> Path:
             record = {
                 "step": step, "prompt_id": "p", "reward": 1.0, "advantage": 0.5, "finish_reason": "stop", "logprob": numbers(),
                 "entropy": numbers(), "tokens": draw.choices(words, k=tokens), "views": {"teacher": teacher},
-                "terms": {"distill": numbers()}, "marks": {"<A>": "01" * (tokens // 2)},
+                "terms": {"distill": {"loss": numbers(), "token_weight": numbers(), "advantage": 0.5}},
+                "marks": {"<A>": "01" * (tokens // 2)},
                 "student_prompt": "q", "teacher_prompts": {"teacher": "q s"},
             }  # fmt: skip
             file.write(json.dumps(record) + "\n")
@@ -109,20 +111,44 @@ CHROMIUM = next(
 )
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not drawn")
-def test_a_browser_draws_it(tmp_path: Path) -> None:
-    runs = [fake_run(tmp_path / name, rollouts=3, tokens=2_000) for name in ("one", "two")]
-    write_report(runs, tmp_path / "report.html")
+def browse(page: Path, *flags: str) -> str:
+    """The page as Chromium leaves it; fails on anything it says on its console."""
     assert CHROMIUM is not None
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-             f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=5000", "--dump-dom"]  # fmt: skip
-    done = subprocess.run(
-        [CHROMIUM, *flags, f"file://{tmp_path / 'report.html'}"], capture_output=True, text=True, timeout=120
-    )
+    common = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+              f"--user-data-dir={page.parent / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=5000"]  # fmt: skip
+    done = subprocess.run([CHROMIUM, *common, *flags, f"file://{page}"], capture_output=True, text=True, timeout=120)
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
-    dom = done.stdout
+    return done.stdout
+
+
+drawn = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not drawn")
+
+
+@drawn
+def test_a_browser_draws_it(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / name, rollouts=3, tokens=2_000, lr=lr) for name, lr in (("one", 0.1), ("two", 0.2))]
+    write_report(runs, tmp_path / "report.html")
+    dom = browse(tmp_path / "report.html", "--dump-dom")
     assert dom.count("<polyline") == 2 and "the same at every step: policy/entropy 1" in dom
     assert dom.count('class="mark"') == 1000 and "&lt;/script&gt;" in dom and "two · step 2" in dom
+
+
+@drawn
+def test_seeds_are_one_arm_with_an_interval(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / f"sdpo-{seed}", rollouts=1, tokens=50, seed=seed) for seed in (0, 1, 2)]
+    other = fake_run(tmp_path / "grpo", rollouts=1, tokens=50, lr=0.2, seed=5)
+    write_report([*runs, other], tmp_path / "report.html")
+    dom = browse(tmp_path / "report.html", "--dump-dom")
+    assert dom.count("<polyline") == 2 and dom.count("<polygon") == 1 and "sdpo (3 seeds)" in dom
+    # means 1 over seeds 0, 1, 2 at the first step; sd 1, so 1 -+ 4.303 / sqrt(3)
+    assert "1 (-1.484 to 3.484)" in dom and "mean over seeds" in dom
+
+
+@drawn
+def test_it_prints(tmp_path: Path) -> None:
+    write_report([fake_run(tmp_path / "run", rollouts=1, tokens=20_000)], tmp_path / "report.html")
+    browse(tmp_path / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF") and (tmp_path / "page.pdf").stat().st_size > 100_000
 
 
 def test_names_of_runs(tmp_path: Path) -> None:

@@ -17,8 +17,13 @@ from torch import Tensor
 from onpolicy.distill.vocabulary import START, STUDENT
 from onpolicy.types import LossInputs, Metrics
 
-CLASSES = {"number": r"\d+(?:[.,]\d+)*", "operator": r"[=+\-*/^<>×÷±≤≥≠≈]|\\(?:times|frac|cdot|sqrt|leq?|geq?|neq?)\b"}
-"""Classes of tokens beside the lexicons: name -> regular expression."""
+CLASSES = {
+    "number": r"\d+(?:[.,]\d+)*",
+    "operator": r"[=+\-*/^<>×÷±≤≥≠≈]|\\(?:times|frac|cdot|sqrt|leq?|geq?|neq?)\b",
+    "style": r"(?i:\b(?:okay|ok|alright|well|let'?s?|we|i|you|us|need|want|know|given|here|note|step|first|second|next|then|now|so|thus|"
+    r"hence|therefore|finally|indeed|simply|just|to|in order|the following|as follows)\b)|\*\*|^#+|^\s*[-•]\s|\n{2,}",
+}
+"""Classes of tokens beside the lexicons: name -> regular expression. ``style`` is how a solution is told: address, connectives, layout."""
 ENTROPY_EDGES = (0.05, 0.3, 0.7, 1.2, 2.0)
 """Nats; with the quarter of the response they make the strata in which markers and other tokens are compared."""
 QUARTERS = 4

@@ -40,11 +40,13 @@ def distill(
     distance = inputs.divergences[Comparison(view=view, support=support, target=target, divergence=divergence)]
     teacher = inputs.teacher[view]
     clipped = distance if token_clip is None else distance.clamp(max=token_clip)
-    weight = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)
+    importance = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)
+    weights = token_weights(inputs, teacher.mask)
     return TermOutput(
-        per_token=weight * token_weights(inputs, teacher.mask) * clipped,
+        per_token=importance * weights * clipped,
         metrics={
             "divergence": distance.detach(),
+            "token_weight": weights,
             "teacher_gap": teacher.logprobs - inputs.logprobs.detach(),
             "teacher_entropy": teacher.entropy,
         },

@@ -39,10 +39,15 @@ def policy_gradient(
     """
     advantages = advantage(inputs).detach()
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high, dual_clip)
-    weight = sampler_weight(inputs, importance_cap)
+    importance, weights = sampler_weight(inputs, importance_cap), token_weights(inputs, inputs.response_mask)
     return TermOutput(
-        per_token=-weight * token_weights(inputs, inputs.response_mask) * objective,
-        metrics={"advantage": advantages, "clip_fraction": clipped, "importance_weight": weight},
+        per_token=-importance * weights * objective,
+        metrics={
+            "token_weight": weights,
+            "advantage": advantages,
+            "clip_fraction": clipped,
+            "importance_weight": importance,
+        },
     )
 
 

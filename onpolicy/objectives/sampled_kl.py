@@ -40,8 +40,9 @@ def sampled_kl(
         "k2": lambda: gap.square() / 2,
         "k3": lambda: gap.exp() - gap - 1.0,
     }
-    weight = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)
+    importance = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)
+    weights = token_weights(inputs, teacher.mask)
     return TermOutput(
-        per_token=weight * token_weights(inputs, teacher.mask) * losses[estimator](),
+        per_token=importance * weights * losses[estimator](),
         metrics={"teacher_gap": gap.detach(), "kl": -gap.detach()},
     )

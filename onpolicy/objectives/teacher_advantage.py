@@ -38,10 +38,11 @@ def teacher_advantage(
     teacher = inputs.teacher[view]
     advantages = (gap(inputs, view=view) if advantage is None else advantage(inputs)).detach()
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high)
-    weight = sampler_weight(inputs, importance_cap) * token_weights(inputs, teacher.mask)
+    weights = token_weights(inputs, teacher.mask)
     return TermOutput(
-        per_token=-weight * objective,
+        per_token=-sampler_weight(inputs, importance_cap) * weights * objective,
         metrics={
+            "token_weight": weights,
             "teacher_gap": teacher.logprobs - inputs.old_logprobs,
             "advantage": advantages,
             "clip_fraction": clipped,

@@ -1,6 +1,6 @@
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
-const runs = data.runs;
+const runs = data.runs, arms = data.arms;
 const $ = (id) => document.getElementById(id);
 const make = (tag, props = {}, ...children) => { const e = Object.assign(document.createElement(tag), props); e.append(...children); return e; };
 const NS = "http://www.w3.org/2000/svg";
@@ -11,10 +11,12 @@ const short = (v) => v === undefined ? "–" : Math.abs(v) >= 1000 ? v.toFixed(0
 // ---- which metrics belong together, in the order of interest
 const GROUPS = [
   ["Accuracy", (n) => /^eval\/[^/]+\/(avg|pass|maj)@\d+$/.test(n) || n === "reward/mean"],
-  ["Length", (n) => /completion_length\/mean$|^rollout\/truncated$|^eval\/[^/]+\/(length|truncated)/.test(n)],
-  ["Expressed doubt: markers per 1,000 tokens", (n) => /^epistemic\/[^/]+\/rate_per_1k$/.test(n)],
-  ["Expressed doubt against the start model", (n) => /^epistemic\/[^/]+\/suppression$/.test(n)],
-  ["Where the markers stand", (n) => /^epistemic\/[^/]+\/rate_per_1k\/(correct|wrong|thinking|answer)$/.test(n)],
+  ["Length", (n) => /completion_length(\/mean)?$|^rollout\/truncated$|^eval\/[^/]+\/truncated/.test(n)],
+  ["Expressed doubt: markers per 1,000 tokens", (n) => /^(eval\/[^/]+\/)?epistemic\/[^/]+\/rate_per_1k$/.test(n)],
+  ["Expressed doubt against the start model", (n) => /^epistemic\/[^/]+\/suppression(\/at_length)?$|\/lead$/.test(n)],
+  ["Where the markers stand", (n) => /^epistemic\/[^/]+\/rate_per_1k\/(correct|wrong|thinking|answer|easy|hard)$/.test(n)],
+  ["Is doubt real?", (n) => n.startsWith("audit/") && !/\/lead$/.test(n)],
+  ["Calibration", (n) => /^(eval\/[^/]+\/)?calibration\/[^/]+\/(brier|ece|auroc|auroc_within|gap)$/.test(n)],
   ["Teacher less student, nats per sampled token", (n) => /^teacher\/[^/]+\/gap$|^epistemic\/gap\/|gap_matched/.test(n)],
   ["Probability of a marker", (n) => /^epistemic\/[^/]+\/(mass|mass_gap)\//.test(n)],
   ["Share of the divergence by class of token, over its share of tokens", (n) => /^epistemic\/divergence_concentration\//.test(n)],
@@ -26,11 +28,25 @@ const GROUPS = [
 
 function series(run, name) { return run.metrics.filter((r) => r[name] !== undefined).map((r) => [r.step, r[name], r[name + "/low"], r[name + "/high"]]); }
 
+// Of an arm: one run's points with its own bounds, or over seeds the mean with a 95 % t-interval (of two seeds: their range).
+const T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
+function armSeries(arm, name) {
+  const each = arm.runs.map((i) => series(runs[i], name));
+  if (each.length === 1) return each[0];
+  const at = new Map();
+  for (const [step, value] of each.flat()) at.set(step, [...(at.get(step) ?? []), value]);
+  return [...at].sort((a, b) => a[0] - b[0]).map(([step, values]) => {
+    const n = values.length, mean = values.reduce((a, b) => a + b, 0) / n;
+    const half = T975[Math.min(n - 2, 9)] * Math.sqrt(values.reduce((s, v) => s + (v - mean) ** 2, 0) / (n - 1) / n);
+    return n === 1 ? [step, mean] : n === 2 ? [step, mean, Math.min(...values), Math.max(...values)] : [step, mean, mean - half, mean + half];
+  });
+}
+
 const constant = (name) => new Set(runs.flatMap((run) => series(run, name).map((p) => p[1]))).size === 1;
 
 function chart(name) {
   const W = 270, H = 130, L = 44, R = 8, T = 8, B = 18;
-  const lines = runs.map((run) => series(run, name)), all = lines.flat();
+  const lines = arms.map((arm) => armSeries(arm, name)), all = lines.flat();
   const xs = all.map((p) => p[0]), ys = all.flatMap((p) => [p[1], p[2], p[3]]).filter((v) => v !== undefined);
   let [x0, x1, y0, y1] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
   if (y0 === y1) { const pad = Math.abs(y0) * 0.1 || 1; y0 -= pad; y1 += pad; }
@@ -53,7 +69,7 @@ function chart(name) {
   });
   svg.addEventListener("mousemove", (event) => {
     const box = svg.getBoundingClientRect(), step = x0 + ((event.clientX - box.left) / box.width * W - L) / (W - L - R) * (x1 - x0);
-    const near = runs.map((run, i) => lines[i].length ? [run.name, lines[i].reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a)] : null).filter(Boolean);
+    const near = arms.map((arm, i) => lines[i].length ? [arm.name, lines[i].reduce((a, b) => Math.abs(b[0] - step) < Math.abs(a[0] - step) ? b : a)] : null).filter(Boolean);
     tip(event, near.map(([n, p]) => `${n}  step ${p[0]}  ${short(p[1])}` + (p[2] === undefined ? "" : `  (${short(p[2])} to ${short(p[3])})`)).join("\n"));
   });
   svg.addEventListener("mouseleave", hide);
@@ -78,9 +94,10 @@ function curves() {
 function summary() {
   const names = [...new Set(runs.flatMap((run) => run.metrics.flatMap((r) => Object.keys(r))))].filter((n) => n !== "step" && !/\/(low|high)$|^time\/|^memory\/|word_per_1k/.test(n)).sort();
   const head = make("tr", {}, make("th", { textContent: "metric" }));
-  runs.forEach((run, i) => { for (const what of ["first", "last"]) head.append(make("th", { textContent: runs.length > 1 ? `${run.name} ${what}` : what, style: `color:${colourOf(i)}` })); });
-  const rows = names.map((name) => make("tr", {}, make("td", { textContent: name }), ...runs.flatMap((run) => { const s = series(run, name);
-    return [s[0], s[s.length - 1]].map((p) => make("td", { textContent: p ? short(p[1]) : "–" })); })));
+  arms.forEach((arm, i) => { for (const what of ["first", "last"]) head.append(make("th", { textContent: arms.length > 1 ? `${arm.name} ${what}` : what, style: `color:${colourOf(i)}` })); });
+  const cell = (p) => !p ? "–" : p[2] === undefined ? short(p[1]) : `${short(p[1])} (${short(p[2])} to ${short(p[3])})`;
+  const rows = names.map((name) => make("tr", {}, make("td", { textContent: name }), ...arms.flatMap((arm) => { const s = armSeries(arm, name);
+    return [s[0], s[s.length - 1]].map((p) => make("td", { textContent: cell(p) })); })));
   $("summary").append(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
@@ -94,6 +111,8 @@ const COLOURS = {
   "student's entropy": { get: (t) => t.h, low: 0, high: 3 },
   "teacher's entropy": { get: (t) => t.g, low: 0, high: 3 },
   "loss": { get: (t) => t.loss, low: -1, high: 1, diverging: true },
+  "weight": { get: (t) => t.weight, low: 0, high: 2, plain: true },
+  "advantage": { get: (t) => t.advantage, low: -2, high: 2, diverging: true, plain: true },
 };
 function paint(value, c) {
   if (value === undefined || Number.isNaN(value)) return "transparent";
@@ -107,10 +126,13 @@ function load() {
   const { r } = rollouts[$("rollout").value], view = $("view").value, scores = r.views[view];
   const [p, h] = [numbers(r.logprob), numbers(r.entropy)];
   const [q, g] = scores ? [numbers(scores.logprob), numbers(scores.entropy)] : [[], []];
-  const terms = Object.entries(r.terms).map(([name, text]) => [name, numbers(text)]);
+  const all = (value) => typeof value === "number" ? r.tokens.map(() => value) : numbers(value);
+  const terms = Object.entries(r.terms).map(([name, parts]) => [name, Object.fromEntries(Object.entries(parts).map(([what, value]) => [what, all(value)]))]);
+  const first = (what, i) => terms.find(([, parts]) => parts[what])?.[1][what][i];
   const marks = Object.entries(r.marks);
   tokens = r.tokens.map((text, i) => ({ text, u: scores ? q[i] - p[i] : undefined, p: Math.exp(p[i]), q: scores ? Math.exp(q[i]) : undefined, h: h[i], g: g[i],
-    loss: terms.reduce((sum, [, values]) => sum + values[i], 0), terms: terms.map(([name, values]) => [name, values[i]]),
+    loss: terms.reduce((sum, [, parts]) => sum + parts.loss[i], 0), weight: first("token_weight", i), advantage: first("advantage", i),
+    terms: terms.map(([name, parts]) => [name, Object.entries(parts).map(([what, values]) => `${what.replace("token_", "")} ${short(values[i])}`).join("   ")]),
     classes: marks.filter(([, bits]) => bits[i] === "1").map(([name]) => name.replace(/[<>]/g, "")) }));
   const inside = tokens.filter((t) => t.u !== undefined), mean = inside.reduce((s, t) => s + t.u, 0) / (inside.length || 1);
   $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${tokens.length} tokens · reward ${short(r.reward)} · advantage ${short(r.advantage)} · ${r.finish_reason}` + (inside.length ? ` · mean u ${short(mean)}` : "");
@@ -133,12 +155,12 @@ function draw() {
   }
   const bar = make("i"), stops = [0, 0.25, 0.5, 0.75, 1].map((x) => paint(c.low + x * (c.high - c.low), c));
   bar.style.background = `linear-gradient(90deg, ${stops.join(",")})`;
-  $("scale").replaceChildren(make("span", { textContent: c.low }), bar, make("span", { textContent: c.high + (/(probability)/.test($("colour").value) ? "" : " nats") }), make("span", { textContent: "· underlined: markers of doubt" }));
+  $("scale").replaceChildren(make("span", { textContent: c.low }), bar, make("span", { textContent: c.high + (c.plain || /probability/.test($("colour").value) ? "" : " nats") }), make("span", { textContent: "· outlined: markers of doubt" }));
 }
 function describe(t) {
   const lines = [JSON.stringify(t.text), `student p ${short(t.p)}   entropy ${short(t.h)}`];
   if (t.u !== undefined) lines.push(`teacher p ${short(t.q)}   entropy ${short(t.g)}`, `u ${t.u >= 0 ? "+" : ""}${short(t.u)} nats`);
-  for (const [name, value] of t.terms) lines.push(`loss of ${name} ${short(value)}`);
+  for (const [name, value] of t.terms) lines.push(`${name}: ${value}`);
   if (t.classes.length) lines.push("class " + t.classes.join(", "));
   return lines.join("\n");
 }
@@ -156,6 +178,7 @@ function tokenPage() {
   views(); load();
 }
 
-runs.forEach((run, i) => { const line = make("i"); line.style.background = colourOf(i); $("legend").append(make("span", { className: "key" }, line, run.name)); });
+arms.forEach((arm, i) => { const line = make("i"); line.style.background = colourOf(i); $("legend").append(make("span", { className: "key" }, line, arm.name)); });
+if (arms.length < runs.length) $("legend").append(make("span", { className: "none", textContent: "mean over seeds; band: 95 % t-interval, of two seeds their range" }));
 for (const run of runs) $("config").append(make("details", {}, make("summary", { textContent: run.name }), make("pre", { textContent: run.config })));
 curves(); summary(); tokenPage();

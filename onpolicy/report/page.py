@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import html
 import json
+import os
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -30,7 +32,7 @@ def write_report(runs: Sequence[Path], output: Path) -> dict[str, int]:
         "TITLE": html.escape(" · ".join(run["name"] for run in data)),
         "STYLE": (here / "page.css").read_text(),
         "SCRIPT": (here / "page.js").read_text(),
-        "DATA": embedded({"runs": data}),
+        "DATA": embedded({"runs": data, "arms": arms_of(data)}),
     }
     for name, text in parts.items():
         page = page.replace(f"@@{name}@@", text)
@@ -45,16 +47,33 @@ def read_run(folder: Path, name: str) -> dict[str, Any]:
         raise ConfigError(f"report: {str(folder)!r} holds no run: there is no metrics.jsonl in it")
     rows = [json.loads(line) for line in metrics.read_text().splitlines()]
     config = folder / "config.yaml"
+    text = config.read_text() if config.is_file() else ""
     tokens = folder / "tokens.jsonl"
     records = tokens.read_text().splitlines() if tokens.is_file() else []
     chosen = records[:: max(1, -(-len(records) // MOST_ROLLOUTS))]
     return {
         "name": name,
-        "config": config.read_text() if config.is_file() else "",
-        "seed": (yaml.safe_load(config.read_text()) or {}).get("seed") if config.is_file() else None,
+        "config": text,
         "metrics": rows,
         "rollouts": [json.loads(line) for line in chosen],
     }
+
+
+def arms_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs whose configs differ in the seed alone are one arm, repeated: ``name`` and the indices of its ``runs``."""
+    arms: dict[str, list[int]] = {}
+    for i, run in enumerate(runs):
+        settings = yaml.safe_load(run["config"]) or {"run": i}
+        same = {k: v for k, v in settings.items() if k not in ("seed", "run_dir")}
+        arms.setdefault(json.dumps(same, sort_keys=True), []).append(i)
+    return [{"name": _arm_name([runs[i]["name"] for i in members]), "runs": members} for members in arms.values()]
+
+
+def _arm_name(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return names[0]
+    common = re.sub(r"[-_./]*(?:seed)?[-_=]*\d*$", "", os.path.commonprefix(names))  # noqa: RUF071 any common beginning
+    return f"{common or names[0]} ({len(names)} seeds)"
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:

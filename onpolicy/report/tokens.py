@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.backends.local import LocalTrainer
+from onpolicy.loss import Term
 from onpolicy.rendering import Renderer
 from onpolicy.types import Example, LossInputs
 
@@ -17,12 +18,17 @@ SCALE = 100.0
 """Numbers are kept as 16-bit integers of hundredths: nats to .01, at most 327."""
 
 
+SHOWN = ("token_weight", "advantage")
+"""Of a term's own per-token numbers, those that a reader wants to see on every token."""
+
+
 @torch.no_grad()
 def token_record(example: Example, trainer: LocalTrainer, renderer: Renderer) -> dict[str, Any]:
     """What teacher and student make of each token, under the weights now in the trainer.
 
     Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by view the
-    teacher's ``logprob`` and ``entropy``; by loss term the loss of each token; ``marks`` is 1 on markers.
+    teacher's ``logprob`` and ``entropy``; by loss term the ``loss`` of each token, its ``token_weight`` and ``advantage`` (one
+    number where all tokens have the same); ``marks`` is 1 on markers.
     """
     inputs = trainer.inputs(trainer.batch([example]))
     views = {
@@ -30,7 +36,6 @@ def token_record(example: Example, trainer: LocalTrainer, renderer: Renderer) ->
         for view, scores in inputs.teacher.items()
         if view in example.teacher_prompt_ids
     }
-    terms = {t.name: packed(_loss_of(t, inputs)) for t in trainer.objective.terms if t.tokens(inputs).any()}
     return {
         "prompt_id": example.prompt.id,
         "reward": example.reward,
@@ -40,15 +45,22 @@ def token_record(example: Example, trainer: LocalTrainer, renderer: Renderer) ->
         "logprob": packed(inputs.logprobs[0]),
         "entropy": packed(inputs.entropy[0]),
         "views": views,
-        "terms": terms,
+        "terms": {t.name: _of_term(t, inputs) for t in trainer.objective.terms if t.tokens(inputs).any()},
         "marks": {name: "".join("01"[m] for m in marks) for name, marks in example.spans.items() if any(marks)},
         "student_prompt": renderer.decode(example.rollout.prompt_ids),
         "teacher_prompts": {view: renderer.decode(ids) for view, ids in example.teacher_prompt_ids.items()},
     }
 
 
-def _loss_of(term: Any, inputs: LossInputs) -> Tensor:
-    return float(term.weight) * torch.where(term.tokens(inputs), term.function(inputs).per_token, 0.0)[0]
+def _of_term(term: Term, inputs: LossInputs) -> dict[str, str | float]:
+    output = term.function(inputs)
+    loss = float(term.weight) * torch.where(term.tokens(inputs), output.per_token, 0.0)
+    found = {"loss": loss} | {name: output.metrics[name] for name in SHOWN if name in output.metrics}
+    return {name: _same_or_packed(values[0]) for name, values in found.items()}
+
+
+def _same_or_packed(values: Tensor) -> str | float:
+    return float(values[0]) if bool((values == values[0]).all()) else packed(values)
 
 
 def packed(values: Tensor) -> str:

@@ -1,0 +1,127 @@
+"""What telemetry costs: a training step with and without it, in alternation.
+
+    python -m benchmarks.telemetry
+
+One process, a Qwen3 of 25 M parameters with SmolLM2's tokenizer (49k entries), eight rollouts of 256 tokens that are full of markers,
+full-vocabulary forward KL to a frozen teacher. Counts everything that is read off texts (rates, audit, calibration, suppression against
+a baseline), the marking of tokens, and the observation of every micro-batch. Sampling, which a real step adds to both sides, is left out.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import replace
+
+import torch
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from onpolicy.backends.local import LocalTrainer
+from onpolicy.clock import Clock
+from onpolicy.config import TrainerFrame
+from onpolicy.distill.compare import Comparison
+from onpolicy.distill.divergence import forward_kl
+from onpolicy.distill.support import full
+from onpolicy.distill.target import identity
+from onpolicy.epistemic.telemetry import TextTelemetry
+from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
+from onpolicy.loss import Objective, Term
+from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
+from onpolicy.objectives.distill import distill
+from onpolicy.objectives.term import facts_of
+from onpolicy.rendering import Renderer
+from onpolicy.schedule import Bound
+from onpolicy.scoring import JudgedGroup, Scored
+from onpolicy.spans import markers, pattern
+from onpolicy.teachers import frozen
+from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup
+
+LEXICONS = ("seed10", "A", "B", "C", "D", "F")
+TEXT = "We have 12 + 7 = 19, so then wait, maybe I should check that. Hmm, alternatively $x^2 = 4$ gives 2. "
+ROLLOUTS, TOKENS, REPEATS = 8, 256, 6
+
+
+class Timed(TokenTelemetry):
+    """Knows how long it took."""
+
+    seconds = 0.0
+
+    def observe(self, inputs: LossInputs) -> None:
+        start = time.perf_counter()
+        super().observe(inputs)
+        self.seconds += time.perf_counter() - start
+
+
+def main() -> None:
+    path = resolve_model(BUNDLED)
+    renderer = Renderer(load_tokenizer(path, chat_template=None, trust_remote_code=False, revision=None))
+    shape = {
+        "hidden_size": 256,
+        "intermediate_size": 768,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+    }
+    torch.manual_seed(0)
+    model = Qwen3ForCausalLM(Qwen3Config(vocab_size=49152, head_dim=64, tie_word_embeddings=True, **shape))  # type: ignore[arg-type]
+    rollouts = [_rollout(renderer, i) for i in range(ROLLOUTS)]
+    finders = {span_name(n): Bound(markers, lexicon=n) for n in LEXICONS}
+    finders |= {span_name(n): Bound(pattern, regex=regex) for n, regex in CLASSES.items()}
+    comparison = Comparison("teacher", full, identity, forward_kl)
+    term = Term(
+        "distill", 1.0, Bound(distill, divergence=forward_kl), facts_of(distill), ("teacher",), comparison=comparison
+    )
+    trainer = LocalTrainer(
+        model=model, objective=Objective((term,)), teacher=frozen(), settings=TrainerFrame(micro_batch=4), total_steps=100, pad_id=0,
+        views=("teacher",), clock=Clock(),
+    )  # fmt: skip
+    groups = [_judged(r, i) for i, r in enumerate(rollouts)]
+    plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)
+    text = replace(plain, baseline=plain.start(groups))
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    own: list[float] = []
+    marking = [0.0, 0.0]
+    for watched in [False, True] * REPEATS:
+        watch = Timed("A", (*LEXICONS, *CLASSES))
+        trainer.telemetry = watch if watched else None
+        trainer.spans = tuple(finders) if watched else ()
+        start = time.perf_counter()
+        examples = [_example(r, i, renderer, finders if watched else {}) for i, r in enumerate(rollouts)]
+        if watched:
+            text(groups)
+        marking[watched] = time.perf_counter() - start
+        trainer.step(examples)
+        seconds[watched].append(time.perf_counter() - start)
+        if watched:
+            own.append((marking[True] - marking[False] + watch.seconds) / seconds[True][-1])
+    ratios = [a / b for a, b in zip(seconds[True][1:], seconds[False][1:], strict=True)]  # the first pair warms up
+    print(f"step without {statistics.median(seconds[False]):.2f} s, with {statistics.median(seconds[True]):.2f} s; "
+          f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} pairs); "
+          f"time spent in telemetry {statistics.median(own):.2%} of the step (at most {max(own[1:]):.2%})")  # fmt: skip
+
+
+def _rollout(renderer: Renderer, index: int) -> Rollout:
+    ids = tuple(renderer.tokenizer.encode(TEXT * 60, add_special_tokens=False))[index : index + TOKENS]
+    return Rollout(
+        prompt_ids=ids[:40], completion_ids=ids, rollout_logprobs=(-1.0,) * len(ids), text=renderer.completion_text(ids),
+        finish_reason="stop", policy_version=0,
+    )  # fmt: skip
+
+
+def _judged(rollout: Rollout, index: int) -> JudgedGroup:
+    prompt = Prompt(id=str(index), messages=({"role": "user", "content": "What is 12 + 7?"},))
+    return JudgedGroup(RolloutGroup(prompt=prompt, rollouts=(rollout,)), (Scored(1.0, 0.0, {}),), (1.0,))
+
+
+def _example(rollout: Rollout, index: int, renderer: Renderer, finders: dict[str, Bound]) -> Example:
+    group = _judged(rollout, index).group
+    prompt = group.prompt
+    return Example(
+        rollout=rollout, prompt=prompt, group_id=index, reward=1.0, reward_parts={}, advantage=0.0,
+        teacher_prompt_ids={"teacher": rollout.prompt_ids * 2},
+        spans={name: renderer.marked(rollout.completion_ids, find(group, 0, [1.0])) for name, find in finders.items()},
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
