@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from collections import Counter
+from pathlib import Path
+
 import pytest
 
-from rewards.lexicon import LEXICONS, count
+from rewards.lexicon import LEXICONS, count, occurrences
 
 TEXT = "Wait, unlikely. WAIT wait—waiting; double-check, check. Hmm… hmmm maybe MAYBE. 等等，也许 seems seem"
 
@@ -14,6 +18,18 @@ def test_the_papers_mode_counts_substrings() -> None:
     expected = {word: lowered.count(word) for word in LEXICONS["seed10"]}
     assert count(TEXT, mode="paper") == expected
     assert expected["wait"] == 4 and expected["likely"] == 1 and expected["check"] == 2
+
+
+CASES = json.loads((Path(__file__).parent / "texts.json").read_text())
+"""Texts with the markers that stand in them as words, counted by eye: casing, punctuation, hyphens, Chinese, code, LaTeX."""
+
+
+def test_the_committed_texts_in_both_modes() -> None:
+    for case in CASES:
+        text = case["text"].lower()
+        reference = {word: text.count(word) for word in LEXICONS["seed10"]}
+        assert count(case["text"], "seed10", "paper") == reference
+        assert Counter(word for *_, word in occurrences(case["text"], "seed10")) == case["words"], case["text"]
 
 
 def test_words() -> None:

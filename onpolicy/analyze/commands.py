@@ -176,15 +176,15 @@ def analyze_probes(
 
 def probes_table(probes: Sequence[Probe]) -> Table:
     table = Table(
-        title="what doubt does to the model's own answers; differences between arms by problem, 95 % in parentheses",
+        title="what doubt does to the model's own answers; differences by problem, 95 % below",
         title_justify="left",
+        show_lines=True,
     )
-    for head in ("arm", "against", "problems", "answers", "right", "difference", "tokens"):
-        table.add_column(head, justify="left" if head in ("arm", "against") else "right")
+    for head in ("arm", "against", "n", "right", "difference", "tokens"):
+        table.add_column(head, justify="left" if head in ("arm", "against") else "right", no_wrap=head != "arm")
     for p in probes:
-        difference = f"{p.difference.mean:+.3f} ({p.difference.low:+.3f} to {p.difference.high:+.3f})"
-        tokens = f"{p.tokens.mean:+.3g} ({p.tokens.low:+.3g} to {p.tokens.high:+.3g})"
-        table.add_row(p.arm, p.against, str(p.problems), str(p.answers), f"{p.score.mean:.3f}", difference, tokens)
+        differences = [f"{d.mean:+.3g}\n[dim]{d.low:+.2g} to {d.high:+.2g}[/dim]" for d in (p.difference, p.tokens)]
+        table.add_row(p.arm, p.against, f"{p.problems}\n[dim]{p.answers}[/dim]", f"{p.score.mean:.3f}", *differences)
     return table
 
 
