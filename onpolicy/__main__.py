@@ -6,6 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from onpolicy.quiet import quiet_libraries
 
@@ -48,6 +49,40 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("config", type=Path, help="YAML file, e.g. configs/opsd.yaml")
         command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. generator.max_tokens=512")
         command.set_defaults(run=run)
+    _add_analyze(commands)
+    report = commands.add_parser("report", help="runs as one HTML page: curves, tables, rollouts token by token")
+    report.add_argument("runs", nargs="+", type=Path, help="run folders; several are laid side by side")
+    report.add_argument("--output", type=Path, help="the page; by default report.html in the first run's folder")
+    report.set_defaults(run=_report)
+    sweep = commands.add_parser(
+        "sweep", help="every arm of a grid with several seeds, compared; finished runs are kept"
+    )
+    sweep.add_argument("grid", type=Path, help="YAML file, e.g. configs/lab/decisive.yaml")
+    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    sweep.add_argument("--output", type=Path, help="folder of the runs; by default runs/ and the grid's name")
+    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    sweep.set_defaults(run=_sweep)
+    lab = commands.add_parser("lab", help="the paper's effect in miniature, on a reasoner of a million parameters")
+    lab.add_argument("what", nargs="?", default="demo", choices=("demo", "pretrain"), help="default: demo")
+    lab.add_argument("--output", type=Path, help="folder for what comes out")
+    lab.set_defaults(run=_lab)
+    diff = commands.add_parser("diff", help="what two configs change, axis by axis")
+    diff.add_argument("one", type=Path, help="YAML file")
+    diff.add_argument("other", type=Path, help="YAML file")
+    diff.set_defaults(run=_diff)
+    show = commands.add_parser("show", help="every option: default, meaning, source")
+    show.add_argument("prefix", nargs="?", default="", help="only keys that start with this, e.g. generator")
+    show.add_argument("--markdown", action="store_true", help="as docs/configuration.md")
+    show.set_defaults(run=_show)
+    listing = commands.add_parser("list", help="what can be named in a config")
+    listing.add_argument("kind", nargs="?", help="context, divergence, reward, ...")
+    listing.set_defaults(run=_list)
+    doctor = commands.add_parser("doctor", help="what is installed, what works here, what to do about the rest")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_analyze(commands: Any) -> None:
     analyze = commands.add_parser("analyze", help="questions to a config or a model, without training")
     kinds = analyze.add_subparsers(dest="analysis", required=True, metavar="WHAT")
     pressure = kinds.add_parser(
@@ -78,24 +113,6 @@ def _parser() -> argparse.ArgumentParser:
     probes.add_argument("--continuations", type=int, default=4, help="answers behind each cut (default 4)")
     probes.add_argument("--output", type=Path, help="JSON file to write")
     probes.set_defaults(run=_probes)
-    report = commands.add_parser("report", help="runs as one HTML page: curves, tables, rollouts token by token")
-    report.add_argument("runs", nargs="+", type=Path, help="run folders; several are laid side by side")
-    report.add_argument("--output", type=Path, help="the page; by default report.html in the first run's folder")
-    report.set_defaults(run=_report)
-    diff = commands.add_parser("diff", help="what two configs change, axis by axis")
-    diff.add_argument("one", type=Path, help="YAML file")
-    diff.add_argument("other", type=Path, help="YAML file")
-    diff.set_defaults(run=_diff)
-    show = commands.add_parser("show", help="every option: default, meaning, source")
-    show.add_argument("prefix", nargs="?", default="", help="only keys that start with this, e.g. generator")
-    show.add_argument("--markdown", action="store_true", help="as docs/configuration.md")
-    show.set_defaults(run=_show)
-    listing = commands.add_parser("list", help="what can be named in a config")
-    listing.add_argument("kind", nargs="?", help="context, divergence, reward, ...")
-    listing.set_defaults(run=_list)
-    doctor = commands.add_parser("doctor", help="what is installed, what works here, what to do about the rest")
-    doctor.set_defaults(run=_doctor)
-    return parser
 
 
 def _train(arguments: argparse.Namespace) -> int:
@@ -158,6 +175,19 @@ def _report(arguments: argparse.Namespace) -> int:
     size = output.stat().st_size / 2**20
     print(f"{output}  ({size:.1f} MB; {', '.join(f'{name}: {steps} steps' for name, steps in shown.items())})")
     return 0
+
+
+def _sweep(arguments: argparse.Namespace) -> int:
+    from onpolicy.sweep import sweep
+
+    output = arguments.output or Path("runs") / arguments.grid.stem
+    return sweep(arguments.grid, output, arguments.overrides, arguments.jobs)
+
+
+def _lab(arguments: argparse.Namespace) -> int:
+    from onpolicy.lab.commands import COMMANDS
+
+    return COMMANDS[arguments.what](arguments.output)
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -39,6 +39,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "length": ("rollout/completion_length/mean",),
     "loss": ("train/loss",),
     "gap": ("distill/teacher_gap", "teacher_advantage/teacher_gap"),
+    "doubt": ("epistemic/A/rate_per_1k",),
     "entropy": ("policy/entropy",),
     "seconds": ("time/step",),
 }
@@ -106,6 +107,8 @@ SUMMARY = (
     "reward/mean",
     "rollout/completion_length/mean",
     "rollout/truncated",
+    "epistemic/A/rate_per_1k",
+    "epistemic/B/rate_per_1k",
     "policy/entropy",
     "rollout/logprob_gap",
 )
@@ -117,7 +120,7 @@ def closing_table(first: Metrics, last: Metrics) -> Table:
     for heading in ("metric", "first", "last", "change"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     terms = [n for n in first if n == "train/loss" or n.endswith(("/divergence", "/teacher_gap", "/kl"))]
-    evals = [n for n in first if n.startswith("eval/") and not n.endswith(("/low", "/high", "/problems"))]
+    evals = [n for n in first if n.startswith("eval/") and n.count("/") == 2 and not n.endswith("/problems")]
     for name in (*SUMMARY, *terms, *evals):
         if name in first and name in last:
             table.add_row(name, f"{first[name]:.4g}", f"{last[name]:.4g}", f"{last[name] - first[name]:+.3g}")

