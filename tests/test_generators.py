@@ -188,13 +188,22 @@ def test_sampling_by_hand() -> None:
     logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
 
     def drawn(**settings: Any) -> set[int]:
-        random = torch.Generator().manual_seed(0)
-        return {sample(logits, Sampling(**settings), random) for _ in range(300)}
+        chances = torch.rand(300, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+        return set(sample(logits.expand(300, -1), Sampling(**settings), chances).tolist())
 
     assert drawn() == {0, 1, 2, 3}
     assert drawn(top_k=2) == {0, 1}
     assert drawn(top_p=0.6) == {0, 1} and drawn(top_p=0.45) == {0}
     assert drawn(temperature=0.0) == {0} and drawn(temperature=0.05) == {0}
+
+
+def test_tokens_come_as_often_as_they_should() -> None:
+    logits = torch.tensor([[1.0, 0.0, -torch.inf, 2.0]]).expand(20_000, -1)
+    chances = torch.rand(20_000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    found = sample(logits, Sampling(temperature=0.5), chances).bincount(minlength=4) / 20_000
+    assert found.tolist() == pytest.approx((logits[0] / 0.5).softmax(-1).tolist(), abs=0.01) and found[2] == 0
+    edges = torch.tensor([0.0, 1.0 - 2**-53], dtype=torch.float64)
+    assert sample(torch.tensor([[-torch.inf, 0.0, -torch.inf]]).expand(2, -1), Sampling(), edges).tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("field", ["temperature", "top_p", "group_size", "max_tokens", "top_k"])

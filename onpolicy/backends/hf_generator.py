@@ -107,8 +107,12 @@ class HFGenerator:
         mask = torch.tensor(
             [[0] * (width - len(d.prompt_ids)) + [1] * len(d.prompt_ids) for d in drafts], device=self.device
         )
+        chances = torch.stack(
+            [torch.rand(sampling.max_tokens, generator=d.random, dtype=torch.float64) for d in drafts]
+        )
+        banned = _banned(drafts, self._model.config.get_text_config().vocab_size)
         cache = None
-        for _ in range(sampling.max_tokens):
+        for chance in chances.T:
             positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             output = self._model(
                 input_ids=ids,
@@ -120,22 +124,20 @@ class HFGenerator:
             )
             cache = output.past_key_values
             logits = output.logits[:, -1].float().cpu()
-            chosen = [self._extend(draft, row, sampling) for draft, row in zip(drafts, logits, strict=True)]
+            chosen = sample(logits if banned is None else logits.masked_fill(banned, -torch.inf), sampling, chance)
+            logprobs = logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
+            for draft, token, logprob in zip(drafts, chosen.tolist(), logprobs.tolist(), strict=True):
+                self._extend(draft, token, logprob)
             if all(d.stopped for d in drafts):
                 return
-            ids = torch.tensor(chosen, device=self.device)[:, None]
+            ids = chosen.to(self.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(drafts), 1)], -1)
 
-    def _extend(self, draft: _Draft, logits: Tensor, sampling: Sampling) -> int:
-        if draft.stopped:
-            return 0
-        token = sample(
-            logits.index_fill(0, torch.tensor(draft.banned, dtype=torch.long), -torch.inf), sampling, draft.random
-        )
-        draft.ids.append(token)
-        draft.logprobs.append(float(logits.log_softmax(-1)[token]))
-        draft.stopped = token in self.renderer.eos_ids
-        return token
+    def _extend(self, draft: _Draft, token: int, logprob: float) -> None:
+        if not draft.stopped:
+            draft.ids.append(token)
+            draft.logprobs.append(logprob)
+            draft.stopped = token in self.renderer.eos_ids
 
     def _rollout(self, draft: _Draft) -> Rollout:
         return Rollout(
@@ -148,15 +150,34 @@ class HFGenerator:
         )
 
 
-def sample(logits: Tensor, sampling: Sampling, random: torch.Generator) -> int:
-    """One token from ``[V]`` logits: temperature, then top-k, then top-p, as vLLM orders them."""
+def _banned(drafts: Sequence[_Draft], size: int) -> Tensor | None:
+    """[B, V] bool; None where nothing is banned."""
+    if not any(d.banned for d in drafts):
+        return None
+    banned = torch.zeros(len(drafts), size, dtype=torch.bool)
+    for row, draft in zip(banned, drafts, strict=True):
+        row[list(draft.banned)] = True
+    return banned
+
+
+def sample(logits: Tensor, sampling: Sampling, chance: Tensor) -> Tensor:
+    """One token ``[B]`` from each row of ``[B, V]`` logits: temperature, then top-k, then top-p, as vLLM orders them.
+
+    Args:
+        logits: of the next token
+        sampling: how to draw
+        chance: [B] uniform in [0, 1); the token is the one at this point of the cumulative distribution
+    """
     if sampling.temperature == 0:
-        return int(logits.argmax())
-    logits = logits / sampling.temperature
-    if 0 < sampling.top_k < len(logits):
-        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[-1], -torch.inf)
+        return logits.argmax(-1)
+    logits = logits.double() / sampling.temperature
+    if 0 < sampling.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(sampling.top_k).values[:, -1:], -torch.inf)
     if sampling.top_p < 1:
         ordered, order = logits.softmax(-1).sort(descending=True)
         outside = ordered.cumsum(-1) - ordered > sampling.top_p
-        logits = logits.index_fill(0, order[outside], -torch.inf)
-    return int(torch.multinomial(logits.softmax(-1), 1, generator=random))
+        logits = logits.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
+    reached = logits.softmax(-1).cumsum(-1)
+    return torch.searchsorted(reached, (chance * reached[:, -1])[:, None], right=True)[:, 0].clamp(
+        max=logits.shape[-1] - 1
+    )
