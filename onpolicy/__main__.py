@@ -1,4 +1,4 @@
-"""The command line: ``onpolicy train | eval | check | analyze | report | diff | show | list | doctor``."""
+"""The command line: ``onpolicy train | eval | check | analyze | report | sweep | lab | diff | show | list | doctor``."""
 
 from __future__ import annotations
 
@@ -63,8 +63,16 @@ def _parser() -> argparse.ArgumentParser:
     sweep.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     sweep.set_defaults(run=_sweep)
     lab = commands.add_parser("lab", help="the paper's effect in miniature, on a reasoner of a million parameters")
-    lab.add_argument("what", nargs="?", default="demo", choices=("demo", "pretrain"), help="default: demo")
-    lab.add_argument("--output", type=Path, help="folder for what comes out")
+    lab.add_argument(
+        "what",
+        nargs="?",
+        default="demo",
+        choices=("demo", "reproduce", "decisive", "pretrain"),
+        help="demo (default): three arms and their report; reproduce: the paper's findings; decisive: protections against their "
+        "controls; pretrain: the reasoner itself",
+    )
+    lab.add_argument("--output", type=Path, help="folder for what comes out; by default under runs/")
+    lab.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
     lab.set_defaults(run=_lab)
     diff = commands.add_parser("diff", help="what two configs change, axis by axis")
     diff.add_argument("one", type=Path, help="YAML file")
@@ -185,9 +193,9 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
 
 def _lab(arguments: argparse.Namespace) -> int:
-    from onpolicy.lab.commands import COMMANDS
+    from onpolicy.lab.commands import lab
 
-    return COMMANDS[arguments.what](arguments.output)
+    return lab(arguments.what, arguments.output, arguments.jobs)
 
 
 def _diff(arguments: argparse.Namespace) -> int:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 from rich.table import Table
@@ -48,6 +49,8 @@ class Comparison:
     runs: Sequence[dict[str, float | str]]
     """One row a run: arm, cross, seed, and every metric as it was last logged."""
     differences: Sequence[Difference]
+    from_start: Sequence[Difference]
+    """Of every arm, the first one too, against the start model as the same run evaluated it at step 0."""
 
     def write(self, folder: Path) -> None:
         """``runs.csv`` and ``comparison.json``."""
@@ -56,24 +59,53 @@ class Comparison:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.runs)
-        (folder / "comparison.json").write_text(json.dumps([asdict(d) for d in self.differences], indent=1) + "\n")
+        found = {"differences": self.differences, "from_start": self.from_start}
+        rows = {name: [asdict(d) for d in differences] for name, differences in found.items()}
+        (folder / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def compare(runs: Sequence[tuple[str, str, int, Path]]) -> Comparison:
-    """Of finished runs, given as (arm, cross, seed, folder); the first arm is what the others are compared with."""
+def compare(
+    runs: Sequence[tuple[str, str, int, Path]],
+    pools: Mapping[str, Sequence[str]] | None = None,
+    right: Callable[[Path], dict[str, dict[str, float]]] | None = None,
+) -> Comparison:
+    """Of finished runs; the first arm is what the others are compared with.
+
+    Args:
+        runs: (arm, cross, seed, folder)
+        pools: name -> sets that are also compared as one, each problem counting alike
+        right: folder -> set -> problem -> share right; None: in the last evaluation
+    """
+    read = right or right_by_problem
     rows: list[dict[str, float | str]] = []
     for arm, cross, seed, folder in runs:
         rows.append({"arm": arm, "cross": cross, "seed": float(seed), **last_metrics(folder)})
     arms = list(dict.fromkeys(arm for arm, *_ in runs))
     differences = []
     for cross in dict.fromkeys(c for _, c, *_ in runs):
-        table = {arm: {s: right_by_problem(f) for a, c, s, f in runs if (a, c) == (arm, cross)} for arm in arms}
+        table = {
+            arm: {s: pooled(read(f), pools or {}) for a, c, s, f in runs if (a, c) == (arm, cross)} for arm in arms
+        }
         for arm in arms:
             seeds = [seed for seed in table[arm] if seed in table[arms[0]]]
             for name in sorted({name for seed in seeds for name in table[arm][seed]}):
                 both = [(table[arm][s][name], table[arms[0]][s][name]) for s in seeds]
                 differences.append(_difference(arm, cross, name, both))
-    return Comparison(rows, differences)
+    return Comparison(rows, differences, against_start(runs, pools or {}))
+
+
+def against_start(runs: Sequence[tuple[str, str, int, Path]], pools: Mapping[str, Sequence[str]]) -> list[Difference]:
+    """Each arm's last evaluation less its evaluation at step 0; nothing of runs without one."""
+    pairs: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    for arm, cross, _, folder in runs:
+        last, first = (pooled(right_by_problem(folder, step), pools) for step in (None, 0))
+        if first:
+            pairs.setdefault((arm, cross), []).append((last, first))
+    return [
+        _difference(arm, cross, name, [(last[name], first[name]) for last, first in found])
+        for (arm, cross), found in pairs.items()
+        for name in found[0][0]
+    ]
 
 
 def last_metrics(folder: Path) -> Metrics:
@@ -88,17 +120,53 @@ def last_metrics(folder: Path) -> Metrics:
     return found | costs
 
 
-def right_by_problem(folder: Path) -> dict[str, dict[str, float]]:
-    """Set -> problem -> share right, in the run's last evaluation."""
+def right_by_problem(folder: Path, step: int | None = None) -> dict[str, dict[str, float]]:
+    """Set -> problem -> share right, in the run's evaluation at a step; None: in its last one."""
     steps = sorted((folder / "eval").glob("step-*"))
+    chosen = steps[-1:] if step is None else [path for path in steps if path.name == f"step-{step:06d}"]
     return {
         path.stem: {row["id"]: fmean(row["right"]) for row in map(json.loads, path.read_text().splitlines())}
-        for path in (sorted(steps[-1].glob("*.jsonl")) if steps else ())
+        for path in (sorted(chosen[0].glob("*.jsonl")) if chosen else ())
     }
 
 
+def pooled(
+    right: Mapping[str, Mapping[str, float]], pools: Mapping[str, Sequence[str]]
+) -> dict[str, Mapping[str, float]]:
+    """The sets, and each pool as one more."""
+    together = {
+        pool: {f"{name}/{problem}": share for name in names for problem, share in right[name].items()}
+        for pool, names in pools.items()
+        if all(name in right for name in names)
+    }
+    return {**right, **together}
+
+
+def at_equal_tokens(runs: Sequence[tuple[str, str, int, Path]]) -> dict[Path, tuple[int, float]]:
+    """Folder -> the step, among those evaluated, and the tokens sampled by then, nearest to what the cheapest run of its cross sampled."""
+    spent = {folder: _tokens_by_evaluation(folder) for *_, folder in runs}
+    found: dict[Path, tuple[int, float]] = {}
+    for cross in dict.fromkeys(c for _, c, *_ in runs):
+        folders = [folder for _, c, _, folder in runs if c == cross]
+        budget = min(max(spent[folder].values()) for folder in folders)
+        found |= {f: min(spent[f].items(), key=lambda pair: abs(pair[1] - budget)) for f in folders}
+    return found
+
+
+def _tokens_by_evaluation(folder: Path) -> dict[int, float]:
+    evaluated = {int(path.name.removeprefix("step-")) for path in (folder / "eval").glob("step-*")}
+    total = 0.0
+    found: dict[int, float] = {}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        total += row.get("rollout/sampled_tokens", 0.0)
+        if int(row["step"]) in evaluated:
+            found[int(row["step"])] = total
+    return found
+
+
 def _difference(
-    arm: str, cross: str, name: str, both: Sequence[tuple[dict[str, float], dict[str, float]]]
+    arm: str, cross: str, name: str, both: Sequence[tuple[Mapping[str, float], Mapping[str, float]]]
 ) -> Difference:
     problems = sorted(both[0][0])
     own = np.array([[one[p] for p in problems] for one, _ in both])

@@ -10,9 +10,11 @@ A grid names one config and what the arms change in it::
     cross:                                # every arm under each of these
       narrow: {data.coverage.problems: 8}
       all: {}
+    pools:                                # sets of the evaluation that are also compared as one
+      out_of_domain: [other_map, longer]
 
 A run's folder is ``OUTPUT/ARM/CROSS/seed-N``; one that was cut off goes on from its last checkpoint. Runs are processes of their own,
-several at a time if asked, each with its output in ``log.txt``.
+several at a time if asked, each with its output in ``log.txt``; their curves are drawn while they run.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,13 +33,19 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
-from rich.progress import track
+from rich.live import Live
 
 from onpolicy.checkpoint import Checkpoints
 from onpolicy.compare import compare, comparison_table
 from onpolicy.config import load
+from onpolicy.live import curves
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError, suggest
+
+REFRESH = 1.0
+"""Seconds between two looks at the runs."""
+MOST_SHOWN = 8
+"""Runs up to which all are shown; beyond, those that are running."""
 
 
 @dataclass
@@ -48,6 +56,7 @@ class Grid:
     arms: dict[str, Any]
     cross: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    pools: dict[str, list[str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -60,10 +69,18 @@ class Cell:
     config: Path
     overrides: tuple[str, ...]
     folder: Path
+    steps: int
+    followed: str
+    """The run's ``epistemic.lexicon``."""
 
     @property
-    def steps(self) -> int:
-        return load(self.config, self.overrides).steps
+    def name(self) -> str:
+        return " ".join(part for part in (self.arm, self.cross, f"seed {self.seed}") if part)
+
+    @property
+    def run(self) -> tuple[str, str, int, Path]:
+        """As ``onpolicy.compare`` wants it."""
+        return self.arm, self.cross, self.seed, self.folder
 
     def finished(self) -> bool:
         latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
@@ -90,6 +107,14 @@ def read_grid(path: Path) -> Grid:
     return grid
 
 
+def check_pools(path: Path, grid: Grid, sets: Collection[str]) -> None:
+    """Raises ConfigError where a pool names a set that is not evaluated."""
+    for pool, names in grid.pools.items():
+        for name in names:
+            if name not in sets:
+                raise ConfigError(f"{path}: pools.{pool}: got {name!r}, wanted sets of eval.sets: {', '.join(sets)}")
+
+
 def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[Cell]:
     """Every run, checked: a mistake in the last arm is found before the first has run.
 
@@ -106,10 +131,12 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 changes = [f"{k}={json.dumps(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
                 own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
                 try:
-                    plan(load(config, own))
+                    loaded = load(config, own)
+                    plan(loaded)
                 except ConfigError as error:
                     raise ConfigError(f"{path}, arm {arm!r}{f' x {cross!r}' if cross else ''}: {error}") from error
-                yield Cell(arm, cross, seed, config, own, folder)
+                check_pools(path, grid, loaded.eval.sets)
+                yield Cell(arm, cross, seed, config, own, folder, loaded.steps, loaded.epistemic.lexicon)
 
 
 def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
@@ -118,19 +145,43 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
     everything = list(cells(path, output, overrides))
     missing = [cell for cell in everything if not cell.finished()]
     console.print(f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {output}", soft_wrap=True)
-    failed: list[Cell] = []
-    with ThreadPoolExecutor(jobs) as pool:
-        running = {pool.submit(_run, cell, jobs): cell for cell in missing}
-        for done in track(as_completed(running), total=len(missing), description="runs", console=console):
-            if done.result():
-                failed.append(running[done])
-                console.print(f"[red]failed[/red]: {running[done].folder / 'log.txt'}", soft_wrap=True)
+    failed = run_all(missing, jobs, console)
     whole = [cell for cell in everything if cell not in failed]
-    rows = compare([(c.arm, c.cross, c.seed, c.folder) for c in whole])
+    rows = compare([c.run for c in whole], read_grid(path).pools)
     rows.write(output)
     console.print(comparison_table(rows))
     console.print(f"all numbers: {output / 'runs.csv'}, {output / 'comparison.json'}", soft_wrap=True)
     return int(bool(failed))
+
+
+def run_all(missing: Sequence[Cell], jobs: int, console: Console) -> list[Cell]:
+    """Runs the cells, so many at a time, with their curves; returns those that failed."""
+    failed: list[Cell] = []
+    done = 0
+    with (
+        ThreadPoolExecutor(jobs) as pool,
+        Live(console=console, refresh_per_second=1, transient=True) as live,
+    ):
+        running = {pool.submit(_run, cell, jobs): cell for cell in missing}
+        while running:
+            finished, _ = wait(running, timeout=REFRESH, return_when=FIRST_COMPLETED)
+            for future in finished:
+                cell, code = running.pop(future), future.result()
+                done += 1
+                console.print(
+                    f"{done}/{len(missing)} {cell.name}" + (" [red]failed[/red]" if code else ""), highlight=False
+                )
+                if code:
+                    failed.append(cell)
+                    console.print(f"[red]failed[/red]: {cell.folder / 'log.txt'}", soft_wrap=True)
+            if console.is_terminal:
+                shown = missing if len(missing) <= MOST_SHOWN else [c for f, c in running.items() if f.running()]
+                live.update(
+                    curves([(c.name, c.folder, c.steps, c.followed) for c in shown], f"{done} of {len(missing)} runs")
+                )
+        if console.is_terminal and len(missing) <= MOST_SHOWN and missing:
+            console.print(curves([(c.name, c.folder, c.steps, c.followed) for c in missing], "runs"))
+    return failed
 
 
 def _run(cell: Cell, jobs: int) -> int:

@@ -13,8 +13,9 @@ import pytest
 
 from onpolicy.lab import route, sums
 from onpolicy.lab.data import lab
-from onpolicy.lab.grading import corrected, facts, harmed, tried, verdicts
-from onpolicy.lab.problem import HINT, Problem, direct, failed, search
+from onpolicy.lab.grading import corrected, doubt_precision, doubt_recall, facts, harmed, tried, verdicts
+from onpolicy.lab.pretrain import example
+from onpolicy.lab.problem import HINT, Problem, direct, failed, mistaken, search
 from onpolicy.lab.sets import families
 from onpolicy.lab.words import vocabulary, write_tokenizer
 from onpolicy.rendering import Renderer
@@ -48,34 +49,66 @@ def test_sums_against_brute_force(count: int) -> None:
 def test_nothing_is_in_two_sets() -> None:
     seen: set[str] = set()
     questions: set[str] = set()
-    for train, test in families().values():
-        for problem in (*train, *test):
+    for split in families().values():
+        for problem in (p for problems in split for p in problems):
             assert problem.id not in seen and problem.question not in questions
             seen.add(problem.id)
             questions.add(problem.question)
-        assert 0.25 < len(test) / (len(train) + len(test)) < 0.35
-    assert {p.id for p in lab(family="route-a-2")}.isdisjoint(p.id for p in lab(family="route-a-2", split="test"))
+        assert [round(len(part) / sum(map(len, split)), 1) for part in split] == [0.4, 0.4, 0.2]
+    train, test = lab(family="route-a-2"), lab(family="route-a-2", split="test")
+    assert len(train) >= 512 and {p.id for p in train}.isdisjoint(p.id for p in test)
+
+
+def test_the_reasoner_is_made_from_its_own_part_alone() -> None:
+    kept = {problem.question for split in families().values() for problem in (*split.train, *split.test)}
+    draw = Random(0)
+    for split in families().values():
+        for _ in range(200):
+            prompt, _, _ = example(draw.choice(split.pretrain), split.pretrain, draw)
+            assert prompt.split(f" {HINT} ")[0] not in kept
+
+
+def test_examples_for_the_reasoner() -> None:
+    problems = families()["route-b-3"].pretrain
+    problem, draw, kinds = problems[0], Random(1), set()
+    for _ in range(400):
+        prompt, begun, rest = example(problem, problems, draw)
+        assert exact_answer(rest, problem.answer), "whatever is shown, the answer is right"
+        hint = prompt.removeprefix(problem.question).removeprefix(f" {HINT} ")
+        own = exact_answer(hint, problem.answer)
+        if own:
+            assert rest == direct(problem) and [t.verdict for t in tried(begun)] == [False] * len(tried(begun))
+        elif hint == problem.first:
+            assert all(t.said.startswith(problem.first) for t in tried(rest)), "it looks where it is told to"
+        else:
+            assert tried(rest), "nothing that helps: a search"
+        kinds.add((own, bool(tried(hint)), bool(begun), hint == problem.first, bool(hint)))
+    assert len(kinds) == 8, (
+        "with and without thought, begun or not; its beginning; another's, with and without thought; nothing"
+    )
 
 
 def some() -> list[Problem]:
-    return [problem for _, test in families().values() for problem in test[:3]]
+    return [problem for split in families().values() for problem in split.test[:3]]
 
 
 def test_traces_are_true_and_end_right() -> None:
     for seed, problem in enumerate(some()):
         draw = Random(seed)
-        text = search(problem, draw, most=8)
+        text = search(problem, draw)
         assert facts(text, problem.id) == verdicts(text, problem.id) == 1.0
         assert exact_answer(text, problem.answer) and harmed(text, problem.id) == 0.0
-        assert 1 <= len(tried(text)) <= 8 and tried(text)[-1].verdict is True
+        assert doubt_precision(text, problem.id) in (None, 1.0) and doubt_recall(text, problem.id) in (None, 1.0)
+        assert tried(text)[-1].verdict is True
         assert len({t.said for t in tried(text)}) == len(tried(text)), "nothing is tried twice"
         begun = failed(problem, draw, 2)
         assert [t.verdict for t in tried(begun)] == [False] * len(tried(begun)) and begun.endswith(" no")
         assert exact_answer(direct(problem), problem.answer) and not tried(direct(problem))
+        assert not exact_answer(mistaken(problem, draw), problem.answer)
 
 
 def test_gradings_by_hand() -> None:
-    problem = next(p for p in families()["sums-4"][1] if p.question.startswith("add 1 "))
+    problem = next(p for p in families()["sums-4"].test if p.question.startswith("add 1 "))
     right = next(a for a in problem.attempts if a.works)
     first, second = [a for a in problem.attempts if not a.works][:2]
     text = (
@@ -85,6 +118,10 @@ def test_gradings_by_hand() -> None:
     assert [t.verdict for t in tried(text)] == [False, False, False]
     assert facts(text, problem.id) == pytest.approx(2 / 3), "the second sum is wrong"
     assert verdicts(text, problem.id) == 0.5, "of the two true ones, the third was judged wrongly"
+    assert doubt_precision(text, problem.id) == pytest.approx(2 / 3), (
+        "the first deserves it, the false sum too, the third not"
+    )
+    assert doubt_recall(text, problem.id) == 1.0
     assert corrected(text, problem.id) == 0.0 and harmed(text, problem.id) == 1.0
     assert corrected(direct(problem), problem.id) is None and facts("", problem.id) is None
     cut = f"maybe {first.idea} {first.working}"

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from onpolicy.__main__ import main
-from onpolicy.compare import compare
+from onpolicy.compare import at_equal_tokens, compare, right_by_problem
+from onpolicy.live import curves, sparkline
 from onpolicy.sweep import cells
 from tests.runs import write_config
 
@@ -23,7 +24,7 @@ def grid(folder: Path, **changes: Any) -> Path:
         rewards=[{"name": "tests.test_probes:lucky"}], eval={"every": 2, "sets": sets, "samples": 2, "k": [2]},
     )  # fmt: skip
     whole: dict[str, Any] = {
-        "config": "config.yaml", "seeds": [0, 1],
+        "config": "config.yaml", "seeds": [0, 1], "pools": {"both": ["sums"]},
         "arms": {"plain": {}, "slow": {"trainer.lr": 1e-6, "objective[1].weight": 0.5}},
     }  # fmt: skip
     path = folder / "grid.yaml"
@@ -54,16 +55,20 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytes
     ]
     assert all(float(r["tokens/generated"]) >= float(r["tokens/trained"]) > 0 for r in rows)
     found = json.loads((output / "comparison.json").read_text())
-    assert [(d["arm"], d["set"], d["seeds"], d["problems"]) for d in found] == [
-        ("plain", "sums", 2, 4),
-        ("slow", "sums", 2, 4),
-    ]
+    assert list(found) == ["differences", "from_start"]
+    for differences in found.values():
+        assert sorted((d["arm"], d["set"], d["seeds"], d["problems"]) for d in differences) == [
+            ("plain", "both", 2, 4),
+            ("plain", "sums", 2, 4),
+            ("slow", "both", 2, 4),
+            ("slow", "sums", 2, 4),
+        ]
 
 
-def fake(folder: Path, right: dict[str, list[bool]], tokens: int = 10) -> Path:
-    (folder / "eval/step-000002").mkdir(parents=True)
+def fake(folder: Path, right: dict[str, list[bool]], tokens: int = 10, step: int = 2) -> Path:
+    (folder / f"eval/step-{step:06d}").mkdir(parents=True)
     rows = "".join(json.dumps({"id": name, "right": r}) + "\n" for name, r in right.items())
-    (folder / "eval/step-000002/set.jsonl").write_text(rows)
+    (folder / f"eval/step-{step:06d}/set.jsonl").write_text(rows)
     lines = [{"step": s, "rollout/sampled_tokens": tokens, "rollout/tokens": tokens - 1, "m": s} for s in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
@@ -83,6 +88,44 @@ def test_differences_by_hand(tmp_path: Path) -> None:
         "rollout/tokens": 9, "m": 2, "tokens/generated": 20.0, "tokens/trained": 18.0}  # fmt: skip
 
 
+def test_from_the_start_and_pooled_by_hand(tmp_path: Path) -> None:
+    folder = fake(tmp_path / "a", {"p": [True, True], "q": [True, False]})
+    (folder / "eval/step-000002/other.jsonl").write_text('{"id": "p", "right": [false]}\n')
+    fake(folder, {"p": [True, False], "q": [False, False]}, step=0)
+    (folder / "eval/step-000000/other.jsonl").write_text('{"id": "p", "right": [true]}\n')
+    found = {d.set: d for d in compare([("plain", "", 0, folder)], {"all": ["set", "other"]}).from_start}
+    assert {name: d.difference for name, d in found.items()} == {"set": 0.5, "other": -1.0, "all": 0.0}
+    assert found["all"].problems == 3, "a problem counts in each set it stands in"
+    assert compare([("plain", "", 0, fake(tmp_path / "b", {"p": [True]}))]).from_start == []
+
+
+def test_equal_tokens_by_hand(tmp_path: Path) -> None:
+    cheap, dear = fake(tmp_path / "a", {"p": [True]}, tokens=10), fake(tmp_path / "b", {"p": [True]}, tokens=21)
+    for step in (0, 1):
+        fake(dear, {"p": [False]}, step=step, tokens=21)
+    found = at_equal_tokens([("cheap", "", 0, cheap), ("dear", "", 0, dear)])
+    assert found == {cheap: (2, 20.0), dear: (1, 21.0)}, "the cheaper one ends at 20"
+    runs = [("cheap", "", 0, cheap), ("dear", "", 0, dear)]
+    (_, other) = compare(runs, right=lambda folder: right_by_problem(folder, found[folder][0])).differences
+    assert other.difference == -1.0
+
+
+def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lines = [
+        {"step": s, "reward/mean": s / 10, "epistemic/A/rate_per_1k": 8.0 - s, "eval/set/avg@4": 0.5} for s in range(9)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 9, "rew')  # being written
+    table = curves([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
+    assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "doubt per 1k", "set"]
+    cells = [list(c.cells) for c in table.columns]
+    assert cells[1] == ["8/20", "0/20"] and cells[3] == ["", ""]
+    assert cells[2] == ["▁▂▃▄▅▅▆▇█ 0.8", ""] and cells[4][0] == "█▇▆▅▅▄▃▂▁ 0"
+    assert sparkline(list(range(100)), 0, 99)[-1] == "█" and len(sparkline(list(range(100)), 0, 99)) == 16
+
+
 def test_every_combination(tmp_path: Path) -> None:
     path = grid(tmp_path, cross={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
     found = list(cells(path, tmp_path / "out", ["steps=1"]))
@@ -99,6 +142,7 @@ def test_every_combination(tmp_path: Path) -> None:
         ({"arms": {}}, "wanted at least one arm"),
         ({"seeds": "many"}, "seeds"),
         ({"arm": {}}, "arm: unknown key. Did you mean 'arms'?"),
+        ({"pools": {"out": ["summs"]}}, "pools.out: got 'summs', wanted sets of eval.sets: sums"),
     ],
 )
 def test_a_mistake_is_found_before_anything_runs(
@@ -114,4 +158,6 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: 
     said = capsys.readouterr().out
     assert "failed" in said and "gone/seed-0/log.txt" in said
     assert "gone.jsonl" in (tmp_path / "out/gone/seed-0/log.txt").read_text()
-    assert [d["arm"] for d in json.loads((tmp_path / "out/comparison.json").read_text())] == ["plain"]
+    assert [d["arm"] for d in json.loads((tmp_path / "out/comparison.json").read_text())["differences"]] == [
+        "plain"
+    ] * 2

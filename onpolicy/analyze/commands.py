@@ -37,12 +37,19 @@ MOST_LEXICONS = 3
 
 
 def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path | None) -> int:
-    """Samples one step's rollouts from the start model and prints what the loss would do to each lexicon's markers.
+    """Prints what the config's loss would do to each lexicon's markers."""
+    found, rollouts = measure_pressure(plan(load(config_path, overrides)))
+    Console().print(pressure_table(found))
+    _write(output, config_path, overrides, rollouts=rollouts, pressure={k: asdict(v) for k, v in found.items()})
+    return 0
+
+
+def measure_pressure(checked: Plan) -> tuple[dict[str, Pressure], int]:
+    """By lexicon, and the number of rollouts: one step's, sampled from the start model.
 
     Raises:
         LexiconError: no lexicon has a marker that is one token of the model's tokenizer.
     """
-    checked = plan(load(config_path, overrides))
     keep_to_contracts(checked)
     with tempfile.TemporaryDirectory() as folder:
         run = assemble(checked, Path(folder), Display(1))
@@ -56,12 +63,9 @@ def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path |
                     "epistemic.lexicons: none has a marker that is a single token of this model's tokenizer"
                 )
             trainer.marker_ids |= {name: torch.tensor(i, device=trainer.device) for name, i in ids.items()}
-            found = pressures(trainer, examples)
+            return pressures(trainer, examples), len(examples)
         finally:
             run.close()
-    Console().print(pressure_table(found))
-    _write(output, config_path, overrides, rollouts=len(examples), pressure={k: asdict(v) for k, v in found.items()})
-    return 0
 
 
 def pressure_table(found: dict[str, Pressure]) -> Table:
@@ -118,12 +122,19 @@ def session(checked: Plan, *, room: int = 0) -> Iterator[Session]:
 def analyze_contexts(
     config_path: Path, overrides: Sequence[str], output: Path | None, problems: int, band: tuple[float, float]
 ) -> int:
-    """Generates under every context of the config and prints score, length and marker rates of each.
+    """Generates under every context of the config and prints score, length and marker rates of each."""
+    rows = measure_contexts(plan(load(config_path, overrides)), problems, band)
+    Console().print(contexts_table(rows))
+    _write(output, config_path, overrides, rows=[asdict(row) for row in rows])
+    return 0
+
+
+def measure_contexts(checked: Plan, problems: int, band: tuple[float, float]) -> list[Row]:
+    """A row without context, and one for each.
 
     Raises:
         ConfigError: the config has no context or no reward, or no problem's solve rate lies within the band.
     """
-    checked = plan(load(config_path, overrides))
     if not checked.contexts or not checked.rewards:
         raise ConfigError("analyze contexts: wants contexts to compare and a reward that says what is right")
     with session(checked) as s:
@@ -141,9 +152,7 @@ def analyze_contexts(
         raise ConfigError(
             f"analyze contexts: no problem is solved between {band[0]:g} and {band[1]:g} of the time; widen --band"
         )
-    Console().print(contexts_table(rows))
-    _write(output, config_path, overrides, rows=[asdict(row) for row in rows])
-    return 0
+    return rows
 
 
 def analyze_probes(

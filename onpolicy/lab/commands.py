@@ -1,9 +1,11 @@
-"""``onpolicy lab``: the demonstration, and how its reasoner is made."""
+"""``onpolicy lab``: the demonstration, the paper in miniature, the decisive comparison, and how the reasoner is made."""
 
 from __future__ import annotations
 
 import json
+import sys
 import time
+import webbrowser
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -17,22 +19,34 @@ GRID = Path("configs/lab/demo.yaml")
 MEAN_OVER = 100
 
 
-def demo(output: Path | None) -> int:
+def demo(output: Path | None, jobs: int) -> int:
     """GRPO, self-distillation, and self-distillation with one protection, from the shipped reasoner; then the report."""
     from onpolicy.report.page import write_report
     from onpolicy.sweep import cells, sweep
 
-    if not GRID.is_file():
-        raise ConfigError(f"lab: {str(GRID)!r} does not exist; run it in a clone of the repository")
     output = output or Path("runs/lab")
-    code = sweep(GRID, output, (), jobs=1)
+    code = sweep(GRID, output, (), jobs)
     page = output / "report.html"
     write_report([cell.folder for cell in cells(GRID, output) if cell.finished()], page)
     Console().print(f"curves, and rollouts token by token: {page}", soft_wrap=True)
+    if sys.stdout.isatty():
+        webbrowser.open(page.resolve().as_uri())  # does nothing where there is no browser
     return code
 
 
-def pretrain(output: Path | None) -> int:
+def reproduce(output: Path | None, jobs: int) -> int:
+    from onpolicy.lab.reproduce import reproduce as run
+
+    return run(output or Path("runs/reproduce"), jobs)
+
+
+def decisive(output: Path | None, jobs: int) -> int:
+    from onpolicy.lab.decisive import decisive as run
+
+    return run(output or Path("runs/decisive"), jobs)
+
+
+def pretrain(output: Path | None, jobs: int) -> int:
     """Makes the reasoner anew, with a log beside it."""
     from onpolicy.lab.pretrain import Recipe
     from onpolicy.lab.pretrain import pretrain as make
@@ -60,4 +74,16 @@ def pretrain(output: Path | None) -> int:
     return 0
 
 
-COMMANDS: dict[str, Callable[[Path | None], int]] = {"demo": demo, "pretrain": pretrain}
+COMMANDS: dict[str, Callable[[Path | None, int], int]] = {
+    "demo": demo,
+    "reproduce": reproduce,
+    "decisive": decisive,
+    "pretrain": pretrain,
+}
+
+
+def lab(what: str, output: Path | None, jobs: int) -> int:
+    """Raises ConfigError outside of a clone, where the lab's grids are."""
+    if what != "pretrain" and not GRID.is_file():
+        raise ConfigError(f"lab: {str(GRID)!r} does not exist; run it in a clone of the repository")
+    return COMMANDS[what](output, jobs)

@@ -56,6 +56,20 @@ def harmed(completion: str, problem_id: str) -> float | None:
     return float(extract_answer(completion) != problem.answer)
 
 
+def doubt_precision(completion: str, problem_id: str) -> float | None:
+    """Share of doubted attempts that deserve it: that do not work, or whose working is false."""
+    works = {f"{a.idea} {a.working}" for a in find(problem_id).attempts if a.works}
+    doubted = [t.said not in works for t in tried(completion) if t.verdict is False]
+    return sum(doubted) / len(doubted) if doubted else None
+
+
+def doubt_recall(completion: str, problem_id: str) -> float | None:
+    """Share of attempts that deserve doubt and are doubted."""
+    works = {f"{a.idea} {a.working}" for a in find(problem_id).attempts if a.works}
+    doubted = [t.verdict is False for t in tried(completion) if t.verdict is not None and t.said not in works]
+    return sum(doubted) / len(doubted) if doubted else None
+
+
 _ATTEMPT = re.compile(
     rf"(?:{'|'.join(TRY)}) (.*?)(?= (?:{NO}|{YES}|{SO}|{ANSWER}|{'|'.join((*TRY, *AGAIN))})(?: |$)|$)(?: ({NO}|{YES})(?= |$))?"
 )
@@ -72,4 +86,4 @@ def find(problem_id: str) -> Problem:
 
 @cache
 def _by_id() -> dict[str, Problem]:
-    return {p.id: p for train, test in families().values() for p in (*train, *test)}
+    return {p.id: p for split in families().values() for problems in split for p in problems}

@@ -1,13 +1,13 @@
 """How the reasoner is made: next-token training on searches without the solution and on direct answers with it.
 
 What is *planted* here: that a solution in the prompt makes the model terse, also behind attempts that failed. What is not: anything about
-a student that learns from it. Three quarters of the examples are searches; the others show the whole solution, or the beginning of it,
-in the prompt. Problems that the lab tests on are left out.
+a student that learns from it. Two thirds of the examples are searches; the others have something more in the prompt: a solution, thought
+through aloud or not; the beginning of one; or that of another problem, which does not help. What the lab trains and tests on is left out.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -17,7 +17,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from onpolicy.lab.problem import HINT, NO, YES, Problem, direct, failed, search
-from onpolicy.lab.sets import pretraining_problems
+from onpolicy.lab.sets import families
 from onpolicy.lab.words import vocabulary, write_tokenizer
 
 if TYPE_CHECKING:
@@ -34,23 +34,12 @@ SHAPE = {
 }
 VERDICT = 3.0
 """Weight of the tokens that say whether an attempt works: everything hangs on them."""
-MOST = 8
-"""Attempts in a training example at most."""
 POOL = 1024
 """Examples drawn at a time and sorted by length."""
 IDS = {word: i for i, word in enumerate(vocabulary())}
 VERDICTS = {IDS[YES], IDS[NO]}
 
-SHARES = {
-    "route-a-2": 0.2,
-    "route-b-2": 0.2,
-    "route-c-2": 0.2,
-    "route-a-3": 0.07,
-    "route-b-3": 0.07,
-    "route-c-3": 0.06,
-    "sums-4": 0.12,
-    "sums-5": 0.08,
-}
+SHARES = {"route-a-2": 0.2, "route-b-2": 0.2, "route-a-3": 0.16, "route-b-3": 0.16, "sums-4": 0.16, "sums-5": 0.12}
 """Of the training examples, by family."""
 
 
@@ -58,24 +47,31 @@ SHARES = {
 class Recipe:
     """What the shipped reasoner was made with."""
 
-    steps: int = 3000
-    tokens: int = 3072
+    steps: int = 4000
+    tokens: int = 4096
     lr: float = 2e-3
     warmup: int = 100
     seed: int = 0
 
 
-def example(problem: Problem, draw: Random) -> tuple[str, str, str]:
+def example(problem: Problem, others: Sequence[Problem], draw: Random) -> tuple[str, str, str]:
     """Prompt, given beginning of the answer, and the rest, which is learned."""
     kind = draw.random()
-    if kind < 0.74:
-        return problem.question, "", search(problem, draw, most=MOST)
-    if kind < 0.84:
-        return f"{problem.question} {HINT} {problem.answer}", "", direct(problem)
-    if kind < 0.94:
-        return f"{problem.question} {HINT} {problem.answer}", failed(problem, draw, draw.randint(1, 4)), direct(problem)
-    begun = replace(problem, attempts=tuple(a for a in problem.attempts if a.idea.split()[0] == problem.first))
-    return f"{problem.question} {HINT} {problem.first}", "", search(begun, draw, most=MOST)
+    if kind < 0.66:
+        return problem.question, "", search(problem, draw)
+    if kind < 0.86:
+        begun = failed(problem, draw, draw.randint(1, 4)) if draw.random() < 0.5 else ""
+        return f"{problem.question} {HINT} {_solution(problem, draw)}", begun, direct(problem)
+    if kind < 0.93:
+        begun_right = replace(
+            problem, attempts=tuple(a for a in problem.attempts if a.idea.split()[0] == problem.first)
+        )
+        return f"{problem.question} {HINT} {problem.first}", "", search(begun_right, draw)
+    return f"{problem.question} {HINT} {_solution(draw.choice(others), draw)}", "", search(problem, draw)
+
+
+def _solution(problem: Problem, draw: Random) -> str:
+    return direct(problem) if draw.random() < 0.5 else search(problem, draw)
 
 
 def make_model(seed: int) -> PreTrainedModel:
@@ -111,7 +107,8 @@ def batches(recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
 
 def _row(draw: Random) -> tuple[list[int], list[float]]:
     (family,) = draw.choices(list(SHARES), list(SHARES.values()))
-    prompt, given, rest = example(draw.choice(pretraining_problems()[family]), draw)
+    problems = families()[family].pretrain
+    prompt, given, rest = example(draw.choice(problems), problems, draw)
     before = [IDS[w] for w in ["<user>", *prompt.split(), "<end>", "<assistant>", *given.split()]]
     after = [IDS[w] for w in [*rest.split(), "<end>"]]
     return before + after, [0.0] * len(before) + [VERDICT if i in VERDICTS else 1.0 for i in after]

@@ -20,6 +20,8 @@ class Attempt:
     working: str
     """What is seen on trying: facts that live in the weights."""
     works: bool
+    leads_to: str
+    """The answer one would give who believed in it."""
 
 
 @dataclass(frozen=True)
@@ -36,20 +38,17 @@ class Problem:
     """All there are; exactly one works."""
 
 
-def search(problem: Problem, draw: Random, *, most: int | None = None) -> str:
-    """The problem thought through aloud: attempts in random order, each checked, until one works.
+def search(problem: Problem, draw: Random) -> str:
+    """The problem thought through aloud: attempts in random order, each checked, until one works."""
+    attempts = draw.sample(problem.attempts, len(problem.attempts))
+    found = next(i for i, a in enumerate(attempts) if a.works)
+    parts = [_tried(a, draw) for a in attempts[:found]]
+    return " ".join([*parts, attempted(attempts[found], draw), YES, direct(problem)])
 
-    Args:
-        problem: what is to be solved
-        draw: decides order and words
-        most: at most so many attempts, the one that works among them; None: as many as it takes
-    """
-    wrong = [a for a in problem.attempts if not a.works]
-    draw.shuffle(wrong)
-    (right,) = (a for a in problem.attempts if a.works)
-    failures = draw.randrange(min(len(wrong) + 1, most or len(problem.attempts)))
-    parts = [_tried(a, draw) for a in wrong[:failures]]
-    return " ".join([*parts, attempted(right, draw), YES, direct(problem)])
+
+def mistaken(problem: Problem, draw: Random) -> str:
+    """A wrong answer in the form of a right one."""
+    return f"{SO} {ANSWER} {draw.choice([a for a in problem.attempts if not a.works]).leads_to}"
 
 
 def failed(problem: Problem, draw: Random, attempts: int) -> str:
@@ -72,9 +71,8 @@ def _tried(attempt: Attempt, draw: Random) -> str:
     return f"{attempted(attempt, draw)} {NO} {draw.choice(AGAIN)}"
 
 
-def divided(problems: Sequence[Problem], test_share: float, seed: int) -> tuple[list[Problem], list[Problem]]:
-    """The same problems for training and for testing every time, by chance; no problem is in both."""
-    shuffled = sorted(problems, key=lambda p: p.id)
-    Random(seed).shuffle(shuffled)
-    cut = round(len(shuffled) * (1.0 - test_share))
-    return shuffled[:cut], shuffled[cut:]
+def shuffled(problems: Sequence[Problem], seed: int) -> list[Problem]:
+    """In an order that depends on the problems and the seed alone."""
+    ordered = sorted(problems, key=lambda p: p.id)
+    Random(seed).shuffle(ordered)
+    return ordered

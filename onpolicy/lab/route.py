@@ -1,6 +1,6 @@
 """A known map, an unknown route: which way leads from one place to another?
 
-Three fixed random maps of 32 places with four exits each, which the reasoner has learnt by heart. A problem names start and goal; there
+Two fixed random maps of 96 places with four exits each, which the reasoner has learnt by heart. A problem names start and goal; there
 is exactly one route of the wanted length. Where an exit leads is known, whether it leads to the goal has to be tried:
 
     map a from a3 to a14 : maybe a5 sees a1 a7 a9 a2 no wait perhaps a20 sees a30 a14 a8 a0 yes so #### a20 a14
@@ -8,13 +8,13 @@ is exactly one route of the wanted length. Where an exit leads is known, whether
 
 from __future__ import annotations
 
+from collections import defaultdict
 from functools import cache
-from itertools import product
 from random import Random
 
 from onpolicy.lab.problem import Attempt, Problem
 
-MAPS, PLACES, EXITS = ("a", "b", "c"), 32, 4
+MAPS, PLACES, EXITS = ("a", "b"), 96, 4
 
 
 @cache
@@ -27,36 +27,42 @@ def exits(name: str) -> dict[str, tuple[str, ...]]:
     }
 
 
-def routes(name: str, start: str, goal: str, hops: int) -> list[tuple[str, ...]]:
-    """Every route of exactly so many hops, without its start; places may repeat."""
+def walks(name: str, start: str, hops: int) -> list[tuple[str, ...]]:
+    """Every way of exactly so many hops from a place, without the place itself; places may repeat."""
     ways: list[tuple[str, ...]] = [()]
     for _ in range(hops):
         ways = [(*way, place) for way in ways for place in exits(name)[way[-1] if way else start]]
-    return [way for way in ways if way[-1] == goal]
+    return ways
 
 
 @cache
 def problems(name: str, hops: int = 2) -> tuple[Problem, ...]:
     """Every pair of places of a map with one route of that length between them."""
-    places = list(exits(name))
-    found = (_problem(name, start, goal, hops) for start, goal in product(places, places) if start != goal)
-    return tuple(p for p in found if p is not None)
+    found = []
+    for start in exits(name):
+        routes = defaultdict(list)
+        for way in walks(name, start, hops):
+            routes[way[-1]].append(way)
+        found += [_problem(name, start, *ways) for goal, ways in routes.items() if len(ways) == 1 and goal != start]
+    return tuple(found)
 
 
-def _problem(name: str, start: str, goal: str, hops: int) -> Problem | None:
-    ways = routes(name, start, goal, hops)
-    if len(ways) != 1:
-        return None
-    beginnings = {way[:-1] for place in exits(name) for way in routes(name, start, place, hops)}
+def _problem(name: str, start: str, route: tuple[str, ...]) -> Problem:
+    *before, goal = route
     attempts = (
-        Attempt(" ".join(way), "sees " + " ".join(exits(name)[way[-1]]), goal in exits(name)[way[-1]])
-        for way in sorted(beginnings)
+        Attempt(
+            idea=" ".join(way),
+            working="sees " + " ".join(exits(name)[way[-1]]),
+            works=list(way) == before,
+            leads_to=" ".join((*way, goal)),
+        )
+        for way in walks(name, start, len(before))
     )
     return Problem(
-        id=f"route-{hops}-{start}-{goal}",
-        family=f"route {name} {hops}",
-        question=f"map {name} from {start} to {goal} in {hops}",
-        answer=" ".join(ways[0]),
-        first=ways[0][0],
+        id=f"route-{len(route)}-{start}-{goal}",
+        family=f"route {name} {len(route)}",
+        question=f"map {name} from {start} to {goal} in {len(route)}",
+        answer=" ".join(route),
+        first=route[0],
         attempts=tuple(attempts),
     )

@@ -34,7 +34,9 @@ def problems(count: int, *, size: int, seed: int) -> list[Problem]:
 
 
 def _problem(numbers: list[int], target: int) -> Problem:
-    attempts = tuple(Attempt(f"{a} + {b}", f"= {a + b}", a + b == target) for a, b in combinations(numbers, 2))
+    attempts = tuple(
+        Attempt(f"{a} + {b}", f"= {a + b}", a + b == target, leads_to=f"{a} + {b}") for a, b in combinations(numbers, 2)
+    )
     (right,) = (a for a in attempts if a.works)
     return Problem(
         id=f"sums-{'-'.join(map(str, numbers))}-{target}",

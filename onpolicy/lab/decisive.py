@@ -1,0 +1,149 @@
+"""``onpolicy lab decisive``: does protecting expressed doubt bring unseen problems back, or are the markers only a symptom?
+
+Every arm starts from the same reasoner and differs from the unprotected one in one place (configs/lab/decisive.yaml). Each protection is
+held against its controls: the same weights elsewhere, the same floor under neutral words, the same mixture without the bonus. A protection
+is owed to doubt where it brings back more than its control does, and where words that it does not name come back with those it names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from onpolicy.analyze.commands import measure_pressure
+from onpolicy.compare import Difference, at_equal_tokens, compare, last_metrics, right_by_problem
+from onpolicy.config import load
+from onpolicy.lab.readout import readout
+from onpolicy.plan import plan
+from onpolicy.sweep import Cell, cells, read_grid, sweep
+
+GRID = Path("configs/lab/decisive.yaml")
+CONTROLS = {
+    "opportunity": ("opportunity_shuffled", "opportunity_like_entropy", "opportunity_neutral"),
+    "floor_90": ("floor_neutral",),
+    "reversal_markers": ("reversal_others", "grpo"),
+    "target_rate": ("mixed",),
+    "saturating_floor": ("mixed",),
+    "recovery": ("mixed",),
+    "unprotected": ("other_problem", "wrong_answer"),
+}
+"""Arm -> arms that differ from it in the one thing that is asked about."""
+OUT = "out_of_domain"
+READ = ("corrected", "harmed", "doubt_precision", "doubt_recall", "attempts")
+
+
+def decisive(output: Path, jobs: int) -> int:
+    """Runs what is missing and writes ``decisive.json``."""
+    code = sweep(GRID, output, (), jobs)
+    grid = read_grid(GRID)
+    finished = [cell for cell in cells(GRID, output) if cell.finished()]
+    runs = [cell.run for cell in finished]
+    equal = at_equal_tokens(runs)
+    pressure = pressures(output, finished)
+    report = {
+        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+        "seeds": grid.seeds,
+        "arms": summary(finished, pressure),
+        "from_start": [asdict(d) for d in compare(runs, grid.pools).from_start],
+        "against_unprotected": [asdict(d) for d in compare(runs, grid.pools).differences],
+        "against_unprotected_at_equal_tokens": [
+            asdict(d)
+            for d in compare(runs, grid.pools, lambda folder: right_by_problem(folder, equal[folder][0])).differences
+        ],
+        "tokens_where_equal": {
+            f"{c.arm} {c.cross} {c.seed}": {"step": equal[c.folder][0], "sampled_tokens": equal[c.folder][1]}
+            for c in finished
+        },
+        "against_controls": [asdict(d) | {"control": control} for control, d in against_controls(finished, grid.pools)],
+    }
+    (output / "decisive.json").write_text(json.dumps(report, indent=1) + "\n")
+    console = Console()
+    console.print(controls_table(against_controls(finished, grid.pools)))
+    console.print(f"all numbers: {output / 'decisive.json'}", soft_wrap=True)
+    return code
+
+
+def against_controls(finished: Sequence[Cell], pools: Mapping[str, Sequence[str]]) -> list[tuple[str, Difference]]:
+    """Each protection less each of its controls, on every set."""
+    found = []
+    for arm, controls in CONTROLS.items():
+        for control in controls:
+            both = [c.run for c in sorted(finished, key=lambda c: c.arm != control) if c.arm in (arm, control)]
+            if {run[0] for run in both} == {arm, control}:
+                found += [(control, d) for d in compare(both, pools).differences if d.arm == arm]
+    return found
+
+
+def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """Arm -> lexicon -> relative pressure on the start model, before any training; kept in ``pressure.json``."""
+    path = output / "pressure.json"
+    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+    first = {c.arm: c for c in reversed(finished)}
+    for arm in track(
+        [a for a in first if a not in known], description="pressure", disable=all(a in known for a in first)
+    ):
+        cell = first[arm]
+        found, _ = measure_pressure(plan(load(cell.config, (*cell.overrides, "run_dir=null"))))
+        known[arm] = {lexicon: p.relative for lexicon, p in found.items()}
+        path.write_text(json.dumps(known, indent=1) + "\n")
+    return known
+
+
+def summary(finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+    """A row for each arm and cross: means over seeds of everything that is read out."""
+    rows = []
+    for arm, cross in dict.fromkeys((c.arm, c.cross) for c in finished):
+        chosen = [c for c in finished if (c.arm, c.cross) == (arm, cross)]
+        metrics, exact = [last_metrics(c.folder) for c in chosen], [readout(c.folder) for c in chosen]
+        sets = {
+            name: {
+                measure: round(fmean(m[key] for m in metrics), 4)
+                for measure, key in {
+                    "right": f"eval/{name}/avg@4",
+                    "pass@4": f"eval/{name}/pass@4",
+                    "tokens": f"eval/{name}/completion_length",
+                    "rewarded_per_1k": f"eval/{name}/epistemic/rewarded/rate_per_1k",
+                    "held_out_per_1k": f"eval/{name}/epistemic/held_out/rate_per_1k",
+                }.items()
+            }
+            | {
+                measure: round(fmean(values), 4)
+                for measure in READ
+                if (values := [e[name][measure] for e in exact if measure in e[name]])
+            }
+            for name in exact[0]
+        }
+        rows.append(
+            {
+                "arm": arm,
+                "cross": cross,
+                "seeds": len(chosen),
+                "sampled_tokens": round(fmean(float(m["tokens/generated"]) for m in metrics)),
+                "reward": round(fmean(m["reward/mean"] for m in metrics), 4),
+                "pressure": dict(pressure.get(arm, {})),
+                "sets": sets,
+            }
+        )
+    return rows
+
+
+def controls_table(found: Sequence[tuple[str, Difference]]) -> Table:
+    table = Table(
+        title="share right out of domain: protections less their controls, 95 % over seeds and problems",
+        title_justify="left",
+    )
+    for head in ("arm", "control", "problems trained on", "difference", "95 %"):
+        table.add_column(head, justify="right" if head in ("difference", "95 %") else "left")
+    for control, d in found:
+        if d.set == OUT:
+            table.add_row(d.arm, control, d.cross, f"{d.difference:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}")
+    return table

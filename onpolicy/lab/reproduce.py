@@ -1,0 +1,247 @@
+"""``onpolicy lab reproduce``: the findings of arXiv 2603.24472 as questions to the reasoner, each answered with an interval.
+
+A claim holds where its whole interval lies on the side that the paper's finding names, fails where it lies on the other, and is open
+where it spans zero. Nothing here is tuned to make one hold.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onpolicy.analyze.commands import measure_contexts
+from onpolicy.analyze.contexts import Row
+from onpolicy.compare import Comparison, Difference, compare
+from onpolicy.config import load
+from onpolicy.lab.off_policy import Training, arms
+from onpolicy.plan import plan
+from onpolicy.sweep import Cell, cells, read_grid, sweep
+from onpolicy.types import Metrics
+
+CONTEXTS, COVERAGE = Path("configs/lab/contexts.yaml"), Path("configs/lab/coverage.yaml")
+PROBLEMS = 100
+"""Problems answered under each context."""
+EXAMPLES = 400
+"""Problems whose answers are fine-tuned on."""
+IN_DOMAIN, OUT_OF_DOMAIN = "unseen", "out_of_domain"
+RATE = "epistemic/seed10/rate_per_1k"
+T975 = 4.303
+"""Student's t at 97.5 % for three seeds."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One finding of the paper and what came of it here."""
+
+    letter: str
+    text: str
+    value: float
+    low: float
+    high: float
+    positive: bool
+    """Whether the paper's finding means a value above zero."""
+
+    @property
+    def verdict(self) -> str:
+        above, below = self.low > 0, self.high < 0
+        if not (above or below):
+            return "open"
+        return "holds" if above == self.positive else "fails"
+
+
+def reproduce(output: Path, jobs: int) -> int:
+    """All of it; what is finished is not run again. Writes ``reproduce.json``."""
+    output.mkdir(parents=True, exist_ok=True)
+    console = Console()
+    seeds = read_grid(COVERAGE).seeds
+    contexts = [_kept(output / f"contexts-{s}.json", lambda s=s: [asdict(r) for r in _contexts(s)]) for s in seeds]
+    code = sweep(COVERAGE, output / "coverage", (), jobs)
+    off_policy = [_kept(output / f"off_policy-{s}.json", lambda s=s: _off_policy(s, output, console)) for s in seeds]
+    finished = [cell for cell in cells(COVERAGE, output / "coverage") if cell.finished()]
+    found = compare([cell.run for cell in finished], read_grid(COVERAGE).pools)
+    claims = [
+        *ordered_contexts(contexts),
+        *shortened(finished),
+        *out_of_domain(found),
+        *narrowest(found),
+        *other_arms(finished, found),
+        *fine_tuned(off_policy),
+    ]
+    report = {
+        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+        "seeds": seeds,
+        "claims": [asdict(c) | {"verdict": c.verdict} for c in claims],
+        "contexts": contexts,
+        "from_start": [asdict(d) for d in found.from_start],
+        "curves": curves(finished),
+        "off_policy": off_policy,
+    }
+    (output / "reproduce.json").write_text(json.dumps(report, indent=1) + "\n")
+    console.print(claims_table(claims))
+    console.print(f"all numbers: {output / 'reproduce.json'}", soft_wrap=True)
+    return code
+
+
+def _kept(path: Path, make: Any) -> Any:
+    """What was measured before, or is measured now and kept."""
+    if not path.is_file():
+        path.write_text(json.dumps(make(), indent=1) + "\n")
+    return json.loads(path.read_text())
+
+
+def _contexts(seed: int) -> list[Row]:
+    return measure_contexts(plan(load(CONTEXTS, (f"seed={seed}",))), PROBLEMS, (0.0, 1.0))
+
+
+def _off_policy(seed: int, output: Path, console: Console) -> dict[str, Metrics]:
+    base = COVERAGE.parent / read_grid(COVERAGE).config
+    checked = plan(load(base, (f"seed={seed}", f"data.coverage={{problems: {EXAMPLES}}}")))
+    return arms(
+        checked, output / f"off_policy-{seed}", Training(seed=seed), lambda what: console.print(f"seed {seed}: {what}")
+    )
+
+
+def ordered_contexts(measured: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[Claim]:
+    """a. Each richer context less the one before, over seeds."""
+    by_name = [{row["context"]: row for row in rows} for rows in measured]
+    names = ["unguided", "partial", "regenerated", "full"]
+    for poorer, richer in itertools.pairwise(names):
+        for what, read in (
+            ("tokens", lambda r: r["tokens"]["mean"]),
+            ("markers per 1k", lambda r: r["rates"]["seed10"]["mean"]),
+        ):
+            gaps = [read(rows[richer]) - read(rows[poorer]) for rows in by_name]
+            yield over_seeds("a", f"{what}: {richer} less {poorer}", gaps, positive=False)
+
+
+def shortened(finished: Sequence[Cell]) -> Iterator[Claim]:
+    """b. Length, markers, and reward on the problems trained on, last step less start."""
+    for cross in dict.fromkeys(c.cross for c in finished):
+        chosen = [c for c in finished if (c.arm, c.cross) == ("distilled", cross)]
+        for what, metric, positive in (
+            ("tokens of the rollouts", "rollout/completion_length/mean", False),
+            ("markers per 1k in the rollouts", RATE, False),
+            ("right on the problems trained on", "reward/mean", True),
+        ):
+            gaps = [_gap(c.folder, metric) for c in chosen]
+            yield over_seeds("b", f"|D| = {cross}: {what}, last less first step", gaps, positive=positive)
+
+
+def out_of_domain(found: Comparison) -> Iterator[Claim]:
+    """b. Accuracy on other problems than those of the family."""
+    for d in found.from_start:
+        if d.arm == "distilled" and d.set in (IN_DOMAIN, OUT_OF_DOMAIN):
+            where = "new problems of the family" if d.set == IN_DOMAIN else "out of domain"
+            yield _claim("b", f"|D| = {d.cross}: right, {where}, less start", d, positive=d.set == IN_DOMAIN)
+
+
+def narrowest(found: Comparison) -> Iterator[Claim]:
+    """b. The coverage curve: rise of the loss out of domain per factor of ten in |D|, by seed-wise means."""
+    points = [(d.cross, d.difference) for d in found.from_start if (d.arm, d.set) == ("distilled", OUT_OF_DOMAIN)]
+    if len(points) > 1:
+        worst = min(points, key=lambda p: p[1])
+        x = [math.log10(_problems(cross)) for cross, _ in points]
+        y = [gap for _, gap in points]
+        slope, half = _slope(x, y)
+        text = f"right out of domain less start, per factor ten of |D| (worst at {worst[0]})"
+        yield Claim("b", text, slope, slope - half, slope + half, positive=True)
+
+
+def other_arms(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
+    """c. A moving teacher against a still one; d. GRPO against the start model."""
+    for d in found.differences:
+        if (d.arm, d.set) == ("ema", OUT_OF_DOMAIN):
+            yield _claim("c", f"|D| = {d.cross}: right out of domain, EMA teacher less frozen", d, positive=False)
+    for d in found.from_start:
+        if (d.arm, d.set) == ("grpo", OUT_OF_DOMAIN):
+            yield _claim("d", f"|D| = {d.cross}: right out of domain, GRPO less start", d, positive=True)
+            chosen = [c for c in finished if (c.arm, c.cross) == ("grpo", d.cross)]
+            gaps = [_gap(c.folder, RATE) for c in chosen]
+            yield over_seeds("d", f"|D| = {d.cross}: markers per 1k, GRPO, last less first step", gaps, positive=True)
+
+
+def fine_tuned(measured: Sequence[Mapping[str, Metrics]]) -> Iterator[Claim]:
+    """e. Fine-tuning on guided answers against fine-tuning on unguided ones."""
+    sets = ("other_map", "longer", "sums")
+    score = lambda m: fmean(m[f"eval/{name}/avg@4"] for name in sets)  # noqa: E731
+    for arm in ("guided", "guided_equal_tokens"):
+        gaps = [score(m[arm]) - score(m["unguided"]) for m in measured]
+        yield over_seeds("e", f"right out of domain, fine-tuned on {arm} less on unguided", gaps, positive=False)
+    gaps = [score(m["unguided"]) - score(m["start"]) for m in measured]
+    yield over_seeds("e", "right out of domain, fine-tuned on unguided less start", gaps, positive=False)
+
+
+def over_seeds(letter: str, text: str, gaps: Sequence[float], *, positive: bool) -> Claim:
+    """The mean over seeds with a t-interval."""
+    mean = fmean(gaps)
+    half = T975 * stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) == 3 else math.inf
+    return Claim(letter, text, mean, mean - half, mean + half, positive)
+
+
+def curves(finished: Sequence[Cell]) -> list[dict[str, Any]]:
+    """Accuracy, length and markers by step of every run: what the figures are drawn from."""
+    kept = ("reward/mean", "rollout/completion_length/mean", RATE, "rollout/sampled_tokens")
+    return [
+        {"arm": c.arm, "cross": c.cross, "seed": c.seed}
+        | {n: [[r["step"], round(r[n], 4)] for r in _rows(c.folder) if n in r] for n in (*kept, *_scores(c.folder))}
+        for c in finished
+    ]
+
+
+def claims_table(claims: Sequence[Claim]) -> Table:
+    table = Table(title="findings of arXiv 2603.24472 in miniature", title_justify="left")
+    for head in ("", "claim", "measured", "95 %", "paper says", ""):
+        table.add_column(head, justify="right" if head in ("measured", "95 %") else "left")
+    colours = {"holds": "green", "fails": "red", "open": "yellow"}
+    for c in claims:
+        verdict = f"[{colours[c.verdict]}]{c.verdict}[/]"
+        table.add_row(
+            c.letter,
+            c.text,
+            f"{c.value:+.3g}",
+            f"{c.low:+.2g} to {c.high:+.2g}",
+            "> 0" if c.positive else "< 0",
+            verdict,
+        )
+    return table
+
+
+def _claim(letter: str, text: str, d: Difference, *, positive: bool) -> Claim:
+    return Claim(letter, text, d.difference, d.low, d.high, positive)
+
+
+def _problems(cross: str) -> int:
+    from onpolicy.lab.sets import families
+
+    return int(cross) if cross.isdigit() else len(families()["route-a-2"].train)
+
+
+def _slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
+    """Of the least-squares line, and the half-width of its 95 % interval."""
+    from scipy.stats import linregress, t
+
+    line = linregress(x, y)
+    return float(line.slope), float(line.stderr * t.ppf(0.975, len(x) - 2)) if len(x) > 2 else math.inf
+
+
+def _rows(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def _scores(folder: Path) -> list[str]:
+    return sorted({n for row in _rows(folder) for n in row if n.startswith("eval/") and n.endswith("/avg@4")})
+
+
+def _gap(folder: Path, metric: str) -> float:
+    values = [row[metric] for row in _rows(folder) if metric in row]
+    return values[-1] - values[0]
