@@ -101,7 +101,7 @@ class HFGenerator:
 
     @torch.no_grad()
     def _complete(self, drafts: Sequence[_Draft], sampling: Sampling) -> None:
-        """Extends every draft to its end; rows that have stopped are carried along until the last one stops."""
+        """Extends every draft to its end. Once half of the rows have stopped they are left out, with their part of the cache."""
         width = max(len(d.prompt_ids) for d in drafts)
         ids = torch.tensor([[0] * (width - len(d.prompt_ids)) + list(d.prompt_ids) for d in drafts], device=self.device)
         mask = torch.tensor(
@@ -112,24 +112,31 @@ class HFGenerator:
         )
         banned = _banned(drafts, self._model.config.get_text_config().vocab_size)
         cache = None
-        for chance in chances.T:
-            positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        for position in range(sampling.max_tokens):
+            places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             output = self._model(
                 input_ids=ids,
                 attention_mask=mask,
-                position_ids=positions,
+                position_ids=places,
                 past_key_values=cache,
                 use_cache=True,
                 logits_to_keep=1,
             )
             cache = output.past_key_values
             logits = output.logits[:, -1].float().cpu()
-            chosen = sample(logits if banned is None else logits.masked_fill(banned, -torch.inf), sampling, chance)
+            allowed = logits if banned is None else logits.masked_fill(banned, -torch.inf)
+            chosen = sample(allowed, sampling, chances[:, position])
             logprobs = logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
             for draft, token, logprob in zip(drafts, chosen.tolist(), logprobs.tolist(), strict=True):
                 self._extend(draft, token, logprob)
-            if all(d.stopped for d in drafts):
+            running = [i for i, d in enumerate(drafts) if not d.stopped]
+            if not running:
                 return
+            if len(running) <= len(drafts) // 2:
+                drafts, rows = [drafts[i] for i in running], torch.tensor(running)
+                chosen, chances, banned = chosen[rows], chances[rows], None if banned is None else banned[rows]
+                cache.batch_select_indices(rows.to(self.device))
+                mask = mask[rows.to(self.device)]
             ids = chosen.to(self.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(drafts), 1)], -1)
 
