@@ -8,7 +8,7 @@ A grid names one config and what the arms change in it::
       plain: {}
       floor: {"objective[0].target": {name: marker_mass_floor, share: 0.9}}
     cross:                                # every arm under each of these
-      narrow: {data.coverage.problems: 8}
+      narrow: {data.coverage: {problems: 8, seed: "${seed}"}}   # other problems with each seed
       all: {}
     pools:                                # sets of the evaluation that are also compared as one
       out_of_domain: [other_map, longer]
@@ -98,10 +98,11 @@ def read_grid(path: Path) -> Grid:
         if key not in Grid.__dataclass_fields__:
             raise ConfigError(f"{path}: {key}: unknown key.{suggest(key, Grid.__dataclass_fields__)}")
     try:
-        grid = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Grid(config="", arms={})), raw))
+        merged = OmegaConf.merge(OmegaConf.structured(Grid(config="", arms={})), raw)
+        # unresolved: "${seed}" in an arm means the run's own
+        grid = Grid(**OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
-    assert isinstance(grid, Grid)
     if not grid.arms or not grid.seeds:
         raise ConfigError(f"{path}: wanted at least one arm and one seed")
     return grid
