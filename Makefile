@@ -4,10 +4,14 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: train test compat lint setup model lock docs clean
+.PHONY: train lab test compat lint setup model lock docs clean
 
 train: model
 	$(BIN)/onpolicy train $(CONFIG)
+
+# The paper's effect on a reasoner of a million parameters, in minutes.
+lab: setup
+	$(BIN)/onpolicy lab
 
 test: lint compat
 	$(BIN)/python -m pytest

@@ -41,9 +41,13 @@ from onpolicy.config import load
 from onpolicy.live import curves
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError, suggest
+from onpolicy.report.page import write_report
 
 REFRESH = 1.0
 """Seconds between two looks at the runs."""
+REPORT = "report.html"
+MOST_DRAWN = 12
+"""Arms up to which curves can be told apart on one page."""
 MOST_SHOWN = 8
 """Runs up to which all are shown; beyond, those that are running."""
 
@@ -152,6 +156,14 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
     rows.write(output)
     console.print(comparison_table(rows))
     console.print(f"all numbers: {output / 'runs.csv'}, {output / 'comparison.json'}", soft_wrap=True)
+    if whole and len({(c.arm, c.cross) for c in whole}) <= MOST_DRAWN:
+        write_report([c.folder for c in whole], output / REPORT)
+        console.print(f"curves, and rollouts token by token: {output / REPORT}", soft_wrap=True)
+    elif whole:
+        console.print(
+            f"curves of some of them: onpolicy report {output}/ARM{'/CROSS' if whole[0].cross else ''}/seed-*",
+            soft_wrap=True,
+        )
     return int(bool(failed))
 
 

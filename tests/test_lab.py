@@ -7,18 +7,23 @@ gives back what it was given.
 from __future__ import annotations
 
 from itertools import combinations, product
+from pathlib import Path
 from random import Random
 
 import pytest
 
+from onpolicy.config import load
 from onpolicy.lab import route, sums
 from onpolicy.lab.data import lab
+from onpolicy.lab.decisive import CONTROLS
 from onpolicy.lab.grading import corrected, doubt_precision, doubt_recall, facts, harmed, tried, verdicts
 from onpolicy.lab.pretrain import example
 from onpolicy.lab.problem import HINT, Problem, direct, failed, mistaken, search
 from onpolicy.lab.sets import families
 from onpolicy.lab.words import vocabulary, write_tokenizer
+from onpolicy.plan import plan
 from onpolicy.rendering import Renderer
+from onpolicy.sweep import cells, read_grid
 from rewards.answer import exact_answer
 
 
@@ -129,8 +134,6 @@ def test_gradings_by_hand() -> None:
 
 
 def test_every_word_has_a_token_and_comes_back(tmp_path: object) -> None:
-    from pathlib import Path
-
     from transformers import AutoTokenizer
 
     folder = Path(str(tmp_path))
@@ -146,3 +149,19 @@ def test_every_word_has_a_token_and_comes_back(tmp_path: object) -> None:
         prompt = renderer.prompt_ids([{"role": "user", "content": problem.question}])
         assert renderer.decode(prompt) == f"<user> {problem.question} <end> <assistant>"
     assert renderer.eos_ids == (tokenizer.convert_tokens_to_ids("<end>"),)
+
+
+@pytest.mark.parametrize("name", ["demo", "coverage", "decisive"])
+def test_grids_are_valid(name: str) -> None:
+    found = list(cells(Path(f"configs/lab/{name}.yaml"), Path("nowhere")))
+    assert len({c.folder for c in found}) == len(found) >= 3
+
+
+@pytest.mark.parametrize("name", ["contexts", "self_distillation"])
+def test_configs_are_valid(name: str) -> None:
+    plan(load(f"configs/lab/{name}.yaml"))
+
+
+def test_controls_are_arms() -> None:
+    arms = read_grid(Path("configs/lab/decisive.yaml")).arms
+    assert {*CONTROLS, *(c for controls in CONTROLS.values() for c in controls)} <= arms.keys()

@@ -155,4 +155,7 @@ def test_names_of_runs(tmp_path: Path) -> None:
     from onpolicy.report.page import names_of
 
     paths: list[Any] = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
-    assert names_of(paths) == ["a/run", "b/run", "other"]
+    assert names_of(paths) == ["a/run", "b/run", f"{tmp_path.name}/other"]
+    cells: list[Any] = [tmp_path / arm / "8" / f"seed-{s}" for arm in ("plain", "floor") for s in (0, 1)]
+    assert names_of(cells) == ["plain/8/seed-0", "plain/8/seed-1", "floor/8/seed-0", "floor/8/seed-1"]
+    assert names_of([tmp_path, tmp_path]) == [str(tmp_path)] * 2

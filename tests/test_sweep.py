@@ -53,6 +53,7 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytes
         ("plain", "1.0"),
         ("slow", "1.0"),
     ]
+    assert "slow (2 seeds)" in (output / "report.html").read_text()
     assert all(float(r["tokens/generated"]) >= float(r["tokens/trained"]) > 0 for r in rows)
     found = json.loads((output / "comparison.json").read_text())
     assert list(found) == ["differences", "from_start"]

@@ -21,16 +21,12 @@ MEAN_OVER = 100
 
 def demo(output: Path | None, jobs: int) -> int:
     """GRPO, self-distillation, and self-distillation with one protection, from the shipped reasoner; then the report."""
-    from onpolicy.report.page import write_report
-    from onpolicy.sweep import cells, sweep
+    from onpolicy.sweep import REPORT, sweep
 
     output = output or Path("runs/lab")
     code = sweep(GRID, output, (), jobs)
-    page = output / "report.html"
-    write_report([cell.folder for cell in cells(GRID, output) if cell.finished()], page)
-    Console().print(f"curves, and rollouts token by token: {page}", soft_wrap=True)
-    if sys.stdout.isatty():
-        webbrowser.open(page.resolve().as_uri())  # does nothing where there is no browser
+    if sys.stdout.isatty() and (output / REPORT).is_file():
+        webbrowser.open((output / REPORT).resolve().as_uri())  # does nothing where there is no browser
     return code
 
 

@@ -30,6 +30,7 @@ GRID = Path("configs/lab/decisive.yaml")
 CONTROLS = {
     "opportunity": ("opportunity_shuffled", "opportunity_like_entropy", "opportunity_neutral"),
     "floor_90": ("floor_neutral",),
+    "floor_100_all_words": ("floor_100",),
     "reversal_markers": ("reversal_others", "grpo"),
     "target_rate": ("mixed",),
     "saturating_floor": ("mixed",),

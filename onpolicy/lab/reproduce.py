@@ -160,8 +160,10 @@ def narrowest(found: Comparison) -> Iterator[Claim]:
 def other_arms(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
     """c. A moving teacher against a still one; d. GRPO against the start model."""
     for d in found.differences:
-        if (d.arm, d.set) == ("ema", OUT_OF_DOMAIN):
-            yield _claim("c", f"|D| = {d.cross}: right out of domain, EMA teacher less frozen", d, positive=False)
+        if (d.arm, d.set) == ("moving_teacher", OUT_OF_DOMAIN):
+            yield _claim(
+                "c", f"|D| = {d.cross}: right out of domain, moving (EMA) teacher less frozen", d, positive=False
+            )
     for d in found.from_start:
         if (d.arm, d.set) == ("grpo", OUT_OF_DOMAIN):
             yield _claim("d", f"|D| = {d.cross}: right out of domain, GRPO less start", d, positive=True)

@@ -77,12 +77,13 @@ def _arm_name(names: Sequence[str]) -> str:
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:
-    """Folder names; with the folder above where two would be the same."""
-    names = [path.resolve().name for path in runs]
-    return [
-        f"{path.resolve().parent.name}/{name}" if names.count(name) > 1 else name
-        for path, name in zip(runs, names, strict=True)
-    ]
+    """Folder names; where two would be the same, with as many folders above as tell them all apart."""
+    parts = [path.resolve().parts for path in runs]
+    for depth in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(p[-depth:]) for p in parts]
+        if len(set(names)) == len(names):
+            return names
+    return [str(path) for path in runs]
 
 
 def embedded(value: Any) -> str:
