@@ -334,7 +334,7 @@ def start_model_baseline(
         seed = step_seed(plan.config.seed, "baseline")
         sampling = dataclasses.replace(generator.sampling, group_size=settings.baseline)
         groups = judge(generator.generate(missing, seed=seed, sampling=sampling))
-        found = telemetry.start(groups)
+        found = telemetry.start(groups, plan.start_spacing)
         known = known.joined(dataclasses.replace(found, metrics=found.metrics | rollout_metrics(groups)))
         known.save(path)
     return known

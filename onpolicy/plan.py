@@ -16,6 +16,7 @@ from onpolicy.config import FRAMES, SUPPLIED, Config, EvalFrame
 from onpolicy.registry import ConfigError, Plugin, coefficient, is_schedule, options_of, resolve, suggest
 from onpolicy.schedule import Coefficient, coefficients_in
 from rewards import lexicon
+from rewards.doubt import SPACING
 
 NORMALIZE = ("tokens", "sequences", "all_sequences", "max_tokens")
 SCHEDULED = ("weight",)
@@ -55,6 +56,16 @@ class Plan:
         sections = [*self.rewards, *self.objective]
         found = [s.frame.weight for s in sections] + [p.bind() for p in [*plugins, *(s.plugin for s in sections)]]
         return [c for value in found for c in coefficients_in(value)]
+
+    @property
+    def start_readers(self) -> list[Plugin]:
+        """Rewards that compare with the start model's own rate."""
+        return [r.plugin for r in self.rewards if "start_rate" in inspect.signature(r.plugin.function).parameters]
+
+    @property
+    def start_spacing(self) -> int:
+        """Words between two markers of the start model that both count: as in the rewards that compare with it."""
+        return next((int(value) for p in self.start_readers for value in mentioned(p, "spacing")), SPACING)
 
     @property
     def lexicons(self) -> tuple[str, ...]:
@@ -249,11 +260,19 @@ def _check_rewards(result: Plan) -> None:
         )
     if result.data.frame.dynamic_sampling and not names:
         raise ConfigError("data.dynamic_sampling: needs a reward that says what is right; add one under rewards.")
-    for reward in result.rewards:
-        if "start_rate" in inspect.signature(reward.plugin.function).parameters and not config.epistemic.baseline:
+    for plugin in result.start_readers:
+        if not config.epistemic.baseline:
             raise ConfigError(
-                f"{reward.plugin.key}: {reward.plugin.name!r} compares with the start model's rate; set epistemic.baseline, e.g. 8."
+                f"{plugin.key}: {plugin.name!r} compares with the start model's rate; set epistemic.baseline, e.g. 8."
             )
+        counted = {"lexicon": config.epistemic.lexicon, "spacing": result.start_spacing}
+        for option, value in counted.items():
+            given = mentioned(plugin, option)
+            if given and set(given) != {value}:
+                raise ConfigError(
+                    f"{plugin.key}.{option}: got {next(iter(given))!r}, but the start model's markers are counted with {value!r}: "
+                    "the lexicon of epistemic.lexicon, and one spacing for all rewards that compare with it."
+                )
     right = config.correctness or (names[0] if names else None)
     for reward in result.rewards:
         if reward.plugin.name == right and reward.frame.when != "always":
@@ -282,7 +301,7 @@ def mentioned(plugin: Plugin, option: str) -> dict[str, str]:
     for key, value in _all_options(plugin.function, plugin.options, plugin.key):
         name = key.rpartition(".")[2]
         if name == option or (option.startswith("_") and name.endswith(option)):
-            found |= dict.fromkeys([value] if isinstance(value, str) else value, key)
+            found |= dict.fromkeys(value if isinstance(value, list | tuple) else [value], key)
     return found
 
 

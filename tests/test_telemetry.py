@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from onpolicy.epistemic.baseline import Baseline, Habit
+from onpolicy.epistemic.baseline import Baseline, Habit, habits
 from onpolicy.epistemic.marked import Marked, mark
 from onpolicy.epistemic.suppression import mantel_haenszel, suppression
 from onpolicy.epistemic.text import marker_rates
@@ -24,6 +24,7 @@ from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference, span_n
 from onpolicy.scoring import JudgedGroup, Scored
 from onpolicy.thinking import split_thinking
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores
+from rewards.doubt import target_rate
 from rewards.lexicon import LEXICONS, count
 from tests.runs import metrics, run_here, write_config
 from tests.test_teaching import distill_term, trainer
@@ -222,6 +223,16 @@ def test_suppression_by_hand() -> None:
     assert suppression(now, {}, ("A",), "A") == {}
 
 
+def test_the_start_models_markers_are_counted_as_the_rewards_count() -> None:
+    text = "wait one wait two wait"
+    (one,) = marked([(text, 10, 1.0)], lexicons=("A",))
+    for spacing, counted in ((0, 3), (20, 1)):
+        (habit,) = habits([one], "A", spacing).values()
+        prompt = Baseline({"p0": habit}).with_columns(one.prompt)
+        start = {name: prompt.fields[name] for name in ("start_rate", "start_std")}
+        assert habit.paid == [counted] and target_rate(text, 10, **start, spacing=spacing) == 0.0
+
+
 def test_length_alone_does_not_suppress() -> None:
     # short answers have no marker and long ones have; the model now gives short ones more often, with the same habit at each length
     start = Habit(tokens=[100, 1000], right=[True, True], paid=[0, 0], markers={"A": [0, 10]})
@@ -254,6 +265,10 @@ def test_a_run_aims_at_the_start_models_own_rate(tmp_path: Path, capsys: pytest.
         assert run_here(config, f"run_dir={tmp_path / 'parts'}") == 0
         assert metrics(tmp_path / "parts")[1:] == metrics(tmp_path / "whole")[1:], (
             "measured with the start model's weights all the same"
+        )
+        assert run_here(config, f"run_dir={tmp_path / 'run'}", "rewards[1].lexicon=A") == 2
+        assert "rewards[1].lexicon: got 'A', but the start model's markers are counted with 'letters'" in (
+            capsys.readouterr().err
         )
         assert run_here(config, f"run_dir={tmp_path / 'run'}", "epistemic.baseline=0") == 2
         assert (

@@ -10,7 +10,7 @@ from statistics import fmean, pstdev
 
 from onpolicy.epistemic.marked import Marked
 from onpolicy.types import Metrics, Prompt
-from rewards.doubt import SPACING, paid, per_1k
+from rewards.doubt import paid, per_1k
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ def load(path: Path) -> Baseline:
     return Baseline({name: Habit(**habit) for name, habit in report["habits"].items()}, report["metrics"])
 
 
-def habits(marked: Sequence[Marked], lexicon: str) -> dict[str, Habit]:
-    """Of the start model's rollouts; ``lexicon`` is the one that rewards pay for."""
+def habits(marked: Sequence[Marked], lexicon: str, spacing: int) -> dict[str, Habit]:
+    """Of the start model's rollouts; ``lexicon`` and ``spacing`` are those of the rewards that compare with it."""
     problems: dict[str, list[Marked]] = {}
     for m in marked:
         problems.setdefault(m.prompt.id, []).append(m)
@@ -65,7 +65,7 @@ def habits(marked: Sequence[Marked], lexicon: str) -> dict[str, Habit]:
         name: Habit(
             tokens=[m.tokens for m in group],
             right=[m.right for m in group],
-            paid=[paid(m.text, list(m.prompt.messages), lexicon, SPACING) for m in group],
+            paid=[paid(m.text, list(m.prompt.messages), lexicon, spacing) for m in group],
             markers={name: [len(m.spans[name]) for m in group] for name in group[0].spans},
         )
         for name, group in problems.items()

@@ -40,9 +40,9 @@ class TextTelemetry:
         rates = {f"epistemic/{name}/rate_per_1k": pooled_rate(marked, name) for name in self.lexicons}
         return {n: rate for n, rate in rates.items() if rate is not None} | scoreboard(marked, self.followed)
 
-    def start(self, groups: Sequence[JudgedGroup]) -> Baseline:
-        """The baseline that these rollouts of the start model make."""
-        return Baseline(habits(mark(groups, self._all, self.split), self.followed), self(groups))
+    def start(self, groups: Sequence[JudgedGroup], spacing: int) -> Baseline:
+        """The baseline that these rollouts of the start model make, for rewards with that spacing."""
+        return Baseline(habits(mark(groups, self._all, self.split), self.followed, spacing), self(groups))
 
     @property
     def _all(self) -> list[str]:
