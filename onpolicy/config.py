@@ -33,7 +33,9 @@ def opt(default: Any, meaning: str) -> Any:
 
 @dataclass
 class ModelConfig:
-    path: str = opt("???", "local folder, hub id, or `smollm2-135m` (ships as a package, needs no hub)")
+    path: str = opt(
+        "???", "local folder, hub id, `smollm2-135m` or `lab-reasoner` (both ship as packages, no hub needed)"
+    )
     revision: str | None = opt(None, "branch, tag or commit of a hub model")
     trust_remote_code: bool = opt(False, "run Python that comes with the model")
     attn_implementation: str | None = opt(

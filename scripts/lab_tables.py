@@ -1,0 +1,142 @@
+"""Prints the tables of docs/lab.md from docs/results/lab/*.json: python scripts/lab_tables.py"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+RESULTS = Path("docs/results/lab")
+SETS = ("unseen", "other_map", "longer", "sums")
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    print("| " + " | ".join(head) + " |")
+    print("| " + " | ".join("---" for _ in head) + " |")
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+    print()
+
+
+def interval(d: dict[str, Any]) -> str:
+    return f"{d['difference']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
+
+
+def contexts(report: dict[str, Any]) -> None:
+    by_name: dict[str, list[dict[str, Any]]] = {}
+    for rows in report["contexts"]:
+        for row in rows:
+            by_name.setdefault(row["context"], []).append(row)
+    mean = lambda rows, *path: fmean(_at(row, path) for row in rows)  # noqa: E731
+    table(
+        ("the reasoner reads", "right", "tokens", "markers per 1k", "markers a response (paper's count)"),
+        (
+            (name, f"{mean(r, 'score', 'mean'):.3f}", f"{mean(r, 'tokens', 'mean'):.1f}",
+             f"{mean(r, 'rates', 'seed10', 'mean'):.0f}", f"{mean(r, 'paper_count', 'mean'):.2f}")
+            for name, r in by_name.items()
+        ),
+    )  # fmt: skip
+
+
+def claims(report: dict[str, Any]) -> None:
+    table(
+        ("", "claim", "measured", "95 %", "the paper", "here"),
+        (
+            (c["letter"], c["text"], f"{c['value']:+.3g}", f"{c['low']:+.2g} to {c['high']:+.2g}",
+             "> 0" if c["positive"] else "< 0", c["verdict"])
+            for c in report["claims"]
+        ),
+    )  # fmt: skip
+
+
+def off_policy(report: dict[str, Any]) -> None:
+    arms = list(report["off_policy"][0])
+    table(
+        ("fine-tuned on", "tokens", *SETS),
+        (
+            (arm, f"{fmean(m[arm]['tokens'] for m in report['off_policy']):.0f}",
+             *(f"{fmean(m[arm][f'eval/{s}/avg@4'] for m in report['off_policy']):.2f}" for s in SETS))
+            for arm in arms
+        ),
+    )  # fmt: skip
+
+
+def arms(report: dict[str, Any], cross: str) -> None:
+    start = {(d["arm"], d["set"]): d for d in report["from_start"] if d["cross"] == cross}
+    rows = [a for a in report["arms"] if a["cross"] == cross]
+    read = lambda a, what: f"{_over_sets(a, what):.2f}"  # noqa: E731
+    table(
+        ("arm", "pressure", "trained on", "new, same family", "out of domain", "less start", "pass@4", "tokens", "protected words per 1k",
+         "held-out words per 1k", "corrected", "harmed", "doubt right / doubted of wrong", "sampled tokens"),
+        (
+            (a["arm"].replace("_", " "), f"{a['pressure'].get('seed10', float('nan')):+.2f}", f"{a['reward']:.2f}",
+             f"{start[a['arm'], 'unseen']['mean']:.2f}", f"{start[a['arm'], 'out_of_domain']['mean']:.2f}",
+             interval(start[a["arm"], "out_of_domain"]), read(a, "pass@4"), f"{_over_sets(a, 'tokens'):.0f}",
+             f"{_over_sets(a, 'rewarded_per_1k'):.0f}", f"{_over_sets(a, 'held_out_per_1k'):.0f}", read(a, "corrected"), read(a, "harmed"),
+             f"{read(a, 'doubt_precision')} / {read(a, 'doubt_recall')}", f"{a['sampled_tokens'] / 1000:.0f}k")
+            for a in rows
+        ),
+    )  # fmt: skip
+
+
+def controls(report: dict[str, Any]) -> None:
+    found = [d for d in report["against_controls"] if d["set"] in ("unseen", "out_of_domain")]
+    keys = list(dict.fromkeys((d["arm"], d["control"]) for d in found))
+    cells = {(d["arm"], d["control"], d["cross"], d["set"]): interval(d) for d in found}
+    table(
+        ("arm", "less its control", "new, eight", "out of domain, eight", "new, all", "out of domain, all"),
+        (
+            (arm.replace("_", " "), control.replace("_", " "),
+             *(cells[arm, control, cross, name] for cross in ("8", "all") for name in ("unseen", "out_of_domain")))
+            for arm, control in keys
+        ),
+    )  # fmt: skip
+
+
+def equal_tokens(report: dict[str, Any]) -> None:
+    differences = report["against_unprotected_at_equal_tokens"]
+    found = {(d["arm"], d["cross"]): d for d in differences if d["set"] == "out_of_domain"}
+
+    def spent(arm: str, cross: str) -> str:
+        tokens = report["tokens_where_equal"].items()
+        return f"{fmean(v['sampled_tokens'] for k, v in tokens if k.rsplit(' ', 1)[0] == f'{arm} {cross}') / 1000:.0f}k"
+
+    table(
+        ("arm", "out of domain less unprotected, eight problems", "all problems", "sampled tokens"),
+        (
+            (
+                arm.replace("_", " "),
+                interval(found[arm, "8"]),
+                interval(found[arm, "all"]),
+                f"{spent(arm, '8')} / {spent(arm, 'all')}",
+            )
+            for arm in dict.fromkeys(a for a, _ in found)
+        ),
+    )
+
+
+def _over_sets(arm: dict[str, Any], what: str) -> float:
+    """Mean over the sets out of domain."""
+    values = [arm["sets"][name][what] for name in SETS[1:] if what in arm["sets"][name]]
+    return fmean(values) if values else float("nan")
+
+
+def _at(row: Any, path: Sequence[str]) -> float:
+    for name in path:
+        row = row[name]
+    return float(row)
+
+
+if __name__ == "__main__":
+    reproduced = json.loads((RESULTS / "reproduce.json").read_text())
+    contexts(reproduced)
+    claims(reproduced)
+    off_policy(reproduced)
+    decisive = json.loads((RESULTS / "decisive.json").read_text())
+    for problems in ("8", "all"):
+        print(f"trained on {problems} problems\n")
+        arms(decisive, problems)
+    controls(decisive)
+    equal_tokens(decisive)
