@@ -35,6 +35,7 @@ from onpolicy.scoring import JudgedGroup, Scored
 from onpolicy.spans import markers, pattern
 from onpolicy.teachers import frozen
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup
+from rewards.doubt import SPACING
 
 LEXICONS = ("seed10", "A", "B", "C", "D", "F")
 TEXT = "We have 12 + 7 = 19, so then wait, maybe I should check that. Hmm, alternatively $x^2 = 4$ gives 2. "
@@ -77,7 +78,7 @@ def main() -> None:
     )  # fmt: skip
     groups = [_judged(r, i) for i, r in enumerate(rollouts)]
     plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)
-    text = replace(plain, baseline=plain.start(groups))
+    text = replace(plain, baseline=plain.start(groups, SPACING))
     seconds: dict[bool, list[float]] = {False: [], True: []}
     own: list[float] = []
     marking = [0.0, 0.0]

@@ -255,7 +255,7 @@ def build_annotator(plan: Plan, model: Model, inquiry: Inquiry, baseline: Baseli
 
 
 def build_guards(sections: Sequence[Section]) -> Guards:
-    return Guards([Watched(s.plugin.key, s.plugin.bind(), s.frame) for s in sections])
+    return Guards([Watched(s.plugin.key, s.plugin.bind(), s.frame, s.plugin.options.get("metric")) for s in sections])
 
 
 def assemble(plan: Plan, folder: Path, display: Display) -> Run:
@@ -335,7 +335,9 @@ def start_model_baseline(
         sampling = dataclasses.replace(generator.sampling, group_size=settings.baseline)
         groups = judge(generator.generate(missing, seed=seed, sampling=sampling))
         found = telemetry.start(groups, plan.start_spacing)
-        known = known.joined(dataclasses.replace(found, metrics=found.metrics | rollout_metrics(groups)))
+        tokens = sum(len(r.completion_ids) for g in groups for r in g.group.rollouts)
+        metrics = found.metrics | rollout_metrics(groups) | {"rollout/sampled_tokens": float(tokens)}
+        known = known.joined(dataclasses.replace(found, metrics=metrics))
         known.save(path)
     return known
 

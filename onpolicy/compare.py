@@ -8,19 +8,23 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import Any
 
 import numpy as np
 from rich.table import Table
 
 from onpolicy.types import Metrics
 
-RESAMPLES = 2000
 BUDGETS = {
     "tokens/generated": "rollout/sampled_tokens",
     "tokens/trained": "rollout/tokens",
 }
 """Sums over a run: what an arm cost -> the metric of a step."""
+
+
+Run = tuple[str, str, int, Path]
+"""Arm, cross, seed, folder."""
+Right = Mapping[str, Mapping[str, float]]
+"""Set -> problem -> share right."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,7 @@ class Difference:
     difference: float
     low: float
     high: float
-    """95 % bootstrap interval, seeds and problems drawn anew, the same problems in both arms."""
+    """95 % interval for other seeds and other problems of the kind, the same problems in both arms (``interval``)."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +69,20 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[tuple[str, str, int, Path]],
+    runs: Sequence[Run],
     pools: Mapping[str, Sequence[str]] | None = None,
-    right: Callable[[Path], dict[str, dict[str, float]]] | None = None,
+    right: Callable[[Path], Right] | None = None,
+    reference: str | None = None,
 ) -> Comparison:
-    """Of finished runs; the first arm is what the others are compared with.
+    """Of finished runs, arm by arm and seed by seed; seeds that one of two arms lacks are left out of their comparison.
 
     Args:
-        runs: (arm, cross, seed, folder)
+        runs: what there is
         pools: name -> sets that are also compared as one, each problem counting alike
         right: folder -> set -> problem -> share right; None: in the last evaluation
+        reference: the arm that the others are compared with; None: the first
     """
-    read = right or right_by_problem
+    read, reference = right or right_by_problem, reference or runs[0][0]
     rows: list[dict[str, float | str]] = []
     for arm, cross, seed, folder in runs:
         rows.append({"arm": arm, "cross": cross, "seed": float(seed), **last_metrics(folder)})
@@ -87,16 +93,16 @@ def compare(
             arm: {s: pooled(read(f), pools or {}) for a, c, s, f in runs if (a, c) == (arm, cross)} for arm in arms
         }
         for arm in arms:
-            seeds = [seed for seed in table[arm] if seed in table[arms[0]]]
+            seeds = [seed for seed in table[arm] if seed in table.get(reference, {})]
             for name in sorted({name for seed in seeds for name in table[arm][seed]}):
-                both = [(table[arm][s][name], table[arms[0]][s][name]) for s in seeds]
+                both = [(table[arm][s][name], table[reference][s][name]) for s in seeds]
                 differences.append(_difference(arm, cross, name, both))
     return Comparison(rows, differences, against_start(runs, pools or {}))
 
 
-def against_start(runs: Sequence[tuple[str, str, int, Path]], pools: Mapping[str, Sequence[str]]) -> list[Difference]:
+def against_start(runs: Sequence[Run], pools: Mapping[str, Sequence[str]]) -> list[Difference]:
     """Each arm's last evaluation less its evaluation at step 0; nothing of runs without one."""
-    pairs: dict[tuple[str, str], list[tuple[dict[str, Any], dict[str, Any]]]] = {}
+    pairs: dict[tuple[str, str], list[tuple[Right, Right]]] = {}
     for arm, cross, _, folder in runs:
         last, first = (pooled(right_by_problem(folder, step), pools) for step in (None, 0))
         if first:
@@ -120,7 +126,7 @@ def last_metrics(folder: Path) -> Metrics:
     return found | costs
 
 
-def right_by_problem(folder: Path, step: int | None = None) -> dict[str, dict[str, float]]:
+def right_by_problem(folder: Path, step: int | None = None) -> Right:
     """Set -> problem -> share right, in the run's evaluation at a step; None: in its last one."""
     steps = sorted((folder / "eval").glob("step-*"))
     chosen = steps[-1:] if step is None else [path for path in steps if path.name == f"step-{step:06d}"]
@@ -130,9 +136,7 @@ def right_by_problem(folder: Path, step: int | None = None) -> dict[str, dict[st
     }
 
 
-def pooled(
-    right: Mapping[str, Mapping[str, float]], pools: Mapping[str, Sequence[str]]
-) -> dict[str, Mapping[str, float]]:
+def pooled(right: Right, pools: Mapping[str, Sequence[str]]) -> dict[str, Mapping[str, float]]:
     """The sets, and each pool as one more."""
     together = {
         pool: {f"{name}/{problem}": share for name in names for problem, share in right[name].items()}
@@ -142,15 +146,24 @@ def pooled(
     return {**right, **together}
 
 
-def at_equal_tokens(runs: Sequence[tuple[str, str, int, Path]]) -> dict[Path, tuple[int, float]]:
-    """Folder -> the step, among those evaluated, and the tokens sampled by then, nearest to what the cheapest run of its cross sampled."""
-    spent = {folder: _tokens_by_evaluation(folder) for *_, folder in runs}
-    found: dict[Path, tuple[int, float]] = {}
-    for cross in dict.fromkeys(c for _, c, *_ in runs):
-        folders = [folder for _, c, _, folder in runs if c == cross]
-        budget = min(max(spent[folder].values()) for folder in folders)
-        found |= {f: min(spent[f].items(), key=lambda pair: abs(pair[1] - budget)) for f in folders}
-    return found
+def equal_budgets(runs: Sequence[Run]) -> dict[Path, float]:
+    """Folder -> tokens: what the cheapest run of the same cross sampled in all."""
+    spent = {folder: max(_tokens_by_evaluation(folder).values()) for *_, folder in runs}
+    cheapest = {cross: min(spent[f] for _, c, _, f in runs if c == cross) for _, cross, *_ in runs}
+    return {folder: cheapest[cross] for _, cross, _, folder in runs}
+
+
+def right_at(folder: Path, tokens: float) -> Right:
+    """As ``right_by_problem`` when so many tokens had been sampled: between two evaluations by a straight line."""
+    spent = sorted(_tokens_by_evaluation(folder).items())
+    after = next((i for i, (_, total) in enumerate(spent) if total >= tokens), len(spent) - 1)
+    (step, total), (before, earlier) = spent[after], spent[max(after - 1, 0)]
+    share = 1.0 if total == earlier else min((tokens - earlier) / (total - earlier), 1.0)
+    late, early = right_by_problem(folder, step), right_by_problem(folder, before)
+    return {
+        name: {problem: share * value + (1.0 - share) * early[name][problem] for problem, value in found.items()}
+        for name, found in late.items()
+    }
 
 
 def _tokens_by_evaluation(folder: Path) -> dict[int, float]:
@@ -171,16 +184,35 @@ def _difference(
     problems = sorted(both[0][0])
     own = np.array([[one[p] for p in problems] for one, _ in both])
     gaps = own - np.array([[other[p] for p in problems] for _, other in both])
-    draw = np.random.default_rng(0)
-    seeds = draw.integers(len(both), size=(RESAMPLES, len(both)))
-    chosen = draw.integers(len(problems), size=(RESAMPLES, len(problems)))
-    means = [gaps[np.ix_(s, p)].mean() for s, p in zip(seeds, chosen, strict=True)]
+    low, high = interval(gaps)
     by_seed = own.mean(1)
     return Difference(
         arm=arm, cross=cross, set=name, seeds=len(both), problems=len(problems), mean=float(own.mean()),
-        spread=stdev(by_seed) if len(by_seed) > 1 else float("nan"), difference=float(gaps.mean()),
-        low=float(np.quantile(means, 0.025)), high=float(np.quantile(means, 0.975)),
+        spread=stdev(by_seed) if len(by_seed) > 1 else float("nan"), difference=float(gaps.mean()), low=low, high=high,
     )  # fmt: skip
+
+
+def interval(gaps: np.ndarray) -> tuple[float, float]:
+    """95 % for the mean of ``[seeds, problems]`` where both are samples: mean -+ t sqrt(v_s + v_p - v_e).
+
+    v_s and v_p are the variances of the row and of the column means over their numbers, v_e that of what neither explains over the
+    number of cells, which both contain; degrees of freedom after Satterthwaite. A bootstrap over three seeds would be too narrow by far.
+    With one seed it speaks of other problems alone.
+    """
+    from scipy.stats import t
+
+    mean, (n, m) = float(gaps.mean()), gaps.shape
+    rows, columns = gaps.mean(1), gaps.mean(0)
+    v_s = float(rows.var(ddof=1)) / n if n > 1 else 0.0
+    v_p = float(columns.var(ddof=1)) / m if m > 1 else 0.0
+    rest = gaps - rows[:, None] - columns[None] + mean
+    v_e = float((rest**2).sum()) / ((n - 1) * (m - 1)) / (n * m) if n > 1 and m > 1 else 0.0
+    variance = max(v_s + v_p - v_e, v_s, v_p)
+    if variance == 0.0:
+        return mean, mean
+    freedom = (v_s + v_p) ** 2 / (v_s**2 / max(n - 1, 1) + v_p**2 / max(m - 1, 1))
+    half = float(t.ppf(0.975, freedom)) * variance**0.5
+    return mean - half, mean + half
 
 
 def comparison_table(comparison: Comparison) -> Table:

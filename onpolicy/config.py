@@ -133,19 +133,24 @@ class GuardFrame:
 GUARDS = [
     {"name": "falls", "metric": "rollout/completion_length/mean", "share": 0.4},
     {"name": "falls", "metric": "policy/entropy", "share": 0.3},
-    {"name": "falls", "metric": "epistemic/A/rate_per_1k", "share": 0.3},
+    {"name": "falls", "metric": "epistemic/{followed}/rate_per_1k", "share": 0.3},
+    {"name": "falls", "metric": "epistemic/{followed}/entropy_at", "share": 0.3},
     {"name": "falls", "metric": "credit/nonzero", "share": 0.3},
+    {"name": "falls", "metric": "group/mixed", "share": 0.3},
     {"name": "falls", "metric": "group/any_right", "share": 0.5},
     {"name": "rises", "metric": "rollout/truncated", "by": 0.3},
     {"name": "rises", "metric": "audit/repetition", "by": 0.2},
-    {"name": "rises", "metric": "audit/A/vacuous", "by": 0.3},
-    {"name": "rises", "metric": "audit/A/after_answer", "by": 0.2},
-    {"name": "rises", "metric": "audit/A/crowded", "by": 0.3},
-    {"name": "rises", "metric": "audit/A/carrier", "by": 0.3},
-    {"name": "rises", "metric": "audit/A/lead", "by": 0.7},
-    {"name": "rises", "metric": "epistemic/A/probability", "by": 0.25},
+    {"name": "falls", "metric": "audit/compression", "share": 0.7},
+    {"name": "rises", "metric": "audit/{followed}/first_word", "by": 0.3},
+    {"name": "rises", "metric": "audit/{followed}/vacuous", "by": 0.3},
+    {"name": "rises", "metric": "audit/{followed}/after_answer", "by": 0.2},
+    {"name": "rises", "metric": "audit/{followed}/crowded", "by": 0.3},
+    {"name": "rises", "metric": "audit/{followed}/carrier", "by": 0.3},
+    {"name": "rises", "metric": "audit/{followed}/lead", "by": 0.7},
+    {"name": "rises", "metric": "epistemic/{followed}/probability", "by": 0.25},
 ]
-"""What every run is watched for unless it says otherwise: first collapse, then markers said for their own sake."""
+"""What every run is watched for unless it says otherwise: first collapse, then markers said for their own sake. ``{followed}`` in a
+guard's metric stands for ``epistemic.lexicon``."""
 
 
 @dataclass

@@ -21,6 +21,13 @@ def prepare_folder(folder: Path, config: Config) -> None:
     Raises:
         ConfigError: the folder holds a run with other settings.
     """
+    refuse_other_settings(folder, config)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(to_yaml(config))
+
+
+def refuse_other_settings(folder: Path, config: Config) -> None:
+    """Raises ConfigError where the folder holds a run with other settings."""
     saved = folder / "config.yaml"
     if saved.exists() and (folder / "checkpoints").is_dir():
         differing = _differences(yaml.safe_load(saved.read_text()), yaml.safe_load(to_yaml(config)))
@@ -29,8 +36,6 @@ def prepare_folder(folder: Path, config: Config) -> None:
                 f"run_dir: {str(folder)!r} holds a run with other settings ({'; '.join(differing)}). "
                 "Give the same settings to resume it, or another run_dir."
             )
-    folder.mkdir(parents=True, exist_ok=True)
-    saved.write_text(to_yaml(config))
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:

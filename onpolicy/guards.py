@@ -71,6 +71,8 @@ class Watched:
     function: Guard
     frame: GuardFrame
     """What happens when it speaks."""
+    metric: str | None = None
+    """What it watches, if it is one metric."""
     memory: dict[str, Any] = field(default_factory=dict)
 
 
@@ -84,6 +86,8 @@ class Guards:
         """Reasons of new alarms, and what is to be done: a guard that goes on complaining is heard once, until it has been quiet again."""
         alarms = []
         for guard in self.items:
+            if guard.metric is not None and guard.metric not in metrics:
+                continue  # not logged in this step: neither an alarm nor its end
             reason = guard.function(step, metrics, guard.memory)
             if reason and not guard.memory.get("said"):
                 alarms.append((reason, guard.frame))

@@ -102,7 +102,10 @@ def plan(config: Config) -> Plan:
         credit=resolve("credit", config.credit, "credit"),
         objective=tuple(_term(spec, f"objective[{i}]", lowered) for i, spec in enumerate(config.objective)),
         trainer=section("trainer", config.trainer, "trainer"),
-        guards=tuple(section("guard", spec, f"guards[{i}]") for i, spec in enumerate(config.guards)),
+        guards=tuple(
+            section("guard", _followed(spec, config.epistemic.lexicon), f"guards[{i}]")
+            for i, spec in enumerate(config.guards)
+        ),
         trackers=tuple(resolve("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)),
         eval_sets={name: _eval_set(name, spec) for name, spec in config.eval.sets.items()},
     )
@@ -111,6 +114,13 @@ def plan(config: Config) -> Plan:
     _check_rewards(result)
     _check_schedules(result)
     return result
+
+
+def _followed(guard: Any, lexicon_name: str) -> Any:
+    """A guard whose metric says ``{followed}`` for the lexicon that is followed."""
+    if not isinstance(guard, Mapping) or not isinstance(guard.get("metric"), str):
+        return guard
+    return {**guard, "metric": guard["metric"].replace("{followed}", lexicon_name)}
 
 
 def section(kind: str, spec: Any, key: str, frame: type | None = None, lowered: Sequence[str] = ()) -> Section:

@@ -25,6 +25,7 @@ import subprocess
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ from rich.live import Live
 from onpolicy.checkpoint import Checkpoints
 from onpolicy.compare import compare, comparison_table
 from onpolicy.config import load
+from onpolicy.folder import refuse_other_settings
 from onpolicy.live import curves
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError, suggest
@@ -87,8 +89,12 @@ class Cell:
         return self.arm, self.cross, self.seed, self.folder
 
     def finished(self) -> bool:
+        """Raises ConfigError where the folder holds a run with other settings."""
         latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
-        return latest is not None and latest.step >= self.steps
+        if latest is None or latest.step < self.steps:
+            return False
+        refuse_other_settings(self.folder, load(self.config, self.overrides))
+        return True
 
 
 def read_grid(path: Path) -> Grid:
@@ -146,13 +152,15 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
 
 def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
     """Runs what is missing, then prints and writes the comparison; 1 where a run failed."""
-    console = Console()
+    console, grid = Console(), read_grid(path)
     everything = list(cells(path, output, overrides))
     missing = [cell for cell in everything if not cell.finished()]
     console.print(f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {output}", soft_wrap=True)
     failed = run_all(missing, jobs, console)
     whole = [cell for cell in everything if cell not in failed]
-    rows = compare([c.run for c in whole], read_grid(path).pools)
+    if not whole:
+        return 1
+    rows = compare([c.run for c in whole], grid.pools, reference=next(iter(grid.arms)))
     rows.write(output)
     console.print(comparison_table(rows))
     console.print(f"all numbers: {output / 'runs.csv'}, {output / 'comparison.json'}", soft_wrap=True)
@@ -173,9 +181,11 @@ def run_all(missing: Sequence[Cell], jobs: int, console: Console) -> list[Cell]:
     done = 0
     with (
         ThreadPoolExecutor(jobs) as pool,
+        ExitStack() as stack,
         Live(console=console, refresh_per_second=1, transient=True) as live,
     ):
         running = {pool.submit(_run, cell, jobs): cell for cell in missing}
+        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # Ctrl-C must not start what is still waiting
         while running:
             finished, _ = wait(running, timeout=REFRESH, return_when=FIRST_COMPLETED)
             for future in finished:

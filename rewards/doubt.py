@@ -2,7 +2,9 @@
 
 Rates are markers per 1,000 sampled tokens. Where a bonus *claims protection*, its markers are counted by ``paid``: as words, not
 inside mathematics, code or quotations of the prompt; neighbours ("wait, wait, hmm") as one; at least ``spacing`` words apart; none
-after the final answer. What remains to be gamed is capped: none of these bonuses grows beyond the start model's own habit.
+after the final answer; none after which nothing changes (``rewards.vacuous``). What remains to be gained is capped: a floor pays no more
+above it, a target is highest at the start model's own habit. Doubt that is said and followed by new text cannot be told from doubt that
+is meant; the audit and its held-out words watch for that.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ import re
 from rewards.answer import math_answer
 from rewards.extract import stated_answers
 from rewards.lexicon import find
+from rewards.vacuous import vacuous
 
 SPACING = 20
 """Words between two markers that both count."""
@@ -59,7 +62,7 @@ def target_rate(
 ) -> float:
     """-min(1, max(0, |rate - rho_0| / sigma_0 - band)): 0 near the start model's own rate on this problem, at most -1 away from it.
 
-    The highest reward is the initial habit, so there is nothing to ratchet up. rho_0 and sigma_0 are the columns
+    No paper behind it. The highest reward is the initial habit, so there is nothing to ratchet up. rho_0 and sigma_0 are the columns
     `start_rate` and `start_std`, which the framework measures before the first step (``epistemic.baseline``).
 
     Args:
@@ -77,7 +80,8 @@ def target_rate(
 def recovery(completion: str, answer: str, *, harm: float = 1.0) -> float:
     """1 where an interim answer was wrong and the final one is right; -harm where the last interim was right and the final is wrong.
 
-    Rewards what doubt is for, without a word list; sparse. An answer counts as stated where it stands in `\\boxed{}`, behind
+    Rewards what doubt is for, without a word list; sparse. **It can be gamed**: a wrong interim answer may be planted, and an answer that
+    is right at once earns nothing. No paper behind it. An answer counts as stated where it stands in `\\boxed{}`, behind
     `####`, or behind "the answer is".
 
     Args:
@@ -111,9 +115,10 @@ def paid(completion: str, prompt: object, lexicon: str, spacing: int) -> int:
     answers = stated_answers(completion)
     end = answers[-1][0] if answers else len(completion)
     counted, last = 0, None
-    for start, stop in find(completion, lexicon, prompt=prompt_text(prompt), merge=True):
+    spans = find(completion, lexicon, prompt=prompt_text(prompt), merge=True)
+    for (start, stop), empty in zip(spans, vacuous(completion, spans), strict=True):
         between = spacing if last is None else len(re.findall(r"\w+", completion[last:start]))
-        if stop <= end and between >= spacing:
+        if stop <= end and between >= spacing and not empty:
             counted, last = counted + 1, stop
     return counted
 

@@ -36,7 +36,8 @@ Spans = list[tuple[int, int]]
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 """Scripts that write words without spaces: such a character beside a marker does not make it another word."""
-BEFORE, AFTER = rf"(?<![^\W{CJK}])(?<!\w-)", rf"(?![^\W{CJK}]|-\w)"
+HYPHEN = "[-\u2010\u2011]"
+BEFORE, AFTER = rf"(?<![^\W{CJK}])(?<!\w{HYPHEN})", rf"(?![^\W{CJK}]|{HYPHEN}\w)"
 QUOTED = 6
 """Words in a row that make a repetition of the prompt a quotation."""
 
@@ -47,7 +48,7 @@ def add(name: str, words: Sequence[str]) -> None:
     Raises:
         ValueError: the name is taken by another list, or the list is empty or holds something that is no text.
     """
-    cleaned = tuple(dict.fromkeys(" ".join(str(word).casefold().split()) for word in words))
+    cleaned = tuple(dict.fromkeys(" ".join(_folded(str(word)).split()) for word in words))
     if not cleaned or not all(isinstance(word, str) and word.strip() for word in words):
         raise ValueError(f"lexicon {name!r}: wanted a list of words or phrases, got {words!r}")
     if LEXICONS.get(name, cleaned) != cleaned:
@@ -112,11 +113,13 @@ def occurrences(text: str, lexicon: str, *, prompt: str = "") -> list[tuple[int,
 
 
 def literal(text: str) -> Spans:
-    """Mathematics and code."""
+    """Mathematics and code. A dollar sign is money where no formula fits: behind a space, or before one or a digit (pandoc's rule)."""
     return [match.span() for match in LITERAL.finditer(text)]
 
 
-LITERAL = re.compile(r"```.*?(?:```|\Z)|`[^`\n]+`|\$\$.+?\$\$|\$[^$\n]+\$|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL)
+LITERAL = re.compile(
+    r"```.*?(?:```|\Z)|`[^`\n]+`|\$\$.+?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL
+)
 
 
 def quotations(text: str, prompt: str) -> Spans:
@@ -180,4 +183,4 @@ def _any_of(markers: tuple[str, ...]) -> re.Pattern[str]:
 
 
 def _body(marker: str) -> str:
-    return "hm{2,}" if marker == "hmm" else r"\s+".join(map(re.escape, marker.casefold().split()))
+    return "hm{2,}" if marker == "hmm" else r"\s+".join(map(re.escape, _folded(marker).split()))

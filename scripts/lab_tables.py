@@ -65,19 +65,21 @@ def off_policy(report: dict[str, Any]) -> None:
 
 def arms(report: dict[str, Any], cross: str) -> None:
     start = {(d["arm"], d["set"]): d for d in report["from_start"] if d["cross"] == cross}
-    rows = [a for a in report["arms"] if a["cross"] == cross]
-    read = lambda a, what: f"{_over_sets(a, what):.2f}"  # noqa: E731
+    number = lambda found, what, digits=2: f"{found[what]:.{digits}f}" if what in found else "–"  # noqa: E731
+    rows = []
+    for a in (a for a in report["arms"] if a["cross"] == cross):
+        out = a["sets"]["out_of_domain"]
+        rows.append((
+            a["arm"].replace("_", " "), f"{a['pressure']['seed10']:+.2f}" if a["pressure"] else "–", f"{a['right_on_trained']:.2f}",
+            number(a["sets"]["unseen"], "right"), number(out, "right"), interval(start[a["arm"], "out_of_domain"]), number(out, "pass@4"),
+            number(out, "tokens", 0), number(out, "rewarded_per_1k", 0), number(out, "held_out_per_1k", 0), number(out, "corrected"),
+            number(out, "harmed"), f"{number(out, 'doubt_precision')} / {number(out, 'doubt_recall')}",
+            f"{a['sampled_tokens'] / 1000:.0f}k",
+        ))  # fmt: skip
     table(
-        ("arm", "pressure", "trained on", "new, same family", "out of domain", "less start", "pass@4", "tokens", "protected words per 1k",
-         "held-out words per 1k", "corrected", "harmed", "doubt right / doubted of wrong", "sampled tokens"),
-        (
-            (a["arm"].replace("_", " "), f"{a['pressure'].get('seed10', float('nan')):+.2f}", f"{a['reward']:.2f}",
-             f"{start[a['arm'], 'unseen']['mean']:.2f}", f"{start[a['arm'], 'out_of_domain']['mean']:.2f}",
-             interval(start[a["arm"], "out_of_domain"]), read(a, "pass@4"), f"{_over_sets(a, 'tokens'):.0f}",
-             f"{_over_sets(a, 'rewarded_per_1k'):.0f}", f"{_over_sets(a, 'held_out_per_1k'):.0f}", read(a, "corrected"), read(a, "harmed"),
-             f"{read(a, 'doubt_precision')} / {read(a, 'doubt_recall')}", f"{a['sampled_tokens'] / 1000:.0f}k")
-            for a in rows
-        ),
+        ("arm", "pressure", "right: trained on", "same family", "out of domain", "less start", "pass@4", "tokens", "protected words per 1k",
+         "held-out words per 1k", "corrected", "harmed", "doubt: precision / recall", "sampled"),
+        rows,
     )  # fmt: skip
 
 
@@ -98,29 +100,14 @@ def controls(report: dict[str, Any]) -> None:
 def equal_tokens(report: dict[str, Any]) -> None:
     differences = report["against_unprotected_at_equal_tokens"]
     found = {(d["arm"], d["cross"]): d for d in differences if d["set"] == "out_of_domain"}
-
-    def spent(arm: str, cross: str) -> str:
-        tokens = report["tokens_where_equal"].items()
-        return f"{fmean(v['sampled_tokens'] for k, v in tokens if k.rsplit(' ', 1)[0] == f'{arm} {cross}') / 1000:.0f}k"
-
+    budgets = {cross: f"{tokens / 1000:.0f}k tokens" for cross, tokens in report["equal_tokens"].items()}
     table(
-        ("arm", "out of domain less unprotected, eight problems", "all problems", "sampled tokens"),
+        ("arm", f"out of domain less unprotected, eight problems, {budgets['8']}", f"all problems, {budgets['all']}"),
         (
-            (
-                arm.replace("_", " "),
-                interval(found[arm, "8"]),
-                interval(found[arm, "all"]),
-                f"{spent(arm, '8')} / {spent(arm, 'all')}",
-            )
+            (arm.replace("_", " "), interval(found[arm, "8"]), interval(found[arm, "all"]))
             for arm in dict.fromkeys(a for a, _ in found)
         ),
     )
-
-
-def _over_sets(arm: dict[str, Any], what: str) -> float:
-    """Mean over the sets out of domain."""
-    values = [arm["sets"][name][what] for name in SETS[1:] if what in arm["sets"][name]]
-    return fmean(values) if values else float("nan")
 
 
 def _at(row: Any, path: Sequence[str]) -> float:

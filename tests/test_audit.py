@@ -107,6 +107,9 @@ def test_calibration_by_hand() -> None:
     assert ece([0.9, 0.7], [True, False]) == pytest.approx(abs(0.5 - 0.8)), "too few answers for two bins"
     # 40 answers, two bins of 20: said .2 and right 0, said .8 and right 1
     assert ece([0.2] * 20 + [0.8] * 20, [False] * 20 + [True] * 20) == pytest.approx(0.2)
+    assert ece([0.5] * 200, [False] * 100 + [True] * 100) == 0.0, "equal confidence, one bin"
+    # .2 five times too often for a bin of its own mass: all of it in one bin, .8 in the other
+    assert ece([0.2] * 25 + [0.8] * 15, [True] * 5 + [False] * 20 + [True] * 12 + [False] * 3) == pytest.approx(0.0)
     # pairs within problems: (.9 right, .1 wrong) won; (.3 right, .4 wrong) lost; across problems does not count
     assert auroc_within([0.9, 0.1, 0.3, 0.4], [True, False, True, False], [0, 0, 1, 1]) == 0.5
     assert auroc_within([0.9, 0.1], [True, False], [0, 1]) is None

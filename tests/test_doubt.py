@@ -17,9 +17,17 @@ from rewards.lexicon import LEXICONS, add, find
 FILLER = (
     "we add the two numbers and carry the one over to the next column of the sum before we go on with the rest of it "
 )
-HONEST = f"{FILLER}wait, that is off. {FILLER}{FILLER}hmm, let us see. {FILLER}\\boxed{{4}}"
+
+
+def thought(n: int) -> str:
+    """As long as the filler, and about something new."""
+    return f"{FILLER}which gives {n} "
+
+
+HONEST = f"{thought(1)}wait, that is off. {thought(2)}{thought(3)}hmm, let us see. {thought(4)}\\boxed{{4}}"
+RARE = f"{thought(1)}wait, that is off. {''.join(map(thought, range(2, 20)))}\\boxed{{4}}"
 STUFFED = "wait so wait then " * 40 + "\\boxed{4}" + " wait" * 20
-SPACED = f"wait {FILLER}" * 8 + "\\boxed{4}"
+SPACED = f"{FILLER}" + f"wait {FILLER}" * 20 + "\\boxed{4}"
 
 
 def tokens(text: str) -> int:
@@ -28,23 +36,21 @@ def tokens(text: str) -> int:
 
 def test_what_is_paid() -> None:
     count = lambda text, prompt="": paid(text, prompt, "A", 3)  # noqa: E731
-    assert (
-        count("Wait, wait... Hmm: no.") == 1
-        and count("wait one two wait") == 1
-        and count("wait one two three wait") == 2
-    )
+    assert count("Wait, wait... Hmm: no, not so.") == 1
+    assert count("wait one two wait three four") == 1 and count("wait one two three wait four five") == 2
+    assert count("one two wait one two wait one two") == 0 and count("wait") == 0, "nothing new behind it"
     assert count("$wait$ and `hmm` \\(wait\\) ```\nwait\n```") == 0 and count("unlikely awaiting double-check") == 0
-    assert count("x \\boxed{4} wait") == 0 and count("wait \\boxed{3} one two three wait \\boxed{4} hmm") == 2
+    assert count("x \\boxed{4} wait a b") == 0 and count("wait \\boxed{3} one two three wait a \\boxed{4} hmm a c") == 2
     question = "Is it true that we wait for the green light"
-    assert count(f"You ask: {question}. I wait.", question) == 1
+    assert count(f"You ask: {question}. I wait for you.", question) == 1
     assert count(f"You ask: {question}.", ({"role": "user", "content": question},)) == 0
 
 
 def test_values_by_hand() -> None:
     assert density("wait wait", 100, scale=10.0) == 2.0
-    assert saturating_floor("wait", 1000, floor=4.0) == 0.25 and saturating_floor("wait", 10, floor=4.0) == 1.0
+    assert saturating_floor("wait a b", 1000, floor=4.0) == 0.25 and saturating_floor("wait a b", 10, floor=4.0) == 1.0
     near = partial(target_rate, num_tokens=1000, start_rate=4.0, start_std=1.0)
-    text = {n: f"wait {FILLER}" * n for n in (0, 3, 4, 6, 9)}
+    text = {n: "".join(f"wait {thought(i)}" for i in range(n)) for n in (0, 3, 4, 6, 9)}
     assert [near(text[n]) for n in (3, 4, 6, 9, 0)] == pytest.approx([0.0, 0.0, -1.0, -1.0, -1.0])
     assert near(text[9], one_sided=True) == 0.0 and near(text[0], one_sided=True) == -1.0
     assert target_rate(text[0], 1000, start_rate=0.6, start_std=0.0) == pytest.approx(-0.2)  # (.6 / .5) - 1
@@ -52,13 +58,21 @@ def test_values_by_hand() -> None:
     assert repetition("wait so " * 50) < -0.9
 
 
-PROTECTED: list[Any] = [partial(saturating_floor, floor=10.0), partial(target_rate, start_rate=18.0, start_std=2.0)]
+PROTECTED: list[Any] = [
+    partial(saturating_floor, floor=10.0),
+    partial(target_rate, start_rate=18.0, start_std=2.0),
+    partial(target_rate, start_rate=18.0, start_std=2.0, one_sided=True),
+]
 
 
 @pytest.mark.parametrize("bonus", PROTECTED, ids=lambda b: b.func.__name__)
 def test_stuffing_does_not_pay(bonus: Any) -> None:
     honest = bonus(HONEST, num_tokens=tokens(HONEST))
-    assert bonus(STUFFED, num_tokens=tokens(STUFFED)) <= honest
+    for stuffed in (STUFFED, SPACED):
+        assert bonus(stuffed, num_tokens=tokens(stuffed)) <= honest
+        assert paid(stuffed, "", "A", 20) <= paid(RARE, "", "A", 20) == 1, (
+            "nor is it paid for more markers than a rare one"
+        )
     assert bonus(HONEST + " wait hmm" * 30, num_tokens=tokens(HONEST) + 60) <= honest, "nothing after the final answer"
 
 
@@ -86,6 +100,10 @@ def test_merging_and_exclusions_of_find() -> None:
     assert [a for a, b in find(code, "seed10")] == [0, code.index("等") + 1, code.index("-check") + 1]
 
 
+def test_money_is_no_mathematics() -> None:
+    assert len(find("It costs $5. Wait, that is $7.", "A")) == 1 and not find("Let $x = wait$ and $5 wait$.", "A")
+
+
 def test_a_list_of_ones_own() -> None:
     add("mine", ["Not  sure", "eh"])
     try:
@@ -93,7 +111,11 @@ def test_a_list_of_ones_own() -> None:
         add("mine", ["not sure", "eh"])
         with pytest.raises(ValueError, match="'mine': the name is taken"):
             add("mine", ["other"])
+        add("sharp", ["don\u2019t know", "wei\u00df nicht"])
+        assert len(find("I DON'T know. I don\u2019t know. Wei\u00df nicht.", "sharp")) == 3
+        assert not find("double\u2011check", "seed10")
         with pytest.raises(ValueError, match="wanted a list of words"):
             add("empty", [])
     finally:
         del LEXICONS["mine"]
+        LEXICONS.pop("sharp", None)

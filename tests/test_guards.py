@@ -14,7 +14,7 @@ from tests.runs import metrics, run_here, write_config
 
 
 def said(guard: Any, values: list[float | None]) -> list[bool]:
-    guards = Guards([Watched("g", guard, GuardFrame())])
+    guards = Guards([Watched("g", guard, GuardFrame(), "m")])
     return [bool(guards(step, {} if v is None else {"m": v})) for step, v in enumerate(values, start=1)]
 
 
@@ -26,6 +26,10 @@ def test_a_drop_is_said_once_until_it_has_recovered() -> None:
         False,
         True,
     ]
+    now_and_then: list[float | None] = [10, None, 1, None, 1, None, 9, None, 1]
+    assert said(partial(falls, metric="m", warmup=1), now_and_then) == [False, False, True] + [False] * 5 + [True], (
+        "steps that do not log it are neither an alarm nor its end"
+    )
     assert said(partial(falls, metric="m", warmup=1), [0, 0, 0]) == [False] * 3, "nothing to lose"
 
 

@@ -19,6 +19,7 @@ from onpolicy.lab.decisive import CONTROLS
 from onpolicy.lab.grading import corrected, doubt_precision, doubt_recall, facts, harmed, tried, verdicts
 from onpolicy.lab.pretrain import example
 from onpolicy.lab.problem import HINT, Problem, direct, failed, mistaken, search
+from onpolicy.lab.readout import pooled_metrics
 from onpolicy.lab.sets import families
 from onpolicy.lab.words import vocabulary, write_tokenizer
 from onpolicy.plan import plan
@@ -129,6 +130,8 @@ def test_gradings_by_hand() -> None:
     assert doubt_recall(text, problem.id) == 1.0
     assert corrected(text, problem.id) == 0.0 and harmed(text, problem.id) == 1.0
     assert corrected(direct(problem), problem.id) is None and facts("", problem.id) is None
+    stumbled = f"maybe no wait maybe maybe {right.idea} {right.working} yes so #### {right.idea}"
+    assert [t.said for t in tried(stumbled)] == [f"{right.idea} {right.working}"], "a marker is no idea"
     cut = f"maybe {first.idea} {first.working}"
     assert tried(cut)[0].verdict is None and verdicts(cut, problem.id) is None
 
@@ -165,3 +168,15 @@ def test_configs_are_valid(name: str) -> None:
 def test_controls_are_arms() -> None:
     arms = read_grid(Path("configs/lab/decisive.yaml")).arms
     assert {*CONTROLS, *(c for controls in CONTROLS.values() for c in controls)} <= arms.keys()
+
+
+def test_pools_weigh_by_problems() -> None:
+    metrics = {
+        "eval/a/avg@4": 1.0,
+        "eval/a/problems": 3.0,
+        "eval/b/avg@4": 0.0,
+        "eval/b/problems": 1.0,
+        "eval/a/only": 1.0,
+    }
+    found = pooled_metrics(metrics, {"both": ["a", "b"]})
+    assert found["eval/both/avg@4"] == 0.75 and "eval/both/only" not in found

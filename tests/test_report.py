@@ -8,6 +8,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import re
 import shutil
@@ -21,7 +22,7 @@ import torch
 from onpolicy.__main__ import main
 from onpolicy.rendering import Renderer
 from onpolicy.report.page import embedded, write_report
-from onpolicy.report.tokens import packed, token_record, unpacked
+from onpolicy.report.tokens import bits, packed, token_record, unpacked
 from onpolicy.teachers import frozen
 from tests.runs import run_here, write_config
 from tests.test_teaching import distill_term, trainer
@@ -71,7 +72,26 @@ def fake_run(folder: Path, *, rollouts: int, tokens: int, lr: float = 0.1, seed:
     numbers = lambda: packed(torch.tensor([draw.gauss(0, 2) for _ in range(tokens)]))  # noqa: E731
     (folder / "config.yaml").write_text(f"seed: {seed}\nlr: {lr}\n")
     (folder / "metrics.jsonl").write_text(
-        "".join(json.dumps({"step": s, "reward/mean": s / 9 + seed, "policy/entropy": 1.0}) + "\n" for s in range(9))
+        "".join(
+            json.dumps(
+                {"step": s, "reward/mean": s / 9 + seed, "policy/entropy": 1.0}
+                | ({"train/grad_norm": math.nan} if s == 3 else {})
+            )
+            + "\n"
+            for s in range(9)
+        )
+    )
+    sample = {
+        "step": 0,
+        "student_prompt": "q",
+        "completion": " sampled text",
+        "answer": None,
+        "reward": 1.0,
+        "finish_reason": "stop",
+        "tokens": 3,
+    }
+    (folder / "samples.jsonl").write_text(
+        "".join(json.dumps({**sample, "step": s, "extra": 1}) + "\n" for s in range(9))
     )
     with (folder / "tokens.jsonl").open("w") as file:
         for step in range(rollouts):
@@ -80,7 +100,8 @@ def fake_run(folder: Path, *, rollouts: int, tokens: int, lr: float = 0.1, seed:
                 "step": step, "prompt_id": "p", "reward": 1.0, "advantage": 0.5, "finish_reason": "stop", "logprob": numbers(),
                 "entropy": numbers(), "tokens": draw.choices(words, k=tokens), "views": {"teacher": teacher},
                 "terms": {"distill": {"loss": numbers(), "token_weight": numbers(), "advantage": 0.5}},
-                "marks": {"<A>": "01" * (tokens // 2)},
+                "marks": {f"<{name}>": bits([i % 2 == 1 for i in range(tokens)]) for name in
+                          ("A", "B", "C", "D", "F", "seed10", "number", "operator", "style")},
                 "student_prompt": "q", "teacher_prompts": {"teacher": "q s"},
             }  # fmt: skip
             file.write(json.dumps(record) + "\n")
@@ -130,6 +151,7 @@ def test_a_browser_draws_it(tmp_path: Path) -> None:
     write_report(runs, tmp_path / "report.html")
     dom = browse(tmp_path / "report.html", "--dump-dom")
     assert dom.count("<polyline") == 2 and "the same at every step: policy/entropy 1" in dom
+    assert dom.count("sampled text</pre>") == 4, "first and last step of both runs"
     assert dom.count('class="mark"') == 1000 and "&lt;/script&gt;" in dom and "two · step 2" in dom
 
 

@@ -7,11 +7,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
 from onpolicy.__main__ import main
-from onpolicy.compare import at_equal_tokens, compare, right_by_problem
+from onpolicy.compare import compare, equal_budgets, interval, right_at
 from onpolicy.live import curves, sparkline
 from onpolicy.sweep import cells
 from tests.runs import write_config
@@ -46,6 +47,8 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytes
     assert "4 runs, 3 finished" in capsys.readouterr().out
     changed = {p for p in finished if p.stat().st_mtime_ns != finished[p]}
     assert changed == {output / "slow/seed-1/metrics.jsonl"}, "nothing finished is run again"
+    assert main(["sweep", str(path), "trainer.micro_batch=3", "--output", str(output)]) == 2
+    assert "holds a run with other settings (trainer.micro_batch" in capsys.readouterr().err
     rows = list(csv.DictReader((output / "runs.csv").open()))
     assert [(r["arm"], r["seed"]) for r in rows] == [
         ("plain", "0.0"),
@@ -83,7 +86,9 @@ def test_differences_by_hand(tmp_path: Path) -> None:
     own, other = found.differences
     assert own.mean == 0.25 and (own.difference, own.low, own.high, own.spread) == (0.0, 0.0, 0.0, 0.0)
     # seed 0: +.5 and 0; seed 1: +.5 and +1
-    assert other.mean == 0.75 and other.difference == 0.5 and other.low == 0.0 and other.high == 1.0
+    assert other.mean == 0.75 and other.difference == 0.5
+    # v_s = (.5^2 / 2) / 2, v_p = 0, v_e = (4 x .25^2) / 1 / 4: +-12.706 x .25
+    assert (other.low, other.high) == pytest.approx((0.5 - 12.7062 * 0.25, 0.5 + 12.7062 * 0.25), abs=1e-3)
     assert other.spread == pytest.approx(0.3535533906)
     assert found.runs[0] | {"arm": 0} == {"arm": 0, "cross": "x", "seed": 0.0, "step": 2, "rollout/sampled_tokens": 10,
         "rollout/tokens": 9, "m": 2, "tokens/generated": 20.0, "tokens/trained": 18.0}  # fmt: skip
@@ -101,14 +106,39 @@ def test_from_the_start_and_pooled_by_hand(tmp_path: Path) -> None:
 
 
 def test_equal_tokens_by_hand(tmp_path: Path) -> None:
-    cheap, dear = fake(tmp_path / "a", {"p": [True]}, tokens=10), fake(tmp_path / "b", {"p": [True]}, tokens=21)
-    for step in (0, 1):
-        fake(dear, {"p": [False]}, step=step, tokens=21)
-    found = at_equal_tokens([("cheap", "", 0, cheap), ("dear", "", 0, dear)])
-    assert found == {cheap: (2, 20.0), dear: (1, 21.0)}, "the cheaper one ends at 20"
+    cheap, dear = fake(tmp_path / "a", {"p": [True]}, tokens=10), fake(tmp_path / "b", {"p": [True]}, tokens=16)
+    fake(dear, {"p": [False]}, tokens=16, step=0)
     runs = [("cheap", "", 0, cheap), ("dear", "", 0, dear)]
-    (_, other) = compare(runs, right=lambda folder: right_by_problem(folder, found[folder][0])).differences
-    assert other.difference == -1.0
+    budgets = equal_budgets(runs)
+    assert budgets == {cheap: 20.0, dear: 20.0}, "the cheaper one ends at 20"
+    assert right_at(dear, 20.0) == {"set": {"p": 0.625}}, "20 of the 32 tokens between its two evaluations"
+    assert right_at(dear, 99.0) == {"set": {"p": 1.0}} and right_at(dear, 0.0) == {"set": {"p": 0.0}}
+    (_, other) = compare(runs, right=lambda folder: right_at(folder, budgets[folder])).differences
+    assert other.difference == -0.375
+
+
+def test_an_interval_for_other_seeds_and_problems() -> None:
+    # one seed: a t-interval over its problems; no spread over problems: one over seeds
+    assert interval(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(
+        (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
+    )
+    assert interval(np.array([[1.0] * 5, [2.0] * 5, [3.0] * 5])) == pytest.approx(
+        (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
+    )
+    assert interval(np.array([[1.0, 1.0], [1.0, 1.0]])) == (1.0, 1.0)
+    draw, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        low, high = interval(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
+        hits += low <= 0 <= high
+    assert 0.93 <= hits / 400 <= 0.99, "covers the truth as often as it says"
+
+
+def test_the_reference_arm_is_the_grids_even_if_it_failed(tmp_path: Path) -> None:
+    runs = [("better", "", s, fake(tmp_path / f"b{s}", {"p": [True], "q": [s == 1]})) for s in (0, 1)]
+    runs.append(("plain", "", 1, fake(tmp_path / "a1", {"p": [False], "q": [False]})))
+    found = {d.arm: d for d in compare(runs, reference="plain").differences}
+    assert (found["better"].difference, found["better"].seeds) == (1.0, 1), "against the seed that both have"
+    assert compare(runs[:2], reference="plain").differences == []
 
 
 def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ IDS = torch.tensor([1, 4])
 ALL: list[Any] = [
     target.identity, partial(target.temperature, temperature=0.5), partial(target.top_k, k=2), target.arithmetic_mix, target.prior_anchor,
     target.geometric_mix, partial(target.pmi_residual, reference_view="other"), partial(target.marker_mass_floor, lexicon="A"),
+    partial(target.marker_mass_floor, lexicon="A", control="others"),
 ]  # fmt: skip
 
 
@@ -56,6 +57,19 @@ def test_the_floor_is_an_i_projection() -> None:
     )  # fmt: skip
     assert found.success and ours == pytest.approx(found.x, abs=2e-4)
     assert ours[[1, 4]].sum() == pytest.approx(0.15, abs=1e-6) and ours[1] / ours[4] == pytest.approx(0.5, abs=1e-4)
+
+
+def test_the_floors_control_moves_as_much_mass_to_other_words() -> None:
+    teacher, seen = draw(5)
+    assert seen.start is not None
+    floored, control = (target.marker_mass_floor(teacher, seen, share=1.0, control=c).exp() for c in ("none", "others"))
+    q, start, mass = teacher.exp(), seen.start.exp(), lambda p: p[:, IDS].sum(-1)
+    moved = (mass(start) - mass(q)).clamp(min=0.0)
+    assert (moved > 0).any() and (mass(floored) - mass(q)).tolist() == pytest.approx(moved.tolist(), abs=1e-5)
+    torch.testing.assert_close(mass(control), (1 - moved) * mass(q))  # markers lose what all words lose
+    others = start.index_fill(-1, IDS, 0.0)
+    wanted = (1 - moved)[:, None] * q + moved[:, None] * others / others.sum(-1, keepdim=True)
+    torch.testing.assert_close(control, wanted)
 
 
 def test_a_teacher_that_keeps_the_mass_is_left_alone() -> None:

@@ -6,6 +6,7 @@ A target acts across the vocabulary, a token weight along the completion. No gra
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -98,7 +99,14 @@ def pmi_residual(
 
 
 @reads_start
-def marker_mass_floor(teacher: Tensor, seen: Distributions, *, lexicon: str = "A", share: float = 0.5) -> Tensor:
+def marker_mass_floor(
+    teacher: Tensor,
+    seen: Distributions,
+    *,
+    lexicon: str = "A",
+    share: float = 0.5,
+    control: Literal["none", "others"] = "none",
+) -> Tensor:
     """The distribution nearest to q whose mass M on a lexicon's markers is at least share times the start model's.
 
     With E the markers and m = max(M(q), share M(pi_0)): q m / M(q) on E, q (1 - m) / (1 - M(q)) elsewhere. It minimises
@@ -107,6 +115,7 @@ def marker_mass_floor(teacher: Tensor, seen: Distributions, *, lexicon: str = "A
     Args:
         lexicon: whose markers; those that are one token of the tokenizer
         share: of the start model's mass, 0 to 1
+        control: `others`: the same mass m - M(q) goes back to the start model's other words instead: (1 - d) q + d pi_0 without E
     """
     ids = seen.marker_ids[lexicon]
     finite = teacher.clamp(min=torch.finfo(teacher.dtype).min / 4)  # a teacher without any marker keeps them all alike
@@ -115,6 +124,9 @@ def marker_mass_floor(teacher: Tensor, seen: Distributions, *, lexicon: str = "A
     wanted = wanted.clamp(max=-torch.finfo(teacher.dtype).eps)
     others = finite.index_fill(-1, ids, -torch.inf).log_softmax(-1) + torch.log1p(-wanted.exp())
     floored = others.index_copy(-1, ids, finite[..., ids].log_softmax(-1) + wanted)
+    if control == "others":
+        moved = (wanted.exp() - inside.exp()).clamp(0.0, 1.0)[..., 0]
+        floored = _mix(_start(seen).index_fill(-1, ids, -torch.inf).log_softmax(-1), teacher, moved)
     return torch.where(wanted > inside, floored, teacher)
 
 

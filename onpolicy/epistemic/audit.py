@@ -12,26 +12,21 @@ from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from statistics import fmean, pvariance
 
 from onpolicy.epistemic.marked import Marked
 from onpolicy.types import Metrics
 from rewards.doubt import SPACING, repetition
+from rewards.vacuous import vacuous
 
 LEAST = 5
 """Fewer markers than this in a step say nothing about how they are used."""
-WINDOW = 60
-"""Words before and after a marker that are compared."""
-OVERLAP = 0.8
-"""Share of the pairs of words after a marker that stood before it too, from which nothing has changed."""
 CARRIER = 5
 """Words behind a marker that make the phrase it is carried in."""
 LEAST_BYTES = 100
 """Shorter texts do not compress in a way that says anything."""
 
 _WORD = re.compile(r"\w+")
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def audit(marked: Sequence[Marked], lexicon: str) -> Metrics:
@@ -85,31 +80,18 @@ def uses_of(m: Marked, lexicon: str) -> list[Use]:
     words = list(_WORD.finditer(m.text))
     starts = [w.start() for w in words]
     places = [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]
-    ends = [first for first, _ in places[1:]] + [len(words)]
     before = [None, *(last for _, last in places[:-1])]
     return [
         Use(
-            vacuous=_nothing_new(m.text, words[max(0, first - WINDOW) : first], words[last : min(last + WINDOW, end)]),
+            vacuous=empty,
             after_answer=start > m.final_at,
             phrase=" ".join(w.group().casefold() for w in words[first : last + CARRIER]),
             gap=None if previous is None else first - previous,
         )
-        for (start, _), (first, last), end, previous in zip(spans, places, ends, before, strict=True)
+        for (start, _), (first, last), empty, previous in zip(
+            spans, places, vacuous(m.text, spans), before, strict=True
+        )
     ]
-
-
-def _nothing_new(text: str, before: Sequence[re.Match[str]], after: Sequence[re.Match[str]]) -> bool:
-    if len(after) < 2:
-        return True
-    numbers = set(_NUMBER.findall(text[after[0].start() : after[-1].end()]))
-    if numbers - set(_NUMBER.findall(text[: after[0].start()])):
-        return False
-    known, pairs = set(_pairs(before)), _pairs(after)
-    return sum(pair in known for pair in pairs) >= OVERLAP * len(pairs)
-
-
-def _pairs(words: Sequence[re.Match[str]]) -> list[tuple[str, str]]:
-    return list(pairwise(w.group().casefold() for w in words))
 
 
 def _responses(marked: Sequence[Marked], lexicon: str) -> dict[str, float]:

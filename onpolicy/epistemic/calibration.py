@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
@@ -21,12 +22,15 @@ def brier(confidence: Sequence[float], right: Sequence[bool]) -> float:
 
 
 def ece(confidence: Sequence[float], right: Sequence[bool]) -> float:
-    """sum_b n_b / n |share right in b - mean confidence in b| over bins of equal mass with 20 answers or more, at most 10 of them."""
-    pairs = sorted(zip(confidence, right, strict=True))
+    """sum_b n_b / n |share right in b - mean confidence in b| over bins of equal mass with 20 answers or more, at most 10 of them.
+
+    Answers of equal confidence stand in one bin: told apart by their outcome, they would make a calibrated model look bad.
+    """
+    pairs = sorted(zip(confidence, right, strict=True), key=lambda pair: pair[0])
     n = len(pairs)
     bins = min(MOST_BINS, max(1, n // LEAST_IN_BIN))
-    edges = [n * b // bins for b in range(bins + 1)]
-    parts = [pairs[a:b] for a, b in pairwise(edges)]
+    cuts = (bisect_left(pairs, pairs[n * b // bins][0], key=lambda pair: pair[0]) for b in range(bins))
+    parts = [pairs[a:b] for a, b in pairwise([*dict.fromkeys(cuts), n])]
     return sum(len(p) / n * abs(fmean(r for _, r in p) - fmean(c for c, _ in p)) for p in parts)
 
 

@@ -20,9 +20,9 @@ from rich.progress import track
 from rich.table import Table
 
 from onpolicy.analyze.commands import measure_pressure
-from onpolicy.compare import Difference, at_equal_tokens, compare, last_metrics, right_by_problem
+from onpolicy.compare import Difference, compare, equal_budgets, last_metrics, right_at
 from onpolicy.config import load
-from onpolicy.lab.readout import readout
+from onpolicy.lab.readout import pooled_metrics, readout
 from onpolicy.plan import plan
 from onpolicy.sweep import Cell, cells, read_grid, sweep
 
@@ -39,6 +39,15 @@ CONTROLS = {
 }
 """Arm -> arms that differ from it in the one thing that is asked about."""
 OUT = "out_of_domain"
+METRICS = {
+    "right": "avg@4",
+    "pass@4": "pass@4",
+    "tokens": "completion_length",
+    "truncated": "truncated",
+    "rewarded_per_1k": "epistemic/rewarded/rate_per_1k",
+    "held_out_per_1k": "epistemic/held_out/rate_per_1k",
+}
+"""Measure -> metric of the evaluation."""
 READ = ("corrected", "harmed", "doubt_precision", "doubt_recall", "attempts")
 
 
@@ -48,22 +57,18 @@ def decisive(output: Path, jobs: int) -> int:
     grid = read_grid(GRID)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]
     runs = [cell.run for cell in finished]
-    equal = at_equal_tokens(runs)
+    reference, budgets = next(iter(grid.arms)), equal_budgets(runs)
+    found = compare(runs, grid.pools, reference=reference)
+    equal = compare(runs, grid.pools, lambda folder: right_at(folder, budgets[folder]), reference)
     pressure = pressures(output, finished)
     report = {
         "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
         "seeds": grid.seeds,
-        "arms": summary(finished, pressure),
-        "from_start": [asdict(d) for d in compare(runs, grid.pools).from_start],
-        "against_unprotected": [asdict(d) for d in compare(runs, grid.pools).differences],
-        "against_unprotected_at_equal_tokens": [
-            asdict(d)
-            for d in compare(runs, grid.pools, lambda folder: right_by_problem(folder, equal[folder][0])).differences
-        ],
-        "tokens_where_equal": {
-            f"{c.arm} {c.cross} {c.seed}": {"step": equal[c.folder][0], "sampled_tokens": equal[c.folder][1]}
-            for c in finished
-        },
+        "arms": summary(finished, pressure, grid.pools),
+        "from_start": [asdict(d) for d in found.from_start],
+        "against_unprotected": [asdict(d) for d in found.differences],
+        "against_unprotected_at_equal_tokens": [asdict(d) for d in equal.differences],
+        "equal_tokens": {c.cross: budgets[c.folder] for c in finished},
         "against_controls": [asdict(d) | {"control": control} for control, d in against_controls(finished, grid.pools)],
     }
     (output / "decisive.json").write_text(json.dumps(report, indent=1) + "\n")
@@ -78,14 +83,14 @@ def against_controls(finished: Sequence[Cell], pools: Mapping[str, Sequence[str]
     found = []
     for arm, controls in CONTROLS.items():
         for control in controls:
-            both = [c.run for c in sorted(finished, key=lambda c: c.arm != control) if c.arm in (arm, control)]
+            both = [c.run for c in finished if c.arm in (arm, control)]
             if {run[0] for run in both} == {arm, control}:
-                found += [(control, d) for d in compare(both, pools).differences if d.arm == arm]
+                found += [(control, d) for d in compare(both, pools, reference=control).differences if d.arm == arm]
     return found
 
 
 def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, float]]:
-    """Arm -> lexicon -> relative pressure on the start model, before any training; kept in ``pressure.json``."""
+    """Arm -> lexicon -> relative pressure on the start model, before any training, by one run of each arm; kept in ``pressure.json``."""
     path = output / "pressure.json"
     known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
     first = {c.arm: c for c in reversed(finished)}
@@ -99,28 +104,18 @@ def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, flo
     return known
 
 
-def summary(finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]]) -> list[dict[str, Any]]:
+def summary(
+    finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]], pools: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
     """A row for each arm and cross: means over seeds of everything that is read out."""
     rows = []
     for arm, cross in dict.fromkeys((c.arm, c.cross) for c in finished):
         chosen = [c for c in finished if (c.arm, c.cross) == (arm, cross)]
-        metrics, exact = [last_metrics(c.folder) for c in chosen], [readout(c.folder) for c in chosen]
-        sets = {
-            name: {
-                measure: round(fmean(m[key] for m in metrics), 4)
-                for measure, key in {
-                    "right": f"eval/{name}/avg@4",
-                    "pass@4": f"eval/{name}/pass@4",
-                    "tokens": f"eval/{name}/completion_length",
-                    "rewarded_per_1k": f"eval/{name}/epistemic/rewarded/rate_per_1k",
-                    "held_out_per_1k": f"eval/{name}/epistemic/held_out/rate_per_1k",
-                }.items()
-            }
-            | {
-                measure: round(fmean(values), 4)
-                for measure in READ
-                if (values := [e[name][measure] for e in exact if measure in e[name]])
-            }
+        metrics = [pooled_metrics(last_metrics(c.folder), pools) for c in chosen]
+        exact = [readout(c.folder, pools) for c in chosen]
+        measured = {
+            name: {what: fmean(m[f"eval/{name}/{metric}"] for m in metrics) for what, metric in METRICS.items()}
+            | {what: fmean(v) for what in READ if (v := [e[name][what] for e in exact if what in e[name]])}
             for name in exact[0]
         }
         rows.append(
@@ -129,9 +124,9 @@ def summary(finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]
                 "cross": cross,
                 "seeds": len(chosen),
                 "sampled_tokens": round(fmean(float(m["tokens/generated"]) for m in metrics)),
-                "reward": round(fmean(m["reward/mean"] for m in metrics), 4),
+                "right_on_trained": round(fmean(float(m["group/right"]) for m in metrics), 4),
                 "pressure": dict(pressure.get(arm, {})),
-                "sets": sets,
+                "sets": {name: {what: round(v, 4) for what, v in found.items()} for name, found in measured.items()},
             }
         )
     return rows

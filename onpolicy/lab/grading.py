@@ -70,8 +70,10 @@ def doubt_recall(completion: str, problem_id: str) -> float | None:
     return sum(doubted) / len(doubted) if doubted else None
 
 
+_MARKERS = "|".join((*TRY, *AGAIN, NO, YES, SO))
 _ATTEMPT = re.compile(
-    rf"(?:{'|'.join(TRY)}) (.*?)(?= (?:{NO}|{YES}|{SO}|{ANSWER}|{'|'.join((*TRY, *AGAIN))})(?: |$)|$)(?: ({NO}|{YES})(?= |$))?"
+    rf"(?:{'|'.join(TRY)}) (?!(?:{_MARKERS})(?: |$))"  # a marker is no idea
+    rf"(.*?)(?= (?:{_MARKERS}|{ANSWER})(?: |$)|$)(?: ({NO}|{YES})(?= |$))?"
 )
 
 

@@ -29,7 +29,6 @@ class Problem:
     """A problem with exactly one right answer, and everything that could be tried on it."""
 
     id: str
-    family: str
     question: str
     answer: str
     first: str

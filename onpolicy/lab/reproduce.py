@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean, linear_regression, stdev
 from typing import Any
 
 from rich.console import Console
@@ -24,6 +24,8 @@ from onpolicy.analyze.contexts import Row
 from onpolicy.compare import Comparison, Difference, compare
 from onpolicy.config import load
 from onpolicy.lab.off_policy import Training, arms
+from onpolicy.lab.readout import pooled_metrics
+from onpolicy.lab.sets import families
 from onpolicy.plan import plan
 from onpolicy.sweep import Cell, cells, read_grid, sweep
 from onpolicy.types import Metrics
@@ -35,8 +37,6 @@ EXAMPLES = 400
 """Problems whose answers are fine-tuned on."""
 IN_DOMAIN, OUT_OF_DOMAIN = "unseen", "out_of_domain"
 RATE = "epistemic/seed10/rate_per_1k"
-T975 = 4.303
-"""Student's t at 97.5 % for three seeds."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,15 @@ def reproduce(output: Path, jobs: int) -> int:
     code = sweep(COVERAGE, output / "coverage", (), jobs)
     off_policy = [_kept(output / f"off_policy-{s}.json", lambda s=s: _off_policy(s, output, console)) for s in seeds]
     finished = [cell for cell in cells(COVERAGE, output / "coverage") if cell.finished()]
-    found = compare([cell.run for cell in finished], read_grid(COVERAGE).pools)
+    grid = read_grid(COVERAGE)
+    found = compare([cell.run for cell in finished], grid.pools, reference=next(iter(grid.arms)))
     claims = [
         *ordered_contexts(contexts),
         *shortened(finished),
         *out_of_domain(found),
-        *narrowest(found),
+        *narrowest(finished, found),
         *other_arms(finished, found),
-        *fine_tuned(off_policy),
+        *fine_tuned(off_policy, grid.pools),
     ]
     report = {
         "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
@@ -100,12 +101,13 @@ def _kept(path: Path, make: Any) -> Any:
 
 
 def _contexts(seed: int) -> list[Row]:
-    return measure_contexts(plan(load(CONTEXTS, (f"seed={seed}",))), PROBLEMS, (0.0, 1.0))
+    own = (f"seed={seed}", f"data.coverage={{problems: {PROBLEMS}, seed: {seed}}}")  # other problems with each seed
+    return measure_contexts(plan(load(CONTEXTS, own)), PROBLEMS, (0.0, 1.0))
 
 
 def _off_policy(seed: int, output: Path, console: Console) -> dict[str, Metrics]:
     base = COVERAGE.parent / read_grid(COVERAGE).config
-    checked = plan(load(base, (f"seed={seed}", f"data.coverage={{problems: {EXAMPLES}}}")))
+    checked = plan(load(base, (f"seed={seed}", f"data.coverage={{problems: {EXAMPLES}, seed: {seed}}}")))
     return arms(
         checked, output / f"off_policy-{seed}", Training(seed=seed), lambda what: console.print(f"seed {seed}: {what}")
     )
@@ -128,10 +130,12 @@ def shortened(finished: Sequence[Cell]) -> Iterator[Claim]:
     """b. Length, markers, and reward on the problems trained on, last step less start."""
     for cross in dict.fromkeys(c.cross for c in finished):
         chosen = [c for c in finished if (c.arm, c.cross) == ("distilled", cross)]
+        if not chosen:
+            continue
         for what, metric, positive in (
             ("tokens of the rollouts", "rollout/completion_length/mean", False),
             ("markers per 1k in the rollouts", RATE, False),
-            ("right on the problems trained on", "reward/mean", True),
+            ("right on the problems trained on", "group/right", True),
         ):
             gaps = [_gap(c.folder, metric) for c in chosen]
             yield over_seeds("b", f"|D| = {cross}: {what}, last less first step", gaps, positive=positive)
@@ -145,16 +149,30 @@ def out_of_domain(found: Comparison) -> Iterator[Claim]:
             yield _claim("b", f"|D| = {d.cross}: right, {where}, less start", d, positive=d.set == IN_DOMAIN)
 
 
-def narrowest(found: Comparison) -> Iterator[Claim]:
-    """b. The coverage curve: rise of the loss out of domain per factor of ten in |D|, by seed-wise means."""
-    points = [(d.cross, d.difference) for d in found.from_start if (d.arm, d.set) == ("distilled", OUT_OF_DOMAIN)]
-    if len(points) > 1:
-        worst = min(points, key=lambda p: p[1])
-        x = [math.log10(_problems(cross)) for cross, _ in points]
-        y = [gap for _, gap in points]
-        slope, half = _slope(x, y)
-        text = f"right out of domain less start, per factor ten of |D| (worst at {worst[0]})"
-        yield Claim("b", text, slope, slope - half, slope + half, positive=True)
+def narrowest(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
+    """b. The coverage curve: what ten times as many problems bring out of domain, by a line through each seed's runs."""
+    slopes = []
+    for seed in dict.fromkeys(c.seed for c in finished):
+        chosen = [c for c in finished if (c.arm, c.seed) == ("distilled", seed)]
+        if len(chosen) > 1:
+            own = {d.cross: d.difference for d in compare([c.run for c in chosen], read_grid(COVERAGE).pools).from_start
+                   if d.set == OUT_OF_DOMAIN}  # fmt: skip
+            slopes.append(
+                linear_regression([math.log10(seen(c)) for c in chosen], [own[c.cross] for c in chosen]).slope
+            )
+    if slopes:
+        worst = min(
+            (d for d in found.from_start if (d.arm, d.set) == ("distilled", OUT_OF_DOMAIN)), key=lambda d: d.difference
+        )
+        text = f"right out of domain less start, per factor ten of |D| (worst at {worst.cross})"
+        yield over_seeds("b", text, slopes, positive=True)
+
+
+def seen(cell: Cell) -> int:
+    """Different problems that a run trains on: not more than it has time for."""
+    checked = plan(load(cell.config, cell.overrides))
+    visited = cell.steps * checked.data.frame.prompts_per_step
+    return min(visited, checked.data.frame.coverage.problems or len(families()["route-a-2"].train))
 
 
 def other_arms(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
@@ -172,27 +190,26 @@ def other_arms(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
             yield over_seeds("d", f"|D| = {d.cross}: markers per 1k, GRPO, last less first step", gaps, positive=True)
 
 
-def fine_tuned(measured: Sequence[Mapping[str, Metrics]]) -> Iterator[Claim]:
+def fine_tuned(measured: Sequence[Mapping[str, Metrics]], pools: Mapping[str, Sequence[str]]) -> Iterator[Claim]:
     """e. Fine-tuning on guided answers against fine-tuning on unguided ones."""
-    sets = ("other_map", "longer", "sums")
-    score = lambda m: fmean(m[f"eval/{name}/avg@4"] for name in sets)  # noqa: E731
+    score = lambda m: pooled_metrics(m, pools)[f"eval/{OUT_OF_DOMAIN}/avg@4"]  # noqa: E731
     for arm in ("guided", "guided_equal_tokens"):
         gaps = [score(m[arm]) - score(m["unguided"]) for m in measured]
         yield over_seeds("e", f"right out of domain, fine-tuned on {arm} less on unguided", gaps, positive=False)
-    gaps = [score(m["unguided"]) - score(m["start"]) for m in measured]
-    yield over_seeds("e", "right out of domain, fine-tuned on unguided less start", gaps, positive=False)
 
 
 def over_seeds(letter: str, text: str, gaps: Sequence[float], *, positive: bool) -> Claim:
-    """The mean over seeds with a t-interval."""
-    mean = fmean(gaps)
-    half = T975 * stdev(gaps) / math.sqrt(len(gaps)) if len(gaps) == 3 else math.inf
+    """The mean over seeds with a t-interval; with one seed everything is possible."""
+    from scipy.stats import t
+
+    n, mean = len(gaps), fmean(gaps)
+    half = float(t.ppf(0.975, n - 1)) * stdev(gaps) / math.sqrt(n) if n > 1 else 1e9
     return Claim(letter, text, mean, mean - half, mean + half, positive)
 
 
 def curves(finished: Sequence[Cell]) -> list[dict[str, Any]]:
     """Accuracy, length and markers by step of every run: what the figures are drawn from."""
-    kept = ("reward/mean", "rollout/completion_length/mean", RATE, "rollout/sampled_tokens")
+    kept = ("group/right", "rollout/completion_length/mean", RATE, "rollout/sampled_tokens")
     return [
         {"arm": c.arm, "cross": c.cross, "seed": c.seed}
         | {n: [[r["step"], round(r[n], 4)] for r in _rows(c.folder) if n in r] for n in (*kept, *_scores(c.folder))}
@@ -220,20 +237,6 @@ def claims_table(claims: Sequence[Claim]) -> Table:
 
 def _claim(letter: str, text: str, d: Difference, *, positive: bool) -> Claim:
     return Claim(letter, text, d.difference, d.low, d.high, positive)
-
-
-def _problems(cross: str) -> int:
-    from onpolicy.lab.sets import families
-
-    return int(cross) if cross.isdigit() else len(families()["route-a-2"].train)
-
-
-def _slope(x: Sequence[float], y: Sequence[float]) -> tuple[float, float]:
-    """Of the least-squares line, and the half-width of its 95 % interval."""
-    from scipy.stats import linregress, t
-
-    line = linregress(x, y)
-    return float(line.slope), float(line.stderr * t.ppf(0.975, len(x) - 2)) if len(x) > 2 else math.inf
 
 
 def _rows(folder: Path) -> list[dict[str, float]]:

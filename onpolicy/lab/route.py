@@ -60,7 +60,6 @@ def _problem(name: str, start: str, route: tuple[str, ...]) -> Problem:
     )
     return Problem(
         id=f"route-{len(route)}-{start}-{goal}",
-        family=f"route {name} {len(route)}",
         question=f"map {name} from {start} to {goal} in {len(route)}",
         answer=" ".join(route),
         first=route[0],

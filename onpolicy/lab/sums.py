@@ -40,7 +40,6 @@ def _problem(numbers: list[int], target: int) -> Problem:
     (right,) = (a for a in attempts if a.works)
     return Problem(
         id=f"sums-{'-'.join(map(str, numbers))}-{target}",
-        family=f"sums {len(numbers)}",
         question=f"add {' '.join(map(str, numbers))} to {target}",
         answer=right.idea,
         first=right.idea.split()[0],

@@ -224,11 +224,14 @@ def surprise(
     total: float = 1.0,
     lexicon: str = "A",
     view: str = "teacher",
+    control: Literal["none", "any", "like_entropy"] = "none",
+    seed: int = 0,
 ) -> Tensor:
     """Where A > 0: A_t = A + b_t, b_t = coefficient min(bound, max(0, -u_t)) at markers where the start model was at a fork.
 
-    Pays only for doubt that the informed teacher would have removed, at a real fork, in an answer that was right; the sum over
-    an answer is cut at `total`, by scaling. No paper behind it.
+    Pays only for doubt that the informed teacher would have removed, at a real fork, in an answer that did better than its siblings:
+    a right one, unless a bonus says otherwise (then give the term `route: correct`). The sum over an answer is cut at `total`, by scaling.
+    No paper behind it.
 
     Args:
         coefficient: per nat
@@ -237,14 +240,19 @@ def surprise(
         total: largest sum of the bonus over one answer
         lexicon: whose markers
         view: the context under which the teacher reads
+        control: the same bonuses on other tokens of the answer: `any`, at random; `like_entropy`, among tokens of like entropy
+        seed: of the controls
     """
     assert inputs.ref_entropy is not None
     paid = (
         inputs.spans[f"<{lexicon}>"] & inputs.teacher[view].mask & (inputs.ref_entropy > fork) & (inputs.advantages > 0)
     )
     bonus = torch.where(paid, coefficient * (-_gap(inputs, view)).clamp(0.0, bound), 0.0)
-    scale = (total / bonus.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
-    return inputs.advantages + bonus * scale
+    bonus = bonus * (total / bonus.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    if control != "none":
+        strata = 10 if control == "like_entropy" else 1
+        bonus = permuted(inputs, bonus, inputs.response_mask, strata=strata, seed=seed)
+    return inputs.advantages + bonus
 
 
 def _gap(inputs: LossInputs, view: str) -> Tensor:

@@ -129,11 +129,11 @@ function load() {
   const all = (value) => typeof value === "number" ? r.tokens.map(() => value) : numbers(value);
   const terms = Object.entries(r.terms).map(([name, parts]) => [name, Object.fromEntries(Object.entries(parts).map(([what, value]) => [what, all(value)]))]);
   const first = (what, i) => terms.find(([, parts]) => parts[what])?.[1][what][i];
-  const marks = Object.entries(r.marks);
+  const marks = Object.entries(r.marks).map(([name, packed]) => { const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)); return [name, (i) => bytes[i >> 3] >> (7 - i % 8) & 1]; });
   tokens = r.tokens.map((text, i) => ({ text, u: scores ? q[i] - p[i] : undefined, p: Math.exp(p[i]), q: scores ? Math.exp(q[i]) : undefined, h: h[i], g: g[i],
     loss: terms.reduce((sum, [, parts]) => sum + parts.loss[i], 0), weight: first("token_weight", i), advantage: first("advantage", i),
     terms: terms.map(([name, parts]) => [name, Object.entries(parts).map(([what, values]) => `${what.replace("token_", "")} ${short(values[i])}`).join("   ")]),
-    classes: marks.filter(([, bits]) => bits[i] === "1").map(([name]) => name.replace(/[<>]/g, "")) }));
+    classes: marks.filter(([, marked]) => marked(i)).map(([name]) => name.replace(/[<>]/g, "")) }));
   const inside = tokens.filter((t) => t.u !== undefined), mean = inside.reduce((s, t) => s + t.u, 0) / (inside.length || 1);
   $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${tokens.length} tokens · reward ${short(r.reward)} · advantage ${short(r.advantage)} · ${r.finish_reason}` + (inside.length ? ` · mean u ${short(mean)}` : "");
   $("teacher").textContent = r.teacher_prompts[view] ?? "nothing: this rollout has no teacher in this view";
@@ -141,7 +141,7 @@ function load() {
   draw();
 }
 function draw() {
-  const c = COLOURS[$("colour").value], box = $("text"), followed = new Set(["A", "B", "C", "seed10"]);
+  const c = COLOURS[$("colour").value], box = $("text"), followed = new Set(["A", "B", "C", "seed10", rollouts[$("rollout").value].run.followed]);
   box.replaceChildren();
   for (let start = 0; start < tokens.length; start += 400) {
     const block = make("div");
@@ -180,5 +180,11 @@ function tokenPage() {
 
 arms.forEach((arm, i) => { const line = make("i"); line.style.background = colourOf(i); $("legend").append(make("span", { className: "key" }, line, arm.name)); });
 if (arms.length < runs.length) $("legend").append(make("span", { className: "none", textContent: "mean over seeds; band: 95 % t-interval, of two seeds their range" }));
+function samples() {
+  const rows = runs.flatMap((run) => run.samples.map((s) => make("details", {}, make("summary", { textContent: `${runs.length > 1 ? run.name + " · " : ""}step ${s.step} · reward ${short(s.reward)} · ${s.tokens} tokens · ${s.finish_reason}` + (s.answer === null ? "" : ` · right answer ${s.answer}`) }),
+    make("pre", { textContent: s.student_prompt + s.completion }))));
+  $("sample").append(...(rows.length ? rows : [make("p", { className: "none", textContent: "No rollout was kept: logging.samples is 0." })]));
+}
+samples();
 for (const run of runs) $("config").append(make("details", {}, make("summary", { textContent: run.name }), make("pre", { textContent: run.config })));
 curves(); summary(); tokenPage();

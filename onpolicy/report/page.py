@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import yaml
 
 from onpolicy.registry import ConfigError
 
+SAMPLE = ("step", "student_prompt", "completion", "answer", "reward", "finish_reason", "tokens")
 MOST_ROLLOUTS = 12
 """Rollouts with tokens taken from each run, spread over its steps."""
 
@@ -45,7 +47,7 @@ def read_run(folder: Path, name: str) -> dict[str, Any]:
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise ConfigError(f"report: {str(folder)!r} holds no run: there is no metrics.jsonl in it")
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    rows = [_finite(json.loads(line)) for line in metrics.read_text().splitlines()]
     config = folder / "config.yaml"
     text = config.read_text() if config.is_file() else ""
     tokens = folder / "tokens.jsonl"
@@ -56,7 +58,21 @@ def read_run(folder: Path, name: str) -> dict[str, Any]:
         "config": text,
         "metrics": rows,
         "rollouts": [json.loads(line) for line in chosen],
+        "samples": read_samples(folder / "samples.jsonl"),
+        "followed": ((yaml.safe_load(text) or {}).get("epistemic") or {}).get("lexicon", "A"),
     }
+
+
+def read_samples(path: Path) -> list[dict[str, Any]]:
+    """Rollouts of the first and of the last step that have some, as text."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    ends = {rows[0]["step"], rows[-1]["step"]} if rows else set()
+    return [{name: row[name] for name in SAMPLE} for row in rows if row["step"] in ends]
+
+
+def _finite(row: dict[str, float]) -> dict[str, float]:
+    """Without what is no number: a step whose gradient was not finite says so elsewhere."""
+    return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
 def arms_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

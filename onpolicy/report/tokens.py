@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,7 @@ def token_record(example: Example, trainer: LocalTrainer, renderer: Renderer) ->
 
     Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by view the
     teacher's ``logprob`` and ``entropy``; by loss term the ``loss`` of each token, its ``token_weight`` and ``advantage`` (one
-    number where all tokens have the same); ``marks`` is 1 on markers.
+    number where all tokens have the same); ``marks`` are bits, 1 on markers.
     """
     inputs = trainer.inputs(trainer.batch([example]))
     views = {
@@ -46,7 +47,7 @@ def token_record(example: Example, trainer: LocalTrainer, renderer: Renderer) ->
         "entropy": packed(inputs.entropy[0]),
         "views": views,
         "terms": {t.name: _of_term(t, inputs) for t in trainer.objective.terms if t.tokens(inputs).any()},
-        "marks": {name: "".join("01"[m] for m in marks) for name, marks in example.spans.items() if any(marks)},
+        "marks": {name: bits(marks) for name, marks in example.spans.items() if any(marks)},
         "student_prompt": renderer.decode(example.rollout.prompt_ids),
         "teacher_prompts": {view: renderer.decode(ids) for view, ids in example.teacher_prompt_ids.items()},
     }
@@ -68,6 +69,11 @@ def packed(values: Tensor) -> str:
     limit = np.iinfo(np.int16).max
     hundredths = np.nan_to_num(values.detach().double().cpu().numpy() * SCALE)
     return base64.b64encode(np.clip(np.rint(hundredths), -limit, limit).astype("<i2").tobytes()).decode()
+
+
+def bits(marks: Sequence[bool]) -> str:
+    """[T] as base64, eight tokens a byte, the first in the highest bit."""
+    return base64.b64encode(np.packbits(np.asarray(marks, dtype=bool)).tobytes()).decode()
 
 
 def unpacked(text: str) -> list[float]:
