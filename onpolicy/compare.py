@@ -168,8 +168,7 @@ def right_at(folder: Path, tokens: float) -> Right:
 
 def _tokens_by_evaluation(folder: Path) -> dict[int, float]:
     evaluated = {int(path.name.removeprefix("step-")) for path in (folder / "eval").glob("step-*")}
-    total = 0.0
-    found: dict[int, float] = {}
+    total, found = 0.0, {step: 0.0 for step in evaluated if step == 0}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         row = json.loads(line)
         total += row.get("rollout/sampled_tokens", 0.0)
@@ -193,26 +192,23 @@ def _difference(
 
 
 def interval(gaps: np.ndarray) -> tuple[float, float]:
-    """95 % for the mean of ``[seeds, problems]`` where both are samples: mean -+ t sqrt(v_s + v_p - v_e).
+    """95 % for the mean of ``[seeds, problems]`` where both are samples: mean -+ sqrt(t_s^2 v_s + t_p^2 v_p).
 
-    v_s and v_p are the variances of the row and of the column means over their numbers, v_e that of what neither explains over the
-    number of cells, which both contain; degrees of freedom after Satterthwaite. A bootstrap over three seeds would be too narrow by far.
-    With one seed it speaks of other problems alone.
+    v_s and v_p are the variances of the row and of the column means over their numbers, each with the t of its own degrees of freedom;
+    both contain what neither explains, so it errs on the wide side. A bootstrap over three seeds would be too narrow by far. With one
+    seed it speaks of other problems alone.
     """
+    mean = float(gaps.mean())
+    half = (_part(gaps.mean(1)) + _part(gaps.mean(0))) ** 0.5
+    return mean - half, mean + half
+
+
+def _part(means: np.ndarray) -> float:
+    """t^2 times the variance of the means over their number; 0 of a single one."""
     from scipy.stats import t
 
-    mean, (n, m) = float(gaps.mean()), gaps.shape
-    rows, columns = gaps.mean(1), gaps.mean(0)
-    v_s = float(rows.var(ddof=1)) / n if n > 1 else 0.0
-    v_p = float(columns.var(ddof=1)) / m if m > 1 else 0.0
-    rest = gaps - rows[:, None] - columns[None] + mean
-    v_e = float((rest**2).sum()) / ((n - 1) * (m - 1)) / (n * m) if n > 1 and m > 1 else 0.0
-    variance = max(v_s + v_p - v_e, v_s, v_p)
-    if variance == 0.0:
-        return mean, mean
-    freedom = (v_s + v_p) ** 2 / (v_s**2 / max(n - 1, 1) + v_p**2 / max(m - 1, 1))
-    half = float(t.ppf(0.975, freedom)) * variance**0.5
-    return mean - half, mean + half
+    n = len(means)
+    return float(t.ppf(0.975, n - 1)) ** 2 * float(means.var(ddof=1)) / n if n > 1 else 0.0
 
 
 def comparison_table(comparison: Comparison) -> Table:

@@ -224,7 +224,7 @@ def test_suppression_by_hand() -> None:
 
 
 def test_the_start_models_markers_are_counted_as_the_rewards_count() -> None:
-    text = "wait one wait two wait"
+    text = "wait one more wait two more wait three more"
     (one,) = marked([(text, 10, 1.0)], lexicons=("A",))
     for spacing, counted in ((0, 3), (20, 1)):
         (habit,) = habits([one], "A", spacing).values()
