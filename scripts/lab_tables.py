@@ -70,14 +70,15 @@ def arms(report: dict[str, Any], cross: str) -> None:
     for a in (a for a in report["arms"] if a["cross"] == cross):
         out = a["sets"]["out_of_domain"]
         rows.append((
-            a["arm"].replace("_", " "), f"{a['pressure']['seed10']:+.2f}" if a["pressure"] else "–", f"{a['right_on_trained']:.2f}",
+            a["arm"].replace("_", " "), f"{a['pressure']['seed10'] * 1e9:+.1f}" if a["pressure"] else "–", f"{a['right_on_trained']:.2f}",
             number(a["sets"]["unseen"], "right"), number(out, "right"), interval(start[a["arm"], "out_of_domain"]), number(out, "pass@4"),
             number(out, "tokens", 0), number(out, "rewarded_per_1k", 0), number(out, "held_out_per_1k", 0), number(out, "corrected"),
             number(out, "harmed"), f"{number(out, 'doubt_precision')} / {number(out, 'doubt_recall')}",
             f"{a['sampled_tokens'] / 1000:.0f}k",
         ))  # fmt: skip
     table(
-        ("arm", "pressure", "right: trained on", "same family", "out of domain", "less start", "pass@4", "tokens", "protected words per 1k",
+        ("arm", "pressure × 10⁹", "right: trained on", "same family", "out of domain", "less start", "pass@4", "tokens",
+         "protected words per 1k",
          "held-out words per 1k", "corrected", "harmed", "doubt: precision / recall", "sampled"),
         rows,
     )  # fmt: skip

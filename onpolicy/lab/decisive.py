@@ -22,7 +22,7 @@ from rich.table import Table
 from onpolicy.analyze.commands import measure_pressure
 from onpolicy.compare import Difference, compare, equal_budgets, last_metrics, right_at
 from onpolicy.config import load
-from onpolicy.lab.readout import pooled_metrics, readout
+from onpolicy.lab.readout import pooled_metrics, readout, rounded
 from onpolicy.plan import plan
 from onpolicy.sweep import Cell, cells, read_grid, sweep
 
@@ -64,14 +64,16 @@ def decisive(output: Path, jobs: int) -> int:
     report = {
         "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
         "seeds": grid.seeds,
+        "runs": [own_results(c, grid.pools) for c in finished],
         "arms": summary(finished, pressure, grid.pools),
         "from_start": [asdict(d) for d in found.from_start],
         "against_unprotected": [asdict(d) for d in found.differences],
         "against_unprotected_at_equal_tokens": [asdict(d) for d in equal.differences],
         "equal_tokens": {c.cross: budgets[c.folder] for c in finished},
+        "pressure_foretells": foretold(finished, pressure, grid.pools),
         "against_controls": [asdict(d) | {"control": control} for control, d in against_controls(finished, grid.pools)],
     }
-    (output / "decisive.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / "decisive.json").write_text(json.dumps(rounded(report)) + "\n")
     console = Console()
     console.print(controls_table(against_controls(finished, grid.pools)))
     console.print(f"all numbers: {output / 'decisive.json'}", soft_wrap=True)
@@ -102,6 +104,33 @@ def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, flo
         known[arm] = {lexicon: p.relative for lexicon, p in found.items()}
         path.write_text(json.dumps(known, indent=1) + "\n")
     return known
+
+
+def foretold(
+    finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]], pools: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, float]]:
+    """Cross -> Spearman's correlation over arms of the pressure on all words of doubt and the share right out of domain at the end."""
+    from scipy.stats import spearmanr
+
+    found = {}
+    for cross in dict.fromkeys(c.cross for c in finished):
+        scores: dict[str, list[float]] = {}
+        for c in (c for c in finished if c.cross == cross):
+            scores.setdefault(c.arm, []).append(own_results(c, pools)["right"][OUT])
+        arms = [arm for arm in scores if arm in pressure]
+        result = spearmanr([pressure[arm]["seed10"] for arm in arms], [fmean(scores[arm]) for arm in arms])
+        found[cross] = {"spearman": float(result.statistic), "p": float(result.pvalue), "arms": float(len(arms))}
+    return found
+
+
+def own_results(cell: Cell, pools: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """One run: share right by set, on what it was trained on, and what it cost."""
+    metrics = pooled_metrics(last_metrics(cell.folder), pools)
+    right = {
+        name.split("/")[1]: v for name, v in metrics.items() if name.startswith("eval/") and name.endswith("/avg@4")
+    }
+    own = {"arm": cell.arm, "cross": cell.cross, "seed": cell.seed}
+    return own | {"right": right, "trained": metrics["group/right"], "sampled_tokens": metrics["tokens/generated"]}
 
 
 def summary(
@@ -138,7 +167,7 @@ def controls_table(found: Sequence[tuple[str, Difference]]) -> Table:
         title_justify="left",
     )
     for head in ("arm", "control", "problems trained on", "difference", "95 %"):
-        table.add_column(head, justify="right" if head in ("difference", "95 %") else "left")
+        table.add_column(head, justify="right" if head in ("difference", "95 %") else "left", overflow="fold")
     for control, d in found:
         if d.set == OUT:
             table.add_row(d.arm, control, d.cross, f"{d.difference:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -50,6 +51,15 @@ def pooled_metrics(metrics: Mapping[str, Any], pools: Mapping[str, Sequence[str]
                 total = sum(w * metrics[f"eval/{name}/{what}"] for name, w in weights.items())
                 found[f"eval/{pool}/{what}"] = total / sum(weights.values())
     return found
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to five digits, for files that are kept."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(v) for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float) and math.isfinite(value) else value
 
 
 def _answers(path: Path) -> list[tuple[str, str]]:

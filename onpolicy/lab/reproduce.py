@@ -24,7 +24,7 @@ from onpolicy.analyze.contexts import Row
 from onpolicy.compare import Comparison, Difference, compare
 from onpolicy.config import load
 from onpolicy.lab.off_policy import Training, arms
-from onpolicy.lab.readout import pooled_metrics
+from onpolicy.lab.readout import pooled_metrics, rounded
 from onpolicy.lab.sets import families
 from onpolicy.plan import plan
 from onpolicy.sweep import Cell, cells, read_grid, sweep
@@ -87,7 +87,7 @@ def reproduce(output: Path, jobs: int) -> int:
         "curves": curves(finished),
         "off_policy": off_policy,
     }
-    (output / "reproduce.json").write_text(json.dumps(report, indent=1) + "\n")
+    (output / "reproduce.json").write_text(json.dumps(rounded(report)) + "\n")
     console.print(claims_table(claims))
     console.print(f"all numbers: {output / 'reproduce.json'}", soft_wrap=True)
     return code
@@ -220,7 +220,7 @@ def curves(finished: Sequence[Cell]) -> list[dict[str, Any]]:
 def claims_table(claims: Sequence[Claim]) -> Table:
     table = Table(title="findings of arXiv 2603.24472 in miniature", title_justify="left")
     for head in ("", "claim", "measured", "95 %", "paper says", ""):
-        table.add_column(head, justify="right" if head in ("measured", "95 %") else "left")
+        table.add_column(head, justify="right" if head in ("measured", "95 %") else "left", overflow="fold")
     colours = {"holds": "green", "fails": "red", "open": "yellow"}
     for c in claims:
         verdict = f"[{colours[c.verdict]}]{c.verdict}[/]"
