@@ -84,7 +84,7 @@ def curves_over_steps(report: dict[str, Any]) -> None:
     picture = Picture(960, 300)
     shown = (
         ("tokens a rollout", "rollout/completion_length/mean", (0, 45), (0, 15, 30, 45)),
-        ("markers of doubt per 1,000 tokens", RATE, (0, 180), (0, 60, 120, 180)),
+        ("markers of doubt per 1,000 tokens", RATE, (0, 120), (0, 40, 80, 120)),
         ("right on the problems trained on", "group/right", (0.5, 1), (0.5, 0.75, 1)),
     )
     for i, (title, metric, bounds, ticks) in enumerate(shown):
@@ -124,7 +124,11 @@ def coverage_curve(report: dict[str, Any]) -> None:
             for d in (d for d in rows if d["arm"] == arm):
                 x = crosses.index(d["cross"]) + 0.06 * (k - 1)
                 before = d["mean"] - d["difference"]
-                picture.line([panel.at(x, before + d["low"]), panel.at(x, before + d["high"])], COLOURS[arm], 1.2)
+                picture.line(
+                    [panel.at(x, max(before + d["low"], 0.0)), panel.at(x, min(before + d["high"], 1.0))],
+                    COLOURS[arm],
+                    1.2,
+                )
                 points.append(panel.at(x, d["mean"]))
             picture.line(points, COLOURS[arm], 2)
             for x, y in points:
@@ -152,7 +156,10 @@ def decisive_dots(report: dict[str, Any]) -> None:
             for d in (d for d in rows if (d["arm"], d["cross"]) == (arm, cross)):
                 before, place = d["mean"] - d["difference"], y - 3 + 6 * k
                 picture.line(
-                    [(panel.at(before + d["low"], 0)[0], place), (panel.at(before + d["high"], 0)[0], place)],
+                    [
+                        (panel.at(max(before + d["low"], 0.0), 0)[0], place),
+                        (panel.at(min(before + d["high"], 1.0), 0)[0], place),
+                    ],
                     COLOURS[cross],
                     1.5,
                 )

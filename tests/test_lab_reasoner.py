@@ -67,7 +67,7 @@ def test_it_searches_and_checks(generator: HFGenerator, family: str, least: floa
 def test_a_solution_makes_the_search_unnecessary(generator: HFGenerator, field: str) -> None:
     said = answers(generator, [shown(p, field) for p in lab(family="route-a-2", split="test")[:60]])
     assert fmean(exact_answer(text, p.fields["answer"]) for p, text in said) >= 0.95
-    assert fmean(len(text.split()) for _, text in said) < 8
+    assert fmean(len(text.split()) for _, text in said) < 12, "a third of a search"
 
 
 @pytest.mark.slow
