@@ -6,6 +6,7 @@ judged by is absent; 4. Brier, ECE, AUROC by hand and against counting pairs; 5.
 
 from __future__ import annotations
 
+import json
 from statistics import fmean
 from typing import Any
 
@@ -76,7 +77,8 @@ def test_repetition_and_compression() -> None:
 
 
 def guards() -> Guards:
-    return build_guards([section("guard", spec, f"guards[{i}]") for i, spec in enumerate(GUARDS)])
+    specs = json.loads(json.dumps(GUARDS).replace("{followed}", "A"))
+    return build_guards([section("guard", spec, f"guards[{i}]") for i, spec in enumerate(specs)])
 
 
 def test_a_stuffed_step_trips_what_an_honest_one_does_not() -> None:
