@@ -218,11 +218,14 @@ def comparison_table(comparison: Comparison) -> Table:
     table = Table(
         title="share right; difference from the first arm, 95 % over seeds and problems", title_justify="left"
     )
-    for head in ("arm", "", *sets):
+    crossed = any(d.cross for d in found)
+    for head in ("arm", *([""] if crossed else []), *sets):
         table.add_column(head, justify="left" if head in ("arm", "") else "right", overflow="fold")
     for arm, cross in dict.fromkeys((d.arm, d.cross) for d in found):
         cells = {d.set: d for d in found if (d.arm, d.cross) == (arm, cross)}
-        table.add_row(arm, cross, *(_cell(cells[name]) if name in cells else "–" for name in sets))
+        table.add_row(
+            arm, *([cross] if crossed else []), *(_cell(cells[name]) if name in cells else "–" for name in sets)
+        )
     return table
 
 
