@@ -114,8 +114,9 @@ def dual_ascent(
     memory: dict[str, Any],
     *,
     metric: str,
-    level: float,
     rate: float,
+    level: float | None = None,
+    share: float | None = None,
     keep: Literal["above", "below"] = "above",
     initial: float = 0.0,
     maximum: float = math.inf,
@@ -124,14 +125,20 @@ def dual_ascent(
 
     Args:
         metric: name of the metric, as it is logged
-        level: where the metric is to be held
         rate: step size of the multiplier
+        level: where the metric is to be held
+        share: instead of `level`: that share of the metric's first value, the start model's own where step 0 logs it
         keep: `above` holds the metric at or above the level, `below` at or below it
         initial: multiplier of the first step
         maximum: the multiplier does not exceed this
     """
+    if (level is None) == (share is None):
+        raise ScheduleError("dual_ascent: wanted either a level or a share of the metric's first value")
+    if metric in metrics:
+        memory.setdefault("first", metrics[metric])
     if step > 1:
-        missing = level - metrics[metric] if keep == "above" else metrics[metric] - level
+        held = level if level is not None else (share or 0.0) * memory.get("first", metrics[metric])
+        missing = held - metrics[metric] if keep == "above" else metrics[metric] - held
         memory["value"] = min(max(memory.get("value", initial) + rate * missing, 0.0), maximum)
     return float(memory.get("value", initial))
 

@@ -36,8 +36,8 @@ def saturating_floor(
     """min(1, rate / floor): the reflection reward of REA-RL (arXiv 2505.19862), a floor and not a maximand.
 
     Its authors put the floor at a low quantile of the start model's own rate (4.4 per 1,000 tokens for R1-Distill-7B). With the
-    weight `{name: dual_ascent, metric: epistemic/A/rate_per_1k, level: 4.0, rate: 0.01}` it is a Lagrangian floor: paid only
-    while the mean rate lies under the level.
+    weight `{name: dual_ascent, metric: epistemic/A/rate_per_1k, share: 0.9, rate: 0.01}` it is a Lagrangian floor: paid only
+    while the mean rate lies under nine tenths of the start model's.
 
     Args:
         floor: rate from which nothing more is earned, markers per 1,000 tokens

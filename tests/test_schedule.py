@@ -71,6 +71,23 @@ def test_a_multiplier_rises_while_its_constraint_is_broken_and_retires() -> None
     assert above.value == pytest.approx(0.2)
 
 
+def test_a_multiplier_may_hold_a_share_of_the_start() -> None:
+    floor = Coefficient("key", partial(dual_ascent, metric="rate", share=0.8, rate=0.1))
+    seen = []
+    for step, rate in enumerate([10.0, 6.0, 9.0], start=1):
+        floor.set(step, {"rate": rate})  # step 1 is set with what step 0 logged
+        seen.append(floor.value)
+    assert seen == pytest.approx([0.0, 0.2, 0.1]), "held at 8"
+    late = Coefficient("key", partial(dual_ascent, metric="rate", share=0.8, rate=0.1))
+    late.set(1, {})
+    late.set(2, {"rate": 10.0})
+    assert late.value == 0.0, "without a step 0 the first step is the start"
+    wrongs: list[dict[str, Any]] = [{}, {"level": 1.0, "share": 0.5}]
+    for wrong in wrongs:
+        with pytest.raises(ScheduleError, match="either a level or a share"):
+            Coefficient("key", partial(dual_ascent, metric="rate", rate=0.1, **wrong))
+
+
 def test_a_metric_that_nobody_logs_is_named() -> None:
     gate = Coefficient("objective[0].weight", partial(schmitt_gate, metric="nothing"))
     with pytest.raises(ScheduleError, match=r"objective\[0\]\.weight: reads the metric 'nothing'.*there are: a, b"):
