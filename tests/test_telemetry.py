@@ -133,6 +133,14 @@ def test_token_telemetry_by_hand() -> None:
     assert telemetry.metrics()["epistemic/fork_rate"] == 0.25 and telemetry.metrics() == {}
 
 
+def test_a_marker_of_several_tokens_is_looked_at_where_it_begins() -> None:
+    telemetry = TokenTelemetry("A", ("A", "number"))
+    telemetry.observe(replace(loss_inputs([False, True, True, True]), entropy=row(0.0, 2.0, 0.1, 0.1)))
+    found = telemetry.metrics()
+    assert found["epistemic/A/entropy_at"] == 2.0, "what follows within it is foregone"
+    assert found["epistemic/gap/teacher/A"] == pytest.approx((0.0 - 0.5 + 0.0) / 3), "its tokens all the same"
+
+
 def test_the_matched_gap_compares_within_strata() -> None:
     # two markers against three others in the first stratum, one marker alone in the second, one against one in the third
     table = torch.tensor([[-4.0, 2, -3.0, 3], [-9.0, 1, 0.0, 0], [1.0, 1, 3.0, 1]])

@@ -61,14 +61,15 @@ class TokenTelemetry:
         marked = {name: inputs.spans[span_name(name)] & mask for name in self.classes}
         markers = marked[self.lexicon]
         self._entropies.append(entropy[mask].cpu())
-        self._add("entropy_at", entropy, markers)
+        begins = markers & ~torch.nn.functional.pad(markers, (1, 0))[:, :-1]  # what follows within a marker is foregone
+        self._add("entropy_at", entropy, begins)
         self._add("entropy_around", entropy, _around(markers) & mask & ~markers)
-        self._add("probability", inputs.logprobs.exp(), markers)
+        self._add("probability", inputs.logprobs.exp(), begins)
         for view, scores in inputs.teacher.items():
             gap = scores.logprobs - inputs.logprobs
             for name in self.classes:
                 self._add(f"gap/{view}/{name}", gap, marked[name] & scores.mask)
-            self._stratify(view, gap, markers & scores.mask, scores.mask & ~markers, inputs)
+            self._stratify(view, gap, begins & scores.mask, scores.mask & ~markers, inputs)
         self._observe_mass(inputs)
         for comparison, values in inputs.divergences.items():
             taught = inputs.teacher[comparison.view].mask
