@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 import webbrowser
@@ -25,8 +26,9 @@ def demo(output: Path | None, jobs: int) -> int:
 
     output = output or Path("runs/lab")
     code = sweep(GRID, output, (), jobs)
-    if sys.stdout.isatty() and (output / REPORT).is_file():
-        webbrowser.open((output / REPORT).resolve().as_uri())  # does nothing where there is no browser
+    on_a_desktop = sys.stdout.isatty() and ("DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ)
+    if on_a_desktop and (output / REPORT).is_file():
+        webbrowser.open((output / REPORT).resolve().as_uri())
     return code
 
 
