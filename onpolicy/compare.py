@@ -12,6 +12,7 @@ from statistics import fmean, stdev
 import numpy as np
 from rich.table import Table
 
+from onpolicy.folder import logged
 from onpolicy.types import Metrics
 
 BUDGETS = {
@@ -69,35 +70,40 @@ class Comparison:
 
 
 def compare(
-    runs: Sequence[Run],
-    pools: Mapping[str, Sequence[str]] | None = None,
-    right: Callable[[Path], Right] | None = None,
-    reference: str | None = None,
+    runs: Sequence[Run], pools: Mapping[str, Sequence[str]] | None = None, reference: str | None = None
 ) -> Comparison:
-    """Of finished runs, arm by arm and seed by seed; seeds that one of two arms lacks are left out of their comparison.
+    """Of finished runs: everything; arguments as of ``differences``."""
+    rows: list[dict[str, float | str]] = [
+        {"arm": arm, "cross": cross, "seed": float(seed), **last_metrics(folder)} for arm, cross, seed, folder in runs
+    ]
+    return Comparison(rows, differences(runs, pools or {}, reference), against_start(runs, pools or {}))
+
+
+def differences(
+    runs: Sequence[Run],
+    pools: Mapping[str, Sequence[str]],
+    reference: str | None = None,
+    right: Callable[[Path], Right] | None = None,
+) -> list[Difference]:
+    """Arm by arm and seed by seed; seeds that one of two arms lacks are left out of their comparison.
 
     Args:
-        runs: what there is
+        runs: finished ones
         pools: name -> sets that are also compared as one, each problem counting alike
-        right: folder -> set -> problem -> share right; None: in the last evaluation
         reference: the arm that the others are compared with; None: the first
+        right: folder -> set -> problem -> share right; None: in the last evaluation
     """
     read, reference = right or right_by_problem, reference or runs[0][0]
-    rows: list[dict[str, float | str]] = []
-    for arm, cross, seed, folder in runs:
-        rows.append({"arm": arm, "cross": cross, "seed": float(seed), **last_metrics(folder)})
-    arms = list(dict.fromkeys(arm for arm, *_ in runs))
-    differences = []
+    arms = dict.fromkeys(arm for arm, *_ in runs)
+    found = []
     for cross in dict.fromkeys(c for _, c, *_ in runs):
-        table = {
-            arm: {s: pooled(read(f), pools or {}) for a, c, s, f in runs if (a, c) == (arm, cross)} for arm in arms
-        }
+        table = {arm: {s: pooled(read(f), pools) for a, c, s, f in runs if (a, c) == (arm, cross)} for arm in arms}
         for arm in arms:
             seeds = [seed for seed in table[arm] if seed in table.get(reference, {})]
             for name in sorted({name for seed in seeds for name in table[arm][seed]}):
                 both = [(table[arm][s][name], table[reference][s][name]) for s in seeds]
-                differences.append(_difference(arm, cross, name, both))
-    return Comparison(rows, differences, against_start(runs, pools or {}))
+                found.append(_difference(arm, cross, name, both))
+    return found
 
 
 def against_start(runs: Sequence[Run], pools: Mapping[str, Sequence[str]]) -> list[Difference]:
@@ -118,8 +124,7 @@ def last_metrics(folder: Path) -> Metrics:
     """Every metric of a run as it was last logged, and what the run cost in tokens."""
     found: Metrics = {}
     costs = dict.fromkeys(BUDGETS, 0.0)
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in logged(folder):
         found |= row
         for name, metric in BUDGETS.items():
             costs[name] += row.get(metric, 0.0)
@@ -169,8 +174,7 @@ def right_at(folder: Path, tokens: float) -> Right:
 def _tokens_by_evaluation(folder: Path) -> dict[int, float]:
     evaluated = {int(path.name.removeprefix("step-")) for path in (folder / "eval").glob("step-*")}
     total, found = 0.0, {step: 0.0 for step in evaluated if step == 0}
-    for line in (folder / "metrics.jsonl").read_text().splitlines():
-        row = json.loads(line)
+    for row in logged(folder):
         total += row.get("rollout/sampled_tokens", 0.0)
         if int(row["step"]) in evaluated:
             found[int(row["step"])] = total

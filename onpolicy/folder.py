@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import yaml
 
 from onpolicy.config import Config, to_yaml
 from onpolicy.registry import ConfigError
+from onpolicy.types import Metrics
 
 RESUMABLE = ("steps", "run_dir", "logging", "checkpoint", "preflight")
 """What may change when a run is resumed: how long it runs and what is kept of it, not what a step computes."""
@@ -36,6 +38,18 @@ def refuse_other_settings(folder: Path, config: Config) -> None:
                 f"run_dir: {str(folder)!r} holds a run with other settings ({'; '.join(differing)}). "
                 "Give the same settings to resume it, or another run_dir."
             )
+
+
+def logged(folder: Path) -> list[Metrics]:
+    """What a run has logged so far, one row a step; a line that is just being written is left out."""
+    path = folder / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            break
+    return rows
 
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from onpolicy.types import Metrics
+from onpolicy.folder import logged
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 16
@@ -31,18 +30,6 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
     return "".join(BLOCKS[round(min(max(h, 0.0), len(BLOCKS) - 1.0))] for h in heights)
 
 
-def read(folder: Path) -> list[Metrics]:
-    """What a run has logged so far; a line that is just being written is left out."""
-    path = folder / "metrics.jsonl"
-    rows = []
-    for line in path.read_text().splitlines() if path.is_file() else ():
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
-
-
 def curves(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
     """A row for each run, a column for each curve, all rows of a column to one scale.
 
@@ -50,9 +37,9 @@ def curves(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
         runs: name, folder, steps in all, and the lexicon that is followed
         title: of the table
     """
-    logged = [(name, steps, followed, read(folder)) for name, folder, steps, followed in runs]
+    found = [(name, steps, followed, logged(folder)) for name, folder, steps, followed in runs]
     sets = dict.fromkeys(
-        metric for *_, rows in logged for row in rows for metric in row
+        metric for *_, rows in found for row in rows for metric in row
         if metric.startswith("eval/") and "/avg@" in metric and metric.count("/") == 2
     )  # fmt: skip
     columns = CURVES | {metric.split("/")[1]: (metric,) for metric in sets}
@@ -63,11 +50,11 @@ def curves(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
         table.add_column(head, no_wrap=True)
     series = [
         [[row[m] for row in rows for m in (name.format(followed=followed) for name in names) if m in row] for names in columns.values()]
-        for _, _, followed, rows in logged
+        for _, _, followed, rows in found
     ]  # fmt: skip
     bounds = [_bounds([v for row in series for v in row[i]]) for i in range(len(columns))]
-    for (name, steps, _, rows), found in zip(logged, series, strict=True):
-        cells = [f"{sparkline(v, *b)} {v[-1]:.3g}" if v else "" for v, b in zip(found, bounds, strict=True)]
+    for (name, steps, _, rows), own in zip(found, series, strict=True):
+        cells = [f"{sparkline(v, *b)} {v[-1]:.3g}" if v else "" for v, b in zip(own, bounds, strict=True)]
         table.add_row(name, f"{rows[-1]['step'] if rows else 0:.0f}/{steps}", *cells)
     return table
 

@@ -137,8 +137,10 @@ def dual_ascent(
     if metric in metrics:
         memory.setdefault("first", metrics[metric])
     if step > 1:
-        held = level if level is not None else (share or 0.0) * memory.get("first", metrics[metric])
-        missing = held - metrics[metric] if keep == "above" else metrics[metric] - held
+        seen = metrics[metric]
+        level = share * memory["first"] if share is not None else level
+        assert level is not None
+        missing = level - seen if keep == "above" else seen - level
         memory["value"] = min(max(memory.get("value", initial) + rate * missing, 0.0), maximum)
     return float(memory.get("value", initial))
 

@@ -35,10 +35,11 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.live import Live
+from rich.table import Table
 
 from onpolicy.checkpoint import Checkpoints
-from onpolicy.compare import compare, comparison_table
-from onpolicy.config import load
+from onpolicy.compare import Run, compare, comparison_table
+from onpolicy.config import Config, load
 from onpolicy.folder import refuse_other_settings
 from onpolicy.live import curves
 from onpolicy.plan import plan
@@ -75,25 +76,24 @@ class Cell:
     config: Path
     overrides: tuple[str, ...]
     folder: Path
-    steps: int
-    followed: str
-    """The run's ``epistemic.lexicon``."""
+    settings: Config
+    """What file and overrides come to."""
 
     @property
     def name(self) -> str:
         return " ".join(part for part in (self.arm, self.cross, f"seed {self.seed}") if part)
 
     @property
-    def run(self) -> tuple[str, str, int, Path]:
+    def run(self) -> Run:
         """As ``onpolicy.compare`` wants it."""
         return self.arm, self.cross, self.seed, self.folder
 
     def finished(self) -> bool:
         """Raises ConfigError where the folder holds a run with other settings."""
         latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
-        if latest is None or latest.step < self.steps:
+        if latest is None or latest.step < self.settings.steps:
             return False
-        refuse_other_settings(self.folder, load(self.config, self.overrides))
+        refuse_other_settings(self.folder, self.settings)
         return True
 
 
@@ -147,7 +147,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 except ConfigError as error:
                     raise ConfigError(f"{path}, arm {arm!r}{f' x {cross!r}' if cross else ''}: {error}") from error
                 check_pools(path, grid, loaded.eval.sets)
-                yield Cell(arm, cross, seed, config, own, folder, loaded.steps, loaded.epistemic.lexicon)
+                yield Cell(arm, cross, seed, config, own, folder, loaded)
 
 
 def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
@@ -164,10 +164,10 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
     rows.write(output)
     console.print(comparison_table(rows))
     console.print(f"all numbers: {output / 'runs.csv'}, {output / 'comparison.json'}", soft_wrap=True)
-    if whole and len({(c.arm, c.cross) for c in whole}) <= MOST_DRAWN:
+    if len({(c.arm, c.cross) for c in whole}) <= MOST_DRAWN:
         write_report([c.folder for c in whole], output / REPORT)
         console.print(f"curves, and rollouts token by token: {output / REPORT}", soft_wrap=True)
-    elif whole:
+    else:
         console.print(
             f"curves of some of them: onpolicy report {output}/ARM{'/CROSS' if whole[0].cross else ''}/seed-*",
             soft_wrap=True,
@@ -178,7 +178,7 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
 def run_all(missing: Sequence[Cell], jobs: int, console: Console) -> list[Cell]:
     """Runs the cells, so many at a time, with their curves; returns those that failed."""
     failed: list[Cell] = []
-    done = 0
+    few = len(missing) <= MOST_SHOWN
     with (
         ThreadPoolExecutor(jobs) as pool,
         ExitStack() as stack,
@@ -189,22 +189,21 @@ def run_all(missing: Sequence[Cell], jobs: int, console: Console) -> list[Cell]:
         while running:
             finished, _ = wait(running, timeout=REFRESH, return_when=FIRST_COMPLETED)
             for future in finished:
-                cell, code = running.pop(future), future.result()
-                done += 1
-                console.print(
-                    f"{done}/{len(missing)} {cell.name}" + (" [red]failed[/red]" if code else ""), highlight=False
-                )
-                if code:
+                cell = running.pop(future)
+                console.print(f"{len(missing) - len(running)}/{len(missing)} {cell.name}", highlight=False)
+                if future.result():
                     failed.append(cell)
                     console.print(f"[red]failed[/red]: {cell.folder / 'log.txt'}", soft_wrap=True)
             if console.is_terminal:
-                shown = missing if len(missing) <= MOST_SHOWN else [c for f, c in running.items() if f.running()]
-                live.update(
-                    curves([(c.name, c.folder, c.steps, c.followed) for c in shown], f"{done} of {len(missing)} runs")
-                )
-        if console.is_terminal and len(missing) <= MOST_SHOWN and missing:
-            console.print(curves([(c.name, c.folder, c.steps, c.followed) for c in missing], "runs"))
+                shown = missing if few else [c for f, c in running.items() if f.running()]
+                live.update(_curves(shown, f"{len(missing) - len(running)} of {len(missing)} runs"))
+    if console.is_terminal and missing and few:
+        console.print(_curves(missing, "runs"))
     return failed
+
+
+def _curves(shown: Sequence[Cell], title: str) -> Table:
+    return curves([(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown], title)
 
 
 def _run(cell: Cell, jobs: int) -> int:

@@ -25,14 +25,19 @@ def vacuous(text: str, spans: Sequence[tuple[int, int]]) -> list[bool]:
     """
     if not spans:
         return []
-    words = list(_WORD.finditer(text))
-    starts = [w.start() for w in words]
-    places = [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]
+    words, places = among_words(text, spans)
     ends = [first for first, _ in places[1:]] + [len(words)]
     return [
         _nothing_new(text, words[max(0, first - WINDOW) : first], words[last : min(last + WINDOW, end)])
         for (first, last), end in zip(places, ends, strict=True)
     ]
+
+
+def among_words(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[re.Match[str]], list[tuple[int, int]]]:
+    """The words of a text, and for each span the numbers of its first word and of the first behind it."""
+    words = list(_WORD.finditer(text))
+    starts = [w.start() for w in words]
+    return words, [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]
 
 
 def _nothing_new(text: str, before: Sequence[re.Match[str]], after: Sequence[re.Match[str]]) -> bool:

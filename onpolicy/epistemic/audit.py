@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 import zlib
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from statistics import fmean, pvariance
 from onpolicy.epistemic.marked import Marked
 from onpolicy.types import Metrics
 from rewards.doubt import SPACING, repetition
-from rewards.vacuous import vacuous
+from rewards.vacuous import among_words, vacuous
 
 LEAST = 5
 """Fewer markers than this in a step say nothing about how they are used."""
@@ -77,9 +76,7 @@ def uses_of(m: Marked, lexicon: str) -> list[Use]:
     spans = m.spans[lexicon]
     if not spans:
         return []
-    words = list(_WORD.finditer(m.text))
-    starts = [w.start() for w in words]
-    places = [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]
+    words, places = among_words(m.text, spans)
     before = [None, *(last for _, last in places[:-1])]
     return [
         Use(

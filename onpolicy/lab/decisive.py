@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,9 +19,8 @@ from rich.progress import track
 from rich.table import Table
 
 from onpolicy.analyze.commands import measure_pressure
-from onpolicy.compare import Difference, compare, equal_budgets, last_metrics, right_at
-from onpolicy.config import load
-from onpolicy.lab.readout import pooled_metrics, readout, rounded
+from onpolicy.compare import Difference, against_start, differences, equal_budgets, last_metrics, right_at
+from onpolicy.lab.readout import pooled_metrics, readout, rounded, versions
 from onpolicy.plan import plan
 from onpolicy.sweep import Cell, cells, read_grid, sweep
 
@@ -56,26 +54,25 @@ def decisive(output: Path, jobs: int) -> int:
     code = sweep(GRID, output, (), jobs)
     grid = read_grid(GRID)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]
-    runs = [cell.run for cell in finished]
-    reference, budgets = next(iter(grid.arms)), equal_budgets(runs)
-    found = compare(runs, grid.pools, reference=reference)
-    equal = compare(runs, grid.pools, lambda folder: right_at(folder, budgets[folder]), reference)
-    pressure = pressures(output, finished)
+    runs, reference = [cell.run for cell in finished], next(iter(grid.arms))
+    budgets, pressure = equal_budgets(runs), pressures(output, finished)
+    equal = differences(runs, grid.pools, reference, lambda folder: right_at(folder, budgets[folder]))
+    own, controls = [own_results(c, grid.pools) for c in finished], against_controls(finished, grid.pools)
     report = {
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
+        "versions": versions(),
         "seeds": grid.seeds,
-        "runs": [own_results(c, grid.pools) for c in finished],
+        "runs": own,
         "arms": summary(finished, pressure, grid.pools),
-        "from_start": [asdict(d) for d in found.from_start],
-        "against_unprotected": [asdict(d) for d in found.differences],
-        "against_unprotected_at_equal_tokens": [asdict(d) for d in equal.differences],
+        "from_start": [asdict(d) for d in against_start(runs, grid.pools)],
+        "against_unprotected": [asdict(d) for d in differences(runs, grid.pools, reference)],
+        "against_unprotected_at_equal_tokens": [asdict(d) for d in equal],
         "equal_tokens": {c.cross: budgets[c.folder] for c in finished},
-        "pressure_foretells": foretold(finished, pressure, grid.pools),
-        "against_controls": [asdict(d) | {"control": control} for control, d in against_controls(finished, grid.pools)],
+        "pressure_foretells": foretold(own, pressure),
+        "against_controls": [asdict(d) | {"control": control} for control, d in controls],
     }
     (output / "decisive.json").write_text(json.dumps(rounded(report)) + "\n")
     console = Console()
-    console.print(controls_table(against_controls(finished, grid.pools)))
+    console.print(controls_table(controls))
     console.print(f"all numbers: {output / 'decisive.json'}", soft_wrap=True)
     return code
 
@@ -87,7 +84,7 @@ def against_controls(finished: Sequence[Cell], pools: Mapping[str, Sequence[str]
         for control in controls:
             both = [c.run for c in finished if c.arm in (arm, control)]
             if {run[0] for run in both} == {arm, control}:
-                found += [(control, d) for d in compare(both, pools, reference=control).differences if d.arm == arm]
+                found += [(control, d) for d in differences(both, pools, control) if d.arm == arm]
     return found
 
 
@@ -99,27 +96,23 @@ def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, flo
     for arm in track(
         [a for a in first if a not in known], description="pressure", disable=all(a in known for a in first)
     ):
-        cell = first[arm]
-        found, _ = measure_pressure(plan(load(cell.config, (*cell.overrides, "run_dir=null"))))
+        found, _ = measure_pressure(plan(first[arm].settings))
         known[arm] = {lexicon: p.relative for lexicon, p in found.items()}
         path.write_text(json.dumps(known, indent=1) + "\n")
     return known
 
 
-def foretold(
-    finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]], pools: Mapping[str, Sequence[str]]
-) -> dict[str, dict[str, float]]:
+def foretold(own: Sequence[dict[str, Any]], pressure: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Cross -> Spearman's correlation over arms of the pressure on all words of doubt and the share right out of domain at the end."""
     from scipy.stats import spearmanr
 
     found = {}
-    for cross in dict.fromkeys(c.cross for c in finished):
+    for cross in dict.fromkeys(row["cross"] for row in own):
         scores: dict[str, list[float]] = {}
-        for c in (c for c in finished if c.cross == cross):
-            scores.setdefault(c.arm, []).append(own_results(c, pools)["right"][OUT])
-        arms = [arm for arm in scores if arm in pressure]
-        result = spearmanr([pressure[arm]["seed10"] for arm in arms], [fmean(scores[arm]) for arm in arms])
-        found[cross] = {"spearman": float(result.statistic), "p": float(result.pvalue), "arms": float(len(arms))}
+        for row in (row for row in own if row["cross"] == cross and row["arm"] in pressure):
+            scores.setdefault(row["arm"], []).append(row["right"][OUT])
+        result = spearmanr([pressure[arm]["seed10"] for arm in scores], [fmean(values) for values in scores.values()])
+        found[cross] = {"spearman": float(result.statistic), "p": float(result.pvalue), "arms": float(len(scores))}
     return found
 
 

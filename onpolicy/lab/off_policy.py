@@ -20,6 +20,7 @@ from onpolicy.assemble import build_evaluator
 from onpolicy.loading import load_weights
 from onpolicy.plan import Plan
 from onpolicy.routing import RIGHT
+from onpolicy.scoring import JudgedGroup
 from onpolicy.types import Metrics, Prompt, Rollout
 
 if TYPE_CHECKING:
@@ -94,10 +95,7 @@ def own_answers(s: Session) -> tuple[list[Trace], list[Trace]]:
     )
 
 
-def _first_right(judged: object) -> Rollout | None:
-    from onpolicy.scoring import JudgedGroup
-
-    assert isinstance(judged, JudgedGroup)
+def _first_right(judged: JudgedGroup) -> Rollout | None:
     return next((r for r, score in zip(judged.group.rollouts, judged.scores, strict=True) if score >= RIGHT), None)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -51,6 +52,11 @@ def pooled_metrics(metrics: Mapping[str, Any], pools: Mapping[str, Sequence[str]
                 total = sum(w * metrics[f"eval/{name}/{what}"] for name, w in weights.items())
                 found[f"eval/{pool}/{what}"] = total / sum(weights.values())
     return found
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that decide the numbers."""
+    return {name: version(name) for name in ("torch", "transformers", "numpy")}
 
 
 def rounded(value: Any) -> Any:

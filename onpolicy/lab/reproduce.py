@@ -11,20 +11,21 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, linear_regression, stdev
+from statistics import fmean, linear_regression
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from onpolicy.analyze.commands import measure_contexts
 from onpolicy.analyze.contexts import Row
-from onpolicy.compare import Comparison, Difference, compare
+from onpolicy.compare import Comparison, Difference, against_start, compare, interval
 from onpolicy.config import load
+from onpolicy.folder import logged
 from onpolicy.lab.off_policy import Training, arms
-from onpolicy.lab.readout import pooled_metrics, rounded
+from onpolicy.lab.readout import pooled_metrics, rounded, versions
 from onpolicy.lab.sets import families
 from onpolicy.plan import plan
 from onpolicy.sweep import Cell, cells, read_grid, sweep
@@ -63,24 +64,25 @@ def reproduce(output: Path, jobs: int) -> int:
     """All of it; what is finished is not run again. Writes ``reproduce.json``."""
     output.mkdir(parents=True, exist_ok=True)
     console = Console()
-    seeds = read_grid(COVERAGE).seeds
-    contexts = [_kept(output / f"contexts-{s}.json", lambda s=s: [asdict(r) for r in _contexts(s)]) for s in seeds]
-    code = sweep(COVERAGE, output / "coverage", (), jobs)
-    off_policy = [_kept(output / f"off_policy-{s}.json", lambda s=s: _off_policy(s, output, console)) for s in seeds]
-    finished = [cell for cell in cells(COVERAGE, output / "coverage") if cell.finished()]
     grid = read_grid(COVERAGE)
+    contexts = [_kept(output / f"contexts-{s}.json", lambda s=s: [asdict(r) for r in _contexts(s)]) for s in grid.seeds]
+    code = sweep(COVERAGE, output / "coverage", (), jobs)
+    off_policy = [
+        _kept(output / f"off_policy-{s}.json", lambda s=s: _off_policy(s, output, console)) for s in grid.seeds
+    ]
+    finished = [cell for cell in cells(COVERAGE, output / "coverage") if cell.finished()]
     found = compare([cell.run for cell in finished], grid.pools, reference=next(iter(grid.arms)))
     claims = [
         *ordered_contexts(contexts),
         *shortened(finished),
         *out_of_domain(found),
-        *narrowest(finished, found),
+        *narrowest(finished, found, grid.pools),
         *other_arms(finished, found),
         *fine_tuned(off_policy, grid.pools),
     ]
     report = {
-        "versions": {name: version(name) for name in ("torch", "transformers", "numpy")},
-        "seeds": seeds,
+        "versions": versions(),
+        "seeds": grid.seeds,
         "claims": [asdict(c) | {"verdict": c.verdict} for c in claims],
         "contexts": contexts,
         "from_start": [asdict(d) for d in found.from_start],
@@ -149,14 +151,14 @@ def out_of_domain(found: Comparison) -> Iterator[Claim]:
             yield _claim("b", f"|D| = {d.cross}: right, {where}, less start", d, positive=d.set == IN_DOMAIN)
 
 
-def narrowest(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
+def narrowest(finished: Sequence[Cell], found: Comparison, pools: Mapping[str, Sequence[str]]) -> Iterator[Claim]:
     """b. The coverage curve: what ten times as many problems bring out of domain, by a line through each seed's runs."""
     slopes = []
     for seed in dict.fromkeys(c.seed for c in finished):
         chosen = [c for c in finished if (c.arm, c.seed) == ("distilled", seed)]
         if len(chosen) > 1:
-            own = {d.cross: d.difference for d in compare([c.run for c in chosen], read_grid(COVERAGE).pools).from_start
-                   if d.set == OUT_OF_DOMAIN}  # fmt: skip
+            changes = against_start([c.run for c in chosen], pools)
+            own = {d.cross: d.difference for d in changes if d.set == OUT_OF_DOMAIN}
             slopes.append(
                 linear_regression([math.log10(seen(c)) for c in chosen], [own[c.cross] for c in chosen]).slope
             )
@@ -170,8 +172,8 @@ def narrowest(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
 
 def seen(cell: Cell) -> int:
     """Different problems that a run trains on: not more than it has time for."""
-    checked = plan(load(cell.config, cell.overrides))
-    visited = cell.steps * checked.data.frame.prompts_per_step
+    checked = plan(cell.settings)
+    visited = cell.settings.steps * checked.data.frame.prompts_per_step
     return min(visited, checked.data.frame.coverage.problems or len(families()["route-a-2"].train))
 
 
@@ -200,11 +202,9 @@ def fine_tuned(measured: Sequence[Mapping[str, Metrics]], pools: Mapping[str, Se
 
 def over_seeds(letter: str, text: str, gaps: Sequence[float], *, positive: bool) -> Claim:
     """The mean over seeds with a t-interval; with one seed everything is possible."""
-    from scipy.stats import t
-
-    n, mean = len(gaps), fmean(gaps)
-    half = float(t.ppf(0.975, n - 1)) * stdev(gaps) / math.sqrt(n) if n > 1 else 1e9
-    return Claim(letter, text, mean, mean - half, mean + half, positive)
+    mean = fmean(gaps)
+    low, high = interval(np.array(gaps)[:, None]) if len(gaps) > 1 else (mean - 1e9, mean + 1e9)
+    return Claim(letter, text, mean, low, high, positive)
 
 
 def curves(finished: Sequence[Cell]) -> list[dict[str, Any]]:
@@ -212,7 +212,7 @@ def curves(finished: Sequence[Cell]) -> list[dict[str, Any]]:
     kept = ("group/right", "rollout/completion_length/mean", RATE, "rollout/sampled_tokens")
     return [
         {"arm": c.arm, "cross": c.cross, "seed": c.seed}
-        | {n: [[r["step"], round(r[n], 4)] for r in _rows(c.folder) if n in r] for n in (*kept, *_scores(c.folder))}
+        | {n: [[r["step"], round(r[n], 4)] for r in logged(c.folder) if n in r] for n in (*kept, *_scores(c.folder))}
         for c in finished
     ]
 
@@ -239,14 +239,10 @@ def _claim(letter: str, text: str, d: Difference, *, positive: bool) -> Claim:
     return Claim(letter, text, d.difference, d.low, d.high, positive)
 
 
-def _rows(folder: Path) -> list[dict[str, float]]:
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-
-
 def _scores(folder: Path) -> list[str]:
-    return sorted({n for row in _rows(folder) for n in row if n.startswith("eval/") and n.endswith("/avg@4")})
+    return sorted({n for row in logged(folder) for n in row if n.startswith("eval/") and n.endswith("/avg@4")})
 
 
 def _gap(folder: Path, metric: str) -> float:
-    values = [row[metric] for row in _rows(folder) if metric in row]
+    values = [row[metric] for row in logged(folder) if metric in row]
     return values[-1] - values[0]

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from onpolicy.folder import logged
 from onpolicy.registry import ConfigError
 
 SAMPLE = ("step", "student_prompt", "completion", "answer", "reward", "finish_reason", "tokens")
@@ -47,7 +48,7 @@ def read_run(folder: Path, name: str) -> dict[str, Any]:
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
         raise ConfigError(f"report: {str(folder)!r} holds no run: there is no metrics.jsonl in it")
-    rows = [_finite(json.loads(line)) for line in metrics.read_text().splitlines()]
+    rows = [_finite(row) for row in logged(folder)]
     config = folder / "config.yaml"
     text = config.read_text() if config.is_file() else ""
     tokens = folder / "tokens.jsonl"
