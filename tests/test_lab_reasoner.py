@@ -70,6 +70,19 @@ def test_a_solution_makes_the_search_unnecessary(generator: HFGenerator, field: 
     assert fmean(len(text.split()) for _, text in said) < 12, "a third of a search"
 
 
+def test_leaving_out_what_has_stopped_changes_nothing(generator: HFGenerator) -> None:
+    prompts = lab(family="sums-4", split="test")[:6]
+    together = generator.generate(prompts, seed=3)
+    lengths = [len(r.completion_ids) for g in together for r in g.rollouts]
+    assert min(lengths) < max(lengths) / 2, "most rows stop long before the last"
+    for prompt, group in zip(prompts, together, strict=True):
+        (alone,) = generator.generate([prompt], seed=3)
+        assert [r.completion_ids for r in alone.rollouts] == [r.completion_ids for r in group.rollouts]
+        for rollout in group.rollouts:
+            read = generator.logprobs([*rollout.prompt_ids, *rollout.completion_ids])[-len(rollout.completion_ids) :]
+            assert read == pytest.approx(list(rollout.rollout_logprobs), abs=1e-5)
+
+
 @pytest.mark.slow
 def test_vllm_and_transformers_read_it_alike(generator: HFGenerator) -> None:
     from onpolicy.backends.vllm_generator import VLLMGenerator

@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from onpolicy.__main__ import main
-from onpolicy.compare import compare, equal_budgets, interval, right_at
+from onpolicy.compare import compare, differences, equal_budgets, interval, right_at
 from onpolicy.live import curves, sparkline
 from onpolicy.sweep import cells
 from tests.runs import write_config
@@ -60,8 +60,8 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytes
     assert all(float(r["tokens/generated"]) >= float(r["tokens/trained"]) > 0 for r in rows)
     found = json.loads((output / "comparison.json").read_text())
     assert list(found) == ["differences", "from_start"]
-    for differences in found.values():
-        assert sorted((d["arm"], d["set"], d["seeds"], d["problems"]) for d in differences) == [
+    for rows_ in found.values():
+        assert sorted((d["arm"], d["set"], d["seeds"], d["problems"]) for d in rows_) == [
             ("plain", "both", 2, 4),
             ("plain", "sums", 2, 4),
             ("slow", "both", 2, 4),
@@ -113,7 +113,7 @@ def test_equal_tokens_by_hand(tmp_path: Path) -> None:
     assert budgets == {cheap: 20.0, dear: 20.0}, "the cheaper one ends at 20"
     assert right_at(dear, 20.0) == {"set": {"p": 0.625}}, "20 of the 32 tokens between its two evaluations"
     assert right_at(dear, 99.0) == {"set": {"p": 1.0}} and right_at(dear, 0.0) == {"set": {"p": 0.0}}
-    (_, other) = compare(runs, right=lambda folder: right_at(folder, budgets[folder])).differences
+    (_, other) = differences(runs, {}, right=lambda folder: right_at(folder, budgets[folder]))
     assert other.difference == -0.375
 
 
@@ -163,7 +163,7 @@ def test_every_combination(tmp_path: Path) -> None:
     assert [(c.arm, c.cross, c.seed) for c in found] == [
         ("plain", "one", 3), ("slow", "one", 3), ("plain", "all", 3), ("slow", "all", 3)
     ]  # fmt: skip
-    assert found[1].folder == tmp_path / "out/slow/one/seed-3" and found[1].steps == 1
+    assert found[1].folder == tmp_path / "out/slow/one/seed-3" and found[1].settings.steps == 1
 
 
 @pytest.mark.parametrize(
