@@ -18,6 +18,7 @@ from torch import Tensor
 
 from onpolicy.contexts.requests import Ask, Reply
 from onpolicy.distill.compare import Distributions
+from onpolicy.distill.support import Entries, restrict
 from onpolicy.plan import Plan
 from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
 from rewards.base import RewardInput, name_of, score
@@ -46,19 +47,28 @@ def check_divergence(function: Callable[[Tensor, Tensor], Tensor]) -> None:
     _require(value.requires_grad, function, "must carry a gradient to the student")
 
 
-def check_support(function: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]) -> None:
-    """``[B, T, V]`` twice -> ``[B, T, K]`` twice, each summing to one."""
+def check_support(function: Callable[[Tensor, Tensor], Entries]) -> None:
+    """``[B, T, V]`` twice -> entries ``[B, T, k]`` on which both sum to one."""
     student, teacher = _distributions()
-    pair = _call("support", function, student, teacher)
-    _require(isinstance(pair, tuple) and len(pair) == 2, function, "must return student and teacher")
-    for side, logprobs in zip(("student", "teacher"), pair, strict=True):
-        total = logprobs.exp().sum(-1)
+    entries = _call("support", function, student, teacher)
+    _require(isinstance(entries, Entries), function, "must return onpolicy.distill.support.Entries")
+    if entries.ids is not None:
+        right_shape = entries.ids.dim() == 3 and entries.ids.shape[:2] == student.shape[:2]
+        _require(right_shape, function, "must choose the same number of entries for each token, [B, T, k]")
+        ordered = entries.ids.sort(-1).values
+        once = (
+            bool((ordered[..., 1:] != ordered[..., :-1]).all())
+            and ordered.min() >= 0
+            and ordered.max() < student.shape[-1]
+        )
+        _require(bool(once), function, "must choose ids of the vocabulary, each once")
+    for side, logprobs in (("student", student), ("teacher", teacher)):
+        total = restrict(logprobs, entries).exp().sum(-1)
         _require(
             bool((total - 1).abs().max() < 1e-4),
             function,
             f"the {side}'s probabilities must sum to one, got {total.flatten()[0].item():.4f}",
         )
-    _require(pair[0].shape == pair[1].shape, function, "must return both on the same entries")
 
 
 def check_target(function: Callable[[Tensor, Distributions], Tensor]) -> None:

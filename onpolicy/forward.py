@@ -57,17 +57,12 @@ def _packed(body: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor) ->
 
 def head_of(model: PreTrainedModel) -> Head:
     """Hidden states -> logits as the model itself computes them, with its scaling (Cohere, Granite) and soft cap (Gemma)."""
-    linear = model.get_output_embeddings()
+    layer = model.get_output_embeddings()
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)
-
-    def head(hidden: Tensor) -> Tensor:
-        logits = linear(hidden) * scale / divisor if (scale, divisor) != (1.0, 1.0) else linear(hidden)
-        return torch.tanh(logits / cap) * cap if cap else logits
-
-    return head
+    return Head(layer.weight, getattr(layer, "bias", None), scale=scale / divisor, cap=cap)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ import torch
 import yaml
 
 from onpolicy.contracts import CHECKS, ContractError
+from onpolicy.distill.support import Entries
 from onpolicy.registry import TABLES, resolve
 from onpolicy.types import TermOutput
 from tests.runs import metrics, run_here, write_config
@@ -58,7 +59,9 @@ def test_built_ins_and_examples_keep_to_the_contracts(kind: str, name: str) -> N
         ("divergence", lambda s, t: (s - t).sum(), "one number per token"),
         ("divergence", lambda s, t: (s - t).detach().abs().sum(-1), "gradient"),
         ("divergence", lambda s, t: -s.sum(-1), "must be 0"),
-        ("support", lambda s, t: (s[..., :2], t[..., :2]), "sum to one"),
+        ("support", lambda s, t: (s[..., :2], t[..., :2]), "Entries"),
+        ("support", lambda s, t: Entries(torch.zeros(2, 3, 2, dtype=torch.long)), "each once"),
+        ("support", lambda s, t: Entries(torch.zeros(2, 2, dtype=torch.long)), "for each token"),
         ("term", lambda inputs: inputs.logprobs, "TermOutput"),
         ("term", lambda inputs: TermOutput(per_token=inputs.logprobs.sum()), "one number per token"),
         ("term", lambda inputs: TermOutput(per_token=torch.zeros(2, 3)), "gradient"),

@@ -22,7 +22,7 @@ from onpolicy.analyze.pressure import Watch, pressures
 from onpolicy.distill.compare import Distributions
 from onpolicy.distill.divergence import forward_kl, reverse_kl
 from onpolicy.distill.target import identity, marker_mass_floor
-from onpolicy.distill.vocabulary import States
+from onpolicy.distill.vocabulary import Head, States
 from onpolicy.epistemic.tokens import span_name
 from onpolicy.teachers import frozen
 from tests.test_teaching import distill_term, trainer, twins
@@ -34,12 +34,17 @@ SEEN = Distributions(STUDENT, {}, STUDENT, torch.tensor([0]), {"A": torch.tensor
 
 def pressure_of(loss: Callable[[Tensor], Tensor]) -> float:
     """dM of the first of two tokens, for a loss of the log-distribution."""
-    watch = Watch({"A": torch.tensor([0])})
-    states = watch(States(STUDENT.clone(), lambda hidden: hidden))
-    watch.backward(loss(states.head(states.hidden).log_softmax(-1)).sum())
-    change, mass = watch.read(torch.ones(1, 1, dtype=torch.bool))
-    assert mass.item() == pytest.approx(0.2)
-    return change.item()
+    return noted(STUDENT, loss, torch.tensor([0])).item()
+
+
+def noted(logits: Tensor, loss: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
+    """[N] dM of the markers ``ids``."""
+    watch = Watch({"A": ids})
+    watch(States(logits, Head(torch.eye(logits.shape[-1], dtype=logits.dtype))))
+    leaf = logits.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(loss(leaf.log_softmax(-1)).sum(), leaf)
+    watch.note(torch.arange(len(logits)), logits, gradient)
+    return watch.changes[:, 0]
 
 
 def policy_gradient_on_u(student: Tensor, *, token: int) -> Tensor:
@@ -68,15 +73,12 @@ def test_it_is_what_a_small_step_on_the_logits_does() -> None:
     random = torch.Generator().manual_seed(0)
     logits, teacher = (torch.randn(5, 9, generator=random, dtype=torch.float64) for _ in range(2))
     ids, step = torch.tensor([1, 4, 7]), 1e-6
-    watch = Watch({"A": ids})
-    states = watch(States(logits, lambda hidden: hidden))
-    watch.backward(forward_kl(states.head(states.hidden).log_softmax(-1), teacher.log_softmax(-1)).sum())
-    change, _ = watch.read(torch.ones(1, 5, dtype=torch.bool))
+    change = noted(logits, lambda student: forward_kl(student, teacher.log_softmax(-1)), ids)
     moved = logits.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(forward_kl(moved.log_softmax(-1), teacher.log_softmax(-1)).sum(), moved)
     mass = lambda z: z.softmax(-1)[:, ids].sum(-1)  # noqa: E731
     expected = (mass(logits - step * gradient) - mass(logits + step * gradient)) / (2 * step)
-    torch.testing.assert_close(change[:, 0], expected, rtol=1e-5, atol=1e-9)
+    torch.testing.assert_close(change, expected, rtol=1e-5, atol=1e-9)
 
 
 def measured(target: Any, examples: list[Any]) -> Any:

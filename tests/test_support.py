@@ -7,13 +7,26 @@ of the formula, also where almost nothing is left in the tail; 6. the teacher's 
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onpolicy.distill import support as supports
 from onpolicy.distill.divergence import forward_kl, jsd, reverse_kl
-from onpolicy.distill.support import full, student_topk, teacher_topk
+from onpolicy.distill.support import restrict
+
+
+def on(support, student, teacher, **options):  # type: ignore[no-untyped-def]
+    entries = support(student, teacher, **options)
+    return restrict(student, entries), restrict(teacher, entries)
+
+
+full, student_topk, teacher_topk = (
+    partial(on, s) for s in (supports.full, supports.student_topk, supports.teacher_topk)
+)
 
 
 def pair(seed: int, vocabulary: int = 12, scale: float = 3.0) -> tuple[torch.Tensor, torch.Tensor]:

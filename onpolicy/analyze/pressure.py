@@ -12,13 +12,13 @@ under the same loss are the control.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from onpolicy.backends.local import LocalTrainer
-from onpolicy.distill.vocabulary import States
+from onpolicy.distill.vocabulary import STUDENT, Head, States
 from onpolicy.epistemic.tokens import OPPORTUNITY, span_name
 from onpolicy.types import Example, LossInputs, TrainBatch
 
@@ -42,49 +42,25 @@ class Pressure:
 
 @dataclass
 class Watch:
-    """Stands before the student's head and notes what the loss asks of its logits."""
+    """Stands at the student's head and notes what the loss asks of its logits."""
 
     ids: Mapping[str, Tensor]
-    changes: list[Tensor] = field(default_factory=list)
-    """One ``[n, 2 lexicons]`` for each chunk of tokens: dM, then M."""
+    changes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    """[N, lexicons] dM; 0 where the loss asks nothing."""
 
     def __call__(self, states: States) -> States:
         """The same states, cut off from the body, with a head that reports its gradient."""
-
-        def head(hidden: Tensor) -> Tensor:
-            logits = states.head(hidden)
-            if logits.requires_grad and not self._again:
-                place = len(self.changes)
-                self.changes.append(logits.new_zeros(len(hidden), 2 * len(self.ids)))
-                logits.register_hook(lambda gradient: self._note(place, states.head(hidden.detach()), gradient))
-            return logits
-
-        return States(states.hidden.detach().requires_grad_(), head)
-
-    _again: bool = False
-    """Whether the head runs for the second time, in the backward pass."""
+        assert isinstance(states.head, Head)
+        self.changes = states.hidden.new_zeros(len(states.hidden), len(self.ids))
+        return States(states.hidden.detach().requires_grad_(), replace(states.head, watch=self.note))
 
     @torch.no_grad()
-    def _note(self, place: int, logits: Tensor, gradient: Tensor) -> None:
+    def note(self, rows: Tensor, logits: Tensor, gradient: Tensor) -> None:
+        """dM of the tokens ``rows``, from their logits ``[n, V]`` and the gradient on them."""
         p = logits.softmax(-1)
         dz = -gradient
-        centred = dz - (p * dz).sum(-1, keepdim=True)
-        self.changes[place] = torch.cat(
-            [torch.stack([(p * centred)[:, i].sum(-1) for i in self.ids.values()], -1),
-             torch.stack([p[:, i].sum(-1) for i in self.ids.values()], -1)], -1,
-        )  # fmt: skip
-
-    def backward(self, loss: Tensor) -> None:
-        self._again = True
-        loss.backward()  # type: ignore[no-untyped-call]
-        self._again = False
-
-    def read(self, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """dM and M, ``[N, lexicons]`` over the marked positions."""
-        flat = torch.cat(self.changes)
-        self.changes.clear()
-        assert len(flat) == int(mask.sum())
-        return flat[:, : len(self.ids)], flat[:, len(self.ids) :]
+        moved = p * (dz - (p * dz).sum(-1, keepdim=True))
+        self.changes[rows] = torch.stack([moved[:, i].sum(-1) for i in self.ids.values()], -1).to(self.changes.dtype)
 
 
 def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, Pressure]:
@@ -100,9 +76,9 @@ def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, P
     found = []
     for batch in batches:
         inputs = trainer.inputs(batch, through=watch)
-        watch.backward(trainer.objective(inputs, denominators))
-        change, mass = watch.read(batch.response_mask)
-        found.append((change, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
+        trainer.objective(inputs, denominators).backward()  # type: ignore[no-untyped-call]
+        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.response_mask] for name in watch.ids], -1)
+        found.append((watch.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
     change, mass, said = (torch.cat(column).double() for column in zip(*found, strict=True))
     trainer.optimizer.zero_grad(set_to_none=True)
     return {name: _pressure(change[:, i], mass[:, i], said[:, i] > 0) for i, name in enumerate(trainer.marker_ids)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.backends.lora import adapted, adapter_off
-from onpolicy.distill.vocabulary import START, Head, States
+from onpolicy.distill.vocabulary import START, States
 from onpolicy.forward import Layout, completion_states, head_of
 from onpolicy.teachers import WeightRule
 from onpolicy.types import TeacherView, TrainBatch
@@ -31,7 +31,7 @@ class Reader:
     """Length of the logits wanted, where it is not the model's own."""
 
     @property
-    def head(self) -> Head:
+    def head(self) -> Callable[[Tensor], Tensor]:
         own, wanted = head_of(self.model), self.vocabulary
         return own if wanted in (None, _vocabulary(self.model)) else lambda hidden: _resized(own(hidden), wanted)
 
@@ -103,7 +103,7 @@ class Teaching:
             return states[0]
         (first, second), share = states, self.rule.student_share
         width = first.hidden.shape[-1]
-        head: Head = lambda h: (1.0 - share) * first.head(h[..., :width]) + share * second.head(h[..., width:])  # noqa: E731
+        head = lambda h: (1.0 - share) * first.head(h[..., :width]) + share * second.head(h[..., width:])  # noqa: E731
         return States(torch.cat([first.hidden, second.hidden], -1), head)
 
     @torch.no_grad()

@@ -9,6 +9,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from onpolicy.distill.support import Entries, restrict
+
 
 @dataclass(frozen=True)
 class Distributions:
@@ -25,8 +27,8 @@ class Distributions:
     """Lexicon -> ids of its markers that are one token."""
 
 
-Support = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-"""``(student [..., V], teacher [..., V])`` log-probabilities -> both ``[..., K]``, each summing to one."""
+Support = Callable[[Tensor, Tensor], Entries]
+"""``(student [..., V], teacher [..., V])`` log-probabilities -> the entries on which they are compared."""
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """``(student [..., K], teacher [..., K])`` log-probabilities -> ``[...]``."""
 Target = Callable[[Tensor, Distributions], Tensor]
@@ -54,4 +56,5 @@ class Comparison:
         """[..., V] -> [...]; gradient flows into ``student`` alone."""
         with torch.no_grad():
             target = self.target(seen.teachers[self.view], seen).detach()
-        return self.divergence(*self.support(student, target))
+            entries = self.support(student, target)
+        return self.divergence(restrict(student, entries), restrict(target, entries))

@@ -1,30 +1,67 @@
 """From hidden states to per-token numbers, without ever holding the vocabulary for all tokens at once.
 
 The language-model head runs on a chunk of tokens at a time and is run again in the backward pass, so memory is
-``chunk x V`` instead of ``N x V``. N counts sampled tokens only: prompts and padding never reach the head.
+``chunk x V`` instead of ``N x V``. N counts sampled tokens only: prompts and padding never reach the head. Within a chunk
+everything but the matrix product is done on slices that stay in the processor's cache.
+
+Backwards, a comparison on chosen entries needs neither the teacher nor automatic differentiation over the vocabulary. With
+p the student's softmax, L = log sum_v exp z_v, R = log of the probability outside the entries E,
+
+    d log p_i / dz_j = [i = j] - p_j
+    d R / dz_j       = [j not in E] p_j exp(-R) - p_j
+
+and tokens whose loss has no gradient are left out. A comparison on the whole vocabulary is differentiated by torch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear
 
 from onpolicy.distill.compare import Comparison, Distributions
+from onpolicy.distill.support import joined
 from onpolicy.distill.target import identity
-
-Head = Callable[[Tensor], Tensor]
-"""Hidden states ``[..., H]`` -> logits ``[..., V]``."""
 
 START = "<start model>"
 """Beside the views: the start model on the student's own prompt. No view can have this name in YAML by accident."""
 STUDENT = "<student>"
 
 TOKENS_PER_CHUNK = 256
-"""At a vocabulary of 150k this holds about 150 MB for each tensor of log-probabilities."""
+"""At a vocabulary of 150k this holds about 150 MB of logits for the student and for each teacher."""
+SLICE = {"cpu": 4_000_000, "cuda": 64_000_000}
+"""Logits looked at together: what stays in cache, and below 32 MB, from where on every new tensor costs the CPU page faults."""
+LEAST = -80.0
+"""The log-probability outside the chosen entries is cut off here: exp(80) is the last that float32 holds with room."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """Hidden states ``[..., H]`` -> logits ``[..., V]``: ``z = scale (weight h + bias)``, then ``cap tanh(z / cap)``."""
+
+    weight: Tensor
+    """[V, H]."""
+    bias: Tensor | None = None
+    scale: float = 1.0
+    cap: float | None = None
+    watch: Callable[[Tensor, Tensor, Tensor], None] | None = None
+    """Told, in the backward pass, which of the N tokens are looked at, their logits and the gradient of the loss on them."""
+
+    def __call__(self, hidden: Tensor) -> Tensor:
+        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        if self.scale != 1.0:
+            logits = logits * self.scale
+        return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def through(self, logits: Tensor, gradient: Tensor) -> Tensor:
+        """From the gradient on the logits to the gradient on ``weight h + bias``."""
+        if self.cap is not None:
+            gradient = gradient * (1.0 - (logits / self.cap) ** 2)
+        return gradient if self.scale == 1.0 else gradient * self.scale
 
 
 @dataclass(frozen=True)
@@ -33,7 +70,8 @@ class States:
 
     hidden: Tensor
     """[N, H]."""
-    head: Head
+    head: Head | Callable[[Tensor], Tensor]
+    """Hidden states -> logits; the student's has to be a ``Head``."""
 
 
 @dataclass(frozen=True)
@@ -68,81 +106,252 @@ def read(
         marker_ids: by lexicon, the ids whose probability is wanted
         chunk: tokens whose vocabulary stands in memory at once
     """
-    pass_ = _Pass(student, teachers, tuple(comparisons), dict(marker_ids or {}))
-    pieces = [pass_.chunk(token_ids, slice(i, i + chunk)) for i in range(0, max(len(token_ids), 1), chunk)]
-    columns = iter([torch.cat(column) for column in zip(*pieces, strict=True)])
-    order = (*pass_.alone, STUDENT, *pass_.compared)
-    known = {who: [next(columns) for _ in range(2 + len(pass_.lexicons))] for who in order}
+    assert isinstance(student.head, Head)
+    pass_ = _Pass(
+        student.head, teachers, token_ids, tuple(comparisons), dict(marker_ids or {}), chunk, _dtype(student.hidden)
+    )
+    logprobs, divergences, facts = _Read.apply(pass_, student.hidden, student.head.weight, student.head.bias)  # type: ignore[no-untyped-call]
+    columns = iter(facts.unbind(-1))
+    rest = {who: [next(columns) for _ in range(2 + len(pass_.lexicons))] for who in teachers}
+    own = [next(columns) for _ in range(1 + len(pass_.lexicons))]
+    masses = {STUDENT: own[1:]} | {who: column[2:] for who, column in rest.items()}
     return Readings(
-        logprobs=known[STUDENT][0],
-        entropy=known[STUDENT][1],
-        teacher_logprobs={view: known[view][0] for view in teachers},
-        teacher_entropy={view: known[view][1] for view in teachers},
+        logprobs=logprobs,
+        entropy=own[0],
+        teacher_logprobs={view: column[0] for view, column in rest.items()},
+        teacher_entropy={view: column[1] for view, column in rest.items()},
         marker_mass={
-            (who, name): mass for who in order for name, mass in zip(pass_.lexicons, known[who][2:], strict=True)
+            (who, name): m for who, mass in masses.items() for name, m in zip(pass_.lexicons, mass, strict=True)
         },
-        divergences=dict(zip(pass_.comparisons, columns, strict=True)),
+        divergences=dict(zip(pass_.comparisons, divergences.unbind(-1), strict=True)),
     )
 
 
-@dataclass(frozen=True)
-class _Pass:
-    """One pass over the vocabulary; what is compared runs through the head again backwards, the rest is only read."""
+def _dtype(hidden: Tensor) -> torch.dtype | None:
+    """What autocast wants the head to run in; None: its own."""
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
 
-    student: States
+
+@dataclass(frozen=True)
+class _Chosen:
+    """Of some tokens, what the backward pass of a comparison on chosen entries needs."""
+
+    ids: Tensor
+    """[n, k]."""
+    top: Tensor
+    """[n, k] the student's log-probabilities there."""
+    rest: Tensor
+    """[n, 1] the log of its probability elsewhere."""
+    target: Tensor
+    """[n, K] the target on the same entries."""
+
+    @classmethod
+    def stack(cls, parts: Sequence[_Chosen]) -> _Chosen:
+        return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "top", "rest", "target")))
+
+    def at(self, rows: Tensor) -> _Chosen:
+        return _Chosen(self.ids[rows], self.top[rows], self.rest[rows], self.target[rows])
+
+
+@dataclass
+class _Pass:
+    """One pass over the vocabulary, there and back."""
+
+    head: Head
     teachers: Mapping[str, States]
+    token_ids: Tensor
     comparisons: tuple[Comparison, ...]
     lexicons: Mapping[str, Tensor]
+    tokens_per_chunk: int
+    dtype: torch.dtype | None
+    chosen: dict[int, _Chosen] = field(default_factory=dict)
+    """Place of a comparison -> what it keeps; those on the whole vocabulary keep nothing."""
+    tail: dict[int, str] = field(default_factory=dict)
+
+    def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities ``[N]``, comparisons ``[N, C]``, facts ``[N, F]``: each teacher's, then the student's but the first."""
+        found: list[tuple[Tensor, ...]] = []
+        kept: dict[int, list[_Chosen]] = {}
+        for rows in self._chunks(torch.arange(len(hidden), device=hidden.device)):
+            logits, taught = self._logits(self._cast(self.head), hidden[rows]), self._taught(self.teachers, rows)
+            for part in self._slices(logits):
+                found.append(
+                    self._look(logits[part], {v: z[part] for v, z in taught.items()}, self.token_ids[rows][part], kept)
+                )
+        self.chosen = {place: _Chosen.stack(parts) for place, parts in kept.items()}
+        logprobs, divergences, facts = (torch.cat(column) for column in zip(*found, strict=True))
+        return logprobs, divergences, facts
+
+    def _look(
+        self, logits: Tensor, taught: Mapping[str, Tensor], ids: Tensor, kept: dict[int, list[_Chosen]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        logp = logits.log_softmax(-1)
+        teachers = {view: z.log_softmax(-1) for view, z in taught.items()}
+        seen = Distributions(logp, teachers, teachers.get(START), ids, self.lexicons)
+        p, theirs = logp.exp(), {view: q.exp() for view, q in teachers.items()}
+        divergences = []
+        for place, comparison in enumerate(self.comparisons):
+            target = comparison.target(teachers[comparison.view], seen)
+            entries = comparison.support(logp, target)
+            if entries.ids is None:
+                divergences.append(comparison.divergence(logp, target))
+                continue
+            unedited = target is teachers[comparison.view]
+            q = theirs[comparison.view] if unedited else target.exp()
+            goal = joined(*_split(target, q, entries.ids), entries.tail)
+            chosen = _Chosen(entries.ids, *_split(logp, p, entries.ids), goal)
+            divergences.append(comparison.divergence(joined(chosen.top, chosen.rest, entries.tail), goal))
+            kept.setdefault(place, []).append(chosen)
+            self.tail[place] = entries.tail
+        facts = [fact for view, q in teachers.items() for fact in self._facts(q, theirs[view], ids)]
+        logprob, *own = self._facts(logp, p, ids)
+        columns = torch.stack(divergences, -1) if divergences else logp.new_zeros(len(logp), 0)
+        return logprob, columns, torch.stack([*facts, *own], -1)
+
+    def _facts(self, logp: Tensor, p: Tensor, ids: Tensor) -> list[Tensor]:
+        """Log-probability of the token, entropy, log mass of each lexicon's markers; ``p`` is used up."""
+        masses = [logp[:, m].logsumexp(-1) for m in self.lexicons.values()]
+        # in nats; 0 log 0, which is nan in floating point, counts as 0
+        return [logp.gather(-1, ids[:, None])[:, 0], -p.mul_(logp).nansum(-1), *masses]
+
+    def backward(
+        self, hidden: Tensor, wanted: Sequence[bool], logprobs: Tensor, divergences: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """Gradients of hidden states, weight and bias, from those of the log-probabilities ``[N]`` and comparisons ``[N, C]``."""
+        head = self._cast(self.head)
+        d_hidden = torch.zeros_like(hidden) if wanted[0] else None
+        d_weight = torch.zeros_like(self.head.weight) if wanted[1] else None
+        d_bias = torch.zeros_like(self.head.bias) if self.head.bias is not None and wanted[2] else None
+        active = ((logprobs != 0) | (divergences != 0).any(-1)).nonzero()[:, 0]
+        for rows in self._chunks(active):
+            states = hidden[rows]
+            logits, taught = self._logits(head, states), self._taught(self._compared, rows)
+            for part in self._slices(logits):
+                self._differentiate(
+                    logits[part], {v: z[part] for v, z in taught.items()}, rows[part], logprobs, divergences
+                )
+            inner = logits.to(head.weight.dtype)
+            if d_hidden is not None:
+                d_hidden[rows] = (inner @ head.weight).to(hidden.dtype)
+            if d_weight is not None:
+                _add_product(d_weight, inner.T, states.to(inner.dtype))
+            if d_bias is not None:
+                d_bias += logits.sum(0)
+        return d_hidden, d_weight, d_bias
+
+    def _differentiate(
+        self, logits: Tensor, taught: Mapping[str, Tensor], rows: Tensor, logprobs: Tensor, divergences: Tensor
+    ) -> None:
+        """Writes the gradient on ``weight h + bias`` over the logits."""
+        ids, given = self.token_ids[rows], {i: divergences[rows, i] for i in range(len(self.comparisons))}
+        p = logits.softmax(-1)
+        own = logprobs[rows]
+        inner = {i: self._on_entries(i, c.at(rows), given[i]) for i, c in self.chosen.items()}
+        gradient = p * -(own + sum(top.sum(-1) + rest[:, 0] for _, top, rest in inner.values()))[:, None]
+        gradient.scatter_add_(-1, ids[:, None], own[:, None])
+        for chosen, top, rest in inner.values():
+            gradient.scatter_add_(-1, chosen.ids, top)
+            inside = p.gather(-1, chosen.ids)
+            gradient.addcmul_(p.scatter_(-1, chosen.ids, 0.0), rest * (-chosen.rest).exp())
+            p.scatter_(-1, chosen.ids, inside)
+        dense = [i for i in given if i not in self.chosen]
+        if dense:
+            gradient += self._on_everything(dense, logits, taught, ids, [given[i] for i in dense])
+        if self.head.watch is not None:
+            self.head.watch(rows, logits, gradient)
+        logits.copy_(self.head.through(logits, gradient))
+
+    def _on_entries(self, place: int, chosen: _Chosen, given: Tensor) -> tuple[_Chosen, Tensor, Tensor]:
+        """Gradients on the student's log-probabilities at the entries ``[n, k]`` and on that of the rest ``[n, 1]``."""
+        with torch.enable_grad():
+            top, rest = (x.detach().requires_grad_() for x in (chosen.top, chosen.rest))
+            value = self.comparisons[place].divergence(joined(top, rest, self.tail[place]), chosen.target)
+            d_top, d_rest = torch.autograd.grad(value, [top, rest], given, allow_unused=True)
+        zeros = torch.zeros_like
+        return chosen, zeros(top) if d_top is None else d_top, zeros(rest) if d_rest is None else d_rest
+
+    def _on_everything(
+        self, places: Sequence[int], logits: Tensor, taught: Mapping[str, Tensor], ids: Tensor, given: Sequence[Tensor]
+    ) -> Tensor:
+        teachers = {view: z.log_softmax(-1) for view, z in taught.items()}
+        with torch.enable_grad():
+            leaf = logits.detach().requires_grad_()
+            logp = leaf.log_softmax(-1)
+            seen = Distributions(logp.detach(), teachers, teachers.get(START), ids, self.lexicons)
+            values = [self.comparisons[i](logp, seen) for i in places]
+            return torch.autograd.grad(values, leaf, list(given))[0]
 
     @property
-    def compared(self) -> list[str]:
-        """A target other than the teacher itself may look at any view."""
-        edited = any(c.target is not identity for c in self.comparisons)
-        return [view for view in self.teachers if edited or any(c.view == view for c in self.comparisons)]
+    def _compared(self) -> Mapping[str, States]:
+        """The teachers read again in the backward pass; a target other than the teacher itself may look at any view."""
+        dense = [c for i, c in enumerate(self.comparisons) if i not in self.chosen]
+        edited = any(c.target is not identity for c in dense)
+        return {view: s for view, s in self.teachers.items() if edited or any(c.view == view for c in dense)}
 
-    @property
-    def alone(self) -> list[str]:
-        return [view for view in self.teachers if view not in self.compared]
+    def _taught(self, teachers: Mapping[str, States], rows: Tensor) -> dict[str, Tensor]:
+        return {view: self._logits(self._cast(s.head), s.hidden[rows]) for view, s in teachers.items()}
 
-    def chunk(self, token_ids: Tensor, part: slice) -> tuple[Tensor, ...]:
-        """Facts of the views that are alone, of the student, of the views that are compared; then the comparisons. ``[n]`` each."""
-        found: list[Tensor] = []
-        with torch.no_grad():
-            for view in self.alone:
-                states = self.teachers[view]
-                found += self.facts(_log_distribution(states.head, states.hidden[part]), token_ids[part])
-        teacher_hidden = [self.teachers[view].hidden[part].detach() for view in self.compared]
-        arguments = (self.student.hidden[part], token_ids[part], *teacher_hidden)
-        if torch.is_grad_enabled():
-            return (*found, *checkpoint(self.piece, *arguments, use_reentrant=False, preserve_rng_state=False))
-        return (*found, *self.piece(*arguments))
+    def _logits(self, head: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
+        """float32 whatever the model runs in: bf16 log-probabilities are off by up to 1 %."""
+        logits = head(hidden)
+        return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
-    def piece(self, hidden: Tensor, ids: Tensor, *teacher_hidden: Tensor) -> tuple[Tensor, ...]:
-        logp = _log_distribution(self.student.head, hidden)  # [n, V]
-        with torch.no_grad():
-            taught = {
-                view: _log_distribution(self.teachers[view].head, h)
-                for view, h in zip(self.compared, teacher_hidden, strict=True)
-            }
-        seen = Distributions(logp.detach(), taught, taught.get(START), ids, self.lexicons)
-        theirs = [fact for view in self.compared for fact in self.facts(taught[view], ids)]
-        return (*self.facts(logp, ids), *theirs, *(comparison(logp, seen) for comparison in self.comparisons))
+    def _cast(self, head: Any) -> Any:
+        """Once a pass rather than once a chunk."""
+        if self.dtype is None or not isinstance(head, Head):
+            return head
+        key = id(head.weight)
+        if key not in self._casts:
+            bias = None if head.bias is None else head.bias.to(self.dtype)
+            self._casts[key] = replace(head, weight=head.weight.to(self.dtype), bias=bias)
+        return self._casts[key]
 
-    def facts(self, logp: Tensor, ids: Tensor) -> list[Tensor]:
-        """Log-probability of the token, entropy, log mass of each lexicon's markers."""
-        still = logp.detach()
-        return [_pick(logp, ids), _entropy(still), *(still[:, m].logsumexp(-1) for m in self.lexicons.values())]
+    _casts: dict[int, Head] = field(default_factory=dict)
+
+    def _chunks(self, rows: Tensor) -> Iterator[Tensor]:
+        yield from rows.split(self.tokens_per_chunk)
+
+    def _slices(self, logits: Tensor) -> Iterator[slice]:
+        rows = max(1, SLICE.get(logits.device.type, SLICE["cpu"]) // logits.shape[-1])
+        return (slice(i, i + rows) for i in range(0, max(len(logits), 1), rows))
 
 
-def _log_distribution(head: Head, hidden: Tensor) -> Tensor:
-    """float32 whatever the model runs in: bf16 log-probabilities are off by up to 1 %."""
-    return head(hidden).float().log_softmax(-1)
+class _Read(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, pass_: _Pass, hidden: Tensor, weight: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        with torch.autocast(hidden.device.type, enabled=False):
+            logprobs, divergences, facts = pass_.forward(hidden)
+        ctx.pass_ = pass_
+        ctx.save_for_backward(hidden)
+        ctx.mark_non_differentiable(facts)
+        pass_._casts.clear()
+        return logprobs, divergences, facts
+
+    @staticmethod
+    def backward(
+        ctx: Any, logprobs: Tensor, divergences: Tensor, facts: Tensor
+    ) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
+        (hidden,) = ctx.saved_tensors
+        with torch.autocast(hidden.device.type, enabled=False):
+            gradients = ctx.pass_.backward(hidden, ctx.needs_input_grad[1:], logprobs, divergences)
+        ctx.pass_._casts.clear()
+        return None, *gradients
 
 
-def _pick(logp: Tensor, ids: Tensor) -> Tensor:
-    return logp.gather(-1, ids[:, None])[:, 0]
+def _split(logprobs: Tensor, p: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Log-probabilities at the entries ``[n, k]`` and of everything else together ``[n, 1]``; ``p`` is left as it was."""
+    inside = p.gather(-1, ids)
+    outside = p.scatter_(-1, ids, 0.0).sum(-1, keepdim=True).log().clamp(min=LEAST)
+    p.scatter_(-1, ids, inside)
+    return logprobs.gather(-1, ids), outside
 
 
-def _entropy(logp: Tensor) -> Tensor:
-    """-sum p log p in nats; 0 log 0, which is nan in floating point, counts as 0."""
-    return -(logp.exp() * logp).nansum(-1)
+def _add_product(total: Tensor, one: Tensor, other: Tensor) -> None:
+    """total += one @ other, without a second tensor of its size where the types agree."""
+    if one.dtype == total.dtype:
+        total.addmm_(one, other)
+    else:
+        total += one @ other
