@@ -73,8 +73,8 @@ def main() -> None:
         "distill", 1.0, Bound(distill, divergence=forward_kl), facts_of(distill), ("teacher",), comparison=comparison
     )
     trainer = LocalTrainer(
-        model=model, objective=Objective((term,)), teacher=frozen(), settings=TrainerFrame(micro_batch=4), total_steps=100, pad_id=0,
-        views=("teacher",), clock=Clock(),
+        model=model, objective=Objective((term,)), teacher=frozen(), settings=TrainerFrame(micro_batch_tokens=3000), total_steps=100,
+        pad_id=0, views=("teacher",), clock=Clock(),
     )  # fmt: skip
     groups = [_judged(r, i) for i, r in enumerate(rollouts)]
     plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)

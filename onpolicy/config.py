@@ -84,7 +84,11 @@ class TrainerFrame:
     weight_decay: float = opt(0.0, "AdamW's")
     betas: list[float] = opt([0.9, 0.999], "AdamW's")
     max_grad_norm: float = opt(1.0, "clip the gradient's norm here")
-    micro_batch: int = opt(4, "rollouts in one forward and backward pass; changes memory and speed, never the gradient")
+    micro_batch_tokens: int = opt(
+        8192,
+        "most tokens in one forward and backward pass, the student's and its teachers' together; changes memory and speed, "
+        "never the gradient",
+    )
     updates_per_step: int = opt(
         1, "optimizer updates a step, each on its share of the rollouts; above 1 the later ones are off-policy"
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from onpolicy import forest
 from onpolicy.distill.vocabulary import Head, States
 
 if TYPE_CHECKING:
@@ -25,34 +26,37 @@ def completion_states(
     """The states that predict the N tokens marked in ``mask``, in row-major order.
 
     Args:
-        model: a causal language model of transformers
+        model: a causal language model of transformers; one for ``packed`` has been through ``forest.prepare``
         input_ids: [B, S] prompts padded left, completions padded right
         attention_mask: [B, S] 0 on padding
         mask: [B, T] bool, the sampled tokens wanted; T counts from the right end of S
-        layout: ``padded`` runs the rows as they are; ``packed`` runs them as one row without padding
+        layout: ``padded`` runs the rows as they are; ``packed`` runs them as one row without padding, equal prompts once
     """
-    body = model.base_model
-    if layout == "padded":
-        hidden = body(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),  # prompts start at 0 wherever the padding ends
-            use_cache=False,
-        ).last_hidden_state
-    else:
-        hidden = _packed(body, input_ids, attention_mask)
+    hidden = (_padded if layout == "padded" else _packed)(model.base_model, input_ids, attention_mask, mask)
+    return States(hidden=hidden, head=head_of(model))
+
+
+def _padded(body: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> Tensor:
+    hidden = body(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),  # prompts start at 0 wherever the padding ends
+        use_cache=False,
+    ).last_hidden_state
     width = mask.shape[1]
-    return States(hidden=hidden[:, -width - 1 : -1][mask], head=head_of(model))
+    return hidden[:, -width - 1 : -1][mask]  # type: ignore[no-any-return]
 
 
-def _packed(body: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-    """[B, S, H] from one row of all real tokens; positions that restart at 0 tell transformers where a sequence begins."""
-    real = attention_mask.bool()
-    positions = (attention_mask.cumsum(-1) - 1)[real][None]
-    packed = body(input_ids=input_ids[real][None], position_ids=positions, use_cache=False).last_hidden_state[0]
-    hidden = packed.new_zeros(*input_ids.shape, packed.shape[-1])
-    hidden[real] = packed
-    return hidden
+def _packed(body: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> Tensor:
+    start, device = input_ids.shape[1] - mask.shape[1], input_ids.device
+    real = attention_mask.bool().cpu()
+    rows = input_ids.cpu()
+    prompts = [row[keep].tolist() for row, keep in zip(rows[:, :start], real[:, :start], strict=True)]
+    completions = [row[keep].tolist() for row, keep in zip(rows[:, start:], real[:, start:], strict=True)]
+    trees, ids, positions, places = forest.plant(prompts, completions)
+    hidden = forest.run(body, trees, torch.tensor(ids, device=device), torch.tensor(positions, device=device))
+    wanted = torch.cat([place[keep[: len(place)]] for place, keep in zip(places, mask.cpu(), strict=True)])
+    return hidden[wanted.to(device)]
 
 
 def head_of(model: PreTrainedModel) -> Head:

@@ -176,7 +176,7 @@ def _check_values(config: Config, result: Plan) -> None:
         "data.prompts_per_step": result.data.frame.prompts_per_step,
         "rendering.max_prompt_tokens": config.rendering.max_prompt_tokens,
         "rendering.max_teacher_prompt_tokens": config.rendering.max_teacher_prompt_tokens,
-        "trainer.micro_batch": result.trainer.frame.micro_batch,
+        "trainer.micro_batch_tokens": result.trainer.frame.micro_batch_tokens,
         "trainer.updates_per_step": result.trainer.frame.updates_per_step,
         "eval.samples": config.eval.samples,
         "checkpoint.keep_last": config.checkpoint.keep_last,

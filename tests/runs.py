@@ -32,7 +32,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
         "contexts": {"teacher": {"name": "reference_solution"}},
         "teacher": {"name": "ema", "ema_decay": 0.9},
         "objective": [{"name": "distill", "divergence": "forward_kl"}, {"name": "policy_gradient", "weight": 0.1}],
-        "trainer": {"lr": 1e-3, "micro_batch": 2},
+        "trainer": {"lr": 1e-3, "micro_batch_tokens": 200},
         "logging": {"trackers": ["jsonl"]},
         "checkpoint": {"every": 1},
         "steps": 3,

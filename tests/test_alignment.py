@@ -11,6 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from onpolicy import forest
 from onpolicy.collate import collate
 from onpolicy.distill.vocabulary import read
 from onpolicy.forward import completion_states, head_error
@@ -18,6 +19,13 @@ from onpolicy.types import Example
 from tests.tiny import example, random_examples, tiny_model
 
 FAMILIES = ("qwen3", "llama")
+
+
+def model_for(family: str, layout: str) -> PreTrainedModel:
+    model = tiny_model(family)
+    if layout == "packed":
+        forest.prepare(model)
+    return model
 
 
 def alone(model: PreTrainedModel, prompt: tuple[int, ...], completion: tuple[int, ...]) -> torch.Tensor:
@@ -38,7 +46,7 @@ def student_rows(model: PreTrainedModel, examples: list[Example], layout: str) -
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @torch.no_grad()
 def test_every_layout_gives_the_row_its_own_numbers(family: str, layout: str) -> None:
-    model, examples = tiny_model(family), random_examples(6)
+    model, examples = model_for(family, layout), random_examples(6)
     together = student_rows(model, examples, layout)
     for row, one in zip(together, examples, strict=True):
         torch.testing.assert_close(
@@ -51,7 +59,7 @@ def test_every_layout_gives_the_row_its_own_numbers(family: str, layout: str) ->
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 @torch.no_grad()
 def test_the_teacher_scores_the_same_tokens_under_its_own_prompt(family: str, layout: str) -> None:
-    model, examples = tiny_model(family), random_examples(6, seed=3, with_teacher=0.5)
+    model, examples = model_for(family, layout), random_examples(6, seed=3, with_teacher=0.5)
     view = collate(examples, views=["teacher"], pad_id=0).views["teacher"]
     batch = collate(examples, views=["teacher"], pad_id=0)
     taught = [e for e in examples if "teacher" in e.teacher_prompt_ids]

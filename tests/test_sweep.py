@@ -47,8 +47,8 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytes
     assert "4 runs, 3 finished" in capsys.readouterr().out
     changed = {p for p in finished if p.stat().st_mtime_ns != finished[p]}
     assert changed == {output / "slow/seed-1/metrics.jsonl"}, "nothing finished is run again"
-    assert main(["sweep", str(path), "trainer.micro_batch=3", "--output", str(output)]) == 2
-    assert "holds a run with other settings (trainer.micro_batch" in capsys.readouterr().err
+    assert main(["sweep", str(path), "trainer.micro_batch_tokens=3", "--output", str(output)]) == 2
+    assert "holds a run with other settings (trainer.micro_batch_tokens" in capsys.readouterr().err
     rows = list(csv.DictReader((output / "runs.csv").open()))
     assert [(r["arm"], r["seed"]) for r in rows] == [
         ("plain", "0.0"),

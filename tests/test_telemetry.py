@@ -157,12 +157,12 @@ def with_marks(examples: list[Example]) -> list[Example]:
 def test_how_a_step_is_cut_does_not_matter() -> None:
     examples = with_marks(random_examples(8))
     found = []
-    for micro_batch in (1, 3, 8):
+    for budget in (1, 100, 1000):
         one = trainer(
             ema_rule(), distill_term(), telemetry=TokenTelemetry("A", ("A", "number")), spans=(span_name("A"), span_name("number")),
             marker_ids={"A": [5, 6, 7, 8, 9, 10]},
         )  # fmt: skip
-        one.settings.micro_batch = micro_batch
+        one.settings.micro_batch_tokens = budget
         found.append({k: v for k, v in one.step(examples).items() if k.startswith("epistemic/")})
     assert len(found[0]) > 12
     for other in found[1:]:

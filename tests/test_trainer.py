@@ -57,7 +57,7 @@ def trainer(*terms: Term, rule: WeightRule | None = None, seed: int = 0, **setti
     layout = settings.pop("layout", "padded")
     return LocalTrainer(
         model=tiny_model(seed=seed), objective=Objective(terms or (distill_term(),)), teacher=rule or live(),
-        settings=TrainerFrame(**{"lr": 1e-3, "micro_batch": 4, **settings}), total_steps=10, pad_id=0, views=("teacher",),
+        settings=TrainerFrame(**{"lr": 1e-3, "micro_batch_tokens": 150, **settings}), total_steps=10, pad_id=0, views=("teacher",),
         clock=Clock(), layout=layout,
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def gradient(one: LocalTrainer, examples: list[Example]) -> dict[str, torch.Tens
 @pytest.mark.parametrize("rule", [live(), frozen(), ema(ema_decay=0.5)], ids=["live", "frozen", "ema"])
 def test_a_teacher_with_the_students_prompt_gives_no_loss_and_no_gradient(rule: WeightRule) -> None:
     examples = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in random_examples(5)]
-    one = trainer(distill_term(), rule=rule, micro_batch=2)
+    one = trainer(distill_term(), rule=rule, micro_batch_tokens=60)
     metrics = one.step(examples)
     assert abs(metrics["train/loss"]) < 1e-6 and metrics["train/grad_norm"] < 1e-4
     assert abs(metrics["distill/teacher_gap"]) < 1e-6
@@ -88,12 +88,12 @@ def test_a_teacher_with_the_students_prompt_gives_no_loss_and_no_gradient(rule: 
 def test_the_gradient_does_not_depend_on_the_micro_batch(layout: str) -> None:
     terms = (distill_term(half_jsd, student_topk, weight=0.7), plain_term(policy_gradient), plain_term(start_kl, 0.1))
     examples = random_examples(8, seed=1)
-    reference = gradient(trainer(*terms, micro_batch=8), examples)
+    reference = gradient(trainer(*terms, micro_batch_tokens=1000), examples)
     assert len(reference) > 10 and any(g.abs().max() > 1e-3 for g in reference.values())
-    for micro_batch in (1, 3, 8):
-        found = gradient(trainer(*terms, micro_batch=micro_batch, layout=layout), examples)
+    for budget in (1, 100, 1000):
+        found = gradient(trainer(*terms, micro_batch_tokens=budget, layout=layout), examples)
         for name, expected in reference.items():
-            torch.testing.assert_close(found[name], expected, atol=2e-6, rtol=1e-4, msg=f"{name} at {micro_batch}")
+            torch.testing.assert_close(found[name], expected, atol=2e-6, rtol=1e-4, msg=f"{name} at {budget}")
 
 
 def test_the_order_of_the_rollouts_does_not_matter() -> None:
@@ -196,7 +196,7 @@ def test_state_comes_back_to_the_last_bit(tmp_path) -> None:  # type: ignore[no-
 
 
 def test_thirty_steps_move_the_student_towards_its_privileged_teacher() -> None:
-    one = trainer(distill_term(), rule=frozen(), lr=3e-3, micro_batch=8)
+    one = trainer(distill_term(), rule=frozen(), lr=3e-3)
     examples = random_examples(8, with_teacher=1.0)
     divergences = [one.step(examples)["distill/divergence"] for _ in range(30)]
     assert divergences[0] > 0.05, "the privileged prompt must make a difference to begin with"

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from onpolicy import forest
 from onpolicy.backends.lora import adapted, adapter_tensors, add_adapter, merged, plain_copy
 from onpolicy.backends.teaching import Teaching
 from onpolicy.clock import Clock
@@ -19,6 +20,7 @@ from onpolicy.distill.vocabulary import START, Readings, States, read
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.forward import Layout, completion_states
 from onpolicy.loss import Objective, Tally
+from onpolicy.packing import micro_batches
 from onpolicy.teachers import WeightRule
 from onpolicy.types import Example, LossInputs, Metrics, TeacherScores, TeacherView, TrainBatch
 
@@ -46,7 +48,7 @@ class LocalTrainer:
         telemetry: TokenTelemetry | None = None,
         device: str | None = None,
         precision: Literal["float32", "bfloat16"] = "float32",
-        layout: Layout = "padded",
+        layout: Layout | None = None,
         gradient_checkpointing: bool = False,
         lora_rank: int = 0,
         lora_alpha: int = 32,
@@ -56,7 +58,8 @@ class LocalTrainer:
         Args:
             device: torch device; null: the GPU where there is one, else the CPU
             precision: what the forward pass runs in; weights, optimizer and log-probabilities stay float32
-            layout: `padded` runs micro-batches row by row, `packed` as one row without padding
+            layout: `packed` runs a micro-batch as one row without padding, a prompt that several rollouts share only once;
+                `padded` runs it row by row; null: packed where the model's attention is transformers' sdpa
             gradient_checkpointing: recompute the model's layers in the backward pass: less memory, a third more time
             lora_rank: rank of low-rank adapters, which then are all that learns; 0: every weight learns
             lora_alpha: the adapters' output counts lora_alpha / lora_rank
@@ -65,7 +68,8 @@ class LocalTrainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.student = model.to(self.device, torch.float32).eval()  # no dropout: teacher = student must give exactly 0
         self.objective, self.rule, self.settings = objective, teacher, settings
-        self.pad_id, self.views, self.clock, self.layout = pad_id, tuple(views), clock, layout
+        self.pad_id, self.views, self.clock = pad_id, tuple(views), clock
+        self.layout = _layout(layout, *(m for m in (model, teacher_model) if m is not None))
         self.autocast = precision == "bfloat16"
         if gradient_checkpointing:
             self.student.train()
@@ -73,7 +77,9 @@ class LocalTrainer:
         if lora_rank:
             add_adapter(self.student, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
         other = None if teacher_model is None else teacher_model.to(self.device, torch.float32)
-        self.teaching = Teaching(self.student, teacher, needs_start=objective.needs_ref, layout=layout, other=other)
+        self.teaching = Teaching(
+            self.student, teacher, needs_start=objective.needs_ref, layout=self.layout, other=other
+        )
         self.spans, self.telemetry = tuple(spans), telemetry
         self.marker_ids = {name: torch.tensor(ids, device=self.device) for name, ids in (marker_ids or {}).items()}
         self.optimizer = torch.optim.AdamW(
@@ -214,10 +220,7 @@ class LocalTrainer:
             self.telemetry.load_state(state["telemetry"])
 
     def _micro_batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
-        """By length, so that little padding is computed; the order does not matter to the gradient."""
-        ordered = sorted(examples, key=lambda e: len(e.rollout.prompt_ids) + len(e.rollout.completion_ids))
-        for start in range(0, len(ordered), self.settings.micro_batch):
-            yield ordered[start : start + self.settings.micro_batch]
+        return micro_batches(examples, self.settings.micro_batch_tokens, packed=self.layout == "packed")
 
     def batches(self, examples: Sequence[Example]) -> Iterator[TrainBatch]:
         """All micro-batches of one update."""
@@ -241,6 +244,20 @@ class LocalTrainer:
         examples = [e for share in shares for e in share]
         with self.clock("score"):
             return {id(e): row for e, row in zip(examples, self.logprobs(examples), strict=True)}
+
+
+def _layout(wanted: Layout | None, *models: PreTrainedModel) -> Layout:
+    """Packed where it can be, unless told otherwise; models that will be packed are made ready for it."""
+    unfit = [type(m).__name__ for m in models if not forest.can_grow(m)]
+    if wanted == "packed" and unfit:
+        raise ValueError(
+            f"trainer.layout: {unfit[0]} cannot be packed, its attention is not transformers' sdpa; wanted padded or null"
+        )
+    if wanted == "padded" or unfit:
+        return "padded"
+    for model in models:
+        forest.prepare(model)
+    return "packed"
 
 
 def _stack(examples: Sequence[Example], batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
