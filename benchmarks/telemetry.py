@@ -74,7 +74,7 @@ def main() -> None:
     )
     trainer = LocalTrainer(
         model=model, objective=Objective((term,)), teacher=frozen(), settings=TrainerFrame(micro_batch_tokens=3000), total_steps=100,
-        pad_id=0, views=("teacher",), clock=Clock(),
+        views=("teacher",), clock=Clock(),
     )  # fmt: skip
     groups = [_judged(r, i) for i, r in enumerate(rollouts)]
     plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)

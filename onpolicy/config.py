@@ -257,7 +257,6 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
         "teacher",
         "settings",
         "total_steps",
-        "pad_id",
         "views",
         "clock",
         "spans",

@@ -20,6 +20,8 @@ from torch import Tensor
 from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 
+from onpolicy.packing import Row, TokenIds
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -72,32 +74,30 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None
     return scaled_dot_product_attention(query, key, value, attn_mask=(back >= 0) & (back < window), scale=scale)
 
 
-def plant(
-    prompts: Sequence[Sequence[int]], completions: Sequence[Sequence[int]]
-) -> tuple[Forest, list[int], list[int], list[Tensor]]:
+def plant(rows: Sequence[Row]) -> tuple[Forest, list[int], list[int], list[Tensor]]:
     """The forest of some rows: equal prompts become one trunk. Completions are left without their last token, which predicts nothing.
 
     Returns:
         the forest; the tokens of its row ``[S]``; their positions ``[S]``; for each row the places in ``[S]`` whose states
         predict its completion ``[T]``
     """
-    together: dict[tuple[int, ...], list[int]] = {}
-    for row, prompt in enumerate(prompts):
-        together.setdefault(tuple(prompt), []).append(row)
+    together: dict[TokenIds, list[int]] = {}
+    for number, (prompt, _) in enumerate(rows):
+        together.setdefault(prompt, []).append(number)
     trees: list[Tree] = []
     ids: list[int] = []
     positions: list[int] = []
-    places: list[Tensor] = [torch.zeros(0)] * len(prompts)
-    for prompt, rows in together.items():
+    places: list[Tensor] = [torch.zeros(0)] * len(rows)
+    for prompt, numbers in together.items():
         last = len(ids) + len(prompt) - 1
+        branches = [rows[number][1][:-1] for number in numbers]
         ids += prompt
         positions += range(len(prompt))
-        for row in rows:
-            branch = completions[row][:-1]
-            places[row] = torch.tensor([last, *range(len(ids), len(ids) + len(branch))])
+        for number, branch in zip(numbers, branches, strict=True):
+            places[number] = torch.tensor([last, *range(len(ids), len(ids) + len(branch))])
             ids += branch
             positions += range(len(prompt), len(prompt) + len(branch))
-        trees.append(Tree(len(prompt), tuple(len(completions[row]) - 1 for row in rows)))
+        trees.append(Tree(len(prompt), tuple(map(len, branches))))
     return Forest(tuple(trees)), ids, positions, places
 
 
@@ -150,5 +150,6 @@ def _interface(
         )
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
+    query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast positions are turned in float32
     attended = forest.attend(query, key, value, scale=options.get("scaling"), window=options.get("sliding_window"))
     return attended.transpose(1, 2).contiguous(), None

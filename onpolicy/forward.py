@@ -6,6 +6,7 @@ The body of the model runs on whole sequences; its head runs later and only wher
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from onpolicy import forest
 from onpolicy.distill.vocabulary import Head, States
+from onpolicy.packing import Row
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -20,43 +22,39 @@ if TYPE_CHECKING:
 Layout = Literal["padded", "packed"]
 
 
-def completion_states(
-    model: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, mask: Tensor, *, layout: Layout = "padded"
-) -> States:
-    """The states that predict the N tokens marked in ``mask``, in row-major order.
+def completion_states(model: PreTrainedModel, rows: Sequence[Row], *, layout: Layout = "padded") -> States:
+    """The states that predict every token of the rows' completions, N together, row after row.
 
     Args:
         model: a causal language model of transformers; one for ``packed`` has been through ``forest.prepare``
-        input_ids: [B, S] prompts padded left, completions padded right
-        attention_mask: [B, S] 0 on padding
-        mask: [B, T] bool, the sampled tokens wanted; T counts from the right end of S
+        rows: prompts and completions
         layout: ``padded`` runs the rows as they are; ``packed`` runs them as one row without padding, equal prompts once
     """
-    hidden = (_padded if layout == "padded" else _packed)(model.base_model, input_ids, attention_mask, mask)
+    hidden = (_padded if layout == "padded" else _packed)(model.base_model, rows, model.device)
     return States(hidden=hidden, head=head_of(model))
 
 
-def _padded(body: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> Tensor:
+def _padded(body: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> Tensor:
+    """``[pad.. prompt | completion ..pad]``: prompts end where completions begin."""
+    left, right = (max(map(len, column)) for column in zip(*rows, strict=True))
+    ids = torch.zeros(len(rows), left + right, dtype=torch.long)
+    real = torch.zeros_like(ids)
+    for i, (prompt, completion) in enumerate(rows):
+        place = slice(left - len(prompt), left + len(completion))
+        ids[i, place], real[i, place] = torch.tensor([*prompt, *completion]), 1
     hidden = body(
-        input_ids=input_ids,
-        attention_mask=attention_mask,
-        position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),  # prompts start at 0 wherever the padding ends
+        input_ids=ids.to(device),
+        attention_mask=real.to(device),
+        position_ids=(real.cumsum(-1) - 1).clamp(min=0).to(device),  # prompts start at 0 wherever the padding ends
         use_cache=False,
     ).last_hidden_state
-    width = mask.shape[1]
-    return hidden[:, -width - 1 : -1][mask]  # type: ignore[no-any-return]
+    return hidden[:, left - 1 : -1][real[:, left:].bool().to(device)]  # type: ignore[no-any-return]
 
 
-def _packed(body: torch.nn.Module, input_ids: Tensor, attention_mask: Tensor, mask: Tensor) -> Tensor:
-    start, device = input_ids.shape[1] - mask.shape[1], input_ids.device
-    real = attention_mask.bool().cpu()
-    rows = input_ids.cpu()
-    prompts = [row[keep].tolist() for row, keep in zip(rows[:, :start], real[:, :start], strict=True)]
-    completions = [row[keep].tolist() for row, keep in zip(rows[:, start:], real[:, start:], strict=True)]
-    trees, ids, positions, places = forest.plant(prompts, completions)
-    hidden = forest.run(body, trees, torch.tensor(ids, device=device), torch.tensor(positions, device=device))
-    wanted = torch.cat([place[keep[: len(place)]] for place, keep in zip(places, mask.cpu(), strict=True)])
-    return hidden[wanted.to(device)]
+def _packed(body: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> Tensor:
+    planted, ids, positions, places = forest.plant(rows)
+    hidden = forest.run(body, planted, torch.tensor(ids, device=device), torch.tensor(positions, device=device))
+    return hidden[torch.cat(places).to(device)]
 
 
 def head_of(model: PreTrainedModel) -> Head:

@@ -138,8 +138,3 @@ def write_model(trainer: LocalTrainer, tokenizer: Any, folder: Path) -> None:
     """A Hugging Face folder: weights, config, tokenizer with its chat template."""
     trainer.plain_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-
-
-def pad_id(tokenizer: Any) -> int:
-    """Any valid id will do: padding is never attended to and never scored."""
-    return next((i for i in (tokenizer.pad_token_id, tokenizer.eos_token_id) if i is not None), 0)

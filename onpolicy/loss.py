@@ -52,9 +52,8 @@ class Term:
         """[B, T] bool: the tokens this term trains."""
         mask = batch.response_mask
         if self.facts.tokens == "teacher_mask":
-            views = batch.views if isinstance(batch, TrainBatch) else batch.teacher
             for view in self.views:
-                mask = mask & views[view].mask
+                mask = mask & (batch.views[view] if isinstance(batch, TrainBatch) else batch.teacher[view].mask)
         return mask if self.name not in batch.routes else mask & (batch.routes[self.name] > 0)[:, None]
 
     def shares(self, mask: Tensor, inputs: LossInputs) -> Tensor:

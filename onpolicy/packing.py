@@ -1,93 +1,73 @@
-"""Which rollouts run together: micro-batches under a budget of tokens, those that share a prompt side by side."""
+"""Which sequences run together: micro-batches under a budget of tokens, those that share a prompt side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
-from onpolicy.types import Example
-
 TokenIds = tuple[int, ...]
-STUDENT = "<student>"
+Row = tuple[TokenIds, TokenIds]
+"""A prompt and a completion, as whoever scores the completion reads them."""
 
 
-def micro_batches(examples: Sequence[Example], budget: int, *, packed: bool) -> Iterator[list[Example]]:
-    """All examples, each once; the largest first, so that memory runs out in the first micro-batch or in none.
+def micro_batches(rows: Sequence[Row], budget: int, *, packed: bool) -> Iterator[list[int]]:
+    """The rows' numbers, each once; the longest first, so that memory runs out in the first micro-batch or in none.
 
     Args:
-        examples: of one optimizer update
-        budget: most tokens in a micro-batch, the student's and its teachers' together; a rollout that has more runs alone
-        packed: whether prompts count once for all rollouts that share them, and there is no padding
+        rows: of one reader
+        budget: most tokens in a micro-batch; a row that has more runs alone
+        packed: whether a prompt counts once for all rows that share it, and there is no padding
     """
     load: _Packed | _Padded = _Packed() if packed else _Padded()
-    batch: list[Example] = []
-    for example in _ordered(examples, packed=packed):
-        if batch and load.with_(example) > budget:
+    batch: list[int] = []
+    for number in _ordered(rows, packed=packed):
+        if batch and load.with_(rows[number]) > budget:
             yield batch
             load, batch = type(load)(), []
-        load.add(example)
-        batch.append(example)
+        load.add(rows[number])
+        batch.append(number)
     if batch:
         yield batch
 
 
-def _ordered(examples: Sequence[Example], *, packed: bool) -> list[Example]:
+def _ordered(rows: Sequence[Row], *, packed: bool) -> list[int]:
+    length = [len(prompt) + len(completion) for prompt, completion in rows]
     if not packed:
-        return sorted(examples, key=_length, reverse=True)
-    groups: dict[TokenIds, list[Example]] = {}
-    for example in examples:
-        groups.setdefault(example.rollout.prompt_ids, []).append(example)
-    largest = sorted(groups.values(), key=lambda group: sum(map(_length, group)), reverse=True)
-    return [
-        e for group in largest for e in sorted(group, key=lambda e: (sorted(e.teacher_prompt_ids.items()), -_length(e)))
-    ]
-
-
-def _prompts(example: Example) -> Mapping[str, TokenIds]:
-    return {STUDENT: example.rollout.prompt_ids, **example.teacher_prompt_ids}
-
-
-def _length(example: Example) -> int:
-    prompts = _prompts(example)
-    return sum(map(len, prompts.values())) + len(prompts) * len(example.rollout.completion_ids)
+        return sorted(range(len(rows)), key=lambda i: -length[i])
+    trees: dict[TokenIds, list[int]] = {}
+    for i, (prompt, _) in enumerate(rows):
+        trees.setdefault(prompt, []).append(i)
+    largest = sorted(trees.values(), key=lambda tree: -sum(length[i] for i in tree))
+    return [i for tree in largest for i in sorted(tree, key=lambda i: -length[i])]
 
 
 @dataclass
 class _Packed:
-    """What a micro-batch computes: each prompt once, and each completion once for whoever reads it."""
+    """Each prompt once, each completion once."""
 
     tokens: int = 0
-    seen: set[tuple[str, TokenIds]] = field(default_factory=set)
+    prompts: set[TokenIds] = field(default_factory=set)
 
-    def with_(self, example: Example) -> int:
-        prompts = _prompts(example)
-        new = sum(len(ids) for who, ids in prompts.items() if (who, ids) not in self.seen)
-        return self.tokens + new + len(prompts) * len(example.rollout.completion_ids)
+    def with_(self, row: Row) -> int:
+        prompt, completion = row
+        return self.tokens + len(completion) + (0 if prompt in self.prompts else len(prompt))
 
-    def add(self, example: Example) -> None:
-        self.tokens = self.with_(example)
-        self.seen.update(_prompts(example).items())
+    def add(self, row: Row) -> None:
+        self.tokens = self.with_(row)
+        self.prompts.add(row[0])
 
 
 @dataclass
 class _Padded:
-    """What a micro-batch computes: for whoever reads it, every row as long as the longest prompt and the longest completion."""
+    """Every row as long as the longest prompt and the longest completion."""
 
-    rows: dict[str, int] = field(default_factory=dict)
-    widths: dict[str, int] = field(default_factory=dict)
+    rows: int = 0
+    prompt: int = 0
     completion: int = 0
 
-    def with_(self, example: Example) -> int:
-        prompts = _prompts(example)
-        completion = max(self.completion, len(example.rollout.completion_ids))
-        return sum(
-            (self.rows.get(who, 0) + int(who in prompts))
-            * (max(self.widths.get(who, 0), len(prompts.get(who, ()))) + completion)
-            for who in {*self.rows, *prompts}
-        )
+    def with_(self, row: Row) -> int:
+        return (self.rows + 1) * (max(self.prompt, len(row[0])) + max(self.completion, len(row[1])))
 
-    def add(self, example: Example) -> None:
-        self.completion = max(self.completion, len(example.rollout.completion_ids))
-        for who, ids in _prompts(example).items():
-            self.rows[who] = self.rows.get(who, 0) + 1
-            self.widths[who] = max(self.widths.get(who, 0), len(ids))
+    def add(self, row: Row) -> None:
+        self.rows += 1
+        self.prompt, self.completion = max(self.prompt, len(row[0])), max(self.completion, len(row[1]))

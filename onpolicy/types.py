@@ -108,27 +108,11 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class TeacherView:
-    """What the teacher reads in one view: privileged prompt + the same completion, for the R rows that have one."""
-
-    rows: Tensor
-    """[R] int64; which of the B rows these are."""
-    input_ids: Tensor
-    """[R, S'] int64."""
-    attention_mask: Tensor
-    """[R, S'] int64; 0 on padding."""
-    mask: Tensor
-    """[B, T] bool; the ``teacher_mask``: sampled tokens whose rollout has a context in this view."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class TrainBatch:
     """One micro-batch as tensors."""
 
-    input_ids: Tensor
-    """[B, S] int64; student prompt + completion."""
-    attention_mask: Tensor
-    """[B, S] int64; 0 on padding."""
+    examples: tuple[Example, ...]
+    """The B rollouts."""
     completion_ids: Tensor
     """[B, T] int64; 0 on padding."""
     response_mask: Tensor
@@ -137,7 +121,8 @@ class TrainBatch:
     """[B, T] float32; 0 on padding."""
     advantages: Tensor
     """[B, T] float32; 0 on padding."""
-    views: Mapping[str, TeacherView]
+    views: Mapping[str, Tensor]
+    """[B, T] bool by view; the ``teacher_mask``: sampled tokens whose rollout has a context in this view."""
     routes: Mapping[str, Tensor] = field(default_factory=dict)
     """[B] float32 by loss term."""
     spans: Mapping[str, Tensor] = field(default_factory=dict)

@@ -12,10 +12,12 @@ import torch
 from transformers import PreTrainedModel
 
 from onpolicy import forest
+from onpolicy.backends.teaching import Teaching
 from onpolicy.collate import collate
 from onpolicy.distill.vocabulary import read
 from onpolicy.forward import completion_states, head_error
-from onpolicy.types import Example
+from onpolicy.packing import Row
+from onpolicy.teachers import live
 from tests.tiny import example, random_examples, tiny_model
 
 FAMILIES = ("qwen3", "llama")
@@ -35,11 +37,10 @@ def alone(model: PreTrainedModel, prompt: tuple[int, ...], completion: tuple[int
     return torch.stack([logp[len(prompt) + t - 1, token] for t, token in enumerate(completion)])
 
 
-def student_rows(model: PreTrainedModel, examples: list[Example], layout: str) -> list[torch.Tensor]:
-    batch = collate(examples, views=["teacher"], pad_id=0)
-    states = completion_states(model, batch.input_ids, batch.attention_mask, batch.response_mask, layout=layout)  # type: ignore[arg-type]
-    flat = read(states, {}, batch.completion_ids[batch.response_mask]).logprobs
-    return list(flat.split([len(e.rollout.completion_ids) for e in examples]))
+def scored(model: PreTrainedModel, rows: list[Row], layout: str) -> list[torch.Tensor]:
+    states = completion_states(model, rows, layout=layout)  # type: ignore[arg-type]
+    flat = read(states, {}, torch.tensor([token for _, completion in rows for token in completion])).logprobs
+    return list(flat.split([len(completion) for _, completion in rows]))
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -47,12 +48,11 @@ def student_rows(model: PreTrainedModel, examples: list[Example], layout: str) -
 @torch.no_grad()
 def test_every_layout_gives_the_row_its_own_numbers(family: str, layout: str) -> None:
     model, examples = model_for(family, layout), random_examples(6)
-    together = student_rows(model, examples, layout)
-    for row, one in zip(together, examples, strict=True):
-        torch.testing.assert_close(
-            row, alone(model, one.rollout.prompt_ids, one.rollout.completion_ids), atol=2e-5, rtol=1e-4
-        )
-        torch.testing.assert_close(row, student_rows(model, [one], layout)[0], atol=2e-5, rtol=1e-4)
+    rows = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in examples]
+    rows += [(rows[0][0], rows[i][1]) for i in (1, 2)]  # several completions of one prompt
+    for found, row in zip(scored(model, rows, layout), rows, strict=True):
+        torch.testing.assert_close(found, alone(model, *row), atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found, scored(model, [row], layout)[0], atol=2e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -60,27 +60,24 @@ def test_every_layout_gives_the_row_its_own_numbers(family: str, layout: str) ->
 @torch.no_grad()
 def test_the_teacher_scores_the_same_tokens_under_its_own_prompt(family: str, layout: str) -> None:
     model, examples = model_for(family, layout), random_examples(6, seed=3, with_teacher=0.5)
-    view = collate(examples, views=["teacher"], pad_id=0).views["teacher"]
-    batch = collate(examples, views=["teacher"], pad_id=0)
-    taught = [e for e in examples if "teacher" in e.teacher_prompt_ids]
-    assert 0 < len(taught) < len(examples), "the example set must hold both kinds of rows"
-    states = completion_states(model, view.input_ids, view.attention_mask, view.mask[view.rows], layout=layout)  # type: ignore[arg-type]
-    flat = read(states, {}, batch.completion_ids[view.mask]).logprobs
-    for row, one in zip(flat.split([len(e.rollout.completion_ids) for e in taught]), taught, strict=True):
-        expected = alone(model, one.teacher_prompt_ids["teacher"], one.rollout.completion_ids)
-        torch.testing.assert_close(row, expected, atol=2e-5, rtol=1e-4)
+    with_view = [e for e in examples if "teacher" in e.teacher_prompt_ids]
+    assert 0 < len(with_view) < len(examples), "the example set must hold both kinds of rows"
+    teaching = Teaching(model, live(), needs_start=False, layout=layout)  # type: ignore[arg-type]
+    batch = collate(examples, views=["teacher"])
+    states = teaching.states(batch, teaching.read(examples, budget=60, with_start=False))["teacher"]
+    flat = read(states, {}, batch.completion_ids[batch.response_mask]).logprobs
+    for found, one in zip(flat.split([len(e.rollout.completion_ids) for e in examples]), examples, strict=True):
+        if one in with_view:
+            expected = alone(model, one.teacher_prompt_ids["teacher"], one.rollout.completion_ids)
+            torch.testing.assert_close(found, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_columns_by_hand() -> None:
-    """Prompts end, and completions begin, in the same column of a batch."""
-    batch = collate([example([5, 6], [7, 8, 2], teacher=[9, 5, 6]), example([4], [3])], views=["teacher"], pad_id=0)
-    assert batch.input_ids.tolist() == [[5, 6, 7, 8, 2], [0, 4, 3, 0, 0]]
-    assert batch.attention_mask.tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 0, 0]]
+    """Column t is completion token t, whatever the prompt."""
+    batch = collate([example([5, 6], [7, 8, 2], teacher=[9, 5, 6]), example([4], [3])], views=["teacher"])
     assert batch.completion_ids.tolist() == [[7, 8, 2], [3, 0, 0]]
     assert batch.response_mask.tolist() == [[True] * 3, [True, False, False]]
-    view = batch.views["teacher"]
-    assert view.rows.tolist() == [0] and view.input_ids.tolist() == [[9, 5, 6, 7, 8, 2]]
-    assert view.mask.tolist() == [[True] * 3, [False] * 3]
+    assert batch.views["teacher"].tolist() == [[True] * 3, [False] * 3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -46,7 +46,7 @@ def distill_term(target: Any = identity, **options: Any) -> Term:
 def trainer(rule: WeightRule, *terms: Term, **options: Any) -> LocalTrainer:
     settings = TrainerFrame(lr=options.pop("lr", 1e-2), micro_batch_tokens=100)
     return LocalTrainer(
-        model=tiny_model(), objective=Objective(terms or (distill_term(),)), teacher=rule, settings=settings, total_steps=10, pad_id=0,
+        model=tiny_model(), objective=Objective(terms or (distill_term(),)), teacher=rule, settings=settings, total_steps=10,
         views=("teacher",), clock=Clock(), **options,
     )  # fmt: skip
 

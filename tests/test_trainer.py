@@ -57,7 +57,7 @@ def trainer(*terms: Term, rule: WeightRule | None = None, seed: int = 0, **setti
     layout = settings.pop("layout", "padded")
     return LocalTrainer(
         model=tiny_model(seed=seed), objective=Objective(terms or (distill_term(),)), teacher=rule or live(),
-        settings=TrainerFrame(**{"lr": 1e-3, "micro_batch_tokens": 150, **settings}), total_steps=10, pad_id=0, views=("teacher",),
+        settings=TrainerFrame(**{"lr": 1e-3, "micro_batch_tokens": 150, **settings}), total_steps=10, views=("teacher",),
         clock=Clock(), layout=layout,
     )  # fmt: skip
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onpolicy import forest
 from onpolicy.backends.lora import adapted, adapter_tensors, add_adapter, merged, plain_copy
-from onpolicy.backends.teaching import Teaching
+from onpolicy.backends.teaching import Taught, Teaching
 from onpolicy.clock import Clock
 from onpolicy.collate import collate
 from onpolicy.config import TrainerFrame
@@ -22,7 +22,7 @@ from onpolicy.forward import Layout, completion_states
 from onpolicy.loss import Objective, Tally
 from onpolicy.packing import micro_batches
 from onpolicy.teachers import WeightRule
-from onpolicy.types import Example, LossInputs, Metrics, TeacherScores, TeacherView, TrainBatch
+from onpolicy.types import Example, LossInputs, Metrics, TeacherScores, TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -39,7 +39,6 @@ class LocalTrainer:
         teacher: WeightRule,
         settings: TrainerFrame,
         total_steps: int,
-        pad_id: int,
         views: Sequence[str],
         clock: Clock,
         spans: Sequence[str] = (),
@@ -68,7 +67,7 @@ class LocalTrainer:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.student = model.to(self.device, torch.float32).eval()  # no dropout: teacher = student must give exactly 0
         self.objective, self.rule, self.settings = objective, teacher, settings
-        self.pad_id, self.views, self.clock = pad_id, tuple(views), clock
+        self.views, self.clock = tuple(views), clock
         self.layout = _layout(layout, *(m for m in (model, teacher_model) if m is not None))
         self.autocast = precision == "bfloat16"
         if gradient_checkpointing:
@@ -121,13 +120,13 @@ class LocalTrainer:
 
     def _update(self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: Tally) -> tuple[float, float]:
         """One optimizer update; one whose gradient is not finite, or exactly 0, is left out and counted."""
-        batches = [(chunk, self.batch(chunk)) for chunk in self._micro_batches(examples)]
-        denominators = self.objective.denominators(batch for _, batch in batches)
-        if not any(term.tokens(batch).any() for _, batch in batches for term in self.objective.terms):
+        batches = list(self.batches(examples))
+        denominators = self.objective.denominators(batches)
+        if not any(term.tokens(batch).any() for batch in batches for term in self.objective.terms):
             return 0.0, 0.0
-        total = 0.0
-        for chunk, batch in batches:
-            inputs = self.inputs(batch, _stack(chunk, batch, old))
+        total, taught = 0.0, self.taught(examples)
+        for batch in batches:
+            inputs = self.inputs(batch, _stack(batch, old), taught=taught)
             with self.clock("update"):
                 loss = self.objective(inputs, denominators, tally)
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -153,19 +152,20 @@ class LocalTrainer:
         batch: TrainBatch,
         old_logprobs: Tensor | None = None,
         *,
+        taught: Taught | None = None,
         through: Callable[[States], States] | None = None,
     ) -> LossInputs:
-        """Runs student and teacher over one micro-batch.
+        """Runs the student over one micro-batch, and compares it with the teacher.
 
         Args:
             batch: the micro-batch
             old_logprobs: None: the current ones are the old ones
+            taught: what the teacher sees in these rollouts; None: it is read now
             through: what the student's states pass on their way to the head
         """
-        with self.clock("score"):
-            teachers = self._teachers(batch)
+        teachers = self.teaching.states(batch, self.taught(batch.examples) if taught is None else taught)
         with self.clock("update"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            student = self._states(self.student, batch)
+            student = self._states(batch)
             student = student if through is None else through(student)
             ids, comparisons = batch.completion_ids[batch.response_mask], self.objective.comparisons
             readings = read(student, teachers, ids, comparisons, marker_ids=self.marker_ids)
@@ -186,12 +186,11 @@ class LocalTrainer:
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:
         """The student's log-probability of each sampled token, per rollout ``[T]``."""
         found: dict[int, Tensor] = {}
-        for chunk in self._micro_batches(examples):
-            batch = self.batch(chunk)
+        for batch in self.batches(examples):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                flat = read(self._states(self.student, batch), {}, batch.completion_ids[batch.response_mask]).logprobs
-            for example, row in zip(chunk, flat.split([len(e.rollout.completion_ids) for e in chunk]), strict=True):
-                found[id(example)] = row
+                flat = read(self._states(batch), {}, batch.completion_ids[batch.response_mask]).logprobs
+            lengths = [len(e.rollout.completion_ids) for e in batch.examples]
+            found |= {id(e): row for e, row in zip(batch.examples, flat.split(lengths), strict=True)}
         return [found[id(e)] for e in examples]
 
     def freeze_teacher(self) -> None:
@@ -219,26 +218,28 @@ class LocalTrainer:
         if self.telemetry is not None:
             self.telemetry.load_state(state["telemetry"])
 
-    def _micro_batches(self, examples: Sequence[Example]) -> Iterator[list[Example]]:
-        return micro_batches(examples, self.settings.micro_batch_tokens, packed=self.layout == "packed")
-
     def batches(self, examples: Sequence[Example]) -> Iterator[TrainBatch]:
-        """All micro-batches of one update."""
-        return (self.batch(chunk) for chunk in self._micro_batches(examples))
+        """All micro-batches of one update; how they are cut does not matter to the gradient."""
+        rows = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in examples]
+        for numbers in micro_batches(rows, self.settings.micro_batch_tokens, packed=self.layout == "packed"):
+            yield self.batch([examples[i] for i in numbers])
 
     def batch(self, examples: Sequence[Example]) -> TrainBatch:
         """Collated, on the device."""
-        routes = self.objective.routes
-        batch = collate(examples, views=self.views, pad_id=self.pad_id, routes=routes, spans=self.spans)
-        return to_device(batch, self.device)
-
-    def _states(self, model: PreTrainedModel, batch: TrainBatch) -> States:
-        return completion_states(model, batch.input_ids, batch.attention_mask, batch.response_mask, layout=self.layout)
+        return to_device(
+            collate(examples, views=self.views, routes=self.objective.routes, spans=self.spans), self.device
+        )
 
     @torch.no_grad()
-    def _teachers(self, batch: TrainBatch) -> dict[str, States]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.teaching.states(batch, with_start=self.objective.needs_ref)
+    def taught(self, examples: Sequence[Example]) -> Taught:
+        """What the teacher, as it is now, sees in these rollouts."""
+        with self.clock("score"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            budget = self.settings.micro_batch_tokens
+            return self.teaching.read(examples, budget=budget, with_start=self.objective.needs_ref)
+
+    def _states(self, batch: TrainBatch) -> States:
+        rows = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in batch.examples]
+        return completion_states(self.student, rows, layout=self.layout)
 
     def _old_logprobs(self, shares: Sequence[Sequence[Example]]) -> dict[int, Tensor]:
         examples = [e for share in shares for e in share]
@@ -260,11 +261,11 @@ def _layout(wanted: Layout | None, *models: PreTrainedModel) -> Layout:
     return "packed"
 
 
-def _stack(examples: Sequence[Example], batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
+def _stack(batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
     """The examples' old log-probs ``[B, T]``; None where none were computed because nothing has moved yet."""
     if not old:
         return None
-    flat = torch.cat([old[id(e)] for e in examples])
+    flat = torch.cat([old[id(e)] for e in batch.examples])
     return spread(flat, batch.response_mask)
 
 
@@ -285,9 +286,9 @@ def loss_inputs(batch: TrainBatch, readings: Readings, old_logprobs: Tensor | No
             name: TeacherScores(
                 logprobs=spread(readings.teacher_logprobs[name], mask),
                 entropy=spread(readings.teacher_entropy[name], mask),
-                mask=view.mask,
+                mask=mask,
             )
-            for name, view in batch.views.items()
+            for name, mask in batch.views.items()
         },
         divergences={comparison: spread(values, mask) for comparison, values in readings.divergences.items()},
         marker_mass={who: spread(values, mask) for who, values in readings.marker_mass.items()},
@@ -327,9 +328,7 @@ def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
 def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {name: _moved(inner, device) for name, inner in value.items()}
-    if isinstance(value, TeacherView):
-        return TeacherView(**{f.name: _moved(getattr(value, f.name), device) for f in fields(value)})
-    return value.to(device)
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _assign(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,11 +14,16 @@ from torch import Tensor
 from onpolicy.backends.lora import adapted, adapter_off
 from onpolicy.distill.vocabulary import START, States
 from onpolicy.forward import Layout, completion_states, head_of
+from onpolicy.packing import Row, micro_batches
 from onpolicy.teachers import WeightRule
-from onpolicy.types import TeacherView, TrainBatch
+from onpolicy.types import Example, TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Taught = Mapping[int, Mapping[str, Tensor]]
+"""``id`` of an example -> view or START -> hidden states ``[T, H]``."""
 
 
 @dataclass(frozen=True)
@@ -70,41 +75,75 @@ class Teaching:
             unmoved = self.teacher if rule.copies and rule.update is None and other is None else None
             self.start = unmoved or still or Reader(_copy(student))
 
-    def states(self, batch: TrainBatch, *, with_start: bool) -> dict[str, States]:
-        """By view the teacher's states at all N sampled tokens, and the start model's where it is wanted."""
-        readers = [self.teacher] + ([Reader(self.student)] if self.rule.student_share else [])
-        states = {
-            name: self._blended([self._read(r, batch, view) for r in readers]) for name, view in batch.views.items()
+    def read(self, examples: Sequence[Example], *, budget: int, with_start: bool) -> Taught:
+        """What the teacher sees in every view of every rollout, and the start model where it is wanted.
+
+        No graph is kept, so this runs apart from the student's micro-batches: whatever one model reads goes through it
+        together, with each privileged prompt once for all rollouts that share it.
+        """
+        wanted: dict[Reader, list[tuple[int, str, Row]]] = {}
+        for i, example in enumerate(examples):
+            completion = example.rollout.completion_ids
+            for view, prompt in example.teacher_prompt_ids.items():
+                for reader in self.readers:
+                    wanted.setdefault(reader, []).append((i, view, (prompt, completion)))
+            if with_start:
+                assert self.start is not None
+                wanted.setdefault(self.start, []).append((i, START, (example.rollout.prompt_ids, completion)))
+        found: list[dict[str, list[Tensor]]] = [{} for _ in examples]
+        for reader, rows in wanted.items():
+            for (i, name, _), hidden in zip(rows, self._hidden(reader, [row for *_, row in rows], budget), strict=True):
+                found[i].setdefault(name, []).append(hidden)
+        return {
+            id(example): {name: torch.cat(hidden, -1) for name, hidden in names.items()}
+            for example, names in zip(examples, found, strict=True)
         }
-        if with_start:
+
+    def states(self, batch: TrainBatch, taught: Taught) -> dict[str, States]:
+        """By view, and for the start model if it was read, the states at all N sampled tokens; zeros, which the mask hides,
+        where a rollout has no context."""
+        heads = dict.fromkeys(batch.views, self.head)
+        rows = [taught[id(example)] for example in batch.examples]
+        if any(START in row for row in rows):
             assert self.start is not None
-            with self.start.plain():
-                states[START] = completion_states(
-                    self.start.model, batch.input_ids, batch.attention_mask, batch.response_mask, layout=self.layout
-                )
+            heads[START] = self.start.head
+        lengths = [len(e.rollout.completion_ids) for e in batch.examples]
+        states = {}
+        for name, head in heads.items():
+            known = next((row[name] for row in rows if name in row), None)
+            if known is None:
+                width = self.teacher.model.config.get_text_config().hidden_size * len(self.readers)
+                known = torch.zeros(1, width, device=batch.response_mask.device)
+            parts = [
+                row[name] if name in row else known.new_zeros(n, known.shape[-1])
+                for row, n in zip(rows, lengths, strict=True)
+            ]
+            states[name] = States(torch.cat(parts), head)
         return states
 
-    def _read(self, reader: Reader, batch: TrainBatch, view: TeacherView) -> States:
-        """[N, H]; zeros, which the mask hides, where a rollout has no context."""
-        width = reader.model.config.get_text_config().hidden_size
-        hidden = torch.zeros(int(batch.response_mask.sum()), width, device=batch.input_ids.device)
-        if len(view.rows):
+    def _hidden(self, reader: Reader, rows: Sequence[Row], budget: int) -> list[Tensor]:
+        """By row ``[T, H]``."""
+        hidden: list[Tensor] = [torch.zeros(0)] * len(rows)
+        for numbers in micro_batches(rows, budget, packed=self.layout == "packed"):
             with reader.plain():
-                seen = completion_states(
-                    reader.model, view.input_ids, view.attention_mask, view.mask[view.rows], layout=self.layout
-                )
-            hidden = hidden.to(seen.hidden.dtype)
-            hidden[view.mask[batch.response_mask]] = seen.hidden
-        return States(hidden, reader.head)
+                together = completion_states(reader.model, [rows[i] for i in numbers], layout=self.layout).hidden
+            for i, own in zip(numbers, together.split([len(rows[i][1]) for i in numbers]), strict=True):
+                hidden[i] = own
+        return hidden
 
-    def _blended(self, states: list[States]) -> States:
-        """One teacher, or its logits mixed with the student's: both states side by side, and a head that reads both."""
-        if len(states) == 1:
-            return states[0]
-        (first, second), share = states, self.rule.student_share
-        width = first.hidden.shape[-1]
-        head = lambda h: (1.0 - share) * first.head(h[..., :width]) + share * second.head(h[..., width:])  # noqa: E731
-        return States(torch.cat([first.hidden, second.hidden], -1), head)
+    @property
+    def readers(self) -> tuple[Reader, ...]:
+        """The teacher; and the student, where its logits have a share in the teacher's."""
+        return (self.teacher, Reader(self.student)) if self.rule.student_share else (self.teacher,)
+
+    @property
+    def head(self) -> Callable[[Tensor], Tensor]:
+        """Of the readers' states side by side: one teacher's, or its logits mixed with the student's."""
+        if len(self.readers) == 1:
+            return self.teacher.head
+        one, two = (reader.head for reader in self.readers)
+        share, width = self.rule.student_share, self.student.config.get_text_config().hidden_size
+        return lambda h: (1.0 - share) * one(h[..., :width]) + share * two(h[..., width:])
 
     @torch.no_grad()
     def follow(self, step: int) -> None:

@@ -1,0 +1,162 @@
+"""One training step of onpolicy at a time, on command; the protocol and the spec are those of ``peers/trl_worker.py``.
+
+The real loop, ``onpolicy.train``, with everything a run does by default: rewards, telemetry, logs, weight sync. It stops before
+each step until the driver wants one. ``config`` in the spec holds further overrides; ``trace`` names a run folder to keep.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.peers.channel import Channel, PeakMemory
+from onpolicy.assemble import assemble
+from onpolicy.backends.seeds import newer
+from onpolicy.config import build
+from onpolicy.display import Display
+from onpolicy.plan import plan
+from onpolicy.rollouts import Rollouts
+from onpolicy.run import Run
+from onpolicy.sampling import Sampling
+from onpolicy.scoring import JudgedGroup
+from onpolicy.train import train
+from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup
+
+TEMPLATE = "{question}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
+
+
+class Quit(Exception):
+    """The driver has had enough."""
+
+
+class Given:
+    """A generator that has the completions already: what is left of a step is its scoring and its update."""
+
+    def __init__(self, *, renderer: Any, model: str, sampling: Sampling, max_model_len: int, path: str) -> None:
+        self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
+        self.completions: dict[str, list[list[int]]] = json.loads(Path(path).read_text())
+        self.on_progress = lambda done, total: None
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+        return [
+            RolloutGroup(prompt=p, rollouts=tuple(self._rollout(p, ids) for ids in self.completions[p.id]))
+            for p in prompts
+        ]
+
+    def _rollout(self, prompt: Prompt, ids: list[int]) -> Rollout:
+        return Rollout(
+            prompt_ids=tuple(self.renderer.prompt_ids(prompt.messages)), completion_ids=tuple(ids), rollout_logprobs=(0.0,) * len(ids),
+            text=self.renderer.completion_text(ids), finish_reason="length", policy_version=self.policy_version,
+        )  # fmt: skip
+
+    def update_weights(self, weights: Any, *, version: int) -> None:
+        self.policy_version = newer(version, self.policy_version)
+
+    def close(self) -> None:
+        pass
+
+
+@dataclass
+class OnCommand:
+    """Before each step: tells what the last one cost and waits for the driver to want another."""
+
+    channel: Channel
+    rollouts: Rollouts
+    costs: Metrics = field(default_factory=dict)
+    start: float = 0.0
+    memory: PeakMemory | None = None
+
+    def __call__(self, step: int) -> tuple[list[JudgedGroup], Metrics]:
+        if self.memory is not None:
+            phases = {
+                n.removeprefix("time/"): s for n, s in self.costs.items() if n.startswith("time/") and n != "time/step"
+            }
+            self.channel.answer(
+                seconds=time.perf_counter() - self.start, peak_mib=self.memory.above(), rss_mib=self.memory.start, phases=phases,
+                loss=self.costs["train/loss"], tokens=int(self.costs["rollout/tokens"]),
+            )  # fmt: skip
+        if self.channel.read()["do"] == "quit":
+            raise Quit
+        self.memory = PeakMemory()
+        self.start = time.perf_counter()
+        return self.rollouts(step)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        self.costs = metrics
+
+    def close(self) -> None:
+        pass
+
+
+def assembled(spec: dict[str, Any], folder: Path) -> Run:
+    """The run that a spec describes, before its first step."""
+    problems = folder / "problems.jsonl"
+    rows = [{"id": str(i), "prompt": [{"role": "user", "content": p["question"]}], "answer": "0", "solution": p["solution"]}
+            for i, p in enumerate(spec["problems"])]  # fmt: skip
+    problems.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    generator = {"group_size": spec["group"], "max_tokens": spec["max_tokens"], "name": "vllm"}
+    if spec["what"] == "update":
+        (folder / "completions.json").write_text(json.dumps(dict(enumerate(spec["completions"]))))
+        generator |= {"name": "benchmarks.step_worker:Given", "path": str(folder / "completions.json")}
+    full = spec.get("support", "top20") == "full"
+    term = {
+        "name": "distill",
+        "divergence": {"name": "jsd", "beta": 0.5},
+        "support": "full" if full else {"name": "student_topk", "k": 20},
+    }
+    config = build(
+        {
+            "model": {"path": spec["model"]},
+            "data": {
+                "name": "file",
+                "path": str(problems),
+                "prompts_per_step": spec["prompts_per_step"],
+                "shuffle": False,
+            },
+            "rendering": {"max_prompt_tokens": 100_000},
+            "generator": generator,
+            "rewards": [{"name": "math_answer"}],
+            "contexts": {"teacher": {"name": "reference_solution", "template": spec.get("teacher_template", TEMPLATE)}},
+            "teacher": {"name": spec.get("teacher", "live")},
+            "objective": [term],
+            "trainer": {"name": "local", "lr": spec["lr"], **spec.get("config", {})},
+            "preflight": {"enabled": False, "logprob_tolerance": 1e6},
+            "guards": [],
+            "steps": 1_000_000,
+            "seed": spec.get("seed", 0),
+        }
+    )
+    run = assemble(plan(config), folder / "run", Display(0))
+    eos = tuple(run.renderer.eos_ids)  # every rollout is as long as it may be
+    run.prompts.prompts = [replace(p, banned=eos) for p in run.prompts.prompts]
+    return run
+
+
+def main() -> None:
+    channel = Channel()
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            spec = channel.read()
+            torch.set_num_threads(spec["threads"])
+            run = assembled(spec, Path(folder))
+            on_command = OnCommand(channel, run.sample)
+            run.sample, run.trackers = on_command, [*run.trackers, on_command]  # type: ignore[assignment]
+            channel.answer(ready=True, rss_mib=PeakMemory().start)
+            train(run)
+        except Quit:
+            pass
+        except Exception as error:
+            traceback.print_exc()
+            channel.answer(error=f"{type(error).__name__}: {error}")
+
+
+if __name__ == "__main__":
+    main()
