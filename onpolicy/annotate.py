@@ -33,6 +33,8 @@ class Annotator:
     inquiry: Inquiry
     max_teacher_prompt_tokens: int
     drop_too_long: bool
+    staleness: int = 0
+    """How many versions old rollouts may be."""
     routes: Mapping[str, Route] = field(default_factory=dict)
     """By loss term."""
     spans: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
@@ -44,11 +46,11 @@ class Annotator:
         """Examples in order, and what there is to know about them.
 
         Raises:
-            StaleRollouts: a rollout's ``policy_version`` is not ``version``.
+            StaleRollouts: a rollout's ``policy_version`` is not ``version``, nor at most ``staleness`` below it.
             PromptTooLong: a privileged prompt is over the limit and ``rendering.too_long`` is ``refuse``.
         """
         for judged in groups:
-            _refuse_stale(judged.group, version)
+            _refuse_stale(judged.group, version, self.staleness)
         built = self.inquiry.settle(self._started(groups), version=version)
         dropped: Counter[str] = Counter()
         examples = [
@@ -128,9 +130,9 @@ def advantages(judged: JudgedGroup, credit: Callable[[Sequence[float]], Sequence
     return [a + (bonus - fmean(bonuses)) for a, bonus in zip(credited, bonuses, strict=True)]
 
 
-def _refuse_stale(group: RolloutGroup, version: int) -> None:
+def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:
     for rollout in group.rollouts:
-        if rollout.policy_version != version:
+        if not version - staleness <= rollout.policy_version <= version:
             raise StaleRollouts(
                 f"prompt {group.prompt.id!r}: sampled with weights of version {rollout.policy_version}, training is at {version}; "
                 "generator.update_weights was skipped or failed"

@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,8 @@ class Checkpoints:
 
     def __init__(self, folder: Path, *, keep_last: int, best: str | None) -> None:
         self.folder, self.keep_last, self.best = folder, keep_last, best
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Checkpoint] | None = None
 
     def all(self) -> list[Checkpoint]:
         """Whole checkpoints, oldest first."""
@@ -46,6 +49,25 @@ class Checkpoints:
 
     def latest(self) -> Checkpoint | None:
         return next(reversed(self.all()), None)
+
+    def begin(self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics) -> None:
+        """``save`` on a thread, of the state as it is now, so that training goes on; an earlier one is waited for.
+
+        Raises:
+            CheckpointError: the earlier one could not be written.
+        """
+        self.wait()
+        self._writing = self._thread.submit(self.save, step, _copied(state), write_model, metrics)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written.
+
+        Raises:
+            CheckpointError: what was being written could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
 
     def save(
         self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics
@@ -123,12 +145,25 @@ def read_weights(folder: Path) -> dict[str, Any]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
+def _copied(value: Any) -> Any:
+    """The same tree with tensors that nobody else changes, in the CPU's memory."""
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        return value.detach().to("cpu", copy=True)
+    if isinstance(value, Mapping):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
 def _encode(value: Any, tensors: dict[str, Any]) -> Any:
     import torch
 
     if isinstance(value, torch.Tensor):
         name = str(len(tensors))
-        tensors[name] = value.detach().cpu().contiguous().clone()
+        tensors[name] = value.detach().cpu().contiguous()
         return {"tensor": name}
     if isinstance(value, Mapping):  # as pairs: JSON would turn the optimizer's integer keys into strings
         return {"dict": [[key, _encode(item, tensors)] for key, item in value.items()]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +134,16 @@ def load_teacher(plan: Plan, model: Model, path: str) -> Any:
     return load_weights(plan, path)
 
 
-def write_model(trainer: LocalTrainer, tokenizer: Any, folder: Path) -> None:
-    """A Hugging Face folder: weights, config, tokenizer with its chat template."""
-    trainer.plain_model().save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+def model_writer(trainer: LocalTrainer, tokenizer: Any) -> Callable[[Path], None]:
+    """Copies the student; what comes back writes the copy: weights, config, tokenizer with its chat template."""
+    model = trainer.plain_model()
+    weights: dict[str, Any] = {}
+    copies: dict[int, Any] = {}
+    for name, tensor in model.state_dict().items():  # tied weights stay one tensor: they are written once
+        weights[name] = copies.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", copy=True))
+
+    def write(folder: Path) -> None:
+        model.save_pretrained(folder, state_dict=weights)
+        tokenizer.save_pretrained(folder)
+
+    return write

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from onpolicy.ahead import Ahead
 from onpolicy.annotate import Annotator, StaleRollouts
 from onpolicy.checkpoint import Checkpoints, read_state, read_weights
 from onpolicy.clock import Clock
@@ -38,12 +39,13 @@ class Run:
     renderer: Renderer
     prompts: PromptCursor
     generator: Generator
-    sample: Rollouts
+    sample: Rollouts | Ahead
     annotate: Annotator
     trainer: Trainer
     evaluator: Evaluator | None
     checkpoints: Checkpoints
-    write_model: Callable[[Path], None]
+    model_writer: Callable[[], Callable[[Path], None]]
+    """Copies the student as it is now; what comes back writes that copy as a Hugging Face folder."""
     trackers: Sequence[Tracker]
     samples: Jsonl
     tokens: Jsonl
@@ -75,11 +77,13 @@ class Run:
                 if self._stop and step < self.config.steps:
                     if self.saved_at != step:
                         self.save(step, {})
+                    self.checkpoints.wait()
                     raise Interrupted
+            self.checkpoints.wait()
 
     def evaluate_if_due(self, step: int) -> Metrics:
         every = self.config.eval.every
-        if self.evaluator is None or not every or (step % every and step != self.config.steps):
+        if self.evaluator is None or not (due(step, every) or (every and step == self.config.steps)):
             return {}
         with self.clock("evaluate"):
             return self.evaluator(self.folder / "eval" / f"step-{step:06d}")
@@ -123,13 +127,12 @@ class Run:
             self.tokens.write({"step": step, **self.trace(chosen)})
 
     def save_if_due(self, step: int, metrics: Metrics) -> None:
-        every = self.config.checkpoint.every
-        if step == self.config.steps or (every and step % every == 0):
+        if step == self.config.steps or due(step, self.config.checkpoint.every):
             self.save(step, metrics)
 
     def save(self, step: int, metrics: Metrics) -> None:
         with self.clock("save"):
-            self.checkpoints.save(step, self.state(), self.write_model, metrics)
+            self.checkpoints.begin(step, self.state(), self.model_writer(), metrics)
         self.saved_at = step
 
     def state(self) -> dict[str, Any]:
@@ -137,12 +140,17 @@ class Run:
         return {
             "step": self.step,
             "trainer": self.trainer.state(),
-            "prompts": self.prompts.state(),
+            "prompts": self.prompts.state() | self._sampled_ahead(),
             "random": random_state(),
             "history": self.history,
             "coefficients": self.coefficients.state(),
             "guards": self.guards.state(),
         }
+
+    def _sampled_ahead(self) -> dict[str, Any]:
+        """A resumed run samples again what was sampled ahead when this one was stopped."""
+        position = self.sample.position if isinstance(self.sample, Ahead) else None
+        return {} if position is None else {"position": position}
 
     def resume(self) -> bool:
         """Continues from the last whole checkpoint, if there is one."""
@@ -165,6 +173,8 @@ class Run:
         self.samples.close()
         self.tokens.close()
         self.generator.close()
+        if isinstance(self.sample, Ahead):
+            self.sample.close()
 
     def _costs(self, metrics: Metrics) -> Metrics:
         """Seconds per phase, tokens per second, peak memory."""
@@ -173,12 +183,16 @@ class Run:
         costs = seconds | {"time/step": total, "memory/peak_gib": peak_memory_gib()}
         if "rollout/tokens" in metrics:
             sampled = metrics["rollout/sampled_tokens"]  # more than are trained where groups are left out
-            costs["rollout/tokens_per_second"] = sampled / max(seconds.get("time/generate", 0.0), 1e-9)
+            costs["rollout/tokens_per_second"] = sampled / max(
+                metrics.get("ahead/generate", seconds.get("time/generate", 0.0)), 1e-9
+            )
             costs["train/tokens_per_second"] = metrics["rollout/tokens"] / max(total, 1e-9)
         return costs
 
     def _watch_sync(self, metrics: Metrics) -> None:
         """Weights that reach the generator only in part show as a growing difference between its log-probs and ours."""
+        if self.config.generator.get("ahead"):
+            return  # there the policy's own change is part of the difference
         gap, first = metrics.get("rollout/logprob_gap"), self.history["first"].get("rollout/logprob_gap")
         if gap is None or first is None:
             return
@@ -197,6 +211,11 @@ class Run:
             raise KeyboardInterrupt
         self._stop = True
         self.display.note("stopping after this step, with a checkpoint; again to stop at once")
+
+
+def due(step: int, every: int) -> bool:
+    """Whether what is done each so many steps, 0 meaning never, is done after this one."""
+    return bool(every) and step % every == 0
 
 
 def signal_of(metrics: Metrics) -> str:

@@ -14,6 +14,13 @@ class Sampling:
     temperature: float = field(default=1.0, metadata={"help": "0: greedy"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1: off"})
     top_k: int = field(default=0, metadata={"help": "likeliest tokens to draw from; 0: off"})
+    ahead: int = field(
+        default=0,
+        metadata={
+            "help": "1: the next step's rollouts are sampled while this step is trained, from weights one step old "
+            "(`importance_cap` of the terms corrects for it); pays where the generator has a device of its own; 0: on-policy"
+        },
+    )
 
     def __post_init__(self) -> None:
         wanted = {
@@ -22,6 +29,7 @@ class Sampling:
             "temperature": (self.temperature, self.temperature >= 0, "0 or more"),
             "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k, self.top_k >= 0, "0 or more"),
+            "ahead": (self.ahead, self.ahead in (0, 1), "0 or 1"),
         }
         for name, (value, fine, want) in wanted.items():
             if not fine:

@@ -83,7 +83,8 @@ def test_kill_9_then_resume(finished: Path, tmp_path: Path, moment: str) -> None
     process.wait(timeout=120)
     assert process.returncode == -signal.SIGKILL, process.stdout.read() if process.stdout else ""
     done = [c.step for c in Checkpoints(run / "checkpoints", keep_last=2, best=None).all()]
-    assert done[-1] == 2, "the third checkpoint must not count"
+    # the second is written while step 3 runs; where the third is half written it is whole
+    assert done[-1] in ((1, 2) if moment == "step" else (2,)), "the third checkpoint must not count"
     assert run_here(config, f"run_dir={run}", "steps=5") == 0
     assert metrics(run) == metrics(finished / "run")
 
