@@ -85,9 +85,9 @@ class TrainerFrame:
     betas: list[float] = opt([0.9, 0.999], "AdamW's")
     max_grad_norm: float = opt(1.0, "clip the gradient's norm here")
     micro_batch_tokens: int = opt(
-        8192,
-        "most tokens in one forward and backward pass, the student's and its teachers' together; changes memory and speed, "
-        "never the gradient",
+        4096,
+        "most tokens in one forward and backward pass of the student; its teachers, who keep no graph, read four times as many at "
+        "once; changes memory and speed, never the gradient",
     )
     updates_per_step: int = opt(
         1, "optimizer updates a step, each on its share of the rollouts; above 1 the later ones are off-policy"

@@ -12,7 +12,7 @@ completion sees its prompt and itself, which is what it would have seen alone: e
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -111,14 +111,63 @@ def can_grow(model: PreTrainedModel) -> bool:
     return bool(backend and plain and layers <= {"full_attention", "sliding_attention"})
 
 
-def prepare(model: PreTrainedModel) -> None:
-    """From now on the model runs forests too; whatever else it is given goes through its usual sdpa."""
+def prepare(model: PreTrainedModel) -> bool:
+    """From now on the model runs forests too; whatever else it is given goes through its usual sdpa.
+
+    Whether it does is tried on a few tokens. False, and the model is as it was, where they come out differently, where the
+    model does not hand the forest on, or where it has windows of which its attention is not told.
+    """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(NAME, _interface)
     AttentionMaskInterface.register(NAME, sdpa_mask)
+    before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
+    if not _grows(model):
+        model.set_attn_implementation(before)
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class _Probe(Forest):
+    """Remembers what the model's attention was told."""
+
+    windows: set[int | None] = field(default_factory=set)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
+        self.windows.add(window)
+        return super().attend(query, key, value, scale=scale, window=window)
+
+
+@torch.no_grad()
+def _grows(model: PreTrainedModel) -> bool:
+    rows: list[Row] = [((1, 2, 3), (4, 5, 6)), ((1, 2, 3), (6, 4)), ((2,), (3, 5, 4, 6))]
+    device, config = model.device, model.config.get_text_config()
+    planted, ids, positions, places = plant(rows)
+    probe = _Probe(planted.trees)
+    try:
+        together = run(
+            model.base_model, probe, torch.tensor(ids, device=device), torch.tensor(positions, device=device)
+        )
+        for (prompt, completion), place in zip(rows, places, strict=True):
+            alone = model.base_model(input_ids=torch.tensor([[*prompt, *completion]], device=device), use_cache=False)
+            expected = alone.last_hidden_state[0, len(prompt) - 1 : -1]
+            if not torch.allclose(
+                together[place.to(device)], expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())
+            ):
+                return False
+    except (
+        RuntimeError,
+        NotImplementedError,
+        TypeError,
+        ValueError,
+        IndexError,
+    ):  # a model may stumble over it anywhere
+        return False
+    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+    return not windowed or probe.windows != {None}
 
 
 def run(body: Any, forest: Forest, ids: Tensor, positions: Tensor) -> Tensor:

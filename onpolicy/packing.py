@@ -37,7 +37,7 @@ def _ordered(rows: Sequence[Row], *, packed: bool) -> list[int]:
     trees: dict[TokenIds, list[int]] = {}
     for i, (prompt, _) in enumerate(rows):
         trees.setdefault(prompt, []).append(i)
-    largest = sorted(trees.values(), key=lambda tree: -sum(length[i] for i in tree))
+    largest = sorted(trees.values(), key=lambda tree: -max(length[i] for i in tree))
     return [i for tree in largest for i in sorted(tree, key=lambda i: -length[i])]
 
 

@@ -53,7 +53,8 @@ def test_what_is_sampled_when(monkeypatch: pytest.MonkeyPatch) -> None:
     everyone = Settled(generator, ahead.settle)  # type: ignore[arg-type]
     seen = []
     for step in range(1, 7):
-        version, groups = step - 1, list(map(tuple, ahead(step)[0]))  # type: ignore[arg-type]
+        version = step - 1
+        groups: list[Any] = list(ahead(step)[0])
         seen.append((*groups[0][:2], groups[0][2] == threading.current_thread().name))
         assert ahead.position == (None if step in (3, 6) else 2 * step)
         everyone.update_weights((), version=version + 1)

@@ -215,3 +215,32 @@ def test_learning_rate_schedules() -> None:
 def test_shares_of_a_step() -> None:
     assert [len(s) for s in split(random_examples(7), 3)] == [3, 3, 1]
     assert [len(s) for s in split(random_examples(2), 5)] == [1, 1]
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_recomputed_layers_drop_nothing_out(layout: str) -> None:
+    """Layers are recomputed in training mode only; a teacher with the student's prompt still gives exactly nothing."""
+    model = tiny_model("llama")
+    for layer in model.base_model.layers:  # type: ignore[union-attr]
+        layer.self_attn.attention_dropout = 0.5
+    one = LocalTrainer(
+        model=model, objective=Objective((distill_term(),)), teacher=live(), settings=TrainerFrame(), total_steps=1, views=("teacher",),
+        clock=Clock(), layout=layout, gradient_checkpointing=True,  # type: ignore[arg-type]
+    )  # fmt: skip
+    metrics = one.step([replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in random_examples(5)])
+    assert abs(metrics["train/loss"]) < 1e-6
+
+
+def test_the_teachers_numbers_stand_beside_its_own_tokens() -> None:
+    """Rollouts without a context before those with one: the mask is the view's, the numbers are the rollout's."""
+    examples = sorted(random_examples(8, seed=4), key=lambda e: bool(e.teacher_prompt_ids))
+    one = trainer(distill_term())
+    batch = one.batch(examples)
+    together = one.inputs(batch).teacher["teacher"]
+    taught = [bool(e.teacher_prompt_ids) for e in examples]
+    assert together.mask.any(-1).tolist() == taught and not taught[0] and taught[-1]
+    for row, example in enumerate(examples):
+        if taught[row]:
+            alone = one.inputs(one.batch([example])).teacher["teacher"]
+            length = len(example.rollout.completion_ids)
+            torch.testing.assert_close(together.logprobs[row, :length], alone.logprobs[0], atol=1e-5, rtol=1e-4)

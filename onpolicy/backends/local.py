@@ -28,6 +28,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+WITHOUT_GRAPH = 4
+"""A token that keeps no graph needs memory for one layer at a time; so many of them are read for each that learns."""
+
+
 class LocalTrainer:
     """Student, teacher and optimizer on one device; weights and optimizer in float32."""
 
@@ -71,7 +75,7 @@ class LocalTrainer:
         self.layout = _layout(layout, *(m for m in (model, teacher_model) if m is not None))
         self.autocast = precision == "bfloat16"
         if gradient_checkpointing:
-            self.student.train()
+            _train_without_dropout(self.student)
             self.student.gradient_checkpointing_enable({"use_reentrant": False})
         if lora_rank:
             add_adapter(self.student, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
@@ -234,7 +238,7 @@ class LocalTrainer:
     def taught(self, examples: Sequence[Example]) -> Taught:
         """What the teacher, as it is now, sees in these rollouts."""
         with self.clock("score"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            budget = self.settings.micro_batch_tokens
+            budget = WITHOUT_GRAPH * self.settings.micro_batch_tokens
             return self.teaching.read(examples, budget=budget, with_start=self.objective.needs_ref)
 
     def _states(self, batch: TrainBatch) -> States:
@@ -249,16 +253,26 @@ class LocalTrainer:
 
 def _layout(wanted: Layout | None, *models: PreTrainedModel) -> Layout:
     """Packed where it can be, unless told otherwise; models that will be packed are made ready for it."""
+    if wanted == "padded":
+        return "padded"
     unfit = [type(m).__name__ for m in models if not forest.can_grow(m)]
+    unfit = unfit or [type(m).__name__ for m in models if not forest.prepare(m)]
     if wanted == "packed" and unfit:
         raise ValueError(
             f"trainer.layout: {unfit[0]} cannot be packed, its attention is not transformers' sdpa; wanted padded or null"
         )
-    if wanted == "padded" or unfit:
-        return "padded"
-    for model in models:
-        forest.prepare(model)
-    return "packed"
+    return "padded" if unfit else "packed"
+
+
+def _train_without_dropout(model: PreTrainedModel) -> None:
+    """Layers are recomputed in training mode only, where some models drop out: teacher = student must give exactly 0."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if "dropout" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
 
 
 def _stack(batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
@@ -286,9 +300,9 @@ def loss_inputs(batch: TrainBatch, readings: Readings, old_logprobs: Tensor | No
             name: TeacherScores(
                 logprobs=spread(readings.teacher_logprobs[name], mask),
                 entropy=spread(readings.teacher_entropy[name], mask),
-                mask=mask,
+                mask=own,
             )
-            for name, mask in batch.views.items()
+            for name, own in batch.views.items()
         },
         divergences={comparison: spread(values, mask) for comparison, values in readings.divergences.items()},
         marker_mass={who: spread(values, mask) for who, values in readings.marker_mass.items()},
