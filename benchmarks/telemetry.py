@@ -53,7 +53,8 @@ class Timed(TokenTelemetry):
         self.seconds += time.perf_counter() - start
 
 
-def main() -> None:
+def measure() -> dict[str, list[float]]:
+    """Seconds of steps with and without it, and the share of a step that is spent in it; the first pair warms up."""
     path = resolve_model(BUNDLED)
     renderer = Renderer(load_tokenizer(path, chat_template=None, trust_remote_code=False, revision=None))
     shape = {
@@ -95,10 +96,16 @@ def main() -> None:
         seconds[watched].append(time.perf_counter() - start)
         if watched:
             own.append((marking[True] - marking[False] + watch.seconds) / seconds[True][-1])
-    ratios = [a / b for a, b in zip(seconds[True][1:], seconds[False][1:], strict=True)]  # the first pair warms up
-    print(f"step without {statistics.median(seconds[False]):.2f} s, with {statistics.median(seconds[True]):.2f} s; "
+    return {"seconds_without": seconds[False][1:], "seconds_with": seconds[True][1:], "share_of_step": own[1:]}
+
+
+def main() -> None:
+    found = measure()
+    ratios = [a / b for a, b in zip(found["seconds_with"], found["seconds_without"], strict=True)]
+    print(f"step without {statistics.median(found['seconds_without']):.2f} s, with {statistics.median(found['seconds_with']):.2f} s; "
           f"ratio {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}, {len(ratios)} pairs); "
-          f"time spent in telemetry {statistics.median(own):.2%} of the step (at most {max(own[1:]):.2%})")  # fmt: skip
+          f"time spent in telemetry {statistics.median(found['share_of_step']):.2%} of the step "
+          f"(at most {max(found['share_of_step']):.2%})")  # fmt: skip
 
 
 def _rollout(renderer: Renderer, index: int) -> Rollout:
