@@ -34,7 +34,7 @@ def main() -> None:
         support = full if spec.get("support", "full") == "full" else partial(student_topk, k=20)
         comparison = Comparison("teacher", support, identity, partial(jsd, beta=spec.get("beta", 0.5)))
         head, ids = Head(weight), torch.zeros(spec["tokens"], dtype=torch.long)
-        channel.answer(ready=True, rss_mib=PeakMemory().start)
+        channel.answer(ready=True)
         while channel.read()["do"] == "step":
             channel.answer(**step(student, teacher, head, ids, comparison))
     except Exception as error:

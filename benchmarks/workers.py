@@ -42,7 +42,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._log,
         )
-        self.rss_mib = float(self.ask(do="setup", **spec).get("rss_mib", 0.0))
+        self.rss_mib: float | None = self.ask(do="setup", **spec).get("rss_mib")
 
     def ask(self, **command: Any) -> dict[str, Any]:
         assert self._process.stdin is not None and self._process.stdout is not None
@@ -77,7 +77,8 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
     phases: list[Mapping[str, float]] = field(default_factory=list)
     memory_mib: float = 0.0
-    """The most that was resident during any step, above what was resident before the first."""
+    """The most that was resident during any step, above what was resident when the worker was ready; of workers that do not say,
+    above what was resident before the first step."""
     losses: list[float] = field(default_factory=list)
     tokens: int = 0
 
@@ -117,6 +118,7 @@ def alternate(
         for step in range(warmup + repeats):
             for name, worker in running.items():
                 answer, one = worker.ask(do="step"), found[name]
+                worker.rss_mib = answer["rss_mib"] if worker.rss_mib is None else worker.rss_mib
                 one.memory_mib = max(one.memory_mib, answer["rss_mib"] + answer["peak_mib"] - worker.rss_mib)
                 one.losses.append(answer["loss"])
                 one.tokens = answer.get("tokens", 0)

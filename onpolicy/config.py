@@ -84,10 +84,10 @@ class TrainerFrame:
     weight_decay: float = opt(0.0, "AdamW's")
     betas: list[float] = opt([0.9, 0.999], "AdamW's")
     max_grad_norm: float = opt(1.0, "clip the gradient's norm here")
-    micro_batch_tokens: int = opt(
-        4096,
+    micro_batch_tokens: int | None = opt(
+        None,
         "most tokens in one forward and backward pass of the student; its teachers, who keep no graph, read four times as many at "
-        "once; changes memory and speed, never the gradient",
+        "once; changes memory and speed, never the gradient; null: 1024 on the CPU, 8192 on a GPU",
     )
     updates_per_step: int = opt(
         1, "optimizer updates a step, each on its share of the rollouts; above 1 the later ones are off-policy"

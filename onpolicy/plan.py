@@ -182,7 +182,7 @@ def _check_values(config: Config, result: Plan) -> None:
         "checkpoint.keep_last": config.checkpoint.keep_last,
     }
     for key, value in positive.items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ConfigError(f"{key}: got {value}, wanted at least 1.")
     nonnegative = {
         "trainer.lr": result.trainer.frame.lr,

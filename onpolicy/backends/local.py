@@ -222,10 +222,15 @@ class LocalTrainer:
         if self.telemetry is not None:
             self.telemetry.load_state(state["telemetry"])
 
+    @property
+    def budget(self) -> int:
+        """Tokens in a micro-batch. A CPU gains nothing from more than it needs to fill its matrix products, and loses its cache."""
+        return self.settings.micro_batch_tokens or (1024 if self.device.type == "cpu" else 8192)
+
     def batches(self, examples: Sequence[Example]) -> Iterator[TrainBatch]:
         """All micro-batches of one update; how they are cut does not matter to the gradient."""
         rows = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in examples]
-        for numbers in micro_batches(rows, self.settings.micro_batch_tokens, packed=self.layout == "packed"):
+        for numbers in micro_batches(rows, self.budget, packed=self.layout == "packed"):
             yield self.batch([examples[i] for i in numbers])
 
     def batch(self, examples: Sequence[Example]) -> TrainBatch:
@@ -238,8 +243,7 @@ class LocalTrainer:
     def taught(self, examples: Sequence[Example]) -> Taught:
         """What the teacher, as it is now, sees in these rollouts."""
         with self.clock("score"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            budget = WITHOUT_GRAPH * self.settings.micro_batch_tokens
-            return self.teaching.read(examples, budget=budget, with_start=self.objective.needs_ref)
+            return self.teaching.read(examples, budget=WITHOUT_GRAPH * self.budget, with_start=self.objective.needs_ref)
 
     def _states(self, batch: TrainBatch) -> States:
         rows = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in batch.examples]

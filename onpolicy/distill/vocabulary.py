@@ -35,6 +35,8 @@ TOKENS_PER_CHUNK = 256
 """At a vocabulary of 150k this holds about 150 MB of logits for the student and for each teacher."""
 SLICE = {"cpu": 4_000_000, "cuda": 64_000_000}
 """Logits looked at together: what stays in cache, and below 32 MB, from where on every new tensor costs the CPU page faults."""
+HEAP = 8_000_000
+"""Numbers in the largest tensor that the CPU's allocator keeps for the next one, 32 MB in float32."""
 LEAST = -80.0
 """The log-probability outside the chosen entries is cut off here: exp(80) is the last that float32 holds with room."""
 
@@ -94,7 +96,7 @@ def read(
     comparisons: Iterable[Comparison] = (),
     *,
     marker_ids: Mapping[str, Tensor] | None = None,
-    chunk: int = TOKENS_PER_CHUNK,
+    chunk: int | None = None,
 ) -> Readings:
     """Log-probability, entropy and marker mass of student and teachers at each token, and each comparison between them.
 
@@ -104,9 +106,10 @@ def read(
         token_ids: [N] the sampled tokens
         comparisons: what to compare; each names a view in ``teachers``
         marker_ids: by lexicon, the ids whose probability is wanted
-        chunk: tokens whose vocabulary stands in memory at once
+        chunk: tokens whose vocabulary stands in memory at once; None: as suits the vocabulary
     """
     assert isinstance(student.head, Head)
+    chunk = chunk or _tokens_per_chunk(len(student.head.weight))
     pass_ = _Pass(
         student.head, teachers, token_ids, tuple(comparisons), dict(marker_ids or {}), chunk, _dtype(student.hidden)
     )
@@ -125,6 +128,12 @@ def read(
         },
         divergences=dict(zip(pass_.comparisons, divergences.unbind(-1), strict=True)),
     )
+
+
+def _tokens_per_chunk(vocabulary: int) -> int:
+    """A few less where the logits then find room on the heap, as long as the matrix product stays a broad one."""
+    fit = HEAP // vocabulary
+    return fit if TOKENS_PER_CHUNK // 2 <= fit < TOKENS_PER_CHUNK else TOKENS_PER_CHUNK
 
 
 def _dtype(hidden: Tensor) -> torch.dtype | None:
@@ -146,12 +155,19 @@ class _Chosen:
     target: Tensor
     """[n, K] the target on the same entries."""
 
-    @classmethod
-    def stack(cls, parts: Sequence[_Chosen]) -> _Chosen:
-        return cls(*(torch.cat([getattr(p, name) for p in parts]) for name in ("ids", "top", "rest", "target")))
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter((self.ids, self.top, self.rest, self.target))
 
     def at(self, rows: Tensor) -> _Chosen:
-        return _Chosen(self.ids[rows], self.top[rows], self.rest[rows], self.target[rows])
+        return _Chosen(*(x[rows] for x in self))
+
+    def like(self, tokens: int) -> _Chosen:
+        """Room for so many."""
+        return _Chosen(*(x.new_empty(tokens, x.shape[-1]) for x in self))
+
+    def put(self, rows: Tensor, part: _Chosen) -> None:
+        for whole, own in zip(self, part, strict=True):
+            whole[rows] = own
 
 
 @dataclass
@@ -171,21 +187,29 @@ class _Pass:
 
     def forward(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probabilities ``[N]``, comparisons ``[N, C]``, facts ``[N, F]``: each teacher's, then the student's but the first."""
-        found: list[tuple[Tensor, ...]] = []
-        kept: dict[int, list[_Chosen]] = {}
-        for rows in self._chunks(torch.arange(len(hidden), device=hidden.device)):
+        lexicons, tokens = len(self.lexicons), len(hidden)
+        # made before the first chunk: small tensors that live on between large ones that come and go would tear the heap
+        logprobs, divergences, facts = (
+            torch.empty(
+                tokens,
+                width,
+                device=hidden.device,
+                dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32,
+            )
+            for width in (1, len(self.comparisons), len(self.teachers) * (2 + lexicons) + 1 + lexicons)
+        )
+        for rows in self._chunks(torch.arange(tokens, device=hidden.device)):
             logits, taught = self._logits(self._cast(self.head), hidden[rows]), self._taught(self.teachers, rows)
             for part in self._slices(logits):
-                found.append(
-                    self._look(logits[part], {v: z[part] for v, z in taught.items()}, self.token_ids[rows][part], kept)
-                )
-        self.chosen = {place: _Chosen.stack(parts) for place, parts in kept.items()}
-        logprobs, divergences, facts = (torch.cat(column) for column in zip(*found, strict=True))
-        return logprobs, divergences, facts
+                found = self._look(logits[part], {v: z[part] for v, z in taught.items()}, rows[part], tokens)
+                logprobs[rows[part]], divergences[rows[part]], facts[rows[part]] = found
+            del logits, taught  # before the next ones are made
+        return logprobs[:, 0], divergences, facts
 
     def _look(
-        self, logits: Tensor, taught: Mapping[str, Tensor], ids: Tensor, kept: dict[int, list[_Chosen]]
+        self, logits: Tensor, taught: Mapping[str, Tensor], rows: Tensor, tokens: int
     ) -> tuple[Tensor, Tensor, Tensor]:
+        ids = self.token_ids[rows]
         logp = logits.log_softmax(-1)
         teachers = {view: z.log_softmax(-1) for view, z in taught.items()}
         seen = Distributions(logp, teachers, teachers.get(START), ids, self.lexicons)
@@ -202,12 +226,13 @@ class _Pass:
             goal = joined(*_split(target, q, entries.ids), entries.tail)
             chosen = _Chosen(entries.ids, *_split(logp, p, entries.ids), goal)
             divergences.append(comparison.divergence(joined(chosen.top, chosen.rest, entries.tail), goal))
-            kept.setdefault(place, []).append(chosen)
-            self.tail[place] = entries.tail
+            if place not in self.chosen:
+                self.chosen[place], self.tail[place] = chosen.like(tokens), entries.tail
+            self.chosen[place].put(rows, chosen)
         facts = [fact for view, q in teachers.items() for fact in self._facts(q, theirs[view], ids)]
         logprob, *own = self._facts(logp, p, ids)
         columns = torch.stack(divergences, -1) if divergences else logp.new_zeros(len(logp), 0)
-        return logprob, columns, torch.stack([*facts, *own], -1)
+        return logprob[:, None], columns, torch.stack([*facts, *own], -1)
 
     def _facts(self, logp: Tensor, p: Tensor, ids: Tensor) -> list[Tensor]:
         """Log-probability of the token, entropy, log mass of each lexicon's markers; ``p`` is used up."""
@@ -238,6 +263,7 @@ class _Pass:
                 _add_product(d_weight, inner.T, states.to(inner.dtype))
             if d_bias is not None:
                 d_bias += logits.sum(0)
+            del logits, taught, inner
         return d_hidden, d_weight, d_bias
 
     def _differentiate(
