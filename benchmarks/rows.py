@@ -78,8 +78,8 @@ def step(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
 def update(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
     """Scoring and update alone, on the same completions."""
     lines, numbers = [], {}
-    sizes = (("10m", 64, 256), ("10m", 1024, 256), ("10m", 1024, 64))
-    sizes += (("smollm2-135m", 64, 256), ("smollm2-135m", 1024, 256), ("smollm2-135m", 1024, 64))
+    sizes = [("10m", 64, 256), ("10m", 1024, 256), ("10m", 1024, 64)]
+    sizes += [("smollm2-135m", 64, 256), ("smollm2-135m", 1024, 256), ("smollm2-135m", 1024, 64)]
     for model, context, tokens in sizes:
         work = spec(folder, model, "update", prompts=2 if model == "10m" else 1, context=context, tokens=tokens)
         found = alternate({"onpolicy": (OURS, work), "sdpo": (TRL, work)}, repeats=repeats)
@@ -98,7 +98,9 @@ def loss(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
     lines: list[Line] = []
     numbers: dict[str, Any] = {}
     for support in ("full", "top20"):
-        rivals = {"plain": {}, "trl_chunked": {}} | ({"liger": {"compiled": True}} if support == "full" else {})
+        rivals: dict[str, dict[str, Any]] = {"plain": {}, "trl_chunked": {}} | (
+            {"liger": {"compiled": True}} if support == "full" else {}
+        )
         found = alternate(
             {"onpolicy": (OUR_LOSS, work | {"support": support})}
             | {name: (PEER_LOSS, work | {"support": support, "loss": name} | more) for name, more in rivals.items()},
@@ -165,7 +167,7 @@ def growth(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
             found[size] = alternate({"onpolicy": (OURS, work)}, repeats=repeats)["onpolicy"]
         numbers[name] = {str(size): one.as_dict() for size, one in found.items()}
         lines.append(grown(f"time and memory by {name}", found))
-    words = {}
+    words: dict[float, Measured] = {}
     for size in (19_000, 38_000, 76_000, 152_000):
         work = {"hidden": 256, "tokens": 1024, "vocabulary": size, "threads": 2, "support": "top20"}
         words[size] = alternate({"onpolicy": (OUR_LOSS, work)}, repeats=repeats)["onpolicy"]

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from benchmarks.peers.channel import Channel, PeakMemory
+from onpolicy.ahead import Ahead
 from onpolicy.assemble import assemble
 from onpolicy.backends.seeds import newer
 from onpolicy.config import build
@@ -69,7 +70,7 @@ class OnCommand:
     """Before each step: tells what the last one cost and waits for the driver to want another."""
 
     channel: Channel
-    rollouts: Rollouts
+    rollouts: Rollouts | Ahead
     costs: Metrics = field(default_factory=dict)
     start: float = 0.0
     memory: PeakMemory | None = None
