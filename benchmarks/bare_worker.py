@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import time
-import traceback
 from typing import Any
 
 os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1", "TORCHDYNAMO_DISABLE": "1"}
@@ -19,8 +18,8 @@ os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": 
 import torch
 from torch import Tensor
 
-from benchmarks.peers.channel import Channel, PeakMemory
-from benchmarks.step_worker import TEMPLATE
+from benchmarks.peers.channel import Channel, PeakMemory, serve
+from onpolicy.contexts.template import SOLUTION, fill
 from onpolicy.models import load_causal_lm, load_tokenizer
 from onpolicy.rendering import Renderer
 
@@ -44,7 +43,7 @@ class Bare:
         chosen = [spec["problems"][(self.step * count + i) % len(spec["problems"])] for i in range(count)]
         self.step += 1
         prompts = [list(self.renderer.prompt_ids(({"role": "user", "content": p["question"]},))) for p in chosen]
-        asked = [TEMPLATE.replace("{question}", p["question"]).replace("{solution}", p["solution"]) for p in chosen]
+        asked = [fill(SOLUTION, p, "benchmark") for p in chosen]
         privileged = [list(self.renderer.prompt_ids(({"role": "user", "content": text},))) for text in asked]
         memory, phases, start = PeakMemory(), {}, time.perf_counter()
         completions = self.generate(prompts)
@@ -95,17 +94,13 @@ class Bare:
         return logits.log_softmax(-1).gather(-1, ids[:, left:, None])[..., 0]
 
 
-def main() -> None:
-    channel = Channel()
-    try:
-        bare = Bare(channel.read())
-        channel.answer(ready=True, rss_mib=PeakMemory().start)
-        while channel.read()["do"] == "step":
-            channel.answer(**bare.run())
-    except Exception as error:
-        traceback.print_exc()
-        channel.answer(error=f"{type(error).__name__}: {error}")
+def work(channel: Channel) -> None:
+    bare = Bare(channel.read())
+    channel.answer(ready=True, rss_mib=PeakMemory().start)
+    while True:
+        channel.wait_for_step()
+        channel.answer(**bare.run())
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from functools import partial
 from typing import Any
 
 import torch
 
-from benchmarks.peers.channel import Channel, PeakMemory
+from benchmarks.peers.channel import Channel, PeakMemory, serve
 from onpolicy.distill.compare import Comparison
 from onpolicy.distill.divergence import jsd
 from onpolicy.distill.support import full, student_topk
@@ -21,25 +20,21 @@ from onpolicy.distill.target import identity
 from onpolicy.distill.vocabulary import Head, States, read
 
 
-def main() -> None:
-    channel = Channel()
-    try:
-        spec = channel.read()
-        torch.set_num_threads(spec["threads"])
-        torch.manual_seed(spec.get("seed", 0))
-        student, teacher = (torch.randn(spec["tokens"], spec["hidden"]) for _ in range(2))
-        weight = torch.randn(spec["vocabulary"], spec["hidden"]).mul_(2.0 / math.sqrt(spec["hidden"]))
-        for tensor in (student, weight):
-            tensor.requires_grad_().grad = torch.empty_like(tensor)
-        support = full if spec.get("support", "full") == "full" else partial(student_topk, k=20)
-        comparison = Comparison("teacher", support, identity, partial(jsd, beta=spec.get("beta", 0.5)))
-        head, ids = Head(weight), torch.zeros(spec["tokens"], dtype=torch.long)
-        channel.answer(ready=True)
-        while channel.read()["do"] == "step":
-            channel.answer(**step(student, teacher, head, ids, comparison))
-    except Exception as error:
-        traceback.print_exc()
-        channel.answer(error=f"{type(error).__name__}: {error}")
+def work(channel: Channel) -> None:
+    spec = channel.read()
+    torch.set_num_threads(spec["threads"])
+    torch.manual_seed(spec.get("seed", 0))
+    student, teacher = (torch.randn(spec["tokens"], spec["hidden"]) for _ in range(2))
+    weight = torch.randn(spec["vocabulary"], spec["hidden"]).mul_(2.0 / math.sqrt(spec["hidden"]))
+    for tensor in (student, weight):
+        tensor.requires_grad_().grad = torch.empty_like(tensor)
+    support = full if spec.get("support", "full") == "full" else partial(student_topk, k=20)
+    comparison = Comparison("teacher", support, identity, partial(jsd, beta=spec.get("beta", 0.5)))
+    head, ids = Head(weight), torch.zeros(spec["tokens"], dtype=torch.long)
+    channel.answer(ready=True)
+    while True:
+        channel.wait_for_step()
+        channel.answer(**step(student, teacher, head, ids, comparison))
 
 
 def step(
@@ -61,4 +56,4 @@ def step(
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from benchmarks import telemetry
-from benchmarks.step_worker import TEMPLATE
 from benchmarks.workers import SHAPES, Measured, alternate, model_folder, ratios
+from onpolicy.contexts.template import SOLUTION
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 GROUP, CONTEXT, COMPLETION = 8, 64, 256
@@ -37,7 +37,7 @@ Row = Callable[[Path, int], tuple[list[Line], dict[str, Any]]]
 
 
 def spec(folder: Path, model: str, what: str, *, prompts: int, context: int = CONTEXT, tokens: int = COMPLETION, group: int = GROUP,
-         **more: Any) -> dict[str, Any]:  # fmt: skip
+         ) -> dict[str, Any]:  # fmt: skip
     """A step's work: ``prompts`` problems x ``group`` rollouts x ``tokens``, under a solution of ``context`` tokens."""
     draw = random.Random(0)
     sums = "What is the sum of these numbers? "
@@ -47,13 +47,13 @@ def spec(folder: Path, model: str, what: str, *, prompts: int, context: int = CO
     ]
     wanted = {
         "trainer": "sdpo", "what": what, "model": model_folder(model, folder / model), "problems": problems, "group": group,
-        "prompts_per_step": prompts, "max_tokens": tokens, "micro_batch": GROUP, "threads": 2, "lr": 1e-5, "teacher_template": TEMPLATE,
+        "prompts_per_step": prompts, "max_tokens": tokens, "micro_batch": GROUP, "threads": 2, "lr": 1e-5, "teacher_template": SOLUTION,
     }  # fmt: skip
     if what == "update":
         wanted["completions"] = [
             [[draw.randrange(100, 40_000) for _ in range(tokens)] for _ in range(group)] for _ in problems
         ]
-    return wanted | more
+    return wanted
 
 
 OURS, TRL, BARE = "step_worker.py", "peers/trl_worker.py", "bare_worker.py"

@@ -1,7 +1,7 @@
 """One training step of onpolicy at a time, on command; the protocol and the spec are those of ``peers/trl_worker.py``.
 
 The real loop, ``onpolicy.train``, with everything a run does by default: rewards, telemetry, logs, weight sync. It stops before
-each step until the driver wants one. ``config`` in the spec holds further overrides; ``trace`` names a run folder to keep.
+each step until the driver wants one.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import tempfile
 import time
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +16,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.peers.channel import Channel, PeakMemory
+from benchmarks.peers.channel import Channel, PeakMemory, serve
 from onpolicy.ahead import Ahead
 from onpolicy.assemble import assemble
 from onpolicy.backends.seeds import newer
 from onpolicy.config import build
+from onpolicy.contexts.template import SOLUTION
 from onpolicy.display import Display
 from onpolicy.plan import plan
 from onpolicy.rollouts import Rollouts
@@ -30,12 +30,6 @@ from onpolicy.sampling import Sampling
 from onpolicy.scoring import JudgedGroup
 from onpolicy.train import train
 from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup
-
-TEMPLATE = "{question}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
-
-
-class Quit(Exception):
-    """The driver has had enough."""
 
 
 class Given:
@@ -84,8 +78,7 @@ class OnCommand:
                 seconds=time.perf_counter() - self.start, peak_mib=self.memory.above(), rss_mib=self.memory.start, phases=phases,
                 loss=self.costs["train/loss"], tokens=int(self.costs["rollout/tokens"]),
             )  # fmt: skip
-        if self.channel.read()["do"] == "quit":
-            raise Quit
+        self.channel.wait_for_step()
         self.memory = PeakMemory()
         self.start = time.perf_counter()
         return self.rollouts(step)
@@ -125,10 +118,10 @@ def assembled(spec: dict[str, Any], folder: Path) -> Run:
             "rendering": {"max_prompt_tokens": 100_000},
             "generator": generator,
             "rewards": [{"name": "math_answer"}],
-            "contexts": {"teacher": {"name": "reference_solution", "template": spec.get("teacher_template", TEMPLATE)}},
-            "teacher": {"name": spec.get("teacher", "live")},
+            "contexts": {"teacher": {"name": "reference_solution", "template": spec.get("teacher_template", SOLUTION)}},
+            "teacher": {"name": "live"},
             "objective": [term],
-            "trainer": {"name": "local", "lr": spec["lr"], **spec.get("config", {})},
+            "trainer": {"name": "local", "lr": spec["lr"]},
             "preflight": {"enabled": False, "logprob_tolerance": 1e6},
             "guards": [],
             "steps": 1_000_000,
@@ -141,23 +134,16 @@ def assembled(spec: dict[str, Any], folder: Path) -> Run:
     return run
 
 
-def main() -> None:
-    channel = Channel()
+def work(channel: Channel) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            spec = channel.read()
-            torch.set_num_threads(spec["threads"])
-            run = assembled(spec, Path(folder))
-            on_command = OnCommand(channel, run.sample)
-            run.sample, run.trackers = on_command, [*run.trackers, on_command]  # type: ignore[assignment]
-            channel.answer(ready=True, rss_mib=PeakMemory().start)
-            train(run)
-        except Quit:
-            pass
-        except Exception as error:
-            traceback.print_exc()
-            channel.answer(error=f"{type(error).__name__}: {error}")
+        spec = channel.read()
+        torch.set_num_threads(spec["threads"])
+        run = assembled(spec, Path(folder))
+        on_command = OnCommand(channel, run.sample)
+        run.sample, run.trackers = on_command, [*run.trackers, on_command]  # type: ignore[assignment]
+        channel.answer(ready=True, rss_mib=PeakMemory().start)
+        train(run)
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

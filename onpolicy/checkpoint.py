@@ -145,17 +145,13 @@ def read_weights(folder: Path) -> dict[str, Any]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def _copied(value: Any) -> Any:
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
     """The same tree with tensors that nobody else changes, in the CPU's memory."""
-    import torch
-
-    if isinstance(value, torch.Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, Mapping):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
-    return value
+    tensors: dict[str, Any] = {}
+    tree = _encode(state, tensors)
+    copy = _decode(tree, {name: tensor.clone() for name, tensor in tensors.items()})
+    assert isinstance(copy, dict)
+    return copy
 
 
 def _encode(value: Any, tensors: dict[str, Any]) -> Any:

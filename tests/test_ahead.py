@@ -1,23 +1,30 @@
 """One step off: the next step's rollouts are sampled while this step is trained.
 
 1. rollouts are one version old from the second step on, never more, and sampled beside the training; 2. on-policy where
-nothing is sampled ahead; 3. a resumed run equals one that was never stopped, also where it was stopped in between;
-4. rollouts older than allowed are refused; 5. the truncated weight between sampler and trainer is at work; 6. with vLLM too.
+nothing is sampled ahead; 3. a resumed run equals one that was never stopped; 4. stopped by hand in between, it takes up the
+problems that were sampled ahead; 5. rollouts older than allowed are refused; 6. with vLLM too. The truncated weight between
+sampler and trainer is the terms' own (test_objectives.py).
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onpolicy.ahead import Ahead, Settled
+from onpolicy.annotate import StaleRollouts, _refuse_stale
+from onpolicy.checkpoint import read_state
 from onpolicy.clock import Clock
-from onpolicy.types import Metrics
-from tests.runs import metrics, run_here, write_config
+from onpolicy.types import Metrics, Prompt, RolloutGroup
+from tests.runs import metrics, run_here, start, write_config
+from tests.tiny import example
 
 AHEAD = {"name": "transformers", "group_size": 3, "max_tokens": 8, "ahead": 1}
 
@@ -79,13 +86,39 @@ def test_a_run_with_rollouts_one_step_old(tmp_path: Path) -> None:
     assert metrics(tmp_path / "parts") == metrics(tmp_path / "whole")
 
 
-def test_rollouts_older_than_allowed_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rollouts_older_than_allowed_are_refused() -> None:
+    rollout = example([5], [6]).rollout
+    group = RolloutGroup(prompt=Prompt(id="p", messages=()), rollouts=(replace(rollout, policy_version=3),))
+    for version, staleness in ((3, 0), (3, 1), (4, 1)):
+        _refuse_stale(group, version, staleness)
+    for version, staleness in ((4, 0), (5, 1), (2, 1)):
+        with pytest.raises(StaleRollouts, match="version 3"):
+            _refuse_stale(group, version, staleness)
+
+
+def test_only_one_step_ahead(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_config(tmp_path, generator=AHEAD | {"ahead": 2})
     assert run_here(config) == 2
     assert "generator.ahead: got 2, wanted 0 or 1" in capsys.readouterr().err
 
 
-def test_an_error_while_sampling_ahead_ends_the_run(tmp_path: Path) -> None:
+def test_stopped_by_hand_no_problem_is_left_out(tmp_path: Path) -> None:
+    """The checkpoint stands before the problems that were sampled ahead."""
+    config = write_config(tmp_path, generator=AHEAD, checkpoint={"every": 0}, steps=400)
+    run = tmp_path / "run"
+    process = start(config, f"run_dir={run}")
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    saved = read_state(next((run / "checkpoints").glob("step-*")))
+    assert saved["prompts"]["position"] == 2 * saved["step"]
+
+
+def test_an_error_while_sampling_ahead_ends_the_run() -> None:
     generator = Weights()
     sampler = Sampler(generator)
 

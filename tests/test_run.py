@@ -13,16 +13,20 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from onpolicy.checkpoint import Checkpoints
+from onpolicy.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
 from onpolicy.config import load
+from onpolicy.loading import model_writer
 from tests.runs import metrics, run_here, start, write_config
+from tests.tiny import byte_tokenizer, tiny_model
 
 SETS = {"easy": {"name": "gym", "task": "chain_sum", "size": 3}}
 
@@ -164,6 +168,44 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     for step, value in enumerate([0.1, 0.9, 0.3, 0.2], start=1):
         checkpoints.save(step, {"a": 1}, lambda folder: None, {"score": value})
     assert [c.step for c in checkpoints.all()] == [2, 3, 4]
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
+    """What is written is the state at the time, whatever happens to it meanwhile; the next one waits."""
+    checkpoints, written = Checkpoints(tmp_path / "c", keep_last=2, best=None), threading.Event()
+    model = tiny_model()
+    owner = SimpleNamespace(plain_model=lambda: model)
+    state = {"moments": {0: torch.zeros(3)}, "step": 1}
+    write_model = model_writer(owner, byte_tokenizer())  # type: ignore[arg-type]
+
+    def slowly(folder: Path) -> None:
+        assert written.wait(60)
+        write_model(folder)
+
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    checkpoints.begin(1, state, slowly, {})
+    assert not checkpoints.all(), "it came back before anything was written"
+    state["moments"][0].add_(1.0)  # type: ignore[index]
+    for parameter in model.parameters():
+        parameter.data.add_(1.0)
+    written.set()
+    checkpoints.wait()
+    saved = checkpoints.all()[0].path
+    assert read_state(saved)["moments"][0].tolist() == [0.0, 0.0, 0.0]
+    weights = read_weights(saved)
+    assert "lm_head.weight" not in weights, "a tied matrix is written once"
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights.items())
+
+
+def test_a_checkpoint_that_could_not_be_written_is_told_of(tmp_path: Path) -> None:
+    def fail(folder: Path) -> None:
+        raise OSError("no space left")
+
+    checkpoints = Checkpoints(tmp_path / "c", keep_last=2, best=None)
+    checkpoints.begin(1, {}, fail, {})
+    with pytest.raises(CheckpointError, match=r"step-000001.*no space left"):
+        checkpoints.begin(2, {}, lambda folder: None, {})
+    checkpoints.wait()
 
 
 def test_metrics_go_to_tensorboard_and_to_a_users_own_tracker(tmp_path: Path) -> None:

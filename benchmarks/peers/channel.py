@@ -9,11 +9,17 @@ import json
 import os
 import re
 import sys
+import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 PREFIX = "@@"
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+
+
+class Quit(Exception):
+    """The driver has had enough."""
 
 
 class Channel:
@@ -30,6 +36,23 @@ class Channel:
 
     def answer(self, **fields: Any) -> None:
         print(PREFIX + json.dumps(fields), file=self._answers, flush=True)
+
+    def wait_for_step(self) -> None:
+        """Returns when the driver wants a step; raises Quit when it has had enough."""
+        if self.read()["do"] == "quit":
+            raise Quit
+
+
+def serve(work: Callable[[Channel], None]) -> None:
+    """A worker's whole life; what goes wrong is told to the driver."""
+    channel = Channel()
+    try:
+        work(channel)
+    except Quit:
+        pass
+    except Exception as error:
+        traceback.print_exc()
+        channel.answer(error=f"{type(error).__name__}: {error}")
 
 
 class PeakMemory:

@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import math
 import time
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from channel import Channel, PeakMemory
+from channel import Channel, PeakMemory, serve
 from liger_kernel.chunked_loss import LigerFusedLinearJSDLoss
 from torch import Tensor
 from trl.experimental.async_distillation.async_distillation_trainer import _chunked_jsd_loss
@@ -144,20 +143,16 @@ def step(inputs: Inputs, loss: Loss) -> dict[str, Any]:
     return answer | {"gradients": [weight.grad.norm(1).item() for weight in (inputs.student, inputs.head)]}
 
 
-def main() -> None:
-    channel = Channel()
+def work(channel: Channel) -> None:
     spec = channel.read()
-    try:
-        torch.set_num_threads(spec["threads"])
-        inputs = Inputs.random(spec["tokens"], spec["hidden"], spec["vocabulary"], spec.get("seed", 0))
-        loss = LOSSES[spec["loss"]](inputs, spec)
-        channel.answer(ready=True)
-        while channel.read()["do"] == "step":
-            channel.answer(**step(inputs, loss))
-    except Exception as error:
-        traceback.print_exc()
-        channel.answer(error=f"{type(error).__name__}: {error}")
+    torch.set_num_threads(spec["threads"])
+    inputs = Inputs.random(spec["tokens"], spec["hidden"], spec["vocabulary"], spec.get("seed", 0))
+    loss = LOSSES[spec["loss"]](inputs, spec)
+    channel.answer(ready=True)
+    while True:
+        channel.wait_for_step()
+        channel.answer(**step(inputs, loss))
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

@@ -22,13 +22,12 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import cycle
 from typing import Any
 
-from channel import Channel, PeakMemory
+from channel import Channel, PeakMemory, serve
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a model hub is neither asked nor told anything
 
@@ -40,10 +39,6 @@ from trl.experimental.sdpo import SDPOConfig, SDPOTrainer
 
 Spec = dict[str, Any]
 Ids = list[list[int]]
-
-
-class Quit(Exception):
-    """The driver has had enough."""
 
 
 class Phases:
@@ -91,8 +86,7 @@ class OnCommand(TrainerCallback):
         trainer._clip_grad_norm = self._timed(trainer._clip_grad_norm, lambda: "clip")
 
     def on_step_begin(self, *_: Any, **__: Any) -> None:
-        if self.channel.read()["do"] == "quit":
-            raise Quit
+        self.channel.wait_for_step()
         self.memory = PeakMemory()
         self.phases.seconds = {}
         self.start = time.perf_counter()
@@ -211,19 +205,12 @@ def _right(completions: list[Any], **_: Any) -> list[float]:
     return [1.0] * len(completions)
 
 
-def main() -> None:
-    channel = Channel()
+def work(channel: Channel) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        try:
-            trainer = build(channel.read(), folder, OnCommand(channel))
-            channel.answer(ready=True, rss_mib=PeakMemory().start)
-            trainer.train()
-        except Quit:
-            pass
-        except Exception as error:
-            traceback.print_exc()
-            channel.answer(error=f"{type(error).__name__}: {error}")
+        trainer = build(channel.read(), folder, OnCommand(channel))
+        channel.answer(ready=True, rss_mib=PeakMemory().start)
+        trainer.train()
 
 
 if __name__ == "__main__":
-    main()
+    serve(work)

@@ -20,7 +20,7 @@ from onpolicy.distill.vocabulary import START, Readings, States, read
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.forward import Layout, completion_states
 from onpolicy.loss import Objective, Tally
-from onpolicy.packing import micro_batches
+from onpolicy.packing import Row, micro_batches
 from onpolicy.teachers import WeightRule
 from onpolicy.types import Example, LossInputs, Metrics, TeacherScores, TrainBatch
 
@@ -229,8 +229,7 @@ class LocalTrainer:
 
     def batches(self, examples: Sequence[Example]) -> Iterator[TrainBatch]:
         """All micro-batches of one update; how they are cut does not matter to the gradient."""
-        rows = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in examples]
-        for numbers in micro_batches(rows, self.budget, packed=self.layout == "packed"):
+        for numbers in micro_batches(_rows(examples), self.budget, packed=self.layout == "packed"):
             yield self.batch([examples[i] for i in numbers])
 
     def batch(self, examples: Sequence[Example]) -> TrainBatch:
@@ -246,13 +245,17 @@ class LocalTrainer:
             return self.teaching.read(examples, budget=WITHOUT_GRAPH * self.budget, with_start=self.objective.needs_ref)
 
     def _states(self, batch: TrainBatch) -> States:
-        rows = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in batch.examples]
-        return completion_states(self.student, rows, layout=self.layout)
+        return completion_states(self.student, _rows(batch.examples), layout=self.layout)
 
     def _old_logprobs(self, shares: Sequence[Sequence[Example]]) -> dict[int, Tensor]:
         examples = [e for share in shares for e in share]
         with self.clock("score"):
             return {id(e): row for e, row in zip(examples, self.logprobs(examples), strict=True)}
+
+
+def _rows(examples: Sequence[Example]) -> list[Row]:
+    """As the student reads them."""
+    return [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in examples]
 
 
 def _layout(wanted: Layout | None, *models: PreTrainedModel) -> Layout:
