@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,14 @@ def start(config: Path, *overrides: str, **environment: str) -> subprocess.Popen
         text=True,
         env=os.environ | {"COLUMNS": "200"} | environment,
     )
+
+
+def wait_for_a_step(process: subprocess.Popen[str], run: Path) -> None:
+    """Returns when the run has logged its first step."""
+    deadline = time.monotonic() + 120
+    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.1)
 
 
 def metrics(run: Path) -> list[dict[str, float]]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 import signal
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from onpolicy.annotate import StaleRollouts, _refuse_stale
 from onpolicy.checkpoint import read_state
 from onpolicy.clock import Clock
 from onpolicy.types import Metrics, Prompt, RolloutGroup
-from tests.runs import metrics, run_here, start, write_config
+from tests.runs import metrics, run_here, start, wait_for_a_step, write_config
 from tests.tiny import example
 
 AHEAD = {"name": "transformers", "group_size": 3, "max_tokens": 8, "ahead": 1}
@@ -107,10 +106,7 @@ def test_stopped_by_hand_no_problem_is_left_out(tmp_path: Path) -> None:
     config = write_config(tmp_path, generator=AHEAD, checkpoint={"every": 0}, steps=400)
     run = tmp_path / "run"
     process = start(config, f"run_dir={run}")
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
+    wait_for_a_step(process, run)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output

@@ -14,7 +14,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -25,7 +24,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from onpolicy.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
 from onpolicy.config import load
 from onpolicy.loading import model_writer
-from tests.runs import metrics, run_here, start, write_config
+from tests.runs import metrics, run_here, start, wait_for_a_step, write_config
 from tests.tiny import byte_tokenizer, tiny_model
 
 SETS = {"easy": {"name": "gym", "task": "chain_sum", "size": 3}}
@@ -105,10 +104,7 @@ def test_a_torn_checkpoint_is_passed_over(finished: Path, tmp_path: Path) -> Non
 def test_ctrl_c_finishes_the_step_saves_and_says_how_to_go_on(finished: Path, tmp_path: Path) -> None:
     config, run = finished / "config.yaml", tmp_path / "run"
     process = start(config, f"run_dir={run}", "steps=500")
-    deadline = time.monotonic() + 120
-    while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.1)
+    wait_for_a_step(process, run)
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130 and "resume with" in output and f"run_dir={run}" in output, output
