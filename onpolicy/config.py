@@ -206,6 +206,21 @@ class PreflightConfig:
 
 
 @dataclass
+class RolesConfig:
+    address: str | None = opt(
+        None,
+        "Ray cluster to join, e.g. `auto` or `10.0.0.1:6379`; null: where a role below needs Ray it is started here, on loopback",
+    )
+    generators: int = opt(0, "replicas of the generator, each a Ray actor; 0: one, in the driver's process")
+    trainers: int = opt(0, "ranks of the trainer, each a Ray actor; 0: the driver's process, or the ranks of torchrun")
+    rewards: int = opt(0, "Ray workers that compute rewards; 0: the driver's process")
+    patience: float = opt(120.0, "seconds without a sign of progress after which a role counts as hung and is replaced")
+    restarts: int = opt(
+        5, "times in a row that a role is replaced without having done any work before the run gives up"
+    )
+
+
+@dataclass
 class Config:
     """A whole run. A YAML file holds what differs from these defaults."""
 
@@ -226,6 +241,7 @@ class Config:
     credit: dict[str, Any] = opt({"name": "group_std"}, "rewards of a group -> advantages; a plug-in of kind `credit`")
     objective: list[Any] = opt([], "the loss: plug-ins of kind `term`, summed by `weight`")
     trainer: dict[str, Any] = opt({"name": "local"}, "who updates the weights; a plug-in of kind `trainer`")
+    roles: RolesConfig = opt(RolesConfig, "which parts run in processes of their own, under Ray; none by default")
     eval: EvalConfig = opt(EvalConfig, "named sets, measured while training and by `onpolicy eval`")
     epistemic: EpistemicConfig = opt(EpistemicConfig, "expressed uncertainty, measured every step")
     guards: list[Any] = opt(GUARDS, "collapse seen early: plug-ins of kind `guard`; []: none")

@@ -208,7 +208,16 @@ class Coefficients:
                 coefficient.scale *= factor
 
     def metrics(self) -> dict[str, float]:
-        return {f"schedule/{c.key}": c.value for c in self.items}
+        return {f"schedule/{key}": value for key, value in self.values().items()}
+
+    def values(self) -> dict[str, float]:
+        """Every number as it is now, by key: what other processes need to compute the same."""
+        return {c.key: c.value for c in self.items}
+
+    def load_values(self, values: Mapping[str, float]) -> None:
+        """The inverse of ``values``, in another process."""
+        for coefficient in self.items:
+            coefficient.value = values[coefficient.key]
 
     def state(self) -> dict[str, Any]:
         return {c.key: {"memory": dict(c.memory), "scale": c.scale} for c in self.items}
