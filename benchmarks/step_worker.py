@@ -17,14 +17,13 @@ from typing import Any
 import torch
 
 from benchmarks.peers.channel import Channel, PeakMemory, serve
-from onpolicy.ahead import Ahead
 from onpolicy.assemble import assemble
 from onpolicy.backends.seeds import newer
 from onpolicy.config import build
 from onpolicy.contexts.template import SOLUTION
 from onpolicy.display import Display
+from onpolicy.pipeline import Pipeline
 from onpolicy.plan import plan
-from onpolicy.rollouts import Rollouts
 from onpolicy.run import Run
 from onpolicy.sampling import Sampling
 from onpolicy.scoring import JudgedGroup
@@ -64,7 +63,7 @@ class OnCommand:
     """Before each step: tells what the last one cost and waits for the driver to want another."""
 
     channel: Channel
-    rollouts: Rollouts | Ahead
+    pipeline: Pipeline
     costs: Metrics = field(default_factory=dict)
     start: float = 0.0
     memory: PeakMemory | None = None
@@ -81,7 +80,11 @@ class OnCommand:
         self.channel.wait_for_step()
         self.memory = PeakMemory()
         self.start = time.perf_counter()
-        return self.rollouts(step)
+        return self.pipeline(step)
+
+    @property
+    def position(self) -> int:
+        return self.pipeline.position
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.costs = metrics

@@ -34,7 +34,7 @@ class Annotator:
     max_teacher_prompt_tokens: int
     drop_too_long: bool
     staleness: int = 0
-    """How many versions old rollouts may be."""
+    """How many versions old a token may be."""
     routes: Mapping[str, Route] = field(default_factory=dict)
     """By loss term."""
     spans: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
@@ -46,7 +46,7 @@ class Annotator:
         """Examples in order, and what there is to know about them.
 
         Raises:
-            StaleRollouts: a rollout's ``policy_version`` is not ``version``, nor at most ``staleness`` below it.
+            StaleRollouts: a token comes from weights more than ``staleness`` versions below ``version``, or from newer ones.
             PromptTooLong: a privileged prompt is over the limit and ``rendering.too_long`` is ``refuse``.
         """
         for judged in groups:
@@ -60,6 +60,8 @@ class Annotator:
         ]
         metrics = _metrics(examples, dropped, self.contexts, self.spans)
         metrics |= rollout_metrics(groups)
+        if self.staleness:
+            metrics |= staleness_metrics(groups, version)
         if self.telemetry is not None:
             metrics |= self.telemetry(groups)
         return examples, metrics
@@ -132,11 +134,28 @@ def advantages(judged: JudgedGroup, credit: Callable[[Sequence[float]], Sequence
 
 def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:
     for rollout in group.rollouts:
-        if not version - staleness <= rollout.policy_version <= version:
+        oldest, newest = rollout.policy_version, max(rollout.token_versions, default=rollout.policy_version)
+        if not version - staleness <= oldest <= newest <= version:
+            found = f"{oldest}" if oldest == newest else f"{oldest} to {newest}"
             raise StaleRollouts(
-                f"prompt {group.prompt.id!r}: sampled with weights of version {rollout.policy_version}, training is at {version}; "
-                "generator.update_weights was skipped or failed"
+                f"prompt {group.prompt.id!r}: sampled with weights of version {found}, training is at {version} and "
+                f"generator.staleness is {staleness}; generator.update_weights was skipped or failed"
             )
+
+
+def staleness_metrics(groups: Sequence[JudgedGroup], version: int) -> Metrics:
+    """How many versions old the tokens are, and how many rollouts went on under new weights."""
+    rollouts = [r for judged in groups for r in judged.group.rollouts]
+    ages = [
+        version - sampled
+        for r in rollouts
+        for sampled in r.token_versions or (r.policy_version,) * len(r.completion_ids)
+    ]
+    return {
+        "rollout/staleness/mean": sum(ages) / max(len(ages), 1),
+        "rollout/staleness/max": float(max(ages, default=0)),
+        "rollout/resumed": fmean(len(set(r.token_versions)) > 1 for r in rollouts),
+    }
 
 
 def rollout_metrics(groups: Sequence[JudgedGroup]) -> Metrics:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from onpolicy.ahead import Ahead, Settled
 from onpolicy.annotate import Annotator, rollout_metrics
 from onpolicy.backends.local import LocalTrainer
 from onpolicy.checkpoint import Checkpoints
@@ -40,13 +39,14 @@ from onpolicy.loading import (
 )
 from onpolicy.loss import Objective, Term, unique_names
 from onpolicy.objectives.term import facts_of
+from onpolicy.pipeline import Pipeline
 from onpolicy.plan import Plan, Section, plug_ins_in, views_of
 from onpolicy.preflight import Preflight
 from onpolicy.protocols import Generator
 from onpolicy.randomness import step_seed
 from onpolicy.report.tokens import token_record
 from onpolicy.rollouts import Rollouts
-from onpolicy.run import Run, due
+from onpolicy.run import Run
 from onpolicy.sampling import Sampling
 from onpolicy.schedule import Bound, Coefficients
 from onpolicy.scoring import Judge, Reward
@@ -246,7 +246,7 @@ def build_annotator(plan: Plan, model: Model, inquiry: Inquiry, baseline: Baseli
         inquiry=inquiry,
         max_teacher_prompt_tokens=model.max_teacher_prompt_tokens,
         drop_too_long=plan.config.rendering.too_long == "drop",
-        staleness=plan.generator.frame.ahead,
+        staleness=plan.generator.frame.staleness,
         routes={name: term.frame.route for name, term in zip(term_names(plan), plan.objective, strict=True)},
         spans={name: plugin.bind() for name, plugin in plan.spans.items()},
         classes=token_classes(plan),
@@ -276,7 +276,6 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     baseline = start_model_baseline(plan, model, prompts, generator, judge, folder / "baseline.json", display)
     prompts = [baseline.with_columns(p) for p in prompts] if baseline else prompts
     cursor = prompt_cursor(plan, prompts)
-    sample, generator = build_sampling(plan, cursor, generator, judge, clock)
     inquiry = build_inquiry(plan, model, prompts, generator, judge)
     latest = checkpoints.latest()
     done = latest.step if latest else -1  # without a checkpoint nothing that was logged counts
@@ -286,7 +285,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         renderer=model.renderer,
         prompts=cursor,
         generator=generator,
-        sample=sample,
+        sample=build_pipeline(plan, cursor, generator, judge, clock),
         annotate=build_annotator(plan, model, inquiry, baseline),
         trainer=trainer,
         evaluator=build_evaluator(plan, model, generator),
@@ -304,27 +303,17 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     )
 
 
-def build_sampling(
-    plan: Plan, cursor: PromptCursor, generator: Generator, judge: Judge, clock: Clock
-) -> tuple[Rollouts | Ahead, Generator]:
-    """What samples a step, and the generator for everyone else."""
-    config = plan.config
+def build_pipeline(plan: Plan, cursor: PromptCursor, generator: Generator, judge: Judge, clock: Clock) -> Pipeline:
+    """What samples the steps."""
     rollouts = Rollouts(
         generator,
         cursor,
         judge,
         clock,
-        functools.partial(step_seed, config.seed),
+        functools.partial(step_seed, plan.config.seed),
         batches=plan.data.frame.dynamic_sampling,
     )
-    if not plan.generator.frame.ahead:
-        return rollouts, generator
-
-    def alone(step: int) -> bool:
-        return step == config.steps or due(step, config.checkpoint.every)
-
-    ahead = Ahead(rollouts, clock, alone)
-    return ahead, Settled(generator, ahead.settle)
+    return Pipeline(rollouts, clock, staleness=plan.generator.frame.staleness, steps=plan.config.steps)
 
 
 def start_model_baseline(
@@ -366,8 +355,7 @@ def prompt_cursor(plan: Plan, prompts: Sequence[Prompt]) -> PromptCursor:
 
 def first_rollouts(run: Run, plan: Plan) -> list[Example]:
     """Rollouts of the start model, as the first step would have them; no problem is used up."""
-    rollouts = run.sample.rollouts if isinstance(run.sample, Ahead) else run.sample
-    sample = dataclasses.replace(rollouts, prompts=prompt_cursor(plan, run.prompts.prompts), batches=0)
+    sample = dataclasses.replace(run.sample.rollouts, prompts=prompt_cursor(plan, run.prompts.prompts), batches=0)
     groups, _ = sample(0)
     examples, _ = run.annotate(groups, version=0)
     return examples

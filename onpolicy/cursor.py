@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import random
 from collections.abc import Sequence
@@ -24,6 +25,12 @@ class PromptCursor:
         batch = [self._at(self.position + i) for i in range(self.batch_size)]
         self.position += self.batch_size
         return batch
+
+    def split_off(self) -> PromptCursor:
+        """A cursor that gives the next batch, which this one passes over."""
+        mine = copy.copy(self)
+        self.position += self.batch_size
+        return mine
 
     @property
     def epoch(self) -> float:

@@ -25,6 +25,7 @@ from onpolicy.types import Metrics
 PHASES = {
     "baseline": "measuring the start model",
     "generate": "sampling from the student",
+    "wait": "waiting for rollouts",
     "reward": "scoring answers",
     "annotate": "choosing what the teacher sees",
     "score": "the teacher reads along",

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from onpolicy.clock import Clock
 from onpolicy.cursor import PromptCursor
 from onpolicy.protocols import Generator
 from onpolicy.routing import mixed
-from onpolicy.scoring import Judge, JudgedGroup
-from onpolicy.types import Metrics
+from onpolicy.scoring import JudgedGroup
+from onpolicy.types import Metrics, RolloutGroup
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,7 @@ class Rollouts:
 
     generator: Generator
     prompts: PromptCursor
-    judge: Judge
+    judge: Callable[[Sequence[RolloutGroup]], list[JudgedGroup]]
     clock: Clock
     seed_of: Callable[[int], int]
     batches: int = 0

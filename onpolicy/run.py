@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onpolicy.ahead import Ahead
 from onpolicy.annotate import Annotator, StaleRollouts
 from onpolicy.checkpoint import Checkpoints, read_state, read_weights
 from onpolicy.clock import Clock
@@ -17,10 +16,10 @@ from onpolicy.display import Display
 from onpolicy.evaluate import Evaluator
 from onpolicy.guards import Guards
 from onpolicy.interrupts import on_interrupt
+from onpolicy.pipeline import Pipeline
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.randomness import random_state, set_random_state
 from onpolicy.rendering import Renderer
-from onpolicy.rollouts import Rollouts
 from onpolicy.schedule import Coefficients
 from onpolicy.trackers import Jsonl, Tracker
 from onpolicy.types import Example, Metrics
@@ -39,7 +38,7 @@ class Run:
     renderer: Renderer
     prompts: PromptCursor
     generator: Generator
-    sample: Rollouts | Ahead
+    sample: Pipeline
     annotate: Annotator
     trainer: Trainer
     evaluator: Evaluator | None
@@ -140,23 +139,19 @@ class Run:
         return {
             "step": self.step,
             "trainer": self.trainer.state(),
-            "prompts": self.prompts.state() | self._sampled_ahead(),
+            "prompts": self.prompts.state() | {"position": self.sample.position},
             "random": random_state(),
             "history": self.history,
             "coefficients": self.coefficients.state(),
             "guards": self.guards.state(),
         }
 
-    def _sampled_ahead(self) -> dict[str, Any]:
-        """A resumed run samples again what was sampled ahead when this one was stopped."""
-        position = self.sample.position if isinstance(self.sample, Ahead) else None
-        return {} if position is None else {"position": position}
-
     def resume(self) -> bool:
         """Continues from the last whole checkpoint, if there is one."""
         checkpoint = self.checkpoints.latest()
         if checkpoint is None:
             return False
+        self.sample.cancel()
         state = read_state(checkpoint.path)
         self.trainer.load_state(read_weights(checkpoint.path), state["trainer"])
         self.prompts.load_state(state["prompts"])
@@ -173,8 +168,7 @@ class Run:
         self.samples.close()
         self.tokens.close()
         self.generator.close()
-        if isinstance(self.sample, Ahead):
-            self.sample.close()
+        self.sample.close()
 
     def _costs(self, metrics: Metrics) -> Metrics:
         """Seconds per phase, tokens per second, peak memory."""
@@ -184,14 +178,14 @@ class Run:
         if "rollout/tokens" in metrics:
             sampled = metrics["rollout/sampled_tokens"]  # more than are trained where groups are left out
             costs["rollout/tokens_per_second"] = sampled / max(
-                metrics.get("ahead/generate", seconds.get("time/generate", 0.0)), 1e-9
+                metrics.get("pipeline/generate", seconds.get("time/generate", 0.0)), 1e-9
             )
             costs["train/tokens_per_second"] = metrics["rollout/tokens"] / max(total, 1e-9)
         return costs
 
     def _watch_sync(self, metrics: Metrics) -> None:
         """Weights that reach the generator only in part show as a growing difference between its log-probs and ours."""
-        if self.config.generator.get("ahead"):
+        if self.config.generator.get("staleness"):
             return  # there the policy's own change is part of the difference
         gap, first = metrics.get("rollout/logprob_gap"), self.history["first"].get("rollout/logprob_gap")
         if gap is None or first is None:

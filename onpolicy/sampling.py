@@ -14,11 +14,12 @@ class Sampling:
     temperature: float = field(default=1.0, metadata={"help": "0: greedy"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1: off"})
     top_k: int = field(default=0, metadata={"help": "likeliest tokens to draw from; 0: off"})
-    ahead: int = field(
+    staleness: int = field(
         default=0,
         metadata={
-            "help": "1: the next step's rollouts are sampled while this step is trained, from weights one step old "
-            "(`importance_cap` of the terms corrects for it); pays where the generator has a device of its own; 0: on-policy"
+            "help": "how many versions older than the weights being trained those may be that sampled a token: rollouts of "
+            "so many steps to come are sampled while this one is trained (`importance_cap` of the terms corrects for it); "
+            "pays where the generator has a device of its own; 0: on-policy"
         },
     )
 
@@ -29,7 +30,7 @@ class Sampling:
             "temperature": (self.temperature, self.temperature >= 0, "0 or more"),
             "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k, self.top_k >= 0, "0 or more"),
-            "ahead": (self.ahead, self.ahead in (0, 1), "0 or 1"),
+            "staleness": (self.staleness, self.staleness >= 0, "0 or more"),
         }
         for name, (value, fine, want) in wanted.items():
             if not fine:

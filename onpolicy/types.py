@@ -68,12 +68,23 @@ class Rollout:
     finish_reason: FinishReason
     """``stop``: ended by itself; ``length``: cut at ``generator.max_tokens``; ``abort``: the engine gave up."""
     policy_version: int
-    """Optimizer step whose weights sampled this; the loop refuses any other than the current one."""
+    """Optimizer step whose weights sampled this, its oldest token if they changed meanwhile; the loop refuses any that
+    is more than ``generator.staleness`` behind the current one."""
+    token_versions: tuple[int, ...] = ()
+    """[T] by token; empty: all were sampled by ``policy_version``."""
 
     def __post_init__(self) -> None:
         if len(self.rollout_logprobs) != len(self.completion_ids):
             raise ValueError(
                 f"a rollout has {len(self.completion_ids)} completion tokens but {len(self.rollout_logprobs)} log-probs"
+            )
+        if self.token_versions and len(self.token_versions) != len(self.completion_ids):
+            raise ValueError(
+                f"a rollout has {len(self.completion_ids)} completion tokens but {len(self.token_versions)} token_versions"
+            )
+        if self.token_versions and min(self.token_versions) != self.policy_version:
+            raise ValueError(
+                f"a rollout's policy_version is {self.policy_version}, but its oldest token's is {min(self.token_versions)}"
             )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.backends.seeds import newer, rollout_seed
+from onpolicy.backends.turns import Closed, Turns
 from onpolicy.models import load_causal_lm
 from onpolicy.rendering import Renderer
 from onpolicy.sampling import Sampling
@@ -26,10 +27,15 @@ class _Draft:
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
+    version: int = 0
+    """Of the weights that sample it."""
 
 
 class HFGenerator:
-    """A copy of the model that samples in batches, longest prompts together, with a KV cache."""
+    """A copy of the model that samples in batches, longest prompts together, with a KV cache.
+
+    Threads take turns, batch by batch; new weights wait for the batch that is being sampled, so no rollout has two versions.
+    """
 
     def __init__(
         self,
@@ -52,6 +58,7 @@ class HFGenerator:
         self._model = load_causal_lm(model, dtype=dtype).to(self.device).eval()  # type: ignore[arg-type]
         self.renderer, self.sampling, self.max_model_len = renderer, sampling, max_model_len
         self.batch_size, self.policy_version = batch_size, 0
+        self._turns = Turns()
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
@@ -69,7 +76,8 @@ class HFGenerator:
         ]
         ordered = sorted(drafts, key=lambda d: len(d.prompt_ids))
         for start in range(0, len(ordered), self.batch_size):
-            self._complete(ordered[start : start + self.batch_size], sampling)
+            with self._turns():
+                self._complete(ordered[start : start + self.batch_size], sampling)
             self.on_progress(min(start + self.batch_size, len(drafts)), len(drafts))
         rollouts, size = [self._rollout(d) for d in drafts], sampling.group_size
         return [
@@ -80,14 +88,15 @@ class HFGenerator:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Copies every tensor; a name the model does not have, or one it misses, is an error."""
         checked = newer(version, self.policy_version)
-        own = self._model.state_dict()
-        given = set()
-        for name, tensor in weights:
-            own[name].copy_(tensor)
-            given.add(name)
-        if missing := own.keys() - given:
-            raise ValueError(f"update_weights: {len(missing)} tensors are missing, e.g. {min(missing)!r}")
-        self.policy_version = checked
+        with self._turns():
+            own = self._model.state_dict()
+            given = set()
+            for name, tensor in weights:
+                own[name].copy_(tensor)
+                given.add(name)
+            if missing := own.keys() - given:
+                raise ValueError(f"update_weights: {len(missing)} tensors are missing, e.g. {min(missing)!r}")
+            self.policy_version = checked
 
     @torch.no_grad()
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
@@ -97,6 +106,8 @@ class HFGenerator:
         return logp.gather(-1, ids[0, 1:, None])[:, 0].tolist()
 
     def close(self) -> None:
+        """Frees the model; whoever is sampling gets an error."""
+        self._turns.close()
         del self._model
 
     @torch.no_grad()
@@ -112,7 +123,11 @@ class HFGenerator:
         )
         banned = _banned(drafts, self._model.config.get_text_config().vocab_size)
         cache = None
+        for draft in drafts:
+            draft.version = self.policy_version
         for position in range(sampling.max_tokens):
+            if self._turns.closed:
+                raise Closed("the generator was closed")
             places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]
             output = self._model(
                 input_ids=ids,
@@ -153,7 +168,7 @@ class HFGenerator:
             rollout_logprobs=tuple(draft.logprobs),
             text=self.renderer.completion_text(draft.ids),
             finish_reason="stop" if draft.stopped else "length",
-            policy_version=self.policy_version,
+            policy_version=draft.version,
         )
 
 

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import gc
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from onpolicy.backends.seeds import newer, rollout_seed
+from onpolicy.backends.vllm_engine import Request, SharedEngine, undisturbed_threads
 from onpolicy.rendering import Renderer
 from onpolicy.sampling import Sampling
 from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
-    from vllm.outputs import RequestOutput
 
 FINISHED: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
 class VLLMGenerator:
-    """One engine, colocated with the trainer; new weights go in through memory."""
+    """One engine, colocated with the trainer; new weights go in through memory, also while rollouts are being sampled."""
 
     def __init__(
         self,
@@ -53,11 +51,11 @@ class VLLMGenerator:
         """
         cpu = not torch.cuda.is_available()
         _set_environment(cpu, kv_cache_gib)
-        with _undisturbed_threads(), warnings.catch_warnings():
+        with undisturbed_threads(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch
             from vllm import LLM
 
-            self._llm = LLM(
+            llm = LLM(
                 model=model,
                 dtype=("float32" if cpu else "auto") if dtype == "auto" else dtype,
                 enforce_eager=cpu if enforce_eager is None else enforce_eager,
@@ -72,6 +70,7 @@ class VLLMGenerator:
                 use_tqdm_on_load=False,
                 seed=0,
             )
+        self._engine = SharedEngine(llm)
         self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
         self.max_model_len = max_model_len
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
@@ -88,8 +87,7 @@ class VLLMGenerator:
             for prompt in prompts
             for j in range(sampling.group_size)
         ]
-        with _undisturbed_threads():
-            rollouts = [self._rollout(output) for output in self._run(wanted)]
+        rollouts = [self._rollout(request) for request in self._engine.run(wanted, self.on_progress)]
         size = sampling.group_size
         return [
             RolloutGroup(prompt=prompt, rollouts=tuple(rollouts[i * size : (i + 1) * size]))
@@ -97,42 +95,24 @@ class VLLMGenerator:
         ]
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Reloads every tensor in place and drops the prefix cache, which was made with the old ones."""
-        checked = newer(version, self.policy_version)
-        with _undisturbed_threads():
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(list(weights))})
-            self._llm.reset_prefix_cache()
-        self.policy_version = checked
+        """Reloads every tensor in place and drops what was cached with the old ones; running rollouts go on with the new."""
+        self._engine.update(weights, version=newer(version, self.policy_version))
+        self.policy_version = version
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
         """Log-probability of each token but the first, given those before it, under the weights now in the engine."""
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
-        (output,) = self._run([(tuple(token_ids), params)])
-        assert output.prompt_logprobs is not None
+        (request,) = self._engine.run([(tuple(token_ids), params)])
+        output = request.output
+        assert output is not None and output.prompt_logprobs is not None
         pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return [float(entry[token].logprob) for token, entry in pairs if entry is not None]
 
     def close(self) -> None:
-        """Frees the engine and its memory."""
-        if self._llm is not None:
-            self._llm.llm_engine.engine_core.shutdown()
-            self._llm = None
-            gc.collect()
-
-    def _run(self, wanted: Sequence[tuple[Sequence[int], SamplingParams]]) -> list[RequestOutput]:
-        """Steps the engine itself, so that finished rollouts can be reported as they come."""
-        engine = self._llm.llm_engine
-        for i, (ids, params) in enumerate(wanted):
-            engine.add_request(str(i), {"prompt_token_ids": list(ids)}, params)
-        done: dict[int, Any] = {}
-        while engine.has_unfinished_requests():
-            finished = [output for output in engine.step() if output.finished]
-            done |= {int(output.request_id.partition("-")[0]): output for output in finished}
-            if finished:
-                self.on_progress(len(done), len(wanted))
-        return [done[i] for i in range(len(wanted))]
+        """Frees the engine and its memory; whoever is sampling gets an error."""
+        self._engine.close()
 
     def _params(self, sampling: Sampling, seed: int, banned: Sequence[int]) -> SamplingParams:
         from vllm import SamplingParams
@@ -149,17 +129,20 @@ class VLLMGenerator:
             detokenize=False,
         )
 
-    def _rollout(self, output: RequestOutput) -> Rollout:
+    def _rollout(self, request: Request) -> Rollout:
+        output = request.output
+        assert output is not None and output.prompt_token_ids is not None
         completion = output.outputs[0]
         ids = tuple(completion.token_ids)
-        assert completion.logprobs is not None and output.prompt_token_ids is not None
+        assert completion.logprobs is not None
         return Rollout(
             prompt_ids=tuple(output.prompt_token_ids),
             completion_ids=ids,
             rollout_logprobs=tuple(float(e[i].logprob) for i, e in zip(ids, completion.logprobs, strict=True)),
             text=self.renderer.completion_text(ids),
             finish_reason=FINISHED.get(completion.finish_reason, "abort"),
-            policy_version=self.policy_version,
+            policy_version=min(request.versions, default=self.policy_version),
+            token_versions=tuple(request.versions) if len(set(request.versions)) > 1 else (),
         )
 
 
@@ -176,17 +159,3 @@ def _set_environment(cpu: bool, kv_cache_gib: int) -> None:
         wanted |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
     for name, value in wanted.items():
         os.environ.setdefault(name, value)
-
-
-@contextmanager
-def _undisturbed_threads() -> Iterator[None]:
-    """vLLM binds threads to cores and may lower torch's thread count; the trainer in this process gets its own back."""
-    threads = torch.get_num_threads()
-    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
-    try:
-        yield
-    finally:
-        if affinity is not None and os.sched_getaffinity(0) != affinity:
-            os.sched_setaffinity(0, affinity)
-        if torch.get_num_threads() != threads:
-            torch.set_num_threads(threads)
