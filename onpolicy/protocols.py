@@ -14,12 +14,12 @@ if TYPE_CHECKING:
 
 
 class Generator(Protocol):
-    """Samples from the student."""
+    """Samples from the student. ``generate`` may be called by several threads at once, and ``update_weights`` meanwhile."""
 
     sampling: Sampling
     """How it samples unless told otherwise."""
     policy_version: int
-    """Version of the weights now in the engine; every rollout carries it."""
+    """Version of the weights now in the engine; every rollout carries that of its oldest token."""
     on_progress: Callable[[int, int], None]
     """Called with (rollouts finished, rollouts wanted) while generating."""
 
@@ -27,15 +27,21 @@ class Generator(Protocol):
         """Samples ``group_size`` rollouts of each prompt, in the order given; ``sampling`` replaces the one it was made with.
 
         ``seed`` decides every token: rollout ``j`` of prompt ``i`` has its own seed derived from it, so the same call
-        with the same weights gives the same rollouts whatever else is in the batch.
+        with the same weights gives the same rollouts whatever else is in the batch. Where the weights change meanwhile, a
+        rollout may go on with the new ones if its ``token_versions`` say so.
         """
         ...
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Loads full tensors under their Hugging Face names and drops every cache made with the old ones."""
+        """Loads full tensors under their Hugging Face names and drops every cache made with the old ones.
+
+        Does not wait for rollouts that are being sampled to end, beyond a batch.
+        """
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Frees what it holds; calls of ``generate`` that are under way end with an error."""
+        ...
 
 
 class ContextBuilder(Protocol):
