@@ -208,6 +208,28 @@ def test_turns_go_to_whoever_has_waited_longest(pool: ThreadPoolExecutor) -> Non
     assert order == [0, 1, 2, 3]
 
 
+def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoolExecutor) -> None:
+    turns, stop, taken, waited = Turns(), threading.Event(), list[int](), list[int]()
+
+    def greedy() -> None:
+        while not stop.is_set():
+            with turns():
+                taken.append(1)
+                time.sleep(0.002)
+
+    threads = [pool.submit(greedy) for _ in range(3)]
+    try:
+        for _ in range(30):
+            before = len(taken)
+            with turns():
+                waited.append(len(taken) - before)
+    finally:
+        stop.set()
+    for thread in threads:
+        thread.result()
+    assert sorted(waited)[15] <= 3, "one turn for each of the three before it"
+
+
 def test_an_interrupt_while_waiting_blocks_nobody(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     turns = Turns()
 
