@@ -227,7 +227,8 @@ def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoo
         stop.set()
     for thread in threads:
         thread.result()
-    assert sorted(waited)[15] <= 3, "one turn for each of the three before it"
+    waited.sort()
+    assert waited[3] >= 2 and waited[-4] <= 3, "one turn for each of the three before it, hardly ever more or fewer"
 
 
 def test_an_interrupt_while_waiting_blocks_nobody(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
