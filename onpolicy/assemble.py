@@ -29,6 +29,7 @@ from onpolicy.guards import Guards, Watched
 from onpolicy.inquiry import Inquiry
 from onpolicy.loading import (
     Model,
+    bones,
     fitting,
     load_teacher,
     load_weights,
@@ -290,7 +291,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         trainer=trainer,
         evaluator=build_evaluator(plan, model, generator),
         checkpoints=checkpoints,
-        model_writer=functools.partial(model_writer, trainer, model.tokenizer),
+        model_writer=functools.partial(model_writer, trainer.weights, bones(plan, model.path), model.tokenizer),
         trackers=[tracker.bind()(folder, done) for tracker in plan.trackers],
         samples=Jsonl(folder / "samples.jsonl", resume_at=done),
         tokens=Jsonl(folder / "tokens.jsonl", resume_at=done),

@@ -6,8 +6,8 @@ The body of the model runs on whole sequences; its head runs later and only wher
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from onpolicy import forest
 from onpolicy.distill.vocabulary import Head, States
 from onpolicy.packing import Row
+from onpolicy.sharding import whole
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,19 +23,22 @@ if TYPE_CHECKING:
 Layout = Literal["padded", "packed"]
 
 
-def completion_states(model: PreTrainedModel, rows: Sequence[Row], *, layout: Layout = "padded") -> States:
+def completion_states(
+    model: PreTrainedModel, rows: Sequence[Row], *, layout: Layout = "padded", body: Callable[..., Any] | None = None
+) -> States:
     """The states that predict every token of the rows' completions, N together, row after row.
 
     Args:
         model: a causal language model of transformers; one for ``packed`` has been through ``forest.prepare``
         rows: prompts and completions
         layout: ``padded`` runs the rows as they are; ``packed`` runs them as one row without padding, equal prompts once
+        body: what runs the model without its head; None: the model itself
     """
-    hidden = (_padded if layout == "padded" else _packed)(model.base_model, rows, model.device)
-    return States(hidden=hidden, head=head_of(model))
+    hidden = (_padded if layout == "padded" else _packed)(body or model.base_model, rows, model.device)
+    return States(hidden=hidden, head=head_of(model), weights=head_weights(model))
 
 
-def _padded(body: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> Tensor:
+def _padded(body: Callable[..., Any], rows: Sequence[Row], device: torch.device) -> Tensor:
     """``[pad.. prompt | completion ..pad]``: prompts end where completions begin."""
     left, right = (max(map(len, column)) for column in zip(*rows, strict=True))
     ids = torch.zeros(len(rows), left + right, dtype=torch.long)
@@ -48,13 +52,13 @@ def _padded(body: torch.nn.Module, rows: Sequence[Row], device: torch.device) ->
         position_ids=(real.cumsum(-1) - 1).clamp(min=0).to(device),  # prompts start at 0 wherever the padding ends
         use_cache=False,
     ).last_hidden_state
-    return hidden[:, left - 1 : -1][real[:, left:].bool().to(device)]  # type: ignore[no-any-return]
+    return hidden[:, left - 1 : -1][real[:, left:].bool().to(hidden.device)]  # type: ignore[no-any-return]
 
 
-def _packed(body: torch.nn.Module, rows: Sequence[Row], device: torch.device) -> Tensor:
+def _packed(body: Callable[..., Any], rows: Sequence[Row], device: torch.device) -> Tensor:
     planted, ids, positions, places = forest.plant(rows)
     hidden = forest.run(body, planted, torch.tensor(ids, device=device), torch.tensor(positions, device=device))
-    return hidden[torch.cat(places).to(device)]
+    return hidden[torch.cat(places).to(hidden.device)]
 
 
 def head_of(model: PreTrainedModel) -> Head:
@@ -67,8 +71,16 @@ def head_of(model: PreTrainedModel) -> Head:
     return Head(layer.weight, getattr(layer, "bias", None), scale=scale / divisor, cap=cap)
 
 
+def head_weights(model: PreTrainedModel) -> tuple[Tensor, ...]:
+    """The parameters that ``head_of`` reads."""
+    layer = model.get_output_embeddings()
+    return tuple(p for p in (layer.weight, getattr(layer, "bias", None)) if p is not None)
+
+
 @torch.no_grad()
 def head_error(model: PreTrainedModel, input_ids: Tensor) -> float:
     """Largest difference between our logits and the model's own on ``[1, S]``; anything but rounding means an unknown head."""
-    ours = head_of(model)(model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state)
+    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+    with whole(*head_weights(model)):
+        ours = head_of(model)(hidden)
     return float((ours - model(input_ids=input_ids, use_cache=False).logits).abs().max())

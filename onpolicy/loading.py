@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from onpolicy.coverage import coverage
 from onpolicy.data import DataError
-from onpolicy.models import context_window, load_causal_lm, load_tokenizer, resolve_model
+from onpolicy.models import context_window, load_causal_lm, load_tokenizer, resolve_model, skeleton, tied
 from onpolicy.plan import Plan, Section
 from onpolicy.registry import ConfigError
 from onpolicy.rendering import PromptTooLong, Renderer
 from onpolicy.types import Prompt
-
-if TYPE_CHECKING:
-    from onpolicy.backends.local import LocalTrainer
 
 
 @dataclass(frozen=True)
@@ -116,6 +113,13 @@ def load_weights(plan: Plan, path: str) -> Any:
     )
 
 
+def bones(plan: Plan, path: str) -> Any:
+    """The student's class and config, without weights."""
+    settings = plan.config.model
+    revision = settings.revision if path == resolve_model(settings.path) else None
+    return skeleton(path, trust_remote_code=settings.trust_remote_code, revision=revision)
+
+
 def load_teacher(plan: Plan, model: Model, path: str) -> Any:
     """Another model as the teacher.
 
@@ -134,16 +138,22 @@ def load_teacher(plan: Plan, model: Model, path: str) -> Any:
     return load_weights(plan, path)
 
 
-def model_writer(trainer: LocalTrainer, tokenizer: Any) -> Callable[[Path], None]:
-    """Copies the student; what comes back writes the copy: weights, config, tokenizer with its chat template."""
-    model = trainer.plain_model()
-    weights: dict[str, Any] = {}
-    copies: dict[int, Any] = {}
-    for name, tensor in model.state_dict().items():  # tied weights stay one tensor: they are written once
-        weights[name] = copies.setdefault(tensor.data_ptr(), tensor.detach().to("cpu", copy=True))
+def model_writer(
+    weights: Callable[[], Iterable[tuple[str, Any]]], skeleton: Any, tokenizer: Any
+) -> Callable[[Path], None]:
+    """Copies the student; what comes back writes the copy: weights, config, tokenizer with its chat template.
+
+    Args:
+        weights: gives the student's full tensors by name
+        skeleton: a model of its class whose own weights do not matter
+        tokenizer: the student's
+    """
+    copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights()}
+    for name, source in tied(skeleton).items():  # one tensor, which is written once
+        copy[name] = copy[source]
 
     def write(folder: Path) -> None:
-        model.save_pretrained(folder, state_dict=weights)
+        skeleton.save_pretrained(folder, state_dict=copy)
         tokenizer.save_pretrained(folder)
 
     return write

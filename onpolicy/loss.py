@@ -82,6 +82,12 @@ class Tally:
         self.sums[name] += float(values[mask].sum())
         self.counts[name] += int(mask.sum())
 
+    def absorb(self, other: Tally) -> None:
+        """Adds what another has counted."""
+        for name, value in other.sums.items():
+            self.sums[name] += value
+        self.counts.update(other.counts)
+
     def means(self) -> Metrics:
         """A quantity without a single token is absent rather than 0."""
         return {name: self.sums[name] / count for name, count in self.counts.items() if count}

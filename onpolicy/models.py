@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import shutil
@@ -88,6 +89,26 @@ def load_causal_lm(
     except (OSError, ValueError) as error:
         raise ModelError(f"model.path: {path!r} cannot be loaded: {_first_line(error)}") from error
     return model
+
+
+def skeleton(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:
+    """A model of the same class and config without weights, for saving weights that come from elsewhere."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+
+    source: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            AutoConfig.from_pretrained(path, **source), trust_remote_code=trust_remote_code
+        )
+    with contextlib.suppress(OSError):  # not every model has one
+        model.generation_config = GenerationConfig.from_pretrained(path, revision=revision)
+    return model
+
+
+def tied(model: PreTrainedModel) -> dict[str, str]:
+    """Name of a tensor -> name of the one that it shares."""
+    return dict(model.all_tied_weights_keys)
 
 
 def context_window(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int | None:

@@ -14,6 +14,7 @@ from rich.text import Text
 
 from onpolicy.backends.local import LocalTrainer
 from onpolicy.distill.target import identity
+from onpolicy.distill.vocabulary import States
 from onpolicy.forward import head_error
 from onpolicy.loss import Term
 from onpolicy.rendering import Renderer
@@ -101,13 +102,19 @@ class Preflight:
         if not self.views or self.trainer.rule.path is not None:  # another model never agrees with the student
             return
         twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.views, example.rollout.prompt_ids))
-        inputs = self.trainer.inputs(self.trainer.batch([twin]))
+        kept: list[States] = []
+
+        def keep(states: States) -> States:
+            kept.append(states)
+            return states
+
+        inputs = self.trainer.inputs(self.trainer.batch([twin]), through=keep)
         gaps = [(scores.logprobs - inputs.logprobs) ** 2 for scores in inputs.teacher.values()]
         plain = [value for comparison, value in inputs.divergences.items() if comparison.target is identity]
         loss = torch.stack([*gaps, *plain]).sum() / len(example.rollout.completion_ids)
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = max(float(p.grad.abs().max()) for p in self.trainer.student.parameters() if p.grad is not None)
-        self.trainer.optimizer.zero_grad(set_to_none=True)
+        norm = float(
+            torch.autograd.grad(loss, kept[0].hidden)[0].abs().max()
+        )  # all weights but the head learn through it
         value = float(loss.detach().abs())
         if value > 1e-5 or norm > 1e-3:
             raise PreflightError(

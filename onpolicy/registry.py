@@ -152,7 +152,10 @@ TABLES: dict[str, Mapping[str, str]] = {
         "dual_ascent": "onpolicy.schedule:dual_ascent",
     },
     "guard": {"falls": "onpolicy.guards:falls", "rises": "onpolicy.guards:rises"},
-    "trainer": {"local": "onpolicy.backends.local:LocalTrainer"},
+    "trainer": {
+        "local": "onpolicy.backends.local:LocalTrainer",
+        "deepspeed": "onpolicy.backends.deepspeed_trainer:DeepSpeedTrainer",
+    },
     "tracker": {
         "jsonl": "onpolicy.trackers:jsonl",
         "tensorboard": "onpolicy.trackers:tensorboard",

@@ -76,7 +76,7 @@ def test_imports_go_one_way(path: Path) -> None:
     if relative.parts[1] in ("distill", "contexts", "objectives", "data"):
         rooms = {name.split(".")[1] for name in names if name.startswith("onpolicy.")}
         allowed = {
-            "distill": {"distill", "types"},
+            "distill": {"distill", "types", "sharding"},
             "contexts": {"contexts", "thinking", "types"},
             "objectives": {"distill", "objectives", "types"},
             "data": {"data", "types"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -11,8 +12,9 @@ import torch
 from torch import Tensor
 
 from onpolicy import forest
-from onpolicy.backends.lora import adapted, adapter_tensors, add_adapter, merged, plain_copy
+from onpolicy.backends.lora import adapted, adapter_tensors, add_adapter, merged
 from onpolicy.backends.teaching import Taught, Teaching
+from onpolicy.backends.together import Alone
 from onpolicy.clock import Clock
 from onpolicy.collate import collate
 from onpolicy.config import TrainerFrame
@@ -21,6 +23,7 @@ from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.forward import Layout, completion_states
 from onpolicy.loss import Objective, Tally
 from onpolicy.packing import Row, micro_batches
+from onpolicy.sharding import wholes
 from onpolicy.teachers import WeightRule
 from onpolicy.types import Example, LossInputs, Metrics, TeacherScores, TrainBatch
 
@@ -34,6 +37,9 @@ WITHOUT_GRAPH = 4
 
 class LocalTrainer:
     """Student, teacher and optimizer on one device; weights and optimizer in float32."""
+
+    _body: Callable[..., Any] | None = None
+    """What runs the student without its head; None: the model itself."""
 
     def __init__(
         self,
@@ -69,30 +75,33 @@ class LocalTrainer:
             lora_targets: ends of the names of the layers that get one; null: every linear layer but the head
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.student = model.to(self.device, torch.float32).eval()  # no dropout: teacher = student must give exactly 0
+        self.student = model.to(torch.float32).eval()  # no dropout: teacher = student must give exactly 0
         self.objective, self.rule, self.settings = objective, teacher, settings
+        self.together = self._together()
         self.views, self.clock = tuple(views), clock
         self.layout = _layout(layout, *(m for m in (model, teacher_model) if m is not None))
         self.autocast = precision == "bfloat16"
+        self.on_fault: Callable[[str, str], None] = lambda role, what: None
         if gradient_checkpointing:
             _train_without_dropout(self.student)
             self.student.gradient_checkpointing_enable({"use_reentrant": False})
         if lora_rank:
             add_adapter(self.student, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
-        other = None if teacher_model is None else teacher_model.to(self.device, torch.float32)
         self.teaching = Teaching(
-            self.student, teacher, needs_start=objective.needs_ref, layout=self.layout, other=other
+            self.student,
+            teacher,
+            needs_start=objective.needs_ref,
+            layout=self.layout,
+            other=None if teacher_model is None else teacher_model.to(torch.float32),
+            place=self._place,
+            body=self._body,
+            rounds=self.together.rounds,
         )
         self.spans, self.telemetry = tuple(spans), telemetry
         self.marker_ids = {name: torch.tensor(ids, device=self.device) for name, ids in (marker_ids or {}).items()}
-        self.optimizer = torch.optim.AdamW(
-            [p for p in self.student.parameters() if p.requires_grad],
-            lr=settings.lr,
-            betas=(settings.betas[0], settings.betas[1]),
-            weight_decay=settings.weight_decay,
-        )
+        self.optimizer = self._optimizer()
         self.lr_factor = lr_factor(settings, total_steps)
-        self.steps_done = 0
+        self.steps_done = self._halvings = 0
 
     def step(self, examples: Sequence[Example]) -> Metrics:
         """One pass over the step's rollouts: ``updates_per_step`` optimizer updates, then the teacher's."""
@@ -108,8 +117,7 @@ class LocalTrainer:
             norms.append(norm)
         self.steps_done += 1
         self.teaching.follow(self.steps_done)
-        skipped = sum(not math.isfinite(n) for n in norms)
-        empty = sum(n == 0.0 for n in norms)
+        self.together.collect(tally, self.telemetry)
         return (
             tally.means()
             | (self.telemetry.metrics() if self.telemetry else {})
@@ -117,39 +125,95 @@ class LocalTrainer:
                 "train/loss": sum(losses) / len(losses),
                 "train/grad_norm": max(norms),
                 "train/lr": lr,
-                "train/skipped_updates": float(skipped),
-                "train/empty_updates": float(empty),
+                "train/skipped_updates": float(sum(not math.isfinite(n) for n in norms)),
+                "train/empty_updates": float(sum(n == 0.0 for n in norms)),
             }
         )
 
     def _update(self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: Tally) -> tuple[float, float]:
-        """One optimizer update; one whose gradient is not finite, or exactly 0, is left out and counted."""
-        batches = list(self.batches(examples))
-        denominators = self.objective.denominators(batches)
-        if not any(term.tokens(batch).any() for batch in batches for term in self.objective.terms):
+        """One optimizer update; one whose gradient is not finite, or exactly 0, is left out and counted.
+
+        Where memory runs out it is begun again with micro-batches of half the size.
+        """
+        while True:
+            before, own = copy.deepcopy(self.telemetry), Tally()
+            try:
+                loss = self._accumulate(examples, old, own)
+                break
+            except torch.OutOfMemoryError:
+                if not self._halve(examples):
+                    raise
+                self.telemetry = before
+        tally.absorb(own)
+        if loss is None:
             return 0.0, 0.0
-        total, taught = 0.0, self.taught(examples)
+        with self.clock("update"):
+            return loss, self._apply()
+
+    def _accumulate(self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: Tally) -> float | None:
+        """Adds up the gradient and returns the loss; None where no term has a token."""
+        share = self.together.share(examples)
+        batches = list(self.batches(share))
+        tokens = sum(int(term.tokens(batch).sum()) for batch in batches for term in self.objective.terms)
+        counts = self.together.summed({**self.objective.denominators(batches), "": tokens})
+        denominators = {name: int(count) for name, count in counts.items()}
+        if not denominators.pop(""):
+            return None
+        # a rank that has fewer micro-batches than another computes along with it, for nothing
+        idle = [min(examples, key=_length)] * (self.together.rounds(len(batches)) - len(batches))
+        total, taught = 0.0, self.taught([*share, *idle])
         for batch in batches:
             inputs = self.inputs(batch, _stack(batch, old), taught=taught)
             with self.clock("update"):
                 loss = self.objective(inputs, denominators, tally)
-                loss.backward()  # type: ignore[no-untyped-call]
+                self._backward(loss)
             total += loss.item()
-            if self.telemetry is not None:
-                self.telemetry.observe(inputs)
-            tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
-            for view, scores in inputs.teacher.items():
-                tally.add(f"teacher/{view}/entropy", scores.entropy, scores.mask)
-                tally.add(f"teacher/{view}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
-            tally.add(
-                "rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask
-            )
-        with self.clock("update"):
-            norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
-            if math.isfinite(norm) and norm > 0.0:
-                self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-        return total, norm
+            self._observe(inputs, tally)
+        for example in idle:
+            inputs = self.inputs(self.batch([example]), taught=taught)
+            self._backward(0.0 * self.objective(inputs, denominators))
+        return self.together.summed({"": total})[""]
+
+    def _observe(self, inputs: LossInputs, tally: Tally) -> None:
+        if self.telemetry is not None:
+            self.telemetry.observe(inputs)
+        tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
+        for view, scores in inputs.teacher.items():
+            tally.add(f"teacher/{view}/entropy", scores.entropy, scores.mask)
+            tally.add(f"teacher/{view}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
+        tally.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask)
+
+    def _together(self) -> Alone:
+        return Alone()
+
+    def _place(self, model: PreTrainedModel) -> None:
+        """Puts a teacher where it reads."""
+        model.to(self.device)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        """Puts the student where it learns."""
+        self.student.to(self.device)
+        return adamw(self.student, self.settings)
+
+    def _backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def _apply(self) -> float:
+        """Updates the weights, unless the gradient's norm, which it returns, is 0 or not finite."""
+        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
+        if math.isfinite(norm) and norm > 0.0:
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _halve(self, examples: Sequence[Example]) -> bool:
+        """Whether the update can be begun again with smaller micro-batches."""
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.budget <= max(map(_length, examples)):
+            return False
+        self._halvings += 1
+        self.on_fault("trainer", f"out of memory; trainer.micro_batch_tokens is {self.budget} from now on")
+        return True
 
     def inputs(
         self,
@@ -176,21 +240,22 @@ class LocalTrainer:
         return loss_inputs(batch, readings, old_logprobs)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors under their Hugging Face names; tied ones under each of them.
+        """Full tensors under their Hugging Face names; tied ones under each of them, adapters merged.
 
         vLLM on the CPU repacks the head's matrix, so one that is tied to the embedding has to be named again.
         """
-        yield from merged(self.student) if adapted(self.student) else self.student.state_dict().items()
-
-    def plain_model(self) -> PreTrainedModel:
-        """The student as a model that anyone can load: adapters merged."""
-        return plain_copy(self.student) if adapted(self.student) else self.student
+        if adapted(self.student):
+            yield from merged(self.student)
+        else:
+            yield from wholes(self.student.state_dict(keep_vars=True).items())
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:
         """The student's log-probability of each sampled token, per rollout ``[T]``."""
         found: dict[int, Tensor] = {}
-        for batch in self.batches(examples):
+        batches = list(self.batches(examples))
+        idle = self.together.rounds(len(batches)) - len(batches)
+        for batch in [*batches, *batches[:1] * idle]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 flat = read(self._states(batch), {}, batch.completion_ids[batch.response_mask]).logprobs
             lengths = [len(e.rollout.completion_ids) for e in batch.examples]
@@ -203,21 +268,21 @@ class LocalTrainer:
     def state(self) -> dict[str, Any]:
         """Optimizer, progress, adapters and a teacher that moves; the start model is read from ``model.path`` again."""
         return {
-            "optimizer": self.optimizer.state_dict(),
+            "optimizer": self._moments(),
             "steps_done": self.steps_done,
-            "teacher": self.teaching.state(),
+            "teacher": dict(self.teaching.weights()),
             "teacher_still": self.teaching.still,
-            "adapter": adapter_tensors(self.student),
+            "adapter": dict(wholes(adapter_tensors(self.student))),
             "telemetry": self.telemetry.state() if self.telemetry else {},
         }
 
     @torch.no_grad()
     def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts a saved run back: the student's weights and what ``state`` returned."""
-        _assign(self.student, state["adapter"] or weights)
-        self.teaching.load_state(state["teacher"])
+        self._assign(state["adapter"] or weights)
+        self.teaching.load_weights(state["teacher"])
         self.teaching.still = state["teacher_still"]
-        self.optimizer.load_state_dict(dict(state["optimizer"]))
+        self._load_moments(state["optimizer"])
         self.steps_done = state["steps_done"]
         if self.telemetry is not None:
             self.telemetry.load_state(state["telemetry"])
@@ -225,7 +290,7 @@ class LocalTrainer:
     @property
     def budget(self) -> int:
         """Tokens in a micro-batch. A CPU gains nothing from more than it needs to fill its matrix products, and loses its cache."""
-        return self.settings.micro_batch_tokens or (1024 if self.device.type == "cpu" else 8192)
+        return (self.settings.micro_batch_tokens or (1024 if self.device.type == "cpu" else 8192)) >> self._halvings
 
     def batches(self, examples: Sequence[Example]) -> Iterator[TrainBatch]:
         """All micro-batches of one update; how they are cut does not matter to the gradient."""
@@ -245,10 +310,31 @@ class LocalTrainer:
             return self.teaching.read(examples, budget=WITHOUT_GRAPH * self.budget, with_start=self.objective.needs_ref)
 
     def _states(self, batch: TrainBatch) -> States:
-        return completion_states(self.student, _rows(batch.examples), layout=self.layout)
+        return completion_states(self.student, _rows(batch.examples), layout=self.layout, body=self._body)
+
+    def _moments(self) -> dict[str, dict[str, Tensor]]:
+        """The optimizer's state by parameter: whole tensors, whatever the trainer that made them."""
+        return {
+            name: dict(self.optimizer.state[parameter])
+            for name, parameter in self.student.named_parameters()
+            if parameter in self.optimizer.state
+        }
+
+    def _load_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+        for name, parameter in self.student.named_parameters():
+            if name in moments:
+                self.optimizer.state[parameter] = {
+                    key: value.to("cpu" if key == "step" else parameter.device, copy=True)
+                    for key, value in moments[name].items()
+                }
+
+    def _assign(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.student.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
 
     def _old_logprobs(self, shares: Sequence[Sequence[Example]]) -> dict[int, Tensor]:
-        examples = [e for share in shares for e in share]
+        examples = [e for share in shares for e in self.together.share(share)]
         with self.clock("score"):
             return {id(e): row for e, row in zip(examples, self.logprobs(examples), strict=True)}
 
@@ -256,6 +342,10 @@ class LocalTrainer:
 def _rows(examples: Sequence[Example]) -> list[Row]:
     """As the student reads them."""
     return [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in examples]
+
+
+def _length(example: Example) -> int:
+    return len(example.rollout.prompt_ids) + len(example.rollout.completion_ids)
 
 
 def _layout(wanted: Layout | None, *models: PreTrainedModel) -> Layout:
@@ -342,6 +432,16 @@ def lr_factor(settings: TrainerFrame, total_steps: int) -> Callable[[int], float
     return factor
 
 
+def adamw(model: PreTrainedModel, settings: TrainerFrame) -> torch.optim.AdamW:
+    """Over everything that learns."""
+    return torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.lr,
+        betas=(settings.betas[0], settings.betas[1]),
+        weight_decay=settings.weight_decay,
+    )
+
+
 def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
     return TrainBatch(**{f.name: _moved(getattr(batch, f.name), device) for f in fields(batch)})
 
@@ -350,9 +450,3 @@ def _moved(value: Any, device: torch.device) -> Any:
     if isinstance(value, Mapping):
         return {name: _moved(inner, device) for name, inner in value.items()}
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _assign(model: PreTrainedModel, weights: Mapping[str, Tensor]) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            parameter.copy_(weights[name])

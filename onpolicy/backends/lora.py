@@ -6,7 +6,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from torch import Tensor, nn, no_grad
+
+from onpolicy.sharding import whole, wholes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,25 +49,23 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The tensors of the model without adapters that computes the same, one at a time, under their own names."""
-    deltas = {f"{name}.weight": layer for name, layer in model.named_modules() if layer in set(_layers(model))}
-    for name, tensor in model.state_dict().items():
+    layers = set(_layers(model))
+    deltas = {f"{name}.weight": layer for name, layer in model.named_modules() if layer in layers}
+    for name, tensor in model.state_dict(keep_vars=True).items():
         if ".lora_" in name:
             continue
         plain = name.replace(".base_layer.", ".")
         layer = deltas.get(plain)
-        yield plain, tensor if layer is None else tensor + layer.get_delta_weight(ADAPTER).to(tensor)
+        if layer is None:
+            yield from wholes([(plain, tensor)])
+        else:
+            with no_grad(), whole(tensor, *(p for n, p in layer.named_parameters() if ".lora_" in f".{n}")):
+                full = tensor + layer.get_delta_weight(ADAPTER).to(tensor)
+            yield plain, full
 
 
-def adapter_tensors(model: nn.Module) -> dict[str, Tensor]:
-    return {name: p for name, p in model.named_parameters() if ".lora_" in name}
-
-
-def plain_copy(model: PreTrainedModel) -> PreTrainedModel:
-    """A model of the same class without adapters that computes the same; for saving."""
-    copy = type(model)(model.config).to(next(model.parameters()))  # type: ignore[arg-type]
-    copy.load_state_dict(dict(merged(model)))
-    copy.generation_config = model.generation_config
-    return copy
+def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in model.named_parameters() if ".lora_" in name)
 
 
 def _layers(model: nn.Module) -> Iterator[Any]:

@@ -26,6 +26,7 @@ from torch.nn.functional import linear
 from onpolicy.distill.compare import Comparison, Distributions
 from onpolicy.distill.support import joined
 from onpolicy.distill.target import identity
+from onpolicy.sharding import whole
 
 START = "<start model>"
 """Beside the views: the start model on the student's own prompt. No view can have this name in YAML by accident."""
@@ -74,6 +75,8 @@ class States:
     """[N, H]."""
     head: Head | Callable[[Tensor], Tensor]
     """Hidden states -> logits; the student's has to be a ``Head``."""
+    weights: tuple[Tensor, ...] = ()
+    """What the head reads, where a rank may hold only a part of it."""
 
 
 @dataclass(frozen=True)
@@ -109,11 +112,18 @@ def read(
         chunk: tokens whose vocabulary stands in memory at once; None: as suits the vocabulary
     """
     assert isinstance(student.head, Head)
-    chunk = chunk or _tokens_per_chunk(len(student.head.weight))
-    pass_ = _Pass(
-        student.head, teachers, token_ids, tuple(comparisons), dict(marker_ids or {}), chunk, _dtype(student.hidden)
-    )
-    logprobs, divergences, facts = _Read.apply(pass_, student.hidden, student.head.weight, student.head.bias)  # type: ignore[no-untyped-call]
+    with whole(*student.weights, *(w for taught in teachers.values() for w in taught.weights)):
+        pass_ = _Pass(
+            student.head,
+            teachers,
+            token_ids,
+            tuple(comparisons),
+            dict(marker_ids or {}),
+            chunk or _tokens_per_chunk(len(student.head.weight)),
+            _dtype(student.hidden),
+            student.weights,
+        )
+        logprobs, divergences, facts = _Read.apply(pass_, student.hidden, student.head.weight, student.head.bias)  # type: ignore[no-untyped-call]
     columns = iter(facts.unbind(-1))
     rest = {who: [next(columns) for _ in range(2 + len(pass_.lexicons))] for who in teachers}
     own = [next(columns) for _ in range(1 + len(pass_.lexicons))]
@@ -166,8 +176,8 @@ class _Chosen:
         return _Chosen(*(x.new_empty(tokens, x.shape[-1]) for x in self))
 
     def put(self, rows: Tensor, part: _Chosen) -> None:
-        for whole, own in zip(self, part, strict=True):
-            whole[rows] = own
+        for all_rows, own in zip(self, part, strict=True):
+            all_rows[rows] = own
 
 
 @dataclass
@@ -181,6 +191,8 @@ class _Pass:
     lexicons: Mapping[str, Tensor]
     tokens_per_chunk: int
     dtype: torch.dtype | None
+    weights: tuple[Tensor, ...]
+    """What the student's head reads."""
     chosen: dict[int, _Chosen] = field(default_factory=dict)
     """Place of a comparison -> what it keeps; those on the whole vocabulary keep nothing."""
     tail: dict[int, str] = field(default_factory=dict)
@@ -361,7 +373,8 @@ class _Read(torch.autograd.Function):
         ctx: Any, logprobs: Tensor, divergences: Tensor, facts: Tensor
     ) -> tuple[None, Tensor | None, Tensor | None, Tensor | None]:
         (hidden,) = ctx.saved_tensors
-        with torch.autocast(hidden.device.type, enabled=False):
+        read_again = [w for taught in ctx.pass_._compared.values() for w in taught.weights]
+        with torch.autocast(hidden.device.type, enabled=False), whole(*ctx.pass_.weights, *read_again):
             gradients = ctx.pass_.backward(hidden, ctx.needs_input_grad[1:], logprobs, divergences)
         ctx.pass_._casts.clear()
         return None, *gradients

@@ -97,6 +97,19 @@ class TokenTelemetry:
         self._entropies.clear()
         return found
 
+    def seen(self) -> tuple[dict[str, float], dict[str, Tensor], list[Tensor]]:
+        """All that was observed since the last metrics: sums, strata, entropies."""
+        return dict(self._sums), dict(self._strata), list(self._entropies)
+
+    def absorb(self, seen: tuple[dict[str, float], dict[str, Tensor], list[Tensor]]) -> None:
+        """Adds what another has observed."""
+        sums, strata, entropies = seen
+        for name, value in sums.items():
+            self._sums[name] += value
+        for view, table in strata.items():
+            self._strata[view] = self._strata.get(view, 0.0) + table
+        self._entropies += entropies
+
     def state(self) -> dict[str, Any]:
         return {"fork_threshold": self.fork_threshold}
 

@@ -1,0 +1,1 @@
+"""What torchrun starts in tests of several ranks."""

@@ -1,0 +1,190 @@
+"""One rank of a DeepSpeed trainer beside a local trainer on the same batch; rank 0 writes how far they are apart.
+
+torchrun --nproc-per-node N -m tests.ranks.against_local FOLDER STAGE
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onpolicy.backends.deepspeed_trainer import DeepSpeedTrainer
+from onpolicy.backends.local import LocalTrainer
+from onpolicy.clock import Clock
+from onpolicy.config import TrainerFrame
+from onpolicy.epistemic.tokens import TokenTelemetry, span_name
+from onpolicy.loss import Objective, Term
+from onpolicy.objectives.policy_gradient import policy_gradient
+from onpolicy.objectives.start_kl import start_kl
+from onpolicy.objectives.term import TermFacts
+from onpolicy.teachers import WeightRule, ema, frozen, live, trust_region_weights
+from onpolicy.types import Example, LossInputs, TermOutput
+from tests.test_trainer import distill_term, plain_term
+from tests.tiny import random_examples, tiny_model
+
+NAMES = ("hedge", "other")
+
+
+def batch(n: int = 9, *, seed: int = 0, groups: int = 5) -> list[Example]:
+    """Rollouts of several groups, with marked tokens."""
+    rows = random_examples(n, seed=seed)
+    marks = [tuple(i % 3 == 0 for i in range(len(e.rollout.completion_ids))) for e in rows]
+    return [
+        replace(e, group_id=i % groups, spans={span_name(name): m for name in NAMES})
+        for i, (e, m) in enumerate(zip(rows, marks, strict=True))
+    ]
+
+
+def terms() -> tuple[Term, ...]:
+    return distill_term(weight=0.7), plain_term(policy_gradient), plain_term(start_kl, 0.1)
+
+
+def make(kind: Callable[..., Any], rule: WeightRule, objective: Sequence[Term] = (), **options: Any) -> Any:
+    names = {f: options.pop(f) for f in ("lr", "max_grad_norm", "updates_per_step", "weight_decay") if f in options}
+    family = options.pop("family", "qwen3")
+    return kind(
+        model=tiny_model(family), objective=Objective(tuple(objective) or terms()), teacher=rule,
+        settings=TrainerFrame(**{"lr": 1e-3, "micro_batch_tokens": 60, "max_grad_norm": 1e9, **names}), total_steps=10,
+        views=("teacher",), clock=Clock(), spans=[span_name(n) for n in NAMES], marker_ids={"hedge": [5, 9, 77]},
+        telemetry=TokenTelemetry("hedge", NAMES), **options,
+    )  # fmt: skip
+
+
+class Pair:
+    """The two trainers, and how far apart."""
+
+    def __init__(self, stage: int, rule: Callable[[], WeightRule], folder: Path, **options: Any) -> None:
+        config = (
+            folder / f"stage{stage}-{torch.distributed.get_rank() if torch.distributed.is_initialized() else 0}.json"
+        )
+        config.write_text(json.dumps({"zero_optimization": {"stage": stage, **options.pop("zero", {})}}))
+        self.ranked: DeepSpeedTrainer = make(DeepSpeedTrainer, rule(), config=str(config), **options)
+        self.local: LocalTrainer = make(LocalTrainer, rule(), **options)
+
+    def step(self, examples: Sequence[Example]) -> float:
+        """Both take it; the largest difference among their metrics."""
+        one, other = self.ranked.step(examples), self.local.step(examples)
+        assert one.keys() == other.keys(), one.keys() ^ other.keys()
+        return max(_distance(one[name], other[name]) for name in one)
+
+    def weights(self) -> float:
+        return _largest(dict(self.ranked.weights()), dict(self.local.weights()))
+
+    def teacher(self) -> float:
+        return _largest(dict(self.ranked.teaching.weights()), dict(self.local.teaching.weights()))
+
+    def moments(self) -> float | None:
+        """Where the first step leaves (1 - beta) times the gradient; None on other ranks than 0."""
+        one, other = self.ranked.state()["optimizer"], self.local.state()["optimizer"]
+        if torch.distributed.get_rank():
+            return None
+        assert one.keys() == other.keys()
+        assert all(float(one[n]["step"]) == float(other[n]["step"]) for n in one)
+        return max(float((one[n][k] - other[n][k]).abs().max()) for n in one for k in ("exp_avg", "exp_avg_sq"))
+
+
+def equal(stage: int, folder: Path) -> dict[str, Any]:
+    """Gradient, moving teacher, metrics and the loss over ten steps."""
+    pair = Pair(stage, lambda: ema(ema_decay=0.9), folder)
+    first = pair.step(batch())
+    found: dict[str, Any] = {"metrics": first, "gradient_by_10": pair.moments(), "ema": pair.teacher()}
+    losses = [pair.step(batch(seed=seed)) for seed in range(1, 10)]
+    return found | {"curve": max(losses), "weights": pair.weights(), "ema_later": pair.teacher()}
+
+
+def rules(stage: int, folder: Path) -> dict[str, Any]:
+    """Other teachers, several updates a step, clipping, untied weights, adapters, offload."""
+    several = Pair(stage, live, folder, family="llama", updates_per_step=2, max_grad_norm=0.5, weight_decay=0.1)
+    region = Pair(stage, lambda: trust_region_weights(student_share=0.3), folder)
+    adapters = Pair(stage, frozen, folder, lora_rank=4, lr=1e-2)
+    found = {
+        name: max(*(pair.step(batch(seed=seed)) for seed in range(3)), pair.weights())
+        for name, pair in {"updates": several, "trust_region": region, "adapters": adapters}.items()
+    }
+    if stage >= 2:
+        zero = {"offload_optimizer": {"device": "cpu"}} | ({"offload_param": {"device": "cpu"}} if stage == 3 else {})
+        away = Pair(stage, lambda: ema(ema_decay=0.9), folder, zero=zero)
+        found["offload"] = max(*(away.step(batch(seed=seed)) for seed in range(3)), away.weights(), away.teacher())
+    return found
+
+
+def poisoned(inputs: LossInputs) -> TermOutput:
+    """Not finite where the advantage is above 5."""
+    return TermOutput(per_token=inputs.logprobs * torch.where(inputs.advantages > 5, math.nan, 1.0))
+
+
+def faults(stage: int, folder: Path) -> dict[str, Any]:
+    """A gradient that is not finite on one rank, one that is 0, fewer rollouts than ranks."""
+    term = Term("poisoned", 1.0, poisoned, TermFacts("response_mask"))
+    pair = Pair(stage, live, folder, objective=[term, plain_term(policy_gradient)])
+    good, found = batch(), {}
+    pair.step(good)
+    before = {name: tensor.clone() for name, tensor in pair.ranked.weights()}
+    bad = [replace(good[0], advantage=9.0), *good[1:]]
+    metrics = pair.ranked.step(bad)
+    pair.local.step(bad)
+    found["skipped"] = metrics["train/skipped_updates"]
+    found["moved_by_nan"] = _largest(before, dict(pair.ranked.weights()))
+    found["after_nan"] = max(pair.step(good), pair.weights())
+    silent = Pair(stage, live, folder, objective=[plain_term(policy_gradient)])
+    silent.step(good)
+    before = {name: tensor.clone() for name, tensor in silent.ranked.weights()}
+    found["empty"] = silent.ranked.step([replace(e, advantage=0.0) for e in good])["train/empty_updates"]
+    found["moved_by_nothing"] = _largest(before, dict(silent.ranked.weights()))
+    silent.local.step([replace(e, advantage=0.0) for e in good])
+    found["single"] = max(silent.step(good[:1]), silent.weights())
+    return found
+
+
+def resumed(stage: int, folder: Path) -> dict[str, Any]:
+    """A state goes over to another stage and to the local trainer, and back, as if nothing had happened."""
+    pair = Pair(stage, lambda: ema(ema_decay=0.9), folder)
+    for seed in range(3):
+        pair.step(batch(seed=seed))
+    weights, state = dict(pair.ranked.weights()), pair.ranked.state()
+    box = [state]
+    torch.distributed.broadcast_object_list(box, src=0)
+    found = {}
+    for other in (0, 2, 3):
+        again = Pair(other, lambda: ema(ema_decay=0.9), folder)
+        again.ranked.load_state(weights, box[0])
+        again.local.load_state(weights, box[0])
+        found[f"to_{other}"] = max(
+            *(again.step(batch(seed=seed)) for seed in range(3, 6)), again.weights(), again.teacher()
+        )
+    return found
+
+
+def _largest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    assert one.keys() == other.keys(), one.keys() ^ other.keys()
+    return max((float((one[n].detach().cpu() - other[n].detach().cpu()).abs().max()) for n in one), default=0.0)
+
+
+def _distance(one: float, other: float) -> float:
+    return 0.0 if one == other or (math.isnan(one) and math.isnan(other)) else abs(one - other) / max(1.0, abs(other))
+
+
+CASES = {"equal": equal, "rules": rules, "faults": faults, "resumed": resumed}
+
+
+def main(folder: Path, stages: str, cases: str) -> None:
+    torch.set_num_threads(1)
+    for stage in map(int, stages.split(",")):
+        for case in cases.split(","):
+            found = CASES[case](stage, folder)
+            if torch.distributed.get_rank() == 0:
+                (folder / f"{case}-{stage}.json").write_text(json.dumps(found))
+                print(case, stage, json.dumps(found), flush=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2], sys.argv[3])
