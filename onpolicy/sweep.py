@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -45,6 +44,7 @@ from onpolicy.live import curves
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError, suggest
 from onpolicy.report.page import write_report
+from onpolicy.yaml_files import file_name, read_yaml
 
 REFRESH = 1.0
 """Seconds between two looks at the runs."""
@@ -101,10 +101,10 @@ def read_grid(path: Path) -> Grid:
     """Raises ConfigError for what no grid has."""
     if not path.is_file():
         raise ConfigError(f"sweep: file {str(path)!r} does not exist")
-    raw = yaml.safe_load(path.read_text())
-    if not isinstance(raw, dict) or not {"config", "arms"} <= raw.keys():
+    raw = read_yaml(path, "sweep grid")
+    if not {"config", "arms"} <= raw.keys():
         raise ConfigError(f"{path}: wanted at least 'config' and 'arms'")
-    for key in raw:
+    for key in map(str, raw):
         if key not in Grid.__dataclass_fields__:
             raise ConfigError(f"{path}: {key}: unknown key.{suggest(key, Grid.__dataclass_fields__)}")
     try:
@@ -113,8 +113,17 @@ def read_grid(path: Path) -> Grid:
         grid = Grid(**OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: wanted keys and values under arms, cross and pools, a list of seeds: {error}"
+        ) from error
     if not grid.arms or not grid.seeds:
         raise ConfigError(f"{path}: wanted at least one arm and one seed")
+    for section in ("arms", "cross", "pools"):
+        for name, changes in getattr(grid, section).items():
+            file_name(name, f"{path}: {section}.{name}")
+            if section != "pools" and not isinstance(changes, dict | None):
+                raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, wanted keys and values to change")
     return grid
 
 
