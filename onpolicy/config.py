@@ -267,7 +267,7 @@ FRAMES: dict[str, type] = {
 """Kind -> fields that any plug-in of this kind takes beside its own options."""
 
 SUPPLIED: dict[str, tuple[str, ...]] = {
-    "generator": ("renderer", "model", "sampling", "max_model_len"),
+    "generator": ("renderer", "model", "sampling", "max_model_len", "source"),
     "trainer": (
         "model",
         "objective",

@@ -44,6 +44,7 @@ from onpolicy.live import curves
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError, suggest
 from onpolicy.report.page import write_report
+from onpolicy.terminal import plain
 from onpolicy.yaml_files import file_name, read_yaml
 
 REFRESH = 1.0
@@ -164,7 +165,9 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
     console, grid = Console(), read_grid(path)
     everything = list(cells(path, output, overrides))
     missing = [cell for cell in everything if not cell.finished()]
-    console.print(f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {output}", soft_wrap=True)
+    console.print(
+        f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {plain(output)}", soft_wrap=True
+    )
     failed = run_all(missing, jobs, console)
     whole = [cell for cell in everything if cell not in failed]
     if not whole:
@@ -172,13 +175,13 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
     rows = compare([c.run for c in whole], grid.pools, reference=next(iter(grid.arms)))
     rows.write(output)
     console.print(comparison_table(rows))
-    console.print(f"all numbers: {output / 'runs.csv'}, {output / 'comparison.json'}", soft_wrap=True)
+    console.print(f"all numbers: {plain(output / 'runs.csv')}, {plain(output / 'comparison.json')}", soft_wrap=True)
     if len({(c.arm, c.cross) for c in whole}) <= MOST_DRAWN:
         write_report([c.folder for c in whole], output / REPORT)
-        console.print(f"curves, and rollouts token by token: {output / REPORT}", soft_wrap=True)
+        console.print(f"curves, and rollouts token by token: {plain(output / REPORT)}", soft_wrap=True)
     else:
         console.print(
-            f"curves of some of them: onpolicy report {output}/ARM{'/CROSS' if whole[0].cross else ''}/seed-*",
+            f"curves of some of them: onpolicy report {plain(output)}/ARM{'/CROSS' if whole[0].cross else ''}/seed-*",
             soft_wrap=True,
         )
     return int(bool(failed))
@@ -199,10 +202,10 @@ def run_all(missing: Sequence[Cell], jobs: int, console: Console) -> list[Cell]:
             finished, _ = wait(running, timeout=REFRESH, return_when=FIRST_COMPLETED)
             for future in finished:
                 cell = running.pop(future)
-                console.print(f"{len(missing) - len(running)}/{len(missing)} {cell.name}", highlight=False)
+                console.print(f"{len(missing) - len(running)}/{len(missing)} {plain(cell.name)}", highlight=False)
                 if future.result():
                     failed.append(cell)
-                    console.print(f"[red]failed[/red]: {cell.folder / 'log.txt'}", soft_wrap=True)
+                    console.print(f"[red]failed[/red]: {plain(cell.folder / 'log.txt')}", soft_wrap=True)
             if console.is_terminal:
                 shown = missing if few else [c for f, c in running.items() if f.running()]
                 live.update(_curves(shown, f"{len(missing) - len(running)} of {len(missing)} runs"))

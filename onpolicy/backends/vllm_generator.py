@@ -6,7 +6,7 @@ import gc
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -35,6 +35,7 @@ class VLLMGenerator:
         model: str,
         sampling: Sampling,
         max_model_len: int,
+        source: Mapping[str, Any] | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         enforce_eager: bool | None = None,
         gpu_memory_utilization: float = 0.4,
@@ -71,6 +72,7 @@ class VLLMGenerator:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
+                **(source or {}),
             )
         self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
         self.max_model_len = max_model_len
