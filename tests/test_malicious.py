@@ -5,8 +5,8 @@ tokenizer's code is not run unless `model.trust_remote_code` says so, and then e
 in its sandbox; 4. pickles are not unpickled into objects, neither as weights nor in checkpoints; 5. checkpoints with odd states, or
 files elsewhere, are passed over or refused; 6. a config reads no environment, file or override, and no secret shows up anywhere; 7. names
 from a config do not lead out of the run's folder; 8. special tokens in data, roles and quoted answers are ordinary text; 9. a
-terminal shows control characters and markup as text; 10. what the project writes holds nothing that runs, and its code calls nothing
-that would.
+terminal shows control characters and markup as text; 10. an answer is graded, not run, also by verifiers that
+evaluate it; 11. what the project writes holds nothing that runs, and its code calls nothing that would.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ from onpolicy.rendering import Renderer, RenderingError
 from onpolicy.report.page import write_report
 from onpolicy.sweep import read_grid
 from onpolicy.types import Rollout, RolloutGroup
+from rewards.answer import math_answer
+from rewards.gym import gym_answer, is_code
 from tests.runs import run_here, write_config
 from tests.tiny import CHATML, byte_tokenizer, tiny_model_dir
 
@@ -510,7 +512,63 @@ def test_errors_show_text_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "\x1b" not in capsys.readouterr().err
 
 
-# ---- 10. the project's own code
+# ---- 10. a model's answers
+
+
+ATTACKS = (
+    "__import__('os').system('touch PLACE')", "open('PLACE', 'w')", "[open('PLACE', 'w')]", "(open)('PLACE', 'w')",
+    "S('op''en(\"PLACE\",\"w\")')",
+    "[open][0]('PLACE','w')", "\uff4fpen('PLACE', 'w')", "open(chr(80) + chr(87), chr(119))", "1 + exec('x = 1')",
+    "().__class__", "f(x).y(1)",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_an_answer_is_graded_and_not_run(attack: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """These verifiers of reasoning-gym evaluate answers as Python, or parse them with sympy, which does."""
+    import reasoning_gym
+
+    monkeypatch.chdir(tmp_path)
+    answer = attack.replace("PLACE", str(tmp_path / MARK))
+    for task in (
+        "string_insertion",
+        "binary_matrix",
+        "n_queens",
+        "countdown",
+        "puzzle24",
+        "polynomial_multiplication",
+        "simple_integration",
+    ):
+        entry = reasoning_gym.create_dataset(task, size=1, seed=1)[0]
+        assert gym_answer(f"\\boxed{{{answer}}}", {"gym": {"task": task, "entry": entry}}) == 0.0
+    for text in (f"\\boxed{{{answer}}}", f"#### {answer}", f"It is ${answer}$", answer):
+        math_answer(text, "4")
+    assert not list(tmp_path.iterdir()) and is_code(answer)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "3*(4+5)",
+        "sin(x)*(x+1)",
+        "max(3, 4)",
+        "A (b c)",
+        "[['a', 'b'], ['c']]",
+        "x**2 + log(2*x) + C",
+        "(P \u2227 Q)",
+        "1.5*(2)",
+    ],
+)
+def test_ordinary_answers_are_no_code(answer: str) -> None:
+    assert not is_code(answer)
+
+
+def test_a_reference_to_the_letter_stays_right() -> None:
+    entry = {"answer": 'print("x")', "question": "", "metadata": {}}
+    assert gym_answer('\\boxed{print("x")}', {"gym": {"task": "codeio", "entry": entry}}) == 1.0
+
+
+# ---- 11. the project's own code
 
 FORBIDDEN = ("pickle.load", "pickle.loads", "torch.load", "yaml.load", "yaml.unsafe_load", "os.system", "os.popen", "marshal.loads",
              "np.load",
