@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.quiet import quiet_libraries
+from onpolicy.terminal import plain, printable
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -23,7 +24,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if not _is_for_users(error):
             raise
-        print(f"onpolicy {parsed.command}: {error}", file=sys.stderr)
+        print(printable(f"onpolicy {parsed.command}: {error}"), file=sys.stderr)
         return 2
 
 
@@ -147,9 +148,9 @@ def _check(arguments: argparse.Namespace) -> int:
     keep_to_contracts(plan(config))
     console = Console()
     text = to_yaml(config)
-    console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text)
+    console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text, markup=False)
     console.print(
-        f"[green]✓[/green] {arguments.config} is valid: every key, name and option was found", highlight=False
+        f"[green]✓[/green] {plain(arguments.config)} is valid: every key, name and option was found", highlight=False
     )
     return 0
 

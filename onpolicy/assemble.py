@@ -45,6 +45,7 @@ from onpolicy.plan import Plan, Section, plug_ins_in, views_of
 from onpolicy.preflight import Preflight
 from onpolicy.protocols import Generator
 from onpolicy.randomness import step_seed
+from onpolicy.registry import options_of
 from onpolicy.report.tokens import token_record
 from onpolicy.rollouts import Rollouts
 from onpolicy.run import Run
@@ -119,13 +120,15 @@ def build_judge(plan: Plan, model: Model) -> Judge:
 
 
 def build_generator(plan: Plan, model: Model) -> Generator:
-    """The sampler, with the start model's weights."""
-    section = plan.generator
+    """The sampler, with the start model's weights; those of a user's own that load a hub's may take ``source``."""
+    section, settings = plan.generator, plan.config.model
+    source = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
     generator: Generator = section.plugin.bind()(
         renderer=model.renderer,
         model=model.path,
         sampling=section.frame,
         max_model_len=model.max_model_len,
+        **({"source": source} if "source" in options_of(section.plugin.function) else {}),
     )
     return generator
 

@@ -14,6 +14,7 @@ from onpolicy.objectives.term import facts_of
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError, find, is_schedule
 from onpolicy.sampling import Sampling
+from onpolicy.yaml_files import read_yaml
 
 MISSING = "…"
 """Stands for a value that the config leaves to its user."""
@@ -29,7 +30,7 @@ def read(path: Path) -> Config:
     """
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist.")
-    config = build(_filled(OmegaConf.to_container(OmegaConf.load(path), resolve=True)))
+    config = build(_filled(OmegaConf.to_container(read_yaml(path), resolve=False)))
     plan(config)
     return config
 

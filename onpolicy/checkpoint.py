@@ -127,22 +127,39 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The inverse of ``write_state``, types included."""
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / "state.safetensors")
-    state = _decode(json.loads((folder / "state.json").read_text()), tensors)
-    assert isinstance(state, dict)
+    tensors = _tensors_of(folder / "state.safetensors")
+    try:
+        state = _decode(json.loads((folder / "state.json").read_text()), tensors)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+        raise CheckpointError(f"{str(folder / 'state.json')!r} is not the state of a run: {_short(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{str(folder / 'state.json')!r} is not the state of a run: it holds a {type(state).__name__}"
+        )
     return state
 
 
 def read_weights(folder: Path) -> dict[str, Any]:
     """The model's tensors under their Hugging Face names, whether in one file or several."""
-    from safetensors.torch import load_file
-
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise CheckpointError(f"{str(folder)!r} holds no model*.safetensors")
-    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+    return {name: tensor for file in files for name, tensor in _tensors_of(file).items()}
+
+
+def _tensors_of(file: Path) -> dict[str, Any]:
+    """Raises CheckpointError for a file that is no safetensors; nothing in it is run."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{str(file)!r} cannot be read: {_short(error)}") from error
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,11 +190,13 @@ def _encode(value: Any, tensors: dict[str, Any]) -> Any:
 def _decode(tree: Any, tensors: Mapping[str, Any]) -> Any:
     if not isinstance(tree, dict):
         return tree
-    kind, content = next(iter(tree.items()))
+    ((kind, content),) = tree.items()
     if kind == "tensor":
         return tensors[content]
     if kind == "dict":
         return {key: _decode(item, tensors) for key, item in content}
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"unknown tag {kind!r}")
     items = [_decode(item, tensors) for item in content]
     return tuple(items) if kind == "tuple" else items
 
@@ -193,13 +212,17 @@ def _seal(folder: Path, step: int, score: float | None) -> None:
 
 
 def _read_manifest(folder: Path) -> Checkpoint | None:
-    """None for a folder that is not a whole checkpoint."""
+    """None for a folder that is not a whole checkpoint; files outside of it are none of its own."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        if any((folder / name).stat().st_size != size for name, size in manifest["files"].items()):
+        step, score, files = manifest["step"], manifest["score"], manifest["files"]
+        whole = isinstance(step, int) and isinstance(score, int | float | None) and not folder.is_symlink()
+        if not whole or any(".." in Path(name).parts or Path(name).is_absolute() for name in files):
             return None
-        return Checkpoint(path=folder, step=manifest["step"], score=manifest["score"])
-    except (OSError, ValueError, KeyError):
+        if any((folder / name).stat().st_size != size for name, size in files.items()):
+            return None
+        return Checkpoint(path=folder, step=step, score=score)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return None
 
 

@@ -13,6 +13,7 @@ import numpy as np
 from rich.table import Table
 
 from onpolicy.folder import logged
+from onpolicy.terminal import plain
 from onpolicy.types import Metrics
 
 BUDGETS = {
@@ -224,11 +225,13 @@ def comparison_table(comparison: Comparison) -> Table:
     )
     crossed = any(d.cross for d in found)
     for head in ("arm", *([""] if crossed else []), *sets):
-        table.add_column(head, justify="left" if head in ("arm", "") else "right", overflow="fold")
+        table.add_column(plain(head), justify="left" if head in ("arm", "") else "right", overflow="fold")
     for arm, cross in dict.fromkeys((d.arm, d.cross) for d in found):
         cells = {d.set: d for d in found if (d.arm, d.cross) == (arm, cross)}
         table.add_row(
-            arm, *([cross] if crossed else []), *(_cell(cells[name]) if name in cells else "–" for name in sets)
+            plain(arm),
+            *([plain(cross)] if crossed else []),
+            *(_cell(cells[name]) if name in cells else "–" for name in sets),
         )
     return table
 

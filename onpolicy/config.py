@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from onpolicy.registry import ConfigError, suggest
 from onpolicy.sampling import Sampling
+from onpolicy.yaml_files import read_value, read_yaml, refuse_functions, refuse_leftovers
 
 
 def opt(default: Any, meaning: str) -> Any:
@@ -266,7 +267,7 @@ FRAMES: dict[str, type] = {
 """Kind -> fields that any plug-in of this kind takes beside its own options."""
 
 SUPPLIED: dict[str, tuple[str, ...]] = {
-    "generator": ("renderer", "model", "sampling", "max_model_len"),
+    "generator": ("renderer", "model", "sampling", "max_model_len", "source"),
     "trainer": (
         "model",
         "objective",
@@ -293,7 +294,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads a YAML file and applies ``a.b=value`` overrides (``objective[0].weight=2`` reaches into lists).
 
     Raises:
-        ConfigError: no such file, not YAML, unknown key, wrong type, missing value.
+        ConfigError: no such file, not YAML, unknown key, wrong type, missing value, a call such as ``${oc.env:HOME}``.
     """
     path = Path(path)
     if not path.is_file():
@@ -302,22 +303,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(
             f"config file {str(path)!r} does not exist." + (f" Did you mean {near[0]!r}?" if near else "")
         )
-    try:
-        raw = OmegaConf.load(path)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"config file {str(path)!r} is not valid YAML: {error}") from error
-    if not isinstance(raw, DictConfig):
-        raise ConfigError(f"config file {str(path)!r} holds a {type(raw).__name__}, wanted sections (key: value)")
+    raw = read_yaml(path)
     for override in overrides:
         _override(raw, override)
+        refuse_functions(raw)
     return build(raw)
 
 
 def build(raw: DictConfig | Mapping[str, Any]) -> Config:
     """Merges onto the defaults; unknown keys and wrong types are refused with their full key."""
-    raw = raw if isinstance(raw, DictConfig) else OmegaConf.create(dict(raw))
-    _refuse_unknown(raw, Config, "")
     try:
+        raw = raw if isinstance(raw, DictConfig) else OmegaConf.create(dict(raw))
+        refuse_functions(raw)
+        _refuse_unknown(raw, Config, "")
         # a named section replaces its default whole: options of one plug-in mean nothing to another
         schema = OmegaConf.structured(Config)
         for key, value in raw.items():
@@ -328,7 +326,10 @@ def build(raw: DictConfig | Mapping[str, Any]) -> Config:
         raise ConfigError(f"{error.full_key}: missing. Give it in the file or as an override.") from error
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {str(error).splitlines()[0]}") from error
+    except RecursionError as error:
+        raise ConfigError("the config is nested too deeply, or a value refers to itself") from error
     assert isinstance(config, Config)
+    refuse_leftovers(dataclasses.asdict(config))
     return config
 
 
@@ -337,7 +338,7 @@ def _override(raw: DictConfig, override: str) -> None:
     if not equals or not key:
         raise ConfigError(f"override {override!r}: wanted key=value")
     try:
-        OmegaConf.update(raw, key, yaml.safe_load(value) if value else None, merge=False, force_add=True)
+        OmegaConf.update(raw, key, read_value(value), merge=False, force_add=True)
     except (OmegaConfBaseException, yaml.YAMLError, IndexError, TypeError, ValueError) as error:
         raise ConfigError(f"override {override!r}: {str(error).splitlines()[0]}") from error
 
@@ -351,9 +352,15 @@ def _refuse_unknown(raw: DictConfig, schema: type, prefix: str) -> None:
             elsewhere = [k for k in everywhere if k.rpartition(".")[2] == name]
             hint = suggest(name, fields) or (f" There is {', '.join(elsewhere)}." if elsewhere else "")
             raise ConfigError(f"{key}: unknown key.{hint} Known here: {', '.join(fields)}.")
-        child = fields[name].default_factory
-        if isinstance(child, type) and dataclasses.is_dataclass(child) and isinstance(raw._get_node(name), DictConfig):
-            _refuse_unknown(raw[name], child, f"{key}.")
+        make = fields[name].default_factory
+        if make is dataclasses.MISSING:
+            continue
+        kind, wanted = (ListConfig, "a list") if isinstance(make(), list) else (DictConfig, "keys and values")
+        value = raw[name]
+        if not isinstance(value, kind):
+            raise ConfigError(f"{key}: got {value!r}, wanted {wanted}.")
+        if isinstance(make, type) and dataclasses.is_dataclass(make):
+            _refuse_unknown(value, make, f"{key}.")
 
 
 def _all_keys() -> list[str]:

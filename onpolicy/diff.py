@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onpolicy.axes import axes, read, settings
+from onpolicy.terminal import plain
 
 
 def print_difference(one: Path, other: Path) -> int:
@@ -19,7 +20,7 @@ def print_difference(one: Path, other: Path) -> int:
         _print(console, "settings", settings(first), settings(second), (one.stem, other.stem)),
     ]
     if not any(differs):
-        console.print(f"{one} and {other} say the same", soft_wrap=True)
+        console.print(f"{plain(one)} and {plain(other)} say the same", soft_wrap=True)
     return int(any(differs))
 
 
@@ -29,8 +30,8 @@ def _print(console: Console, title: str, first: dict[str, str], second: dict[str
         return False
     table = Table(title=title, title_justify="left")
     for head in ("axis" if title == "axes" else "key", *heads):
-        table.add_column(head, overflow="fold")
+        table.add_column(plain(head), overflow="fold")
     for key in keys:
-        table.add_row(key, *(side.get(key, "").replace("[", "\\[") or "[dim]–[/dim]" for side in (first, second)))
+        table.add_row(plain(key), *(plain(side.get(key, "")) or "[dim]–[/dim]" for side in (first, second)))
     console.print(table)
     return True

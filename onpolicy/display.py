@@ -20,6 +20,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from onpolicy.terminal import plain
 from onpolicy.types import Metrics
 
 PHASES = {
@@ -87,7 +88,7 @@ class Display:
         self._bar.update(self._task, phase=f"{PHASES['generate']} {done}/{total}")
 
     def note(self, text: str) -> None:
-        self.console.print(f"[yellow]{text}[/yellow]")
+        self.console.print(f"[yellow]{plain(text)}[/yellow]")
 
     def finish_step(self, step: int, metrics: Metrics) -> None:
         self._bar.update(self._task, completed=step)
@@ -99,7 +100,7 @@ class Display:
             if name.startswith("eval/") and "/avg@" in name and name.count("/") == 2:
                 low, high = metrics[f"{name}/low"], metrics[f"{name}/high"]
                 self.console.print(
-                    f"[bold]step {step:>4}[/bold]  [green]{name}[/green] {value:.3f}  [dim]95 % {low:.3f} to {high:.3f}[/dim]",
+                    f"[bold]step {step:>4}[/bold]  [green]{plain(name)}[/green] {value:.3f}  [dim]95 % {low:.3f} to {high:.3f}[/dim]",
                     highlight=False,
                 )
 
@@ -124,7 +125,7 @@ def closing_table(first: Metrics, last: Metrics) -> Table:
     evals = [n for n in first if n.startswith("eval/") and n.count("/") == 2 and not n.endswith("/problems")]
     for name in (*SUMMARY, *terms, *evals):
         if name in first and name in last:
-            table.add_row(name, f"{first[name]:.4g}", f"{last[name]:.4g}", f"{last[name] - first[name]:+.3g}")
+            table.add_row(plain(name), f"{first[name]:.4g}", f"{last[name]:.4g}", f"{last[name] - first[name]:+.3g}")
     return table
 
 
@@ -135,9 +136,9 @@ def evaluation_table(metrics: Metrics) -> Table:
     table = Table(title="evaluation", title_justify="left")
     table.add_column("measure")
     for name in sets:
-        table.add_column(name, justify="right")
+        table.add_column(plain(name), justify="right")
     for row in rows:
-        table.add_row(row, *(_measured(metrics, f"eval/{name}/{row}") for name in sets))
+        table.add_row(plain(row), *(_measured(metrics, f"eval/{name}/{row}") for name in sets))
     return table
 
 

@@ -14,6 +14,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from rich.console import Console
 from rich.table import Table
 
+from onpolicy.terminal import plain
+
 CORE = (
     "torch",
     "transformers",
@@ -62,7 +64,7 @@ def doctor() -> int:
         checks = [check for group in GROUPS for check in group()]
     for check in checks:
         mark = "[green]✓[/green]" if check.ok else ("[red]✗[/red]" if check.needed else "[yellow]-[/yellow]")
-        table.add_row(mark, check.name, check.found, "" if check.ok else check.remedy)
+        table.add_row(mark, *map(plain, (check.name, check.found, "" if check.ok else check.remedy)))
     console.print(table)
     broken = [check.name for check in checks if check.needed and not check.ok]
     console.print(

@@ -17,6 +17,7 @@ from onpolicy.loading import read_model
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError
 from onpolicy.run import Interrupted, Run
+from onpolicy.terminal import plain
 from onpolicy.train import train
 
 
@@ -28,7 +29,9 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
     display = Display(config.steps)
     console = display.console
-    console.print(f"[bold]onpolicy train[/bold] {config_path}  [dim]run folder[/dim] {folder}", highlight=False)
+    console.print(
+        f"[bold]onpolicy train[/bold] {plain(config_path)}  [dim]run folder[/dim] {plain(folder)}", highlight=False
+    )
     run = assemble(checked, folder, display)
     try:
         if run.resume():
@@ -42,6 +45,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
         console.print(
             f"  onpolicy train {config_path} {shlex.join([*_without_run_dir(overrides), f'run_dir={folder}'])}",
             highlight=False,
+            markup=False,
         )
         return 130
     finally:
@@ -72,17 +76,17 @@ def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
     finally:
         generator.close()
     console.print(evaluation_table(metrics))
-    console.print(f"samples and grades: {folder}", highlight=False)
+    console.print(f"samples and grades: {plain(folder)}", highlight=False)
     return 0
 
 
 def _summarise(run: Run, console: Console) -> None:
     console.print(closing_table(run.history.get("first", {}), run.history.get("last", {})))
     latest = run.checkpoints.latest()
-    console.print(f"run folder  {run.folder}", highlight=False)
+    console.print(f"run folder  {plain(run.folder)}", highlight=False)
     console.print("  metrics.jsonl  one line a step      samples.jsonl  rollouts with both prompts", highlight=False)
     if latest:
-        console.print(f"  model          {latest.path}  (loads with from_pretrained and vLLM)", highlight=False)
+        console.print(f"  model          {plain(latest.path)}  (loads with from_pretrained and vLLM)", highlight=False)
 
 
 def _without_run_dir(overrides: Sequence[str]) -> list[str]:

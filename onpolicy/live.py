@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from onpolicy.folder import logged
+from onpolicy.terminal import plain
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 16
@@ -47,7 +48,7 @@ def curves(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
     table.add_column("run")
     table.add_column("step", justify="right")
     for head in columns:
-        table.add_column(head, no_wrap=True)
+        table.add_column(plain(head), no_wrap=True)
     series = [
         [[row[m] for row in rows for m in (name.format(followed=followed) for name in names) if m in row] for names in columns.values()]
         for _, _, followed, rows in found
@@ -55,7 +56,7 @@ def curves(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
     bounds = [_bounds([v for row in series for v in row[i]]) for i in range(len(columns))]
     for (name, steps, _, rows), own in zip(found, series, strict=True):
         cells = [f"{sparkline(v, *b)} {v[-1]:.3g}" if v else "" for v, b in zip(own, bounds, strict=True)]
-        table.add_row(name, f"{rows[-1]['step'] if rows else 0:.0f}/{steps}", *cells)
+        table.add_row(plain(name), f"{rows[-1]['step'] if rows else 0:.0f}/{steps}", *cells)
     return table
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import os
+import pickle
 import shutil
 import tempfile
 from pathlib import Path
@@ -55,7 +56,7 @@ def load_tokenizer(
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # the tokenizers library raises nothing more special
         raise ModelError(f"model.path: no tokenizer can be loaded from {path!r}: {_first_line(error)}") from error
     if chat_template is not None:
         if not Path(chat_template).is_file():
@@ -72,8 +73,13 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """The weights, in ``dtype``."""
+    """The weights, in ``dtype``; of a pickle (``pytorch_model.bin``) the tensors alone, never an object that runs code.
+
+    Raises:
+        ModelError: no such weights, or files that hold something else.
+    """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
@@ -85,8 +91,14 @@ def load_causal_lm(
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             revision=revision,
+            weights_only=True,
         )
-    except (OSError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise ModelError(
+            f"model.path: {path!r} cannot be loaded: its weights are a pickle that holds more than tensors, which could run code; "
+            "wanted model.safetensors"
+        ) from error
+    except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ModelError(f"model.path: {path!r} cannot be loaded: {_first_line(error)}") from error
     return model
 
@@ -117,7 +129,7 @@ def context_window(path: str, *, trust_remote_code: bool = False, revision: str 
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}") from error
     return getattr(config.get_text_config(), "max_position_embeddings", None)
 

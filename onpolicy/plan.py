@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from onpolicy.config import FRAMES, SUPPLIED, Config, EvalFrame
 from onpolicy.registry import ConfigError, Plugin, coefficient, is_schedule, options_of, resolve, suggest
 from onpolicy.schedule import Coefficient, coefficients_in
+from onpolicy.yaml_files import file_name
 from rewards import lexicon
 from rewards.doubt import SPACING
 
@@ -87,6 +88,8 @@ def plan(config: Config) -> Plan:
         )
     for name, words in config.lexicons.items():
         try:
+            if not isinstance(words, list):
+                raise ValueError(f"got {words!r}, wanted a list of words or phrases")
             lexicon.add(name, words)
         except ValueError as error:
             raise ConfigError(f"lexicons.{name}: {error}") from None
@@ -167,6 +170,7 @@ def _term(spec: Any, key: str, lowered: Sequence[str]) -> Section:
 
 
 def _eval_set(name: str, spec: Any) -> Section:
+    file_name(name, f"eval.sets.{name}")
     return section("data", spec, f"eval.sets.{name}", EvalFrame)
 
 
@@ -194,6 +198,9 @@ def _check_values(config: Config, result: Plan) -> None:
     for key, number in nonnegative.items():
         if number < 0:
             raise ConfigError(f"{key}: got {number}, wanted 0 or more.")
+    _items("trainer.betas", result.trainer.frame.betas, int | float, "two numbers", length=2)
+    _items("eval.k", config.eval.k, int, "whole numbers")
+    _items("epistemic.lexicons", config.epistemic.lexicons, str, "names of lexicons")
     _one_of("rendering.too_long", config.rendering.too_long, ("refuse", "drop"))
     _one_of("trainer.lr_schedule", result.trainer.frame.lr_schedule, ("constant", "linear", "cosine"))
     for key, names in (
@@ -213,6 +220,12 @@ def _check_values(config: Config, result: Plan) -> None:
     for k in config.eval.k:
         if not 1 <= k <= config.eval.samples:
             raise ConfigError(f"eval.k: got {k}, wanted 1 to eval.samples = {config.eval.samples}.")
+
+
+def _items(key: str, values: Sequence[Any], kind: Any, wanted: str, length: int | None = None) -> None:
+    """OmegaConf lets a list stand where a number of a list should."""
+    if not all(isinstance(v, kind) for v in values) or (length is not None and len(values) != length):
+        raise ConfigError(f"{key}: got {values!r}, wanted a list of {wanted}.")
 
 
 def _check_lowered(guard: Section, result: Plan) -> None:

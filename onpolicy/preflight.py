@@ -18,6 +18,7 @@ from onpolicy.distill.vocabulary import States
 from onpolicy.forward import head_error
 from onpolicy.loss import Term
 from onpolicy.rendering import Renderer
+from onpolicy.terminal import plain, printable
 from onpolicy.types import Example
 
 HEAD_TOLERANCE = 1e-3
@@ -143,10 +144,10 @@ class Preflight:
         self._passed("there is a signal", f"rollouts by term: {each}")
 
     def _panel(self, title: str, text: str) -> None:
-        self.console.print(Panel(Text(text), title=title, title_align="left", border_style="dim"))
+        self.console.print(Panel(Text(printable(text)), title=plain(title), title_align="left", border_style="dim"))
 
     def _passed(self, what: str, detail: str) -> None:
-        self.console.print(f"[green]✓[/green] {what} [dim]({detail})[/dim]", highlight=False)
+        self.console.print(f"[green]✓[/green] {what} [dim]({plain(detail)})[/dim]", highlight=False)
 
 
 def has_signal(term: Term, example: Example) -> bool:

@@ -206,6 +206,8 @@ def find(kind: str, name: str, key: str) -> Callable[..., Any]:
             "For your own, write 'module:function'."
         )
     module_name, _, attribute = target.partition(":")
+    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ConfigError(f"{key}: got {name!r}, wanted 'module:function' as Python writes them.")
     if str(Path.cwd()) not in sys.path:  # a console script does not look beside the user's own files
         sys.path.append(str(Path.cwd()))
     try:
@@ -261,7 +263,13 @@ def resolve(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = ()) -> 
         raise ConfigError(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
     function = find(kind, spec["name"], name_key)
     given = {option: value for option, value in spec.items() if option != "name"}
-    known = {n: p for n, p in options_of(function).items() if n not in set(supplied)}
+    try:
+        inspect.signature(function)
+        known = {n: p for n, p in options_of(function).items() if n not in set(supplied)}
+    except ValueError as error:  # some written in C keep their parameters to themselves
+        raise ConfigError(
+            f"{name_key}: {spec['name']!r} has no signature to be read; wrap it in a function."
+        ) from error
     options = _check(spec["name"], given, known, key)
     return Plugin(kind=kind, name=spec["name"], key=key, function=function, options=options)
 
@@ -314,9 +322,28 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
     """``value`` as ``annotation``, by OmegaConf's rules (``1`` is a float, ``"x"`` is not)."""
     schema = dataclasses.make_dataclass("Option", [("value", annotation if _plain(annotation) else Any)])
     try:
-        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), {"value": value})).value  # type: ignore[union-attr]
-    except OmegaConfBaseException as error:
+        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), {"value": value})).value  # type: ignore[union-attr]
+        if not _fits(found, annotation):
+            raise ValueError("a list among a list's numbers")
+    except (
+        OmegaConfBaseException,
+        TypeError,
+        ValueError,
+    ) as error:  # the latter: a list for a mapping, or the other way round
         raise ConfigError(f"{key}: got {value!r}, wanted {_type_name(annotation)}.") from error
+    return found
+
+
+def _fits(value: Any, annotation: Any) -> bool:
+    """Whether lists and mappings stand where the annotation has them: OmegaConf does not look into a list for others."""
+    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, one) for one in inner)
+    return annotation not in (int, float, str, bool) or not isinstance(value, list | dict)
 
 
 def _plain(annotation: Any) -> bool:

@@ -72,7 +72,11 @@ class Renderer:
             return f"{MARK}{len(texts) - 1}{END}"
 
         hidden: list[Message] = [
-            {"role": m["role"], "content": self._forbidden.sub(hide, m["content"])} for m in messages
+            {
+                "role": self._forbidden.sub(hide, m["role"]),
+                "content": self._acting(m["content"]).sub(hide, m["content"]),
+            }
+            for m in messages
         ]
         ids = self._encode_hidden(self._template_text(hidden), texts)
         limit = self.max_prompt_tokens if limit is None else limit
@@ -187,6 +191,15 @@ class Renderer:
         for i, piece in enumerate(re.split(f"{MARK}(\\d+){END}", text)):
             ids += self._encode_plain(forbidden[int(piece)]) if i % 2 else self._encode(piece)
         return ids
+
+    def _acting(self, text: str) -> re.Pattern[str]:
+        """What to hide in a text; all of it where the tokenizer would only make a token that acts out of its characters."""
+        inner = getattr(self.tokenizer, "backend_tokenizer", None)
+        normalizer = getattr(inner, "normalizer", None)
+        if normalizer is None or text.isascii():
+            return self._forbidden
+        read = self._forbidden.search(normalizer.normalize_str(self._forbidden.sub(" ", text)))
+        return re.compile("(?s:.+)") if read else self._forbidden
 
     def _encode_plain(self, text: str) -> list[int]:
         """Character by character where even a part of the text would be read as a token that acts."""

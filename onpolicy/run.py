@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.annotate import Annotator, StaleRollouts
-from onpolicy.checkpoint import Checkpoints, read_state, read_weights
+from onpolicy.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
 from onpolicy.clock import Clock
 from onpolicy.config import Config
 from onpolicy.cursor import PromptCursor
@@ -23,6 +23,9 @@ from onpolicy.rendering import Renderer
 from onpolicy.schedule import Coefficients
 from onpolicy.trackers import Jsonl, Tracker
 from onpolicy.types import Example, Metrics
+
+RESUMED = ("step", "trainer", "prompts", "random", "history", "coefficients", "guards")
+"""What a checkpoint holds beside the weights."""
 
 
 class Interrupted(Exception):
@@ -153,6 +156,9 @@ class Run:
             return False
         self.sample.cancel()
         state = read_state(checkpoint.path)
+        missing = [name for name in RESUMED if name not in state]
+        if missing:
+            raise CheckpointError(f"{str(checkpoint.path)!r} is not the state of a run: it lacks {', '.join(missing)}")
         self.trainer.load_state(read_weights(checkpoint.path), state["trainer"])
         self.prompts.load_state(state["prompts"])
         set_random_state(state["random"])

@@ -14,6 +14,7 @@ from rich.table import Table
 
 from onpolicy.config import FRAMES, SUPPLIED, Config, EvalFrame
 from onpolicy.registry import TABLES, ConfigError, find, options_of, suggest
+from onpolicy.terminal import plain
 
 SECTION_OF = {
     "reward": "rewards[]",
@@ -121,7 +122,7 @@ def print_options(prefix: str) -> int:
             f"no option starts with {prefix!r}.{suggest(prefix, heads)} Sections: {', '.join(sorted(heads))}."
         )
     for option in rows:
-        table.add_row(option.key.replace("[", "\\["), option.default, option.meaning.replace("[", "\\["), option.source)
+        table.add_row(*map(plain, (option.key, option.default, option.meaning, option.source)))
     Console().print(table)
     return 0
 
@@ -141,7 +142,7 @@ def print_names(kind: str | None) -> int:
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name in TABLES[each]:
-            table.add_row(f"  {name}", summary_of(find(each, name, each)).replace("[", "\\["))
+            table.add_row(f"  {name}", plain(summary_of(find(each, name, each))))
         console.print(table)
         console.print()
     console.print("[dim]Your own function: write `module:function` where a name stands (docs/extending.md).[/dim]")

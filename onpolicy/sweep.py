@@ -30,7 +30,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
@@ -45,6 +44,8 @@ from onpolicy.live import curves
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError, suggest
 from onpolicy.report.page import write_report
+from onpolicy.terminal import plain
+from onpolicy.yaml_files import file_name, read_yaml
 
 REFRESH = 1.0
 """Seconds between two looks at the runs."""
@@ -101,10 +102,10 @@ def read_grid(path: Path) -> Grid:
     """Raises ConfigError for what no grid has."""
     if not path.is_file():
         raise ConfigError(f"sweep: file {str(path)!r} does not exist")
-    raw = yaml.safe_load(path.read_text())
-    if not isinstance(raw, dict) or not {"config", "arms"} <= raw.keys():
+    raw = read_yaml(path, "sweep grid")
+    if not {"config", "arms"} <= raw.keys():
         raise ConfigError(f"{path}: wanted at least 'config' and 'arms'")
-    for key in raw:
+    for key in map(str, raw):
         if key not in Grid.__dataclass_fields__:
             raise ConfigError(f"{path}: {key}: unknown key.{suggest(key, Grid.__dataclass_fields__)}")
     try:
@@ -113,8 +114,17 @@ def read_grid(path: Path) -> Grid:
         grid = Grid(**OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
         raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: wanted keys and values under arms, cross and pools, a list of seeds: {error}"
+        ) from error
     if not grid.arms or not grid.seeds:
         raise ConfigError(f"{path}: wanted at least one arm and one seed")
+    for section in ("arms", "cross", "pools"):
+        for name, changes in getattr(grid, section).items():
+            file_name(name, f"{path}: {section}.{name}")
+            if section != "pools" and not isinstance(changes, dict | None):
+                raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, wanted keys and values to change")
     return grid
 
 
@@ -155,7 +165,9 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
     console, grid = Console(), read_grid(path)
     everything = list(cells(path, output, overrides))
     missing = [cell for cell in everything if not cell.finished()]
-    console.print(f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {output}", soft_wrap=True)
+    console.print(
+        f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {plain(output)}", soft_wrap=True
+    )
     failed = run_all(missing, jobs, console)
     whole = [cell for cell in everything if cell not in failed]
     if not whole:
@@ -163,13 +175,13 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
     rows = compare([c.run for c in whole], grid.pools, reference=next(iter(grid.arms)))
     rows.write(output)
     console.print(comparison_table(rows))
-    console.print(f"all numbers: {output / 'runs.csv'}, {output / 'comparison.json'}", soft_wrap=True)
+    console.print(f"all numbers: {plain(output / 'runs.csv')}, {plain(output / 'comparison.json')}", soft_wrap=True)
     if len({(c.arm, c.cross) for c in whole}) <= MOST_DRAWN:
         write_report([c.folder for c in whole], output / REPORT)
-        console.print(f"curves, and rollouts token by token: {output / REPORT}", soft_wrap=True)
+        console.print(f"curves, and rollouts token by token: {plain(output / REPORT)}", soft_wrap=True)
     else:
         console.print(
-            f"curves of some of them: onpolicy report {output}/ARM{'/CROSS' if whole[0].cross else ''}/seed-*",
+            f"curves of some of them: onpolicy report {plain(output)}/ARM{'/CROSS' if whole[0].cross else ''}/seed-*",
             soft_wrap=True,
         )
     return int(bool(failed))
@@ -190,10 +202,10 @@ def run_all(missing: Sequence[Cell], jobs: int, console: Console) -> list[Cell]:
             finished, _ = wait(running, timeout=REFRESH, return_when=FIRST_COMPLETED)
             for future in finished:
                 cell = running.pop(future)
-                console.print(f"{len(missing) - len(running)}/{len(missing)} {cell.name}", highlight=False)
+                console.print(f"{len(missing) - len(running)}/{len(missing)} {plain(cell.name)}", highlight=False)
                 if future.result():
                     failed.append(cell)
-                    console.print(f"[red]failed[/red]: {cell.folder / 'log.txt'}", soft_wrap=True)
+                    console.print(f"[red]failed[/red]: {plain(cell.folder / 'log.txt')}", soft_wrap=True)
             if console.is_terminal:
                 shown = missing if few else [c for f, c in running.items() if f.running()]
                 live.update(_curves(shown, f"{len(missing) - len(running)} of {len(missing)} runs"))

@@ -1,22 +1,59 @@
-"""reasoning-gym's own verifiers."""
+"""reasoning-gym's own verifiers, kept from running what a model wrote: several hand an answer to ``eval`` or to sympy's parser."""
 
 from __future__ import annotations
 
+import builtins
+import re
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
 from rewards.extract import after_thinking, extract_answer
 
+ARITHMETIC = {"abs", "bool", "complex", "divmod", "float", "int", "len", "max", "min", "pow", "round", "sum"}
+SYMPY = {
+    "S",
+    "sympify",
+    "lambdify",
+    "preview",
+    "parse_expr",
+    "plot",
+    "test",
+    "doctest",
+    "init_printing",
+    "init_session",
+    "source",
+}
+"""Names of sympy's that parse text, write files or start programs."""
+CALLS = SYMPY | {name for name in dir(builtins) if name[0].islower()} - ARITHMETIC
+
 
 def gym_answer(completion: str, fields: Mapping[str, Any]) -> float:
-    """The score, 0 to 1, that the task's verifier gives the final answer; rows come from ``data: {name: gym}``."""
+    """The score, 0 to 1, that the task's verifier gives the final answer; rows come from ``data: {name: gym}``.
+
+    An answer that could call a function of Python is wrong, unless it is the reference itself to the letter: verifiers evaluate it.
+    """
     from reasoning_gym import get_score_answer_fn
 
     task = fields["gym"]
     found = extract_answer(completion)
     answer = after_thinking(completion).strip() if found is None else found
+    if is_code(answer) and answer != task["entry"].get("answer"):
+        return 0.0
     try:
         return float(get_score_answer_fn(task["task"])(answer, task["entry"]))
     except Exception:
         # some verifiers raise on text that is no answer at all (prime_factorization does); that text is wrong
         return 0.0
+
+
+def is_code(answer: str) -> bool:
+    """Whether Python or sympy, reading the text, could call something that is not arithmetic.
+
+    A call takes a parenthesis, and beside it a name of Python's, an attribute, or a text that would be read in its turn.
+    """
+    text = unicodedata.normalize("NFKC", answer)  # as Python reads names
+    if "__" in text:
+        return True
+    quoted = re.search(r"""["']|\.\s*[A-Za-z_]|\\\s*\n""", text) is not None
+    return "(" in text and (quoted or not CALLS.isdisjoint(re.findall(r"\w+", text)))

@@ -86,7 +86,7 @@ def test_a_config_of_deepspeed_is_checked(tmp_path: Path, text: str | None, want
     path = tmp_path / "ds.json"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(ConfigError, match="trainer.config") as caught:
+    with pytest.raises(ConfigError, match=r"trainer\.config") as caught:
         read_config(str(path))
     assert wanted in str(caught.value) and str(path) in str(caught.value)
 

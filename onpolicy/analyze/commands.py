@@ -28,6 +28,7 @@ from onpolicy.plan import Plan, plan
 from onpolicy.protocols import Generator
 from onpolicy.registry import ConfigError
 from onpolicy.scoring import Judge
+from onpolicy.terminal import plain
 from onpolicy.types import Prompt
 
 MARGIN = 64
@@ -84,7 +85,7 @@ def pressure_table(found: dict[str, Pressure]) -> Table:
         table.add_column(head, justify="left" if head == "lexicon" else "right")
     for name, p in found.items():
         share = f"{p.opportunities} of {p.tokens}"
-        table.add_row(name, f"{p.relative:+.3g}", f"{p.said:+.3g}", f"{p.unsaid:+.3g}", f"{p.mass:.2e}", share)
+        table.add_row(plain(name), f"{p.relative:+.3g}", f"{p.said:+.3g}", f"{p.unsaid:+.3g}", f"{p.mass:.2e}", share)
     return table
 
 
@@ -193,7 +194,9 @@ def probes_table(probes: Sequence[Probe]) -> Table:
         table.add_column(head, justify="left" if head in ("arm", "against") else "right", no_wrap=head != "arm")
     for p in probes:
         differences = [f"{d.mean:+.3g}\n[dim]{d.low:+.2g} to {d.high:+.2g}[/dim]" for d in (p.difference, p.tokens)]
-        table.add_row(p.arm, p.against, f"{p.problems}\n[dim]{p.answers}[/dim]", f"{p.score.mean:.3f}", *differences)
+        table.add_row(
+            plain(p.arm), plain(p.against), f"{p.problems}\n[dim]{p.answers}[/dim]", f"{p.score.mean:.3f}", *differences
+        )
     return table
 
 
@@ -210,14 +213,14 @@ def contexts_table(rows: Sequence[Row]) -> Table:
         "score",
         "tokens",
         "paper's\ncount",
-        *(f"{name}\nper 1k" for name in lexicons),
+        *(f"{plain(name)}\nper 1k" for name in lexicons),
         "cut\noff",
     ):
         table.add_column(head, justify="left" if head == "context" else "right", no_wrap=head == "context")
     for row in rows:
         cells = [row.score, row.tokens, row.paper_count, *(row.rates[name] for name in lexicons)]
         shown = [f"{c.mean:.3g}\n[dim]{c.low:.2g}–{c.high:.2g}[/dim]" for c in cells]
-        table.add_row(row.context, str(row.problems), *shown, f"{row.truncated:.0%}")
+        table.add_row(plain(row.context), str(row.problems), *shown, f"{row.truncated:.0%}")
     return table
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -44,6 +44,7 @@ class HFGenerator:
         model: str,
         sampling: Sampling,
         max_model_len: int,
+        source: Mapping[str, Any] | None = None,
         batch_size: int = 64,
         dtype: Literal["float32", "bfloat16", "float16"] = "float32",
         device: str | None = None,
@@ -55,7 +56,7 @@ class HFGenerator:
             device: torch device; null: the GPU where there is one, else the CPU
         """
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self._model = load_causal_lm(model, dtype=dtype).to(self.device).eval()  # type: ignore[arg-type]
+        self._model = load_causal_lm(model, dtype=dtype, **(source or {})).to(self.device).eval()  # type: ignore[arg-type]
         self.renderer, self.sampling, self.max_model_len = renderer, sampling, max_model_len
         self.batch_size, self.policy_version = batch_size, 0
         self._turns = Turns()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -33,6 +33,7 @@ class VLLMGenerator:
         model: str,
         sampling: Sampling,
         max_model_len: int,
+        source: Mapping[str, Any] | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         enforce_eager: bool | None = None,
         gpu_memory_utilization: float = 0.4,
@@ -69,6 +70,7 @@ class VLLMGenerator:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
+                **(source or {}),
             )
         self._engine = SharedEngine(llm)
         self.renderer, self.sampling, self.policy_version = renderer, sampling, 0

@@ -19,4 +19,4 @@ class BadRow:
     problem: str
 
     def __str__(self) -> str:
-        return f"{self.file}, row {self.row}: {self.problem}"
+        return f"{self.file if self.file.isprintable() else repr(self.file)}, row {self.row}: {self.problem}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -58,6 +59,8 @@ def prompts_of(
             prompts.append(to_prompt(row, default_id=f"{stem}/{number}", prompt_template=prompt_template))
         except ValueError as error:
             bad.append(BadRow(file=source, row=number, problem=str(error)))
+        except RecursionError:
+            bad.append(BadRow(file=source, row=number, problem="is nested too deeply"))
     return prompts, bad
 
 
@@ -99,24 +102,30 @@ def _parquet(path: Path) -> Iterator[Any]:
     import pyarrow.parquet
 
     try:
-        table = pyarrow.parquet.read_table(path)
-    except (pyarrow.ArrowException, OSError) as error:
+        rows = pyarrow.parquet.read_table(path).to_pylist()
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
         raise DataError(f"{str(path)!r} is not a readable parquet file: {error}") from error
-    yield from table.to_pylist()
+    yield from rows
 
 
 def _jsonl(path: Path) -> Iterator[Any]:
-    for line in path.read_text(encoding="utf-8").splitlines():
+    """Lines end with a newline and with nothing else: the other separators of Unicode may stand inside of JSON's texts."""
+    lines = path.read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+    for line in lines if lines[-1] else lines[:-1]:
         try:
-            yield json.loads(line)
+            yield json.loads(line.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            yield ValueError(f"is not UTF-8 ({error})")
         except ValueError as error:
             yield ValueError(f"is not JSON ({error})")
+        except RecursionError:
+            yield ValueError("is nested too deeply")
 
 
 def _json(path: Path) -> Iterator[Any]:
     try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        rows = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is not JSON: {error}") from error
     if not isinstance(rows, list):
         raise DataError(f"{str(path)!r} holds a {type(rows).__name__}, wanted a list of rows")

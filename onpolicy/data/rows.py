@@ -23,6 +23,11 @@ NESTED = ("messages", "prompt", "reward_model", "extra_info")
 def to_prompt(row: Mapping[str, Any], *, default_id: str, prompt_template: str | None) -> Prompt:
     """Raises ValueError saying which column is wrong and what is wanted."""
     row = {name: _unpacked(name, value) if name in NESTED else value for name, value in row.items()}
+    for name, value in row.items():
+        if not _is_text(value) or not _is_text(name):
+            raise ValueError(
+                f"column {name!r} holds half a character (a lone surrogate), which is no text: {_short(value)}"
+            )
     column = next((name for name in QUESTION if row.get(name) is not None), None)
     if column is None:
         raise ValueError(
@@ -72,6 +77,21 @@ def _message(item: Any, column: str) -> Message:
     return {"role": item["role"], "content": item["content"]}
 
 
+def _is_text(value: Any) -> bool:
+    """Whether every string in it can be encoded; JSON can write some that cannot."""
+    if isinstance(value, Mapping):
+        return all(_is_text(key) and _is_text(item) for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return all(map(_is_text, value))
+    if not isinstance(value, str):
+        return True
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _filled(template: str | None, problem: str) -> str:
     """``{problem}`` alone is replaced: problems and templates are full of other braces."""
     return problem if template is None else template.replace("{problem}", problem)
@@ -83,7 +103,7 @@ def _unpacked(column: str, value: Any) -> Any:
         return value
     try:
         inner = json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         if value.lstrip().startswith(('[{"', '{"')):
             raise ValueError(f"column {column!r} holds broken JSON: {_short(value)} ({error})") from error
         return value

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
 import json
 import math
@@ -31,15 +33,17 @@ def write_report(runs: Sequence[Path], output: Path) -> dict[str, int]:
     data = [read_run(path, name) for path, name in zip(runs, names_of(runs), strict=True)]
     here = files("onpolicy.report")
     page = (here / "page.html").read_text()
+    script = (here / "page.js").read_text()
     parts = {
+        "HASH": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "TITLE": html.escape(" · ".join(run["name"] for run in data)),
         "STYLE": (here / "page.css").read_text(),
-        "SCRIPT": (here / "page.js").read_text(),
+        "SCRIPT": script,
         "DATA": embedded({"runs": data, "arms": arms_of(data)}),
     }
-    for name, text in parts.items():
-        page = page.replace(f"@@{name}@@", text)
-    output.write_text(page)
+    # in one pass: what is put in is not looked at again; a lone surrogate in a hand-made log must not lose the page
+    page = re.sub(r"@@([A-Z]+)@@", lambda match: parts[match.group(1)], page)
+    output.write_bytes(page.encode(errors="replace"))
     return {run["name"]: len(run["metrics"]) for run in data}
 
 

@@ -48,7 +48,9 @@ def terms() -> tuple[Term, ...]:
 
 
 def make(kind: Callable[..., Any], rule: WeightRule, objective: Sequence[Term] = (), **options: Any) -> Any:
-    names = {f: options.pop(f) for f in ("lr", "max_grad_norm", "updates_per_step", "weight_decay") if f in options}
+    names: dict[str, Any] = {
+        f: options.pop(f) for f in ("lr", "max_grad_norm", "updates_per_step", "weight_decay") if f in options
+    }
     family = options.pop("family", "qwen3")
     return kind(
         model=tiny_model(family), objective=Objective(tuple(objective) or terms()), teacher=rule,
