@@ -15,6 +15,7 @@ from onpolicy.config import Config
 from onpolicy.cursor import PromptCursor
 from onpolicy.display import Display
 from onpolicy.evaluate import Evaluator
+from onpolicy.faults import Faults
 from onpolicy.guards import Guards
 from onpolicy.interrupts import on_interrupt
 from onpolicy.protocols import Generator, Trainer
@@ -22,6 +23,7 @@ from onpolicy.randomness import random_state, set_random_state
 from onpolicy.rendering import Renderer
 from onpolicy.rollouts import Rollouts
 from onpolicy.schedule import Coefficients
+from onpolicy.scoring import Judge
 from onpolicy.trackers import Jsonl, Tracker
 from onpolicy.types import Example, Metrics
 
@@ -55,6 +57,8 @@ class Run:
     display: Display
     coefficients: Coefficients
     guards: Guards
+    judge: Judge
+    faults: Faults
     start_metrics: Metrics = field(default_factory=dict)
     """What is known of the start model before the first step."""
     step: int = 0
@@ -96,7 +100,7 @@ class Run:
         for name, value in metrics.items():
             self.history.setdefault("first", {}).setdefault(name, value)
             self.history.setdefault("last", {})[name] = value
-        everything = metrics | self.coefficients.metrics() | self._costs(metrics)
+        everything = metrics | self.coefficients.metrics() | self.faults.metrics() | self._costs(metrics)
         self._watch_sync(metrics)
         if metrics.get("train/grad_norm") == 0.0:
             self.display.note(f"step {step}: no signal, nothing was learned; {signal_of(metrics)}")
@@ -173,6 +177,7 @@ class Run:
         self.samples.close()
         self.tokens.close()
         self.generator.close()
+        self.judge.close()
         if isinstance(self.sample, Ahead):
             self.sample.close()
 
