@@ -32,6 +32,7 @@ from onpolicy.backends.garbage import Check, Garbage
 from onpolicy.backends.hf_generator import HFGenerator
 from onpolicy.backends.parcels import Shipped, pack
 from onpolicy.backends.replicas import Replicas
+from onpolicy.backends.seat import Seat
 from onpolicy.backends.seeds import StaleWeights
 from onpolicy.config import RolesConfig, build
 from onpolicy.faults import Faults, GaveUp
@@ -89,6 +90,20 @@ class Site:
         self.replicas = Replicas(plan_, self.model, self.faults)
         self.own = own_generator(plan_, self.model)
 
+    def begin(self) -> Site:
+        """As new: the start model's weights in all replicas, once they are up, and nothing said."""
+        assert self.processes
+        self.replicas.rewind()
+        self.update(0, 0)
+        self.said.clear()
+        return self
+
+    def update(self, seed: int, version: int) -> None:
+        """The same weights for the replicas and for the generator here."""
+        self.replicas.update_weights(weights(seed), version=version)
+        self.own.policy_version = version - 1
+        self.own.update_weights(weights(seed), version=version)
+
     @property
     def processes(self) -> list[int]:
         """The replicas' process ids, once all are up."""
@@ -110,6 +125,14 @@ def site(ray: Any, folder: Path) -> Iterator[Callable[..., Site]]:
     yield make
     for each in made:
         each.replicas.close()
+
+
+@pytest.fixture(scope="module")
+def slow(ray: Any, folder: Path) -> Iterator[Site]:
+    """Two replicas that take a while, for all tests that interfere in the middle."""
+    made = Site(checked(folder, "tests.test_replicas:Slow"))
+    yield made
+    made.replicas.close()
 
 
 def said(groups: list[RolloutGroup]) -> list[tuple[str, list[tuple[int, ...]], list[int]]]:
@@ -170,8 +193,7 @@ class Hopeless(Misbehaving):
 
 class Slow(Misbehaving):
     def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
-        if not self.once():
-            time.sleep(0.3)
+        time.sleep(0.3)
         return super().generate(prompts, seed=seed, sampling=sampling)
 
 
@@ -224,10 +246,9 @@ def _put(parcel: Any) -> Any:
     return ray.put(parcel)
 
 
-def test_weights_in_the_middle_of_sampling(site: Any) -> None:
+def test_weights_in_the_middle_of_sampling(slow: Site) -> None:
     """Every rollout carries the version that sampled it, the later ones the new one."""
-    s = site("tests.test_replicas:Slow")
-    s.processes  # noqa: B018 waits until they are up
+    s = slow.begin()
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(s.replicas.generate, PROMPTS, seed=0)
         time.sleep(0.5)
@@ -240,12 +261,15 @@ def test_weights_in_the_middle_of_sampling(site: Any) -> None:
     assert {v for _, _, versions in mixed for v in versions} == {0, 1}
 
 
-def test_a_slow_replica_gets_less(site: Any) -> None:
-    s = site("tests.test_replicas:Slow")
-    pids = s.processes
-    counts = dict.fromkeys(range(1, 3), 0)
-    for seat in s.replicas.crew.seats:
-        _count(seat, counts)
+def test_a_slow_replica_gets_less(slow: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = slow.begin()
+    pids, counts, finish = s.processes, {1: 0, 2: 0}, Seat._finish
+
+    def counted(seat: Seat, *arguments: Any) -> None:
+        counts[seat.number] += 1
+        finish(seat, *arguments)
+
+    monkeypatch.setattr(Seat, "_finish", counted)
     os.kill(pids[0], signal.SIGSTOP)
     timer = threading.Timer(2.5, os.kill, (pids[0], signal.SIGCONT))
     timer.start()
@@ -254,25 +278,14 @@ def test_a_slow_replica_gets_less(site: Any) -> None:
     assert counts[1] < counts[2] and sum(counts.values()) == len(PROMPTS)
 
 
-def _count(seat: Any, counts: dict[int, int]) -> None:
-    finish = seat._finish
-
-    def counted(*arguments: Any) -> None:
-        counts[seat.number] += 1
-        finish(*arguments)
-
-    seat._finish = counted
-
-
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "no sign of progress")])
-def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(site: Any, number: int, words: str) -> None:
-    s = site("tests.test_replicas:Slow")
-    s.replicas.update_weights(weights(1), version=5)
-    s.own.update_weights(weights(1), version=5)
-    victim = s.processes[1]
+def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(slow: Site, number: int, words: str) -> None:
+    s = slow.begin()
+    s.update(1, 5)
+    victim, before = s.processes[1], s.faults.metrics()["faults/generator"]
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(s.replicas.generate, PROMPTS, seed=1)
         time.sleep(0.7)
@@ -280,7 +293,7 @@ def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(site: Any, number:
         groups = call.result(timeout=60)
     assert said(groups) == said(s.own.generate(PROMPTS, seed=1)), "the same as if nothing had happened, each once"
     assert len(s.said) == 1 and words in s.said[0] and s.said[0].startswith("generator: 2 of 2 "), s.said
-    assert s.faults.metrics() == {"faults/generator": 1.0}
+    assert s.faults.metrics() == {"faults/generator": before + 1}
     assert not _alive(victim)
     assert victim not in s.processes
     assert said(s.replicas.generate(PROMPTS, seed=2)) == said(s.own.generate(PROMPTS, seed=2))
@@ -341,17 +354,16 @@ def test_an_error_that_three_replicas_raise_is_the_works(site: Any) -> None:
     assert len(s.said) == 3
 
 
-def test_a_run_that_goes_back(site: Any) -> None:
-    s = site("tests.test_replicas:Slow")
-    s.replicas.update_weights(weights(1), version=7)
+def test_a_run_that_goes_back(slow: Site) -> None:
+    s = slow.begin()
+    s.update(1, 7)
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(s.replicas.generate, PROMPTS, seed=0)
         time.sleep(0.5)
         s.replicas.rewind()
         with pytest.raises(CancelledError):
             call.result(timeout=5)
-    s.replicas.update_weights(weights(2), version=3)
-    s.own.update_weights(weights(2), version=3)
+    s.update(2, 3)
     assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
     assert s.replicas.policy_version == 3 and not s.said
     with pytest.raises(StaleWeights):
@@ -361,11 +373,10 @@ def test_a_run_that_goes_back(site: Any) -> None:
 # --- Ray itself ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_listens_beyond_this_machine(ray: Any, site: Any) -> None:
+def test_nothing_listens_beyond_this_machine(slow: Site) -> None:
     import psutil
 
-    s = site()
-    assert len(s.processes) == 2
+    assert len(slow.processes) == 2
     me = psutil.Process()
     found = {
         (process.name(), connection.laddr.ip)

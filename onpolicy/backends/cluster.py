@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,21 +101,28 @@ def _check_gpus(plan: Plan, there: int) -> None:
 
 def _connect(address: str | None) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    import ray
+    from ray._private import ray_constants, worker
+
+    worker.listen_error_messages = lambda *_: None  # a paragraph on stdout about every actor that dies
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
-        import ray
-
         try:
+            _knock(address)
             ray.init(address=address, **quiet)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"roles.address: cannot join {address!r}: {str(error).splitlines()[0]}") from error
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else 127.0.0.1 becomes the machine's own address
-    import ray
-    from ray._private import ray_constants
-
     ray_constants.ENABLE_RAY_CLUSTER = False  # somebody may have imported Ray before
     ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+
+
+def _knock(address: str) -> None:
+    """Ray itself needs minutes to notice that nobody answers."""
+    host, colon, port = address.rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @contextmanager
