@@ -42,7 +42,7 @@ from onpolicy.registry import ConfigError
 from onpolicy.rendering import PromptTooLong, Renderer
 from onpolicy.sampling import Sampling
 from onpolicy.types import Prompt, Rollout, RolloutGroup
-from tests.runs import metrics, start, write_config
+from tests.runs import metrics, run_here, start, write_config
 from tests.tiny import byte_tokenizer, tiny_model, tiny_model_dir
 
 PROMPTS = [Prompt(id=str(i), messages=({"role": "user", "content": "x" * (i % 5 + 1)},)) for i in range(12)]
@@ -299,6 +299,20 @@ def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(slow: Site, number
     assert said(s.replicas.generate(PROMPTS, seed=2)) == said(s.own.generate(PROMPTS, seed=2))
 
 
+def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(slow: Site) -> None:
+    s = slow.begin()
+    victim = s.processes[0]
+    os.kill(victim, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while not s.said:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert victim not in s.processes
+    assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
+    time.sleep(PATIENCE + 1)
+    assert len(s.said) == 1, "one that has no work makes no progress and is none the worse for it"
+
+
 def _alive(pid: int) -> bool:
     import psutil
 
@@ -407,17 +421,19 @@ def test_a_cluster_that_is_not_there(folder: Path) -> None:
     assert "ConfigError: roles.address: cannot join '127.0.0.1:1'" in found.stderr
 
 
-def test_a_whole_run_with_roles(tmp_path: Path) -> None:
+def test_a_whole_run_with_roles(tmp_path: Path, ray: Any) -> None:
+    """Under a Ray of its own, under one that it joins, and without."""
     config = write_config(tmp_path, roles={"generators": 2, "rewards": 1})
-    finish = functools.partial(_finish, config)
-    output = finish(f"run_dir={tmp_path / 'apart'}")
-    finish(f"run_dir={tmp_path / 'here'}", "roles.generators=0", "roles.rewards=0")
-    apart, here = metrics(tmp_path / "apart"), metrics(tmp_path / "here")
-    assert all(row.pop("faults/generator") == row.pop("faults/rewards") == 0.0 for row in apart)
-    assert [row.keys() for row in apart] == [row.keys() for row in here]
-    for row, other in zip(apart, here, strict=True):
-        assert row == pytest.approx(other, abs=1e-4, rel=1e-3)
+    address = ray.get_runtime_context().gcs_address
+    output = _finish(config, f"run_dir={tmp_path / 'apart'}")
     assert not [line for line in output.splitlines() if "ray" in line.lower()], output
+    _finish(config, f"run_dir={tmp_path / 'joined'}", f"roles.address={address}")
+    assert run_here(config, f"run_dir={tmp_path / 'here'}", "roles.generators=0", "roles.rewards=0") == 0
+    apart, joined, here = (metrics(tmp_path / name) for name in ("apart", "joined", "here"))
+    for row, second, other in zip(apart, joined, here, strict=True):
+        assert row == second and row.pop("faults/generator") == row.pop("faults/rewards") == 0.0
+        assert row == pytest.approx(other, abs=1e-4, rel=1e-3)
+    assert ray.is_initialized() and ray.cluster_resources()["CPU"], "the joined one goes on"
 
 
 def _finish(config: Path, *overrides: str) -> str:

@@ -58,7 +58,11 @@ def resources(plan: Plan, *, gpus: int) -> dict[str, Any]:
     there = gpus_there()
     if there:
         _check_gpus(plan, there)
-    environment = {name: value for name, value in os.environ.items() if name.startswith(PASSED_ON)}
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(PASSED_ON) and not name.endswith("_TOKEN")  # the cluster shows them to everyone
+    }
     environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray's to say
     if not (there and gpus):
         threads = share_of_cores(plan.config.roles)

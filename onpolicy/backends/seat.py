@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 GLANCE = 0.05
 """Seconds after which the thread looks up from waiting for answers."""
+IDLE = 1.0
+"""Seconds between two looks at an actor without work: one that dies is replaced before it is needed."""
 STARTING = 10
 """An actor that loads a model may be silent for so many times ``roles.patience``."""
 
@@ -46,7 +48,7 @@ class Seat(threading.Thread):
         self._renewal: tuple[Any, Any] | None = None
         self._ping: Any = None
         self._progress: Any = None
-        self._alive_at = self._pinged_at = 0.0
+        self._alive_at = self._pinged_at = self._looked_at = 0.0
         self._in_a_row = 0
 
     def has(self, state: Any) -> bool:
@@ -75,11 +77,10 @@ class Seat(threading.Thread):
         if not self._up:
             self._bring_up()
         self._hand_out()
-        if not self._busy():
+        if self._up and not self._busy():
             with self._crew.changed:
                 if not self._crew.waiting() and self._crew.state is self._state and not self._crew.finished:
-                    self._crew.changed.wait()
-            return
+                    self._crew.changed.wait(IDLE)
         self._listen()
 
     def _busy(self) -> bool:
@@ -106,6 +107,7 @@ class Seat(threading.Thread):
         self._process = _process(pid) if node == ray.get_runtime_context().get_node_id() else None
         with self._crew.changed:
             self._up = self._ever_up = True
+        self._alive_at = self._looked_at = time.monotonic()
 
     def _hand_out(self) -> None:
         """New state first: an actor works with nothing older than what was current when it got the work."""
@@ -126,21 +128,26 @@ class Seat(threading.Thread):
         """Answers, and signs of life while there are none."""
         import ray
 
-        now = time.monotonic()
-        if self._ping is None and now - self._pinged_at > min(1.0, self._crew.roles.patience / 4):
+        now, patience = time.monotonic(), self._crew.roles.patience
+        if not self._up:
+            return
+        if now - self._looked_at > patience / 2:  # it was this process that stood still
+            self._alive_at = now
+        self._looked_at = now
+        if self._ping is None and now - self._pinged_at > min(IDLE, patience / 4):
             self._ping, self._pinged_at = self._actor.ping.remote(), now
         refs = [*self._work, *([self._renewal[0]] if self._renewal else []), *([self._ping] if self._ping else [])]
         ready, _ = ray.wait(refs, num_returns=1, timeout=GLANCE)
         for ref in ready:
             self._receive(ref)
-        if time.monotonic() - self._alive_at > self._crew.roles.patience:
-            raise Lost(f"gave no sign of progress for {self._crew.roles.patience:g} s (roles.patience)")
+        if time.monotonic() - self._alive_at > patience:
+            raise Lost(f"gave no sign of progress for {patience:g} s (roles.patience)")
 
     def _receive(self, ref: Any) -> None:
         answer = self._read(ref)
         if ref is self._ping:
             self._ping = None
-            if answer == self._progress:
+            if answer == self._progress and self._busy():
                 return
             self._progress = answer
         elif self._renewal and ref is self._renewal[0]:
