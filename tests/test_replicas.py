@@ -297,6 +297,7 @@ def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(slow: Site, number
     assert not _alive(victim)
     assert victim not in s.processes
     assert said(s.replicas.generate(PROMPTS, seed=2)) == said(s.own.generate(PROMPTS, seed=2))
+    assert len(s.said) == 1, "the new one has the weights before any work"
 
 
 def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(slow: Site) -> None:
