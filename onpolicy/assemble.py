@@ -24,6 +24,7 @@ from onpolicy.epistemic.ids import LexiconError, marker_ids
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
 from onpolicy.evaluate import Evaluator
+from onpolicy.faults import Faults
 from onpolicy.folder import prepare_folder
 from onpolicy.guards import Guards, Watched
 from onpolicy.inquiry import Inquiry
@@ -111,16 +112,35 @@ def build_rewards(plan: Plan) -> list[Reward]:
     ]
 
 
-def build_judge(plan: Plan, model: Model) -> Judge:
-    return Judge(
+def build_judge(plan: Plan, model: Model, faults: Faults | None = None) -> Judge:
+    """What says how good answers are; under ``roles.rewards`` with workers of its own."""
+    judge = Judge(
         rewards=build_rewards(plan),
         final_part=lambda text: model.renderer.split_thinking(text).answer,
         correctness=plan.config.correctness,
     )
+    if not plan.config.roles.rewards or not plan.rewards:
+        return judge
+    from onpolicy.backends.reward_workers import remote_judge
+
+    return remote_judge(plan, judge, faults)
 
 
-def build_generator(plan: Plan, model: Model) -> Generator:
-    """The sampler, with the start model's weights; those of a user's own that load a hub's may take ``source``."""
+def build_generator(plan: Plan, model: Model, faults: Faults | None = None) -> Generator:
+    """The sampler, with the start model's weights; under ``roles.generators`` replicas of it.
+
+    Args:
+        faults: is told of every replica that is replaced
+    """
+    if not plan.config.roles.generators:
+        return own_generator(plan, model)
+    from onpolicy.backends.replicas import Replicas
+
+    return Replicas(plan, model, faults)
+
+
+def own_generator(plan: Plan, model: Model) -> Generator:
+    """The sampler in this process; those of a user's own that load a hub's model may take ``source``."""
     section, settings = plan.generator, plan.config.model
     source = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
     generator: Generator = section.plugin.bind()(
@@ -271,12 +291,13 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     clock = Clock(_synchronize)
     clock.on_phase = display.phase
     trainer = build_trainer(plan, model, clock)
-    generator = build_generator(plan, model)
+    faults = Faults(display.note, config.roles.apart)
+    generator = build_generator(plan, model, faults)
     generator.on_progress = display.progress
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best
     )
-    judge = build_judge(plan, model)
+    judge = build_judge(plan, model, faults)
     baseline = start_model_baseline(plan, model, prompts, generator, judge, folder / "baseline.json", display)
     prompts = [baseline.with_columns(p) for p in prompts] if baseline else prompts
     cursor = prompt_cursor(plan, prompts)
@@ -303,6 +324,8 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         display=display,
         coefficients=Coefficients(plan.coefficients),
         guards=build_guards(plan.guards),
+        judge=judge,
+        faults=faults,
         start_metrics=baseline.metrics if baseline else {},
     )
 

@@ -220,6 +220,12 @@ class RolesConfig:
         5, "times in a row that a role is replaced without having done any work before the run gives up"
     )
 
+    @property
+    def apart(self) -> list[str]:
+        """The roles that run in processes of their own, by the names under which faults are counted."""
+        counts = {"generator": self.generators, "trainer": self.trainers, "rewards": self.rewards}
+        return [role for role, count in counts.items() if count]
+
 
 @dataclass
 class Config:

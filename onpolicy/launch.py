@@ -12,6 +12,7 @@ from onpolicy.assemble import assemble, build_evaluator, build_generator, prefli
 from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display, closing_table, evaluation_table
+from onpolicy.faults import Faults
 from onpolicy.folder import default_folder
 from onpolicy.loading import read_model
 from onpolicy.plan import plan
@@ -66,7 +67,7 @@ def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
     console = Console()
     model = read_model(checked)
     display = Display(0, console)
-    generator = build_generator(checked, model)
+    generator = build_generator(checked, model, Faults(display.note))
     generator.on_progress = display.progress
     try:
         evaluator = build_evaluator(checked, model, generator)

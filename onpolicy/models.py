@@ -125,13 +125,23 @@ def tied(model: PreTrainedModel) -> dict[str, str]:
 
 def context_window(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int | None:
     """Tokens the model has positions for, prompt and completion together; None where its config does not say."""
+    config = _text_config(path, trust_remote_code, revision)
+    return getattr(config, "max_position_embeddings", None)
+
+
+def vocabulary_size(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int:
+    """Tokens the model has outputs for; often more than its tokenizer knows."""
+    return int(_text_config(path, trust_remote_code, revision).vocab_size)
+
+
+def _text_config(path: str, trust_remote_code: bool, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}") from error
-    return getattr(config.get_text_config(), "max_position_embeddings", None)
+    return config.get_text_config()
 
 
 def cache_folder() -> Path:

@@ -86,19 +86,13 @@ def plan(config: Config) -> Plan:
         raise ConfigError(
             "objective: empty. Name at least one term, e.g. objective: [{name: distill, divergence: forward_kl}]"
         )
-    for name, words in config.lexicons.items():
-        try:
-            if not isinstance(words, list):
-                raise ValueError(f"got {words!r}, wanted a list of words or phrases")
-            lexicon.add(name, words)
-        except ValueError as error:
-            raise ConfigError(f"lexicons.{name}: {error}") from None
-    lowered = [str(spec["lowers"]) for spec in config.guards if isinstance(spec, Mapping) and spec.get("lowers")]
+    rewards = reward_sections(config)
+    lowered = lowered_keys(config)
     result = Plan(
         config=config,
         data=section("data", config.data, "data"),
         generator=section("generator", config.generator, "generator"),
-        rewards=tuple(section("reward", s, f"rewards[{i}]", lowered=lowered) for i, s in enumerate(config.rewards)),
+        rewards=rewards,
         contexts={view: resolve("context", spec, f"contexts.{view}") for view, spec in config.contexts.items()},
         spans={name: resolve("span", spec, f"spans.{name}") for name, spec in config.spans.items()},
         teacher=resolve("teacher", config.teacher, "teacher"),
@@ -117,6 +111,24 @@ def plan(config: Config) -> Plan:
     _check_rewards(result)
     _check_schedules(result)
     return result
+
+
+def reward_sections(config: Config) -> tuple[Section, ...]:
+    """The rewards, with the lexicons they may count; imports nothing else that the config names."""
+    for name, words in config.lexicons.items():
+        try:
+            if not isinstance(words, list):
+                raise ValueError(f"got {words!r}, wanted a list of words or phrases")
+            lexicon.add(name, words)
+        except ValueError as error:
+            raise ConfigError(f"lexicons.{name}: {error}") from None
+    lowered = lowered_keys(config)
+    return tuple(section("reward", s, f"rewards[{i}]", lowered=lowered) for i, s in enumerate(config.rewards))
+
+
+def lowered_keys(config: Config) -> list[str]:
+    """Keys of the numbers that guards may lower."""
+    return [str(spec["lowers"]) for spec in config.guards if isinstance(spec, Mapping) and spec.get("lowers")]
 
 
 def _followed(guard: Any, lexicon_name: str) -> Any:

@@ -14,6 +14,7 @@ from onpolicy.config import Config
 from onpolicy.cursor import PromptCursor
 from onpolicy.display import Display
 from onpolicy.evaluate import Evaluator
+from onpolicy.faults import Faults
 from onpolicy.guards import Guards
 from onpolicy.interrupts import on_interrupt
 from onpolicy.pipeline import Pipeline
@@ -21,6 +22,7 @@ from onpolicy.protocols import Generator, Trainer
 from onpolicy.randomness import random_state, set_random_state
 from onpolicy.rendering import Renderer
 from onpolicy.schedule import Coefficients
+from onpolicy.scoring import Judge
 from onpolicy.trackers import Jsonl, Tracker
 from onpolicy.types import Example, Metrics
 
@@ -57,6 +59,8 @@ class Run:
     display: Display
     coefficients: Coefficients
     guards: Guards
+    judge: Judge
+    faults: Faults
     start_metrics: Metrics = field(default_factory=dict)
     """What is known of the start model before the first step."""
     step: int = 0
@@ -98,7 +102,7 @@ class Run:
         for name, value in metrics.items():
             self.history.setdefault("first", {}).setdefault(name, value)
             self.history.setdefault("last", {})[name] = value
-        everything = metrics | self.coefficients.metrics() | self._costs(metrics)
+        everything = metrics | self.coefficients.metrics() | self.faults.metrics() | self._costs(metrics)
         self._watch_sync(metrics)
         if metrics.get("train/grad_norm") == 0.0:
             self.display.note(f"step {step}: no signal, nothing was learned; {signal_of(metrics)}")
@@ -174,6 +178,7 @@ class Run:
         self.samples.close()
         self.tokens.close()
         self.generator.close()
+        self.judge.close()
         self.sample.close()
 
     def _costs(self, metrics: Metrics) -> Metrics:

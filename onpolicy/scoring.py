@@ -56,6 +56,10 @@ class JudgedGroup:
     """What says whether a rollout is right: the reward named by ``correctness``, unweighted; the total where it does not apply."""
 
 
+Parts = Mapping[str, float]
+"""By reward, unweighted; one that does not apply to this sample is absent."""
+
+
 @dataclass(frozen=True)
 class Judge:
     """All rewards of a run."""
@@ -67,15 +71,23 @@ class Judge:
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
         """Raises rewards.base.RewardError where a reward raised or returned no number."""
-        return [self._judged(group) for group in groups]
+        measured = self.measured([reward_inputs(group, self.final_part) for group in groups])
+        return [self._judged(group, parts) for group, parts in zip(groups, measured, strict=True)]
 
     @property
     def right(self) -> str:
         """Name of the reward that says what is right; empty where there are no rewards."""
         return self.correctness or (self.rewards[0].name if self.rewards else "")
 
-    def _judged(self, group: RolloutGroup) -> JudgedGroup:
-        scored = score_group(group, self.rewards, self.final_part, right=self.right)
+    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[Parts]]:
+        """The parts of every sample of every group."""
+        return [measure({r.name: r.function for r in self.rewards}, samples) for samples in groups]
+
+    def close(self) -> None:
+        """Ends what computes the rewards elsewhere."""
+
+    def _judged(self, group: RolloutGroup, parts: Sequence[Parts]) -> JudgedGroup:
+        scored = weigh(parts, self.rewards, right=self.right)
         return JudgedGroup(group, tuple(scored), tuple(s.parts.get(self.right, s.total) for s in scored))
 
 
@@ -87,20 +99,37 @@ def score_group(
     Raises:
         rewards.base.RewardError: a reward raised or returned no number; the message names it and the sample.
     """
-    samples = reward_inputs(group, final_part)
-    parts: list[dict[str, float]] = [{} for _ in samples]
-    for reward in rewards_:
-        for part, value in zip(parts, rewards.base.score(reward.function, samples), strict=True):
-            if value is not None:
-                part[reward.name] = value
-    for part in parts:
-        verdict = "correct" if part.get(right, 0.0) >= RIGHT else "wrong"
-        part |= {r.name: 0.0 for r in rewards_ if r.name in part and r.when not in ("always", verdict)}
+    return weigh(
+        measure({r.name: r.function for r in rewards_}, reward_inputs(group, final_part)), rewards_, right=right
+    )
 
-    def weighted(part: Mapping[str, float], *, bonus: bool) -> float:
+
+def measure(functions: Mapping[str, Callable[..., Any]], samples: Sequence[RewardInput]) -> list[Parts]:
+    """What each reward says of each sample of one group; needs nothing but the functions.
+
+    Raises:
+        rewards.base.RewardError: a reward raised or returned no number; the message names it and the sample.
+    """
+    parts: list[dict[str, float]] = [{} for _ in samples]
+    for name, function in functions.items():
+        for part, value in zip(parts, rewards.base.score(function, samples), strict=True):
+            if value is not None:
+                part[name] = value
+    return list(parts)
+
+
+def weigh(measured: Sequence[Parts], rewards_: Sequence[Reward], *, right: str = "") -> list[Scored]:
+    """The sums, with the weights as they are now; a reward that this answer does not get counts 0."""
+
+    def weighted(part: Parts, *, bonus: bool) -> float:
         return sum(float(r.weight) * part[r.name] for r in rewards_ if r.bonus == bonus and r.name in part)
 
-    return [Scored(weighted(part, bonus=False), weighted(part, bonus=True), part) for part in parts]
+    scored = []
+    for given in measured:
+        verdict = "correct" if given.get(right, 0.0) >= RIGHT else "wrong"
+        part = dict(given) | {r.name: 0.0 for r in rewards_ if r.name in given and r.when not in ("always", verdict)}
+        scored.append(Scored(weighted(part, bonus=False), weighted(part, bonus=True), part))
+    return scored
 
 
 def reward_inputs(group: RolloutGroup, final_part: FinalPart) -> list[RewardInput]:

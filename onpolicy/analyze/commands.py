@@ -23,6 +23,7 @@ from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display
 from onpolicy.epistemic.ids import LexiconError
+from onpolicy.faults import Faults
 from onpolicy.loading import Model, read_model, training_prompts
 from onpolicy.plan import Plan, plan
 from onpolicy.protocols import Generator
@@ -110,14 +111,17 @@ def session(checked: Plan, *, room: int = 0) -> Iterator[Session]:
     """
     model = read_model(checked, room=room)
     prompts = training_prompts(checked, model.renderer)
-    generator = build_generator(checked, model)
     display = Display(1)
+    faults = Faults(display.note)
+    generator = build_generator(checked, model, faults)
     generator.on_progress = display.progress
+    judge = build_judge(checked, model, faults)
     try:
         with display:
-            yield Session(checked, model, prompts, generator, build_judge(checked, model))
+            yield Session(checked, model, prompts, generator, judge)
     finally:
         generator.close()
+        judge.close()
 
 
 def analyze_contexts(
