@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -78,7 +79,9 @@ class HFGenerator:
         ordered = sorted(drafts, key=lambda d: len(d.prompt_ids))
         for start in range(0, len(ordered), self.batch_size):
             with self._turns():
-                self._complete(ordered[start : start + self.batch_size], sampling)
+                self._complete(
+                    ordered[start : start + self.batch_size], sampling, partial(self.on_progress, start, len(drafts))
+                )
             self.on_progress(min(start + self.batch_size, len(drafts)), len(drafts))
         rollouts, size = [self._rollout(d) for d in drafts], sampling.group_size
         return [
@@ -112,7 +115,7 @@ class HFGenerator:
         del self._model
 
     @torch.no_grad()
-    def _complete(self, drafts: Sequence[_Draft], sampling: Sampling) -> None:
+    def _complete(self, drafts: Sequence[_Draft], sampling: Sampling, alive: Callable[[], None]) -> None:
         """Extends every draft to its end. Once half of the rows have stopped they are left out, with their part of the cache."""
         width = max(len(d.prompt_ids) for d in drafts)
         ids = torch.tensor([[0] * (width - len(d.prompt_ids)) + list(d.prompt_ids) for d in drafts], device=self.device)
@@ -127,6 +130,7 @@ class HFGenerator:
         for draft in drafts:
             draft.version = self.policy_version
         for position in range(sampling.max_tokens):
+            alive()
             if self._turns.closed:
                 raise Closed("the generator was closed")
             places = (mask.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1] :]

@@ -5,27 +5,27 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from onpolicy import forest
+from onpolicy.backends.inputs import loss_inputs, stacked, to_device
 from onpolicy.backends.lora import adapted, adapter_tensors, add_adapter, merged
 from onpolicy.backends.teaching import Taught, Teaching
 from onpolicy.backends.together import Alone
 from onpolicy.clock import Clock
 from onpolicy.collate import collate
 from onpolicy.config import TrainerFrame
-from onpolicy.distill.vocabulary import START, Readings, States, read
+from onpolicy.distill.vocabulary import States, read
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.forward import Layout, completion_states
 from onpolicy.loss import Objective, Tally
 from onpolicy.packing import Row, micro_batches
 from onpolicy.sharding import wholes
 from onpolicy.teachers import WeightRule
-from onpolicy.types import Example, LossInputs, Metrics, TeacherScores, TrainBatch
+from onpolicy.types import Example, LossInputs, Metrics, TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,7 +163,7 @@ class LocalTrainer:
         idle = [min(examples, key=_length)] * (self.together.rounds(len(batches)) - len(batches))
         total, taught = 0.0, self.taught([*share, *idle])
         for batch in batches:
-            inputs = self.inputs(batch, _stack(batch, old), taught=taught)
+            inputs = self.inputs(batch, stacked(batch, old), taught=taught)
             with self.clock("update"):
                 loss = self.objective(inputs, denominators, tally)
                 self._backward(loss)
@@ -372,47 +372,6 @@ def _train_without_dropout(model: PreTrainedModel) -> None:
                 setattr(module, name, 0.0)
 
 
-def _stack(batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
-    """The examples' old log-probs ``[B, T]``; None where none were computed because nothing has moved yet."""
-    if not old:
-        return None
-    flat = torch.cat([old[id(e)] for e in batch.examples])
-    return spread(flat, batch.response_mask)
-
-
-def loss_inputs(batch: TrainBatch, readings: Readings, old_logprobs: Tensor | None) -> LossInputs:
-    """Lays per-token numbers ``[N]`` out as ``[B, T]``."""
-    mask = batch.response_mask
-    logprobs = spread(readings.logprobs, mask)
-    return LossInputs(
-        logprobs=logprobs,
-        entropy=spread(readings.entropy, mask),
-        old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs,
-        rollout_logprobs=batch.rollout_logprobs,
-        ref_logprobs=spread(readings.teacher_logprobs[START], mask) if START in readings.teacher_logprobs else None,
-        ref_entropy=spread(readings.teacher_entropy[START], mask) if START in readings.teacher_entropy else None,
-        advantages=batch.advantages,
-        response_mask=mask,
-        teacher={
-            name: TeacherScores(
-                logprobs=spread(readings.teacher_logprobs[name], mask),
-                entropy=spread(readings.teacher_entropy[name], mask),
-                mask=own,
-            )
-            for name, own in batch.views.items()
-        },
-        divergences={comparison: spread(values, mask) for comparison, values in readings.divergences.items()},
-        marker_mass={who: spread(values, mask) for who, values in readings.marker_mass.items()},
-        routes=batch.routes,
-        spans=batch.spans,
-    )
-
-
-def spread(flat: Tensor, mask: Tensor) -> Tensor:
-    """[N] -> [B, T]: the n-th marked position gets the n-th number, the others 0."""
-    return flat.new_zeros(mask.shape).masked_scatter(mask, flat)
-
-
 def split(examples: Sequence[Example], parts: int) -> list[Sequence[Example]]:
     """Contiguous shares of nearly equal size; fewer than ``parts`` where there are fewer examples."""
     size = math.ceil(len(examples) / parts)
@@ -440,13 +399,3 @@ def adamw(model: PreTrainedModel, settings: TrainerFrame) -> torch.optim.AdamW:
         betas=(settings.betas[0], settings.betas[1]),
         weight_decay=settings.weight_decay,
     )
-
-
-def to_device(batch: TrainBatch, device: torch.device) -> TrainBatch:
-    return TrainBatch(**{f.name: _moved(getattr(batch, f.name), device) for f in fields(batch)})
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Mapping):
-        return {name: _moved(inner, device) for name, inner in value.items()}
-    return value.to(device) if isinstance(value, Tensor) else value

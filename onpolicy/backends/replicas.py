@@ -58,7 +58,7 @@ class Replica(Worker):
 
     def __init__(self, config: Config, folder: str) -> None:
         super().__init__(folder)
-        self._config, self._turn = config, threading.Lock()
+        self._config = config
 
     def set_up(self) -> None:
         from onpolicy.assemble import own_generator
@@ -72,14 +72,12 @@ class Replica(Worker):
         self._generator.on_progress = self.alive
 
     def generate(self, task: Task) -> Any:
-        with self._turn:
-            return outcome(self._generator.generate, task.prompts, seed=task.seed, sampling=task.sampling)
+        return outcome(self._generator.generate, task.prompts, seed=task.seed, sampling=task.sampling)
 
     def update_weights(self, shipped: Shipped, version: int) -> Any:
         """The driver knows which weights come after which; also older ones, after the run went back."""
-        with self._turn:
-            self._generator.policy_version = min(self._generator.policy_version, version - 1)
-            return outcome(self._generator.update_weights, self._counted(shipped), version=version)
+        self._generator.policy_version = min(self._generator.policy_version, version - 1)
+        return outcome(self._generator.update_weights, self._counted(shipped), version=version)
 
     def close(self) -> None:
         self._generator.close()

@@ -87,9 +87,8 @@ class SharedEngine:
             with self._turn() as engine:
                 if not all(r.done for r in requests):  # another thread's step may have been the last that was needed
                     self._step(engine)
-            before, done = done, sum(r.done for r in requests)
-            if done > before:
-                on_progress(done, len(requests))
+            done = sum(r.done for r in requests)
+            on_progress(done, len(requests))
 
     def _step(self, engine: Any) -> None:
         for output in engine.step():
