@@ -2,98 +2,53 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+
+from rich.text import Text
 
 from onpolicy.annotate import Annotator, rollout_metrics
-from onpolicy.backends.local import LocalTrainer
+from onpolicy.backends.launched import Colocated, Leader
 from onpolicy.checkpoint import Checkpoints
 from onpolicy.clock import Clock
 from onpolicy.cursor import PromptCursor
 from onpolicy.display import Display
-from onpolicy.distill.compare import Comparison
-from onpolicy.distill.support import full
-from onpolicy.distill.target import identity
 from onpolicy.epistemic.baseline import Baseline
 from onpolicy.epistemic.baseline import load as load_baseline
-from onpolicy.epistemic.ids import LexiconError, marker_ids
 from onpolicy.epistemic.telemetry import TextTelemetry
-from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
 from onpolicy.evaluate import Evaluator
 from onpolicy.faults import Faults
 from onpolicy.folder import prepare_folder
 from onpolicy.guards import Guards, Watched
 from onpolicy.inquiry import Inquiry
+from onpolicy.launcher import launched
+from onpolicy.learning import own_trainer, term_names, token_classes
 from onpolicy.loading import (
     Model,
     bones,
     fitting,
-    load_teacher,
-    load_weights,
     model_writer,
     read_model,
     read_prompts,
     training_prompts,
 )
-from onpolicy.loss import Objective, Term, unique_names
-from onpolicy.objectives.term import facts_of
 from onpolicy.pipeline import Pipeline
-from onpolicy.plan import Plan, Section, plug_ins_in, views_of
-from onpolicy.preflight import Preflight
-from onpolicy.protocols import Generator
+from onpolicy.plan import Plan, Section
+from onpolicy.preflight import report_of
+from onpolicy.protocols import Generator, Trainer
 from onpolicy.randomness import step_seed
 from onpolicy.registry import options_of
 from onpolicy.report.tokens import token_record
 from onpolicy.rollouts import Rollouts
 from onpolicy.run import Run
 from onpolicy.sampling import Sampling
-from onpolicy.schedule import Bound, Coefficients
+from onpolicy.schedule import Coefficients
 from onpolicy.scoring import Judge, Reward
-from onpolicy.spans import markers, pattern
-from onpolicy.teachers import WeightRule
-from onpolicy.trackers import Jsonl
+from onpolicy.trackers import Jsonl, Logs
 from onpolicy.types import Example, Prompt
 from rewards.extract import extract_answer
-
-
-def term_names(plan: Plan) -> list[str]:
-    return unique_names([t.plugin.name.rpartition(":")[2] for t in plan.objective])
-
-
-def build_objective(plan: Plan) -> Objective:
-    """The loss, with what each term needs compared over the vocabulary."""
-    max_tokens = plan.generator.frame.max_tokens
-    return Objective(
-        tuple(_term(name, section, max_tokens) for name, section in zip(term_names(plan), plan.objective, strict=True))
-    )
-
-
-def _term(name: str, section: Section, max_tokens: int) -> Term:
-    plugin, facts = section.plugin, facts_of(section.plugin.function)
-    options, views = plugin.options, tuple(views_of(plugin))
-    comparison = None
-    if "divergence" in options:  # a term with this option reads LossInputs.divergences
-        comparison = Comparison(
-            view=options.get("view", "teacher"),
-            support=options.get("support", full),
-            target=options.get("target", identity),
-            divergence=options["divergence"],
-        )
-    reads_start = any(getattr(f, "reads_start", False) for f in plug_ins_in(plugin.function, options))
-    return Term(
-        name=name,
-        weight=section.frame.weight,
-        normalize=section.frame.normalize,
-        max_tokens=max_tokens,
-        function=plugin.bind(),
-        facts=dataclasses.replace(facts, needs_ref=facts.needs_ref or reads_start),
-        views=views,
-        comparison=comparison,
-    )
 
 
 def build_rewards(plan: Plan) -> list[Reward]:
@@ -182,32 +137,16 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator) -> Evaluator
     )
 
 
-def teacher_rule(plan: Plan) -> WeightRule:
-    """The rule, whose options, where they are scheduled, are read again at each update."""
-    make = plan.teacher.bind()
-    rule: WeightRule = make()
-    if rule.update is None:
-        return rule
-    return dataclasses.replace(rule, update=lambda *tensors_and_step: make().update(*tensors_and_step))
+def build_trainer(plan: Plan, model: Model, clock: Clock, faults: Faults) -> Trainer:
+    """In this process; under ``roles.trainers`` ranks of it; where a launcher started several processes the first of them."""
+    if plan.config.roles.trainers:
+        from onpolicy.backends.ray_ranks import RayRanks
 
-
-def build_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
-    rule = teacher_rule(plan)
-    trainer: LocalTrainer = plan.trainer.plugin.bind()(
-        model=load_weights(plan, model.path),
-        objective=build_objective(plan),
-        teacher=rule,
-        settings=plan.trainer.frame,
-        total_steps=plan.config.steps,
-        views=tuple(plan.contexts),
-        clock=clock,
-        spans=(*plan.spans, *token_classes(plan)),
-        marker_ids=lexicon_ids(plan, model.tokenizer),
-        telemetry=TokenTelemetry(plan.config.epistemic.lexicon, class_names(plan))
-        if plan.config.epistemic.lexicons
-        else None,
-        teacher_model=None if rule.path is None else load_teacher(plan, model, rule.path),
-    )
+        return RayRanks(plan, clock, faults)
+    if launched():
+        return Leader(plan, model, clock)
+    trainer = own_trainer(plan, model, clock)
+    trainer.on_fault = faults
     return trainer
 
 
@@ -222,36 +161,6 @@ def build_inquiry(plan: Plan, model: Model, prompts: Sequence[Prompt], generator
         limit=model.max_model_len - plan.generator.frame.max_tokens,
         drop_too_long=plan.config.rendering.too_long == "drop",
     )
-
-
-def lexicon_ids(plan: Plan, tokenizer: Any) -> dict[str, list[int]]:
-    """Of every lexicon the objective reads, and of the one that telemetry follows, if its markers are tokens."""
-    followed = (plan.config.epistemic.lexicon,) if plan.config.epistemic.lexicons else ()
-    return tokens_of(tokenizer, followed) | {name: marker_ids(tokenizer, name) for name in plan.lexicons}
-
-
-def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
-    """The ids of those lexicons that have a marker which is one token."""
-    ids = {}
-    for name in lexicons:
-        with contextlib.suppress(LexiconError):
-            ids[name] = marker_ids(tokenizer, name)
-    return ids
-
-
-def class_names(plan: Plan) -> tuple[str, ...]:
-    """The classes of tokens that are marked: what telemetry tells apart, and the lexicons that the objective reads."""
-    epistemic = plan.config.epistemic
-    watched = (epistemic.lexicon, *epistemic.lexicons, *CLASSES) if epistemic.lexicons else ()
-    return tuple(dict.fromkeys((*watched, *plan.lexicons)))
-
-
-def token_classes(plan: Plan) -> dict[str, Any]:
-    """Name of the span -> what finds it."""
-    return {
-        span_name(name): Bound(pattern, regex=CLASSES[name]) if name in CLASSES else Bound(markers, lexicon=name)
-        for name in class_names(plan)
-    }
 
 
 def text_telemetry(plan: Plan, model: Model, baseline: Baseline | None = None) -> TextTelemetry | None:
@@ -290,9 +199,11 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     prompts = training_prompts(plan, model.renderer)
     clock = Clock(_synchronize)
     clock.on_phase = display.phase
-    trainer = build_trainer(plan, model, clock)
     faults = Faults(display.note, config.roles.apart)
+    trainer = build_trainer(plan, model, clock, faults)
     generator = build_generator(plan, model, faults)
+    if isinstance(trainer, Leader) and not config.roles.generators:
+        generator = Colocated(trainer, generator)
     generator.on_progress = display.progress
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best
@@ -302,8 +213,6 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     prompts = [baseline.with_columns(p) for p in prompts] if baseline else prompts
     cursor = prompt_cursor(plan, prompts)
     inquiry = build_inquiry(plan, model, prompts, generator, judge)
-    latest = checkpoints.latest()
-    done = latest.step if latest else -1  # without a checkpoint nothing that was logged counts
     return Run(
         config=config,
         folder=folder,
@@ -316,10 +225,8 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         evaluator=build_evaluator(plan, model, generator),
         checkpoints=checkpoints,
         model_writer=functools.partial(model_writer, trainer.weights, bones(plan, model.path), model.tokenizer),
-        trackers=[tracker.bind()(folder, done) for tracker in plan.trackers],
-        samples=Jsonl(folder / "samples.jsonl", resume_at=done),
-        tokens=Jsonl(folder / "tokens.jsonl", resume_at=done),
-        trace=functools.partial(token_record, trainer=trainer, renderer=model.renderer),
+        open_logs=functools.partial(open_logs, plan, folder),
+        trace=functools.partial(trainer.apply, token_record, model.renderer),
         clock=clock,
         display=display,
         coefficients=Coefficients(plan.coefficients),
@@ -327,6 +234,15 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         judge=judge,
         faults=faults,
         start_metrics=baseline.metrics if baseline else {},
+    )
+
+
+def open_logs(plan: Plan, folder: Path, step: int) -> Logs:
+    """Where a run writes, with what was logged after ``step`` taken out."""
+    return Logs(
+        trackers=[tracker.bind()(folder, step) for tracker in plan.trackers],
+        samples=Jsonl(folder / "samples.jsonl", resume_at=step),
+        tokens=Jsonl(folder / "tokens.jsonl", resume_at=step),
     )
 
 
@@ -390,16 +306,18 @@ def first_rollouts(run: Run, plan: Plan) -> list[Example]:
 
 def preflight(run: Run, plan: Plan) -> None:
     """Samples once with the start model and checks what came back; nothing is trained and no problem is used up."""
-    examples = first_rollouts(run, plan)
-    assert isinstance(run.trainer, LocalTrainer)
-    check = Preflight(
-        trainer=run.trainer,
-        renderer=run.renderer,
-        views=tuple(plan.contexts),
-        logprob_tolerance=run.config.preflight.logprob_tolerance,
-        console=run.display.console,
+    console = run.display.console
+    said, error = run.trainer.apply(
+        report_of,
+        run.renderer,
+        tuple(plan.contexts),
+        run.config.preflight.logprob_tolerance,
+        (console.width, console.is_terminal),
+        first_rollouts(run, plan),
     )
-    check(examples)
+    console.print(Text.from_ansi(said), end="")
+    if error is not None:
+        raise error
     run.clock.read()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
@@ -26,6 +26,11 @@ class Clock:
             self._synchronize()
         finally:
             self._seconds[phase] += time.perf_counter() - start
+
+    def absorb(self, seconds: Mapping[str, float]) -> None:
+        """Adds what another clock, in another process, has read."""
+        for name, value in seconds.items():
+            self._seconds[name.removeprefix("time/")] += value
 
     def read(self) -> dict[str, float]:
         """``time/<phase>`` in seconds since the last call, and starts again."""

@@ -13,8 +13,11 @@ from onpolicy.config import Config, to_yaml
 from onpolicy.registry import ConfigError
 from onpolicy.types import Metrics
 
-RESUMABLE = ("steps", "run_dir", "logging", "checkpoint", "preflight")
-"""What may change when a run is resumed: how long it runs and what is kept of it, not what a step computes."""
+RESUMABLE = (
+    *("steps", "run_dir", "logging", "checkpoint", "preflight", "roles"),
+    *("trainer.name", "trainer.config", "trainer.micro_batch_tokens"),
+)
+"""What may change when a run is resumed: how long it runs, where, and what is kept of it, not what a step computes."""
 
 
 def prepare_folder(folder: Path, config: Config) -> None:
@@ -54,8 +57,13 @@ def logged(folder: Path) -> list[Metrics]:
 
 def _differences(before: Any, after: Any, key: str = "") -> list[str]:
     if isinstance(before, dict) and isinstance(after, dict):
-        keys = [k for k in dict.fromkeys([*before, *after]) if key or k not in RESUMABLE]
-        return [d for k in keys for d in _differences(before.get(k), after.get(k), f"{key}.{k}" if key else k)]
+        keys = {k: f"{key}.{k}" if key else k for k in [*before, *after]}
+        return [
+            d
+            for k, name in keys.items()
+            if name not in RESUMABLE
+            for d in _differences(before.get(k), after.get(k), name)
+        ]
     return [] if before == after else [f"{key}: {before!r} there, {after!r} here"]
 
 

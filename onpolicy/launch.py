@@ -9,11 +9,13 @@ from pathlib import Path
 from rich.console import Console
 
 from onpolicy.assemble import assemble, build_evaluator, build_generator, preflight
+from onpolicy.backends.launched import follow
 from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display, closing_table, evaluation_table
-from onpolicy.faults import Faults
+from onpolicy.faults import Faults, RoleLost
 from onpolicy.folder import default_folder
+from onpolicy.launcher import follower
 from onpolicy.loading import read_model
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError
@@ -27,6 +29,8 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     config = load(config_path, overrides)
     checked = plan(config)
     keep_to_contracts(checked)
+    if follower():
+        return follow(checked)
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
     display = Display(config.steps)
     console = display.console
@@ -39,8 +43,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
             console.print(f"resumed at step {run.step} of {config.steps}", highlight=False)
         elif config.preflight.enabled:
             preflight(run, checked)
-        with display:
-            train(run)
+        keep_training(run)
     except Interrupted:
         console.print(f"[yellow]stopped after step {run.step}[/yellow]; resume with:", highlight=False)
         console.print(
@@ -53,6 +56,20 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
         run.close()
     _summarise(run, console)
     return 0
+
+
+def keep_training(run: Run) -> None:
+    """Trains to the last step; where a rank of the trainer is lost it goes on from the last checkpoint."""
+    lost: RoleLost | None = None
+    while True:
+        try:
+            with run.display:
+                if lost is not None:
+                    run.recover(lost)
+                train(run)
+            return
+        except RoleLost as error:
+            lost = error
 
 
 def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:

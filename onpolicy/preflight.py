@@ -4,6 +4,7 @@ in self-distillation without a sound: prompts out of line, a teacher that is no 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -148,6 +149,24 @@ class Preflight:
 
     def _passed(self, what: str, detail: str) -> None:
         self.console.print(f"[green]✓[/green] {what} [dim]({plain(detail)})[/dim]", highlight=False)
+
+
+def report_of(
+    trainer: LocalTrainer,
+    renderer: Renderer,
+    views: Sequence[str],
+    logprob_tolerance: float,
+    screen: tuple[int, bool],
+    examples: Sequence[Example],
+) -> tuple[str, PreflightError | None]:
+    """All checks, for ``Trainer.apply``: what they print, as on a screen of this width (and whether it is one), and what failed."""
+    said = io.StringIO()
+    console = Console(file=said, width=screen[0], force_terminal=screen[1])
+    try:
+        Preflight(trainer, renderer, views, logprob_tolerance, console)(examples)
+    except PreflightError as error:
+        return said.getvalue(), error
+    return said.getvalue(), None
 
 
 def has_signal(term: Term, example: Example) -> bool:

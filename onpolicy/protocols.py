@@ -39,6 +39,10 @@ class Generator(Protocol):
         """
         ...
 
+    def rewind(self) -> None:
+        """The run goes back: what is under way is of no use, and the next weights may be older than those in use."""
+        ...
+
     def close(self) -> None:
         """Frees what it holds; calls of ``generate`` that are under way end with an error."""
         ...
@@ -66,6 +70,14 @@ class Trainer(Protocol):
         """The student's full tensors, one at a time, under their Hugging Face names."""
         ...
 
+    def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(trainer, *arguments)`` where the weights are; the function is one of a module, its arguments can be pickled."""
+        ...
+
+    def restart(self) -> None:
+        """After ``RoleLost``: the ranks anew, with the start model. A trainer in the driver's process is never lost."""
+        ...
+
     def freeze_teacher(self) -> None:
         """From now on the teacher stays as it is; one that is the student itself cannot."""
         ...
@@ -77,3 +89,5 @@ class Trainer(Protocol):
     def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Puts back the student's weights and what ``state`` returned."""
         ...
+
+    def close(self) -> None: ...

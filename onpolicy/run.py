@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +15,7 @@ from onpolicy.config import Config
 from onpolicy.cursor import PromptCursor
 from onpolicy.display import Display
 from onpolicy.evaluate import Evaluator
-from onpolicy.faults import Faults
+from onpolicy.faults import Faults, GaveUp, RoleLost
 from onpolicy.guards import Guards
 from onpolicy.interrupts import on_interrupt
 from onpolicy.pipeline import Pipeline
@@ -23,7 +24,7 @@ from onpolicy.randomness import random_state, set_random_state
 from onpolicy.rendering import Renderer
 from onpolicy.schedule import Coefficients
 from onpolicy.scoring import Judge
-from onpolicy.trackers import Jsonl, Tracker
+from onpolicy.trackers import Logs
 from onpolicy.types import Example, Metrics
 
 RESUMED = ("step", "trainer", "prompts", "random", "history", "coefficients", "guards")
@@ -50,9 +51,8 @@ class Run:
     checkpoints: Checkpoints
     model_writer: Callable[[], Callable[[Path], None]]
     """Copies the student as it is now; what comes back writes that copy as a Hugging Face folder."""
-    trackers: Sequence[Tracker]
-    samples: Jsonl
-    tokens: Jsonl
+    open_logs: Callable[[int], Logs]
+    """Opens what the run writes, with what was logged after a step taken out."""
     trace: Callable[[Example], dict[str, Any]]
     """A rollout token by token."""
     clock: Clock
@@ -69,13 +69,23 @@ class Run:
     """Metrics of the first and of the latest step that had them, for the closing summary."""
     saved_at: int | None = None
     """Step of the checkpoint written last by this process."""
+    logs: Logs = field(init=False)
     _stop: bool = False
+    _resumed: bool = False
+    _went_back: tuple[int, int] = (-1, 0)
+    """The step of the checkpoint that the run went back to last, and how often in a row it was this one."""
+
+    def __post_init__(self) -> None:
+        latest = self.checkpoints.latest()
+        self.logs = self.open_logs(latest.step if latest else -1)  # without a checkpoint nothing that was logged counts
 
     def remaining_steps(self) -> Iterator[int]:
         """Steps still to do; ends early, after a save, when the user asks."""
         with on_interrupt(self._ask_to_stop):
-            if self.step == 0:
+            if not self._resumed:
                 self.log(0, self.start_metrics | self.evaluate_if_due(0), [])
+                if self.config.roles.trainers:  # where the run goes back to if a rank is lost early
+                    self.save(0, {})
             for step in range(self.step + 1, self.config.steps + 1):
                 self.display.start_step(step)
                 self.coefficients.set(step, self.history.get("last", {}))
@@ -106,10 +116,10 @@ class Run:
         self._watch_sync(metrics)
         if metrics.get("train/grad_norm") == 0.0:
             self.display.note(f"step {step}: no signal, nothing was learned; {signal_of(metrics)}")
-        for tracker in self.trackers:
+        for tracker in self.logs.trackers:
             tracker.log(step, everything)
         for example in spread_out(examples, self.config.logging.samples):
-            self.samples.write({"step": step, **sample_row(example, self.renderer)})
+            self.logs.samples.write({"step": step, **sample_row(example, self.renderer)})
         self._keep_tokens(step, examples)
         self._guard(step, metrics)
         self.display.finish_step(step, everything)
@@ -130,7 +140,7 @@ class Run:
         every = self.config.logging.tokens_every
         if examples and every and (step == 1 or step % every == 0):
             chosen = next((e for e in examples if e.teacher_prompt_ids), examples[0])
-            self.tokens.write({"step": step, **self.trace(chosen)})
+            self.logs.tokens.write({"step": step, **self.trace(chosen)})
 
     def save_if_due(self, step: int, metrics: Metrics) -> None:
         if step == self.config.steps or due(step, self.config.checkpoint.every):
@@ -170,16 +180,42 @@ class Run:
         self.coefficients.load_state(state["coefficients"])
         self.guards.load_state(state["guards"])
         self.generator.update_weights(self.trainer.weights(), version=self.step)
+        self._resumed = True
         return True
 
+    def recover(self, lost: RoleLost) -> None:
+        """Starts the trainer's ranks again and goes back to the last checkpoint.
+
+        Raises:
+            RoleLost: a rank was lost again meanwhile.
+            GaveUp: that happened ``roles.restarts`` times in a row, or there is no checkpoint.
+        """
+        with contextlib.suppress(CheckpointError):
+            self.checkpoints.wait()
+        latest = self.checkpoints.latest()
+        step, times = self._went_back
+        self._went_back = step, times = (
+            (latest.step, times + 1 if latest.step == step else 1) if latest else (-1, times)
+        )
+        if latest is None or times > self.config.roles.restarts:
+            raise GaveUp(
+                f"trainer: {lost}; this happened {times} times since the checkpoint of step {step} (roles.restarts)"
+            ) from lost
+        self.faults("trainer", f"{lost}; going back to step {step}")
+        self.generator.rewind()
+        self.sample.cancel()
+        self.trainer.restart()
+        self.logs.close()
+        self.logs = self.open_logs(step)
+        self.resume()
+        self.clock.read()
+
     def close(self) -> None:
-        for tracker in self.trackers:
-            tracker.close()
-        self.samples.close()
-        self.tokens.close()
+        self.logs.close()
         self.generator.close()
         self.judge.close()
         self.sample.close()
+        self.trainer.close()
 
     def _costs(self, metrics: Metrics) -> Metrics:
         """Seconds per phase, tokens per second, peak memory."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +15,19 @@ class Tracker(Protocol):
     def log(self, step: int, metrics: Metrics) -> None: ...
 
     def close(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class Logs:
+    """Everything a run writes while it goes on."""
+
+    trackers: Sequence[Tracker]
+    samples: Jsonl
+    tokens: Jsonl
+
+    def close(self) -> None:
+        for log in (*self.trackers, self.samples, self.tokens):
+            log.close()
 
 
 class Jsonl:

@@ -32,7 +32,7 @@ from tests.tiny import byte_tokenizer, random_examples
 def test_a_record_says_what_the_trainer_computes() -> None:
     one, renderer = trainer(frozen(), distill_term()), Renderer(byte_tokenizer())
     example = random_examples(1, with_teacher=1.0)[0]
-    record = token_record(example, one, renderer)
+    record = token_record(one, renderer, example)
     inputs = one.inputs(one.batch([example]))
     length = len(example.rollout.completion_ids)
     assert len(record["tokens"]) == length

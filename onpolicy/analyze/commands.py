@@ -17,13 +17,14 @@ from rich.table import Table
 from onpolicy.analyze.contexts import Row, compare_contexts
 from onpolicy.analyze.pressure import Pressure, pressures
 from onpolicy.analyze.probes import Probe, Prober
-from onpolicy.assemble import assemble, build_generator, build_inquiry, build_judge, first_rollouts, tokens_of
+from onpolicy.assemble import assemble, build_generator, build_inquiry, build_judge, first_rollouts
 from onpolicy.backends.local import LocalTrainer
 from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display
 from onpolicy.epistemic.ids import LexiconError
 from onpolicy.faults import Faults
+from onpolicy.learning import tokens_of
 from onpolicy.loading import Model, read_model, training_prompts
 from onpolicy.plan import Plan, plan
 from onpolicy.protocols import Generator

@@ -14,6 +14,7 @@ import math
 import os
 import socket
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -48,6 +49,8 @@ OURS = {
     "torch_autocast": "trainer.precision",
 }
 """Keys of DeepSpeed's config that say what a key of ours says."""
+WAIT = timedelta(hours=6)
+"""A rank waits so long for another, which may be saving, or sampling for an evaluation."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -284,8 +287,12 @@ def read_config(path: str | None) -> dict[str, Any]:
     return config
 
 
-def join() -> str:
-    """Enters the process group that a launcher described in the environment, or a group of one; returns this rank's device."""
+def join(meeting_point: str | None = None) -> str:
+    """Enters the process group that the environment describes, or a group of one; returns this rank's device.
+
+    Args:
+        meeting_point: where its ranks find each other, as torch's ``init_method``; None: where the launcher said
+    """
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
@@ -298,7 +305,7 @@ def join() -> str:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if dist.is_initialized():
         return device
-    if "RANK" not in os.environ:
+    if "RANK" not in os.environ or (meeting_point is None and "MASTER_PORT" not in os.environ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -309,5 +316,13 @@ def join() -> str:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    deepspeed.init_distributed("gloo" if device == "cpu" else "cpu:gloo,cuda:nccl", verbose=False)
+    where = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])} if meeting_point else {}
+    deepspeed.init_distributed(
+        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+        init_method=meeting_point,
+        timeout=WAIT,
+        auto_mpi_discovery=False,
+        verbose=False,
+        **where,
+    )
     return device

@@ -109,6 +109,10 @@ class HFGenerator:
         logp = self._model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
         return logp.gather(-1, ids[0, 1:, None])[:, 0].tolist()
 
+    def rewind(self) -> None:
+        """The next weights may be of any version."""
+        self.policy_version = -1
+
     def close(self) -> None:
         """Frees the model; whoever is sampling gets an error."""
         self._turns.close()

@@ -262,6 +262,10 @@ class LocalTrainer:
             found |= {id(e): row for e, row in zip(batch.examples, flat.split(lengths), strict=True)}
         return [found[id(e)] for e in examples]
 
+    def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(trainer, *arguments)``, on every rank where there are several; returns what the first answers."""
+        return function(self, *arguments)
+
     def freeze_teacher(self) -> None:
         self.teaching.still = True
 
@@ -286,6 +290,13 @@ class LocalTrainer:
         self.steps_done = state["steps_done"]
         if self.telemetry is not None:
             self.telemetry.load_state(state["telemetry"])
+
+    def restart(self) -> None:
+        """Never needed: it shares the driver's fate."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     @property
     def budget(self) -> int:

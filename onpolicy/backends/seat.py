@@ -102,9 +102,9 @@ class Seat(threading.Thread):
             error = answer.error()
             if not self._ever_up:
                 raise error
-            raise Lost(f"could not start ({_line(error)})") from error
+            raise Lost(f"could not start ({line_of(error)})") from error
         node, pid = answer
-        self._process = _process(pid) if node == ray.get_runtime_context().get_node_id() else None
+        self._process = process_of(pid) if node == ray.get_runtime_context().get_node_id() else None
         with self._crew.changed:
             self._up = self._ever_up = True
         self._alive_at = self._looked_at = time.monotonic()
@@ -162,7 +162,7 @@ class Seat(threading.Thread):
             error = answer.error()
             if self._crew.duty.harmless(error):
                 raise error
-            raise Lost(f"did not take the weights ({_line(error)})") from error
+            raise Lost(f"did not take the weights ({line_of(error)})") from error
         with self._crew.changed:
             self._state, self._renewal = self._renewal[1], None
             self._crew.changed.notify_all()
@@ -172,7 +172,7 @@ class Seat(threading.Thread):
         if isinstance(answer, Raised):
             error = answer.error()
             if not duty.harmless(error):
-                raise Lost(f"failed ({_line(error)})", raised=error) from error
+                raise Lost(f"failed ({line_of(error)})", raised=error) from error
             self._crew.settle(unit, error=error)
         elif self._crew.wanted(unit):
             result = duty.accept(unit.task, answer, before=unit.before, now=self._crew.state)
@@ -188,7 +188,7 @@ class Seat(threading.Thread):
         except ray.exceptions.ActorDiedError as error:
             raise Lost("died") from error
         except Exception as error:  # of Ray, or an answer that cannot be unpickled
-            raise Lost(f"cannot be understood ({_line(error)})") from error
+            raise Lost(f"cannot be understood ({line_of(error)})") from error
 
     def _replace(self, lost: Lost) -> None:
         units = list(self._work.values())
@@ -212,7 +212,7 @@ class Seat(threading.Thread):
         with contextlib.suppress(Exception):
             if idle and self._crew.closed:
                 ray.get(actor.close.remote(), timeout=5)
-        family = _family(process)
+        family = family_of(process)
         with contextlib.suppress(Exception):
             ray.kill(actor)
         for member in family:
@@ -220,7 +220,8 @@ class Seat(threading.Thread):
                 member.kill()
 
 
-def _process(pid: int) -> Any:
+def process_of(pid: int) -> Any:
+    """Of this machine; None if it is gone."""
     import psutil  # Ray brings it along
 
     with contextlib.suppress(psutil.Error):
@@ -228,7 +229,7 @@ def _process(pid: int) -> Any:
     return None
 
 
-def _family(process: Any) -> list[Any]:
+def family_of(process: Any) -> list[Any]:
     """A process and its descendants."""
     if process is None:
         return []
@@ -237,5 +238,6 @@ def _family(process: Any) -> list[Any]:
     return []
 
 
-def _line(error: BaseException) -> str:
+def line_of(error: BaseException) -> str:
+    """An error in one line."""
     return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"

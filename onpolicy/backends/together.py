@@ -23,6 +23,10 @@ class Alone:
         """The most forward passes that any rank has to make."""
         return passes
 
+    def gathered(self, value: Any) -> list[Any]:
+        """Every rank's value, in order."""
+        return [value]
+
     def summed(self, numbers: Mapping[str, float]) -> dict[str, float]:
         """Each number added up over the ranks."""
         return dict(numbers)
@@ -52,22 +56,21 @@ class Ranks(Alone):
         return [examples[i] for i in sorted(mine)]
 
     def rounds(self, passes: int) -> int:
-        return max(self._gathered(passes))
+        return max(self.gathered(passes))
 
     def summed(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        everyone = self._gathered(dict(numbers))
+        everyone = self.gathered(dict(numbers))
         return {name: sum(own[name] for own in everyone) for name in numbers}
 
     def collect(self, tally: Tally, telemetry: TokenTelemetry | None) -> None:
-        seen = self._gathered((tally, None if telemetry is None else telemetry.seen()))
+        seen = self.gathered((tally, None if telemetry is None else telemetry.seen()))
         for rank, (other, observed) in enumerate(seen):
             if rank != self.rank:
                 tally.absorb(other)
                 if telemetry is not None:
                     telemetry.absorb(observed)
 
-    def _gathered(self, value: Any) -> list[Any]:
-        """Of every rank, in order."""
+    def gathered(self, value: Any) -> list[Any]:
         import torch.distributed as dist
 
         everyone: list[Any] = [None] * self.size

@@ -70,6 +70,7 @@ class VLLMGenerator:
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
                 seed=0,
+                **_one_of_several(),
                 **(source or {}),
             )
         self._engine = SharedEngine(llm)
@@ -112,6 +113,10 @@ class VLLMGenerator:
         pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return [float(entry[token].logprob) for token, entry in pairs if entry is not None]
 
+    def rewind(self) -> None:
+        """The next weights may be of any version."""
+        self.policy_version = -1
+
     def close(self) -> None:
         """Frees the engine and its memory; whoever is sampling gets an error."""
         self._engine.close()
@@ -146,6 +151,12 @@ class VLLMGenerator:
             policy_version=min(request.versions, default=self.policy_version),
             token_versions=tuple(request.versions) if len(set(request.versions)) > 1 else (),
         )
+
+
+def _one_of_several() -> dict[str, Any]:
+    """In a launcher's process group every rank has an engine of its own."""
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return {"distributed_executor_backend": "external_launcher"} if several else {}
 
 
 def _whole_prompts(max_model_len: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ SHOWN = ("token_weight", "advantage")
 
 
 @torch.no_grad()
-def token_record(example: Example, trainer: LocalTrainer, renderer: Renderer) -> dict[str, Any]:
+def token_record(trainer: LocalTrainer, renderer: Renderer, example: Example) -> dict[str, Any]:
     """What teacher and student make of each token, under the weights now in the trainer.
 
     Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by view the
