@@ -234,6 +234,7 @@ FOR_USERS = {
     "ContextError",
     "ContractError",
     "DataError",
+    "GaveUp",
     "ModelError",
     "RenderingError",
     "PromptTooLong",

@@ -1,7 +1,8 @@
 """Saving and finding checkpoints.
 
 A checkpoint is a Hugging Face model folder (``from_pretrained`` and vLLM load it as it is) with two more files beside
-the model: ``state.json`` and ``state.safetensors`` hold everything else a resumed run needs. Nothing is pickled.
+the model: ``state.json`` and ``state/tensors.safetensors`` hold everything else a resumed run needs. Nothing is pickled. The
+latter lies in a folder of its own because vLLM takes every tensor file beside the model for a part of it.
 It is written under another name, flushed, sealed with a manifest of its files' sizes and only then renamed: a
 checkpoint that carries its name is whole, and one whose files do not match its manifest is passed over.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from onpolicy.types import Metrics
 
 MANIFEST = "manifest.json"
+TENSORS = "state/tensors.safetensors"
 
 
 class CheckpointError(RuntimeError):
@@ -116,18 +118,19 @@ class Checkpoints:
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Tensors to ``state.safetensors``, the tree around them to ``state.json``."""
+    """Tensors to ``state/tensors.safetensors``, the tree around them to ``state.json``."""
     from safetensors.torch import save_file
 
     tensors: dict[str, Any] = {}
     tree = _encode(state, tensors)
-    save_file(tensors, folder / "state.safetensors")
+    (folder / TENSORS).parent.mkdir(exist_ok=True)
+    save_file(tensors, folder / TENSORS)
     (folder / "state.json").write_text(json.dumps(tree))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The inverse of ``write_state``, types included."""
-    tensors = _tensors_of(folder / "state.safetensors")
+    tensors = _tensors_of(folder / TENSORS)
     try:
         state = _decode(json.loads((folder / "state.json").read_text()), tensors)
     except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:

@@ -212,10 +212,10 @@ class Run:
 
     def close(self) -> None:
         self.logs.close()
+        self.trainer.close()  # before an engine in this process, which takes its process group along
         self.generator.close()
         self.judge.close()
         self.sample.close()
-        self.trainer.close()
 
     def _costs(self, metrics: Metrics) -> Metrics:
         """Seconds per phase, tokens per second, peak memory."""

@@ -54,6 +54,9 @@ class Slow:
         self.fails: int | None = None
         self.lock = threading.Lock()
 
+    def rewind(self) -> None:
+        self.policy_version = -1
+
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
         with self.lock:
             self.running += 1

@@ -8,11 +8,14 @@ so a teacher that follows slowly loses nothing to rounding.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import logging
 import math
 import os
 import socket
+import warnings
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -317,12 +320,14 @@ def join(meeting_point: str | None = None) -> str:
             "MASTER_PORT": str(port),
         }
     where = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])} if meeting_point else {}
-    deepspeed.init_distributed(
-        "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-        init_method=meeting_point,
-        timeout=WAIT,
-        auto_mpi_discovery=False,
-        verbose=False,
-        **where,
-    )
+    warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's own calls
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it compiles
+        deepspeed.init_distributed(
+            "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
+            init_method=meeting_point,
+            timeout=WAIT,
+            auto_mpi_discovery=False,
+            verbose=False,
+            **where,
+        )
     return device

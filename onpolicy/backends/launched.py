@@ -32,17 +32,27 @@ class Leader(RankedTrainer):
         super().__init__(plan)
         refuse_staleness(plan)
         self.work = RankWork(plan, model, clock, size=world_size())
+        self._listening = True
+        """Whether the others wait for the next order; where a call failed in between nobody knows, and the launcher ends them."""
 
     def everywhere(self, method: str, *arguments: Any) -> Any:
-        tell((method, arguments))
-        return getattr(self.work, method)(*arguments)
+        self._tell(method, *arguments)
+        answer = getattr(self.work, method)(*arguments)
+        self._listening = True
+        return answer
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        tell(("drain", ()))
+        self._tell("drain")
         yield from self.work.trainer.weights()
+        self._listening = True
 
     def close(self) -> None:
-        tell((QUIT, ()))
+        if self._listening:
+            self._tell(QUIT)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        self._listening = False
+        tell((method, arguments))
 
 
 class Colocated:

@@ -123,7 +123,8 @@ class RayRanks(RankedTrainer):
         here = ray.get_runtime_context().get_node_id()
         for node, pid in self._await([actor.hello.remote() for actor in self._actors]):
             self._processes.append(process_of(pid) if node == here else None)
-        (self._tokens, *_) = self._await([actor.enter.remote(self._meeting_point()) for actor in self._actors])
+        meeting_point = self._meeting_point()
+        (self._tokens, *_) = self._await([actor.enter.remote(meeting_point) for actor in self._actors])
         self._patience = self._roles.patience
 
     def everywhere(self, method: str, *arguments: Any) -> Any:

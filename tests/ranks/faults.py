@@ -1,0 +1,61 @@
+"""Plug-ins that do harm to the ranks of a run, once, at a given step."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import torch
+
+from onpolicy.types import LossInputs, TermOutput
+
+LENGTH = 8
+"""Of the runs' completions; what the contracts try is shorter."""
+
+
+def ranks() -> list[int]:
+    """Processes of the ranks on this machine."""
+    return [p.pid for p in psutil.process_iter() if any("ray::Rank" in part for part in _cmdline(p))]
+
+
+def _cmdline(process: psutil.Process) -> list[str]:
+    try:
+        return process.cmdline()
+    except psutil.Error:
+        return []
+
+
+class Harm:
+    def __init__(self, run_dir: Path, step: int, number: int, every_time: bool) -> None:
+        self.done, self.step, self.number, self.every_time = run_dir / "harmed", step, number, every_time
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        if step == self.step and (self.every_time or not self.done.exists()):
+            self.done.touch()
+            os.kill(ranks()[-1], self.number)
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+def kill(run_dir: Path, resume_at: int, *, step: int, every_time: bool = False) -> Harm:
+    return Harm(run_dir, step, signal.SIGKILL, every_time)
+
+
+def stop(run_dir: Path, resume_at: int, *, step: int) -> Harm:
+    return Harm(run_dir, step, signal.SIGSTOP, False)
+
+
+def greedy(inputs: LossInputs, *, most: int) -> TermOutput:
+    """Runs out of memory where a micro-batch of a run has more tokens."""
+    if inputs.response_mask.shape[1] == LENGTH and inputs.response_mask.sum() > most:
+        raise torch.OutOfMemoryError("no room")
+    return TermOutput(per_token=-inputs.logprobs)
+
+
+def broken(inputs: LossInputs) -> TermOutput:
+    if inputs.response_mask.shape[1] == LENGTH:
+        raise ZeroDivisionError("a term of the user's")
+    return TermOutput(per_token=-inputs.logprobs)
