@@ -327,13 +327,17 @@ def test_a_run_does_not_resume_from_pickles(tmp_path: Path, capsys: pytest.Captu
     assert written <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".yaml"}, (
         "nothing that runs when it is read"
     )
-    for name in ("state.safetensors", "model.safetensors", "state.json", "pytorch_model.bin"):
+    for name in ("state/tensors.safetensors", "model.safetensors", "state.json", "pytorch_model.bin"):
         spoilt = tmp_path / "spoilt"
         shutil.rmtree(spoilt, ignore_errors=True)
         shutil.copytree(tmp_path / "run", spoilt)
         torch.save({"a": Trap(tmp_path / MARK)}, spoilt / "checkpoints" / saved.name / name)
         manifest = spoilt / "checkpoints" / saved.name / "manifest.json"
-        sizes = {p.name: p.stat().st_size for p in manifest.parent.iterdir() if p != manifest}
+        sizes = {
+            str(p.relative_to(manifest.parent)): p.stat().st_size
+            for p in manifest.parent.rglob("*")
+            if p.is_file() and p != manifest
+        }
         manifest.write_text(json.dumps({"step": 1, "score": None, "files": sizes}))
         capsys.readouterr()
         code = run_here(config, f"run_dir={spoilt}", "steps=1")

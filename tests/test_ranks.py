@@ -93,7 +93,7 @@ def test_a_rank_that_is_lost_costs_nothing(
 
 def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     objective = [{"name": "tests.ranks.faults:greedy", "most": 9}]
-    config = settings(tmp_path, objective=objective, preflight={"enabled": False}, steps=2)
+    config = settings(tmp_path, objective=objective, contexts={}, preflight={"enabled": False}, steps=2)
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "roles.trainers=2", "trainer.layout=padded") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "ran out of memory; trainer.micro_batch_tokens is 100 from now on; going back to step 0" in said
@@ -101,7 +101,7 @@ def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path, capsys: pyt
 
 
 def test_an_error_of_the_users_surfaces(tmp_path: Path) -> None:
-    config = settings(tmp_path, objective=["tests.ranks.faults:broken"], preflight={"enabled": False})
+    config = settings(tmp_path, objective=["tests.ranks.faults:broken"], contexts={}, preflight={"enabled": False})
     with pytest.raises(ZeroDivisionError, match="a term of the user's"):
         run_here(config, f"run_dir={tmp_path / 'run'}", "roles.trainers=2")
 
