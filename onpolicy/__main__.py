@@ -225,8 +225,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 def _is_for_users(error: Exception) -> bool:
     """Errors whose message says what to change; everything else is a bug and keeps its traceback."""
+    from onpolicy.room import is_full
+
     names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & FOR_USERS)
+    return bool(names & FOR_USERS) or is_full(error)
 
 
 FOR_USERS = {
@@ -241,6 +243,7 @@ FOR_USERS = {
     "RewardError",
     "PreflightError",
     "CheckpointError",
+    "DiskFull",
     "StaleRollouts",
     "ScheduleError",
     "LexiconError",

@@ -42,6 +42,7 @@ from onpolicy.randomness import step_seed
 from onpolicy.registry import options_of
 from onpolicy.report.tokens import token_record
 from onpolicy.rollouts import Rollouts
+from onpolicy.room import Room
 from onpolicy.run import Run
 from onpolicy.sampling import Sampling
 from onpolicy.schedule import Coefficients
@@ -108,7 +109,7 @@ def own_generator(plan: Plan, model: Model) -> Generator:
     return generator
 
 
-def build_evaluator(plan: Plan, model: Model, generator: Generator) -> Evaluator | None:
+def build_evaluator(plan: Plan, model: Model, generator: Generator, room: Room) -> Evaluator | None:
     """None where no sets are named."""
     settings = plan.config.eval
     if not plan.eval_sets:
@@ -133,6 +134,7 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator) -> Evaluator
         final_part=lambda text: model.renderer.split_thinking(text).answer,
         extract=extract_answer,
         seed=plan.config.seed,
+        room=room,
         telemetry=text_telemetry(plan, model),
     )
 
@@ -208,8 +210,9 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best
     )
+    room = Room(display.note, checkpoints.kept)
     judge = build_judge(plan, model, faults)
-    baseline = start_model_baseline(plan, model, prompts, generator, judge, folder / "baseline.json", display)
+    baseline = start_model_baseline(plan, model, prompts, generator, judge, folder / "baseline.json", display, room)
     prompts = [baseline.with_columns(p) for p in prompts] if baseline else prompts
     cursor = prompt_cursor(plan, prompts)
     inquiry = build_inquiry(plan, model, prompts, generator, judge)
@@ -222,7 +225,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         sample=build_pipeline(plan, cursor, generator, judge, clock),
         annotate=build_annotator(plan, model, inquiry, baseline),
         trainer=trainer,
-        evaluator=build_evaluator(plan, model, generator),
+        evaluator=build_evaluator(plan, model, generator, room),
         checkpoints=checkpoints,
         model_writer=functools.partial(model_writer, trainer.weights, bones(plan, model.path), model.tokenizer),
         open_logs=functools.partial(open_logs, plan, folder),
@@ -233,6 +236,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         guards=build_guards(plan.guards),
         judge=judge,
         faults=faults,
+        room=room,
         start_metrics=baseline.metrics if baseline else {},
     )
 
@@ -267,6 +271,7 @@ def start_model_baseline(
     judge: Judge,
     path: Path,
     display: Display,
+    room: Room,
 ) -> Baseline | None:
     """Measured here, where the generator has the start model's weights, also when a run is resumed and goes farther."""
     settings = plan.config.epistemic
@@ -287,7 +292,7 @@ def start_model_baseline(
         tokens = sum(len(r.completion_ids) for g in groups for r in g.group.rollouts)
         metrics = found.metrics | rollout_metrics(groups) | {"rollout/sampled_tokens": float(tokens)}
         known = known.joined(dataclasses.replace(found, metrics=metrics))
-        known.save(path)
+        room(path, functools.partial(known.save, path))
     return known
 
 

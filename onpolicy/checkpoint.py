@@ -15,9 +15,11 @@ import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onpolicy.room import free
 from onpolicy.types import Metrics
 
 MANIFEST = "manifest.json"
@@ -43,6 +45,8 @@ class Checkpoints:
         self.folder, self.keep_last, self.best = folder, keep_last, best
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Checkpoint] | None = None
+        self._write: Callable[[], Checkpoint] | None = None
+        """Writes what was begun last, as long as it is not known to be written."""
 
     def all(self) -> list[Checkpoint]:
         """Whole checkpoints, oldest first."""
@@ -52,6 +56,11 @@ class Checkpoints:
     def latest(self) -> Checkpoint | None:
         return next(reversed(self.all()), None)
 
+    def kept(self) -> str:
+        """What a run that ends now can be resumed from."""
+        latest = self.latest()
+        return f"the last whole checkpoint is {str(latest.path)!r}" if latest else "there is no earlier checkpoint"
+
     def begin(self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics) -> None:
         """``save`` on a thread, of the state as it is now, so that training goes on; an earlier one is waited for.
 
@@ -59,7 +68,8 @@ class Checkpoints:
             CheckpointError: the earlier one could not be written.
         """
         self.wait()
-        self._writing = self._thread.submit(self.save, step, _copied(state), write_model, metrics)
+        self._write = partial(self.save, step, _copied(state), write_model, metrics)
+        self._writing = self._thread.submit(self._write)
 
     def wait(self) -> None:
         """Returns when nothing is being written.
@@ -70,6 +80,27 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
+            self._write = None
+
+    def failure(self, *, wait: bool) -> CheckpointError | None:
+        """Why what was begun last could not be written; said once. Without waiting, None as long as it is being written."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return None
+        try:
+            self.wait()
+        except CheckpointError as error:
+            return error
+        return None
+
+    def finish(self) -> None:
+        """Returns when what was begun last is there; what could not be written is tried once more.
+
+        Raises:
+            CheckpointError: it could not be written this time either.
+        """
+        if self._writing is None and self._write is not None:
+            self._writing = self._thread.submit(self._write)
+        self.wait()
 
     def save(
         self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics
@@ -85,24 +116,23 @@ class Checkpoints:
         Raises:
             CheckpointError: the disk is full or the folder not writable; earlier checkpoints are untouched.
         """
-        final, partial = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.partial"
+        final, unfinished = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.partial"
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            write_model(partial)
-            write_state(partial, state)
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            write_model(unfinished)
+            write_state(unfinished, state)
             score = metrics.get(self.best) if self.best else None
-            _seal(partial, step, score)
+            _seal(unfinished, step, score)
             if final.exists():
                 shutil.rmtree(final)
-            partial.rename(final)
+            unfinished.rename(final)
             _flush(self.folder)
         except Exception as error:  # safetensors raises its own type for a full disk, not OSError
-            shutil.rmtree(partial, ignore_errors=True)
-            kept = self.latest()
-            last = f"the last whole checkpoint is {str(kept.path)!r}" if kept else "there is no earlier checkpoint"
-            free = shutil.disk_usage(self.folder if self.folder.exists() else Path.cwd()).free / 2**30
-            raise CheckpointError(f"could not save {str(final)!r}: {error} ({free:.1f} GiB free); {last}") from error
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise CheckpointError(
+                f"could not save {str(final)!r}: {error} ({free(self.folder)}); {self.kept()}"
+            ) from error
         self._prune()
         return Checkpoint(path=final, step=step, score=score)
 
@@ -114,7 +144,7 @@ class Checkpoints:
             keep.add(max(scored, key=lambda c: (c.score, c.step)).path)
         for checkpoint in checkpoints:
             if checkpoint.path not in keep:
-                shutil.rmtree(checkpoint.path)
+                shutil.rmtree(checkpoint.path, ignore_errors=True)  # one that stays is no reason to lose a run
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:

@@ -153,9 +153,10 @@ GUARDS = [
     {"name": "rises", "metric": "audit/{followed}/carrier", "by": 0.3},
     {"name": "rises", "metric": "audit/{followed}/lead", "by": 0.7},
     {"name": "rises", "metric": "epistemic/{followed}/probability", "by": 0.25},
+    {"name": "stays", "metric": "train/skipped_updates", "steps": 5, "action": "stop"},
 ]
-"""What every run is watched for unless it says otherwise: first collapse, then markers said for their own sake. ``{followed}`` in a
-guard's metric stands for ``epistemic.lexicon``."""
+"""What every run is watched for unless it says otherwise: collapse, markers said for their own sake, gradients that are not finite.
+``{followed}`` in a guard's metric stands for ``epistemic.lexicon``."""
 
 
 @dataclass

@@ -6,6 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from math import comb
 from pathlib import Path
 from statistics import fmean
@@ -13,6 +14,7 @@ from statistics import fmean
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.intervals import interval
 from onpolicy.protocols import Generator
+from onpolicy.room import Room, write_whole
 from onpolicy.routing import RIGHT
 from onpolicy.sampling import Sampling
 from onpolicy.scoring import FinalPart, JudgedGroup, Reward, score_group
@@ -68,17 +70,18 @@ class Evaluator:
     final_part: FinalPart
     extract: Callable[[str], str | None]
     seed: int
+    room: Room
     telemetry: TextTelemetry | None = None
 
     def __call__(self, folder: Path) -> Metrics:
         """Metrics ``eval/<set>/<what>``; every sample goes to ``<folder>/<set>.jsonl``."""
         metrics: Metrics = {}
-        folder.mkdir(parents=True, exist_ok=True)
         for name, prompts in self.sets.items():
             groups = self.generator.generate(prompts, seed=self.seed, sampling=self.sampling)
             judged = [self._judged(group) for group in groups]
             results = [self._graded(group) for group in judged]
-            (folder / f"{name}.jsonl").write_text("".join(json.dumps(asdict(r)) + "\n" for r in results))
+            path, text = folder / f"{name}.jsonl", "".join(json.dumps(asdict(r)) + "\n" for r in results)
+            self.room(path, partial(write_whole, path, text))
             found = summary(results, self.k) | (self.telemetry.brief(judged) if self.telemetry else {})
             metrics |= {f"eval/{name}/{what}": value for what, value in found.items()}
         return metrics

@@ -11,6 +11,7 @@ import yaml
 
 from onpolicy.config import Config, to_yaml
 from onpolicy.registry import ConfigError
+from onpolicy.room import write_whole
 from onpolicy.types import Metrics
 
 RESUMABLE = (
@@ -28,7 +29,7 @@ def prepare_folder(folder: Path, config: Config) -> None:
     """
     refuse_other_settings(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(to_yaml(config))
+    write_whole(folder / "config.yaml", to_yaml(config))
 
 
 def refuse_other_settings(folder: Path, config: Config) -> None:

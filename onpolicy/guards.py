@@ -1,9 +1,9 @@
 """Collapse seen early: ``(step, metrics, memory, *, options) -> reason or None``, asked after every step.
 
-A guard compares a metric with the start model's, where step 0 logs it (``epistemic.baseline``, evaluation), else with its own first
-values, so it needs no threshold of yours. What happens then is its ``action``: ``warn`` says so, ``lower`` multiplies the number
-under ``lowers`` by ``factor``, ``freeze_teacher`` stops a moving teacher, ``stop`` saves and ends the run. To raise the number
-again once the metric is back, let the schedule ``schmitt_gate`` stand for it instead.
+``falls`` and ``rises`` compare a metric with the start model's, where step 0 logs it (``epistemic.baseline``, evaluation), else with
+its own first values, so they need no threshold of yours. What happens then is a guard's ``action``: ``warn`` says so, ``lower``
+multiplies the number under ``lowers`` by ``factor``, ``freeze_teacher`` stops a moving teacher, ``stop`` saves and ends the run. To
+raise the number again once the metric is back, let the schedule ``schmitt_gate`` stand for it instead.
 """
 
 from __future__ import annotations
@@ -47,6 +47,25 @@ def rises(
     if level is None or metrics[metric] <= level + by:
         return None
     return f"{metric} rose from {level:.3g} to {metrics[metric]:.3g}, by more than {by:g}"
+
+
+def stays(
+    step: int, metrics: Mapping[str, float], memory: dict[str, Any], *, metric: str, steps: int, over: float = 0.0
+) -> str | None:
+    """The metric was above a bound for so many steps in a row; said again after as many more.
+
+    Args:
+        metric: its name, as logged
+        steps: in a row that had it
+        over: the bound
+    """
+    if metric not in metrics:
+        return None
+    memory["row"] = memory.get("row", 0) + 1 if metrics[metric] > over else 0
+    if memory["row"] < steps:
+        return None
+    memory["row"] = 0
+    return f"{metric} was above {over:g} for {steps} steps in a row"
 
 
 def _level(step: int, metrics: Mapping[str, float], memory: dict[str, Any], metric: str, warmup: int) -> float | None:

@@ -19,6 +19,7 @@ from onpolicy.launcher import follower
 from onpolicy.loading import read_model
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError
+from onpolicy.room import Room
 from onpolicy.run import Interrupted, Run
 from onpolicy.terminal import plain
 from onpolicy.train import train
@@ -44,8 +45,9 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
         elif config.preflight.enabled:
             preflight(run, checked)
         keep_training(run)
-    except Interrupted:
-        console.print(f"[yellow]stopped after step {run.step}[/yellow]; resume with:", highlight=False)
+    except Interrupted as stopped:
+        why = f": {plain(stopped)}" if str(stopped) else ""
+        console.print(f"[yellow]stopped after step {run.step}{why}[/yellow]; resume with:", highlight=False)
         console.print(
             f"  onpolicy train {config_path} {shlex.join([*_without_run_dir(overrides), f'run_dir={folder}'])}",
             highlight=False,
@@ -87,7 +89,7 @@ def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
     generator = build_generator(checked, model, Faults(display.note))
     generator.on_progress = display.progress
     try:
-        evaluator = build_evaluator(checked, model, generator)
+        evaluator = build_evaluator(checked, model, generator, Room(display.note))
         assert evaluator is not None
         with display:
             metrics = evaluator(folder)

@@ -151,7 +151,11 @@ TABLES: dict[str, Mapping[str, str]] = {
         "schmitt_gate": "onpolicy.schedule:schmitt_gate",
         "dual_ascent": "onpolicy.schedule:dual_ascent",
     },
-    "guard": {"falls": "onpolicy.guards:falls", "rises": "onpolicy.guards:rises"},
+    "guard": {
+        "falls": "onpolicy.guards:falls",
+        "rises": "onpolicy.guards:rises",
+        "stays": "onpolicy.guards:stays",
+    },
     "trainer": {
         "local": "onpolicy.backends.local:LocalTrainer",
         "deepspeed": "onpolicy.backends.deepspeed_trainer:DeepSpeedTrainer",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,10 @@ from onpolicy.pipeline import Pipeline
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.randomness import random_state, set_random_state
 from onpolicy.rendering import Renderer
+from onpolicy.room import Room
 from onpolicy.schedule import Coefficients
 from onpolicy.scoring import Judge
-from onpolicy.trackers import Logs
+from onpolicy.trackers import Jsonl, Logs, Tracker
 from onpolicy.types import Example, Metrics
 
 RESUMED = ("step", "trainer", "prompts", "random", "history", "coefficients", "guards")
@@ -32,7 +34,7 @@ RESUMED = ("step", "trainer", "prompts", "random", "history", "coefficients", "g
 
 
 class Interrupted(Exception):
-    """Ctrl-C or SIGTERM: the step was finished and saved."""
+    """The step was finished and saved, and then the run was to stop: on Ctrl-C, SIGTERM, or for the reason that it holds."""
 
 
 @dataclass
@@ -61,6 +63,7 @@ class Run:
     guards: Guards
     judge: Judge
     faults: Faults
+    room: Room
     start_metrics: Metrics = field(default_factory=dict)
     """What is known of the start model before the first step."""
     step: int = 0
@@ -70,14 +73,24 @@ class Run:
     saved_at: int | None = None
     """Step of the checkpoint written last by this process."""
     logs: Logs = field(init=False)
-    _stop: bool = False
     _resumed: bool = False
     _went_back: tuple[int, int] = (-1, 0)
     """The step of the checkpoint that the run went back to last, and how often in a row it was this one."""
+    _asked: bool = False
+    """Whether the user wants the run to stop."""
+    _stop: str | None = None
+    """Why the run stops after this step; empty where the user knows."""
+    _unsaved: int = 0
+    """Checkpoints that could not be written."""
+    _retry: bool = False
+    """Whether the last one could not."""
+    _silent: set[int] = field(default_factory=set)
+    """Trackers that do not work, by their place."""
 
     def __post_init__(self) -> None:
         latest = self.checkpoints.latest()
         self.logs = self.open_logs(latest.step if latest else -1)  # without a checkpoint nothing that was logged counts
+        self.room.interrupted = lambda: self._asked
 
     def remaining_steps(self) -> Iterator[int]:
         """Steps still to do; ends early, after a save, when the user asks."""
@@ -90,12 +103,12 @@ class Run:
                 self.display.start_step(step)
                 self.coefficients.set(step, self.history.get("last", {}))
                 yield step
-                if self._stop and step < self.config.steps:
+                if self._stop is not None and step < self.config.steps:
                     if self.saved_at != step:
                         self.save(step, {})
-                    self.checkpoints.wait()
-                    raise Interrupted
-            self.checkpoints.wait()
+                    self._finish_saving()
+                    raise Interrupted(self._stop)
+            self._finish_saving()
 
     def evaluate_if_due(self, step: int) -> Metrics:
         every = self.config.eval.every
@@ -112,24 +125,46 @@ class Run:
         for name, value in metrics.items():
             self.history.setdefault("first", {}).setdefault(name, value)
             self.history.setdefault("last", {})[name] = value
+        self._look_after_checkpoint(wait=False)
         everything = metrics | self.coefficients.metrics() | self.faults.metrics() | self._costs(metrics)
+        everything["checkpoint/failed"] = float(self._unsaved)
         self._watch_sync(metrics)
         if metrics.get("train/grad_norm") == 0.0:
             self.display.note(f"step {step}: no signal, nothing was learned; {signal_of(metrics)}")
-        for tracker in self.logs.trackers:
-            tracker.log(step, everything)
+        for place, tracker in enumerate(self.logs.trackers):
+            self._track(place, tracker, step, everything)
         for example in spread_out(examples, self.config.logging.samples):
-            self.logs.samples.write({"step": step, **sample_row(example, self.renderer)})
+            self._write(self.logs.samples, {"step": step, **sample_row(example, self.renderer)})
         self._keep_tokens(step, examples)
         self._guard(step, metrics)
         self.display.finish_step(step, everything)
+
+    def _write(self, file: Jsonl, row: dict[str, Any]) -> None:
+        self.room(file.path, partial(file.write, row))
+
+    def _track(self, place: int, tracker: Tracker, step: int, metrics: Metrics) -> None:
+        """The run's own lines wait for room; what somebody else's tracker cannot take is said, and is lost there alone."""
+        if isinstance(tracker, Jsonl):
+            return self._write(tracker, {"step": step, **metrics})
+        try:
+            tracker.log(step, metrics)
+            self._silent.discard(place)
+        except Exception as error:
+            if place not in self._silent:
+                self._silent.add(place)
+                self._say_broken(place, f"step {step}: ", error)
+
+    def _say_broken(self, place: int, when: str, error: Exception) -> None:
+        self.display.note(
+            f"{when}logging.trackers[{place}] failed ({type(error).__name__}: {error}); the run goes on without its numbers"
+        )
 
     def _guard(self, step: int, metrics: Metrics) -> None:
         for reason, frame in self.guards(step, metrics):
             what = f"{frame.action} {frame.lowers}" if frame.action == "lower" else frame.action
             self.display.note(f"step {step}: {reason}" + ("" if frame.action == "warn" else f" [{what}]"))
             if frame.action == "stop":
-                self._stop = True
+                self._stop = reason
             elif frame.action == "freeze_teacher":
                 self.trainer.freeze_teacher()
             elif frame.action == "lower":
@@ -140,16 +175,29 @@ class Run:
         every = self.config.logging.tokens_every
         if examples and every and (step == 1 or step % every == 0):
             chosen = next((e for e in examples if e.teacher_prompt_ids), examples[0])
-            self.logs.tokens.write({"step": step, **self.trace(chosen)})
+            self._write(self.logs.tokens, {"step": step, **self.trace(chosen)})
 
     def save_if_due(self, step: int, metrics: Metrics) -> None:
-        if step == self.config.steps or due(step, self.config.checkpoint.every):
+        """Also where the last one could not be written."""
+        if self._retry or step == self.config.steps or due(step, self.config.checkpoint.every):
             self.save(step, metrics)
 
     def save(self, step: int, metrics: Metrics) -> None:
         with self.clock("save"):
+            self._look_after_checkpoint(wait=True)
             self.checkpoints.begin(step, self.state(), self.model_writer(), metrics)
-        self.saved_at = step
+        self.saved_at, self._retry = step, False
+
+    def _look_after_checkpoint(self, *, wait: bool) -> None:
+        """One that could not be written is said and counted; the run goes on."""
+        error = self.checkpoints.failure(wait=wait)
+        if error is not None:
+            self.display.note(f"{error}; tried again at the next step")
+            self._unsaved, self._retry = self._unsaved + 1, True
+
+    def _finish_saving(self) -> None:
+        """The last checkpoint of a run is worth waiting for."""
+        self.room(self.checkpoints.folder, self.checkpoints.finish)
 
     def state(self) -> dict[str, Any]:
         """Everything beside the student's weights that decides what comes next."""
@@ -205,13 +253,22 @@ class Run:
         self.generator.rewind()
         self.sample.cancel()
         self.trainer.restart()
-        self.logs.close()
+        self._close_logs()
         self.logs = self.open_logs(step)
         self.resume()
         self.clock.read()
 
+    def _close_logs(self) -> None:
+        for place, tracker in enumerate(self.logs.trackers):
+            try:
+                tracker.close()
+            except Exception as error:
+                self._say_broken(place, "at the end: ", error)
+        self.logs.samples.close()
+        self.logs.tokens.close()
+
     def close(self) -> None:
-        self.logs.close()
+        self._close_logs()
         self.trainer.close()  # before an engine in this process, which takes its process group along
         self.generator.close()
         self.judge.close()
@@ -248,9 +305,9 @@ class Run:
             )
 
     def _ask_to_stop(self) -> None:
-        if self._stop:
+        if self._asked:
             raise KeyboardInterrupt
-        self._stop = True
+        self._asked, self._stop = True, self._stop or ""
         self.display.note("stopping after this step, with a checkpoint; again to stop at once")
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from onpolicy.room import write_whole
 from onpolicy.types import Metrics
 
 
@@ -25,30 +28,38 @@ class Logs:
     samples: Jsonl
     tokens: Jsonl
 
-    def close(self) -> None:
-        for log in (*self.trackers, self.samples, self.tokens):
-            log.close()
-
 
 class Jsonl:
     """One line of JSON a step; whole lines only, on disk before the next step starts."""
 
     def __init__(self, path: Path, *, resume_at: int) -> None:
         """Lines after ``resume_at`` belong to steps that will be run again; they go."""
-        self._path = path
         if path.exists():
-            steps = {line: _step_of(line) for line in path.read_text().splitlines()}
-            path.write_text(
-                "".join(f"{line}\n" for line, step in steps.items() if step is not None and step <= resume_at)
-            )
-        self._file = path.open("a")
+            before = path.read_text()
+            steps = {line: _step_of(line) for line in before.splitlines()}
+            kept = "".join(f"{line}\n" for line, step in steps.items() if step is not None and step <= resume_at)
+            if kept != before:
+                write_whole(path, kept)
+        self.path, self._file = path, path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.write({"step": step, **metrics})
 
     def write(self, row: dict[str, Any]) -> None:
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
+        """A line that cannot be written whole is taken back.
+
+        Raises:
+            OSError: nothing was written.
+        """
+        line = (json.dumps(row) + "\n").encode()
+        end = os.fstat(self._file.fileno()).st_size
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+            os.fsync(self._file.fileno())
+        except BaseException:
+            self._file.truncate(end)
+            raise
 
     def close(self) -> None:
         self._file.close()
@@ -69,16 +80,29 @@ def jsonl(run_dir: Path, resume_at: int) -> Tracker:
 
 class _TensorBoard:
     def __init__(self, run_dir: Path, resume_at: int) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        self._writer = SummaryWriter(run_dir / "tensorboard", purge_step=resume_at + 1 if resume_at else None)  # type: ignore[no-untyped-call]
+        self._folder = run_dir / "tensorboard"
+        self._writer: Any = self._opened(resume_at + 1 if resume_at else None)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)  # type: ignore[no-untyped-call]
+        """Goes on in a new file where the last one could not be written."""
+        self._writer = self._writer or self._opened(step)
+        try:
+            for name, value in metrics.items():
+                self._writer.add_scalar(name, value, step)
+        except Exception:
+            with contextlib.suppress(Exception):  # its thread has ended, and with it what it held
+                self._writer.close()
+            self._writer = None
+            raise
 
     def close(self) -> None:
-        self._writer.close()  # type: ignore[no-untyped-call]
+        if self._writer is not None:
+            self._writer.close()
+
+    def _opened(self, purge_step: int | None) -> Any:
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter(self._folder, purge_step=purge_step)  # type: ignore[no-untyped-call]
 
 
 def tensorboard(run_dir: Path, resume_at: int) -> Tracker:

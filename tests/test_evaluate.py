@@ -12,6 +12,7 @@ import pytest
 
 from onpolicy.evaluate import Evaluator, maj_at_k, pass_at_k
 from onpolicy.intervals import interval
+from onpolicy.room import Room
 from onpolicy.sampling import Sampling
 from onpolicy.scoring import Reward
 from onpolicy.types import Prompt, Rollout, RolloutGroup
@@ -81,6 +82,7 @@ def test_known_answers_score_exactly_as_constructed(tmp_path: Path) -> None:
     evaluator = Evaluator(
         generator=generator, sets={"set": prompts}, reward=Reward("math_answer", 0.1, math_answer),  # type: ignore[arg-type]
         sampling=Sampling(group_size=4), k=[1, 2, 4], final_part=lambda t: t, extract=extract_answer, seed=0,
+        room=Room(print),
     )  # fmt: skip
     metrics = evaluator(tmp_path)
     assert metrics["eval/set/avg@4"] == pytest.approx((0.5 + 0.25) / 2)

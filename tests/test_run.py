@@ -14,6 +14,8 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -120,21 +122,54 @@ def test_a_folder_with_other_settings_is_refused(finished: Path, capsys: pytest.
     assert metrics(finished / "run") == before
 
 
-def test_a_full_disk_loses_nothing(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+HARD = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+
+
+@contextmanager
+def no_file_above(size: int) -> Iterator[None]:
+    """A quota of a kind that anybody may set."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, HARD))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (HARD, HARD))
+
+
+def test_a_full_disk_loses_nothing(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """No file may grow past a limit below the size of the weights: to the program that is a full disk."""
     config, run = finished / "config.yaml", tmp_path / "run"
     assert run_here(config, f"run_dir={run}", "steps=2") == 0
-    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
-    try:
+    monkeypatch.setattr("onpolicy.room.LIMIT", 1.0)
+    monkeypatch.setattr("onpolicy.room.PAUSE", 0.3)
+    with no_file_above(100_000):
         assert run_here(config, f"run_dir={run}", "steps=5") == 2
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-    error = capsys.readouterr().err
-    assert "could not save" in error and "step-000003" in error and "step-000002" in error
+    said = capsys.readouterr()
+    assert "tried again at the next step" in said.out and "disk full: waiting for room" in said.out
+    assert "could not save" in said.err and "step-000005" in said.err and "step-000002" in " ".join(said.err.split())
     assert not list((run / "checkpoints").glob(".*")), "half a checkpoint must not stay behind"
+    assert [row["step"] for row in metrics(run)] == [row["step"] for row in metrics(finished / "run")], "it went on"
     assert run_here(config, f"run_dir={run}", "steps=5") == 0
-    assert metrics(run) == metrics(finished / "run")
+    assert [row for row in metrics(run) if not row.pop("checkpoint/failed", 0.0) and row] == [
+        row for row in metrics(finished / "run") if not row.pop("checkpoint/failed", 0.0)
+    ]
+
+
+def test_a_run_waits_for_room(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Room comes back while a line of metrics waits: every step is there once, and every line is whole."""
+    monkeypatch.setattr("onpolicy.room.PAUSE", 0.2)
+    config, run = finished / "config.yaml", tmp_path / "run"
+    with no_file_above(2_000):
+        room_again = threading.Timer(4.0, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (HARD, HARD)))
+        room_again.start()
+        assert run_here(config, f"run_dir={run}", "checkpoint.every=0", "steps=5") == 0
+        room_again.join()
+    said = capsys.readouterr().out
+    assert "disk full: waiting for room" in said and "there is room again" in said
+    assert [row["step"] for row in metrics(run)] == [row["step"] for row in metrics(finished / "run")]
 
 
 def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

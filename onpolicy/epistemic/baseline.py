@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from onpolicy.epistemic.marked import Marked
+from onpolicy.room import write_whole
 from onpolicy.types import Metrics, Prompt
 from rewards.doubt import paid, per_1k
 
@@ -48,7 +49,7 @@ class Baseline:
 
     def save(self, path: Path) -> None:
         report = {"metrics": self.metrics, "habits": {name: asdict(habit) for name, habit in self.habits.items()}}
-        path.write_text(json.dumps(report) + "\n")
+        write_whole(path, json.dumps(report) + "\n")
 
 
 def load(path: Path) -> Baseline:

@@ -19,6 +19,7 @@ from onpolicy.analyze.commands import Session, session
 from onpolicy.assemble import build_evaluator
 from onpolicy.loading import load_weights
 from onpolicy.plan import Plan
+from onpolicy.room import Room
 from onpolicy.routing import RIGHT
 from onpolicy.scoring import JudgedGroup
 from onpolicy.types import Metrics, Prompt, Rollout
@@ -50,7 +51,7 @@ def arms(checked: Plan, folder: Path, training: Training, note: Callable[[str], 
         note: told what is being done
     """
     with session(checked) as s:
-        evaluator = build_evaluator(checked, s.model, s.generator)
+        evaluator = build_evaluator(checked, s.model, s.generator, Room(note))
         assert evaluator is not None
         note("sampling answers")
         unguided, guided = own_answers(s)
