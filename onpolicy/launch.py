@@ -17,7 +17,7 @@ from onpolicy.faults import Faults, RoleLost
 from onpolicy.folder import default_folder
 from onpolicy.launcher import follower
 from onpolicy.loading import read_model
-from onpolicy.plan import plan
+from onpolicy.plan import Plan, plan
 from onpolicy.registry import ConfigError
 from onpolicy.room import Room
 from onpolicy.run import Interrupted, Run
@@ -40,11 +40,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     )
     run = assemble(checked, folder, display)
     try:
-        if run.resume():
-            console.print(f"resumed at step {run.step} of {config.steps}", highlight=False)
-        elif config.preflight.enabled:
-            preflight(run, checked)
-        keep_training(run)
+        keep_training(run, checked)
     except Interrupted as stopped:
         why = f": {plain(stopped)}" if str(stopped) else ""
         console.print(f"[yellow]stopped after step {run.step}{why}[/yellow]; resume with:", highlight=False)
@@ -60,14 +56,18 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     return 0
 
 
-def keep_training(run: Run) -> None:
+def keep_training(run: Run, checked: Plan) -> None:
     """Trains to the last step; where a rank of the trainer is lost it goes on from the last checkpoint."""
     lost: RoleLost | None = None
     while True:
         try:
+            if lost is not None:
+                run.recover(lost)
+            elif run.resume():
+                run.display.console.print(f"resumed at step {run.step} of {run.config.steps}", highlight=False)
+            elif run.config.preflight.enabled:
+                preflight(run, checked)
             with run.display:
-                if lost is not None:
-                    run.recover(lost)
                 train(run)
             return
         except RoleLost as error:

@@ -236,20 +236,17 @@ class Run:
 
         Raises:
             RoleLost: a rank was lost again meanwhile.
-            GaveUp: that happened ``roles.restarts`` times in a row, or there is no checkpoint.
+            GaveUp: that happened more than ``roles.restarts`` times without a new checkpoint.
         """
         with contextlib.suppress(CheckpointError):
             self.checkpoints.wait()
-        latest = self.checkpoints.latest()
-        step, times = self._went_back
-        self._went_back = step, times = (
-            (latest.step, times + 1 if latest.step == step else 1) if latest else (-1, times)
-        )
-        if latest is None or times > self.config.roles.restarts:
-            raise GaveUp(
-                f"trainer: {lost}; this happened {times} times since the checkpoint of step {step} (roles.restarts)"
-            ) from lost
-        self.faults("trainer", f"{lost}; going back to step {step}")
+        latest, (before, times) = self.checkpoints.latest(), self._went_back
+        step = latest.step if latest else -1
+        self._went_back = step, times = step, times + 1 if step == before else 1
+        where = f"step {step}" if latest else "the beginning"
+        if times > self.config.roles.restarts:
+            raise GaveUp(f"trainer: {lost}; the run went back to {where} {times - 1} times (roles.restarts)") from lost
+        self.faults("trainer", f"{lost}; going back to {where}")
         self.generator.rewind()
         self.sample.cancel()
         self.trainer.restart()

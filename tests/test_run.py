@@ -162,7 +162,7 @@ def test_a_run_waits_for_room(
     """Room comes back while a line of metrics waits: every step is there once, and every line is whole."""
     monkeypatch.setattr("onpolicy.room.PAUSE", 0.2)
     config, run = finished / "config.yaml", tmp_path / "run"
-    with no_file_above(2_000):
+    with no_file_above(10_000):
         room_again = threading.Timer(4.0, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (HARD, HARD)))
         room_again.start()
         assert run_here(config, f"run_dir={run}", "checkpoint.every=0", "steps=5") == 0

@@ -18,7 +18,7 @@ from onpolicy.backends.rank import RankedTrainer, RankWork
 from onpolicy.backends.seat import STARTING, family_of, line_of, process_of
 from onpolicy.backends.worker import Worker
 from onpolicy.clock import Clock
-from onpolicy.faults import Faults, RoleLost
+from onpolicy.faults import Faults, GaveUp, RoleLost
 from onpolicy.plan import Plan, plan
 
 if TYPE_CHECKING:
@@ -97,10 +97,19 @@ class RayRanks(RankedTrainer):
         self._folder = tempfile.TemporaryDirectory(prefix="onpolicy-ranks-")
         cluster.join(plan.config.roles)
         try:
-            self.restart()
+            self._start()
         except BaseException:
             self.close()
             raise
+
+    def _start(self) -> None:
+        for attempt in range(self._roles.restarts + 1):
+            try:
+                return self.restart()
+            except RoleLost as lost:
+                if attempt == self._roles.restarts:
+                    raise GaveUp(f"trainer: {lost}; it did not come up {attempt + 1} times (roles.restarts)") from lost
+                self._faults("trainer", f"{lost}; starting all ranks again")
 
     def restart(self) -> None:
         """New ranks in place of those there are; they have the start model.
