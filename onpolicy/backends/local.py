@@ -40,6 +40,8 @@ class LocalTrainer:
 
     _body: Callable[..., Any] | None = None
     """What runs the student without its head; None: the model itself."""
+    on_fault: Callable[[str, str], None] = staticmethod(lambda role, what: None)
+    """Told of faults that it got over."""
 
     def __init__(
         self,
@@ -80,8 +82,7 @@ class LocalTrainer:
         self.together = self._together()
         self.views, self.clock = tuple(views), clock
         self.layout = _layout(layout, *(m for m in (model, teacher_model) if m is not None))
-        self.autocast = precision == "bfloat16"
-        self.on_fault: Callable[[str, str], None] = lambda role, what: None
+        self.autocast, self.steps_done, self._halvings = precision == "bfloat16", 0, 0
         if gradient_checkpointing:
             _train_without_dropout(self.student)
             self.student.gradient_checkpointing_enable({"use_reentrant": False})
@@ -101,7 +102,6 @@ class LocalTrainer:
         self.marker_ids = {name: torch.tensor(ids, device=self.device) for name, ids in (marker_ids or {}).items()}
         self.optimizer = self._optimizer()
         self.lr_factor = lr_factor(settings, total_steps)
-        self.steps_done = self._halvings = 0
 
     def step(self, examples: Sequence[Example]) -> Metrics:
         """One pass over the step's rollouts: ``updates_per_step`` optimizer updates, then the teacher's."""
