@@ -143,7 +143,8 @@ def work(channel: Channel) -> None:
         torch.set_num_threads(spec["threads"])
         run = assembled(spec, Path(folder))
         on_command = OnCommand(channel, run.sample)
-        run.sample, run.trackers = on_command, [*run.trackers, on_command]  # type: ignore[assignment]
+        run.sample = on_command  # type: ignore[assignment]
+        run.logs = replace(run.logs, trackers=[*run.logs.trackers, on_command])
         channel.answer(ready=True, rss_mib=PeakMemory().start)
         train(run)
 

@@ -591,7 +591,11 @@ def test_the_code_calls_nothing_that_runs_what_it_reads() -> None:
                     or keywords.get("allow_pickle") == "True"
                 ):
                     found.append(f"{path.relative_to(ROOT)}: {ast.unparse(node.func)}")
-    assert found == ["onpolicy/registry.py: eval"], "that one reads the annotations of a function that was imported"
+    harmless = {
+        "onpolicy/registry.py: eval": "reads the annotations of a function that was imported",
+        "onpolicy/backends/outcome.py: pickle.loads": "tries what it has just pickled itself",
+    }
+    assert set(found) == set(harmless) and len(found) == len(harmless)
 
 
 def test_what_is_off_by_default() -> None:
