@@ -7,7 +7,12 @@ import os
 
 def launched() -> bool:
     """One of several ranks."""
-    return "LOCAL_RANK" in os.environ and int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return "LOCAL_RANK" in os.environ and world_size() > 1
+
+
+def world_size() -> int:
+    """How many ranks."""
+    return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def follower() -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -236,14 +235,15 @@ class Run:
 
         Raises:
             RoleLost: a rank was lost again meanwhile.
-            GaveUp: that happened more than ``roles.restarts`` times without a new checkpoint.
+            GaveUp: that happened more than ``roles.restarts`` times without a new checkpoint, or none could be written.
         """
-        with contextlib.suppress(CheckpointError):
-            self.checkpoints.wait()
+        self._look_after_checkpoint(wait=True)
         latest, (before, times) = self.checkpoints.latest(), self._went_back
         step = latest.step if latest else -1
         self._went_back = step, times = step, times + 1 if step == before else 1
         where = f"step {step}" if latest else "the beginning"
+        if latest is None and self.step:
+            raise GaveUp(f"trainer: {lost}; there is no checkpoint to go back to") from lost
         if times > self.config.roles.restarts:
             raise GaveUp(f"trainer: {lost}; the run went back to {where} {times - 1} times (roles.restarts)") from lost
         self.faults("trainer", f"{lost}; going back to {where}")

@@ -18,6 +18,8 @@ ENOUGH = 12
 """Samples of one process, after its warm-up, below which growth is not judged."""
 SHOWN = 5
 """Offenders named in a line."""
+STORE = "shared memory"
+"""Of the whole machine: where Ray's objects lie, which a process that read them shares with all others."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Sample:
     """The process: its id and when it began."""
     age: float
     memory_mib: float
+    """What it alone holds."""
     handles: int
 
 

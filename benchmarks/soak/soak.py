@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 
+import psutil
+
 from benchmarks.soak import checks, work
 from benchmarks.soak.chaos import KINDS, ROLES_ONLY, Harm, shuffled
 from benchmarks.soak.checks import Check, Sample
@@ -228,10 +230,13 @@ class Soak:
         for member in self.driver.members():
             with contextlib.suppress(Exception):  # it may end at any time
                 process = member.process
-                memory, handles = process.memory_info().rss / 2**20, process.num_fds()
+                memory, handles = process.memory_full_info().uss / 2**20, process.num_fds()
                 age = wall - process.create_time()
                 role = member.role if member.role != "ray" else process.name()
                 self.seen.samples.append(Sample(now, role, member.life, age, memory, handles))
+                if member.role == "driver":
+                    store = psutil.virtual_memory().shared / 2**20
+                    self.seen.samples.append(Sample(now, checks.STORE, member.life, age, store, 0))
 
     def results(self) -> list[Check]:
         """What was to be shown."""

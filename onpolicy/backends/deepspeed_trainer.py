@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import logging
 import math
 import os
 import socket
@@ -301,11 +300,9 @@ def join(meeting_point: str | None = None) -> str:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")
     else:
         torch.cuda.set_device(device)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
     import torch.distributed as dist
 
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     if dist.is_initialized():
         return device
     if "RANK" not in os.environ or (meeting_point is None and "MASTER_PORT" not in os.environ):

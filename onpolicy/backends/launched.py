@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy.backends.rank import RankedTrainer, RankWork
 from onpolicy.clock import Clock
+from onpolicy.launcher import world_size
 from onpolicy.loading import Model, read_model
 from onpolicy.plan import Plan
 from onpolicy.protocols import Generator
@@ -40,6 +41,9 @@ class Leader(RankedTrainer):
         answer = getattr(self.work, method)(*arguments)
         self._listening = True
         return answer
+
+    def restart(self) -> None:
+        raise NotImplementedError("a launcher starts its ranks again together")
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         self._tell("drain")
@@ -81,7 +85,7 @@ class Colocated:
         self.policy_version = version
 
     def rewind(self) -> None:
-        raise NotImplementedError("a launcher's ranks start again together")
+        raise NotImplementedError("a launcher starts its ranks again together")
 
     def close(self) -> None:
         self._own.close()
@@ -113,12 +117,6 @@ def tell(order: Any) -> Any:
     box = [order]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
     return box[0]
-
-
-def world_size() -> int:
-    import os
-
-    return int(os.environ["WORLD_SIZE"])
 
 
 def refuse_staleness(plan: Plan) -> None:

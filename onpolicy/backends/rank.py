@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -86,7 +86,7 @@ class RankWork:
         self.generator.update_weights(self.trainer.weights(), version=version)
 
 
-class RankedTrainer:
+class RankedTrainer(ABC):
     """A ``Trainer`` whose every call is made on all ranks."""
 
     def __init__(self, plan: Plan) -> None:
@@ -95,10 +95,6 @@ class RankedTrainer:
     @abstractmethod
     def everywhere(self, method: str, *arguments: Any) -> Any:
         """Calls a method of every ``RankWork``; returns what rank 0 answers."""
-
-    def restart(self) -> None:
-        """Puts new ranks in place of those there are; they have the start model."""
-        raise NotImplementedError(f"{type(self).__name__} cannot start its ranks again")
 
     def step(self, examples: Sequence[Example]) -> Metrics:
         metrics: Metrics = self.everywhere("step", list(examples), self._coefficients.values())

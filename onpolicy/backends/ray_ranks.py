@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.backends import cluster
 from onpolicy.backends.outcome import Raised, outcome
 from onpolicy.backends.parcels import Parcel, Shipped, pack
 from onpolicy.backends.rank import RankedTrainer, RankWork
-from onpolicy.backends.seat import STARTING, family_of, line_of, process_of
+from onpolicy.backends.seat import STARTING, end, line_of, process_of
 from onpolicy.backends.worker import Worker
 from onpolicy.clock import Clock
 from onpolicy.faults import Faults, GaveUp, RoleLost
@@ -158,24 +158,8 @@ class RayRanks(RankedTrainer):
         nothing = ray.put(())
         helping = [actor.call.remote("drain", nothing) for actor in others]
         stream = first.parcels.options(num_returns="streaming").remote()
-        refs: list[Any] = []
-        watch = Watch(self._actors, self._patience)
-        while True:
-            ready, _ = ray.wait([stream], timeout=GLANCE)
-            if not ready:
-                self._look(watch)
-                continue
-            try:
-                refs.append(next(stream))
-            except StopIteration:
-                break
-        self._await(helping)
-        self._await(refs[-1:], give=lambda parcel: None)
-        return Shipped(refs)
-
-    def pids(self) -> list[int]:
-        """Of the ranks on this machine."""
-        return [int(process.pid) for process in self._processes if process is not None]
+        self._await([stream.completed(), *helping])
+        return Shipped(list(stream))
 
     def close(self) -> None:
         self._dismiss()
@@ -196,7 +180,7 @@ class RayRanks(RankedTrainer):
             return config
         return dataclasses.replace(config, trainer={**config.trainer, "micro_batch_tokens": self._budget})
 
-    def _await(self, refs: Sequence[Any], give: Any = None) -> list[Any]:
+    def _await(self, refs: Sequence[Any]) -> list[Any]:
         """What the ranks answer, in their order; looks after them meanwhile.
 
         Raises:
@@ -217,15 +201,10 @@ class RayRanks(RankedTrainer):
                     )
                 if isinstance(answer, Raised):
                     self._raise(rank, answer.error())
-                answers[rank] = answer if give is None else give(answer)
-            if not ready:
-                self._look(watch)
+                answers[rank] = answer
+            if not ready and (found := watch.look()):
+                self._lose(*found)
         return [answers[rank] for rank in range(len(refs))]
-
-    def _look(self, watch: Watch) -> None:
-        found = watch.look()
-        if found is not None:
-            self._lose(*found)
 
     def _raise(self, rank: int, error: Exception) -> None:
         """An error of the work itself, unless it only says that another rank is gone."""
@@ -245,16 +224,11 @@ class RayRanks(RankedTrainer):
         raise RoleLost(f"rank {rank} of {self._size} {why}") from error
 
     def _dismiss(self) -> None:
-        """Ends all ranks for certain: a process that was stopped does not listen to Ray."""
-        import ray
-
-        families = [family_of(process) for process in self._processes]
-        for actor in self._actors:
-            with contextlib.suppress(Exception):
-                ray.kill(actor)
-        for member in [m for family in families for m in family]:
-            with contextlib.suppress(Exception):
-                member.kill()
+        """Ends all ranks for certain."""
+        for actor, process in zip_longest(
+            self._actors, self._processes
+        ):  # those that did not come up have no process yet
+            end(actor, process)
         self._actors, self._processes = [], []
 
 

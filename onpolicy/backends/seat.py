@@ -198,7 +198,7 @@ class Seat(threading.Thread):
         self._crew.put_back(units, lost)
 
     def _dismiss(self) -> None:
-        """Ends the actor for certain: a process that was stopped does not listen to Ray."""
+        """Ends the actor for certain."""
         import ray
 
         actor, process, idle = self._actor, self._process, not self._busy()
@@ -212,12 +212,7 @@ class Seat(threading.Thread):
         with contextlib.suppress(Exception):
             if idle and self._crew.closed:
                 ray.get(actor.close.remote(), timeout=5)
-        family = family_of(process)
-        with contextlib.suppress(Exception):
-            ray.kill(actor)
-        for member in family:
-            with contextlib.suppress(Exception):
-                member.kill()
+        end(actor, process)
 
 
 def process_of(pid: int) -> Any:
@@ -229,13 +224,18 @@ def process_of(pid: int) -> Any:
     return None
 
 
-def family_of(process: Any) -> list[Any]:
-    """A process and its descendants."""
-    if process is None:
-        return []
+def end(actor: Any, process: Any) -> None:
+    """Kills an actor, and where it lives on this machine its process with all descendants: one that was stopped does not listen to Ray."""
+    import ray
+
+    family: list[Any] = []
     with contextlib.suppress(Exception):
-        return [process, *process.children(recursive=True)]
-    return []
+        family = [process, *process.children(recursive=True)] if process is not None else []
+    with contextlib.suppress(Exception):
+        ray.kill(actor)
+    for member in family:
+        with contextlib.suppress(Exception):
+            member.kill()
 
 
 def line_of(error: BaseException) -> str:
