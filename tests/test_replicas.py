@@ -192,8 +192,13 @@ class Hopeless(Misbehaving):
 
 
 class Slow(Misbehaving):
+    """A replica has six tasks of twelve prompts, one after the other: about two seconds."""
+
+    turn = threading.Lock()
+
     def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
-        time.sleep(0.3)
+        with self.turn:
+            time.sleep(0.3)
         return super().generate(prompts, seed=seed, sampling=sampling)
 
 
