@@ -130,3 +130,20 @@ def test_no_tokens_give_empty_readings() -> None:
     hidden, head, taught, other, ids = parts()
     readings = read(States(hidden[:0], head), {"teacher": States(taught[:0], other)}, ids[:0], [FULL])
     assert readings.logprobs.shape == readings.divergences[FULL].shape == (0,)
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("comparisons", COMPARISONS.values(), ids=COMPARISONS)
+def test_logits_instead_of_states(comparisons: list[Comparison], chunk: int) -> None:
+    """For a backend whose model runs its head itself: the same numbers, and the gradient on the logits."""
+    hidden, own, taught, other, ids = parts()
+    found = []
+    for given in (False, True):
+        logits = own(hidden).detach().requires_grad_()
+        student = States(logits, Head()) if given else States(hidden, own)
+        teacher = States(other(taught), Head()) if given else States(taught, other)
+        readings = read(student, {"teacher": teacher}, ids, comparisons, chunk=chunk)
+        loss = readings.logprobs.sum() + sum(d.sum() for d in readings.divergences.values())
+        (gradient,) = torch.autograd.grad(loss, logits if given else hidden)
+        found.append((loss, readings.entropy, gradient @ own.weight if given else gradient))
+    torch.testing.assert_close(found[0], found[1])

@@ -18,8 +18,8 @@ ENOUGH = 12
 """Samples of one process, after its warm-up, below which growth is not judged."""
 SHOWN = 5
 """Offenders named in a line."""
-STORE = "shared memory"
-"""Of the whole machine: where Ray's objects lie, which a process that read them shares with all others."""
+STORE = "Ray's objects"
+"""The shared memory of the whole machine: where they lie, and what a process that read them shares with all others."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def steps_once(rows: Sequence[Mapping[str, Any]], steps: int) -> Check:
     wrong += _named("missing steps", [step for step in range(1, steps + 1) if not counts[step]])
     wrong += _named("steps logged more than once", [step for step, n in counts.items() if n > 1 and step is not None])
     wrong += _named("steps nobody asked for", [s for s in counts if s is not None and not 1 <= s <= steps])
-    if not wrong and found != sorted(found):
+    if not wrong and found != sorted(step for step in found if step is not None):
         wrong = ["the lines are not in order"]
     return Check(what, not wrong, "; ".join(wrong) or f"{steps} steps")
 

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 
 from onpolicy.distill.vocabulary import START, Readings
+from onpolicy.epistemic.tokens import TokenTelemetry
+from onpolicy.loss import Tally
 from onpolicy.types import LossInputs, TeacherScores, TrainBatch
 
 
@@ -47,6 +49,17 @@ def loss_inputs(batch: TrainBatch, readings: Readings, old_logprobs: Tensor | No
         routes=batch.routes,
         spans=batch.spans,
     )
+
+
+def observe(inputs: LossInputs, tally: Tally, telemetry: TokenTelemetry | None) -> None:
+    """What is measured of every micro-batch, whatever the loss."""
+    if telemetry is not None:
+        telemetry.observe(inputs)
+    tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
+    for view, scores in inputs.teacher.items():
+        tally.add(f"teacher/{view}/entropy", scores.entropy, scores.mask)
+        tally.add(f"teacher/{view}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
+    tally.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask)
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:

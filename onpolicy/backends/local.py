@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from onpolicy import forest
-from onpolicy.backends.inputs import loss_inputs, stacked, to_device
+from onpolicy.backends.inputs import loss_inputs, observe, stacked, to_device
 from onpolicy.backends.lora import adapted, adapter_tensors, add_adapter, merged
 from onpolicy.backends.teaching import Taught, Teaching
 from onpolicy.backends.together import Alone
@@ -168,20 +168,11 @@ class LocalTrainer:
                 loss = self.objective(inputs, denominators, tally)
                 self._backward(loss)
             total += loss.item()
-            self._observe(inputs, tally)
+            observe(inputs, tally, self.telemetry)
         for example in idle:
             inputs = self.inputs(self.batch([example]), taught=taught)
             self._backward(0.0 * self.objective(inputs, denominators))
         return self.together.summed({"": total})[""]
-
-    def _observe(self, inputs: LossInputs, tally: Tally) -> None:
-        if self.telemetry is not None:
-            self.telemetry.observe(inputs)
-        tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
-        for view, scores in inputs.teacher.items():
-            tally.add(f"teacher/{view}/entropy", scores.entropy, scores.mask)
-            tally.add(f"teacher/{view}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
-        tally.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask)
 
     def _together(self) -> Alone:
         return Alone()

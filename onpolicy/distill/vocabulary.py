@@ -46,8 +46,8 @@ LEAST = -80.0
 class Head:
     """Hidden states ``[..., H]`` -> logits ``[..., V]``: ``z = scale (weight h + bias)``, then ``cap tanh(z / cap)``."""
 
-    weight: Tensor
-    """[V, H]."""
+    weight: Tensor | None = None
+    """[V, H]; None where the states are logits already."""
     bias: Tensor | None = None
     scale: float = 1.0
     cap: float | None = None
@@ -55,7 +55,7 @@ class Head:
     """Told, in the backward pass, which of the N tokens are looked at, their logits and the gradient of the loss on them."""
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        logits = linear(hidden.to(self.weight.dtype), self.weight, self.bias)
+        logits = hidden if self.weight is None else linear(hidden.to(self.weight.dtype), self.weight, self.bias)
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
@@ -72,11 +72,17 @@ class States:
     """The hidden states that predict N tokens, and the head that reads them."""
 
     hidden: Tensor
-    """[N, H]."""
+    """[N, H]; logits [N, V] under a head without a weight."""
     head: Head | Callable[[Tensor], Tensor]
     """Hidden states -> logits; the student's has to be a ``Head``."""
     weights: tuple[Tensor, ...] = ()
     """What the head reads, where a rank may hold only a part of it."""
+
+    @property
+    def vocabulary(self) -> int:
+        """V."""
+        weight = self.head.weight if isinstance(self.head, Head) else None
+        return self.hidden.shape[-1] if weight is None else len(weight)
 
 
 @dataclass(frozen=True)
@@ -119,7 +125,7 @@ def read(
             token_ids,
             tuple(comparisons),
             dict(marker_ids or {}),
-            chunk or _tokens_per_chunk(len(student.head.weight)),
+            chunk or _tokens_per_chunk(student.vocabulary),
             _dtype(student.hidden),
             student.weights,
         )
@@ -258,7 +264,7 @@ class _Pass:
         """Gradients of hidden states, weight and bias, from those of the log-probabilities ``[N]`` and comparisons ``[N, C]``."""
         head = self._cast(self.head)
         d_hidden = torch.zeros_like(hidden) if wanted[0] else None
-        d_weight = torch.zeros_like(self.head.weight) if wanted[1] else None
+        d_weight = torch.zeros_like(self.head.weight) if self.head.weight is not None and wanted[1] else None
         d_bias = torch.zeros_like(self.head.bias) if self.head.bias is not None and wanted[2] else None
         active = ((logprobs != 0) | (divergences != 0).any(-1)).nonzero()[:, 0]
         for rows in self._chunks(active):
@@ -268,9 +274,9 @@ class _Pass:
                 self._differentiate(
                     logits[part], {v: z[part] for v, z in taught.items()}, rows[part], logprobs, divergences
                 )
-            inner = logits.to(head.weight.dtype)
+            inner = logits if head.weight is None else logits.to(head.weight.dtype)
             if d_hidden is not None:
-                d_hidden[rows] = (inner @ head.weight).to(hidden.dtype)
+                d_hidden[rows] = (inner if head.weight is None else inner @ head.weight).to(hidden.dtype)
             if d_weight is not None:
                 _add_product(d_weight, inner.T, states.to(inner.dtype))
             if d_bias is not None:
@@ -337,7 +343,7 @@ class _Pass:
 
     def _cast(self, head: Any) -> Any:
         """Once a pass rather than once a chunk."""
-        if self.dtype is None or not isinstance(head, Head):
+        if self.dtype is None or not isinstance(head, Head) or head.weight is None:
             return head
         key = id(head.weight)
         if key not in self._casts:
