@@ -1,0 +1,34 @@
+"""What decides about rollouts on verl: the embedded trainer's annotator, without a model to ask."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from onpolicy.annotate import Annotator
+from onpolicy.epistemic.telemetry import TextTelemetry
+from onpolicy.inquiry import Inquiry
+from onpolicy.learning import term_names, token_classes
+from onpolicy.plan import Plan
+from onpolicy.rendering import Renderer
+
+
+def build_annotator(plan: Plan, renderer: Renderer) -> Annotator:
+    """``settings.problems`` has refused every context that asks."""
+    rendering, epistemic = plan.config.rendering, plan.config.epistemic
+    nobody: Any = None
+    return Annotator(
+        renderer=renderer,
+        contexts={view: plugin.bind() for view, plugin in plan.contexts.items()},
+        credit=plan.credit.bind(),
+        inquiry=Inquiry(
+            generator=nobody, judge=nobody, prompts=(), seed_of=int, renderer=renderer, limit=0, drop_too_long=False
+        ),
+        max_teacher_prompt_tokens=rendering.max_teacher_prompt_tokens,
+        drop_too_long=rendering.too_long == "drop",
+        routes={name: term.frame.route for name, term in zip(term_names(plan), plan.objective, strict=True)},
+        spans={name: plugin.bind() for name, plugin in plan.spans.items()},
+        classes=token_classes(plan),
+        telemetry=TextTelemetry(epistemic.lexicons, epistemic.lexicon, renderer.split_thinking)
+        if epistemic.lexicons
+        else None,
+    )

@@ -1,0 +1,33 @@
+"""Engines and rollout servers for the CPU, and the one call of torch that verl makes in a way the CPU does not bear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from verl.workers.engine.base import EngineRegistry
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.rollout import base
+from verl.workers.rollout.replica import RolloutReplicaRegistry
+
+from onpolicy.backends.verl.engine import TeachingEngine
+from onpolicy.backends.verl.names import VENDOR
+
+
+def load_replica() -> type:
+    from tests.verl.rig.rollout import Replica
+
+    return Replica
+
+
+def init_process_group(backend: str, **named: Any) -> Any:
+    """verl asks for ``cpu:gloo,<device>:<backend>``, which names the CPU twice here."""
+    return torchs_own(backend=backend.replace("cpu:gloo,cpu:gloo", "gloo"), **named)
+
+
+EngineRegistry.register("language_model", "fsdp2", "cpu")(FSDPEngineWithLMHead)
+EngineRegistry.register("language_model", "fsdp2", "cpu", VENDOR)(TeachingEngine)
+RolloutReplicaRegistry.register("transformers", load_replica)
+base._ROLLOUT_REGISTRY[("transformers", "async")] = "tests.verl.rig.rollout.Adapter"
+torchs_own = torch.distributed.init_process_group
+torch.distributed.init_process_group = init_process_group
