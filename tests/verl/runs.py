@@ -111,7 +111,11 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def main_ppo(
-    overrides: Mapping[str, Any], folder: Path, *, config: Path | None = None, command: tuple[str, ...] = ("-m", "verl.trainer.main_ppo")
+    overrides: Mapping[str, Any],
+    folder: Path,
+    *,
+    config: Path | None = None,
+    command: tuple[str, ...] = ("-m", "verl.trainer.main_ppo"),
 ) -> list[dict[str, Any]]:
     """The metrics of every step that verl logged.
 

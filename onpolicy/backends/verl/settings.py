@@ -147,10 +147,10 @@ def _of_the_engine(config: DictConfig, result: Plan) -> Iterator[str]:
     for key in ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.ref.strategy"):
         if (strategy := OmegaConf.select(config, key)) != "fsdp2":
             yield f"{key}: got {strategy!r}, wanted 'fsdp2'."
-    if actor.rollout.temperature != 1.0:
+    if actor.rollout.temperature != 1.0 and (mode := actor.rollout.logprobs_mode) != "raw_logprobs":
         yield (
-            f"actor_rollout_ref.rollout.temperature: got {actor.rollout.temperature}, wanted 1.0: verl's log-probs are those after "
-            "the temperature, the losses here are about the model's own distribution."
+            f"actor_rollout_ref.rollout.logprobs_mode: got {mode!r} with temperature {actor.rollout.temperature}, wanted 'raw_logprobs': "
+            "the losses are about the model's own distribution, not the one after the temperature."
         )
     if result.rewards and (manager := config.reward.reward_manager.name) != MANAGER:
         yield (

@@ -29,13 +29,19 @@ class Server:
         self._ends = set(ends if isinstance(ends, list) else [ends])
 
     @torch.no_grad()
-    def generate(self, request_id: str, *, prompt_ids: list[int], sampling_params: Mapping[str, Any], **named: Any) -> TokenOutput:
+    def generate(
+        self, request_id: str, *, prompt_ids: list[int], sampling_params: Mapping[str, Any], **named: Any
+    ) -> TokenOutput:
         extra: dict[str, Any] = {"global_steps": self._version}
         if sampling_params.get("prompt_logprobs") is not None:
             extra |= self._scores(prompt_ids, int(sampling_params["prompt_logprobs"]))
         limit = int(sampling_params.get("max_tokens") or self._longest)
-        ids, logprobs = self._sample(list(prompt_ids), limit, float(sampling_params.get("temperature", 1.0)), request_id)
-        return TokenOutput(token_ids=ids, log_probs=logprobs, stop_reason="completed", num_preempted=0, extra_fields=extra)
+        ids, logprobs = self._sample(
+            list(prompt_ids), limit, float(sampling_params.get("temperature", 1.0)), request_id
+        )
+        return TokenOutput(
+            token_ids=ids, log_probs=logprobs, stop_reason="completed", num_preempted=0, extra_fields=extra
+        )
 
     def _sample(self, ids: list[int], limit: int, temperature: float, seed: str) -> tuple[list[int], list[float]]:
         random = torch.Generator().manual_seed(int(hashlib.sha256(seed.encode()).hexdigest()[:12], 16))
@@ -43,10 +49,10 @@ class Server:
         logprobs: list[float] = []
         while len(found) < limit and not (found and found[-1] in self._ends):
             logits = self._model(input_ids=torch.tensor([ids + found])).logits[0, -1]
-            logp = (logits / (temperature or 1.0)).log_softmax(-1)
-            token = int(torch.multinomial(logp.exp(), 1, generator=random)) if temperature else int(logp.argmax())
+            chances = (logits / (temperature or 1.0)).softmax(-1)
+            token = int(torch.multinomial(chances, 1, generator=random)) if temperature else int(logits.argmax())
             found.append(token)
-            logprobs.append(float(logp[token]))
+            logprobs.append(float(logits.log_softmax(-1)[token]))  # raw, as rollout.logprobs_mode=raw_logprobs has it
         return found, logprobs
 
     def _scores(self, ids: list[int], k: int) -> dict[str, Any]:
@@ -68,7 +74,9 @@ class Server:
     def nothing(self) -> None:
         """A server that sleeps holds on to its weights here."""
 
-    wake_up = sleep = abort_all_requests = resume_generation = clear_kv_cache = release_kv_cache = resume_kv_cache = nothing
+    wake_up = sleep = abort_all_requests = resume_generation = clear_kv_cache = release_kv_cache = resume_kv_cache = (
+        nothing
+    )
 
 
 class Replica(RolloutReplica):  # type: ignore[misc]
@@ -94,6 +102,8 @@ class Adapter(BaseRollout):  # type: ignore[misc]
 
     async def release(self) -> None: ...
 
-    async def update_weights(self, weights: Iterator[tuple[str, Tensor]], global_steps: int | None = None, **named: Any) -> None:
+    async def update_weights(
+        self, weights: Iterator[tuple[str, Tensor]], global_steps: int | None = None, **named: Any
+    ) -> None:
         whole = {name: tensor.detach().cpu().clone() for name, tensor in weights}
         await ray.get_actor(server_name(self._rank)).update_weights.remote(whole, global_steps or 0)
