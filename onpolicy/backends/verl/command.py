@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from onpolicy.registry import ConfigError
 from onpolicy.terminal import plain
 
@@ -27,15 +29,27 @@ def check(path: Path, overrides: Sequence[str]) -> Any:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from onpolicy.backends.verl.settings import method
+    from onpolicy.backends.verl.names import MODE
+    from onpolicy.backends.verl.settings import method, served
 
     config = compose(path, overrides)
-    method(config)
+    _look_for_files(config)
+    (method if config.trainer.v1.trainer_mode == MODE else served)(config)
     try:
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     except (AssertionError, ValueError, TypeError) as error:
         raise ConfigError(f"{path}: verl refuses it: {error}") from error
     return config
+
+
+def _look_for_files(config: Any) -> None:
+    """verl's defaults for model and data name files that nobody has; a run would find out after minutes."""
+    for key in ("actor_rollout_ref.model.path", "data.train_files", "data.val_files"):
+        value = OmegaConf.select(config, key)
+        for name in [value] if isinstance(value, str) else value or ():
+            local = name.startswith(("~", "/", ".")) or key.startswith("data.")
+            if local and "://" not in name and not Path(name).expanduser().exists():
+                raise ConfigError(f"{key}: there is no {name!r}. Give the path in the file or as an override.")
 
 
 def quiet() -> None:
@@ -61,7 +75,6 @@ def compose(path: Path, overrides: Sequence[str]) -> Any:
 
 
 def print_check(path: Path, overrides: Sequence[str]) -> int:
-    from omegaconf import OmegaConf
     from rich.console import Console
 
     config = check(path, overrides)
