@@ -209,7 +209,7 @@ def identical(folder: Path) -> dict[str, float]:
     for name, terms in methods().items():
         if name != "mixed":
             loss, gradient, _ = Side(folder, live(), terms).gradient(same)
-            found[name] = max(abs(loss), *(float(g.abs().max()) for g in gradient.values()))
+            found |= {f"{name}/loss": abs(loss), name: max(float(g.abs().max()) for g in gradient.values())}
     return found
 
 

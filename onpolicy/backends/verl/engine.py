@@ -100,13 +100,16 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         """
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         chunks = list(_chunks(lengths, _budget(like)))
+        idle = rounds(len(chunks)) - len(
+            chunks
+        )  # before any pass: what ranks ask each other has its place among what FSDP gathers
         found: list[Tensor] = [torch.empty(0)] * len(lengths)
         with self._without_adapter() if plain else nullcontext():
             for numbers in chunks:
                 logits = self._read([prompts[i] for i in numbers], [responses[i] for i in numbers], like)
                 for i, own in zip(numbers, logits.split([len(responses[i]) for i in numbers]), strict=True):
                     found[i] = own
-            for _ in range(rounds(len(chunks)) - len(chunks)):
+            for _ in range(idle):
                 token = torch.zeros(1, dtype=torch.long, device=get_device_id())
                 self._read([token], [token], like)
         if isinstance(self.module, FSDPModule):
