@@ -205,7 +205,7 @@ def gradients(folder: Path) -> dict[str, float]:
 def identical(folder: Path) -> dict[str, float]:
     """A teacher that reads the student's own prompt."""
     same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
-    found = {}
+    found: dict[str, float] = {}
     for name, terms in methods().items():
         if name != "mixed":
             loss, gradient, _ = Side(folder, live(), terms).gradient(same)

@@ -67,7 +67,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
                 "divergence": {"name": "jsd", "beta": 0.5},
                 "support": {"name": "student_topk", "k": 20},
             },
-            {"name": "policy_gradient", "weight": {"name": "linear", "start": 0.2, "end": 0.1, "steps": 10}},
+            {"name": "policy_gradient", "weight": {"name": "linear", "initial": 0.2, "final": 0.1, "end": 10}},
         ],
     }
     config = write(tmp_path, method)
@@ -86,7 +86,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
         finite(rows, name)
     assert max(finite(rows, "rollout/logprob_gap")) < 1e-4, "the weights reach the rollout servers"
     assert max(finite(rows, "training/rollout_probs_diff_max")) < 1e-4
-    assert [row["schedule/objective[1].weight"] for row in rows[1:]] == pytest.approx([0.2, 0.2 - 0.1 / 9], abs=0.02)
+    assert [row["schedule/objective[1].weight"] for row in rows[1:]] == pytest.approx([0.19, 0.18])
     assert min(finite(rows, "actor/grad_norm")) > 0
     rows = main_ppo(overrides | {"trainer.total_training_steps": 3}, tmp_path, config=config)
     assert [row["step"] for row in rows if "actor/loss" in row] == [3]
@@ -110,7 +110,7 @@ def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
             "policy_gradient",
             {"name": "distill", "divergence": "forward_kl", "target": {"name": "marker_mass_floor", "lexicon": "toy"}},
         ],
-        "epistemic": {"lexicon": "toy"},
+        "epistemic": {"lexicons": ["toy"], "lexicon": "toy"},
     }
     rows = main_ppo(smallest(tmp_path), tmp_path, config=write(tmp_path, method))
     for name in ("reward/saturating_floor", "distill/divergence", "epistemic/toy/mass/student", "epistemic/toy/mass/teacher",
