@@ -99,8 +99,8 @@ def smallest(folder: Path, *, ranks: int = 1) -> dict[str, Any]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of verl's driver; Ray's workers on this machine inherit it."""
-    return os.environ | {
+    """What each of a run's processes needs to know, beside what it inherits."""
+    return {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": "tests.verl.rig",
@@ -110,8 +110,17 @@ def environment(folder: Path) -> dict[str, str]:
     }
 
 
+def for_workers(folder: Path) -> dict[str, str]:
+    """The same for Ray's workers, also of a cluster that runs already: verl forwards only variables that it knows."""
+    return {f"++ray_kwargs.ray_init.runtime_env.env_vars.{k}": f"'{v}'" for k, v in environment(folder).items()}
+
+
 def main_ppo(
-    overrides: Mapping[str, Any], folder: Path, *, config: Path | None = None, command: tuple[str, ...] = ("-m", "verl.trainer.main_ppo")
+    overrides: Mapping[str, Any],
+    folder: Path,
+    *,
+    config: Path | None = None,
+    command: tuple[str, ...] = ("-m", "verl.trainer.main_ppo"),
 ) -> list[dict[str, Any]]:
     """The metrics of every step that verl logged.
 
@@ -121,7 +130,7 @@ def main_ppo(
         config: a YAML file in the place of verl's own
     """
     where = ["--config-dir", str(config.parent), "--config-name", config.stem] if config else []
-    words = [f"{key}={_word(value)}" for key, value in overrides.items()]
+    words = [f"{key}={_word(value)}" for key, value in {**for_workers(folder), **overrides}.items()]
     log = folder / "metrics.jsonl"
     log.unlink(missing_ok=True)
     output = run([sys.executable, *command, *where, *words], folder)
@@ -133,7 +142,12 @@ def run(command: list[str], folder: Path) -> str:
     """Its output; everything it has started is ended with it."""
     with (folder / "output.log").open("w") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(folder), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=os.environ | environment(folder),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             status = process.wait(TIMEOUT)
