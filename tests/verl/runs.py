@@ -91,6 +91,7 @@ def smallest(folder: Path, *, ranks: int = 1) -> dict[str, Any]:
         "trainer.default_local_dir": str(folder / "checkpoints"),
         "trainer.logger": "[console,file]",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "+ray_kwargs.ray_init.address": "local",  # never a cluster that happens to run here
         "ray_kwargs.ray_init.num_cpus": 24,
         "+ray_kwargs.ray_init.num_gpus": ranks,
         "+ray_kwargs.ray_init.include_dashboard": False,
@@ -111,7 +112,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def for_workers(folder: Path) -> dict[str, str]:
-    """The same for Ray's workers, also of a cluster that runs already: verl forwards only variables that it knows."""
+    """The same for Ray's workers: of its own accord verl hands on only variables that it knows."""
     return {f"++ray_kwargs.ray_init.runtime_env.env_vars.{k}": f"'{v}'" for k, v in environment(folder).items()}
 
 

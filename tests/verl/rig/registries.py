@@ -30,4 +30,4 @@ register(TeachingEngine, VENDOR)
 RolloutReplicaRegistry.register("transformers", load_replica)
 base._ROLLOUT_REGISTRY[("transformers", "async")] = "tests.verl.rig.rollout.Adapter"
 torchs_own = torch.distributed.init_process_group
-torch.distributed.init_process_group = init_process_group
+torch.distributed.init_process_group = init_process_group  # type: ignore[assignment]
