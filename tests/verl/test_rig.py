@@ -249,6 +249,36 @@ def test_stock_main_ppo(tmp_path: Path) -> None:
     assert not left_over(tmp_path)
 
 
+@pytest.mark.slow
+def test_stock_teacher_pool(tmp_path: Path) -> None:
+    """Two ranks that learn from verl's served teacher: it is the student's first checkpoint, so there is nothing to learn at first."""
+    overrides = smallest(tmp_path, ranks=2)
+    teacher = "distillation.teacher_models.teacher_model"
+    mine = {
+        "algorithm.adv_estimator": "grpo",
+        "distillation.enabled": True,
+        "distillation.n_gpus_per_node": 1,
+        "distillation.nnodes": 1,
+        "distillation.distillation_loss.loss_mode": "forward_kl_topk",
+        "distillation.distillation_loss.topk": 16,
+        f"{teacher}.model_path": overrides["actor_rollout_ref.model.path"],
+        f"{teacher}.num_replicas": 1,
+        f"{teacher}.inference.name": "vllm",
+        f"{teacher}.inference.tensor_model_parallel_size": 1,
+        f"{teacher}.inference.max_model_len": 512,
+        "+ray_kwargs.ray_init.num_gpus": 3,
+    }
+    reward = tmp_path / "reward.py"
+    reward.write_text(REWARD)
+    mine |= {
+        "reward.custom_reward_function.path": str(reward),
+        "reward.custom_reward_function.name": "share_of_letters",
+    }
+    first, second = main_ppo(overrides | mine, tmp_path)
+    assert abs(first["actor/distillation/loss"]) < 1e-6 < second["actor/distillation/loss"]
+    assert second["training/rollout_probs_diff_max"] < 1e-4
+
+
 def left_over(folder: Path) -> list[str]:
     """Processes of the run in the folder, which all have inherited where it logs."""
     found = []

@@ -27,7 +27,8 @@ def init_process_group(backend: str, **named: Any) -> Any:
 
 register(FSDPEngineWithLMHead)
 register(TeachingEngine, VENDOR)
-RolloutReplicaRegistry.register("transformers", load_replica)
-base._ROLLOUT_REGISTRY[("transformers", "async")] = "tests.verl.rig.rollout.Adapter"
+for name in ("transformers", "vllm"):  # verl knows a teacher with top-k log-probabilities only by vLLM's name
+    RolloutReplicaRegistry.register(name, load_replica)
+    base._ROLLOUT_REGISTRY[(name, "async")] = "tests.verl.rig.rollout.Adapter"
 torchs_own = torch.distributed.init_process_group
 torch.distributed.init_process_group = init_process_group  # type: ignore[assignment]
