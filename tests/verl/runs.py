@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -153,12 +156,30 @@ def run(command: list[str], folder: Path) -> str:
         try:
             status = process.wait(TIMEOUT)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
+            end(process.pid)
+            process.wait()
     output = (folder / "output.log").read_text()
     assert status == 0, f"status {status}\n{output[-8000:]}"
     return output
+
+
+def end(session: int) -> None:
+    """Kills what is left of a session and waits until it is gone: to die takes a killed process a moment."""
+    for _ in range(100):
+        left = [process.pid for process in psutil.process_iter() if _belongs(process, session)]
+        if not left:
+            return
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def _belongs(process: psutil.Process, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.Error):
+        return False
 
 
 def _word(value: Any) -> str:
