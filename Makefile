@@ -2,9 +2,10 @@
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
+VERL ?= build/verl
 CONFIG ?= configs/quickstart.yaml
 
-.PHONY: train lab test compat lint setup model lock docs clean
+.PHONY: train lab test compat test-verl verl lint setup model lock docs clean
 
 train: model
 	$(BIN)/onpolicy train $(CONFIG)
@@ -13,13 +14,29 @@ train: model
 lab: setup
 	$(BIN)/onpolicy lab
 
-test: lint compat
+test: lint compat test-verl
 	$(BIN)/python -m pytest
 
 # The config layer on OmegaConf 2.3 too, which verl's hydra holds on to.
 compat: setup
 	test -d build/omegaconf-2.3 || { $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/omegaconf-2.3 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3 || { rm -rf build/omegaconf-2.3; exit 1; }; }
 	PYTHONPATH=build/omegaconf-2.3 $(BIN)/python -m pytest -q tests/test_config.py tests/test_fuzz.py tests/test_malicious.py
+
+# The plug-in for verl, on unmodified verl, in the environment that verl wants.
+test-verl: verl
+	$(VERL)/bin/python -m pytest tests/verl
+
+verl: $(VERL)/.complete
+
+$(VERL)/.complete: requirements/verl-cpu.lock requirements/torch-cpu.txt requirements/build.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: $(PYTHON) was not found. Name it with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VERL) with verl: 2.2 GB, two minutes"
+	test -x $(VERL)/bin/python || $(PYTHON) -m venv $(VERL)
+	$(VERL)/bin/python -m pip install -q --disable-pip-version-check -r requirements/build.txt
+	$(VERL)/bin/python -m pip install -q --disable-pip-version-check --retries 1 -r requirements/torch-cpu.txt
+	$(VERL)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -r requirements/verl-cpu.lock
+	$(VERL)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The command line: ``onpolicy train | eval | check | analyze | report | sweep | lab | diff | show | list | doctor``."""
+"""The command line: ``onpolicy train | eval | check | analyze | report | sweep | lab | diff | show | list | doctor | verl``."""
 
 from __future__ import annotations
 
@@ -87,8 +87,27 @@ def _parser() -> argparse.ArgumentParser:
     listing.add_argument("kind", nargs="?", help="context, divergence, reward, ...")
     listing.set_defaults(run=_list)
     doctor = commands.add_parser("doctor", help="what is installed, what works here, what to do about the rest")
+    doctor.add_argument(
+        "what", nargs="?", choices=("verl",), help="verl: whether verl finds our plug-in, also in Ray's workers"
+    )
     doctor.set_defaults(run=_doctor)
+    _add_verl(commands)
     return parser
+
+
+def _add_verl(commands: Any) -> None:
+    verl = commands.add_parser("verl", help="the same methods on released verl, in its environment (docs/verl.md)")
+    kinds = verl.add_subparsers(dest="verl", required=True, metavar="WHAT")
+    for name, meaning in (
+        ("train", "check, then `python -m verl.trainer.main_ppo` with the config"),
+        ("check", "compose and validate a config without loading a model, and print the method"),
+    ):
+        command = kinds.add_parser(name, help=meaning, description=meaning)
+        command.add_argument("config", type=Path, help="YAML file, e.g. configs/verl/sdpo.yaml")
+        command.add_argument(
+            "overrides", nargs="*", metavar="key=value", help="in hydra's syntax, e.g. trainer.nnodes=2"
+        )
+        command.set_defaults(run=_verl)
 
 
 def _add_analyze(commands: Any) -> None:
@@ -218,9 +237,19 @@ def _list(arguments: argparse.Namespace) -> int:
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
-    from onpolicy.doctor import doctor
+    from onpolicy.doctor import doctor, report
 
-    return doctor()
+    if arguments.what is None:
+        return doctor()
+    from onpolicy.backends.verl.doctor import checks
+
+    return report("onpolicy doctor verl", checks())
+
+
+def _verl(arguments: argparse.Namespace) -> int:
+    from onpolicy.backends.verl.command import print_check, train
+
+    return (train if arguments.verl == "train" else print_check)(arguments.config, arguments.overrides)
 
 
 def _is_for_users(error: Exception) -> bool:

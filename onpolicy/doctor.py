@@ -7,7 +7,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, requires, version
 
@@ -56,17 +56,22 @@ class Check:
 
 def doctor() -> int:
     """Prints the report; 0 if a run can start here."""
-    table = Table(title="onpolicy doctor", title_justify="left")
+    return report("onpolicy doctor", (check for group in GROUPS for check in group()))
+
+
+def report(title: str, checks: Iterable[Check]) -> int:
+    """Prints what was found, as a table; 0 if nothing that is needed is missing."""
+    table = Table(title=title, title_justify="left")
     for column in ("", "what", "found", "what to do"):
         table.add_column(column, overflow="fold")
     console = Console()
     with console.status("looking"):
-        checks = [check for group in GROUPS for check in group()]
-    for check in checks:
+        found = list(checks)
+    for check in found:
         mark = "[green]✓[/green]" if check.ok else ("[red]✗[/red]" if check.needed else "[yellow]-[/yellow]")
         table.add_row(mark, *map(plain, (check.name, check.found, "" if check.ok else check.remedy)))
     console.print(table)
-    broken = [check.name for check in checks if check.needed and not check.ok]
+    broken = [check.name for check in found if check.needed and not check.ok]
     console.print(
         f"[red]a run cannot start: {', '.join(broken)}[/red]" if broken else "[green]a run can start here[/green]"
     )
@@ -99,18 +104,18 @@ def packages() -> list[Check]:
 
 def engine() -> list[Check]:
     """vLLM, by importing it in a process of its own: a broken build can take the process down."""
-    installed = [name for name in ENGINES if _version(name)]
+    installed = [name for name in ENGINES if installed_version(name)]
     if not installed:
         remedy = "pip install 'onpolicy[vllm]' (GPU), `make setup` (CPU), or generator.name=transformers"
         return [Check("vLLM", False, "not installed", remedy, needed=False)]
     works, reason = _imports("from vllm import LLM")
-    found = f"{installed[0]} {_version(installed[0])}" + ("" if works else f": {reason}")
+    found = f"{installed[0]} {installed_version(installed[0])}" + ("" if works else f": {reason}")
     return [Check("vLLM", works, found, "see the next lines, or use generator.name=transformers", needed=False)]
 
 
 def vision_trap() -> list[Check]:
     """A torchvision made for CUDA beside a CPU torch breaks transformers and vLLM at import."""
-    found = [name for name in ("torchvision", "torchaudio", "torchcodec") if _version(name)]
+    found = [name for name in ("torchvision", "torchaudio", "torchcodec") if installed_version(name)]
     broken = [name for name in found if not _imports(f"import {name}")[0]]
     remedy = f"pip uninstall -y {' '.join(broken)}"
     return [
@@ -146,11 +151,12 @@ GROUPS: tuple[Callable[[], list[Check]], ...] = (hardware, packages, engine, vis
 
 
 def _package(name: str, remedy: str, *, needed: bool) -> Check:
-    found = _version(name)
+    found = installed_version(name)
     return Check(name, found is not None, found or "not installed", remedy, needed)
 
 
-def _version(name: str) -> str | None:
+def installed_version(name: str) -> str | None:
+    """Of a package; None where there is none."""
     try:
         return version(name)
     except PackageNotFoundError:

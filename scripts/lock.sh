@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Makes requirements/cpu.lock anew: resolves the extras against PyPI in a throw-away environment and writes what it got.
+# Makes requirements/cpu.lock and requirements/verl-cpu.lock anew: resolves the extras against PyPI in throw-away
+# environments and writes what it got.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3.11}
@@ -22,3 +23,14 @@ DS_BUILD_OPS=0 "$pip" install -q --no-build-isolation deepspeed
     grep ninja requirements/build.txt
 } > "$work/lock"
 mv "$work/lock" requirements/cpu.lock
+
+"$PYTHON" -m venv "$work/verl"
+pip="$work/verl/bin/pip"
+"$pip" install -q -r requirements/build.txt
+"$pip" install -q -r requirements/torch-cpu.txt
+"$pip" install -q -e '.[verl,lora]' 'verl>=0.9.1,<0.10' pytest pytest-timeout hypothesis
+{
+    sed -n '/^#/p' requirements/verl-cpu.lock
+    "$pip" freeze --exclude-editable | grep -v -E '^(torch|setuptools|wheel|pip|ninja)=='
+} > "$work/verl.lock"
+mv "$work/verl.lock" requirements/verl-cpu.lock

@@ -65,6 +65,8 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             self._taught = None
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> Any:
+        """Log-probabilities are those of the model itself, whatever temperature it was sampled with."""
+        tu.assign_non_tensor(micro_batch, temperature=1.0)
         inputs, arguments = super().prepare_model_inputs(micro_batch)
         if self._taught is not None and _is_packed(micro_batch):
             inputs["logits_to_keep"] = _packed_rows(micro_batch["prompts"], micro_batch["responses"])
@@ -136,16 +138,19 @@ def _is_packed(data: TensorDict) -> bool:
 
 
 def _budget(like: TensorDict) -> int:
-    """Tokens that a teacher may read at once: as many as the student, whose micro-batch they are counted for."""
-    if tu.get_non_tensor_data(data=like, key="use_dynamic_bsz", default=True):
-        return int(
-            tu.get_non_tensor_data(data=like, key="max_token_len_per_gpu", default=0) or len(like["input_ids"].values())
-        )
-    return len(like["input_ids"].values())
+    """Tokens that a teacher may read at once: as many as verl lets the student read, or has put into this micro-batch."""
+    limit = tu.get_non_tensor_data(data=like, key="max_token_len_per_gpu", default=None) or 0
+    return max(int(limit), len(like["input_ids"].values()))
 
 
 def _chunks(lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
-    """Numbers of rows that are read together, the longest first; one over the budget alone."""
+    """Numbers of rows that are read together; one over the budget alone.
+
+    Where all fit they stay as they are: a teacher with the student's prompts then computes exactly the student's numbers.
+    """
+    if sum(lengths) <= budget:
+        yield from [list(range(len(lengths)))] if lengths else []
+        return
     chunk: list[int] = []
     tokens = 0
     for number in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -154,8 +159,7 @@ def _chunks(lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
             chunk, tokens = [], 0
         chunk.append(number)
         tokens += lengths[number]
-    if chunk:
-        yield chunk
+    yield chunk
 
 
 def _batch(prompts: Sequence[Tensor], responses: Sequence[Tensor], *, packed: bool) -> TensorDict:
@@ -178,18 +182,19 @@ def _nested(rows: Sequence[Tensor]) -> Tensor:
     return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
 
 
-def _places(prompts: Tensor, responses: Tensor, starts: Tensor) -> Tensor:
+def _places(prompts: Any, responses: Any, starts: Tensor) -> Tensor:
     """Where the logits that predict response tokens stand: one before each, as the alignment rule has it."""
     first = starts + prompts.offsets().diff() - 1
     lengths = responses.offsets().diff()
     within = torch.arange(int(lengths.sum()), device=lengths.device) - (lengths.cumsum(0) - lengths).repeat_interleave(
         lengths
     )
-    return first.repeat_interleave(lengths) + within
+    places: Tensor = first.repeat_interleave(lengths) + within
+    return places
 
 
-def _packed_rows(prompts: Tensor, responses: Tensor) -> Tensor:
-    lengths = prompts.offsets().diff() + responses.offsets().diff()
+def _packed_rows(prompts: Any, responses: Any) -> Tensor:
+    lengths: Tensor = prompts.offsets().diff() + responses.offsets().diff()
     return _places(prompts, responses, lengths.cumsum(0) - lengths)
 
 

@@ -102,7 +102,7 @@ def columns(
         examples: one a row
         lengths: of the rows' responses
     """
-    found: dict[str, list[Tensor]] = {prompt_column(view): [] for view in views} | {ROUTES: [], SPANS: []}
+    found: dict[str, list[Tensor]] = {name: [] for name in (*map(prompt_column, views), ROUTES, SPANS)}
     for example, length in zip(examples, lengths, strict=True):
         for view in views:
             ids = example.teacher_prompt_ids.get(view) if example else None

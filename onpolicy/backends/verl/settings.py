@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.backends.verl.advantages import ESTIMATOR
 from onpolicy.config import Config, build
@@ -55,8 +56,33 @@ def method(config: DictConfig) -> Plan:
     Raises:
         ConfigError: a key that is wrong, or that verl has a key of its own for, or a combination that cannot work on verl.
     """
-    result = plan(build(_embedded(config)))
+    try:
+        result = plan(build(_embedded(config)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or SECTION}: {str(error).splitlines()[0]}") from error
     for problem in problems(config, result):
+        raise ConfigError(problem)
+    return result
+
+
+def served(config: DictConfig) -> Plan:
+    """Of a run whose teacher is verl's own: the section says what that teacher reads, and nothing else.
+
+    Raises:
+        ConfigError: no view or several, another section, a context that asks.
+    """
+    given = OmegaConf.select(config, SECTION) or {}
+    for key in given:
+        if key not in ("contexts", "rendering"):
+            raise ConfigError(
+                f"{SECTION}.{key}: a served teacher has verl's own loss and rewards; wanted contexts and rendering alone."
+            )
+    views = list(given.get("contexts") or {})
+    if len(views) != 1:
+        raise ConfigError(f"{SECTION}.contexts: got {views}, wanted one view, which the served teacher reads.")
+    term = {"name": "distill", "divergence": "forward_kl", "view": views[0]}
+    result = plan(build({**_embedded(config), "objective": [term]}))
+    for problem in _askers(result):
         raise ConfigError(problem)
     return result
 
@@ -119,6 +145,10 @@ def problems(config: DictConfig, result: Plan) -> Iterator[str]:
     yield from _of_the_engine(config, result)
     yield from _without_effect(config)
     yield from _of_the_teacher(config, result)
+    yield from _askers(result)
+
+
+def _askers(result: Plan) -> Iterator[str]:
     for kind, plugins in (("contexts", result.contexts), ("spans", result.spans)):
         for name, plugin in plugins.items():
             if inspect.isgeneratorfunction(plugin.function):
@@ -147,10 +177,10 @@ def _of_the_engine(config: DictConfig, result: Plan) -> Iterator[str]:
     for key in ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.ref.strategy"):
         if (strategy := OmegaConf.select(config, key)) != "fsdp2":
             yield f"{key}: got {strategy!r}, wanted 'fsdp2'."
-    if actor.rollout.temperature != 1.0:
+    if actor.rollout.temperature != 1.0 and (mode := actor.rollout.logprobs_mode) != "raw_logprobs":
         yield (
-            f"actor_rollout_ref.rollout.temperature: got {actor.rollout.temperature}, wanted 1.0: verl's log-probs are those after "
-            "the temperature, the losses here are about the model's own distribution."
+            f"actor_rollout_ref.rollout.logprobs_mode: got {mode!r} with temperature {actor.rollout.temperature}, wanted 'raw_logprobs': "
+            "the losses are about the model's own distribution, not the one after the temperature."
         )
     if result.rewards and (manager := config.reward.reward_manager.name) != MANAGER:
         yield (

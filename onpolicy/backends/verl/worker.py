@@ -29,7 +29,7 @@ class Teaching:
     _teachers: Teachers
     _bridge: Bridge
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
     def init_model(self) -> None:
         """verl's models; then the loss and the teachers are put into its engine."""
         from onpolicy.backends.verl.engine import TeachingEngine
@@ -68,7 +68,7 @@ class Teaching:
         worker.engine.learn(self._bridge, self._teachers)
         worker.set_loss_fn(self._bridge)
 
-    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))  # type: ignore[untyped-decorator]
     def update_actor(self, data: TensorDict) -> Any:
         """verl's updates; then the teacher's."""
         self._coefficients.load_values(tu.pop(data, COEFFICIENTS, default={}))
@@ -76,13 +76,13 @@ class Teaching:
         self._teachers.follow()
         return output
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
     def save_checkpoint(self, local_path: str, *arguments: Any, **named: Any) -> None:
         super().save_checkpoint(local_path, *arguments, **named)  # type: ignore[misc]
         telemetry = self._bridge.telemetry
         self._teachers.save(Path(local_path), {"telemetry": telemetry.state() if telemetry else {}})
 
-    @register(dispatch_mode=Dispatch.ONE_TO_ALL)
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
     def load_checkpoint(self, local_path: str, *arguments: Any, **named: Any) -> None:
         state = self._teachers.load(Path(local_path))  # before verl, which may delete the folder
         super().load_checkpoint(local_path, *arguments, **named)  # type: ignore[misc]

@@ -1,0 +1,1 @@
+"""YAML files that hydra finds by this package's name."""
