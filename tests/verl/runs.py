@@ -7,10 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -91,6 +94,7 @@ def smallest(folder: Path, *, ranks: int = 1) -> dict[str, Any]:
         "trainer.default_local_dir": str(folder / "checkpoints"),
         "trainer.logger": "[console,file]",
         "transfer_queue.backend.SimpleStorage.num_data_storage_units": 1,
+        "+ray_kwargs.ray_init.address": "local",  # never a cluster that happens to run here
         "ray_kwargs.ray_init.num_cpus": 24,
         "+ray_kwargs.ray_init.num_gpus": ranks,
         "+ray_kwargs.ray_init.include_dashboard": False,
@@ -99,8 +103,8 @@ def smallest(folder: Path, *, ranks: int = 1) -> dict[str, Any]:
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Of verl's driver; Ray's workers on this machine inherit it."""
-    return os.environ | {
+    """What each of a run's processes needs to know, beside what it inherits."""
+    return {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
         "VERL_PLATFORM": "cpu",
         "VERL_USE_EXTERNAL_MODULES": "tests.verl.rig",
@@ -108,6 +112,11 @@ def environment(folder: Path) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "HYDRA_FULL_ERROR": "1",
     }
+
+
+def for_workers(folder: Path) -> dict[str, str]:
+    """The same for Ray's workers: of its own accord verl hands on only variables that it knows."""
+    return {f"++ray_kwargs.ray_init.runtime_env.env_vars.{k}": f"'{v}'" for k, v in environment(folder).items()}
 
 
 def main_ppo(
@@ -125,7 +134,7 @@ def main_ppo(
         config: a YAML file in the place of verl's own
     """
     where = ["--config-dir", str(config.parent), "--config-name", config.stem] if config else []
-    words = [f"{key}={_word(value)}" for key, value in overrides.items()]
+    words = [f"{key}={_word(value)}" for key, value in {**for_workers(folder), **overrides}.items()]
     log = folder / "metrics.jsonl"
     log.unlink(missing_ok=True)
     output = run([sys.executable, *command, *where, *words], folder)
@@ -137,17 +146,40 @@ def run(command: list[str], folder: Path) -> str:
     """Its output; everything it has started is ended with it."""
     with (folder / "output.log").open("w") as log:
         process = subprocess.Popen(
-            command, cwd=ROOT, env=environment(folder), stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            command,
+            cwd=ROOT,
+            env=os.environ | environment(folder),
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
         try:
             status = process.wait(TIMEOUT)
         finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-            subprocess.run(["pkill", "-9", "-s", str(process.pid)], check=False)
+            end(process.pid)
+            process.wait()
     output = (folder / "output.log").read_text()
     assert status == 0, f"status {status}\n{output[-8000:]}"
     return output
+
+
+def end(session: int) -> None:
+    """Kills what is left of a session and waits until it is gone: to die takes a killed process a moment."""
+    for _ in range(100):
+        left = [process.pid for process in psutil.process_iter() if _belongs(process, session)]
+        if not left:
+            return
+        for pid in left:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(0.1)
+
+
+def _belongs(process: psutil.Process, session: int) -> bool:
+    try:
+        return os.getsid(process.pid) == session and process.status() != psutil.STATUS_ZOMBIE
+    except (ProcessLookupError, psutil.Error):
+        return False
 
 
 def _word(value: Any) -> str:

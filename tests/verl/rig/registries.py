@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from verl.workers.engine.base import EngineRegistry
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.rollout import base
 from verl.workers.rollout.replica import RolloutReplicaRegistry
 
 from onpolicy.backends.verl.engine import TeachingEngine
 from onpolicy.backends.verl.names import VENDOR
+from tests.verl.rig.engine import register
 
 
 def load_replica() -> type:
@@ -25,9 +25,10 @@ def init_process_group(backend: str, **named: Any) -> Any:
     return torchs_own(backend=backend.replace("cpu:gloo,cpu:gloo", "gloo"), **named)
 
 
-EngineRegistry.register("language_model", "fsdp2", "cpu")(FSDPEngineWithLMHead)
-EngineRegistry.register("language_model", "fsdp2", "cpu", VENDOR)(TeachingEngine)
-RolloutReplicaRegistry.register("transformers", load_replica)
-base._ROLLOUT_REGISTRY[("transformers", "async")] = "tests.verl.rig.rollout.Adapter"
+register(FSDPEngineWithLMHead)
+register(TeachingEngine, VENDOR)
+for name in ("transformers", "vllm"):  # verl knows a teacher with top-k log-probabilities only by vLLM's name
+    RolloutReplicaRegistry.register(name, load_replica)
+    base._ROLLOUT_REGISTRY[(name, "async")] = "tests.verl.rig.rollout.Adapter"
 torchs_own = torch.distributed.init_process_group
 torch.distributed.init_process_group = init_process_group  # type: ignore[assignment]
