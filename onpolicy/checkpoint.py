@@ -145,6 +145,8 @@ class Checkpoints:
         for checkpoint in checkpoints:
             if checkpoint.path not in keep:
                 shutil.rmtree(checkpoint.path, ignore_errors=True)  # one that stays is no reason to lose a run
+        for unfinished in self.folder.glob(".step-*.partial"):  # of processes that died; nothing is being written now
+            shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:

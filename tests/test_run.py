@@ -200,6 +200,14 @@ def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     assert [c.step for c in checkpoints.all()] == [2, 3, 4]
 
 
+def test_what_a_process_that_died_left_half_written_goes(tmp_path: Path) -> None:
+    checkpoints, left = Checkpoints(tmp_path / "c", keep_last=2, best=None), tmp_path / "c" / ".step-000009.partial"
+    left.mkdir(parents=True)
+    (left / "state.json").write_text("{")
+    checkpoints.save(1, {"a": 1}, lambda folder: None, {})
+    assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-000001"]
+
+
 def test_training_goes_on_while_a_checkpoint_is_written(tmp_path: Path) -> None:
     """What is written is the state at the time, whatever happens to it meanwhile; the next one waits."""
     checkpoints, written = Checkpoints(tmp_path / "c", keep_last=2, best=None), threading.Event()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,27 +78,25 @@ def test_staleness_above_the_bound_and_staleness_that_nobody_measured_is_found()
     assert not checks.staleness_bounded([], 1).ok
 
 
-def lives(memory_per_second: float, handles_per_second: float = 0.0, seconds: int = 120) -> list[Sample]:
+def lives(memory_per_step: float, handles_per_step: float = 0.0, steps: int = 60) -> list[Sample]:
     return [
-        Sample(float(t), "driver", "1@0", float(t), 500 + memory_per_second * t, 40 + int(handles_per_second * t))
-        for t in range(0, seconds, 2)
+        Sample(2.0 * step, "driver", "1@0", step, 500 + memory_per_step * step, 40 + int(handles_per_step * step))
+        for step in range(steps)
     ]
 
 
 def test_growing_memory_and_growing_handles_are_found_and_a_warm_up_is_not() -> None:
-    flat, leaking, opening = lives(0.0), lives(2.0), lives(0.0, 1.0)
+    flat, leaking, opening = lives(0.0), lives(4.0), lives(0.0, 2.0)
     assert all(check.ok for check in checks.nothing_grows(flat))
     assert [check.what for check in checks.nothing_grows(leaking) if not check.ok] == ["memory of driver stays"]
     assert [check.what for check in checks.nothing_grows(opening) if not check.ok] == ["file handles of driver stay"]
-    warm = [Sample(s.at, s.role, s.life, s.age, min(500.0, 25 * s.at), s.handles) for s in flat]
+    warm = [replace(s, memory_mib=min(500.0, 50.0 * s.step)) for s in flat]
     assert all(check.ok for check in checks.nothing_grows(warm))
 
 
 def test_a_process_that_was_hardly_seen_is_said_not_to_be_judged() -> None:
-    (memory, handles) = checks.nothing_grows(lives(50.0, seconds=30))
-    assert memory.ok
-    assert "not judged" in memory.detail
-    assert "not judged" in handles.detail
+    (memory, handles) = checks.nothing_grows(lives(50.0, steps=checks.WARM_UP + checks.ENOUGH - 1))
+    assert memory.ok and "not judged" in memory.detail and "not judged" in handles.detail
 
 
 def test_every_kind_of_fault_comes_as_often_as_it_should() -> None:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-WARM_UP = 20.0
-"""Seconds of a process's life that say nothing about growth: it loads and fills its caches."""
+WARM_UP = 15
+"""Steps of the run in a process's life that say nothing about growth: it loads, and fills its caches."""
 ENOUGH = 12
 """Samples of one process, after its warm-up, below which growth is not judged."""
 SHOWN = 5
@@ -37,7 +37,8 @@ class Sample:
     role: str
     life: str
     """The process: its id and when it began."""
-    age: float
+    step: int
+    """The highest that was logged by then."""
     memory_mib: float
     """What it alone holds."""
     handles: int
@@ -139,9 +140,11 @@ def trend(points: Sequence[tuple[float, float]]) -> Trend:
 def longest_lives(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
     """By role, the samples of the process that was seen most, without its warm-up."""
     lives: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    began: dict[tuple[str, str], int] = {}
     for sample in samples:
-        if sample.age >= WARM_UP:
-            lives[sample.role, sample.life].append(sample)
+        key = sample.role, sample.life
+        if sample.step >= began.setdefault(key, sample.step) + WARM_UP:
+            lives[key].append(sample)
     longest: dict[str, list[Sample]] = {}
     for (role, _), life in lives.items():
         if len(life) > len(longest.get(role, ())):
@@ -152,7 +155,7 @@ def longest_lives(samples: Iterable[Sample]) -> dict[str, list[Sample]]:
 def flat(what: str, points: Sequence[tuple[float, float]], *, share: float, slack: float, unit: str) -> Check:
     """The last third is not above the first by more than ``share`` of it, or ``slack`` where that is more."""
     if len(points) < ENOUGH:
-        return Check(what, True, f"not judged: no process was seen {ENOUGH} times after its first {WARM_UP:g} s")
+        return Check(what, True, f"not judged: no process was seen {ENOUGH} times after its first {WARM_UP} steps")
     found = trend(points)
     allowed = max(share * found.first, slack)
     detail = (

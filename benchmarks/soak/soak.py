@@ -226,17 +226,15 @@ class Soak:
         return self._draw.uniform(0.5, 1.5) * self.seconds
 
     def _sample(self, now: float) -> None:
-        wall = time.time()
         for member in self.driver.members():
             with contextlib.suppress(Exception):  # it may end at any time
                 process = member.process
                 memory, handles = process.memory_full_info().uss / 2**20, process.num_fds()
-                age = wall - process.create_time()
                 role = member.role if member.role != "ray" else process.name()
-                self.seen.samples.append(Sample(now, role, member.life, age, memory, handles))
+                self.seen.samples.append(Sample(now, role, member.life, self.step, memory, handles))
                 if member.role == "driver":
                     store = psutil.virtual_memory().shared / 2**20
-                    self.seen.samples.append(Sample(now, checks.STORE, member.life, age, store, 0))
+                    self.seen.samples.append(Sample(now, checks.STORE, member.life, self.step, store, 0))
 
     def results(self) -> list[Check]:
         """What was to be shown."""
