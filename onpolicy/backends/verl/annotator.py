@@ -12,9 +12,14 @@ from onpolicy.plan import Plan
 from onpolicy.rendering import Renderer
 
 
-def build_annotator(plan: Plan, renderer: Renderer) -> Annotator:
-    """``settings.problems`` has refused every context that asks."""
+def build_annotator(plan: Plan, renderer: Renderer, window: int | None) -> Annotator:
+    """``settings.problems`` has refused every context that asks.
+
+    Args:
+        window: tokens the model has positions for; None: its config does not say
+    """
     rendering, epistemic = plan.config.rendering, plan.config.epistemic
+    longest = rendering.max_teacher_prompt_tokens
     nobody: Any = None
     return Annotator(
         renderer=renderer,
@@ -23,7 +28,7 @@ def build_annotator(plan: Plan, renderer: Renderer) -> Annotator:
         inquiry=Inquiry(
             generator=nobody, judge=nobody, prompts=(), seed_of=int, renderer=renderer, limit=0, drop_too_long=False
         ),
-        max_teacher_prompt_tokens=rendering.max_teacher_prompt_tokens,
+        max_teacher_prompt_tokens=longest if window is None else min(longest, window - plan.generator.frame.max_tokens),
         drop_too_long=rendering.too_long == "drop",
         routes={name: term.frame.route for name, term in zip(term_names(plan), plan.objective, strict=True)},
         spans={name: plugin.bind() for name, plugin in plan.spans.items()},

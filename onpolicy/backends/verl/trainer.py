@@ -23,6 +23,7 @@ from onpolicy.backends.verl.rows import FIELDS, columns, grouped, rollout_group
 from onpolicy.backends.verl.worker import TeachingActorRolloutRefWorker
 from onpolicy.checkpoint import CheckpointError
 from onpolicy.learning import term_names, token_classes
+from onpolicy.models import context_window
 from onpolicy.registry import ConfigError
 from onpolicy.rendering import Renderer
 from onpolicy.schedule import Coefficients
@@ -58,7 +59,9 @@ class Teaching:
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()  # type: ignore[misc]
         self.renderer = Renderer(self.tokenizer, thinking=self.plan.config.rendering.thinking)  # type: ignore[attr-defined]
-        self.annotate = build_annotator(self.plan, self.renderer)
+        model = self.config.actor_rollout_ref.model  # type: ignore[attr-defined]
+        window = context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))
+        self.annotate = build_annotator(self.plan, self.renderer, window)
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()  # type: ignore[misc]
