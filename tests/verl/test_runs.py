@@ -182,3 +182,16 @@ def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:
         env=environment(tmp_path) | {"COLUMNS": "200", "VERL_USE_EXTERNAL_PLUGINS": "none"},
     )  # fmt: skip
     assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
+
+
+def test_rollouts_that_go_on_under_new_weights(tmp_path: Path) -> None:
+    """verl's asynchronous trainer with the same mixin."""
+    method = {
+        "rewards": ["tests.runs:length_reward"],
+        "contexts": {"teacher": {"name": "reference_solution"}},
+        "objective": ["policy_gradient", {"name": "distill", "divergence": "forward_kl"}],
+    }
+    config = write(tmp_path, method, trainer={"v1": {"trainer_mode": "onpolicy_colocate_async"}})
+    rows = main_ppo(smallest(tmp_path), tmp_path, config=config)
+    assert [row["step"] for row in rows] == [1, 2]
+    finite(rows, "distill/divergence")

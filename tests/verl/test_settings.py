@@ -161,3 +161,22 @@ def test_our_names_are_in_verls_registries() -> None:
     assert ("cuda", "onpolicy") in EngineRegistry._engines["language_model"]["fsdp2"]
     with pytest.raises(ValueError, match="trainer_mode=onpolicy"):
         get_adv_estimator_fn("onpolicy")()
+
+
+@pytest.mark.parametrize("mode", ["onpolicy", "onpolicy_colocate_async", "onpolicy_separate_async"])
+def test_every_trainer_of_verls_takes_the_mixin(given: list[str], mode: str) -> None:
+    """Its worker is ours, with a reference engine where the teacher needs one."""
+    from verl.trainer.ppo.utils import Role
+
+    from onpolicy.backends.verl.trainer import TRAINERS, Teaching
+
+    config = composed(given, f"trainer.v1.trainer_mode={mode}")
+    kind: Any = TRAINERS[mode]
+    trainer = kind.__new__(kind)
+    trainer.plan, trainer.config = method(config), config
+    assert isinstance(trainer, Teaching)
+    trainer._init_resource_pool_mgr()
+    assert list(trainer.role_worker_mapping) == [Role.ActorRolloutRef]
+    assert trainer.mapping[Role.ActorRolloutRef] == "global_pool" and Role.ActorRollout not in trainer.mapping
+    made = trainer.role_worker_mapping[Role.ActorRolloutRef].__ray_metadata__.modified_class
+    assert made.__name__ == kind.worker.__name__

@@ -34,7 +34,7 @@ def check(path: Path, overrides: Sequence[str]) -> Any:
 
     config = compose(path, overrides)
     _look_for_files(config)
-    (method if config.trainer.v1.trainer_mode == MODE else served)(config)
+    (method if config.trainer.v1.trainer_mode.startswith(MODE) else served)(config)
     try:
         validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
     except (AssertionError, ValueError, TypeError) as error:

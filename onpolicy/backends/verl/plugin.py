@@ -20,11 +20,12 @@ def register() -> None:
     from onpolicy.backends.verl.advantages import ESTIMATOR, estimate
     from onpolicy.backends.verl.engine import TeachingEngine
     from onpolicy.backends.verl.reward_manager import OnpolicyRewardManager
-    from onpolicy.backends.verl.trainer import SyncTrainer
+    from onpolicy.backends.verl.trainer import TRAINERS
 
     if MODE in trainer_base.TRAINER_REGISTRY:
         return
-    trainer_base.register_trainer(MODE)(SyncTrainer)
+    for mode, trainer in TRAINERS.items():
+        trainer_base.register_trainer(mode)(trainer)
     EngineRegistry.register("language_model", ["fsdp2"], ["cuda", "npu"], VENDOR)(TeachingEngine)
     register_adv_est(ESTIMATOR)(estimate)
     register_reward_manager("onpolicy")(OnpolicyRewardManager)

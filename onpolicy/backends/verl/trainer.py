@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
 import ray
 import torch
 from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from onpolicy.annotate import Annotator
@@ -18,9 +21,9 @@ from onpolicy.backends.verl import settings, store
 from onpolicy.backends.verl.annotator import build_annotator
 from onpolicy.backends.verl.bridge import PREFIX
 from onpolicy.backends.verl.judging import judged
-from onpolicy.backends.verl.names import COEFFICIENTS
+from onpolicy.backends.verl.names import COEFFICIENTS, MODE
 from onpolicy.backends.verl.rows import FIELDS, columns, grouped, rollout_group
-from onpolicy.backends.verl.worker import TeachingActorRolloutRefWorker
+from onpolicy.backends.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
 from onpolicy.checkpoint import CheckpointError
 from onpolicy.learning import term_names, token_classes
 from onpolicy.models import context_window
@@ -158,12 +161,23 @@ class Teaching:
 
     def _compute_metrics(self, batch: Any, metrics: dict[str, Any], *arguments: Any, **named: Any) -> None:
         super()._compute_metrics(batch, metrics, *arguments, **named)  # type: ignore[misc]
-        self._last = {name: float(value) for name, value in metrics.items() if isinstance(value, int | float)}
+        self._last = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
+        if (
+            folder := self._checkpoint
+        ).is_dir():  # verl saves before it measures; the next step's schedules read these numbers
+            self._write_state(folder)
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()  # type: ignore[misc]
+        self._write_state(self._checkpoint)
+
+    @property
+    def _checkpoint(self) -> Path:
+        """Of this step, if it has one."""
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"  # type: ignore[attr-defined]
+
+    def _write_state(self, folder: Path) -> None:
         state = {"coefficients": self.coefficients.state(), "metrics": self._last}
-        folder = Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"  # type: ignore[attr-defined]
         (folder / STATE).write_text(json.dumps(state))
 
     def _load_checkpoint(self) -> None:
@@ -172,8 +186,7 @@ class Teaching:
         if not step:
             return
         trainer = self.config.trainer  # type: ignore[attr-defined]
-        explicit = trainer.resume_mode == "resume_path"
-        folder = Path(trainer.resume_from_path) if explicit else Path(trainer.default_local_dir) / f"global_step_{step}"
+        folder = Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else self._checkpoint
         path = folder / STATE
         if not path.is_file():
             if self.plan.coefficients:
@@ -210,3 +223,23 @@ class SyncTrainer(Teaching, PPOTrainerSync):  # type: ignore[misc]
     """Trainer and rollout on the same devices, one after the other."""
 
     mode, worker = "sync", TeachingActorRolloutRefWorker
+
+
+class ColocateAsyncTrainer(Teaching, PPOTrainerColocateAsync):  # type: ignore[misc]
+    """The same devices, with rollouts that go on under new weights."""
+
+    mode, worker = "colocate_async", TeachingActorRolloutRefWorker
+
+
+class SeparateAsyncTrainer(Teaching, PPOTrainerSeparateAsync):  # type: ignore[misc]
+    """Rollouts on devices of their own."""
+
+    mode, worker = "separate_async", TeachingDetachActorWorker
+
+
+TRAINERS = {
+    MODE: SyncTrainer,
+    f"{MODE}_colocate_async": ColocateAsyncTrainer,
+    f"{MODE}_separate_async": SeparateAsyncTrainer,
+}
+"""By ``trainer.v1.trainer_mode``."""

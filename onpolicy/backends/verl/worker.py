@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from tensordict import TensorDict
+from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
 from verl.utils.device import get_device_name
@@ -92,3 +93,7 @@ class Teaching:
 
 class TeachingActorRolloutRefWorker(Teaching, ActorRolloutRefWorker):  # type: ignore[misc]
     """For trainer and rollout on the same devices."""
+
+
+class TeachingDetachActorWorker(Teaching, DetachActorWorker):  # type: ignore[misc]
+    """For a trainer whose rollouts are elsewhere."""
