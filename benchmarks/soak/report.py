@@ -69,7 +69,8 @@ def by_kind(soak: Soak) -> dict[str, tuple[int, float, float]]:
     times: dict[str, list[float]] = defaultdict(list)
     for fault in soak.seen.faults:
         name = fault.kind if fault.harm.target == "driver" else f"{fault.kind} {fault.harm.target}"
-        times[name].append(soak.seen.seconds if fault.back_after is None else fault.back_after)
+        if fault.back_after is not None or not soak.seen.finished:  # none followed the last step
+            times[name].append(fault.back_after or soak.seen.seconds)
     return {name: (len(found), median(found), max(found)) for name, found in sorted(times.items())}
 
 

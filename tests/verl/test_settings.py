@@ -88,6 +88,8 @@ def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -
         ("actor_rollout_ref.actor.use_kl_loss=true", "has no effect: the loss is onpolicy.objective"),
         ("actor_rollout_ref.actor.entropy_coeff=0.1", "entropy_coeff: got 0.1, which has no effect"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "loss_mode: got 'gspo', which has no effect"),
+        ("algorithm.rollout_correction.rollout_is=token", "rollout_is: got 'token', which has no effect"),
+        ("algorithm.rollout_correction.rollout_rs=token", "rollout_rs: got 'token', which has no effect"),
         ("algorithm.use_kl_in_reward=true", "algorithm.use_kl_in_reward: got true"),
         ("distillation.enabled=true", "distillation.enabled: got true"),
         ("reward.reward_manager.name=naive", "reward.reward_manager.name: got 'naive', wanted 'onpolicy'"),
@@ -174,7 +176,7 @@ def test_every_trainer_of_verls_takes_the_mixin(given: list[str], mode: str) -> 
     kind: Any = TRAINERS[mode]
     trainer = kind.__new__(kind)
     trainer.plan, trainer.config = method(config), config
-    assert isinstance(trainer, Teaching)
+    assert issubclass(kind, Teaching)
     trainer._init_resource_pool_mgr()
     assert list(trainer.role_worker_mapping) == [Role.ActorRolloutRef]
     assert trainer.mapping[Role.ActorRolloutRef] == "global_pool" and Role.ActorRollout not in trainer.mapping

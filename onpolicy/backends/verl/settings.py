@@ -192,17 +192,26 @@ def _of_the_engine(config: DictConfig, result: Plan) -> Iterator[str]:
 def _without_effect(config: DictConfig) -> Iterator[str]:
     """The objective takes the place of verl's actor loss; whoever sets that loss should know."""
     replaced = {
-        "use_kl_loss": (False, "{name: start_kl}"),
-        "entropy_coeff": (0, "a term of your own"),
-        "policy_loss.loss_mode": ("vanilla", "{name: policy_gradient}, {name: gspo} or {name: cispo}"),
-        "loss_agg_mode": ("token-mean", "the option normalize of a term"),
+        "actor_rollout_ref.actor.use_kl_loss": (False, "{name: start_kl}"),
+        "actor_rollout_ref.actor.entropy_coeff": (0, "a term of your own"),
+        "actor_rollout_ref.actor.policy_loss.loss_mode": (
+            "vanilla",
+            "{name: policy_gradient}, {name: gspo} or {name: cispo}",
+        ),
+        "actor_rollout_ref.actor.loss_agg_mode": ("token-mean", "the option normalize of a term"),
+        "algorithm.rollout_correction.rollout_is": (None, "the option importance_cap of a term"),
     }
+    if own_advantages(config):
+        replaced["algorithm.rollout_correction.rollout_rs"] = (
+            None,
+            "one of verl's estimators under algorithm.adv_estimator",
+        )
     for key, (neutral, instead) in replaced.items():
-        value = OmegaConf.select(config, f"actor_rollout_ref.actor.{key}")
+        value = OmegaConf.select(config, key)
         if value is not None and value != neutral:
             yield (
-                f"actor_rollout_ref.actor.{key}: got {value!r}, which has no effect: the loss is {SECTION}.objective. "
-                f"Use {instead}, and leave this at {neutral!r}."
+                f"{key}: got {value!r}, which has no effect: the loss is {SECTION}.objective. "
+                f"Use {instead}, and leave this at {'null' if neutral is None else neutral!r}."
             )
 
 
