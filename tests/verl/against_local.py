@@ -202,6 +202,17 @@ def gradients(folder: Path) -> dict[str, float]:
     return found
 
 
+def alone(folder: Path) -> dict[str, float]:
+    """One rollout for all ranks: the others have nothing but rows that verl made up, in this micro-batch or in all."""
+    found = {}
+    for name in ("sdpo", "mixed"):
+        terms = methods()[name]
+        loss, gradient = local_gradient(local(folder, frozen(), terms), batch()[:1])
+        own, theirs, _ = Side(folder, frozen(), terms).gradient(batch()[:1], synthetic=20)
+        found[name] = max(abs(own - loss), _largest(theirs, gradient))
+    return found
+
+
 def identical(folder: Path) -> dict[str, float]:
     """A teacher that reads the student's own prompt."""
     same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
@@ -294,7 +305,7 @@ def main(folder: Path) -> None:
     if torch.distributed.get_rank() == 0:
         tiny_model_dir(folder / "model")
     torch.distributed.barrier()
-    for case in (gradients, identical, steps, adapters, metrics):
+    for case in (gradients, alone, identical, steps, adapters, metrics):
         found = case(folder)
         if torch.distributed.get_rank() == 0:
             (folder / f"{case.__name__}.json").write_text(json.dumps(found))

@@ -39,6 +39,10 @@ def test_loss_and_gradient_are_the_embedded_trainers(found: dict[str, Any], meth
     assert gradients[f"{method}/{layout}"] < 1e-6
 
 
+def test_a_rank_without_rollouts_takes_part(found: dict[str, Any]) -> None:
+    assert max(found["alone"].values()) < 1e-6
+
+
 def test_the_students_own_prompt_teaches_nothing(found: dict[str, Any]) -> None:
     """Exactly 0, but for the last bits of JSD's mixture and of a softmax less itself."""
     identical = found["identical"]
