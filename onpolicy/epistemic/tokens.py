@@ -90,7 +90,7 @@ class TokenTelemetry:
             if difference is not None:
                 found[f"{prefix}/gap_matched/{view}"] = difference
         found |= self._shares()
-        if self._entropies:
+        if any(map(len, self._entropies)):
             found["epistemic/fork_rate"] = self._fork_rate(torch.cat(self._entropies))
         self._sums.clear()
         self._strata.clear()

@@ -76,9 +76,14 @@ class Side:
     ) -> None:
         self.packed, self.together = packed, Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
         objective = Objective(tuple(terms))
+        kept = more.pop("kept", False)
         self.worker = worker(folder, **more)
         wanted = rule.copies or objective.needs_ref
-        self.reference = worker(folder, forward_only=True) if wanted and not more.get("lora_rank") else None
+        self.reference = (
+            worker(folder, forward_only=True, reshard_after_forward=not kept)
+            if wanted and not more.get("lora_rank")
+            else None
+        )
         self.teachers = Teachers(
             self.worker.engine,
             self.reference.engine if self.reference else None,
@@ -126,14 +131,16 @@ class Side:
         return {name: _whole(p).detach().clone() for name, p in module.named_parameters()}
 
 
-def worker(folder: Path, *, forward_only: bool = False, lora_rank: int = 0) -> TrainingWorker:
+def worker(
+    folder: Path, *, forward_only: bool = False, lora_rank: int = 0, reshard_after_forward: bool = True
+) -> TrainingWorker:
     model = HFModelConfig(
         path=str(folder / "model"), use_remove_padding=True, enable_gradient_checkpointing=False, lora_rank=lora_rank,
         lora_alpha=16, override_config={"attn_implementation": "sdpa"},
     )  # fmt: skip
     engine = FSDPEngineConfig(
         strategy="fsdp2", model_dtype="fp32", use_torch_compile=False, mixed_precision=FP32, forward_only=forward_only,
-        use_dynamic_bsz=True, max_token_len_per_gpu=60,
+        use_dynamic_bsz=True, max_token_len_per_gpu=60, reshard_after_forward=reshard_after_forward,
     )  # fmt: skip
     optimizer = FSDPOptimizerConfig(lr=1e-3, clip_grad=1e9, weight_decay=0.0, total_training_steps=10)
     made = TrainingWorker(
@@ -250,6 +257,31 @@ def steps(folder: Path) -> dict[str, float]:
     return found
 
 
+def special(folder: Path) -> dict[str, float]:
+    """An update in which no term has a token moves nothing, as in the local trainer; a reference engine whose layers FSDP keeps whole."""
+    side, other = Side(folder, live(), methods()["sdpo"]), local(folder, live(), methods()["sdpo"])
+    silent = [replace(e, teacher_prompt_ids={}) for e in batch(seed=1)]
+    for examples in (batch(), silent):
+        before = side.weights()
+        side.step(examples)
+        other.step(examples)
+    found = {
+        "moved": _largest(side.weights(), before),
+        "silent": _largest(side.weights(), dict(other.student.named_parameters())),
+    }
+    side, other = (
+        Side(folder, ema(ema_decay=0.9), methods()["sdpo"], kept=True),
+        local(folder, ema(ema_decay=0.9), methods()["sdpo"]),
+    )
+    for seed in range(2):
+        side.step(batch(seed=seed))
+        other.step(batch(seed=seed))
+    assert side.reference is not None
+    return found | {
+        "kept": _largest(side.weights(side.reference.engine), dict(other.teaching.teacher.model.named_parameters()))
+    }
+
+
 def resumed(folder: Path, side: Side, rule: WeightRule) -> dict[str, float]:
     """The teacher goes into a checkpoint and comes back into another process's engines."""
     where = folder / "checkpoint"
@@ -305,7 +337,7 @@ def main(folder: Path) -> None:
     if torch.distributed.get_rank() == 0:
         tiny_model_dir(folder / "model")
     torch.distributed.barrier()
-    for case in (gradients, alone, identical, steps, adapters, metrics):
+    for case in (gradients, alone, identical, special, steps, adapters, metrics):
         found = case(folder)
         if torch.distributed.get_rank() == 0:
             (folder / f"{case.__name__}.json").write_text(json.dumps(found))

@@ -90,6 +90,15 @@ def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -
         ("actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "loss_mode: got 'gspo', which has no effect"),
         ("algorithm.rollout_correction.rollout_is=token", "rollout_is: got 'token', which has no effect"),
         ("algorithm.rollout_correction.rollout_rs=token", "rollout_rs: got 'token', which has no effect"),
+        ("algorithm.rollout_correction.loss_type=reinforce", "loss_type: got 'reinforce', which has no effect"),
+        ("algorithm.norm_adv_by_std_in_grpo=false", "norm_adv_by_std_in_grpo: got False, which has no effect"),
+        ("actor_rollout_ref.actor.clip_ratio_high=0.28", "clip_ratio_high: got 0.28, which has no effect"),
+        ("actor_rollout_ref.ref.ulysses_sequence_parallel_size=2", "ref.ulysses_sequence_parallel_size: got 2, wanted 1"),
+        ("actor_rollout_ref.model.enable_activation_offload=true", "enable_activation_offload: got true"),
+        ("trainer.use_v1=false", "trainer.use_v1: got false"),
+        ("~onpolicy.rewards", "every answer would get 0"),
+        ("reward.custom_reward_function.path=mine.py", "custom_reward_function.path: got 'mine.py', which has no effect"),
+        ("reward.reward_model.enable=true", "reward_model.enable: got True, which has no effect"),
         ("algorithm.use_kl_in_reward=true", "algorithm.use_kl_in_reward: got true"),
         ("distillation.enabled=true", "distillation.enabled: got true"),
         ("reward.reward_manager.name=naive", "reward.reward_manager.name: got 'naive', wanted 'onpolicy'"),
@@ -128,6 +137,12 @@ def test_a_temperature_wants_raw_log_probs(given: list[str]) -> None:
         method(composed(given, *hot, "actor_rollout_ref.rollout.logprobs_mode=processed_logprobs"))
 
 
+def test_sglang_has_no_raw_log_probs(given: list[str]) -> None:
+    method(composed(given, "actor_rollout_ref.rollout.name=sglang"))
+    with pytest.raises(ConfigError, match=r"rollout.name: got 'sglang' with top_p 0.9"):
+        method(composed(given, "actor_rollout_ref.rollout.name=sglang", "actor_rollout_ref.rollout.top_p=0.9"))
+
+
 def test_missing_files_are_named(given: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"actor_rollout_ref.model.path: there is no '~/models"):
         check(ROOT / "configs" / "verl" / "sdpo.yaml", given[:2])
@@ -146,6 +161,8 @@ def test_the_method_travels_to_the_workers_as_it_is(given: list[str]) -> None:
 def test_a_served_teacher_takes_one_view_and_nothing_else(given: list[str]) -> None:
     path = ROOT / "configs" / "verl" / "served_teacher.yaml"
     assert list(served(compose(path, given)).contexts) == ["teacher"]
+    with pytest.raises(ConfigError, match="agent_loop_manager_class: got None"):
+        served(compose(path, [*given, "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null"]))
     with pytest.raises(ConfigError, match=r"onpolicy\.rewards: a served teacher has verl's own loss"):
         served(compose(path, [*given, "+onpolicy.rewards=[math_answer]"]))
     with pytest.raises(ConfigError, match=r"onpolicy\.contexts: got \['teacher', 'more'\]"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-ESTIMATOR = "onpolicy"
+from onpolicy.backends.verl.names import ESTIMATOR
 
 
 def estimate(*arguments: Any, **named: Any) -> Any:

@@ -44,12 +44,17 @@ class Bridge:
         self.telemetry, self.together = telemetry, together
         self.marker_ids = {name: torch.tensor(ids, device=device) for name, ids in marker_ids.items()}
         self._denominators: dict[str, int] = {}
+        self.empty = False
+        """Whether no term has a token in the update under way."""
         self._tally = Tally()
 
     def begin(self, data: TensorDict) -> None:
         """Counts what each term is a mean over, in the whole update and on all ranks."""
-        counts = self.together.summed(dict(self.objective.denominators([_real(self.batch(data))])))
+        batch = _real(self.batch(data))
+        tokens = sum(int(term.tokens(batch).sum()) for term in self.objective.terms)
+        counts = self.together.summed({**self.objective.denominators([batch]), "": tokens})
         self._denominators = {name: int(count) for name, count in counts.items()}
+        self.empty = not self._denominators.pop("")
         self._tally = Tally()
 
     def __call__(

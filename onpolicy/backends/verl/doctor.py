@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import traceback
 from collections.abc import Iterator
-from importlib.metadata import entry_points, requires
+from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 from packaging.requirements import Requirement
 
@@ -91,10 +92,10 @@ def _in_a_worker() -> str:
 
 
 def _wanted(name: str) -> Requirement | None:
-    """What we, or verl, ask for."""
+    """What we and verl ask for, together; None where neither does."""
+    found = []
     for package in ("onpolicy", "verl"):
-        for text in requires(package) or []:
-            requirement = Requirement(text)
-            if requirement.name.lower() == name.lower():
-                return Requirement(f"{requirement.name}{requirement.specifier}")
-    return None
+        with contextlib.suppress(PackageNotFoundError):
+            found += [Requirement(text) for text in requires(package) or []]
+    ours = [r for r in found if r.name.lower() == name.lower() and (name == "verl" or "extra" not in str(r.marker))]
+    return Requirement(f"{name}{','.join(str(r.specifier) for r in ours if str(r.specifier))}") if ours else None

@@ -54,6 +54,13 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         output["metrics"].update(self._bridge.end())
         return output
 
+    def optimizer_step(self) -> Any:
+        """verl's, but for an update in which no term has a token: there momentum and weight decay alone would move the weights."""
+        if self._bridge is not None and self._bridge.empty:
+            self.optimizer_zero_grad()
+            return 0.0
+        return super().optimizer_step()
+
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """One micro-batch: the teachers read it first, without a graph."""
         if forward_only or self._bridge is None:
@@ -78,7 +85,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         """The student's logits at the sampled tokens and what the teachers see there, for ``Bridge``."""
         if self._taught is None:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        logits = _rows(output.logits, micro_batch)[padded_mask(micro_batch)]
+        logits = _rows(output.logits, micro_batch)[sampled(micro_batch)]
         return {"student": States(logits, Head()), "teachers": self._taught}
 
     @torch.no_grad()
@@ -112,8 +119,9 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             for _ in range(idle):
                 token = torch.zeros(1, dtype=torch.long, device=get_device_id())
                 self._read([token], [token], like)
-        if isinstance(self.module, FSDPModule):
-            self.module.reshard()  # what was gathered is stale once the weights have moved
+        for module in self.module.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()  # what was gathered is stale once the weights have moved
         return found
 
     def _read(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], like: TensorDict) -> Tensor:
@@ -130,7 +138,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         return context
 
 
-def padded_mask(data: TensorDict) -> Tensor:
+def sampled(data: TensorDict) -> Tensor:
     """[all T] bool: which response tokens were sampled, row after row."""
     mask: Tensor = data["response_mask"].values().bool()
     return mask

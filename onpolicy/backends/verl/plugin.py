@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 
-from onpolicy.backends.verl.names import MODE, VENDOR
+from onpolicy.backends.verl.names import ESTIMATOR, MANAGER, MODE, VENDOR
 
 
 def register() -> None:
@@ -17,7 +17,7 @@ def register() -> None:
     from verl.trainer.ppo.v1 import trainer_base
     from verl.workers.engine.base import EngineRegistry
 
-    from onpolicy.backends.verl.advantages import ESTIMATOR, estimate
+    from onpolicy.backends.verl.advantages import estimate
     from onpolicy.backends.verl.engine import TeachingEngine
     from onpolicy.backends.verl.reward_manager import OnpolicyRewardManager
     from onpolicy.backends.verl.trainer import TRAINERS
@@ -28,7 +28,7 @@ def register() -> None:
         trainer_base.register_trainer(mode)(trainer)
     EngineRegistry.register("language_model", ["fsdp2"], ["cuda", "npu"], VENDOR)(TeachingEngine)
     register_adv_est(ESTIMATOR)(estimate)
-    register_reward_manager("onpolicy")(OnpolicyRewardManager)
+    register_reward_manager(MANAGER)(OnpolicyRewardManager)
 
 
 try:

@@ -51,7 +51,7 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
         inputs = reward_inputs(group, lambda text: self._renderer.split_thinking(text).answer)
         (parts,) = measure({r.name: r.function for r in self._rewards}, inputs)
         (scored,) = weigh([parts], self._rewards, right=self._right)
-        return {"reward_score": scored.total, "reward_extra_info": dict(scored.parts)}
+        return {"reward_score": scored.total, "reward_extra_info": dict(parts)}
 
 
 def row_of(item: Any) -> dict[str, Any]:

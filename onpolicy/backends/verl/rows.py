@@ -24,6 +24,7 @@ from onpolicy.types import Example, Rollout, RolloutGroup, TrainBatch
 NOTHING = -1
 """In place of the ids of a prompt that a view does not have."""
 MOST_SPANS = 63
+"""Bits of a column's numbers, but for the sign."""
 FIELDS = ("prompts", "responses", "rollout_log_probs", "rm_scores", "raw_prompt", "uid", "extra_fields")
 """What is read of a row beside the columns of the dataset."""
 ROUTES, SPANS = "onpolicy_routes", "onpolicy_spans"

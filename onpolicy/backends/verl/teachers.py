@@ -11,6 +11,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from verl.utils.device import get_torch_device
 
 from onpolicy.backends.together import Alone
 from onpolicy.backends.verl.rows import NOTHING, prompt_column
@@ -51,10 +52,10 @@ class Teachers:
             prompts = list(data[prompt_column(view)].unbind())
             wanted = [i for i, ids in enumerate(prompts) if int(ids[0]) != NOTHING and bool(masks[i].any())]
             logits = self._logits([prompts[i] for i in wanted], [responses[i] for i in wanted], data)
-            found[view] = _laid_out(dict(zip(wanted, logits, strict=True)), masks, self._width)
+            found[view] = _laid_out(dict(zip(wanted, logits, strict=True)), masks, *self._like)
         if self.needs_start:
             logits = self._start(list(data["prompts"].unbind()), responses, data)
-            found[START] = _laid_out(dict(enumerate(logits)), masks, self._width)
+            found[START] = _laid_out(dict(enumerate(logits)), masks, *self._like)
         return {name: States(logits, Head()) for name, logits in found.items()}
 
     def _logits(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
@@ -74,8 +75,10 @@ class Teachers:
         )
 
     @property
-    def _width(self) -> int:
-        return int(self.student.module.config.get_text_config().vocab_size)
+    def _like(self) -> tuple[int, torch.dtype]:
+        """Width and type of logits."""
+        width = int(self.student.module.config.get_text_config().vocab_size)
+        return width, getattr(self.student, "_autocast_dtype", torch.float32)
 
     @torch.no_grad()
     def follow(self) -> None:
@@ -83,6 +86,7 @@ class Teachers:
         self.steps += 1
         if self.rule.update is None:
             return
+        get_torch_device().synchronize()  # the student may still be on its way to the CPU
         teacher = self._shards()
         for name, parameter in self.student.module.named_parameters():
             self.rule.update(teacher[name], _shard(parameter), None, self.steps)
@@ -138,12 +142,13 @@ def _shard(parameter: Tensor) -> Tensor:
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
 
 
-def _laid_out(known: Mapping[int, Tensor], masks: Sequence[Tensor], width: int) -> Tensor:
-    """[N, V] at the sampled tokens of all rows."""
-    like = next(iter(known.values()), torch.zeros(0, width, device=masks[0].device))
-    return torch.cat(
-        [
-            known[i][mask] if i in known else like.new_zeros(int(mask.sum()), like.shape[-1])
-            for i, mask in enumerate(masks)
-        ]
-    )
+def _laid_out(known: dict[int, Tensor], masks: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
+    """[N, V] at the sampled tokens of all rows; each row is let go once it is in its place."""
+    laid = torch.zeros(sum(int(mask.sum()) for mask in masks), width, dtype=dtype, device=masks[0].device)
+    place = 0
+    for i, mask in enumerate(masks):
+        tokens = int(mask.sum())
+        if i in known:
+            laid[place : place + tokens] = known.pop(i)[mask]
+        place += tokens
+    return laid

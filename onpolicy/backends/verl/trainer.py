@@ -21,7 +21,7 @@ from onpolicy.backends.verl import settings, store
 from onpolicy.backends.verl.annotator import build_annotator
 from onpolicy.backends.verl.bridge import PREFIX
 from onpolicy.backends.verl.judging import judged
-from onpolicy.backends.verl.names import COEFFICIENTS, MODE
+from onpolicy.backends.verl.names import COEFFICIENTS, ESTIMATOR, MODE
 from onpolicy.backends.verl.rows import FIELDS, columns, grouped, rollout_group
 from onpolicy.backends.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
 from onpolicy.checkpoint import CheckpointError
@@ -57,6 +57,8 @@ class Teaching:
         self.rewards = build_rewards(self.plan)
         self.coefficients = Coefficients(self.plan.coefficients)
         self._last: Metrics = {}
+        self._saved: int | None = None
+        """Step of the checkpoint written last by this process."""
         self._seen_prompt = False
 
     def _init_tokenizer(self) -> None:
@@ -68,7 +70,8 @@ class Teaching:
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()  # type: ignore[misc]
-        self._columns = tuple(self.train_dataset.dataframe.column_names)  # type: ignore[attr-defined]
+        frame = getattr(self.train_dataset, "dataframe", None)  # type: ignore[attr-defined]
+        self._columns = tuple(self.train_dataset[0] if frame is None else frame.column_names)  # type: ignore[attr-defined]
         if (key := self.config.data.image_key) in self._columns:  # type: ignore[attr-defined]
             raise ConfigError(
                 f"data.image_key: the data has a column {key!r}, but teachers read text; remove it, or name another column."
@@ -144,7 +147,7 @@ class Teaching:
         self._advantages = [e.advantage if e else 0.0 for e in examples]
 
     def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        if not settings.own_advantages(self.config):  # type: ignore[attr-defined]
+        if self.config.algorithm.adv_estimator != ESTIMATOR:  # type: ignore[attr-defined]
             return super()._compute_advantage(batch, metrics=metrics)  # type: ignore[misc]
         masks = [row["response_mask"] for row in store.fetch(batch, ["response_mask"])]
         spread = [advantage * mask.float() for advantage, mask in zip(self._advantages, masks, strict=True)]
@@ -162,18 +165,18 @@ class Teaching:
     def _compute_metrics(self, batch: Any, metrics: dict[str, Any], *arguments: Any, **named: Any) -> None:
         super()._compute_metrics(batch, metrics, *arguments, **named)  # type: ignore[misc]
         self._last = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
-        if (
-            folder := self._checkpoint
-        ).is_dir():  # verl saves before it measures; the next step's schedules read these numbers
-            self._write_state(folder)
+        if self._saved == self.global_steps:  # type: ignore[attr-defined]
+            # verl saves before it measures; the next step's schedules read these numbers
+            self._write_state(self._checkpoint)
 
     def _save_checkpoint(self) -> None:
         super()._save_checkpoint()  # type: ignore[misc]
+        self._saved = self.global_steps  # type: ignore[attr-defined]
         self._write_state(self._checkpoint)
 
     @property
     def _checkpoint(self) -> Path:
-        """Of this step, if it has one."""
+        """Of this step."""
         return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"  # type: ignore[attr-defined]
 
     def _write_state(self, folder: Path) -> None:

@@ -16,8 +16,8 @@ from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from onpolicy.backends.together import Ranks
 from onpolicy.backends.verl.bridge import Bridge
-from onpolicy.backends.verl.names import COEFFICIENTS, VENDOR
-from onpolicy.backends.verl.settings import SECTION, unpacked
+from onpolicy.backends.verl.names import COEFFICIENTS, SECTION, VENDOR
+from onpolicy.backends.verl.settings import unpacked
 from onpolicy.backends.verl.teachers import Teachers
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.learning import build_objective, class_names, lexicon_ids, teacher_rule, token_classes
