@@ -136,6 +136,7 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator, room: Room) 
         seed=plan.config.seed,
         room=room,
         telemetry=text_telemetry(plan, model),
+        graders=[Reward(name=g.name, weight=1.0, function=g.bind()) for g in plan.graders],
     )
 
 

@@ -168,6 +168,7 @@ class EvalConfig:
     temperature: float = opt(1.0, "sampling temperature at evaluation")
     top_p: float = opt(1.0, "nucleus at evaluation")
     max_tokens: int | None = opt(None, "completion cap at evaluation; null: `generator.max_tokens`")
+    graders: list[Any] = opt([], "rewards that grade too, reported beside the one under `correctness`")
 
 
 @dataclass

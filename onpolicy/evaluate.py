@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from math import comb
 from pathlib import Path
@@ -18,7 +19,10 @@ from onpolicy.room import Room, write_whole
 from onpolicy.routing import RIGHT
 from onpolicy.sampling import Sampling
 from onpolicy.scoring import FinalPart, JudgedGroup, Reward, score_group
-from onpolicy.types import Metrics, Prompt, RolloutGroup
+from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup
+
+AT_ONCE = 1024
+"""Rollouts in one call of the generator: what an evaluation that is cut off can lose."""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
@@ -55,6 +59,27 @@ class ProblemResult:
     lengths: list[int]
     truncated: list[bool]
     completions: list[str]
+    graded: dict[str, list[bool]] = field(default_factory=dict)
+    """What each of ``Evaluator.graders`` says."""
+
+    @property
+    def scores(self) -> tuple[float, ...]:
+        return tuple(map(float, self.right))
+
+    def judged(self, prompt: Prompt) -> JudgedGroup:
+        """As much of the judged rollouts as text telemetry reads; token ids are not kept, only how many there were."""
+        rollouts = tuple(
+            Rollout(
+                prompt_ids=(),
+                completion_ids=(0,) * length,
+                rollout_logprobs=(0.0,) * length,
+                text=text,
+                finish_reason="length" if cut else "stop",
+                policy_version=0,
+            )
+            for text, length, cut in zip(self.completions, self.lengths, self.truncated, strict=True)
+        )
+        return JudgedGroup(RolloutGroup(prompt=prompt, rollouts=rollouts), (), self.scores)
 
 
 @dataclass(frozen=True)
@@ -72,40 +97,72 @@ class Evaluator:
     seed: int
     room: Room
     telemetry: TextTelemetry | None = None
+    graders: Sequence[Reward] = ()
+    """Others that say what is right, reported beside ``reward``."""
 
-    def __call__(self, folder: Path) -> Metrics:
-        """Metrics ``eval/<set>/<what>``; every sample goes to ``<folder>/<set>.jsonl``."""
+    def __call__(self, folder: Path, *, resume: bool = False) -> Metrics:
+        """Metrics ``eval/<set>/<what>``; every sample goes to ``<folder>/<set>.jsonl``, one line a problem.
+
+        Args:
+            folder: of this evaluation
+            resume: keep each problem as soon as it is graded, and leave out those that the folder has already; every rollout has a
+                seed of its own, so what comes out does not depend on where an evaluation was cut off
+        """
         metrics: Metrics = {}
         for name, prompts in self.sets.items():
-            groups = self.generator.generate(prompts, seed=self.seed, sampling=self.sampling)
-            judged = [self._judged(group) for group in groups]
-            results = [self._graded(group) for group in judged]
-            path, text = folder / f"{name}.jsonl", "".join(json.dumps(asdict(r)) + "\n" for r in results)
-            self.room(path, partial(write_whole, path, text))
-            found = summary(results, self.k) | (self.telemetry.brief(judged) if self.telemetry else {})
+            results = self._results(prompts, folder / f"{name}.jsonl", resume)
+            found = summary(results, self.k)
+            if self.telemetry:
+                found |= self.telemetry.brief([r.judged(p) for r, p in zip(results, prompts, strict=True)])
             metrics |= {f"eval/{name}/{what}": value for what, value in found.items()}
         return metrics
 
-    def _judged(self, group: RolloutGroup) -> JudgedGroup:
-        # weight 1: `right` looks at the reward itself, whatever its share in training
-        scored = score_group(group, [replace(self.reward, weight=1.0)], self.final_part)
-        return JudgedGroup(group, tuple(scored), tuple(s.total for s in scored))
+    def _results(self, prompts: Sequence[Prompt], path: Path, resume: bool) -> list[ProblemResult]:
+        """Of every problem, in order."""
+        known = read_results(path) if resume else {}
+        missing = [p for p in prompts if p.id not in known]
+        step = max(1, AT_ONCE // self.sampling.group_size)
+        for start in range(0, len(missing), step):
+            part = missing[start : start + step]
+            with _counted(self.generator, len(prompts) - len(missing) + start, len(prompts), self.sampling.group_size):
+                groups = self.generator.generate(part, seed=self.seed, sampling=self.sampling)
+            known |= {result.id: result for result in map(self._graded, groups)}
+            if resume:
+                self._write(path, known.values())
+        results = [known[p.id] for p in prompts]
+        self._write(path, results)
+        return results
 
-    def _graded(self, judged: JudgedGroup) -> ProblemResult:
-        rollouts = judged.group.rollouts
+    def _write(self, path: Path, results: Iterable[ProblemResult]) -> None:
+        text = "".join(json.dumps(asdict(r)) + "\n" for r in results)
+        self.room(path, partial(write_whole, path, text))
+
+    def _graded(self, group: RolloutGroup) -> ProblemResult:
+        rewards = self._scores(group, self.reward)
         return ProblemResult(
-            id=judged.group.prompt.id,
-            rewards=list(judged.scores),
-            right=[score >= RIGHT for score in judged.scores],
-            answers=[self.extract(r.text) for r in rollouts],
-            lengths=[len(r.completion_ids) for r in rollouts],
-            truncated=[r.finish_reason == "length" for r in rollouts],
-            completions=[r.text for r in rollouts],
+            id=group.prompt.id,
+            rewards=rewards,
+            right=[score >= RIGHT for score in rewards],
+            answers=[self.extract(r.text) for r in group.rollouts],
+            lengths=[len(r.completion_ids) for r in group.rollouts],
+            truncated=[r.finish_reason == "length" for r in group.rollouts],
+            completions=[r.text for r in group.rollouts],
+            graded={g.name: [s >= RIGHT for s in self._scores(group, g)] for g in self.graders},
         )
+
+    def _scores(self, group: RolloutGroup, reward: Reward) -> list[float]:
+        # weight 1: `right` looks at the reward itself, whatever its share in training
+        return [s.total for s in score_group(group, [replace(reward, weight=1.0)], self.final_part)]
+
+
+def read_results(path: Path) -> dict[str, ProblemResult]:
+    """By problem, of an evaluation that may have been cut off."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return {result.id: result for result in (ProblemResult(**json.loads(line)) for line in lines)}
 
 
 def summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
-    """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems."""
+    """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems, ``/<grader>`` is that grader's."""
     n = len(results[0].right)
     per_problem = [fmean(r.right) for r in results]
     low, high = interval(per_problem)
@@ -113,7 +170,24 @@ def summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
     for k in ks:
         metrics[f"pass@{k}"] = fmean(pass_at_k(n, sum(r.right), k) for r in results)
         metrics[f"maj@{k}"] = fmean(maj_at_k(r.answers, r.right, k) for r in results)
+    for grader in results[0].graded:
+        said = [r.graded[grader] for r in results]
+        metrics[f"avg@{n}/{grader}"] = fmean(map(fmean, said))
+        metrics |= {f"pass@{k}/{grader}": fmean(pass_at_k(n, sum(s), k) for s in said) for k in ks}
+        same = [a == b for s, r in zip(said, results, strict=True) for a, b in zip(s, r.right, strict=True)]
+        metrics[f"agrees/{grader}"] = fmean(same)
     metrics["truncated"] = fmean(fmean(r.truncated) for r in results)
     metrics["completion_length"] = fmean(fmean(r.lengths) for r in results)
     metrics["problems"] = float(len(results))
     return metrics
+
+
+@contextmanager
+def _counted(generator: Generator, before: int, problems: int, samples: int) -> Iterator[None]:
+    """Progress of one call as progress of the whole set."""
+    report = generator.on_progress
+    generator.on_progress = lambda done, _: report(before * samples + done, problems * samples)
+    try:
+        yield
+    finally:
+        generator.on_progress = report

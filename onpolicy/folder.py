@@ -20,6 +20,10 @@ RESUMABLE = (
 )
 """What may change when a run is resumed: how long it runs, where, and what is kept of it, not what a step computes."""
 
+EVALUATED = ("model", "rendering", "generator", "rewards", "correctness", "lexicons", "epistemic", "eval", "seed")
+"""What decides an evaluation's numbers."""
+EVALUATION = "evaluation.json"
+
 
 def prepare_folder(folder: Path, config: Config) -> None:
     """Makes the run folder and writes the config into it.
@@ -30,6 +34,32 @@ def prepare_folder(folder: Path, config: Config) -> None:
     refuse_other_settings(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
     write_whole(folder / "config.yaml", to_yaml(config))
+
+
+def begin_evaluation(folder: Path, config: Config) -> None:
+    """Makes the folder of an evaluation, or goes on in one that was cut off.
+
+    Raises:
+        ConfigError: the folder holds an evaluation of another model, or with other settings.
+    """
+    now = {k: v for k, v in yaml.safe_load(to_yaml(config)).items() if k in EVALUATED}
+    now |= {"weights": _weights(Path(config.model.path))}
+    saved = folder / EVALUATION
+    if saved.exists():
+        differing = _differences(json.loads(saved.read_text()), now)
+        if differing:
+            raise ConfigError(
+                f"run_dir: {str(folder)!r} holds another evaluation ({'; '.join(differing)}). "
+                "Give the same settings to go on with it, or another run_dir."
+            )
+    folder.mkdir(parents=True, exist_ok=True)
+    write_whole(saved, json.dumps(now, indent=1) + "\n")
+
+
+def _weights(path: Path) -> dict[str, list[float]]:
+    """Size and time of a local model's weights: another model may come to stand under the same path."""
+    files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
+    return {file.name: [file.stat().st_size, file.stat().st_mtime] for file in files}
 
 
 def refuse_other_settings(folder: Path, config: Config) -> None:

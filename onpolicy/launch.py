@@ -13,8 +13,9 @@ from onpolicy.backends.launched import follow
 from onpolicy.config import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.display import Display, closing_table, evaluation_table
+from onpolicy.exports import export
 from onpolicy.faults import Faults, RoleLost
-from onpolicy.folder import default_folder
+from onpolicy.folder import begin_evaluation, default_folder
 from onpolicy.launcher import follower
 from onpolicy.loading import read_model
 from onpolicy.plan import Plan, plan
@@ -75,7 +76,7 @@ def keep_training(run: Run, checked: Plan) -> None:
 
 
 def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
-    """Measures ``model.path`` on every set and prints a table."""
+    """Measures ``model.path`` on every set and prints a table; one that was cut off goes on in its ``run_dir``."""
     config = load(config_path, overrides)
     checked = plan(config)
     if not checked.eval_sets:
@@ -84,6 +85,12 @@ def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
         Path(config.run_dir) if config.run_dir else default_folder(config_path.with_stem(f"eval-{config_path.stem}"))
     )
     console = Console()
+    begin_evaluation(folder, config)
+    console.print(
+        f"[bold]onpolicy eval[/bold] {plain(config_path)}  [dim]to go on if cut off:[/dim] run_dir={plain(folder)}",
+        highlight=False,
+        soft_wrap=True,
+    )
     model = read_model(checked)
     display = Display(0, console)
     generator = build_generator(checked, model, Faults(display.note))
@@ -92,11 +99,14 @@ def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
         evaluator = build_evaluator(checked, model, generator, Room(display.note))
         assert evaluator is not None
         with display:
-            metrics = evaluator(folder)
+            metrics = evaluator(folder, resume=True)
     finally:
         generator.close()
+    export(folder, config, metrics)
     console.print(evaluation_table(metrics))
-    console.print(f"samples and grades: {plain(folder)}", highlight=False)
+    console.print(
+        f"{plain(folder)}: results.json (as lm-evaluation-harness), samples.csv, and every answer", highlight=False
+    )
     return 0
 
 

@@ -49,6 +49,7 @@ class Plan:
     guards: tuple[Section, ...]
     trackers: tuple[Plugin, ...]
     eval_sets: Mapping[str, Section]
+    graders: tuple[Plugin, ...]
 
     @property
     def coefficients(self) -> list[Coefficient]:
@@ -105,6 +106,7 @@ def plan(config: Config) -> Plan:
         ),
         trackers=tuple(resolve("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)),
         eval_sets={name: _eval_set(name, spec) for name, spec in config.eval.sets.items()},
+        graders=tuple(resolve("reward", s, f"eval.graders[{i}]") for i, s in enumerate(config.eval.graders)),
     )
     _check_values(config, result)
     _check_views(result)

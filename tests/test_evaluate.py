@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import csv
 import itertools
 import json
+import os
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import pytest
 
+from onpolicy.config import build
+from onpolicy.data import load_prompts
 from onpolicy.evaluate import Evaluator, maj_at_k, pass_at_k
+from onpolicy.exports import export
 from onpolicy.intervals import interval
 from onpolicy.room import Room
 from onpolicy.sampling import Sampling
 from onpolicy.scoring import Reward
 from onpolicy.types import Prompt, Rollout, RolloutGroup
-from rewards.answer import math_answer
+from rewards.answer import exact_answer, math_answer
 from rewards.extract import extract_answer
 
 
@@ -49,6 +54,7 @@ class Scripted:
     """Answers problem i with the i-th list."""
 
     policy_version = 0
+    on_progress: Any = staticmethod(lambda done, total: None)
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.answers = answers
@@ -80,7 +86,7 @@ def test_known_answers_score_exactly_as_constructed(tmp_path: Path) -> None:
         }
     )
     evaluator = Evaluator(
-        generator=generator, sets={"set": prompts}, reward=Reward("math_answer", 0.1, math_answer),  # type: ignore[arg-type]
+        generator=generator, sets={"set": prompts}, reward=Reward("math_answer", 0.1, math_answer),  
         sampling=Sampling(group_size=4), k=[1, 2, 4], final_part=lambda t: t, extract=extract_answer, seed=0,
         room=Room(print),
     )  # fmt: skip
@@ -92,3 +98,105 @@ def test_known_answers_score_exactly_as_constructed(tmp_path: Path) -> None:
     assert metrics["eval/set/avg@4/low"] <= metrics["eval/set/avg@4"] <= metrics["eval/set/avg@4/high"]
     first = json.loads((tmp_path / "set.jsonl").read_text().splitlines()[0])
     assert first["right"] == [True, True, False, False] and first["answers"] == ["4", "4.0", "5", None]
+
+
+def question(i: int, *, as_json: bool) -> dict[str, Any]:
+    """A row as the benchmark files have them: verl's columns, nested or as JSON strings."""
+    row: dict[str, Any] = {
+        "data_source": f"made_{as_json}",
+        "prompt": [{"role": "user", "content": f"What is {i} + {i}?"}],
+        "ability": "MATH",
+        "reward_model": {"ground_truth": str(2 * i), "style": "rule-lighteval/MATH_v2"},
+        "extra_info": {"index": i, "split": "test"},
+    }
+    nested = ("prompt", "reward_model", "extra_info")
+    return {k: json.dumps(v) if as_json and k in nested else v for k, v in row.items()}
+
+
+def benchmark_files(folder: Path) -> dict[str, Path]:
+    """Six problems in both forms; with ONPOLICY_BENCHMARKS also the real ones in that folder."""
+    import pandas
+
+    files = {}
+    for form in ("nested", "strings"):
+        files[form] = folder / f"{form}.parquet"
+        pandas.DataFrame([question(i, as_json=form == "strings") for i in range(1, 7)]).to_parquet(files[form])
+    real = Path(os.environ.get("ONPOLICY_BENCHMARKS", folder / "none"))
+    return files | {path.stem: path for path in sorted(real.glob("a*2*.parquet"))}
+
+
+def evaluator_of(generator: Any, sets: dict[str, Any], samples: int = 4) -> Evaluator:
+    return Evaluator(
+        generator=generator, sets=sets, reward=Reward("math_answer", 1.0, math_answer), sampling=Sampling(group_size=samples),
+        k=[1, samples], final_part=lambda t: t, extract=extract_answer, seed=0, room=Room(print),
+        graders=[Reward("exact_answer", 1.0, exact_answer)],
+    )  # fmt: skip
+
+
+def test_benchmark_files_of_both_forms_score_exactly_as_constructed(tmp_path: Path) -> None:
+    sets = {name: load_prompts(path) for name, path in benchmark_files(tmp_path).items()}
+    assert {"nested", "strings"} <= set(sets) and sets["nested"][0].fields["answer"] == "2"
+    # the first problem of each set always right, the second half of the time, one sample right but not to the letter, others wrong
+    answers = {}
+    for prompts in sets.values():
+        for i, p in enumerate(prompts):
+            right, also = rf"So \boxed{{{p.fields['answer']}}}", rf"So \boxed{{\frac{{{p.fields['answer']}}}{{1}}}}"
+            wrong = r"So \boxed{-17}"
+            script = {0: [right] * 4, 1: [wrong, right, wrong, right], 2: [wrong, wrong, wrong, also]}
+            answers[p.id] = script.get(i, [wrong] * 4)
+    generator = Scripted(answers)
+    metrics = evaluator_of(generator, sets)(tmp_path / "out")
+    for name, prompts in sets.items():
+        n = len(prompts)
+        assert metrics[f"eval/{name}/avg@4"] == pytest.approx((1 + 0.5 + 0.25) / n)
+        assert metrics[f"eval/{name}/pass@4"] == pytest.approx(3 / n)
+        assert metrics[f"eval/{name}/avg@4/exact_answer"] == pytest.approx((1 + 0.5) / n)
+        assert metrics[f"eval/{name}/pass@4/exact_answer"] == pytest.approx(2 / n)
+        assert metrics[f"eval/{name}/agrees/exact_answer"] == pytest.approx(1 - 0.25 / n)
+
+
+class CutOff(Scripted):
+    """Ends with an error after so many calls."""
+
+    def __init__(self, answers: dict[str, list[str]], calls: int) -> None:
+        super().__init__(answers)
+        self.left, self.asked = calls, list[str]()
+
+    def generate(self, prompts, *, seed, sampling=None):  # type: ignore[no-untyped-def]
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.asked += [p.id for p in prompts]
+        return super().generate(prompts, seed=seed, sampling=sampling)
+
+
+def test_an_evaluation_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("onpolicy.evaluate.AT_ONCE", 8)  # two problems a call
+    prompts = [
+        Prompt(id=str(i), messages=({"role": "user", "content": "?"},), fields={"answer": str(i)}) for i in range(5)
+    ]
+    answers = {str(i): [rf"\boxed{{{j}}}" for j in range(i, i + 4)] for i in range(5)}
+    whole = evaluator_of(Scripted(answers), {"set": prompts})(tmp_path / "whole")
+    with pytest.raises(KeyboardInterrupt):
+        evaluator_of(CutOff(answers, 2), {"set": prompts})(tmp_path / "cut", resume=True)
+    second = CutOff(answers, 9)
+    assert evaluator_of(second, {"set": prompts})(tmp_path / "cut", resume=True) == whole
+    assert second.asked == ["4"], "only what was missing"
+    assert (tmp_path / "cut/set.jsonl").read_text() == (tmp_path / "whole/set.jsonl").read_text()
+    third = CutOff(answers, 9)
+    evaluator_of(third, {"set": prompts})(tmp_path / "cut")
+    assert third.asked == list("01234"), "while training nothing is taken from an earlier attempt at the step"
+
+
+def test_what_other_tools_read(tmp_path: Path) -> None:
+    prompts = [Prompt(id="p", messages=({"role": "user", "content": "?"},), fields={"answer": "4"})]
+    answers = {"p": [r"wait, unlikely. \boxed{4}", r"\boxed{4.0}", "no", "so ..."]}
+    metrics = evaluator_of(Scripted(answers), {"set": prompts})(tmp_path)
+    config = build({"model": {"path": "some/model"}, "eval": {"samples": 4}})
+    export(tmp_path, config, metrics)
+    found = json.loads((tmp_path / "results.json").read_text())
+    assert found["results"]["set"]["avg@4,none"] == 0.5 and found["results"]["set"]["avg@4/exact_answer,none"] == 0.25
+    assert found["n-samples"]["set"] == {"original": 1, "effective": 1} and found["model_name"] == "some/model"
+    rows = list(csv.DictReader((tmp_path / "samples.csv").open()))
+    assert [r["right"] for r in rows] == ["1", "1", "0", "0"] and [r["exact_answer"] for r in rows] == list("1000")
+    assert rows[0]["markers"] == "2" and [r["truncated"] for r in rows] == list("0001")  # wait, (un)likely

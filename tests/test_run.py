@@ -191,6 +191,13 @@ def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest
     assert ours == (tmp_path / "run" / "eval" / "step-000003" / "easy.jsonl").read_text(), (
         "same weights, same seed, same samples"
     )
+    other = [f"model.path={trained}", f"run_dir={tmp_path / 'eval'}", "eval.temperature=0.5"]
+    assert main(["eval", str(config), *other]) == 2
+    assert "holds another evaluation (eval.temperature: 1.0 there, 0.5 here)" in capsys.readouterr().err
+    two = [f"model.path={trained}", f"run_dir={tmp_path / 'two'}", "roles.generators=2"]
+    assert main(["eval", str(config), *two]) == 0
+    assert (tmp_path / "two" / "easy.jsonl").read_text() == ours, "replicas share the problems and change nothing"
+    assert json.loads((tmp_path / "two" / "results.json").read_text())["results"]["easy"]["problems,none"] > 0
 
 
 def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
