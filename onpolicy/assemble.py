@@ -37,8 +37,9 @@ from onpolicy.loading import (
 from onpolicy.pipeline import Pipeline
 from onpolicy.plan import Plan, Section
 from onpolicy.preflight import report_of
-from onpolicy.protocols import Generator, Trainer
+from onpolicy.protocols import Generator, Sampler, Trainer
 from onpolicy.randomness import step_seed
+from onpolicy.recorded import Recorded
 from onpolicy.registry import options_of
 from onpolicy.report.tokens import token_record
 from onpolicy.rollouts import Rollouts
@@ -223,7 +224,7 @@ def assemble(plan: Plan, folder: Path, display: Display) -> Run:
         renderer=model.renderer,
         prompts=cursor,
         generator=generator,
-        sample=build_pipeline(plan, cursor, generator, judge, clock),
+        sample=build_pipeline(plan, cursor, sampler(plan, model, generator), judge, clock),
         annotate=build_annotator(plan, model, inquiry, baseline),
         trainer=trainer,
         evaluator=build_evaluator(plan, model, generator, room),
@@ -251,7 +252,15 @@ def open_logs(plan: Plan, folder: Path, step: int) -> Logs:
     )
 
 
-def build_pipeline(plan: Plan, cursor: PromptCursor, generator: Generator, judge: Judge, clock: Clock) -> Pipeline:
+def sampler(plan: Plan, model: Model, generator: Generator) -> Sampler:
+    """Where the answers of a step come from."""
+    column = plan.data.frame.completions
+    if column is None:
+        return generator
+    return Recorded(generator, model.renderer, column, plan.generator.frame.max_tokens)
+
+
+def build_pipeline(plan: Plan, cursor: PromptCursor, generator: Sampler, judge: Judge, clock: Clock) -> Pipeline:
     """What samples the steps."""
     rollouts = Rollouts(
         generator,
@@ -317,7 +326,7 @@ def preflight(run: Run, plan: Plan) -> None:
         report_of,
         run.renderer,
         tuple(plan.contexts),
-        run.config.preflight.logprob_tolerance,
+        run.config.preflight.logprob_tolerance if plan.data.frame.completions is None else None,
         (console.width, console.is_terminal),
         first_rollouts(run, plan),
     )

@@ -71,6 +71,11 @@ class DataFrame:
     prompts_per_step: int = opt(8, "problems sampled a step")
     shuffle: bool = opt(True, "a new order each epoch, the same for the same `seed`")
     coverage: CoverageConfig = opt(CoverageConfig, "nested subsets of the problems")
+    completions: str | None = opt(
+        None,
+        "column that holds an answer to each problem, as text or as token ids: nothing is sampled and the run is off-policy, e.g. "
+        "fine-tuning with the term `cross_entropy`; null: answers are sampled",
+    )
     dynamic_sampling: int = opt(
         0,
         "DAPO's: leave out groups that are all right or all wrong and draw up to this many batches until the step is full; 0: keep all",

@@ -111,6 +111,7 @@ def plan(config: Config) -> Plan:
     _check_values(config, result)
     _check_views(result)
     _check_rewards(result)
+    _check_completions(result)
     _check_schedules(result)
     return result
 
@@ -316,6 +317,21 @@ def _check_rewards(result: Plan) -> None:
             raise ConfigError(f"{reward.plugin.key}.when: {right!r} itself says what is right; it is given always.")
     if config.correctness is not None and config.correctness not in names:
         raise ConfigError(f"correctness: {config.correctness!r} is not under rewards ({', '.join(names) or 'empty'}).")
+
+
+def _check_completions(result: Plan) -> None:
+    """What sampled answers have and recorded ones lack."""
+    if result.data.frame.completions is None:
+        return
+    nothing = "data.completions: nothing is sampled"
+    if result.generator.frame.staleness:
+        raise ConfigError(f"{nothing}, so generator.staleness has no meaning; leave it at 0.")
+    if result.data.frame.dynamic_sampling:
+        raise ConfigError(f"{nothing}, so there are no groups for data.dynamic_sampling; leave it at 0.")
+    for term in result.objective:
+        for cap, key in mentioned(term.plugin, "importance_cap").items():
+            if cap is not None:
+                raise ConfigError(f"{nothing}, so no sampler's log-probabilities for {key} = {cap}; set it to null.")
 
 
 def _check_schedules(result: Plan) -> None:

@@ -38,7 +38,8 @@ class Preflight:
     trainer: LocalTrainer
     renderer: Renderer
     views: Sequence[str]
-    logprob_tolerance: float
+    logprob_tolerance: float | None
+    """None: nothing was sampled, so there is nothing to compare."""
     console: Console
 
     def __call__(self, examples: Sequence[Example]) -> None:
@@ -47,7 +48,8 @@ class Preflight:
         self.show(shown)
         self.check_head(shown)
         self.check_alignment(examples)
-        self.check_logprobs(examples)
+        if self.logprob_tolerance is not None:
+            self.check_logprobs(examples, self.logprob_tolerance)
         self.check_zero(shown)
         self.check_signal(examples)
 
@@ -84,16 +86,16 @@ class Preflight:
                     )
         self._passed("first completion token lines up", f"all prompts end with {self.renderer.decode(suffix)!r}")
 
-    def check_logprobs(self, examples: Sequence[Example]) -> None:
+    def check_logprobs(self, examples: Sequence[Example], tolerance: float) -> None:
         """Generator and trainer must be the same model."""
         examples = examples[:ENOUGH]
         ours = torch.cat(self.trainer.logprobs(examples)).float().cpu()
         theirs = torch.tensor([p for e in examples for p in e.rollout.rollout_logprobs])
         gap = (ours - theirs).abs()
-        if not gap.mean() <= self.logprob_tolerance:
+        if not gap.mean() <= tolerance:
             raise PreflightError(
                 f"generator and trainer disagree on the sampled tokens by {gap.mean():.4f} nats on average (at most {gap.max():.3f}); "
-                f"preflight.logprob_tolerance allows {self.logprob_tolerance}. Different weights, precision or chat template?"
+                f"preflight.logprob_tolerance allows {tolerance}. Different weights, precision or chat template?"
             )
         self._passed(
             "generator and trainer agree", f"log-probs differ by {gap.mean():.1e} on average, {gap.max():.1e} at most"
@@ -155,7 +157,7 @@ def report_of(
     trainer: LocalTrainer,
     renderer: Renderer,
     views: Sequence[str],
-    logprob_tolerance: float,
+    logprob_tolerance: float | None,
     screen: tuple[int, bool],
     examples: Sequence[Example],
 ) -> tuple[str, PreflightError | None]:
@@ -172,6 +174,6 @@ def report_of(
 def has_signal(term: Term, example: Example) -> bool:
     """Whether a term can learn from a rollout: it goes there, and has the views, or the advantage, that the term reads."""
     taught = all(view in example.teacher_prompt_ids for view in term.views)
-    if term.facts.tokens == "response_mask":
+    if term.facts.tokens == "response_mask" and not term.facts.unrewarded:
         taught = example.advantage != 0.0 or (bool(term.views) and taught)
     return example.routes.get(term.name, 1.0) > 0 and taught

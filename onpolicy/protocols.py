@@ -13,6 +13,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+class Sampler(Protocol):
+    """Where the answers of a step come from: a generator, or what a dataset has recorded."""
+
+    def generate(
+        self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None
+    ) -> list[RolloutGroup]: ...
+
+
 class Generator(Protocol):
     """Samples from the student. ``generate`` may be called by several threads at once, and ``update_weights`` meanwhile."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from onpolicy.clock import Clock
 from onpolicy.cursor import PromptCursor
-from onpolicy.protocols import Generator
+from onpolicy.protocols import Sampler
 from onpolicy.routing import mixed
 from onpolicy.scoring import JudgedGroup
 from onpolicy.types import Metrics, RolloutGroup
@@ -17,7 +17,7 @@ from onpolicy.types import Metrics, RolloutGroup
 class Rollouts:
     """Samples and judges until the step is full."""
 
-    generator: Generator
+    generator: Sampler
     prompts: PromptCursor
     judge: Callable[[Sequence[RolloutGroup]], list[JudgedGroup]]
     clock: Clock

@@ -286,7 +286,7 @@ class Run:
 
     def _watch_sync(self, metrics: Metrics) -> None:
         """Weights that reach the generator only in part show as a growing difference between its log-probs and ours."""
-        if self.config.generator.get("staleness"):
+        if self.config.generator.get("staleness") or self.config.data.get("completions"):
             return  # there the policy's own change is part of the difference
         gap, first = metrics.get("rollout/logprob_gap"), self.history["first"].get("rollout/logprob_gap")
         if gap is None or first is None:

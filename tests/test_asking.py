@@ -22,6 +22,7 @@ from onpolicy.annotate import Annotator, advantages
 from onpolicy.clock import Clock
 from onpolicy.contexts.critique import critique
 from onpolicy.contexts.failed_sibling import failed_sibling
+from onpolicy.contexts.key_points import key_points
 from onpolicy.contexts.none import none
 from onpolicy.contexts.other_problem import other_problem
 from onpolicy.contexts.regenerated import regenerated
@@ -112,6 +113,17 @@ def test_regenerated_from_a_sibling_has_no_teacher_without_one() -> None:
         [group("right", "wrong"), group("no", "no", name="p2")], Scripted(["right!"]), contexts={"teacher": context}
     )
     assert [bool(e.teacher_prompt_ids) for e in examples] == [False, True, False, False]
+
+
+def test_key_points_are_the_students_or_a_column() -> None:
+    generator = Scripted(["- double the half"])
+    examples, _ = annotate([group("a", "b")], generator, contexts={"teacher": key_points})
+    assert len(generator.asked) == 1 and len(generator.asked[0]) == 1, "one question for a group"
+    assert "the solution of p1" in generator.asked[0][0].messages[-1]["content"]
+    assert "- double the half" in reads(examples[1]) and "the solution of p1" not in reads(examples[1])
+    generator = Scripted(["never"])
+    examples, _ = annotate([group("a")], generator, contexts={"teacher": partial(key_points, field="answer")})
+    assert not generator.asked and "Key points of a correct solution:\n\n4\n\n" in reads(examples[0])
 
 
 def test_critique_is_about_this_very_rollout_and_spares_the_right_ones() -> None:
@@ -322,6 +334,7 @@ def test_a_step_without_any_mixed_group_keeps_the_last_batch() -> None:
 
 ASKING: dict[str, Any] = {
     "regenerated": {"name": "regenerated", "samples": 2}, "critique": {"name": "critique", "threshold": 2.0},
+    "key_points": {"name": "key_points"},
     "other_problem": {"name": "other_problem"}, "revision": {"name": "revision"},
 }  # fmt: skip
 

@@ -10,6 +10,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from onpolicy.config import build
@@ -79,7 +81,7 @@ def test_known_answers_score_exactly_as_constructed(tmp_path: Path) -> None:
     prompts = [
         Prompt(id=str(i), messages=({"role": "user", "content": "?"},), fields={"answer": "4"}) for i in range(2)
     ]
-    generator = Scripted(
+    generator: Any = Scripted(
         {
             "0": [r"\boxed{4}", r"\boxed{4.0}", r"\boxed{5}", "so ..."],
             "1": [r"\boxed{6}", "no", r"\boxed{6}", r"\boxed{4}"],
@@ -115,12 +117,11 @@ def question(i: int, *, as_json: bool) -> dict[str, Any]:
 
 def benchmark_files(folder: Path) -> dict[str, Path]:
     """Six problems in both forms; with ONPOLICY_BENCHMARKS also the real ones in that folder."""
-    import pandas
-
     files = {}
     for form in ("nested", "strings"):
         files[form] = folder / f"{form}.parquet"
-        pandas.DataFrame([question(i, as_json=form == "strings") for i in range(1, 7)]).to_parquet(files[form])
+        rows = [question(i, as_json=form == "strings") for i in range(1, 7)]
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), files[form])
     real = Path(os.environ.get("ONPOLICY_BENCHMARKS", folder / "none"))
     return files | {path.stem: path for path in sorted(real.glob("a*2*.parquet"))}
 

@@ -103,7 +103,8 @@ def problems_of(groups: Sequence[JudgedGroup]) -> list[str]:
 
 def run_through(sample: Pipeline, steps: range, delay: float = 0.004) -> list[list[str]]:
     """The loop, with training that takes a while; the problems of each step."""
-    generator, seen = sample.rollouts.generator, []
+    generator: Any = sample.rollouts.generator
+    seen = []
     for step in steps:
         groups, _ = sample(step)
         for judged in groups:

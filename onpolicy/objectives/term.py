@@ -15,15 +15,20 @@ class TermFacts:
     """Which tokens it trains: all that were sampled, or those whose rollout has a context in the term's ``view``."""
     needs_ref: bool = False
     """Whether it reads ``ref_logprobs``, for which the trainer keeps the start model."""
+    unrewarded: bool = False
+    """Whether it learns from sampled tokens that have no advantage."""
 
 
 def loss_term(
-    *, tokens: Literal["response_mask", "teacher_mask"] = "response_mask", needs_ref: bool = False
+    *,
+    tokens: Literal["response_mask", "teacher_mask"] = "response_mask",
+    needs_ref: bool = False,
+    unrewarded: bool = False,
 ) -> Callable[[TermFunction], TermFunction]:
     """States facts about a term function; one without them trains all sampled tokens."""
 
     def state(function: TermFunction) -> TermFunction:
-        function.facts = TermFacts(tokens=tokens, needs_ref=needs_ref)  # type: ignore[attr-defined]
+        function.facts = TermFacts(tokens=tokens, needs_ref=needs_ref, unrewarded=unrewarded)  # type: ignore[attr-defined]
         return function
 
     return state
