@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoModelForCausalLM
 
 from onpolicy.__main__ import main
-from onpolicy.analyze.contexts import UNGUIDED, compare_contexts
+from onpolicy.analyze.collect import EVERYTHING, within_band
+from onpolicy.analyze.contexts import UNGUIDED, guide, rows
+from onpolicy.analyze.richness import richness
+from onpolicy.config import load
 from onpolicy.contexts.final_answer import final_answer
 from onpolicy.contexts.successful_sibling import successful_sibling
 from onpolicy.inquiry import Inquiry
+from onpolicy.loading import read_model
+from onpolicy.plan import plan
 from onpolicy.randomness import step_seed
 from onpolicy.sampling import Sampling
-from onpolicy.scoring import Judge, Reward
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.scoring import Judge, JudgedGroup, Reward
+from onpolicy.types import Message, Prompt, RolloutGroup
 from tests.runs import write_config
 from tests.test_asking import RENDERER, problem, right, rollout
 from tests.tiny import byte_tokenizer, tiny_model
@@ -37,37 +44,99 @@ class Doubtful:
         return [RolloutGroup(prompt=p, rollouts=tuple(map(rollout, answers(p)))) for p in prompts]
 
 
-def compared(band: tuple[float, float] = (0.0, 1.0)) -> Any:
+def compared(band: tuple[float, float] = EVERYTHING, problems: int = 9) -> Any:
     generator: Any = Doubtful()
     judge = Judge([Reward("right", 1.0, right)], str)
     prompts = [problem(f"p{i}") for i in range(1, 4)]
+    unguided = list(
+        within_band(prompts, generator=generator, judge=judge, band=band, problems=problems, seed=0, note=print)
+    )
     inquiry = Inquiry(generator, judge, prompts, step_seed, RENDERER, 2000, False)
-    return compare_contexts(
-        prompts, {"answer": final_answer, "sibling": successful_sibling}, generator=generator, judge=judge, inquiry=inquiry,
-        lexicons=["A"], seed=0, band=band,
-    )  # fmt: skip
+    views: dict[str, Any] = {"answer": final_answer, "sibling": partial(successful_sibling, threshold=0.5)}
+    guided = guide(unguided, views, generator=generator, judge=judge, inquiry=inquiry, seed=0)
+    return rows(unguided, guided, {}, ["A"], RENDERER.split_thinking) if unguided else []
 
 
 def test_contexts_by_hand() -> None:
     plain, told, sibling = compared()
     assert (plain.context, told.context, sibling.context) == (UNGUIDED, "answer", "sibling")
-    assert plain.score.mean == pytest.approx((0.5 + 0.5 + 1.0) / 3) and told.score.mean == sibling.score.mean == 1.0
+    assert plain.mean("score").mean == pytest.approx((0.5 + 0.5 + 1.0) / 3)
+    assert told.mean("score").mean == sibling.mean("score").mean == 1.0
     assert plain.problems == told.problems == 3 and plain.samples == 2
-    assert plain.paper_count.mean == pytest.approx((3 / 2 + 3 / 2 + 0) / 3)  # wait, maybe, hmm in two answers
-    assert plain.rates["A"].mean == pytest.approx((2 * 1000 * 2 / 26) / 3, rel=0.01) and told.rates["A"].mean == 0.0
-    assert plain.score.low < plain.score.mean < plain.score.high
-    hard, *_ = compared(band=(0.125, 0.5))
-    assert hard.problems == 2 and compared(band=(0.6, 0.9)) == []
+    # wait, maybe, hmm in two answers of 26 tokens together
+    assert plain.mean("paper_count").mean == pytest.approx((3 / 2 + 3 / 2 + 0) / 3)
+    assert plain.mean("paper_per_1k").mean == pytest.approx((2 * 3000 / 26) / 3, rel=0.01)
+    assert plain.mean("rate/A").mean == pytest.approx((2 * 1000 * 2 / 26) / 3, rel=0.01)
+    assert told.mean("rate/A").mean == 0.0 and plain.mean("score").low < plain.mean("score").mean
+    assert told.difference("score").mean == pytest.approx(1 / 3) and plain.difference("tokens").mean == 0.0
+    assert told.by_problem["p3"]["score"] == 1.0 and told.against["p1"]["score"] == 0.5
+
+
+def test_a_band_of_problems() -> None:
+    hard, *_ = compared((0.125, 0.5))
+    assert set(hard.by_problem) == {"p1", "p2"} and compared((0.6, 0.9)) == []
+    first, *_ = compared((0.125, 0.5), problems=1)
+    assert set(first.by_problem) == {"p1"}
+
+
+def test_collecting_goes_on_until_there_are_enough() -> None:
+    asked = []
+
+    class Hard(Doubtful):
+        def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+            asked.append([p.id for p in prompts])
+            every_third = [p.id[1:] for p in prompts if int(p.id[1:]) % 3 == 0]
+            texts = {True: ["right", "wrong"], False: ["wrong"] * 2}
+            return [
+                RolloutGroup(prompt=p, rollouts=tuple(map(rollout, texts[p.id[1:] in every_third]))) for p in prompts
+            ]
+
+    generator: Any = Hard()
+    prompts, notes = [problem(f"p{i}") for i in range(1, 40)], list[str]()
+    judge = Judge([Reward("right", 1.0, right)], str)
+    found = within_band(
+        prompts, generator=generator, judge=judge, band=(0.4, 0.6), problems=4, seed=0, note=notes.append
+    )
+    assert [g.group.prompt.id for g in found] == ["p3", "p6", "p9", "p12"]
+    assert [len(a) for a in asked] == [4, 12], "the second call is as large as the first one's share asks for"
+    assert notes[-1] == "4 of 4 problems within 0.4 to 0.6, after 16 of 39"
+
+
+def test_what_a_context_tells_by_hand(tmp_path: Path) -> None:
+    """Against the model's own probabilities, one sequence at a time."""
+    checked = plan(load(write_config(tmp_path)))
+    model = read_model(checked)
+    question = problem("p1")
+    judged = JudgedGroup(
+        RolloutGroup(prompt=question, rollouts=tuple(map(rollout, ["wrong", "right", "right!", "right?"]))), (), (0, 1, 1, 1)
+    )  # fmt: skip
+    shown: tuple[Message, ...] = ({"role": "user", "content": "p1? Hint: right"},)
+    gain = richness(checked, model, [judged], {"hint": {"p1": shown}, "nothing": {}})
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").requires_grad_(False)
+
+    def likelihood(messages: Any, text: str) -> float:
+        before, after = RENDERER.prompt_ids(messages), RENDERER.tokenizer.encode(text)
+        logits = plain(torch.tensor([[*before, *after]])).logits[0, len(before) - 1 : -1]
+        return -float(torch.nn.functional.cross_entropy(logits, torch.tensor(after), reduction="sum"))
+
+    gains = [likelihood(shown, t) - likelihood(question.messages, t) for t in ("right", "right!", "right?")]
+    assert set(gain) == {"hint"} and gain["hint"].problems == 1
+    assert gain["hint"].first.mean == pytest.approx(gains[0], abs=1e-4)
+    assert gain["hint"].others and gain["hint"].others.mean == pytest.approx(sum(gains[1:]) / 2, abs=1e-4)
 
 
 def test_contexts_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = {"teacher": {"name": "reference_solution"}, "answer": {"name": "final_answer"}}
     terms = [{"name": "distill", "divergence": "forward_kl"}, {"name": "sampled_kl", "view": "answer", "weight": 0}]
     config = write_config(tmp_path, contexts=both, objective=terms)
-    assert main(["analyze", "contexts", str(config), "--problems", "3", "--output", str(tmp_path / "out.json")]) == 0
+    out = ["--output", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.svg")]
+    assert main(["analyze", "contexts", str(config), "--problems", "3", *out]) == 0
     assert "unguided" in capsys.readouterr().out
-    rows = json.loads((tmp_path / "out.json").read_text())["rows"]
-    assert {row["context"] for row in rows} == {UNGUIDED, "teacher", "answer"} and rows[0]["samples"] == 3
+    found = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert {row["context"] for row in found} == {UNGUIDED, "teacher", "answer"} and found[0]["samples"] == 3
+    assert set(found[1]["by_problem"]) == set(found[0]["by_problem"]) and len(found[0]["by_problem"]) == 3
+    assert found[1]["mean"]["tokens"]["mean"] > 0 and found[0]["gain"] is None
+    assert "markers per 1k tokens" in (tmp_path / "out.svg").read_text() or "<svg" in (tmp_path / "out.svg").read_text()
     assert (
         main(["analyze", "contexts", str(config), "--band", "2", "3"]) == 2
         and "widen --band" in capsys.readouterr().err

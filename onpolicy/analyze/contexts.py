@@ -1,26 +1,32 @@
 """What seeing more does to the model's own answers: it *generates* under each context, nothing is trained.
 
 Section 3 of arXiv 2603.24472 (its table 1) for any model, dataset and contexts: score, length and markers of doubt, counted as the
-paper does and per 1,000 tokens, with intervals over problems.
+paper does and in our way, a response and per 1,000 tokens, with intervals over problems and differences from the unguided answers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from statistics import fmean
 from typing import Any
 
+from onpolicy.analyze.collect import solved
+from onpolicy.analyze.richness import Gain
 from onpolicy.epistemic.marked import Split, mark
 from onpolicy.epistemic.text import pooled_rate
 from onpolicy.inquiry import Inquiry
 from onpolicy.intervals import Measured, measured
 from onpolicy.protocols import Generator
+from onpolicy.routing import RIGHT
 from onpolicy.scoring import Judge, JudgedGroup
-from onpolicy.types import Prompt
+from onpolicy.types import Message, Prompt
 from rewards.lexicon import count
 
 UNGUIDED = "unguided"
+
+Numbers = Mapping[str, float]
+"""Measure -> value, of one problem: ``score``, ``tokens``, ``paper_count``, ``paper_per_1k``, ``rate/<lexicon>``, ``truncated``."""
 
 
 @dataclass(frozen=True)
@@ -28,77 +34,118 @@ class Row:
     """What the model did under one context."""
 
     context: str
-    problems: int
     samples: int
-    score: Measured
-    tokens: Measured
-    paper_count: Measured
-    """The ten words of the paper as substrings, a response."""
-    rates: Mapping[str, Measured]
-    """Lexicon -> markers per 1,000 tokens."""
-    truncated: float
+    """Answers to each problem."""
+    by_problem: Mapping[str, Numbers]
+    against: Mapping[str, Numbers]
+    """The same problems unguided."""
+    gain: Gain | None = None
+    """What the context tells; None of the unguided answers."""
+
+    @property
+    def problems(self) -> int:
+        return len(self.by_problem)
+
+    @property
+    def measures(self) -> list[str]:
+        return list(next(iter(self.by_problem.values())))
+
+    def mean(self, measure: str) -> Measured:
+        """Over problems."""
+        return measured([numbers[measure] for numbers in self.by_problem.values()])
+
+    def difference(self, measure: str) -> Measured:
+        """Less the unguided answers, problem by problem."""
+        return measured([numbers[measure] - self.against[p][measure] for p, numbers in self.by_problem.items()])
 
 
-def compare_contexts(
-    prompts: Sequence[Prompt],
+@dataclass(frozen=True)
+class Guided:
+    """The answers under one context, and what was shown."""
+
+    shown: Mapping[str, tuple[Message, ...]]
+    """Problem -> what the model read."""
+    judged: Sequence[JudgedGroup] = field(default_factory=list)
+
+
+def guide(
+    unguided: Sequence[JudgedGroup],
     contexts: Mapping[str, Callable[..., Any]],
     *,
     generator: Generator,
     judge: Judge,
     inquiry: Inquiry,
-    lexicons: Sequence[str],
     seed: int,
-    band: tuple[float, float] = (0.0, 1.0),
-) -> list[Row]:
-    """A row without context, then one for each context, all on the same problems.
+) -> dict[str, Guided]:
+    """Context -> answers, ``group_size`` to each problem for which it has something to show.
 
     Args:
-        prompts: the problems
-        contexts: by name; they see the unguided answers as siblings, as in training
-        generator: samples ``group_size`` answers of each problem under each context
+        unguided: each problem with its unguided answers, which contexts see as siblings, as in training
+        contexts: by name; each is asked for what a wrong answer's teacher would read, so that a sibling is the first right one
+        generator: answers
         judge: says what is right
         inquiry: answers what contexts ask
-        lexicons: whose markers are counted
         seed: of all samples
-        band: only problems whose unguided share of right answers lies within
     """
-    unguided = [g for g in judge(generator.generate(prompts, seed=seed)) if band[0] <= _solved(g) <= band[1]]
-    split = inquiry.renderer.split_thinking
-    rows = [_row(UNGUIDED, unguided, lexicons, split)] if unguided else []
+    found = {}
     for number, (name, context) in enumerate(contexts.items(), start=1):
+        places = {(i, j): g for i, g in enumerate(unguided) for j in _wrong_first(g)}
         started: dict[Hashable, tuple[Prompt, Any]] = {
-            (i, j): (judged.group.prompt, context(judged.group, j, judged.scores))
-            for i, judged in enumerate(unguided)
-            for j in range(len(judged.scores))
+            (i, j): (judged.group.prompt, context(judged.group, j, judged.scores)) for (i, j), judged in places.items()
         }
         built = inquiry.settle(started, version=0)
-        guided = []
-        for i, judged in enumerate(unguided):
-            messages = next((built[i, j] for j in range(len(judged.scores)) if built[i, j] is not None), None)
-            if messages is not None:
-                prompt = judged.group.prompt
-                guided.append(replace(prompt, id=f"{prompt.id}@{name}", messages=tuple(messages)))
-        if guided:
-            rows.append(_row(name, judge(generator.generate(guided, seed=seed + number)), lexicons, split))
-    return rows
+        shown: dict[str, tuple[Message, ...]] = {}
+        for (i, j), judged in places.items():
+            if built[i, j] is not None:
+                shown.setdefault(judged.group.prompt.id, tuple(built[i, j]))
+        prompts = [g.group.prompt for g in unguided if g.group.prompt.id in shown]
+        asked = [replace(p, id=f"{p.id}@{name}", messages=shown[p.id]) for p in prompts]
+        judged_groups = judge(generator.generate(asked, seed=seed + number)) if asked else []
+        found[name] = Guided(
+            shown,
+            # as it was read: what an answer repeats of it is a quotation, no doubt of its own
+            [
+                replace(g, group=replace(g.group, prompt=replace(p, messages=shown[p.id])))
+                for g, p in zip(judged_groups, prompts, strict=True)
+            ],
+        )
+    return found
 
 
-def _solved(judged: JudgedGroup) -> float:
-    return fmean(score >= 0.5 for score in judged.scores)
+def rows(
+    unguided: Sequence[JudgedGroup],
+    guided: Mapping[str, Guided],
+    gains: Mapping[str, Gain],
+    lexicons: Sequence[str],
+    split: Split,
+) -> list[Row]:
+    """The unguided answers, then each context that had something to show."""
+    plain = numbers(unguided, lexicons, split)
+    samples = len(unguided[0].scores)
+    return [Row(UNGUIDED, samples, plain, plain)] + [
+        Row(name, samples, numbers(g.judged, lexicons, split), plain, gains.get(name))
+        for name, g in guided.items()
+        if g.judged
+    ]
 
 
-def _row(name: str, groups: Sequence[JudgedGroup], lexicons: Sequence[str], split: Split) -> Row:
-    rollouts = [g.group.rollouts for g in groups]
-    problems = [mark([g], lexicons, split) for g in groups]
-    return Row(
-        context=name,
-        problems=len(groups),
-        samples=len(rollouts[0]),
-        score=measured([_solved(g) for g in groups]),
-        tokens=measured([fmean(m.tokens for m in group) for group in problems]),
-        paper_count=measured(
-            [fmean(sum(count(m.text, "seed10", "paper").values()) for m in group) for group in problems]
-        ),
-        rates={lexicon: measured([pooled_rate(group, lexicon) or 0.0 for group in problems]) for lexicon in lexicons},
-        truncated=fmean(r.finish_reason == "length" for group in rollouts for r in group),
-    )
+def numbers(judged: Sequence[JudgedGroup], lexicons: Sequence[str], split: Split) -> dict[str, Numbers]:
+    """Of each problem, over its answers."""
+    found: dict[str, Numbers] = {}
+    for g in judged:
+        marked = mark([g], lexicons, split)
+        tokens = sum(m.tokens for m in marked)
+        paper = sum(sum(count(m.text, "seed10", "paper").values()) for m in marked)
+        found[g.group.prompt.id] = {
+            "score": solved(g),
+            "tokens": tokens / len(marked),
+            "paper_count": paper / len(marked),
+            "paper_per_1k": 1000.0 * paper / max(tokens, 1),
+            **{f"rate/{lexicon}": pooled_rate(marked, lexicon) or 0.0 for lexicon in lexicons},
+            "truncated": fmean(m.rollout.finish_reason == "length" for m in marked),
+        }
+    return found
+
+
+def _wrong_first(judged: JudgedGroup) -> list[int]:
+    return sorted(range(len(judged.scores)), key=lambda j: judged.scores[j] >= RIGHT)

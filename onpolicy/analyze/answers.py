@@ -1,0 +1,160 @@
+"""``onpolicy analyze contexts``: measures, prints, draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from onpolicy.analyze.collect import Band, within_band
+from onpolicy.analyze.commands import write
+from onpolicy.analyze.contexts import Row, guide, rows
+from onpolicy.analyze.richness import richness
+from onpolicy.analyze.session import session
+from onpolicy.assemble import build_inquiry
+from onpolicy.config import load
+from onpolicy.intervals import Measured
+from onpolicy.plan import Plan, plan
+from onpolicy.registry import ConfigError
+from onpolicy.terminal import plain
+
+MOST_LEXICONS = 2
+"""Columns of the table; the file has all."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was measured, and on how much."""
+
+    rows: Sequence[Row]
+    band: Band
+    wanted: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Means, differences and every problem."""
+        return {"band": list(self.band), "rows": [row_as_json(row) for row in self.rows]}
+
+
+def analyze_contexts(
+    config_path: Path, overrides: Sequence[str], output: Path | None, drawing: Path | None, problems: int, band: Band
+) -> int:
+    """Generates under every context of the config and prints score, length, markers and information of each."""
+    if drawing is not None:
+        drawing_library()  # before hours of sampling
+    found = measure_contexts(plan(load(config_path, overrides)), problems, band)
+    console = Console()
+    console.print(contexts_table(found))
+    write(output, config_path, overrides, **found.as_json())
+    if drawing is not None:
+        draw(found.rows, drawing)
+        console.print(plain(drawing), soft_wrap=True)
+    return 0
+
+
+def measure_contexts(checked: Plan, problems: int, band: Band) -> Found:
+    """A row without context, and one for each.
+
+    Raises:
+        ConfigError: the config has no context or no reward, or no problem's solve rate lies within the band.
+    """
+    if not checked.contexts or not checked.rewards:
+        raise ConfigError("analyze contexts: wants contexts to compare and a reward that says what is right")
+    seed = checked.config.seed
+    with session(checked) as s:
+        unguided = list(
+            within_band(
+                s.prompts,
+                generator=s.generator,
+                judge=s.judge,
+                band=band,
+                problems=problems,
+                seed=seed,
+                note=s.display.note,
+            )
+        )
+        if not unguided:
+            raise ConfigError(
+                f"analyze contexts: no problem is solved between {band[0]:g} and {band[1]:g} of the time; widen --band"
+            )
+        guided = guide(
+            unguided,
+            {view: plugin.bind() for view, plugin in checked.contexts.items()},
+            generator=s.generator,
+            judge=s.judge,
+            inquiry=build_inquiry(checked, s.model, s.prompts, s.generator, s.judge),
+            seed=seed,
+        )
+    gains = richness(checked, s.model, unguided, {name: g.shown for name, g in guided.items()})
+    lexicons = checked.config.epistemic.lexicons or ["seed10", "A"]
+    return Found(rows(unguided, guided, gains, lexicons, s.model.renderer.split_thinking), band, problems)
+
+
+def row_as_json(row: Row) -> dict[str, Any]:
+    measures = row.measures
+    return {
+        "context": row.context,
+        "problems": row.problems,
+        "samples": row.samples,
+        "mean": {m: asdict(row.mean(m)) for m in measures},
+        "difference": {m: asdict(row.difference(m)) for m in measures},
+        "gain": row.gain and asdict(row.gain),
+        "by_problem": row.by_problem,
+    }
+
+
+def contexts_table(found: Found) -> Table:
+    fewer = "" if found.rows[0].problems >= found.wanted else f" (of {found.wanted} wanted)"
+    table = Table(
+        title=f"the model's own answers under each context; mean over {found.rows[0].problems} problems{fewer}, 95 % below",
+        title_justify="left",
+        show_lines=True,
+    )
+    rates = [m for m in found.rows[0].measures if m.startswith("rate/")][:MOST_LEXICONS]
+    heads = ["score", "tokens", "paper's\ncount", "paper's\nper 1k", *(f"{plain(m[5:])}\nper 1k" for m in rates)]
+    for head in ("context", "n", *heads, "cut\noff", "tells\nnats"):
+        table.add_column(head, justify="left" if head == "context" else "right", no_wrap=head == "context")
+    for row in found.rows:
+        cells = [_cell(row.mean(m)) for m in ("score", "tokens", "paper_count", "paper_per_1k", *rates)]
+        tells = _cell(row.gain.first) if row.gain else "–"
+        table.add_row(plain(row.context), str(row.problems), *cells, f"{row.mean('truncated').mean:.0%}", tells)
+    return table
+
+
+def _cell(value: Measured) -> str:
+    return f"{value.mean:.3g}\n[dim]{value.low:.2g}–{value.high:.2g}[/dim]"
+
+
+def drawing_library() -> Any:
+    """Raises ConfigError where it is not installed."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("--plot: drawing needs matplotlib: pip install 'onpolicy[plot]'") from error
+    return Figure
+
+
+def draw(measured: Sequence[Row], path: Path) -> None:
+    """Score, length and markers by context, as the paper's table 1, poorest context first; the ending says the format."""
+    panels = {
+        "score": "share right",
+        "tokens": "tokens",
+        "paper_count": "markers a response",
+        "paper_per_1k": "markers per 1k tokens",
+    }
+    figure = drawing_library()(figsize=(11, 0.6 + 0.45 * len(measured)), layout="constrained")
+    axes = figure.subplots(1, len(panels), sharey=True)
+    ordered = sorted(measured, key=lambda row: row.gain.first.mean if row.gain else float("-inf"), reverse=True)
+    for panel, (measure, title) in zip(axes, panels.items(), strict=True):
+        values = [row.mean(measure) for row in ordered]
+        errors = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]
+        panel.barh(
+            [row.context for row in ordered], [v.mean for v in values], xerr=errors, color="#4c72b0", ecolor="#333333"
+        )
+        panel.set_title(title, fontsize=9)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path)

@@ -1,0 +1,51 @@
+"""A model that is asked, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from onpolicy.assemble import build_generator, build_judge
+from onpolicy.display import Display
+from onpolicy.faults import Faults
+from onpolicy.loading import Model, read_model, training_prompts
+from onpolicy.plan import Plan
+from onpolicy.protocols import Generator
+from onpolicy.scoring import Judge
+from onpolicy.types import Prompt
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model that answers the config's problems, and a judge of its answers."""
+
+    checked: Plan
+    model: Model
+    prompts: Sequence[Prompt]
+    generator: Generator
+    judge: Judge
+    display: Display
+
+
+@contextmanager
+def session(checked: Plan, *, room: int = 0) -> Iterator[Session]:
+    """With a progress bar, until the block ends.
+
+    Args:
+        checked: the config
+        room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
+    """
+    model = read_model(checked, room=room)
+    prompts = training_prompts(checked, model.renderer)
+    display = Display(1)
+    faults = Faults(display.note)
+    generator = build_generator(checked, model, faults)
+    generator.on_progress = display.progress
+    judge = build_judge(checked, model, faults)
+    try:
+        with display:
+            yield Session(checked, model, prompts, generator, judge, display)
+    finally:
+        generator.close()
+        judge.close()
