@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from onpolicy.__main__ import main
 from onpolicy.analyze.collect import EVERYTHING, within_band
-from onpolicy.analyze.contexts import UNGUIDED, guide, rows
+from onpolicy.analyze.contexts import UNGUIDED, rows
+from onpolicy.analyze.guided import Guided, guide
 from onpolicy.analyze.richness import richness
 from onpolicy.config import load
 from onpolicy.contexts.final_answer import final_answer
@@ -107,22 +108,30 @@ def test_what_a_context_tells_by_hand(tmp_path: Path) -> None:
     checked = plan(load(write_config(tmp_path)))
     model = read_model(checked)
     question = problem("p1")
-    judged = JudgedGroup(
-        RolloutGroup(prompt=question, rollouts=tuple(map(rollout, ["wrong", "right", "right!", "right?"]))), (), (0, 1, 1, 1)
-    )  # fmt: skip
     shown: tuple[Message, ...] = ({"role": "user", "content": "p1? Hint: right"},)
-    gain = richness(checked, model, [judged], {"hint": {"p1": shown}, "nothing": {}})
+
+    def judged(texts: list[str], scores: tuple[float, ...]) -> JudgedGroup:
+        return JudgedGroup(RolloutGroup(prompt=question, rollouts=tuple(map(rollout, texts))), (), scores)
+
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").requires_grad_(False)
 
-    def likelihood(messages: Any, text: str) -> float:
-        before, after = RENDERER.prompt_ids(messages), RENDERER.tokenizer.encode(text)
-        logits = plain(torch.tensor([[*before, *after]])).logits[0, len(before) - 1 : -1]
-        return -float(torch.nn.functional.cross_entropy(logits, torch.tensor(after), reduction="sum"))
+    def gain(text: str) -> float:
+        likelihood = []
+        for messages in (shown, question.messages):
+            before, after = RENDERER.prompt_ids(messages), RENDERER.tokenizer.encode(text)
+            logits = plain(torch.tensor([[*before, *after]])).logits[0, len(before) - 1 : -1]
+            likelihood.append(-float(torch.nn.functional.cross_entropy(logits, torch.tensor(after), reduction="sum")))
+        return likelihood[0] - likelihood[1]
 
-    gains = [likelihood(shown, t) - likelihood(question.messages, t) for t in ("right", "right!", "right?")]
-    assert set(gain) == {"hint"} and gain["hint"].problems == 1
-    assert gain["hint"].first.mean == pytest.approx(gains[0], abs=1e-4)
-    assert gain["hint"].others and gain["hint"].others.mean == pytest.approx(sum(gains[1:]) / 2, abs=1e-4)
+    without = judged(["wrong", "right, at last", "right?"], (0, 1, 1))
+    hinted = Guided({"p1": shown}, [judged(["right", "right!", "wrong"], (1, 1, 0))])
+    found = richness(checked, model, [without], {"hint": hinted, "nothing": Guided({})})
+    assert set(found) == {"hint"} and found["hint"].problems == 1
+    assert found["hint"].guided.mean == pytest.approx((gain("right") + gain("right!")) / 2, abs=1e-4)
+    assert found["hint"].unguided is not None
+    assert found["hint"].unguided.mean == pytest.approx((gain("right, at last") + gain("right?")) / 2, abs=1e-4)
+    silent = Guided({"p1": question.messages}, [without])
+    assert richness(checked, model, [without], {"silent": silent})["silent"].guided.mean == 0.0
 
 
 def test_contexts_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,7 +12,8 @@ from rich.table import Table
 
 from onpolicy.analyze.collect import Band, within_band
 from onpolicy.analyze.commands import write
-from onpolicy.analyze.contexts import Row, guide, rows
+from onpolicy.analyze.contexts import Row, rows
+from onpolicy.analyze.guided import guide
 from onpolicy.analyze.richness import richness
 from onpolicy.analyze.session import session
 from onpolicy.assemble import build_inquiry
@@ -22,7 +23,7 @@ from onpolicy.plan import Plan, plan
 from onpolicy.registry import ConfigError
 from onpolicy.terminal import plain
 
-MOST_LEXICONS = 2
+MOST_LEXICONS = 6
 """Columns of the table; the file has all."""
 
 
@@ -47,7 +48,8 @@ def analyze_contexts(
         drawing_library()  # before hours of sampling
     found = measure_contexts(plan(load(config_path, overrides)), problems, band)
     console = Console()
-    console.print(contexts_table(found))
+    for table in contexts_tables(found):
+        console.print(table)
     write(output, config_path, overrides, **found.as_json())
     if drawing is not None:
         draw(found.rows, drawing)
@@ -88,7 +90,7 @@ def measure_contexts(checked: Plan, problems: int, band: Band) -> Found:
             inquiry=build_inquiry(checked, s.model, s.prompts, s.generator, s.judge),
             seed=seed,
         )
-    gains = richness(checked, s.model, unguided, {name: g.shown for name, g in guided.items()})
+    gains = richness(checked, s.model, unguided, guided)
     lexicons = checked.config.epistemic.lexicons or ["seed10", "A"]
     return Found(rows(unguided, guided, gains, lexicons, s.model.renderer.split_thinking), band, problems)
 
@@ -106,26 +108,36 @@ def row_as_json(row: Row) -> dict[str, Any]:
     }
 
 
-def contexts_table(found: Found) -> Table:
-    fewer = "" if found.rows[0].problems >= found.wanted else f" (of {found.wanted} wanted)"
-    table = Table(
-        title=f"the model's own answers under each context; mean over {found.rows[0].problems} problems{fewer}, 95 % below",
-        title_justify="left",
-        show_lines=True,
-    )
+def contexts_tables(found: Found) -> list[Table]:
+    """The paper's table 1 with what each context tells, and our counts by lexicon."""
+    problems = found.rows[0].problems
+    fewer = "" if problems >= found.wanted else f" ({found.wanted} wanted)"
+    first = _table(f"the model's own answers under each context; mean over {problems} problems{fewer}, 95 % below")
+    for head in ("score", "tokens", "paper's\ncount", "paper's\nper 1k", "cut off", "tells\nnats", "disowns\nnats"):
+        first.add_column(head, justify="right")
+    second = _table("markers per 1,000 tokens, whole words, by lexicon")
     rates = [m for m in found.rows[0].measures if m.startswith("rate/")][:MOST_LEXICONS]
-    heads = ["score", "tokens", "paper's\ncount", "paper's\nper 1k", *(f"{plain(m[5:])}\nper 1k" for m in rates)]
-    for head in ("context", "n", *heads, "cut\noff", "tells\nnats"):
-        table.add_column(head, justify="left" if head == "context" else "right", no_wrap=head == "context")
+    for measure in rates:
+        second.add_column(plain(measure.removeprefix("rate/")), justify="right")
     for row in found.rows:
-        cells = [_cell(row.mean(m)) for m in ("score", "tokens", "paper_count", "paper_per_1k", *rates)]
-        tells = _cell(row.gain.first) if row.gain else "–"
-        table.add_row(plain(row.context), str(row.problems), *cells, f"{row.mean('truncated').mean:.0%}", tells)
+        name = plain(row.context) + ("" if row.problems == problems else f"\n[dim]{row.problems} problems[/dim]")
+        cells = [_cell(row.mean(m)) for m in ("score", "tokens", "paper_count", "paper_per_1k")]
+        gain = row.gain
+        tells = _cell(gain.guided) if gain else "–"
+        disowns = _cell(gain.unguided) if gain and gain.unguided else "–"
+        first.add_row(name, *cells, f"{row.mean('truncated').mean:.0%}", tells, disowns)
+        second.add_row(name, *(_cell(row.mean(m)) for m in rates))
+    return [first, second] if rates else [first]
+
+
+def _table(title: str) -> Table:
+    table = Table(title=title, title_justify="left", show_lines=True, padding=(0, 0))
+    table.add_column("context", overflow="fold")
     return table
 
 
 def _cell(value: Measured) -> str:
-    return f"{value.mean:.3g}\n[dim]{value.low:.2g}–{value.high:.2g}[/dim]"
+    return f"{value.mean:.3g}\n[dim]{value.low:.2g}…{value.high:.2g}[/dim]"
 
 
 def drawing_library() -> Any:
@@ -147,7 +159,7 @@ def draw(measured: Sequence[Row], path: Path) -> None:
     }
     figure = drawing_library()(figsize=(11, 0.6 + 0.45 * len(measured)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
-    ordered = sorted(measured, key=lambda row: row.gain.first.mean if row.gain else float("-inf"), reverse=True)
+    ordered = sorted(measured, key=lambda row: row.gain.guided.mean if row.gain else float("-inf"), reverse=True)
     for panel, (measure, title) in zip(axes, panels.items(), strict=True):
         values = [row.mean(measure) for row in ordered]
         errors = [[v.mean - v.low for v in values], [v.high - v.mean for v in values]]

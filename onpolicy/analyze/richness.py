@@ -1,12 +1,15 @@
-"""How much a context tells: an estimate of I(y*; c | x) = H(y* | x) - H(y* | x, c) (arXiv 2603.24472, equation 2).
+"""How much a context tells: an estimate of I(y; c | x) = H(y | x) - H(y | x, c) (arXiv 2603.24472, equation 2).
 
-The paper never estimates it and orders its contexts by what is a part of what. Here, of one right answer y* to each problem,
+The paper never estimates it and orders its contexts by what is a part of what. With p the start model and
 
-    gain = log p(y* | x, c) - log p(y* | x),    p the start model,
+    gain(y) = log p(y | x, c) - log p(y | x)
 
-whose mean over problems is the estimate where y* and c belong together, as where c was made of y*. The same of *other* right
-answers, which no context shows, tells what is left of it where nothing can be copied; their expectation is not the information, and
-may be negative.
+the mean gain of right answers y that were sampled *with* the context, p(y | x, c), is KL(p(. | x, c) || p(. | x)) on them: the information,
+if p(y | x) is what p(y | x, c) is on average over contexts, else more. It is never negative in expectation, and 0 for a context that
+says nothing.
+
+The mean gain of right answers sampled *without* it is the other side, and negative: how far the informed model is from saying what the
+plain one says. It is the sum of u_t over the student's rollouts, which distillation learns from.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from statistics import fmean
 import torch
 
 from onpolicy import forest
+from onpolicy.analyze.guided import Guided
 from onpolicy.backends.local import WITHOUT_GRAPH
 from onpolicy.distill.vocabulary import read
 from onpolicy.forward import completion_states
@@ -36,60 +40,69 @@ BUDGET = {"cpu": 1024, "cuda": 8192}
 
 @dataclass(frozen=True)
 class Gain:
-    """Of one context, over problems; nats an answer."""
+    """Of one context; nats an answer, mean over problems."""
 
-    first: Measured
-    """Of the first right answer."""
-    others: Measured | None
-    """Of the mean other right answer; None where no problem has two."""
+    guided: Measured
+    """Of right answers sampled with the context: what it tells."""
+    unguided: Measured | None
+    """Of right answers sampled without it; None where the problems that it helped with had none."""
     problems: int
-    """Those with a right answer."""
+    """Those with a right answer under the context."""
+
+
+Answers = Mapping[str, Sequence[tuple[int, ...]]]
+"""Problem -> its right answers."""
+
+
+def right_answers(judged: Sequence[JudgedGroup]) -> dict[str, list[tuple[int, ...]]]:
+    return {
+        g.group.prompt.id: [r.completion_ids for r, s in zip(g.group.rollouts, g.scores, strict=True) if s >= RIGHT]
+        for g in judged
+    }
 
 
 def richness(
-    checked: Plan,
-    model: Model,
-    judged: Sequence[JudgedGroup],
-    shown: Mapping[str, Mapping[str, tuple[Message, ...]]],
+    checked: Plan, model: Model, unguided: Sequence[JudgedGroup], guided: Mapping[str, Guided]
 ) -> dict[str, Gain]:
     """Context -> gain; loads the start model. A context that is too long for the window is left out of the mean.
 
     Args:
         checked: names the model
         model: its renderer and window
-        judged: the unguided answers
-        shown: context -> problem -> what the model reads there
+        unguided: each problem with its answers
+        guided: context -> what was shown, and the answers
     """
-    answers = {
-        g.group.prompt.id: [r.completion_ids for r, s in zip(g.group.rollouts, g.scores, strict=True) if s >= RIGHT]
-        for g in judged
-    }
-    rows: dict[tuple[str | None, str, int], Row] = {}
-    for g in judged:
-        prompt = g.group.prompt
-        read_: dict[str | None, tuple[Message, ...]] = {None: prompt.messages}
-        read_ |= {name: problems[prompt.id] for name, problems in shown.items() if prompt.id in problems}
-        for name, messages in read_.items():
-            try:
-                ids = model.renderer.prompt_ids(messages, limit=model.max_teacher_prompt_tokens)
-            except PromptTooLong:
-                continue
-            rows |= {(name, prompt.id, i): (ids, answer) for i, answer in enumerate(answers[prompt.id])}
-    likelihood = dict(zip(rows, log_likelihoods(checked, model.path, list(rows.values())), strict=True))
-    gains = {key: value - likelihood[None, *key[1:]] for key, value in likelihood.items() if key[0] is not None}
-    return {name: gain for name in shown if (gain := _gain({k[1:]: v for k, v in gains.items() if k[0] == name}))}
+    plain = {g.group.prompt.id: g.group.prompt.messages for g in unguided}
+    without = right_answers(unguided)
+    rows: dict[tuple[str, str, str, bool], list[Row]] = {}
+    for name, given in guided.items():
+        for kind, answers in (("guided", right_answers(given.judged)), ("unguided", without)):
+            for problem, found in answers.items():
+                if problem not in given.shown:
+                    continue
+                for informed, messages in ((True, given.shown[problem]), (False, plain[problem])):
+                    ids = _prompt(model, messages)
+                    if ids is not None:
+                        rows[name, kind, problem, informed] = [(ids, answer) for answer in found]
+    flat = list(dict.fromkeys(row for group in rows.values() for row in group))
+    likelihood = dict(zip(flat, log_likelihoods(checked, model.path, flat), strict=True))
+    means = {key: fmean(likelihood[row] for row in group) for key, group in rows.items() if group}
+    gains = {k[:3]: v - means[*k[:3], False] for k, v in means.items() if k[3] and (*k[:3], False) in means}
+    return {name: gain for name in guided if (gain := _gain({k[1:]: v for k, v in gains.items() if k[0] == name}))}
 
 
-def _gain(found: Mapping[tuple[str, int], float]) -> Gain | None:
-    """Of (problem, number of the right answer) -> nats."""
-    first = [value for (_, i), value in found.items() if i == 0]
-    others: dict[str, list[float]] = {}
-    for (problem, i), value in found.items():
-        if i:
-            others.setdefault(problem, []).append(value)
-    if not first:
+def _gain(found: Mapping[tuple[str, str], float]) -> Gain | None:
+    """Of (kind of answers, problem) -> nats."""
+    guided, unguided = ([v for (kind, _), v in found.items() if kind == wanted] for wanted in ("guided", "unguided"))
+    return Gain(measured(guided), measured(unguided) if unguided else None, len(guided)) if guided else None
+
+
+def _prompt(model: Model, messages: Sequence[Message]) -> tuple[int, ...] | None:
+    """None where it is too long."""
+    try:
+        return model.renderer.prompt_ids(messages, limit=model.max_teacher_prompt_tokens)
+    except PromptTooLong:
         return None
-    return Gain(measured(first), measured([fmean(v) for v in others.values()]) if others else None, len(first))
 
 
 @torch.no_grad()
