@@ -1,4 +1,4 @@
-"""The command line: ``onpolicy train | eval | check | analyze | report | sweep | lab | diff | show | list | doctor | verl``."""
+"""The command line: ``onpolicy train``, ``eval``, ``sweep`` ... (``onpolicy --help``)."""
 
 from __future__ import annotations
 
@@ -55,14 +55,9 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("runs", nargs="+", type=Path, help="run folders; several are laid side by side")
     report.add_argument("--output", type=Path, help="the page; by default report.html in the first run's folder")
     report.set_defaults(run=_report)
-    sweep = commands.add_parser(
-        "sweep", help="every arm of a grid with several seeds, compared; finished runs are kept"
-    )
-    sweep.add_argument("grid", type=Path, help="YAML file, e.g. configs/lab/decisive.yaml")
-    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
-    sweep.add_argument("--output", type=Path, help="folder of the runs; by default runs/ and the grid's name")
-    sweep.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
-    sweep.set_defaults(run=_sweep)
+    _add_sweep(commands)
+    _add_sft(commands)
+    _add_forecast(commands)
     lab = commands.add_parser("lab", help="the paper's effect in miniature, on a reasoner of a million parameters")
     lab.add_argument(
         "what",
@@ -95,6 +90,64 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_sft(commands: Any) -> None:
+    sft = commands.add_parser(
+        "sft", help="off-policy self-distillation: fine-tune on own right answers, unguided and guided by a context"
+    )
+    sft.add_argument("config", type=Path, help="YAML file with a context, rewards and eval.sets")
+    sft.add_argument("overrides", nargs="*", metavar="key=value")
+    sft.add_argument("--examples", type=int, default=800, help="problems answered right both ways (default 800)")
+    sft.add_argument("--epochs", type=int, default=3, help="times each answer is learned from (default 3)")
+    sft.add_argument("--batch", type=int, default=32, help="answers a step (default 32)")
+    sft.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
+    sft.add_argument(
+        "--band", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="only problems whose unguided share of right answers lies within; the paper's: 0.125 0.5",
+    )  # fmt: skip
+    sft.add_argument("--view", default="teacher", help="the context that guided answers see (default teacher)")
+    sft.add_argument("--output", type=Path, help="folder; by default runs/sft- and the config's name")
+    sft.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    sft.set_defaults(run=_sft)
+
+
+def _add_forecast(commands: Any) -> None:
+    forecast = commands.add_parser("forecast", help="memory and hours that a run will need on GPUs, by arithmetic")
+    forecast.add_argument("config", type=Path, help="YAML file, e.g. configs/paper/math.yaml")
+    forecast.add_argument("overrides", nargs="*", metavar="key=value")
+    forecast.add_argument("--gpu", default="h100", help="kind: a100, h100, h200 or b200 (default h100)")
+    forecast.add_argument("--shape", type=Path, help="the model's config.json, where the model is not at hand")
+    forecast.add_argument(
+        "--completion-tokens", type=float, help="mean answer; by default half of generator.max_tokens"
+    )
+    forecast.add_argument("--prompt-tokens", type=float, default=200.0, help="mean problem (default 200)")
+    forecast.add_argument("--utilisation", type=float, default=0.35, help="share of the FLOP/s (default 0.35)")
+    forecast.add_argument("--bandwidth", type=float, default=0.5, help="share of it when sampling (default 0.5)")
+    forecast.add_argument("--eval-problems", type=int, default=600, help="in all sets together (default 600)")
+    forecast.add_argument("--output", type=Path, help="JSON file to write")
+    forecast.set_defaults(run=_forecast)
+
+
+def _add_sweep(commands: Any) -> None:
+    sweep = commands.add_parser(
+        "sweep", help="every arm of a grid with several seeds, compared; finished runs are kept"
+    )
+    sweep.add_argument("grid", type=Path, help="YAML file, e.g. configs/lab/decisive.yaml")
+    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    sweep.add_argument("--output", type=Path, help="folder of the runs; by default runs/ and the grid's name")
+    place = sweep.add_mutually_exclusive_group()
+    place.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    place.add_argument(
+        "--ray",
+        metavar="ADDRESS",
+        help="as many as a Ray cluster has room for: auto, host:port, or local for this machine alone",
+    )
+    sweep.add_argument("--cpus-per-run", type=int, default=1, help="with --ray: cores of a run (default 1)")
+    sweep.add_argument(
+        "--gpus-per-run", type=float, help="with --ray: GPUs of a run, e.g. 0.5; by default 1 where the cluster has any"
+    )
+    sweep.set_defaults(run=_sweep)
+
+
 def _add_verl(commands: Any) -> None:
     verl = commands.add_parser("verl", help="the same methods on released verl, in its environment (docs/verl.md)")
     kinds = verl.add_subparsers(dest="verl", required=True, metavar="WHAT")
@@ -125,12 +178,15 @@ def _add_analyze(commands: Any) -> None:
     )
     contexts.add_argument("config", type=Path, help="YAML file")
     contexts.add_argument("overrides", nargs="*", metavar="key=value")
-    contexts.add_argument("--problems", type=int, default=100, help="the first so many problems (default 100)")
+    contexts.add_argument(
+        "--problems", type=int, default=100, help="the first so many problems within the band (default 100)"
+    )
     contexts.add_argument(
         "--band", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
         help="only problems whose unguided share of right answers lies within; the paper's: 0.125 0.5",
     )  # fmt: skip
-    contexts.add_argument("--output", type=Path, help="JSON file to write")
+    contexts.add_argument("--output", type=Path, help="JSON file to write, with every problem")
+    contexts.add_argument("--plot", type=Path, help="drawing to write, e.g. contexts.svg")
     contexts.set_defaults(run=_contexts)
     probes = kinds.add_parser(
         "probes", help="what leaving out, injecting and banning doubt does to the model's own answers"
@@ -181,10 +237,10 @@ def _pressure(arguments: argparse.Namespace) -> int:
 
 
 def _contexts(arguments: argparse.Namespace) -> int:
-    from onpolicy.analyze.commands import analyze_contexts
+    from onpolicy.analyze.answers import analyze_contexts
 
-    low, high = arguments.band
-    return analyze_contexts(arguments.config, arguments.overrides, arguments.output, arguments.problems, (low, high))
+    a, (low, high) = arguments, arguments.band
+    return analyze_contexts(a.config, a.overrides, a.output, a.plot, a.problems, (low, high))
 
 
 def _probes(arguments: argparse.Namespace) -> int:
@@ -209,7 +265,36 @@ def _sweep(arguments: argparse.Namespace) -> int:
     from onpolicy.sweep import sweep
 
     output = arguments.output or Path("runs") / arguments.grid.stem
-    return sweep(arguments.grid, output, arguments.overrides, arguments.jobs)
+    if arguments.ray is None:
+        return sweep(arguments.grid, output, arguments.overrides, arguments.jobs)
+
+    def cluster() -> Any:
+        from onpolicy.backends.ray_runs import RayRuns
+
+        return RayRuns(arguments.ray, cpus=arguments.cpus_per_run, gpus=arguments.gpus_per_run)
+
+    return sweep(arguments.grid, output, arguments.overrides, 1, cluster)
+
+
+def _sft(arguments: argparse.Namespace) -> int:
+    from onpolicy.sft import Training, sft
+    from onpolicy.traces import Wanted
+
+    a, (low, high) = arguments, arguments.band
+    output = a.output or Path("runs") / f"sft-{a.config.stem}"
+    wanted, training = Wanted(a.examples, (low, high), a.view), Training(a.epochs, a.batch, a.seeds)
+    return sft(a.config, a.overrides, wanted, training, output, a.jobs)
+
+
+def _forecast(arguments: argparse.Namespace) -> int:
+    from onpolicy.forecast import Assumed
+    from onpolicy.forecast_command import print_forecast
+
+    a = arguments
+    assumed = Assumed(
+        a.gpu, a.utilisation, a.bandwidth, a.prompt_tokens, a.completion_tokens, eval_problems=a.eval_problems
+    )
+    return print_forecast(a.config, a.overrides, a.shape, assumed, a.output)
 
 
 def _lab(arguments: argparse.Namespace) -> int:

@@ -4,27 +4,21 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean, stdev
+from typing import Any
 
 import numpy as np
 from rich.table import Table
 
+from onpolicy.budgets import Budget, Run, budgets, costs
 from onpolicy.folder import logged
 from onpolicy.terminal import plain
 from onpolicy.types import Metrics
 
-BUDGETS = {
-    "tokens/generated": "rollout/sampled_tokens",
-    "tokens/trained": "rollout/tokens",
-}
-"""Sums over a run: what an arm cost -> the metric of a step."""
-
-
-Run = tuple[str, str, int, Path]
-"""Arm, cross, seed, folder."""
 Right = Mapping[str, Mapping[str, float]]
 """Set -> problem -> share right."""
 
@@ -49,6 +43,18 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Confound:
+    """A setting in which an arm differs from the first one beside the axes of the grid."""
+
+    arm: str
+    cross: str
+    key: str
+    value: str
+    reference: str
+    """The first arm's."""
+
+
+@dataclass(frozen=True)
 class Comparison:
     """Everything a sweep has to say."""
 
@@ -57,6 +63,29 @@ class Comparison:
     differences: Sequence[Difference]
     from_start: Sequence[Difference]
     """Of every arm, the first one too, against the start model as the same run evaluated it at step 0."""
+    budgets: Sequence[Budget] = ()
+    equal_tokens: Mapping[str, float] = field(default_factory=dict)
+    """Cross -> tokens that its cheapest run sampled in all."""
+    at_equal_tokens: Sequence[Difference] = ()
+    """As ``differences``, when each run had sampled so many."""
+    reference: str = ""
+    """The first arm."""
+    axes: Sequence[str] = ()
+    """What the arms sweep, where the grid says so."""
+    confounds: Sequence[Confound] = ()
+
+    def plain(self) -> dict[str, Any]:
+        """All but the runs, as JSON has it; what is no number is null."""
+        return {
+            "reference": self.reference,
+            "axes": list(self.axes),
+            "confounds": [asdict(c) for c in self.confounds],
+            "differences": [_finite(d) for d in self.differences],
+            "budgets": [asdict(b) for b in self.budgets],
+            "equal_tokens": dict(self.equal_tokens),
+            "at_equal_tokens": [_finite(d) for d in self.at_equal_tokens],
+            "from_start": [_finite(d) for d in self.from_start],
+        }
 
     def write(self, folder: Path) -> None:
         """``runs.csv`` and ``comparison.json``."""
@@ -65,19 +94,31 @@ class Comparison:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.runs)
-        found = {"differences": self.differences, "from_start": self.from_start}
-        rows = {name: [asdict(d) for d in differences] for name, differences in found.items()}
-        (folder / "comparison.json").write_text(json.dumps(rows, indent=1) + "\n")
+        (folder / "comparison.json").write_text(json.dumps(self.plain(), indent=1) + "\n")
+
+
+def _finite(difference: Difference) -> dict[str, Any]:
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(difference).items()}
 
 
 def compare(
-    runs: Sequence[Run], pools: Mapping[str, Sequence[str]] | None = None, reference: str | None = None
+    runs: Sequence[Run],
+    pools: Mapping[str, Sequence[str]] | None = None,
+    reference: str | None = None,
+    axes: Sequence[str] = (),
+    confounds: Sequence[Confound] = (),
 ) -> Comparison:
-    """Of finished runs: everything; arguments as of ``differences``."""
+    """Of finished runs: everything; arguments as of ``differences``, and what the grid says of its arms."""
+    pools, reference = pools or {}, reference or runs[0][0]
     rows: list[dict[str, float | str]] = [
         {"arm": arm, "cross": cross, "seed": float(seed), **last_metrics(folder)} for arm, cross, seed, folder in runs
     ]
-    return Comparison(rows, differences(runs, pools or {}, reference), against_start(runs, pools or {}))
+    tokens, at_equal_tokens = equally_dear(runs, pools, reference)
+    return Comparison(
+        runs=rows, differences=differences(runs, pools, reference), from_start=against_start(runs, pools),
+        budgets=budgets(runs, reference), equal_tokens=tokens, at_equal_tokens=at_equal_tokens,
+        reference=reference, axes=axes, confounds=confounds,
+    )  # fmt: skip
 
 
 def differences(
@@ -124,12 +165,9 @@ def against_start(runs: Sequence[Run], pools: Mapping[str, Sequence[str]]) -> li
 def last_metrics(folder: Path) -> Metrics:
     """Every metric of a run as it was last logged, and what the run cost in tokens."""
     found: Metrics = {}
-    costs = dict.fromkeys(BUDGETS, 0.0)
     for row in logged(folder):
         found |= row
-        for name, metric in BUDGETS.items():
-            costs[name] += row.get(metric, 0.0)
-    return found | costs
+    return found | costs(folder)
 
 
 def right_by_problem(folder: Path, step: int | None = None) -> Right:
@@ -150,6 +188,18 @@ def pooled(right: Right, pools: Mapping[str, Sequence[str]]) -> dict[str, Mappin
         if all(name in right for name in names)
     }
     return {**right, **together}
+
+
+def equally_dear(
+    runs: Sequence[Run], pools: Mapping[str, Sequence[str]], reference: str
+) -> tuple[dict[str, float], list[Difference]]:
+    """Cross -> tokens that its cheapest run sampled, and ``differences`` when each run had sampled so many. Runs that were not
+    evaluated until then are left out."""
+    evaluated = {folder: spent for *_, folder in runs if (spent := _tokens_by_evaluation(folder))}
+    tokens = equal_budgets([run for run in runs if run[-1] in evaluated])
+    known = [run for run in runs if run[-1] in tokens and min(evaluated[run[-1]].values()) <= tokens[run[-1]]]
+    by_cross = {cross: tokens[folder] for _, cross, _, folder in runs if folder in tokens}
+    return by_cross, differences(known, pools, reference, lambda folder: right_at(folder, tokens[folder]))
 
 
 def equal_budgets(runs: Sequence[Run]) -> dict[Path, float]:
@@ -216,12 +266,16 @@ def _part(means: np.ndarray) -> float:
     return float(t.ppf(0.975, n - 1)) ** 2 * float(means.var(ddof=1)) / n if n > 1 else 0.0
 
 
-def comparison_table(comparison: Comparison) -> Table:
-    """A row for each arm and cross, a column for each set."""
-    found = comparison.differences
+def differences_table(found: Sequence[Difference], when: str = "") -> Table:
+    """A row for each arm and cross, a column for each set.
+
+    Args:
+        found: what it shows
+        when: in the title, of what state of the runs it speaks
+    """
     sets = list(dict.fromkeys(d.set for d in found))
     table = Table(
-        title="share right; difference from the first arm, 95 % over seeds and problems", title_justify="left"
+        title=f"share right{when}; difference from the first arm, 95 % over seeds and problems", title_justify="left"
     )
     crossed = any(d.cross for d in found)
     for head in ("arm", *([""] if crossed else []), *sets):

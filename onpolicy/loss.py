@@ -72,25 +72,32 @@ class Term:
 
 
 class Tally:
-    """Sums and counts of per-token quantities, over micro-batches; gives means at the end."""
+    """Sums and counts of per-token quantities, over micro-batches; gives means at the end, and sums of what is only counted."""
 
     def __init__(self) -> None:
         self.sums: defaultdict[str, float] = defaultdict(float)
         self.counts: Counter[str] = Counter()
+        self.totals: Counter[str] = Counter()
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:
         self.sums[name] += float(values[mask].sum())
         self.counts[name] += int(mask.sum())
+
+    def count(self, name: str, number: int) -> None:
+        """Adds to a total, which is given as it is."""
+        self.totals[name] += number
 
     def absorb(self, other: Tally) -> None:
         """Adds what another has counted."""
         for name, value in other.sums.items():
             self.sums[name] += value
         self.counts.update(other.counts)
+        self.totals.update(other.totals)
 
     def means(self) -> Metrics:
-        """A quantity without a single token is absent rather than 0."""
-        return {name: self.sums[name] / count for name, count in self.counts.items() if count}
+        """A quantity without a single token is absent rather than 0; totals are there as soon as they were counted."""
+        means = {name: self.sums[name] / count for name, count in self.counts.items() if count}
+        return means | {name: float(total) for name, total in self.totals.items()}
 
 
 @dataclass(frozen=True)

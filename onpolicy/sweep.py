@@ -12,40 +12,36 @@ A grid names one config and what the arms change in it::
       all: {}
     pools:                                # sets of the evaluation that are also compared as one
       out_of_domain: [other_map, longer]
+    axes: [objective]                     # beginnings of the keys that the arms are compared in; anything else that differs is refused
+    confounds: [trainer.lr]               # unless it is told here: then the comparison says so
+
+Without ``axes`` all arms may differ from the first in one section of the config, the same one.
 
 A run's folder is ``OUTPUT/ARM/CROSS/seed-N``; one that was cut off goes on from its last checkpoint. Runs are processes of their own,
-several at a time if asked, each with its output in ``log.txt``; their curves are drawn while they run.
+several at a time if asked, here or wherever a Ray cluster has room, each with its output in ``log.txt``; their curves are drawn while
+they run.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, wait
+from contextlib import closing
 from pathlib import Path
-from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from onpolicy.checkpoint import Checkpoints
-from onpolicy.compare import Run, compare, comparison_table
-from onpolicy.config import Config, load
-from onpolicy.folder import refuse_other_settings
+from onpolicy.budgets import budgets_table
+from onpolicy.compare import Comparison, compare, differences_table
+from onpolicy.grid import Cell, cells, confounds, read_grid
 from onpolicy.live import curves
-from onpolicy.plan import plan
-from onpolicy.registry import ConfigError, suggest
+from onpolicy.processes import Processes, Runs
 from onpolicy.report.page import write_report
 from onpolicy.terminal import plain
-from onpolicy.yaml_files import file_name, read_yaml
+
+__all__ = ["REPORT", "Cell", "cells", "read_grid", "sweep"]
 
 REFRESH = 1.0
 """Seconds between two looks at the runs."""
@@ -56,172 +52,85 @@ MOST_SHOWN = 8
 """Runs up to which all are shown; beyond, those that are running."""
 
 
-@dataclass
-class Grid:
-    """What a grid file holds."""
+def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int, runs: Callable[[], Runs] | None = None) -> int:
+    """Runs what is missing, then prints and writes the comparison; 1 where a run failed.
 
-    config: str
-    arms: dict[str, Any]
-    cross: dict[str, Any] = field(default_factory=dict)
-    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    pools: dict[str, list[str]] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of a grid."""
-
-    arm: str
-    cross: str
-    seed: int
-    config: Path
-    overrides: tuple[str, ...]
-    folder: Path
-    settings: Config
-    """What file and overrides come to."""
-
-    @property
-    def name(self) -> str:
-        return " ".join(part for part in (self.arm, self.cross, f"seed {self.seed}") if part)
-
-    @property
-    def run(self) -> Run:
-        """As ``onpolicy.compare`` wants it."""
-        return self.arm, self.cross, self.seed, self.folder
-
-    def finished(self) -> bool:
-        """Raises ConfigError where the folder holds a run with other settings."""
-        latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
-        if latest is None or latest.step < self.settings.steps:
-            return False
-        refuse_other_settings(self.folder, self.settings)
-        return True
-
-
-def read_grid(path: Path) -> Grid:
-    """Raises ConfigError for what no grid has."""
-    if not path.is_file():
-        raise ConfigError(f"sweep: file {str(path)!r} does not exist")
-    raw = read_yaml(path, "sweep grid")
-    if not {"config", "arms"} <= raw.keys():
-        raise ConfigError(f"{path}: wanted at least 'config' and 'arms'")
-    for key in map(str, raw):
-        if key not in Grid.__dataclass_fields__:
-            raise ConfigError(f"{path}: {key}: unknown key.{suggest(key, Grid.__dataclass_fields__)}")
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Grid(config="", arms={})), raw)
-        # unresolved: "${seed}" in an arm means the run's own
-        grid = Grid(**OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
-    except (TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: wanted keys and values under arms, cross and pools, a list of seeds: {error}"
-        ) from error
-    if not grid.arms or not grid.seeds:
-        raise ConfigError(f"{path}: wanted at least one arm and one seed")
-    for section in ("arms", "cross", "pools"):
-        for name, changes in getattr(grid, section).items():
-            file_name(name, f"{path}: {section}.{name}")
-            if section != "pools" and not isinstance(changes, dict | None):
-                raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, wanted keys and values to change")
-    return grid
-
-
-def check_pools(path: Path, grid: Grid, sets: Collection[str]) -> None:
-    """Raises ConfigError where a pool names a set that is not evaluated."""
-    for pool, names in grid.pools.items():
-        for name in names:
-            if name not in sets:
-                raise ConfigError(f"{path}: pools.{pool}: got {name!r}, wanted sets of eval.sets: {', '.join(sets)}")
-
-
-def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[Cell]:
-    """Every run, checked: a mistake in the last arm is found before the first has run.
-
-    Raises:
-        ConfigError: as for one config, with the arm's name.
+    Args:
+        path: the grid
+        output: folder of the runs
+        overrides: for every run
+        jobs: runs at a time, as processes of this machine
+        runs: opens where they go instead
     """
-    grid = read_grid(path)
-    config = path.parent / grid.config
-    crosses = grid.cross or {"": {}}
-    for seed in grid.seeds:
-        for cross, crossed in crosses.items():
-            for arm, changed in grid.arms.items():
-                folder = output / arm / cross / f"seed-{seed}"
-                changes = [f"{k}={json.dumps(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
-                own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
-                try:
-                    loaded = load(config, own)
-                    plan(loaded)
-                except ConfigError as error:
-                    raise ConfigError(f"{path}, arm {arm!r}{f' x {cross!r}' if cross else ''}: {error}") from error
-                check_pools(path, grid, loaded.eval.sets)
-                yield Cell(arm, cross, seed, config, own, folder, loaded)
-
-
-def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int) -> int:
-    """Runs what is missing, then prints and writes the comparison; 1 where a run failed."""
     console, grid = Console(), read_grid(path)
     everything = list(cells(path, output, overrides))
     missing = [cell for cell in everything if not cell.finished()]
     console.print(
         f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {plain(output)}", soft_wrap=True
     )
-    failed = run_all(missing, jobs, console)
+    failed: list[Cell] = []
+    if missing:
+        with closing((runs or (lambda: Processes(jobs)))()) as place:
+            failed = run_all(missing, place, console)
     whole = [cell for cell in everything if cell not in failed]
     if not whole:
         return 1
-    rows = compare([c.run for c in whole], grid.pools, reference=next(iter(grid.arms)))
-    rows.write(output)
-    console.print(comparison_table(rows))
+    found = compare(
+        [c.run for c in whole], grid.pools, reference=next(iter(grid.arms)), axes=grid.axes, confounds=confounds(path, everything)
+    )  # fmt: skip
+    found.write(output)
+    shown = drawn(whole)
+    write_report([c.folder for c in shown], output / REPORT, found.plain())
+    print_comparison(found, console)
     console.print(f"all numbers: {plain(output / 'runs.csv')}, {plain(output / 'comparison.json')}", soft_wrap=True)
-    if len({(c.arm, c.cross) for c in whole}) <= MOST_DRAWN:
-        write_report([c.folder for c in whole], output / REPORT)
-        console.print(f"curves, and rollouts token by token: {plain(output / REPORT)}", soft_wrap=True)
-    else:
-        console.print(
-            f"curves of some of them: onpolicy report {plain(output)}/ARM{'/CROSS' if whole[0].cross else ''}/seed-*",
-            soft_wrap=True,
-        )
+    some = "" if len(shown) == len(whole) else f" of the first seed of {len(shown)} arms"
+    console.print(f"the same with curves{some}, and rollouts token by token: {plain(output / REPORT)}", soft_wrap=True)
     return int(bool(failed))
 
 
-def run_all(missing: Sequence[Cell], jobs: int, console: Console) -> list[Cell]:
-    """Runs the cells, so many at a time, with their curves; returns those that failed."""
+def drawn(whole: Sequence[Cell]) -> list[Cell]:
+    """All runs; of more than ``MOST_DRAWN`` arms the first seed of each of the first ones."""
+    first: dict[tuple[str, str], Cell] = {}
+    for cell in whole:
+        first.setdefault((cell.arm, cell.cross), cell)
+    return list(whole) if len(first) <= MOST_DRAWN else list(first.values())[:MOST_DRAWN]
+
+
+def print_comparison(found: Comparison, console: Console) -> None:
+    """Differences as the runs ended, what they cost, differences at one cost, and what else the arms differ in."""
+    if found.differences:
+        console.print(differences_table(found.differences))
+    for confound in dict.fromkeys((c.arm, c.key, c.value, c.reference) for c in found.confounds):
+        arm, key, value, reference = map(plain, confound)
+        console.print(f"arm {arm} differs in {key} as well: {value}, in the first arm {reference}", soft_wrap=True)
+    console.print(budgets_table(found.budgets))
+    if len({b.mean for b in found.budgets if b.kind == "generated"}) > 1 and found.at_equal_tokens:
+        tokens = ", ".join(f"{f'{plain(cross)}: ' if cross else ''}{n:,.0f}" for cross, n in found.equal_tokens.items())
+        console.print(differences_table(found.at_equal_tokens, f" when each run had sampled as many tokens ({tokens})"))
+
+
+def run_all(missing: Sequence[Cell], place: Runs, console: Console) -> list[Cell]:
+    """Runs the cells, with their curves; returns those that failed."""
     failed: list[Cell] = []
     few = len(missing) <= MOST_SHOWN
-    with (
-        ThreadPoolExecutor(jobs) as pool,
-        ExitStack() as stack,
-        Live(console=console, refresh_per_second=1, transient=True) as live,
-    ):
-        running = {pool.submit(_run, cell, jobs): cell for cell in missing}
-        stack.callback(pool.shutdown, wait=False, cancel_futures=True)  # Ctrl-C must not start what is still waiting
+    with Live(console=console, refresh_per_second=1, transient=True) as live:
+        running = {place.start(cell): cell for cell in missing}
         while running:
             finished, _ = wait(running, timeout=REFRESH, return_when=FIRST_COMPLETED)
             for future in finished:
                 cell = running.pop(future)
                 console.print(f"{len(missing) - len(running)}/{len(missing)} {plain(cell.name)}", highlight=False)
-                if future.result():
+                why = place.failure(cell, future)
+                if why is not None:
                     failed.append(cell)
-                    console.print(f"[red]failed[/red]: {plain(cell.folder / 'log.txt')}", soft_wrap=True)
+                    console.print(f"[red]failed[/red]: {why}", soft_wrap=True)
             if console.is_terminal:
-                shown = missing if few else [c for f, c in running.items() if f.running()]
+                shown = missing if few else list(running.values())[: place.at_once]  # they begin in their order
                 live.update(_curves(shown, f"{len(missing) - len(running)} of {len(missing)} runs"))
-    if console.is_terminal and missing and few:
+    if console.is_terminal and few:
         console.print(_curves(missing, "runs"))
     return failed
 
 
 def _curves(shown: Sequence[Cell], title: str) -> Table:
     return curves([(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown], title)
-
-
-def _run(cell: Cell, jobs: int) -> int:
-    cell.folder.mkdir(parents=True, exist_ok=True)
-    threads = max((os.cpu_count() or 1) // jobs, 1)
-    environment: Mapping[str, str] = {**os.environ, "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
-    command = [sys.executable, "-m", "onpolicy", "train", str(cell.config), *cell.overrides]
-    with (cell.folder / "log.txt").open("a") as log:
-        return subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=environment, check=False).returncode

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +21,11 @@ import yaml
 
 from onpolicy.__main__ import main
 from onpolicy.compare import compare, differences, equal_budgets, interval, right_at
+from onpolicy.grid import cells
 from onpolicy.live import curves, sparkline
-from onpolicy.sweep import cells
-from tests.runs import write_config
+from onpolicy.processes import LOOK, STOPPED, Processes, run
+from onpolicy.sweep import drawn
+from tests.runs import metrics, write_config
 
 
 def grid(folder: Path, **changes: Any) -> Path:
@@ -28,6 +37,7 @@ def grid(folder: Path, **changes: Any) -> Path:
     whole: dict[str, Any] = {
         "config": "config.yaml", "seeds": [0, 1], "pools": {"both": ["sums"]},
         "arms": {"plain": {}, "slow": {"trainer.lr": 1e-6, "objective[1].weight": 0.5}},
+        "axes": ["objective"], "confounds": ["trainer.lr"],
     }  # fmt: skip
     path = folder / "grid.yaml"
     path.write_text(yaml.safe_dump(whole | changes, sort_keys=False))
@@ -39,6 +49,8 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytes
     assert main(["sweep", str(path), "--output", str(output), "--jobs", "2"]) == 0
     said = capsys.readouterr().out
     assert "4 runs, 0 finished" in said and "slow" in said
+    assert "arm slow differs in trainer.lr as well: 1e-06, in the first arm 0.001" in said
+    assert "tokens a run" in said and "scored" in said
     finished = {p: p.stat().st_mtime_ns for p in output.glob("*/*/metrics.jsonl")}
     assert len(finished) == 4
     shutil.rmtree(output / "slow/seed-1/checkpoints/step-000002")
@@ -58,9 +70,15 @@ def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytes
     assert "slow (2 seeds)" in (output / "report.html").read_text()
     assert all(float(r["tokens/generated"]) >= float(r["tokens/trained"]) > 0 for r in rows)
     found = json.loads((output / "comparison.json").read_text())
-    assert list(found) == ["differences", "from_start"]
-    for rows_ in found.values():
-        assert sorted((d["arm"], d["set"], d["seeds"], d["problems"]) for d in rows_) == [
+    assert found["axes"] == ["objective"] and [(c["arm"], c["key"]) for c in found["confounds"]] == [
+        ("slow", "trainer.lr")
+    ]
+    totals = {(b["arm"], b["kind"]): b["total"] for b in found["budgets"]}
+    for kind in ("generated", "scored", "trained"):
+        for arm in ("plain", "slow"):
+            assert totals[arm, kind] == sum(float(r[f"tokens/{kind}"]) for r in rows if r["arm"] == arm) > 0
+    for name in ("differences", "from_start", "at_equal_tokens"):
+        assert sorted((d["arm"], d["set"], d["seeds"], d["problems"]) for d in found[name]) == [
             ("plain", "both", 2, 4),
             ("plain", "sums", 2, 4),
             ("slow", "both", 2, 4),
@@ -114,6 +132,14 @@ def test_equal_tokens_by_hand(tmp_path: Path) -> None:
     assert right_at(dear, 99.0) == {"set": {"p": 1.0}} and right_at(dear, 0.0) == {"set": {"p": 0.0}}
     (_, other) = differences(runs, {}, right=lambda folder: right_at(folder, budgets[folder]))
     assert other.difference == -0.375
+    found = compare(runs)
+    assert found.equal_tokens == {"": 20.0} and [d.difference for d in found.at_equal_tokens] == [0.0, -0.375]
+    late = fake(tmp_path / "c", {"p": [False]}, tokens=16)
+    found = compare([runs[0], ("late", "", 0, late)])
+    assert [d.arm for d in found.at_equal_tokens] == ["cheap"], "nothing is known of the other at 20 tokens"
+    shutil.rmtree(late / "eval")
+    found = compare([("late", "", 0, late)])
+    assert found.equal_tokens == {} and not found.differences and len(found.budgets) == 2, "a grid without evaluations"
 
 
 def test_an_interval_for_other_seeds_and_problems() -> None:
@@ -183,7 +209,7 @@ def test_a_mistake_is_found_before_anything_runs(
 
 
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = grid(tmp_path, seeds=[0], arms={"plain": {}, "gone": {"data.path": "gone.jsonl"}})
+    path = grid(tmp_path, seeds=[0], arms={"plain": {}, "gone": {"data.path": "gone.jsonl"}}, axes=["data"])
     assert main(["sweep", str(path), "--output", str(tmp_path / "out")]) == 1
     said = capsys.readouterr().out
     assert "failed" in said and "gone/seed-0/log.txt" in said
@@ -191,3 +217,97 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: 
     assert [d["arm"] for d in json.loads((tmp_path / "out/comparison.json").read_text())["differences"]] == [
         "plain"
     ] * 2
+
+
+def unhurried(completion: str) -> bool:
+    """A reward that gives a test time to act while a run is at it."""
+    time.sleep(0.05)
+    return len(completion) % 2 == 0
+
+
+def start_sweep(path: Path, output: Path) -> subprocess.Popen[str]:
+    """A process group of its own, as a terminal makes one."""
+    command = [sys.executable, "-m", "onpolicy", "sweep", str(path), "--output", str(output)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not true():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a run, with the time when it was last written."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Path) -> None:
+    arms = {name: {"trainer.lr": lr} for name, lr in (("first", 1e-3), ("second", 2e-3), ("third", 3e-3))}
+    path = grid(tmp_path, arms=arms, seeds=[0], axes=["trainer.lr"], confounds=[])
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["eval"]["every"] = 4
+    changes = {"steps": 4, "rewards": [{"name": "tests.test_sweep:unhurried"}], "preflight": {"enabled": False}}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | changes))
+    first, second, third = found = list(cells(path, tmp_path / "out"))
+    whole = start_sweep(path, tmp_path / "whole")  # meanwhile, undisturbed
+    killed = start_sweep(path, tmp_path / "out")
+    until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert first.finished() and not second.finished() and not third.folder.exists()
+    before = state_of(first.folder)
+    again = start_sweep(path, tmp_path / "out")
+    said = again.communicate(timeout=240)[0]
+    assert again.returncode == 0 and "3 runs, 1 finished" in said
+    assert "2/2 third seed 0" in said and "first seed 0" not in said
+    assert state_of(first.folder) == before, "not a byte, not a time"
+    assert all(cell.finished() for cell in found)
+    assert "resumed at step" in second.log.read_text() and "resumed at step" not in third.log.read_text()
+    assert whole.communicate(timeout=240)[0] and whole.returncode == 0
+    for cell in found:
+        assert metrics(cell.folder) == metrics(tmp_path / "whole" / cell.folder.relative_to(tmp_path / "out"))
+    texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "whole")]
+    assert texts[0] == texts[1] and json.loads(texts[0])["differences"]
+
+
+def test_a_run_that_an_earlier_sweep_left_behind_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed sweep's run may live on: it holds the log of its folder until it ends."""
+    cell = next(cells(grid(tmp_path), tmp_path / "out"))
+    cell.folder.mkdir(parents=True)
+    holds = "import fcntl, sys, time; fcntl.flock(1, fcntl.LOCK_EX); print('mine', flush=True); time.sleep(60)"
+    with cell.log.open("a") as log:
+        left = subprocess.Popen([sys.executable, "-c", holds], stdout=log)
+    monkeypatch.setattr("onpolicy.processes.LOOK", 0.05)
+    try:
+        until(lambda: "mine" in cell.log.read_text(), left)  # type: ignore[arg-type]
+        stop = threading.Event()
+        threading.Timer(0.5, stop.set).start()
+        assert run(cell, os.environ, stop) == STOPPED, "nothing is started beside it"
+        place = Processes(1)
+        future = place.start(cell)
+        time.sleep(0.3)
+        assert future.running()
+        monkeypatch.setattr("onpolicy.grid.Cell.finished", lambda self: True)  # it has ended well
+        left.kill()
+        assert future.result(timeout=10 * LOOK) == 0 and place.failure(cell, future) is None
+        place.close()
+        assert cell.log.read_text() == "mine\n", "and is not run again"
+    finally:
+        left.kill()
+        left.wait()
+
+
+def test_of_many_arms_the_first_are_drawn(tmp_path: Path) -> None:
+    arms = {f"a{i:02}": {"trainer.lr": 1e-3 * (i + 1)} for i in range(13)}
+    found = list(cells(grid(tmp_path, arms=arms, axes=["trainer.lr"], confounds=[]), tmp_path / "out"))
+    assert [(c.arm, c.seed) for c in drawn(found)] == [(f"a{i:02}", 0) for i in range(12)]
+    assert drawn(found[:12]) == found[:12]

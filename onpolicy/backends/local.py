@@ -162,6 +162,7 @@ class LocalTrainer:
         # a rank that has fewer micro-batches than another computes along with it, for nothing
         idle = [min(examples, key=_length)] * (self.together.rounds(len(batches)) - len(batches))
         total, taught = 0.0, self.taught([*share, *idle[:1]])
+        tally.count("teacher/tokens", self.teaching.tokens(share, with_start=self.objective.needs_ref))
         for batch in batches:
             inputs = self.inputs(batch, stacked(batch, old), taught=taught)
             with self.clock("update"):

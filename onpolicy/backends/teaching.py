@@ -127,6 +127,16 @@ class Teaching:
             for example, names in zip(examples, found, strict=True)
         }
 
+    def tokens(self, examples: Sequence[Example], *, with_start: bool) -> int:
+        """How many tokens ``read`` has scored: prompt and completion of each view of each rollout, once for each model that reads
+        them, though a prompt that several rollouts share goes through it once."""
+        found = 0
+        for example in examples:
+            completion = len(example.rollout.completion_ids)
+            found += len(self.readers) * sum(len(ids) + completion for ids in example.teacher_prompt_ids.values())
+            found += (len(example.rollout.prompt_ids) + completion) * with_start
+        return found
+
     def states(self, batch: TrainBatch, taught: Taught) -> dict[str, States]:
         """By view, and for the start model if it was read, the states at all N sampled tokens; zeros, which the mask hides,
         where a rollout has no context."""

@@ -101,6 +101,46 @@ function summary() {
   $("summary").append(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
+// ---- the comparison of a sweep: differences from the first arm with their intervals, what the arms cost, what else they differ in
+const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(3);
+function whiskers(d, most) {
+  const X = (v) => 60 + v / most * 56, svg = shape("svg", { viewBox: "0 0 120 12", role: "img", class: d.low > 0 || d.high < 0 ? "apart" : "open",
+    "aria-label": `${signed(d.difference)}, ${signed(d.low)} to ${signed(d.high)}` });
+  svg.append(shape("line", { x1: 60, x2: 60, y1: 0, y2: 12, class: "zero" }), shape("line", { x1: X(d.low), x2: X(d.high), y1: 6, y2: 6, class: "span" }),
+    shape("circle", { cx: X(d.difference), cy: 6, r: 3 }));
+  return svg;
+}
+function byArm(rows, columns, column, cell) {
+  const crosses = [...new Set(rows.map((r) => r.cross))], crossed = rows.some((r) => r.cross);
+  const ordered = rows.slice().sort((a, b) => crosses.indexOf(a.cross) - crosses.indexOf(b.cross)), key = (r) => JSON.stringify([r.arm, r.cross]), at = new Map(rows.map((r) => [key(r) + column(r), r]));
+  const head = make("tr", {}, make("th", { textContent: "arm", className: "name" }), ...(crossed ? [make("th", { className: "name" })] : []), ...columns.map((c) => make("th", { textContent: c })));
+  const body = [...new Map(ordered.map((r) => [key(r), r])).values()].map((r) => make("tr", {}, make("td", { textContent: r.arm, className: "name" }),
+    ...(crossed ? [make("td", { textContent: r.cross, className: "name" })] : []),
+    ...columns.map((c) => { const found = at.get(key(r) + c); return make("td", {}, ...(found ? cell(found) : ["–"])); })));
+  return make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
+}
+function differences(title, rows, reference) {
+  if (!rows.length) return [];
+  const most = Math.max(...rows.map((d) => Math.max(Math.abs(d.low), Math.abs(d.high)))) || 1;
+  return [make("h3", { textContent: title }), byArm(rows, [...new Set(rows.map((d) => d.set))], (d) => d.set, (d) => [d.mean.toFixed(3), ...(d.arm === reference ? [] :
+    [make("small", { textContent: `${signed(d.difference)} (${signed(d.low)} to ${signed(d.high)})` }), whiskers(d, most)])])];
+}
+function comparison(found) {
+  if (!found) return;
+  $("comparison").hidden = document.querySelector('a[href="#comparison"]').hidden = false;
+  const first = found.reference, seeds = [...new Set(found.differences.map((d) => d.seeds))].join(" or "), note = (text) => make("p", { className: "none", textContent: text });
+  const dear = found.budgets.filter((b) => b.kind === "generated"), spent = Object.entries(found.equal_tokens).map(([cross, n]) => (cross ? cross + ": " : "") + n.toLocaleString("en")).join(", ");
+  $("compared").append(
+    ...(found.axes.length ? [note("the arms are compared in " + found.axes.join(", "))] : []),
+    ...differences("Share right; difference from the first arm, 95 % over seeds and problems", found.differences, first),
+    ...(seeds ? [note(`seeds in each: ${seeds}; coloured where the interval leaves out zero`)] : []),
+    ...[...new Set(found.confounds.map((c) => `arm ${c.arm} differs in ${c.key} as well: ${c.value}, in the first arm ${c.reference}`))].map(note),
+    make("h3", { textContent: "Tokens a run, mean over seeds; times the first arm's" }),
+    byArm(found.budgets, [...new Set(found.budgets.map((b) => b.kind))], (b) => b.kind, (b) => [Math.round(b.mean).toLocaleString("en"), ...(b.relative === null ? [] : [make("small", { textContent: `×${b.relative.toFixed(2)}` })])]),
+    ...(new Set(dear.map((b) => b.mean)).size > 1 ? differences(`Share right when each run had sampled as many tokens (${spent}); difference from the first arm`, found.at_equal_tokens, first) : []),
+    ...differences("Share right; difference from the start model, 95 % over seeds and problems", found.from_start));
+}
+
 // ---- tokens
 const numbers = (text) => { const raw = atob(text), bytes = Uint8Array.from(raw, (c) => c.charCodeAt(0)); return Array.from(new Int16Array(bytes.buffer), (v) => v / 100); };
 const rollouts = runs.flatMap((run) => run.rollouts.map((r) => ({ run, r })));
@@ -187,4 +227,4 @@ function samples() {
 }
 samples();
 for (const run of runs) $("config").append(make("details", {}, make("summary", { textContent: run.name }), make("pre", { textContent: run.config })));
-curves(); summary(); tokenPage();
+comparison(data.comparison); curves(); summary(); tokenPage();

@@ -9,7 +9,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,13 @@ MOST_ROLLOUTS = 12
 """Rollouts with tokens taken from each run, spread over its steps."""
 
 
-def write_report(runs: Sequence[Path], output: Path) -> dict[str, int]:
+def write_report(runs: Sequence[Path], output: Path, comparison: Mapping[str, Any] | None = None) -> dict[str, int]:
     """Writes the page; returns how many steps of each run it shows.
+
+    Args:
+        runs: folders
+        output: the page
+        comparison: what a sweep found (``Comparison.plain``), shown above the curves
 
     Raises:
         ConfigError: a folder holds no run.
@@ -39,7 +44,7 @@ def write_report(runs: Sequence[Path], output: Path) -> dict[str, int]:
         "TITLE": html.escape(" · ".join(run["name"] for run in data)),
         "STYLE": (here / "page.css").read_text(),
         "SCRIPT": script,
-        "DATA": embedded({"runs": data, "arms": arms_of(data)}),
+        "DATA": embedded({"runs": data, "arms": arms_of(data), "comparison": comparison}),
     }
     # in one pass: what is put in is not looked at again; a lone surrogate in a hand-made log must not lose the page
     page = re.sub(r"@@([A-Z]+)@@", lambda match: parts[match.group(1)], page)

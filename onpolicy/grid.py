@@ -1,0 +1,293 @@
+"""A grid file -> the runs of a sweep, each checked, and their arms compared before any of them runs.
+
+The keys of a grid file are those of ``Grid``; onpolicy/sweep.py shows one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from onpolicy.budgets import Run
+from onpolicy.checkpoint import Checkpoints
+from onpolicy.compare import Confound
+from onpolicy.config import FRAMES, Config, load
+from onpolicy.folder import refuse_other_settings
+from onpolicy.plan import plan
+from onpolicy.registry import ConfigError, suggest
+from onpolicy.yaml_files import file_name, read_yaml
+
+APART = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
+"""Keys that never count between arms: what a run keeps, where and how fast it runs, not what a step computes."""
+MOST_NAMED = 4
+"""Keys that a refusal names."""
+
+
+@dataclass
+class Grid:
+    """What a grid file holds."""
+
+    config: str
+    arms: dict[str, Any]
+    cross: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    pools: dict[str, list[str]] = field(default_factory=dict)
+    axes: list[str] = field(default_factory=list)
+    """Beginnings of the config keys that the arms are compared in; none: all arms may differ in one top-level section."""
+    confounds: list[str] = field(default_factory=list)
+    """Beginnings of keys that may differ besides; the comparison then says so."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    arm: str
+    cross: str
+    seed: int
+    config: Path
+    overrides: tuple[str, ...]
+    folder: Path
+    settings: Config
+    """What file and overrides come to."""
+
+    @property
+    def name(self) -> str:
+        return " ".join(part for part in (self.arm, self.cross, f"seed {self.seed}") if part)
+
+    @property
+    def run(self) -> Run:
+        """As ``onpolicy.compare`` wants it."""
+        return self.arm, self.cross, self.seed, self.folder
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def finished(self) -> bool:
+        """Raises ConfigError where the folder holds a run with other settings, or one that has gone farther."""
+        latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
+        if latest is None or latest.step < self.settings.steps:
+            return False
+        refuse_other_settings(self.folder, self.settings)
+        if latest.step > self.settings.steps:
+            raise ConfigError(
+                f"steps: {str(self.folder)!r} holds a run of {latest.step} steps, the grid wants {self.settings.steps}. "
+                f"Give steps={latest.step}, or another --output."
+            )
+        return True
+
+
+def read_grid(path: Path) -> Grid:
+    """Raises ConfigError for what no grid has."""
+    if not path.is_file():
+        raise ConfigError(f"sweep: file {str(path)!r} does not exist")
+    raw = read_yaml(path, "sweep grid")
+    if not {"config", "arms"} <= raw.keys():
+        raise ConfigError(f"{path}: wanted at least 'config' and 'arms'")
+    for key in map(str, raw):
+        if key not in Grid.__dataclass_fields__:
+            raise ConfigError(f"{path}: {key}: unknown key.{suggest(key, Grid.__dataclass_fields__)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Grid(config="", arms={})), raw)
+        # unresolved: "${seed}" in an arm means the run's own
+        grid = Grid(**OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: wanted keys and values under arms, cross and pools, a list of seeds: {error}"
+        ) from error
+    if not grid.arms or not grid.seeds:
+        raise ConfigError(f"{path}: wanted at least one arm and one seed")
+    for section in ("arms", "cross", "pools"):
+        for name, changes in getattr(grid, section).items():
+            file_name(name, f"{path}: {section}.{name}")
+            if section != "pools" and not isinstance(changes, dict | None):
+                raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, wanted keys and values to change")
+    _check_keys(path, grid)
+    return grid
+
+
+def _check_keys(path: Path, grid: Grid) -> None:
+    known = Config.__dataclass_fields__
+    for name in ("axes", "confounds"):
+        for key in getattr(grid, name):
+            section = _section(key)
+            if section not in known:
+                raise ConfigError(
+                    f"{path}: {name}: got {key!r}, wanted the beginning of a config's key, e.g. objective or trainer.lr."
+                    f"{suggest(section, known)}"
+                )
+
+
+def check_pools(path: Path, grid: Grid, sets: Collection[str]) -> None:
+    """Raises ConfigError where a pool names a set that is not evaluated."""
+    for pool, names in grid.pools.items():
+        for name in names:
+            if name not in sets:
+                raise ConfigError(f"{path}: pools.{pool}: got {name!r}, wanted sets of eval.sets: {', '.join(sets)}")
+
+
+def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[Cell]:
+    """Every run, checked: a mistake in the last arm is found before the first has run.
+
+    Raises:
+        ConfigError: as for one config, with the arm's name; arms differ in what is not swept.
+    """
+    grid = read_grid(path)
+    config, told = path.parent / grid.config, Told(path, grid)
+    crosses = grid.cross or {"": {}}
+    for seed in grid.seeds:
+        for cross, crossed in crosses.items():
+            side_by_side = []
+            for arm, changed in grid.arms.items():
+                folder = output / arm / cross / f"seed-{seed}"
+                changes = [f"{k}={json.dumps(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
+                own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
+                try:
+                    loaded = load(config, own)
+                    plan(loaded)
+                except ConfigError as error:
+                    raise ConfigError(f"{_where(path, arm, cross)}: {error}") from error
+                check_pools(path, grid, loaded.eval.sets)
+                side_by_side.append(Cell(arm, cross, seed, config, own, folder, loaded))
+            told.look_at(side_by_side)
+            yield from side_by_side
+
+
+def confounds(path: Path, runs: Sequence[Cell]) -> list[Confound]:
+    """What arms differ in beside the axes, as the grid tells; the same with every seed is said once."""
+    told = Told(path, read_grid(path))
+    for place in dict.fromkeys((c.cross, c.seed) for c in runs):
+        told.look_at([c for c in runs if (c.cross, c.seed) == place])
+    return list(told.confounds)
+
+
+class Told:
+    """What the arms of a grid may differ in, and what they do differ in."""
+
+    def __init__(self, path: Path, grid: Grid) -> None:
+        self.path, self.grid = path, grid
+        self.confounds: dict[Confound, None] = {}
+        self._section: tuple[str, str, str] | None = None
+        """Without axes the one section that differs, and the arm and the key that showed it."""
+
+    def look_at(self, runs: Sequence[Cell]) -> None:
+        """Compares runs under one cross and with one seed with the first of them.
+
+        Raises:
+            ConfigError: a setting differs that lies under no axis and no confound.
+        """
+        first, *others = runs
+        reference = resolved(first.settings)
+        for cell in others:
+            unswept = []
+            for key, value, there in differing(resolved(cell.settings), reference):
+                if under(key, APART):
+                    continue
+                if under(key, self.grid.confounds) and not under(key, self.grid.axes):
+                    self.confounds[Confound(cell.arm, cell.cross, key, value, there)] = None
+                elif not self._swept(cell.arm, key):
+                    unswept.append((key, value, there))
+            if unswept:
+                raise ConfigError(self._refusal(cell, first.arm, unswept))
+
+    def _swept(self, arm: str, key: str) -> bool:
+        if self.grid.axes:
+            return under(key, self.grid.axes)
+        self._section = self._section or (_section(key), arm, key)
+        return _section(key) == self._section[0]
+
+    def _refusal(self, cell: Cell, first: str, unswept: Sequence[tuple[str, str, str]]) -> str:
+        key, value, there = unswept[0]
+        others = [name for name, *_ in unswept[1:MOST_NAMED]]
+        more = f" and {len(unswept) - MOST_NAMED} more" if len(unswept) > MOST_NAMED else ""
+        also = f" So do {', '.join(others)}{more}." if others else ""
+        if self._section is None:
+            why = f"which lies under no axis (axes: {', '.join(self.grid.axes)})"
+        else:
+            section, arm, seen = self._section
+            why = f"and arm {arm!r} differs in {seen}: without axes arms may differ in one section only, here {section}"
+        return (
+            f"{_where(self.path, cell.arm, cell.cross)}: {key}: {value} differs from {there} in arm {first!r}, {why}.{also} "
+            f"Give both arms the same value; or add {key} to the grid's axes if this is what is compared, or to its confounds "
+            "if it differs besides: the comparison then says so."
+        )
+
+
+def resolved(config: Config) -> dict[str, Any]:
+    """The settings as nested dictionaries and lists, the fields that every plug-in of a kind has filled in."""
+    tree = dataclasses.asdict(config)
+    for section in ("data", "generator", "trainer"):
+        tree[section] = _filled(tree[section], section)
+    for section, kind in (("rewards", "reward"), ("objective", "term"), ("guards", "guard")):
+        tree[section] = [_filled(item, kind) for item in tree[section]]
+    return tree
+
+
+def _filled(spec: Any, kind: str) -> Any:
+    spec = {"name": spec} if isinstance(spec, str) else spec
+    return _over(dataclasses.asdict(FRAMES[kind]()), spec)
+
+
+def _over(defaults: Any, given: Any) -> Any:
+    if not (isinstance(defaults, Mapping) and isinstance(given, Mapping)):
+        return given
+    return {**defaults, **{k: _over(defaults.get(k), v) for k, v in given.items()}}
+
+
+ABSENT = object()
+
+
+def differing(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Key (``objective[0].weight``), value in one and value in the other, of every value that is not the same in both."""
+    kinds = {type(side) for side in (one, other) if side is not ABSENT}
+    if kinds == {dict} and (one or other):
+        mine, yours = ({} if side is ABSENT else side for side in (one, other))
+        for name in dict.fromkeys([*yours, *mine]):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from differing(mine.get(name, ABSENT), yours.get(name, ABSENT), inner)
+    elif kinds == {list} and (one or other):
+        mine, yours = ([] if side is ABSENT else side for side in (one, other))
+        for i in range(max(len(mine), len(yours))):
+            a, b = (side[i] if i < len(side) else ABSENT for side in (mine, yours))
+            yield from differing(a, b, f"{key}[{i}]")
+    elif one is ABSENT or other is ABSENT or _number(one) != _number(other):
+        yield key, _text(one), _text(other)
+
+
+def under(key: str, beginnings: Sequence[str]) -> bool:
+    """Whether a key is one of these or lies below it: ``objective[0].weight`` under ``objective``, ``trainer.lr_schedule``
+    not under ``trainer.lr``."""
+    return any(key == b or key.startswith((f"{b}.", f"{b}[")) for b in beginnings)
+
+
+def _section(key: str) -> str:
+    return re.split(r"[.\[]", key, maxsplit=1)[0]
+
+
+def _number(value: Any) -> Any:
+    """YAML reads ``1e-6`` as a text; an option that wants a number makes one of it."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _text(value: Any) -> str:
+    if value is ABSENT:
+        return "nothing"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _where(path: Path, arm: str, cross: str) -> str:
+    return f"{path}, arm {arm!r}{f' x {cross!r}' if cross else ''}"
