@@ -116,6 +116,8 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator, room: Room) 
     if not plan.eval_sets:
         return None
     rewards_ = {r.name: r for r in build_rewards(plan)}
+    graders = [Reward(name=g.name, weight=1.0, function=g.bind()) for g in plan.graders]
+    graders = graders or [rewards_[plan.config.correctness or next(iter(rewards_))]]
     sets = {
         name: fitting(read_prompts(s, f"eval.sets.{name}")[: s.frame.problems], model.renderer, drop=False)
         for name, s in plan.eval_sets.items()
@@ -129,7 +131,7 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator, room: Room) 
     return Evaluator(
         generator=generator,
         sets=sets,
-        reward=rewards_[plan.config.correctness or next(iter(rewards_))],
+        reward=graders[0],
         sampling=sampling,
         k=settings.k,
         final_part=lambda text: model.renderer.split_thinking(text).answer,
@@ -137,7 +139,7 @@ def build_evaluator(plan: Plan, model: Model, generator: Generator, room: Room) 
         seed=plan.config.seed,
         room=room,
         telemetry=text_telemetry(plan, model),
-        graders=[Reward(name=g.name, weight=1.0, function=g.bind()) for g in plan.graders],
+        graders=graders[1:],
     )
 
 

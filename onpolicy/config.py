@@ -173,7 +173,11 @@ class EvalConfig:
     temperature: float = opt(1.0, "sampling temperature at evaluation")
     top_p: float = opt(1.0, "nucleus at evaluation")
     max_tokens: int | None = opt(None, "completion cap at evaluation; null: `generator.max_tokens`")
-    graders: list[Any] = opt([], "rewards that grade too, reported beside the one under `correctness`")
+    graders: list[Any] = opt(
+        [],
+        "rewards that say what is right at evaluation: the first decides, the others are reported beside it; "
+        "[]: the one under `correctness`",
+    )
 
 
 @dataclass
@@ -384,6 +388,7 @@ def _all_keys() -> list[str]:
     return keys
 
 
-def to_yaml(config: Config) -> str:
-    """The resolved config as YAML."""
-    return OmegaConf.to_yaml(OmegaConf.structured(config))
+def to_yaml(config: Config, sections: Sequence[str] | None = None) -> str:
+    """The resolved config as YAML, whole or some of its sections."""
+    whole = OmegaConf.structured(config)
+    return OmegaConf.to_yaml(whole if sections is None else OmegaConf.masked_copy(whole, list(sections)))

@@ -292,7 +292,7 @@ def _check_rewards(result: Plan) -> None:
     names = [r.plugin.name for r in result.rewards]
     if len(set(names)) < len(names):
         raise ConfigError(f"rewards: the same name twice ({', '.join(names)}); parts are logged by name.")
-    if result.eval_sets and not names:
+    if result.eval_sets and not (names or result.graders):
         raise ConfigError(
             "eval.sets: sets need a reward that says what is right; add one under rewards (weight 0 if it should not train)."
         )

@@ -7,6 +7,8 @@ written for verl and for TRL work as they are.
 BUILTIN: dict[str, str] = {
     "math_answer": "rewards.answer:math_answer",
     "exact_answer": "rewards.answer:exact_answer",
+    "paper_train_answer": "rewards.paper:paper_train_answer",
+    "paper_eval_answer": "rewards.paper:paper_eval_answer",
     "gym_answer": "rewards.gym:gym_answer",
     "boxed_format": "rewards.format:boxed_format",
     "thinking_format": "rewards.format:thinking_format",

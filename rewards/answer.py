@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 
 from rewards.deadline import call_with_deadline
@@ -9,6 +10,10 @@ from rewards.extract import after_thinking, extract_answer
 
 SECONDS = 5
 """Longest time one answer may take; a pathological expression counts as wrong."""
+
+
+_BASE = re.compile(r"([0-9A-F]+)_\{?(\d+)\}?")
+"""A number and its base, as in ``52_8``."""
 
 
 def math_answer(completion: str, answer: str) -> bool:
@@ -39,6 +44,9 @@ def _verify(completion: str, answer: str, seconds: int | None) -> bool:
 
     found = extract_answer(completion)
     wanted = extract_answer(answer) or answer.strip().strip("$")
+    if found is not None and _BASE.fullmatch(wanted):  # math-verify overlooks the base
+        given = _BASE.fullmatch(found.strip("$ "))
+        return given is not None and given.groups() == _BASE.fullmatch(wanted).groups()  # type: ignore[union-attr]
     text = after_thinking(completion) if found is None else f"\\boxed{{{found}}}"
     try:
         gold = parse(f"\\boxed{{{wanted}}}", parsing_timeout=seconds, raise_on_error=False)

@@ -15,14 +15,11 @@ import pytest
 
 from onpolicy.backends.hf_generator import HFGenerator
 from onpolicy.compare import right_by_problem
-from onpolicy.config import load
 from onpolicy.lab.data import lab
 from onpolicy.lab.grading import doubt_recall, facts, verdicts
-from onpolicy.lab.off_policy import Training, arms
 from onpolicy.lab.readout import readout
 from onpolicy.lab.reproduce import Claim, over_seeds
 from onpolicy.models import load_tokenizer, resolve_model
-from onpolicy.plan import plan
 from onpolicy.rendering import Renderer
 from onpolicy.sampling import Sampling
 from onpolicy.types import Prompt
@@ -113,18 +110,6 @@ def test_the_papers_effect_in_small(tmp_path: Path) -> None:
         assert fmean(after[name].values()) < fmean(before[name].values()), name
     measured = readout(tmp_path / "run", {"out": ["other_map", "sums"]})
     assert measured["out"].keys() >= {"corrected", "attempts", "facts"}
-
-
-def test_off_policy_arms(tmp_path: Path) -> None:
-    checked = plan(
-        load(CONFIG, ("data.coverage={problems: 12}", "eval.samples=1", "eval.k=[1]", "eval.sets.longer.problems=4"))
-    )
-    said: list[str] = []
-    found = arms(checked, tmp_path, Training(epochs=1, batch=4), said.append)
-    assert list(found) == ["start", "unguided", "guided", "guided_equal_tokens"] and len(said) == 5
-    assert found["start"]["tokens"] == 0 and found["unguided"]["examples"] == found["guided"]["examples"] > 8
-    assert found["guided"]["tokens"] < found["unguided"]["tokens"] == found["guided_equal_tokens"]["tokens"]
-    assert (tmp_path / "guided/sums.jsonl").is_file()
 
 
 def test_verdicts_on_claims() -> None:

@@ -137,7 +137,11 @@ def _table(title: str) -> Table:
 
 
 def _cell(value: Measured) -> str:
-    return f"{value.mean:.3g}\n[dim]{value.low:.2g}…{value.high:.2g}[/dim]"
+    return f"{value.mean:.3g}\n[dim]{_short(value.low)}…{_short(value.high)}[/dim]"
+
+
+def _short(number: float) -> str:
+    return f"{number:.0f}" if abs(number) >= 100 else f"{number:.2g}"
 
 
 def drawing_library() -> Any:

@@ -19,17 +19,17 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.analyze.commands import measure_contexts
-from onpolicy.analyze.contexts import Row
-from onpolicy.compare import Comparison, Difference, against_start, compare, interval
+from onpolicy.analyze.answers import measure_contexts
+from onpolicy.analyze.collect import EVERYTHING
+from onpolicy.compare import Comparison, Difference, against_start, compare, differences, interval
 from onpolicy.config import load
 from onpolicy.folder import logged
-from onpolicy.lab.off_policy import Training, arms
-from onpolicy.lab.readout import pooled_metrics, rounded, versions
+from onpolicy.lab.readout import rounded, versions
 from onpolicy.lab.sets import families
 from onpolicy.plan import plan
+from onpolicy.sft import Training, prepare
 from onpolicy.sweep import Cell, cells, read_grid, sweep
-from onpolicy.types import Metrics
+from onpolicy.traces import UNGUIDED, Wanted
 
 CONTEXTS, COVERAGE = Path("configs/lab/contexts.yaml"), Path("configs/lab/coverage.yaml")
 PROBLEMS = 100
@@ -65,11 +65,9 @@ def reproduce(output: Path, jobs: int) -> int:
     output.mkdir(parents=True, exist_ok=True)
     console = Console()
     grid = read_grid(COVERAGE)
-    contexts = [_kept(output / f"contexts-{s}.json", lambda s=s: [asdict(r) for r in _contexts(s)]) for s in grid.seeds]
+    contexts = [_kept(output / f"contexts-{s}.json", lambda s=s: _contexts(s)) for s in grid.seeds]
     code = sweep(COVERAGE, output / "coverage", (), jobs)
-    off_policy = [
-        _kept(output / f"off_policy-{s}.json", lambda s=s: _off_policy(s, output, console)) for s in grid.seeds
-    ]
+    off_policy = _off_policy(grid.seeds, output / "off_policy", jobs, console)
     finished = [cell for cell in cells(COVERAGE, output / "coverage") if cell.finished()]
     found = compare([cell.run for cell in finished], grid.pools, reference=next(iter(grid.arms)))
     claims = [
@@ -78,7 +76,7 @@ def reproduce(output: Path, jobs: int) -> int:
         *out_of_domain(found),
         *narrowest(finished, found, grid.pools),
         *other_arms(finished, found),
-        *fine_tuned(off_policy, grid.pools),
+        *fine_tuned(off_policy),
     ]
     report = {
         "versions": versions(),
@@ -87,7 +85,7 @@ def reproduce(output: Path, jobs: int) -> int:
         "contexts": contexts,
         "from_start": [asdict(d) for d in found.from_start],
         "curves": curves(finished),
-        "off_policy": off_policy,
+        "off_policy": [asdict(d) for d in off_policy],
     }
     (output / "reproduce.json").write_text(json.dumps(rounded(report)) + "\n")
     console.print(claims_table(claims))
@@ -102,17 +100,20 @@ def _kept(path: Path, make: Any) -> Any:
     return json.loads(path.read_text())
 
 
-def _contexts(seed: int) -> list[Row]:
+def _contexts(seed: int) -> list[dict[str, Any]]:
     own = (f"seed={seed}", f"data.coverage={{problems: {PROBLEMS}, seed: {seed}}}")  # other problems with each seed
-    return measure_contexts(plan(load(CONTEXTS, own)), PROBLEMS, (0.0, 1.0))
+    rows: list[dict[str, Any]] = measure_contexts(plan(load(CONTEXTS, own)), PROBLEMS, EVERYTHING).as_json()["rows"]
+    return [{k: v for k, v in row.items() if k != "by_problem"} for row in rows]
 
 
-def _off_policy(seed: int, output: Path, console: Console) -> dict[str, Metrics]:
-    base = COVERAGE.parent / read_grid(COVERAGE).config
-    checked = plan(load(base, (f"seed={seed}", f"data.coverage={{problems: {EXAMPLES}, seed: {seed}}}")))
-    return arms(
-        checked, output / f"off_policy-{seed}", Training(seed=seed), lambda what: console.print(f"seed {seed}: {what}")
-    )
+def _off_policy(seeds: Sequence[int], output: Path, jobs: int, console: Console) -> list[Difference]:
+    """Each arm of ``onpolicy sft`` less the unguided one."""
+    grid = read_grid(COVERAGE)
+    overrides = (f"data.coverage={{problems: {EXAMPLES}, seed: ${{seed}}}}", "trainer.lr=3e-4")
+    wanted, training = Wanted(EXAMPLES, EVERYTHING, "teacher"), Training(3, 32, seeds)
+    made = prepare(COVERAGE.parent / grid.config, overrides, wanted, training, output, console)
+    sweep(made, output, (), jobs)
+    return differences([c.run for c in cells(made, output) if c.finished()], grid.pools, UNGUIDED)
 
 
 def ordered_contexts(measured: Sequence[Sequence[Mapping[str, Any]]]) -> Iterator[Claim]:
@@ -121,8 +122,8 @@ def ordered_contexts(measured: Sequence[Sequence[Mapping[str, Any]]]) -> Iterato
     names = ["unguided", "partial", "regenerated", "full"]
     for poorer, richer in itertools.pairwise(names):
         for what, read in (
-            ("tokens", lambda r: r["tokens"]["mean"]),
-            ("markers per 1k", lambda r: r["rates"]["seed10"]["mean"]),
+            ("tokens", lambda r: r["mean"]["tokens"]["mean"]),
+            ("markers per 1k", lambda r: r["mean"]["rate/seed10"]["mean"]),
         ):
             gaps = [read(rows[richer]) - read(rows[poorer]) for rows in by_name]
             yield over_seeds("a", f"{what}: {richer} less {poorer}", gaps, positive=False)
@@ -192,12 +193,11 @@ def other_arms(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
             yield over_seeds("d", f"|D| = {d.cross}: markers per 1k, GRPO, last less first step", gaps, positive=True)
 
 
-def fine_tuned(measured: Sequence[Mapping[str, Metrics]], pools: Mapping[str, Sequence[str]]) -> Iterator[Claim]:
+def fine_tuned(measured: Sequence[Difference]) -> Iterator[Claim]:
     """e. Fine-tuning on guided answers against fine-tuning on unguided ones."""
-    score = lambda m: pooled_metrics(m, pools)[f"eval/{OUT_OF_DOMAIN}/avg@4"]  # noqa: E731
-    for arm in ("guided", "guided_equal_tokens"):
-        gaps = [score(m[arm]) - score(m["unguided"]) for m in measured]
-        yield over_seeds("e", f"right out of domain, fine-tuned on {arm} less on unguided", gaps, positive=False)
+    for d in measured:
+        if d.set == OUT_OF_DOMAIN and d.arm != UNGUIDED:
+            yield _claim("e", f"right out of domain, fine-tuned on {d.arm} less on unguided", d, positive=False)
 
 
 def over_seeds(letter: str, text: str, gaps: Sequence[float], *, positive: bool) -> Claim:

@@ -48,6 +48,7 @@ def test_the_seeds_runs_are_the_seeds() -> None:
     """Models, sizes and rates of arXiv 2603.24472's math runs."""
     for name, model in (
         ("qwen3_8b", "Qwen/Qwen3-8B"),
+        ("qwen3_1.7b", "Qwen/Qwen3-1.7B"),
         ("r1_distill_7b", "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
         ("olmo3_7b", "allenai/Olmo-3-7B-Instruct"),
     ):

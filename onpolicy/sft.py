@@ -1,0 +1,101 @@
+"""``onpolicy sft``: the off-policy counterpart of a config, fine-tuning on the model's own right answers.
+
+Section 4 of arXiv 2603.24472 for any model, problems and context. Three arms start from the same model and learn from answers to the
+same problems: *unguided*, written without help; *guided*, written with the context in view; *guided_equal_tokens*, which the paper
+lacks: guided answers are shorter, so at equal examples they are fewer tokens, and this arm sees them until it has learned from as
+many as the unguided arm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from onpolicy.config import Config, load, to_yaml
+from onpolicy.plan import plan
+from onpolicy.registry import ConfigError
+from onpolicy.room import write_whole
+from onpolicy.sweep import sweep
+from onpolicy.terminal import plain
+from onpolicy.traces import COLUMN, GUIDED, UNGUIDED, Wanted, collect, tokens
+
+CONFIG, GRID = "config.yaml", "grid.yaml"
+EQUAL = "guided_equal_tokens"
+
+
+@dataclass(frozen=True)
+class Training:
+    """How each arm learns."""
+
+    epochs: int
+    batch: int
+    """Answers a step."""
+    seeds: Sequence[int]
+
+
+def sft(
+    config_path: Path, overrides: Sequence[str], wanted: Wanted, training: Training, output: Path, jobs: int
+) -> int:
+    """Collects the traces, then trains and compares the arms; what is finished is not done again."""
+    return sweep(prepare(config_path, overrides, wanted, training, output, Console()), output, (), jobs)
+
+
+def prepare(
+    config_path: Path, overrides: Sequence[str], wanted: Wanted, training: Training, output: Path, console: Console
+) -> Path:
+    """The traces of every seed, and the grid that trains on them, under ``output``."""
+    found = []
+    for seed in training.seeds:
+        folder = output / "traces" / f"seed-{seed}"
+        checked = plan(load(config_path, [*overrides, f"seed={seed}"]))
+        if not checked.eval_sets:
+            raise ConfigError("eval.sets: empty; name at least one set on which the arms are compared")
+        rows = collect(checked, wanted, folder, lambda text: console.print(plain(text), highlight=False))
+        found.append(rows)
+        sizes = ", ".join(f"{name} {tokens(r)}" for name, r in rows.items())
+        console.print(f"seed {seed}: {len(rows[GUIDED])} answers of each kind; tokens: {sizes}", highlight=False)
+    config = load(config_path, overrides)
+    write_whole(output / CONFIG, to_yaml(config))
+    write_whole(output / GRID, yaml.safe_dump(grid(config, training, output, found), sort_keys=False))
+    return output / GRID
+
+
+def grid(
+    config: Config, training: Training, output: Path, found: Sequence[dict[str, list[dict[str, Any]]]]
+) -> dict[str, Any]:
+    """The arms, as ``onpolicy sweep`` reads them; seeds have as many examples as the one that found fewest."""
+    examples = min(len(rows[GUIDED]) for rows in found)
+    steps = max(1, round(training.epochs * examples / training.batch))
+    more = fmean(tokens(rows[UNGUIDED][:examples]) / tokens(rows[GUIDED][:examples]) for rows in found)
+    arms = {
+        UNGUIDED: _arm(UNGUIDED, steps, training, output),
+        GUIDED: _arm(GUIDED, steps, training, output),
+        EQUAL: _arm(GUIDED, max(1, round(steps * more)), training, output),
+    }
+    every = config.eval.every or max(arm["steps"] for arm in arms.values())
+    return {
+        "config": CONFIG,
+        "seeds": list(training.seeds),
+        "axes": ["data.path", "steps"],
+        "arms": {
+            name: arm | {"eval.every": every, "data.coverage": {"problems": examples}} for name, arm in arms.items()
+        },
+    }
+
+
+def _arm(kind: str, steps: int, training: Training, output: Path) -> dict[str, Any]:
+    path = output.absolute() / "traces" / "seed-${seed}" / f"{kind}.jsonl"
+    return {
+        "data": {"name": "file", "path": str(path), "completions": COLUMN, "prompts_per_step": training.batch},
+        "contexts": {},
+        "spans": {},
+        "teacher": {"name": "live"},
+        "objective": [{"name": "cross_entropy"}],
+        "steps": steps,
+    }
