@@ -133,6 +133,13 @@ def _add_sweep(commands: Any) -> None:
     )
     sweep.add_argument("grid", type=Path, help="YAML file, e.g. configs/lab/decisive.yaml")
     sweep.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
+    sweep.add_argument(
+        "--only",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="an arm or a cross to run; may be given several times",
+    )
     sweep.add_argument("--output", type=Path, help="folder of the runs; by default runs/ and the grid's name")
     place = sweep.add_mutually_exclusive_group()
     place.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
@@ -266,14 +273,14 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     output = arguments.output or Path("runs") / arguments.grid.stem
     if arguments.ray is None:
-        return sweep(arguments.grid, output, arguments.overrides, arguments.jobs)
+        return sweep(arguments.grid, output, arguments.overrides, arguments.jobs, only=arguments.only)
 
     def cluster() -> Any:
         from onpolicy.backends.ray_runs import RayRuns
 
         return RayRuns(arguments.ray, cpus=arguments.cpus_per_run, gpus=arguments.gpus_per_run)
 
-    return sweep(arguments.grid, output, arguments.overrides, 1, cluster)
+    return sweep(arguments.grid, output, arguments.overrides, 1, cluster, arguments.only)
 
 
 def _sft(arguments: argparse.Namespace) -> int:

@@ -51,6 +51,7 @@ class Annotator:
         """
         for judged in groups:
             _refuse_stale(judged.group, version, self.staleness)
+        self.inquiry.sampled.clear()
         built = self.inquiry.settle(self._started(groups), version=version)
         dropped: Counter[str] = Counter()
         examples = [
@@ -60,6 +61,8 @@ class Annotator:
         ]
         metrics = _metrics(examples, dropped, self.contexts, self.spans)
         metrics |= rollout_metrics(groups)
+        if self.inquiry.sampled:
+            metrics["context/sampled_tokens"] = float(sum(self.inquiry.sampled))
         if self.staleness:
             metrics |= staleness_metrics(groups, version)
         if self.telemetry is not None:

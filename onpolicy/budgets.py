@@ -16,11 +16,11 @@ from onpolicy.types import Metrics
 Run = tuple[str, str, int, Path]
 """Arm, cross, seed, folder."""
 BUDGETS = {
-    "tokens/generated": "rollout/sampled_tokens",
-    "tokens/scored": "teacher/tokens",
-    "tokens/trained": "rollout/tokens",
+    "tokens/generated": ("rollout/sampled_tokens", "context/sampled_tokens"),
+    "tokens/scored": ("teacher/tokens",),
+    "tokens/trained": ("rollout/tokens",),
 }
-"""Sums over a run: what an arm cost -> the metric of a step."""
+"""Sums over a run: what an arm cost -> the metrics of a step that make it up."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,9 @@ class Budget:
     arm: str
     cross: str
     kind: str
-    """``generated``: sampled for training, those that were left out and the start model's baseline too; ``scored``: prompt and
-    completion of every view, as often as teachers and the start model read them; ``trained``: of completions that were trained on."""
+    """``generated``: sampled for training, or read from a dataset's answers in its place, with those that were left out, what contexts
+    asked for, and the start model's baseline; ``scored``: prompt and completion of every view, as often as teachers and the start model
+    read them; ``trained``: of completions that were trained on."""
     seeds: int
     total: float
     """Over the arm's runs."""
@@ -45,9 +46,10 @@ def costs(folder: Path) -> Metrics:
     """Sums over a run's steps; nothing of what its steps did not log."""
     found: Metrics = {}
     for row in logged(folder):
-        for name, metric in BUDGETS.items():
-            if metric in row:
-                found[name] = found.get(name, 0.0) + row[metric]
+        for name, metrics in BUDGETS.items():
+            for metric in metrics:
+                if metric in row:
+                    found[name] = found.get(name, 0.0) + row[metric]
     return found
 
 

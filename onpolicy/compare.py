@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from onpolicy.budgets import Budget, Run, budgets, costs
+from onpolicy.budgets import BUDGETS, Budget, Run, budgets, costs
 from onpolicy.folder import logged
 from onpolicy.terminal import plain
 from onpolicy.types import Metrics
@@ -226,7 +226,7 @@ def _tokens_by_evaluation(folder: Path) -> dict[int, float]:
     evaluated = {int(path.name.removeprefix("step-")) for path in (folder / "eval").glob("step-*")}
     total, found = 0.0, {step: 0.0 for step in evaluated if step == 0}
     for row in logged(folder):
-        total += row.get("rollout/sampled_tokens", 0.0)
+        total += sum(row.get(metric, 0.0) for metric in BUDGETS["tokens/generated"])
         if int(row["step"]) in evaluated:
             found[int(row["step"])] = total
     return found

@@ -164,6 +164,23 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
             yield from side_by_side
 
 
+def chosen(everything: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The runs of the arms and crosses that are named; of all arms where no arm is named, under all crosses where none is.
+
+    Raises:
+        ConfigError: a name is neither.
+    """
+    arms, crosses = ({getattr(c, kind) for c in everything} for kind in ("arm", "cross"))
+    for name in only:
+        if name not in arms | crosses:
+            known = sorted((arms | crosses) - {""})
+            raise ConfigError(
+                f"--only: got {name!r}, wanted arms or crosses: {', '.join(known)}.{suggest(name, known)}"
+            )
+    wanted = [names.intersection(only) or names for names in (arms, crosses)]
+    return [c for c in everything if c.arm in wanted[0] and c.cross in wanted[1]]
+
+
 def confounds(path: Path, runs: Sequence[Cell]) -> list[Confound]:
     """What arms differ in beside the axes, as the grid tells; the same with every seed is said once."""
     told = Told(path, read_grid(path))

@@ -6,7 +6,7 @@ import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import GeneratorType
 from typing import Any
 
@@ -37,6 +37,8 @@ class Inquiry:
     limit: int
     """Longest question, in tokens: what the generator's window leaves beside the answer."""
     drop_too_long: bool
+    sampled: list[int] = field(default_factory=list)
+    """Tokens of each reply since this was last emptied."""
 
     def settle(self, started: Mapping[Hashable, tuple[Prompt, Any]], *, version: int) -> dict[Hashable, Any]:
         """What each call returned in the end; a call that asked for nothing returned at once.
@@ -102,6 +104,7 @@ class Inquiry:
     ) -> dict[tuple[str, str], tuple[Reply, ...]]:
         sampling = replace(self.generator.sampling, group_size=samples)
         judged = self.judge(self.generator.generate(list(prompts.values()), seed=seed, sampling=sampling))
+        self.sampled.extend(len(r.completion_ids) for g in judged for r in g.group.rollouts)
         return {
             identity: tuple(
                 Reply(rollout.text, score) for rollout, score in zip(group.group.rollouts, group.scores, strict=True)

@@ -35,7 +35,7 @@ from rich.table import Table
 
 from onpolicy.budgets import budgets_table
 from onpolicy.compare import Comparison, compare, differences_table
-from onpolicy.grid import Cell, cells, confounds, read_grid
+from onpolicy.grid import Cell, cells, chosen, confounds, read_grid
 from onpolicy.live import curves
 from onpolicy.processes import Processes, Runs
 from onpolicy.report.page import write_report
@@ -52,7 +52,14 @@ MOST_SHOWN = 8
 """Runs up to which all are shown; beyond, those that are running."""
 
 
-def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int, runs: Callable[[], Runs] | None = None) -> int:
+def sweep(
+    path: Path,
+    output: Path,
+    overrides: Sequence[str],
+    jobs: int,
+    runs: Callable[[], Runs] | None = None,
+    only: Sequence[str] = (),
+) -> int:
     """Runs what is missing, then prints and writes the comparison; 1 where a run failed.
 
     Args:
@@ -61,9 +68,10 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int, runs: C
         overrides: for every run
         jobs: runs at a time, as processes of this machine
         runs: opens where they go instead
+        only: arms and crosses; none: all
     """
     console, grid = Console(), read_grid(path)
-    everything = list(cells(path, output, overrides))
+    everything = chosen(list(cells(path, output, overrides)), only)
     missing = [cell for cell in everything if not cell.finished()]
     console.print(
         f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {plain(output)}", soft_wrap=True
@@ -76,7 +84,7 @@ def sweep(path: Path, output: Path, overrides: Sequence[str], jobs: int, runs: C
     if not whole:
         return 1
     found = compare(
-        [c.run for c in whole], grid.pools, reference=next(iter(grid.arms)), axes=grid.axes, confounds=confounds(path, everything)
+        [c.run for c in whole], grid.pools, reference=everything[0].arm, axes=grid.axes, confounds=confounds(path, everything)
     )  # fmt: skip
     found.write(output)
     shown = drawn(whole)

@@ -29,12 +29,13 @@ def contexts(report: dict[str, Any]) -> None:
     for rows in report["contexts"]:
         for row in rows:
             by_name.setdefault(row["context"], []).append(row)
-    mean = lambda rows, *path: fmean(_at(row, path) for row in rows)  # noqa: E731
+    mean = lambda rows, measure: fmean(row["mean"][measure]["mean"] for row in rows)  # noqa: E731
+    tells = lambda rows: f"{fmean(row['gain']['guided']['mean'] for row in rows):.1f}" if rows[0]["gain"] else "0"  # noqa: E731
     table(
-        ("the reasoner reads", "right", "tokens", "markers per 1k", "markers a response (paper's count)"),
+        ("the reasoner reads", "right", "tokens", "markers per 1k", "markers a response (paper's count)", "tells, nats"),
         (
-            (name, f"{mean(r, 'score', 'mean'):.3f}", f"{mean(r, 'tokens', 'mean'):.1f}",
-             f"{mean(r, 'rates', 'seed10', 'mean'):.0f}", f"{mean(r, 'paper_count', 'mean'):.2f}")
+            (name, f"{mean(r, 'score'):.3f}", f"{mean(r, 'tokens'):.1f}", f"{mean(r, 'rate/seed10'):.0f}",
+             f"{mean(r, 'paper_count'):.2f}", tells(r))
             for name, r in by_name.items()
         ),
     )  # fmt: skip
@@ -52,15 +53,11 @@ def claims(report: dict[str, Any]) -> None:
 
 
 def off_policy(report: dict[str, Any]) -> None:
-    arms = list(report["off_policy"][0])
+    found = {(d["arm"], d["set"]): d for d in report["off_policy"]}
     table(
-        ("fine-tuned on", "tokens", *SETS),
-        (
-            (arm, f"{fmean(m[arm]['tokens'] for m in report['off_policy']):.0f}",
-             *(f"{fmean(m[arm][f'eval/{s}/avg@4'] for m in report['off_policy']):.2f}" for s in SETS))
-            for arm in arms
-        ),
-    )  # fmt: skip
+        ("fine-tuned on", *SETS),
+        ((arm, *(f"{found[arm, s]['mean']:.2f}" for s in SETS)) for arm in dict.fromkeys(arm for arm, _ in found)),
+    )
 
 
 def arms(report: dict[str, Any], cross: str) -> None:
@@ -109,12 +106,6 @@ def equal_tokens(report: dict[str, Any]) -> None:
             for arm in dict.fromkeys(a for a, _ in found)
         ),
     )
-
-
-def _at(row: Any, path: Sequence[str]) -> float:
-    for name in path:
-        row = row[name]
-    return float(row)
 
 
 if __name__ == "__main__":

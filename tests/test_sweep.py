@@ -21,9 +21,10 @@ import yaml
 
 from onpolicy.__main__ import main
 from onpolicy.compare import compare, differences, equal_budgets, interval, right_at
-from onpolicy.grid import cells
+from onpolicy.grid import cells, chosen
 from onpolicy.live import curves, sparkline
 from onpolicy.processes import LOOK, STOPPED, Processes, run
+from onpolicy.registry import ConfigError
 from onpolicy.sweep import drawn
 from tests.runs import metrics, write_config
 
@@ -189,6 +190,16 @@ def test_every_combination(tmp_path: Path) -> None:
         ("plain", "one", 3), ("slow", "one", 3), ("plain", "all", 3), ("slow", "all", 3)
     ]  # fmt: skip
     assert found[1].folder == tmp_path / "out/slow/one/seed-3" and found[1].settings.steps == 1
+    names = lambda only: [(c.arm, c.cross) for c in chosen(found, only)]  # noqa: E731
+    assert names(["slow"]) == [("slow", "one"), ("slow", "all")] and names(["all"]) == [
+        ("plain", "all"),
+        ("slow", "all"),
+    ]
+    assert names(["one", "plain"]) == [("plain", "one")] and len(names([])) == 4
+    with pytest.raises(
+        ConfigError, match=r"--only: got 'slwo', wanted arms or crosses: all, one, plain, slow\. Did you mean 'slow'"
+    ):
+        names(["slwo"])
 
 
 @pytest.mark.parametrize(
