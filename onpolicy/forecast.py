@@ -5,8 +5,8 @@ Bytes of N parameters over R ranks, everything in float32 (``onpolicy.backends``
     weights 4N [/R if s = 3]   gradients 4N [/R if s >= 2]   moments 8N [/R if s >= 1]   ZeRO's own copy 4N/R [s >= 1]
     a teacher or start model with weights of its own 4N [/R if s = 3]
 
-A step's time is that of its floating-point operations at an assumed utilisation: 2 per parameter and token read, and 2 x layers x width
-x length for causal attention; three times as many to learn from it, four where layers are recomputed. Sampling's is that of reading the
+A step's time is that of its floating-point operations at an assumed utilisation: 2 per parameter and token read, and 4 x width for each
+token that a layer attends to (half the length on average; at most its window); three times as many to learn from it, four where layers are recomputed. Sampling's is that of reading the
 weights and the keys and values once for each token, at an assumed share of the bandwidth. Nothing was fitted to a GPU: expect a factor
 of two.
 """
@@ -56,15 +56,20 @@ class Shape:
     kv_width: int
     """Key-value heads times their size."""
     vocabulary: int
+    windowed: int = 0
+    """Layers that look back over ``window`` tokens only."""
+    window: int = 0
 
-    @property
-    def kv_bytes(self) -> float:
-        """Of one token's keys and values in bfloat16."""
-        return 2 * 2 * self.layers * self.kv_width
+    def kv_bytes(self, length: float) -> float:
+        """Of the keys and values that a sequence keeps, in bfloat16."""
+        full = self.layers - self.windowed
+        return 2 * 2 * self.kv_width * (full * length + self.windowed * min(length, self.window))
 
     def flops(self, tokens: float, length: float) -> float:
         """Of one pass forward over so many tokens in sequences of a length."""
-        return tokens * (2.0 * self.parameters + 2.0 * self.layers * self.width * length)
+        near = min(length, self.window)
+        attended = (self.layers - self.windowed) * length / 2 + self.windowed * (near - near**2 / (2 * length))
+        return tokens * (2.0 * self.parameters + 4.0 * self.width * attended)
 
 
 @dataclass(frozen=True)
@@ -104,12 +109,15 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
     config = model.config.get_text_config()
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    windowed = (getattr(config, "layer_types", None) or []).count("sliding_attention")
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.num_hidden_layers,
         width=heads * size,
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * size,
         vocabulary=config.vocab_size,
+        windowed=windowed,
+        window=config.sliding_window if windowed else 0,
     )
 
 
@@ -215,7 +223,7 @@ def sampled_a_second(
 ) -> float:
     """Tokens of one engine: as many rollouts at a time as fit, each pass reading the weights and their keys and values."""
     room = generator_bytes(checked, shape, gpu, tensor_parallel)["engine: keys and values"] * tensor_parallel
-    each = shape.kv_bytes * (assumed.prompt_tokens + length / 2)
+    each = shape.kv_bytes(assumed.prompt_tokens + length / 2)
     at_once = max(min(room / each, float(checked.generator.plugin.options.get("max_num_seqs", 256))), 1.0)
     read = 2.0 * shape.parameters + at_once * each
     memory = read / (gpu.bandwidth * assumed.bandwidth * tensor_parallel)

@@ -14,6 +14,7 @@ from onpolicy.config import load
 from onpolicy.forecast import GPUS, Assumed, Forecast, forecast, shape_of
 from onpolicy.models import resolve_model
 from onpolicy.plan import plan
+from onpolicy.registry import ConfigError
 
 
 def print_forecast(
@@ -26,6 +27,8 @@ def print_forecast(
         found = shape_of(
             resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
         )
+    elif not shape.is_file():
+        raise ConfigError(f"--shape: got {str(shape)!r}, which is no file; wanted a model's config.json")
     else:
         found = shape_of(str(shape))
     foreseen = forecast(checked, found, assumed)

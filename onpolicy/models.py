@@ -106,13 +106,11 @@ def load_causal_lm(
 def skeleton(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:
     """A model of the same class and config without weights, for saving weights that come from elsewhere."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM, GenerationConfig
 
-    source: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
+    config = _config(path, trust_remote_code, revision)
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(
-            AutoConfig.from_pretrained(path, **source), trust_remote_code=trust_remote_code
-        )
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
     with contextlib.suppress(OSError):  # not every model has one
         model.generation_config = GenerationConfig.from_pretrained(path, revision=revision)
     return model
@@ -125,23 +123,22 @@ def tied(model: PreTrainedModel) -> dict[str, str]:
 
 def context_window(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int | None:
     """Tokens the model has positions for, prompt and completion together; None where its config does not say."""
-    config = _text_config(path, trust_remote_code, revision)
+    config = _config(path, trust_remote_code, revision).get_text_config()
     return getattr(config, "max_position_embeddings", None)
 
 
 def vocabulary_size(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int:
     """Tokens the model has outputs for; often more than its tokenizer knows."""
-    return int(_text_config(path, trust_remote_code, revision).vocab_size)
+    return int(_config(path, trust_remote_code, revision).get_text_config().vocab_size)
 
 
-def _text_config(path: str, trust_remote_code: bool, revision: str | None) -> Any:
+def _config(path: str, trust_remote_code: bool, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
+        return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}") from error
-    return config.get_text_config()
 
 
 def cache_folder() -> Path:

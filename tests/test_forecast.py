@@ -31,7 +31,17 @@ TINY = Shape(parameters=1_000_000, layers=10, width=100, kv_width=50, vocabulary
 )
 def test_shapes_of_the_papers_models(name: str, billions: float, kv_bytes: float) -> None:
     shape = shape_of(str(SHAPES / f"{name}.json"))
-    assert shape.parameters / 1e9 == pytest.approx(billions, abs=0.006) and shape.kv_bytes == kv_bytes
+    assert shape.parameters / 1e9 == pytest.approx(billions, abs=0.006) and shape.kv_bytes(1) == kv_bytes
+
+
+def test_layers_with_a_window() -> None:
+    olmo = shape_of(str(SHAPES / "olmo3_7b.json"))
+    assert (olmo.windowed, olmo.window) == (24, 4096), "three of four layers"
+    assert shape_of(str(SHAPES / "qwen3_8b.json")).windowed == 0
+    shape = Shape(parameters=0, layers=3, width=10, kv_width=5, vocabulary=7, windowed=2, window=4)
+    assert shape.kv_bytes(10) == 4 * 5 * (10 + 2 * 4) and shape.kv_bytes(3) == 4 * 5 * 9
+    # of 8 tokens each attends to 4 on average; within a window of 4, to (0 + 1 + 2 + 3 + 4 x 4) / 8 ~ 3 (as an integral)
+    assert shape.flops(8, 8) == 8 * 4 * 10 * (4 + 2 * 3.0)
 
 
 @pytest.mark.parametrize("rule", ["live", "frozen", "ema"])
@@ -112,3 +122,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["forecast", *own, *tight, "--gpu", "h100"]) == 1, "one GPU does not hold it"
     assert main(["forecast", *own, "--gpu", "h10"]) == 2
     assert f"wanted one of {', '.join(GPUS)}. Did you mean 'h100'?" in capsys.readouterr().err
+    assert main(["forecast", *own[:2], "data.path=x", "--shape", str(tmp_path / "no.json")]) == 2
+    assert "--shape: got" in capsys.readouterr().err
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "config.json").write_text('{"model_type": "nothing"}')
+    assert main(["forecast", *own[:1], f"model.path={tmp_path / 'odd'}", "data.path=x"]) == 2
+    assert "has no usable config" in capsys.readouterr().err
