@@ -6,7 +6,7 @@ import csv
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, stdev
 from typing import Any
 
 RESULTS = Path("docs/results/paper")
@@ -30,7 +30,7 @@ def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> Non
 
 
 def section_3() -> None:
-    """Means over seeds, with the least and the most of them."""
+    """Means over seeds and their standard deviation."""
     seeds = [json.loads(path.read_text())["rows"] for path in sorted(RESULTS.glob("section_3_seed_*.json"))]
     by_name = {
         row["context"]: [next(r for r in rows if r["context"] == row["context"]) for rows in seeds] for row in seeds[0]
@@ -60,7 +60,7 @@ def section_3() -> None:
 
 def section_4() -> None:
     found, runs = comparison("section_4"), last("section_4")
-    trained_on = {(b["arm"]): b["mean"] for b in found["budgets"] if b["kind"] == "tokens/trained"}
+    trained_on = {(b["arm"]): b["mean"] for b in found["budgets"] if b["kind"] == "trained"}
     by_arm = {(d["arm"], d["set"]): d for d in found["differences"]}
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in by_arm):
@@ -74,7 +74,7 @@ def trained(name: str) -> None:
     found, runs = comparison(name), last(name)
     against = {(d["cross"], d["arm"], d["set"]): d for d in found["differences"]}
     start = {(d["cross"], d["arm"], d["set"]): d for d in found["from_start"]}
-    dear = {(b["cross"], b["arm"]): b["mean"] for b in found["budgets"] if b["kind"] == "tokens/generated"}
+    dear = {(b["cross"], b["arm"]): b["mean"] for b in found["budgets"] if b["kind"] == "generated"}
     rows = [
         [
             *([cross] if cross else []), arm,
@@ -142,7 +142,7 @@ def mean_of(runs: Sequence[dict[str, str]], arm: str, metric: str, cross: str = 
 
 
 def spread(values: Sequence[float]) -> str:
-    return f"{fmean(values):.3g} ({min(values):.3g} to {max(values):.3g})"
+    return f"{fmean(values):.3g} ± {stdev(values):.2g}"
 
 
 def share(d: Any, reference: bool) -> str:
