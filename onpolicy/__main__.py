@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onpolicy.arguments import Band, above_zero, new_file, share, whole
 from onpolicy.quiet import quiet_libraries
 from onpolicy.terminal import plain, printable
 
@@ -68,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
         "controls; pretrain: the reasoner itself",
     )
     lab.add_argument("--output", type=Path, help="folder for what comes out; by default under runs/")
-    lab.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    lab.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
     lab.set_defaults(run=_lab)
     diff = commands.add_parser("diff", help="what two configs change, axis by axis")
     diff.add_argument("one", type=Path, help="YAML file")
@@ -96,17 +97,17 @@ def _add_sft(commands: Any) -> None:
     )
     sft.add_argument("config", type=Path, help="YAML file with a context, rewards and eval.sets")
     sft.add_argument("overrides", nargs="*", metavar="key=value")
-    sft.add_argument("--examples", type=int, default=800, help="problems answered right both ways (default 800)")
-    sft.add_argument("--epochs", type=int, default=3, help="times each answer is learned from (default 3)")
-    sft.add_argument("--batch", type=int, default=32, help="answers a step (default 32)")
+    sft.add_argument("--examples", type=whole, default=800, help="problems answered right both ways (default 800)")
+    sft.add_argument("--epochs", type=whole, default=3, help="times each answer is learned from (default 3)")
+    sft.add_argument("--batch", type=whole, default=32, help="answers a step (default 32)")
     sft.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
     sft.add_argument(
-        "--band", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        "--band", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
         help="only problems whose unguided share of right answers lies within; the paper's: 0.125 0.5",
     )  # fmt: skip
     sft.add_argument("--view", default="teacher", help="the context that guided answers see (default teacher)")
     sft.add_argument("--output", type=Path, help="folder; by default runs/sft- and the config's name")
-    sft.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    sft.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
     sft.set_defaults(run=_sft)
 
 
@@ -117,13 +118,13 @@ def _add_forecast(commands: Any) -> None:
     forecast.add_argument("--gpu", default="h100", help="kind: a100, h100, h200 or b200 (default h100)")
     forecast.add_argument("--shape", type=Path, help="the model's config.json, where the model is not at hand")
     forecast.add_argument(
-        "--completion-tokens", type=float, help="mean answer; by default half of generator.max_tokens"
+        "--completion-tokens", type=above_zero, help="mean answer; by default half of generator.max_tokens"
     )
-    forecast.add_argument("--prompt-tokens", type=float, default=200.0, help="mean problem (default 200)")
-    forecast.add_argument("--utilisation", type=float, default=0.35, help="share of the FLOP/s (default 0.35)")
-    forecast.add_argument("--bandwidth", type=float, default=0.5, help="share of it when sampling (default 0.5)")
-    forecast.add_argument("--eval-problems", type=int, default=600, help="in all sets together (default 600)")
-    forecast.add_argument("--output", type=Path, help="JSON file to write")
+    forecast.add_argument("--prompt-tokens", type=above_zero, default=200.0, help="mean problem (default 200)")
+    forecast.add_argument("--utilisation", type=share, default=0.35, help="share of the FLOP/s (default 0.35)")
+    forecast.add_argument("--bandwidth", type=share, default=0.5, help="share of it when sampling (default 0.5)")
+    forecast.add_argument("--eval-problems", type=whole, default=600, help="in all sets together (default 600)")
+    forecast.add_argument("--output", type=new_file, help="JSON file to write")
     forecast.set_defaults(run=_forecast)
 
 
@@ -142,13 +143,13 @@ def _add_sweep(commands: Any) -> None:
     )
     sweep.add_argument("--output", type=Path, help="folder of the runs; by default runs/ and the grid's name")
     place = sweep.add_mutually_exclusive_group()
-    place.add_argument("--jobs", type=int, default=1, help="runs at a time (default 1)")
+    place.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
     place.add_argument(
         "--ray",
         metavar="ADDRESS",
         help="as many as a Ray cluster has room for: auto, host:port, or local for this machine alone",
     )
-    sweep.add_argument("--cpus-per-run", type=int, default=1, help="with --ray: cores of a run (default 1)")
+    sweep.add_argument("--cpus-per-run", type=whole, default=1, help="with --ray: cores of a run (default 1)")
     sweep.add_argument(
         "--gpus-per-run", type=float, help="with --ray: GPUs of a run, e.g. 0.5; by default 1 where the cluster has any"
     )
@@ -178,7 +179,7 @@ def _add_analyze(commands: Any) -> None:
     )
     pressure.add_argument("config", type=Path, help="YAML file")
     pressure.add_argument("overrides", nargs="*", metavar="key=value")
-    pressure.add_argument("--output", type=Path, help="JSON file to write")
+    pressure.add_argument("--output", type=new_file, help="JSON file to write")
     pressure.set_defaults(run=_pressure)
     contexts = kinds.add_parser(
         "contexts", help="what the model's own answers are like under each context of the config"
@@ -186,23 +187,23 @@ def _add_analyze(commands: Any) -> None:
     contexts.add_argument("config", type=Path, help="YAML file")
     contexts.add_argument("overrides", nargs="*", metavar="key=value")
     contexts.add_argument(
-        "--problems", type=int, default=100, help="the first so many problems within the band (default 100)"
+        "--problems", type=whole, default=100, help="the first so many problems within the band (default 100)"
     )
     contexts.add_argument(
-        "--band", type=float, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        "--band", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
         help="only problems whose unguided share of right answers lies within; the paper's: 0.125 0.5",
     )  # fmt: skip
-    contexts.add_argument("--output", type=Path, help="JSON file to write, with every problem")
-    contexts.add_argument("--plot", type=Path, help="drawing to write, e.g. contexts.svg")
+    contexts.add_argument("--output", type=new_file, help="JSON file to write, with every problem")
+    contexts.add_argument("--plot", type=new_file, help="drawing to write, e.g. contexts.svg")
     contexts.set_defaults(run=_contexts)
     probes = kinds.add_parser(
         "probes", help="what leaving out, injecting and banning doubt does to the model's own answers"
     )
     probes.add_argument("config", type=Path, help="YAML file")
     probes.add_argument("overrides", nargs="*", metavar="key=value")
-    probes.add_argument("--problems", type=int, default=100, help="the first so many problems (default 100)")
-    probes.add_argument("--continuations", type=int, default=4, help="answers behind each cut (default 4)")
-    probes.add_argument("--output", type=Path, help="JSON file to write")
+    probes.add_argument("--problems", type=whole, default=100, help="the first so many problems (default 100)")
+    probes.add_argument("--continuations", type=whole, default=4, help="answers behind each cut (default 4)")
+    probes.add_argument("--output", type=new_file, help="JSON file to write")
     probes.set_defaults(run=_probes)
 
 

@@ -52,13 +52,17 @@ class Shape:
 
     parameters: int
     layers: int
+    hidden: int
     width: int
+    """Attention heads times their size."""
     kv_width: int
     """Key-value heads times their size."""
     vocabulary: int
     windowed: int = 0
     """Layers that look back over ``window`` tokens only."""
     window: int = 0
+    experts: bool = False
+    """Whether a token passes through some of the parameters only."""
 
     def kv_bytes(self, length: float) -> float:
         """Of the keys and values that a sequence keeps, in bfloat16."""
@@ -99,6 +103,9 @@ class Forecast:
     hours: float
     gpus: int
     notes: list[str] = field(default_factory=list)
+    """What it rests on."""
+    refusals: list[str] = field(default_factory=list)
+    """Why it cannot run."""
 
 
 def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Shape:
@@ -113,11 +120,13 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
     return Shape(
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
         width=heads * size,
         kv_width=(getattr(config, "num_key_value_heads", None) or heads) * size,
         vocabulary=config.vocab_size,
         windowed=windowed,
         window=config.sliding_window if windowed else 0,
+        experts=any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")),
     )
 
 
@@ -134,16 +143,19 @@ def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
     memory = {"a trainer's": trainer, "a generator's": generator} if apart else {"each": trainer | generator}
     length = assumed.completion_tokens or checked.generator.frame.max_tokens / 2
     rollouts = checked.data.frame.prompts_per_step * checked.generator.frame.group_size
-    rate = sampled_a_second(checked, shape, gpu, assumed, length, tensor_parallel) * engines
+    sampling = lambda answers: (  # noqa: E731
+        sampled_a_second(checked, shape, gpu, assumed, length, tensor_parallel, answers / engines) * engines
+    )
     compute = gpu.flops * assumed.utilisation * ranks
-    seconds = {"sample": rollouts * length / rate} | {
+    seconds = {"sample": rollouts * length / sampling(rollouts)} | {
         what: flops / compute for what, flops in step_flops(checked, shape, assumed, rollouts, length).items()
     }
     settings = checked.config.eval
     times = 0 if not (settings.every and checked.eval_sets) else math.ceil(checked.config.steps / settings.every) + 1
     cap = settings.max_tokens or checked.generator.frame.max_tokens
     answer = min(length, cap)
-    evaluations = times * assumed.eval_problems * settings.samples * answer / rate / 3600
+    answers = assumed.eval_problems * settings.samples
+    evaluations = times * answers * answer / sampling(answers) / 3600
     return Forecast(
         memory=memory,
         seconds=seconds,
@@ -155,8 +167,36 @@ def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
             f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",
             f"prompts of {assumed.prompt_tokens:.0f} tokens, answers of {length:.0f}; a teacher reads as much again as an answer",
             f"{times} evaluations of {assumed.eval_problems} problems, {settings.samples} answers of {answer:.0f} tokens each",
+            *(
+                note
+                for note, holds in (
+                    ("every expert counted as read for every token: too long for a mixture of experts", shape.experts),
+                    ("another model as the teacher is counted as one of this size", bool(teacher_rule(checked).path)),
+                    ("what contexts may ask the model is not counted", checked.asks),
+                )
+                if holds
+            ),
         ],
+        refusals=_refusals(checked, shape, gpu, assumed, length, tensor_parallel, memory),
     )
+
+
+def _refusals(
+    checked: Plan, shape: Shape, gpu: Gpu, assumed: Assumed, length: float, tensor_parallel: int, memory: Mapping[str, Any]
+) -> list[str]:
+    found = [
+        f"{kind} GPU would hold {total:.1f} GiB of {gpu.gib:.0f}"
+        for kind, parts in memory.items()
+        if (total := sum(parts.values())) > gpu.gib
+    ]
+    engine = generator_bytes(checked, shape, gpu, tensor_parallel)
+    if (engine["engine: keys and values"]) * tensor_parallel < shape.kv_bytes(assumed.prompt_tokens + length):
+        found.append(
+            f"generator.gpu_memory_utilization: of its share of {gpu.gib:.0f} GiB an engine has "
+            f"{engine['engine: keys and values'] / GIB:.1f} GiB left beside {engine['engine: weights'] / GIB:.1f} of weights, "
+            "less than one answer's keys and values"
+        )
+    return found
 
 
 def trainer_bytes(checked: Plan, shape: Shape, ranks: int) -> dict[str, float]:
@@ -170,7 +210,7 @@ def trainer_bytes(checked: Plan, shape: Shape, ranks: int) -> dict[str, float]:
     options = checked.trainer.plugin.options
     tokens = checked.trainer.frame.micro_batch_tokens or 8192
     kept = 2.0 if options.get("precision") == "bfloat16" else 4.0
-    layer = tokens * shape.width * 34.0 * kept / 2
+    layer = tokens * shape.hidden * 34.0 * kept / 2
     return {
         "weights": sharded * on_gpu,
         "gradients": learns * (n / ranks if stage >= 2 else n),
@@ -179,11 +219,11 @@ def trainer_bytes(checked: Plan, shape: Shape, ranks: int) -> dict[str, float]:
         "teacher and start model": readers * sharded * on_gpu,
         "gathered layers": 2 * n / shape.layers if stage >= 3 else 0.0,
         "activations": (
-            tokens * shape.width * kept * shape.layers + layer
+            tokens * shape.hidden * kept * shape.layers + layer
             if options.get("gradient_checkpointing")
             else layer * shape.layers
         ),
-        "states that teachers left": 4.0 * len(checked.contexts) * tokens * shape.width * 4,
+        "states that teachers left": 4.0 * len(checked.contexts) * tokens * shape.hidden * 4,
     }
 
 
@@ -196,7 +236,7 @@ def models_beside(checked: Plan) -> int:
     """Copies of the model beside the student: a teacher's, and the start model where it is another."""
     rule, starts = teacher_rule(checked), build_objective(checked).needs_ref
     if checked.trainer.plugin.options.get("lora_rank"):
-        return int(rule.copies and rule.update is not None)
+        return int(rule.copies and (rule.update is not None or rule.path is not None))
     unmoved = rule.copies and rule.update is None and rule.path is None
     return int(rule.copies) + int((starts or rule.reads_start) and not unmoved)
 
@@ -219,12 +259,13 @@ def generator_bytes(checked: Plan, shape: Shape, gpu: Gpu, tensor_parallel: int)
 
 
 def sampled_a_second(
-    checked: Plan, shape: Shape, gpu: Gpu, assumed: Assumed, length: float, tensor_parallel: int
+    checked: Plan, shape: Shape, gpu: Gpu, assumed: Assumed, length: float, tensor_parallel: int, answers: float
 ) -> float:
-    """Tokens of one engine: as many rollouts at a time as fit, each pass reading the weights and their keys and values."""
+    """Tokens of one engine: as many of its answers at a time as fit, each pass reading the weights and their keys and values."""
     room = generator_bytes(checked, shape, gpu, tensor_parallel)["engine: keys and values"] * tensor_parallel
     each = shape.kv_bytes(assumed.prompt_tokens + length / 2)
-    at_once = max(min(room / each, float(checked.generator.plugin.options.get("max_num_seqs", 256))), 1.0)
+    most = float(checked.generator.plugin.options.get("max_num_seqs", 256))
+    at_once = max(min(room / each, most, answers), 1.0)
     read = 2.0 * shape.parameters + at_once * each
     memory = read / (gpu.bandwidth * assumed.bandwidth * tensor_parallel)
     compute = shape.flops(at_once, length) / (gpu.flops * assumed.utilisation * tensor_parallel)

@@ -32,18 +32,19 @@ def print_forecast(
     else:
         found = shape_of(str(shape))
     foreseen = forecast(checked, found, assumed)
-    fits = [sum(parts.values()) <= GPUS[assumed.gpu].gib for parts in foreseen.memory.values()]
     console = Console()
     console.print(f"{found.parameters / 1e9:.2f} billion parameters, {foreseen.gpus} GPUs of kind {assumed.gpu}")
     console.print(memory_table(foreseen, GPUS[assumed.gpu].gib))
     console.print(time_table(foreseen, checked.config.steps))
     for note in foreseen.notes:
         console.print(f"[dim]assumed: {note}[/dim]", highlight=False)
+    for reason in foreseen.refusals:
+        console.print(f"[red]does not fit:[/red] {reason}", highlight=False)
     if output is not None:
         output.write_text(
             json.dumps({"config": str(config), "assumed": asdict(assumed), **asdict(foreseen)}, indent=1) + "\n"
         )
-    return int(not all(fits))
+    return int(bool(foreseen.refusals))
 
 
 def memory_table(foreseen: Forecast, gib: float) -> Table:

@@ -14,7 +14,7 @@ from onpolicy.contexts.requests import AnotherProblem, Ask, Reply
 from onpolicy.protocols import Generator
 from onpolicy.rendering import PromptTooLong, Renderer
 from onpolicy.scoring import Judge
-from onpolicy.types import Prompt
+from onpolicy.types import Message, Prompt
 
 MOST_TURNS = 32
 """Requests one context may make, one after the other, for one rollout."""
@@ -55,7 +55,8 @@ class Inquiry:
             for key, call in list(running.items()):
                 try:
                     request = call.send(replies[key])
-                    if self._fits(started[key][0], request):
+                    asked = f"what a context asks about prompt {started[key][0].id!r}"
+                    if not isinstance(request, Ask) or self.fits(request.messages, asked):
                         requests[key] = (started[key][0], request)
                         continue
                     call.close()
@@ -69,15 +70,17 @@ class Inquiry:
                 replies = self._answer(requests, version, turn)
         raise InquiryError(f"a context asked more than {MOST_TURNS} times for one rollout; is its loop without an end?")
 
-    def _fits(self, prompt: Prompt, request: Any) -> bool:
-        """Whether a question can be asked; one that is too long is refused, or what depends on it left out."""
-        if not isinstance(request, Ask):
-            return True
+    def fits(self, messages: Sequence[Message], what: str) -> bool:
+        """Whether the student can be asked this; what is too long is refused, or left out where the config says so.
+
+        Raises:
+            PromptTooLong: with ``what`` it is.
+        """
         try:
-            self.renderer.prompt_ids(request.messages, limit=self.limit)
+            self.renderer.prompt_ids(messages, limit=self.limit)
         except PromptTooLong as error:
             if not self.drop_too_long:
-                where = f"what a context asks about prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens, model window)"
+                where = f"{what} (rendering.max_teacher_prompt_tokens, model window)"
                 raise PromptTooLong(error.num_tokens, error.limit, where) from error
             return False
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ class Model:
     """Tokens of the longest prompt and completion together that the generator sees; contexts may ask it longer questions."""
 
 
-def read_model(plan: Plan, *, room: int = 0) -> Model:
+def read_model(plan: Plan, *, room: int = 0, guided: bool = False) -> Model:
     """Finds the model and loads its tokenizer; the weights come later.
 
     Prompts are held to the configured limits and to what the model's window leaves beside the completion.
@@ -38,6 +37,7 @@ def read_model(plan: Plan, *, room: int = 0) -> Model:
     Args:
         plan: the config
         room: tokens that the generator takes beyond prompt and completion, the window permitting
+        guided: the generator answers what teachers read, too
     """
     config = plan.config
     path = resolve_model(config.model.path)
@@ -49,8 +49,7 @@ def read_model(plan: Plan, *, room: int = 0) -> Model:
             f"generator.max_tokens: {longest} tokens leave no room for a prompt; {config.model.path!r} has a window of {window}"
         )
     longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
-    asks = any(inspect.isgeneratorfunction(p.function) for p in [*plan.contexts.values(), *plan.spans.values()])
-    longest_asked = config.rendering.max_teacher_prompt_tokens + plan.generator.frame.max_tokens if asks else 0
+    informed = config.rendering.max_teacher_prompt_tokens + plan.generator.frame.max_tokens
     tokenizer = load_tokenizer(path, chat_template=config.rendering.chat_template, **source)  # type: ignore[arg-type]
     return Model(
         path=path,
@@ -59,7 +58,7 @@ def read_model(plan: Plan, *, room: int = 0) -> Model:
         max_teacher_prompt_tokens=min(
             config.rendering.max_teacher_prompt_tokens, window - plan.generator.frame.max_tokens
         ),
-        max_model_len=min(window, max(longest_prompt + longest + room, longest_asked)),
+        max_model_len=min(window, max(longest_prompt + longest + room, informed if plan.asks or guided else 0)),
     )
 
 

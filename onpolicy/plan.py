@@ -60,6 +60,11 @@ class Plan:
         return [c for value in found for c in coefficients_in(value)]
 
     @property
+    def asks(self) -> bool:
+        """Whether contexts or span finders may ask the model."""
+        return any(inspect.isgeneratorfunction(p.function) for p in [*self.contexts.values(), *self.spans.values()])
+
+    @property
     def start_readers(self) -> list[Plugin]:
         """Rewards that compare with the start model's own rate."""
         return [r.plugin for r in self.rewards if "start_rate" in inspect.signature(r.plugin.function).parameters]

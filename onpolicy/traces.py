@@ -56,7 +56,7 @@ def collect(
         )
     rows, tried = _read(folder, checked, wanted)
     if len(rows[GUIDED]) < wanted.examples and tried >= 0:
-        with session(checked) as s:
+        with session(checked, guided=True) as s:
             while len(rows[GUIDED]) < wanted.examples and tried < len(s.prompts):
                 part = s.prompts[tried : tried + max(1, AT_ONCE // s.generator.sampling.group_size)]
                 for name, more in _of(s, part, wanted).items():
@@ -115,7 +115,7 @@ def _read(folder: Path, checked: Plan, wanted: Wanted) -> tuple[dict[str, list[d
     if known["made"] != _made(checked, wanted):
         raise ConfigError(f"onpolicy sft: {str(folder)!r} holds traces that were made otherwise; give another --output")
     rows = {
-        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().splitlines()]
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().split("\n") if line]
         for name in (UNGUIDED, GUIDED)
     }
     return {name: found[: known["examples"]] for name, found in rows.items()}, known["tried"]

@@ -145,11 +145,50 @@ def test_contexts_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert {row["context"] for row in found} == {UNGUIDED, "teacher", "answer"} and found[0]["samples"] == 3
     assert set(found[1]["by_problem"]) == set(found[0]["by_problem"]) and len(found[0]["by_problem"]) == 3
     assert found[1]["mean"]["tokens"]["mean"] > 0 and found[0]["gain"] is None
-    assert "markers per 1k tokens" in (tmp_path / "out.svg").read_text() or "<svg" in (tmp_path / "out.svg").read_text()
-    assert (
-        main(["analyze", "contexts", str(config), "--band", "2", "3"]) == 2
-        and "widen --band" in capsys.readouterr().err
-    )
+    drawn = (tmp_path / "out.svg").read_text()
+    assert all(f">{name}<" in drawn or f"<!-- {name} -->" in drawn for name in (UNGUIDED, "teacher", "answer", "tokens"))
+    assert main(["analyze", "contexts", str(config), "--band", "0.6", "0.6"]) == 2, "three answers: 0, 1/3, 2/3 or 1"
+    assert "widen --band" in capsys.readouterr().err
+    assert main(["analyze", "contexts", str(config), "--plot", str(tmp_path / "out.drawing")]) == 2
+    assert "--plot: got" in capsys.readouterr().err
+
+
+def test_a_context_longer_than_a_prompt_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What only teachers read in training is an ordinary prompt here; beyond its own limit it is refused by name, or left out."""
+    config = write_config(tmp_path, contexts={"teacher": {"name": "reference_solution"}})
+    rows = [json.loads(line) for line in (tmp_path / "data.jsonl").read_text().splitlines()]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row | {"solution": "x" * 400}) + "\n" for row in rows))
+    own = ["rendering.max_prompt_tokens=100", "generator.max_tokens=8", "--problems", "2"]
+    ask = ["analyze", "contexts", str(config), *own]
+    assert main([*ask, "rendering.max_teacher_prompt_tokens=900", "--output", str(tmp_path / "out.json")]) == 0
+    found = json.loads((tmp_path / "out.json").read_text())["rows"]
+    assert found[1]["context"] == "teacher" and found[1]["problems"] == 2
+    assert main([*ask, "rendering.max_teacher_prompt_tokens=300"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "with the context 'teacher'" in said and "rendering.max_teacher_prompt_tokens" in said
+    assert main([*ask, "rendering.max_teacher_prompt_tokens=300", "rendering.too_long=drop"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "flag", "value", "wanted"),
+    [
+        (["analyze", "contexts"], "--problems", ["0"], "got '0', wanted a whole number above 0"),
+        (["analyze", "contexts"], "--band", ["0.5", "0.125"], "got '0.5 0.125', wanted two shares between 0 and 1"),
+        (["analyze", "contexts"], "--band", ["2", "3"], "got '2 3', wanted two shares between 0 and 1"),
+        (["analyze", "contexts"], "--output", ["missing/x.json"], "got 'missing/x.json', wanted a file; there is no folder"),
+        (["analyze", "probes"], "--continuations", ["-1"], "got '-1', wanted a whole number above 0"),
+        (["sft"], "--batch", ["0"], "got '0', wanted a whole number above 0"),
+        (["forecast"], "--utilisation", ["0"], "got '0', wanted a number above 0, at most 1"),
+        (["forecast"], "--completion-tokens", ["nan"], "got 'nan', wanted a number above 0"),
+    ],
+)  # fmt: skip
+def test_options_are_checked_first(
+    command: list[str], flag: str, value: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "no.yaml", flag, *value])
+    said = " ".join(capsys.readouterr().err.split())
+    assert stopped.value.code == 2 and f"argument {flag}: {wanted}" in said
 
 
 def test_pressure_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -17,7 +17,7 @@ from onpolicy.plan import plan
 from tests.runs import write_config
 
 SHAPES = Path(__file__).parent / "data" / "shapes"
-TINY = Shape(parameters=1_000_000, layers=10, width=100, kv_width=50, vocabulary=1000)
+TINY = Shape(parameters=1_000_000, layers=10, hidden=100, width=100, kv_width=50, vocabulary=1000)
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_layers_with_a_window() -> None:
     olmo = shape_of(str(SHAPES / "olmo3_7b.json"))
     assert (olmo.windowed, olmo.window) == (24, 4096), "three of four layers"
     assert shape_of(str(SHAPES / "qwen3_8b.json")).windowed == 0
-    shape = Shape(parameters=0, layers=3, width=10, kv_width=5, vocabulary=7, windowed=2, window=4)
+    shape = Shape(parameters=0, layers=3, hidden=10, width=10, kv_width=5, vocabulary=7, windowed=2, window=4)
     assert shape.kv_bytes(10) == 4 * 5 * (10 + 2 * 4) and shape.kv_bytes(3) == 4 * 5 * 9
     # of 8 tokens each attends to 4 on average; within a window of 4, to (0 + 1 + 2 + 3 + 4 x 4) / 8 ~ 3 (as an integral)
     assert shape.flops(8, 8) == 8 * 4 * 10 * (4 + 2 * 3.0)
@@ -91,6 +91,8 @@ def test_models_beside_the_student(tmp_path: Path) -> None:
     for overrides, wanted in (
         (["teacher={name: live}"], 0), (["teacher={name: frozen}"], 1), (["teacher={name: frozen}", start], 1),
         (["teacher={name: ema}", start], 2), (["teacher={name: live}", start], 1),
+        (["teacher={name: model, path: other}"], 1), (["teacher={name: model, path: other}", "trainer.lora_rank=4"], 1),
+        (["teacher={name: frozen}", "trainer.lora_rank=4"], 0),
     ):  # fmt: skip
         assert models_beside(plan(load(write_config(tmp_path), overrides))) == wanted, overrides
 
@@ -104,9 +106,8 @@ def test_time_by_hand(tmp_path: Path) -> None:
     assert flops == {"score": pytest.approx(640 * (2e6 + 2000 * 120)), "learn": pytest.approx(3 * plain)}
     found = forecast(checked, TINY, assumed)
     assert found.seconds["learn"] == pytest.approx(3 * plain / (989e12 * 0.5))
-    # 256 at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each
-    passes = (2e6 + 256 * 45 * 2000) / (3.35e12 * 0.25)
-    assert found.seconds["sample"] == pytest.approx(300 / (256 / passes))
+    # all six at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each, once for each of 50 tokens
+    assert found.seconds["sample"] == pytest.approx(50 * (2e6 + 6 * 45 * 2000) / (3.35e12 * 0.25))
     assert found.hours == pytest.approx(36 * sum(found.seconds.values()) / 3600) and found.evaluation_hours == 0.0
     assert found.memory["each"]["engine: keys and values"] == pytest.approx(0.4 * 80 - 2e6 / GIB)
 
@@ -118,8 +119,12 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "8.19 billion parameters, 8 GPUs of kind b200" in said and "of 180" in said and "assumed: b200" in said
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["memory"]) == {"a trainer's", "a generator's"} and found["hours"] > 1
+    capsys.readouterr()
     tight = ["trainer.config=null", "roles.trainers=1"]
     assert main(["forecast", *own, *tight, "--gpu", "h100"]) == 1, "one GPU does not hold it"
+    assert "does not fit: a trainer's GPU would hold" in capsys.readouterr().out
+    assert main(["forecast", *own, "generator.gpu_memory_utilization=0.18"]) == 1, "no room for keys and values"
+    assert "generator.gpu_memory_utilization: of its share" in " ".join(capsys.readouterr().out.split())
     assert main(["forecast", *own, "--gpu", "h10"]) == 2
     assert f"wanted one of {', '.join(GPUS)}. Did you mean 'h100'?" in capsys.readouterr().err
     assert main(["forecast", *own[:2], "data.path=x", "--shape", str(tmp_path / "no.json")]) == 2

@@ -45,7 +45,7 @@ def analyze_contexts(
 ) -> int:
     """Generates under every context of the config and prints score, length, markers and information of each."""
     if drawing is not None:
-        drawing_library()  # before hours of sampling
+        drawing_library(drawing)  # before hours of sampling
     found = measure_contexts(plan(load(config_path, overrides)), problems, band)
     console = Console()
     for table in contexts_tables(found):
@@ -66,7 +66,7 @@ def measure_contexts(checked: Plan, problems: int, band: Band) -> Found:
     if not checked.contexts or not checked.rewards:
         raise ConfigError("analyze contexts: wants contexts to compare and a reward that says what is right")
     seed = checked.config.seed
-    with session(checked) as s:
+    with session(checked, guided=True) as s:
         unguided = list(
             within_band(
                 s.prompts,
@@ -144,12 +144,15 @@ def _short(number: float) -> str:
     return f"{number:.0f}" if abs(number) >= 100 else f"{number:.2g}"
 
 
-def drawing_library() -> Any:
-    """Raises ConfigError where it is not installed."""
+def drawing_library(path: Path) -> Any:
+    """Raises ConfigError where it is not installed, or does not know the drawing's ending."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError("--plot: drawing needs matplotlib: pip install 'onpolicy[plot]'") from error
+    known = Figure().canvas.get_supported_filetypes()
+    if path.suffix[1:] not in known:
+        raise ConfigError(f"--plot: got {str(path)!r}, wanted a file that ends in one of .{', .'.join(known)}")
     return Figure
 
 
@@ -161,7 +164,7 @@ def draw(measured: Sequence[Row], path: Path) -> None:
         "paper_count": "markers a response",
         "paper_per_1k": "markers per 1k tokens",
     }
-    figure = drawing_library()(figsize=(11, 0.6 + 0.45 * len(measured)), layout="constrained")
+    figure = drawing_library(path)(figsize=(11, 0.6 + 0.45 * len(measured)), layout="constrained")
     axes = figure.subplots(1, len(panels), sharey=True)
     ordered = sorted(measured, key=lambda row: row.gain.guided.mean if row.gain else float("-inf"), reverse=True)
     for panel, (measure, title) in zip(axes, panels.items(), strict=True):

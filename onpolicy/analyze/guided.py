@@ -43,15 +43,11 @@ def guide(
     """
     found = {}
     for number, (name, context) in enumerate(contexts.items(), start=1):
-        places = {(i, j): g for i, g in enumerate(unguided) for j in _wrong_first(g)}
-        started: dict[Hashable, tuple[Prompt, Any]] = {
-            (i, j): (judged.group.prompt, context(judged.group, j, judged.scores)) for (i, j), judged in places.items()
+        shown = {
+            problem: messages
+            for problem, messages in _shown(unguided, context, inquiry).items()
+            if inquiry.fits(messages, f"prompt {problem!r} with the context {name!r}")
         }
-        built = inquiry.settle(started, version=0)
-        shown: dict[str, tuple[Message, ...]] = {}
-        for (i, j), judged in places.items():
-            if built[i, j] is not None:
-                shown.setdefault(judged.group.prompt.id, tuple(built[i, j]))
         prompts = [g.group.prompt for g in unguided if g.group.prompt.id in shown]
         asked = [replace(p, id=f"{p.id}@{name}", messages=shown[p.id]) for p in prompts]
         judged_groups = judge(generator.generate(asked, seed=seed + number)) if asked else []
@@ -64,6 +60,23 @@ def guide(
             ],
         )
     return found
+
+
+def _shown(
+    unguided: Sequence[JudgedGroup], context: Callable[..., Any], inquiry: Inquiry
+) -> dict[str, tuple[Message, ...]]:
+    """Problem -> what the context shows beside the first of its answers for which it has something, wrong ones first.
+
+    One answer of each problem at a time: a context that asks the model is not asked for what is not used.
+    """
+    shown: dict[str, tuple[Message, ...]] = {}
+    for turn in range(max((len(g.scores) for g in unguided), default=0)):
+        left = [g for g in unguided if g.group.prompt.id not in shown and turn < len(g.scores)]
+        started: dict[Hashable, tuple[Prompt, Any]] = {
+            g.group.prompt.id: (g.group.prompt, context(g.group, _wrong_first(g)[turn], g.scores)) for g in left
+        }
+        shown |= {str(k): tuple(built) for k, built in inquiry.settle(started, version=0).items() if built is not None}
+    return shown
 
 
 def _wrong_first(judged: JudgedGroup) -> list[int]:

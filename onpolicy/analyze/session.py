@@ -29,14 +29,15 @@ class Session:
 
 
 @contextmanager
-def session(checked: Plan, *, room: int = 0) -> Iterator[Session]:
+def session(checked: Plan, *, room: int = 0, guided: bool = False) -> Iterator[Session]:
     """With a progress bar, until the block ends.
 
     Args:
         checked: the config
         room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
+        guided: it answers under the config's contexts too
     """
-    model = read_model(checked, room=room)
+    model = read_model(checked, room=room, guided=guided)
     prompts = training_prompts(checked, model.renderer)
     display = Display(1)
     faults = Faults(display.note)

@@ -56,9 +56,9 @@ class Task:
 class Replica(Worker):
     """The configured generator, as an actor that several threads call."""
 
-    def __init__(self, config: Config, folder: str) -> None:
+    def __init__(self, config: Config, max_model_len: int, folder: str) -> None:
         super().__init__(folder)
-        self._config = config
+        self._config, self._max_model_len = config, max_model_len
 
     def set_up(self) -> None:
         from onpolicy.assemble import own_generator
@@ -68,7 +68,8 @@ class Replica(Worker):
 
         quiet_libraries()
         checked = plan(self._config)
-        self._generator: Generator = own_generator(checked, read_model(checked))
+        model = replace(read_model(checked), max_model_len=self._max_model_len)
+        self._generator: Generator = own_generator(checked, model)
         self._generator.on_progress = self.alive
 
     def generate(self, task: Task) -> Any:
@@ -93,15 +94,15 @@ class Sampler:
 
     role = "generator"
 
-    def __init__(self, plan: Plan, check: Check) -> None:
-        self._plan, self._check = plan, check
+    def __init__(self, plan: Plan, max_model_len: int, check: Check) -> None:
+        self._plan, self._max_model_len, self._check = plan, max_model_len, check
 
     def start(self) -> Any:
         import ray
 
         wanted = cluster.resources(self._plan, gpus=cluster.gpus_per_generator(self._plan))
         actor = ray.remote(Replica).options(max_concurrency=IN_FLIGHT + 4, **wanted)
-        return actor.remote(self._plan.config, os.getcwd())
+        return actor.remote(self._plan.config, self._max_model_len, os.getcwd())
 
     def renew(self, actor: Any, state: Weights) -> Any:
         return actor.update_weights.remote(state.shipped, state.version)
@@ -158,7 +159,7 @@ class Replicas:
         except BaseException:
             cluster.leave()
             raise
-        duty = Sampler(plan, Check(model.renderer, vocabulary))
+        duty = Sampler(plan, model.max_model_len, Check(model.renderer, vocabulary))
         self.crew = Crew(duty, self._roles.generators, self._roles, faults)
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:

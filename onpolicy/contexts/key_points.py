@@ -7,6 +7,7 @@ from typing import cast
 
 from onpolicy.contexts.requests import Ask, Asking, Reply
 from onpolicy.contexts.template import replace_question
+from onpolicy.thinking import strip_thinking
 from onpolicy.types import RolloutGroup
 
 QUESTION = (
@@ -28,11 +29,12 @@ def key_points(
     """What lies between the final answer and the whole solution: about 280 of 530 tokens in arXiv 2609.20612, whose control it is.
 
     Args:
-        field: column of the dataset that holds them; null: the student, shown the solution, names them
+        field: column of the dataset that holds them; null: the student, shown the solution, names them; what it thinks before is left out
         question: what it is asked; text with `{question}` and any field of the row, as `{solution}`
         template: text with `{question}` and `{key_points}`
     """
     if field is not None:
         return replace_question(group.prompt, template, key_points=group.prompt.fields.get(field))
     (reply,) = cast(tuple[Reply, ...], (yield Ask(replace_question(group.prompt, question))))
-    return replace_question(group.prompt, template, key_points=reply.text)
+    points = strip_thinking(reply.text, opened=False)  # the steps would be in there
+    return replace_question(group.prompt, template, key_points=points) if points.strip() else None

@@ -24,5 +24,5 @@ def sibling_answer(
     chosen = next(siblings, None)
     if chosen is None:
         return None
-    text = group.rollouts[chosen].text
-    return replace_question(group.prompt, template, solution=text[max(text.rfind(f"{SO} {ANSWER}"), 0) :])
+    _, answer, stated = group.rollouts[chosen].text.rpartition(f"{SO} {ANSWER}")
+    return replace_question(group.prompt, template, solution=answer + stated) if answer else None

@@ -1,0 +1,63 @@
+"""What the command line takes, checked before anything is loaded: types for ``argparse``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+
+def whole(text: str) -> int:
+    """A whole number above 0."""
+    if not text.isascii() or not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number above 0")
+    return int(text)
+
+
+def above_zero(text: str) -> float:
+    value = _number(text)
+    if value is None or not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a number above 0")
+    return value
+
+
+def share(text: str) -> float:
+    """Above 0, at most 1."""
+    value = _number(text)
+    if value is None or not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a number above 0, at most 1")
+    return value
+
+
+def new_file(text: str) -> Path:
+    """A file that can be written: its folder is there. Whoever waits for hours should not lose them to a typing error."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(
+            f"got {text!r}, wanted a file; "
+            + ("this is a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}")
+        )
+    return path
+
+
+class Band(argparse.Action):
+    """LOW HIGH, shares between which a problem's solve rate has to lie."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+        setattr(namespace, self.dest, self._checked(values))
+
+    def _checked(self, texts: Sequence[str]) -> tuple[float, float]:
+        low, high = (_number(text) for text in texts)
+        if low is None or high is None or not 0 <= low <= high <= 1:
+            raise argparse.ArgumentError(
+                self, f"got {' '.join(texts)!r}, wanted two shares between 0 and 1, the lower one first, e.g. 0.125 0.5"
+            )
+        return low, high
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
