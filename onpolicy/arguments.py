@@ -44,7 +44,9 @@ def new_file(text: str) -> Path:
 class Band(argparse.Action):
     """LOW HIGH, shares between which a problem's solve rate has to lie."""
 
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None) -> None:
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
         setattr(namespace, self.dest, self._checked(values))
 
     def _checked(self, texts: Sequence[str]) -> tuple[float, float]:

@@ -142,9 +142,23 @@ def differences(
         table = {arm: {s: pooled(read(f), pools) for a, c, s, f in runs if (a, c) == (arm, cross)} for arm in arms}
         for arm in arms:
             seeds = [seed for seed in table[arm] if seed in table.get(reference, {})]
-            for name in sorted({name for seed in seeds for name in table[arm][seed]}):
-                both = [(table[arm][s][name], table[reference][s][name]) for s in seeds]
-                found.append(_difference(arm, cross, name, both))
+            if seeds:
+                pairs = [(table[arm][s], table[reference][s]) for s in seeds]
+                found += [_difference(arm, cross, name, both) for name, both in _in_common(pairs).items()]
+    return found
+
+
+def _in_common(
+    pairs: Sequence[tuple[Right, Right]],
+) -> dict[str, list[tuple[Mapping[str, float], Mapping[str, float]]]]:
+    """Set -> each pair's answers to the problems that are in all of them; no set without one."""
+    names = set.intersection(*(set(side) for pair in pairs for side in pair))
+    found: dict[str, list[tuple[Mapping[str, float], Mapping[str, float]]]] = {}
+    for name in sorted(names):
+        problems = set.intersection(*(set(side[name]) for pair in pairs for side in pair))
+        if problems:
+            kept = [[{p: side[name][p] for p in problems} for side in pair] for pair in pairs]
+            found[name] = [(one, other) for one, other in kept]
     return found
 
 
@@ -156,9 +170,9 @@ def against_start(runs: Sequence[Run], pools: Mapping[str, Sequence[str]]) -> li
         if first:
             pairs.setdefault((arm, cross), []).append((last, first))
     return [
-        _difference(arm, cross, name, [(last[name], first[name]) for last, first in found])
+        _difference(arm, cross, name, both)
         for (arm, cross), found in pairs.items()
-        for name in found[0][0]
+        for name, both in _in_common(found).items()
     ]
 
 
@@ -251,9 +265,11 @@ def interval(gaps: np.ndarray) -> tuple[float, float]:
 
     v_s and v_p are the variances of the row and of the column means over their numbers, each with the t of its own degrees of freedom;
     both contain what neither explains, so it errs on the wide side. A bootstrap over three seeds would be too narrow by far. With one
-    seed it speaks of other problems alone.
+    seed it speaks of other problems alone, with one problem of other seeds; of one of each nothing can be said (nan).
     """
     mean = float(gaps.mean())
+    if gaps.size == 1:
+        return float("nan"), float("nan")
     half = (_part(gaps.mean(1)) + _part(gaps.mean(0))) ** 0.5
     return mean - half, mean + half
 
@@ -291,4 +307,5 @@ def differences_table(found: Sequence[Difference], when: str = "") -> Table:
 
 
 def _cell(d: Difference) -> str:
-    return f"{d.mean:.3f}\n[dim]{d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f})[/dim]"
+    known = "" if math.isnan(d.low) else f" ({d.low:+.3f} to {d.high:+.3f})"
+    return f"{d.mean:.3f}\n[dim]{d.difference:+.3f}{known}[/dim]"

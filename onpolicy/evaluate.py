@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -61,6 +62,8 @@ class ProblemResult:
     completions: list[str]
     graded: dict[str, list[bool]] = field(default_factory=dict)
     """What each of ``Evaluator.graders`` says."""
+    digest: str = ""
+    """Of the problem as it was asked and graded: another one may come to stand under the same id."""
 
     @property
     def scores(self) -> tuple[float, ...]:
@@ -120,7 +123,7 @@ class Evaluator:
     def _results(self, prompts: Sequence[Prompt], path: Path, resume: bool) -> list[ProblemResult]:
         """Of every problem, in order."""
         known = read_results(path) if resume else {}
-        missing = [p for p in prompts if p.id not in known]
+        missing = [p for p in prompts if p.id not in known or known[p.id].digest != digest(p)]
         step = max(1, AT_ONCE // self.sampling.group_size)
         for start in range(0, len(missing), step):
             part = missing[start : start + step]
@@ -148,11 +151,18 @@ class Evaluator:
             truncated=[r.finish_reason == "length" for r in group.rollouts],
             completions=[r.text for r in group.rollouts],
             graded={g.name: [s >= RIGHT for s in self._scores(group, g)] for g in self.graders},
+            digest=digest(group.prompt),
         )
 
     def _scores(self, group: RolloutGroup, reward: Reward) -> list[float]:
         # weight 1: `right` looks at the reward itself, whatever its share in training
         return [s.total for s in score_group(group, [replace(reward, weight=1.0)], self.final_part)]
+
+
+def digest(prompt: Prompt) -> str:
+    """Short; the same for the same question with the same fields."""
+    asked = json.dumps([prompt.messages, prompt.fields], sort_keys=True, default=str)
+    return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
 def read_results(path: Path) -> dict[str, ProblemResult]:

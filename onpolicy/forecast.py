@@ -6,9 +6,9 @@ Bytes of N parameters over R ranks, everything in float32 (``onpolicy.backends``
     a teacher or start model with weights of its own 4N [/R if s = 3]
 
 A step's time is that of its floating-point operations at an assumed utilisation: 2 per parameter and token read, and 4 x width for each
-token that a layer attends to (half the length on average; at most its window); three times as many to learn from it, four where layers are recomputed. Sampling's is that of reading the
-weights and the keys and values once for each token, at an assumed share of the bandwidth. Nothing was fitted to a GPU: expect a factor
-of two.
+token that a layer attends to (half the length on average; at most its window); three times as many to learn from it, four where layers
+are recomputed. Sampling's is that of reading the weights and the keys and values once for each token, at an assumed share of the
+bandwidth. Nothing was fitted to a GPU: expect a factor of two.
 """
 
 from __future__ import annotations
@@ -182,7 +182,13 @@ def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
 
 
 def _refusals(
-    checked: Plan, shape: Shape, gpu: Gpu, assumed: Assumed, length: float, tensor_parallel: int, memory: Mapping[str, Any]
+    checked: Plan,
+    shape: Shape,
+    gpu: Gpu,
+    assumed: Assumed,
+    length: float,
+    tensor_parallel: int,
+    memory: Mapping[str, Any],
 ) -> list[str]:
     found = [
         f"{kind} GPU would hold {total:.1f} GiB of {gpu.gib:.0f}"

@@ -5,10 +5,10 @@ The keys of a grid file are those of ``Grid``; onpolicy/sweep.py shows one.
 
 from __future__ import annotations
 
-import dataclasses
+import functools
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,11 @@ from omegaconf.errors import OmegaConfBaseException
 from onpolicy.budgets import Run
 from onpolicy.checkpoint import Checkpoints
 from onpolicy.compare import Confound
-from onpolicy.config import FRAMES, Config, load
-from onpolicy.folder import refuse_other_settings
+from onpolicy.config import Config, load
+from onpolicy.folder import logged, refuse_other_settings
 from onpolicy.plan import plan
 from onpolicy.registry import ConfigError, suggest
+from onpolicy.spelled import spelled_out
 from onpolicy.yaml_files import file_name, read_yaml
 
 APART = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
@@ -59,6 +60,11 @@ class Cell:
     settings: Config
     """What file and overrides come to."""
 
+    @functools.cached_property
+    def spelled(self) -> dict[str, Any]:
+        """The same with every default."""
+        return spelled_out(self.settings)
+
     @property
     def name(self) -> str:
         return " ".join(part for part in (self.arm, self.cross, f"seed {self.seed}") if part)
@@ -78,10 +84,13 @@ class Cell:
         if latest is None or latest.step < self.settings.steps:
             return False
         refuse_other_settings(self.folder, self.settings)
-        if latest.step > self.settings.steps:
+        farthest = max(
+            [latest.step, *(int(row["step"]) for row in logged(self.folder))]
+        )  # one that was cut off logs beyond
+        if farthest > self.settings.steps:
             raise ConfigError(
-                f"steps: {str(self.folder)!r} holds a run of {latest.step} steps, the grid wants {self.settings.steps}. "
-                f"Give steps={latest.step}, or another --output."
+                f"steps: {str(self.folder)!r} holds a run of {farthest} steps, the grid wants {self.settings.steps}. "
+                f"Give steps={farthest}, or another --output."
             )
         return True
 
@@ -130,8 +139,11 @@ def _check_keys(path: Path, grid: Grid) -> None:
 
 
 def check_pools(path: Path, grid: Grid, sets: Collection[str]) -> None:
-    """Raises ConfigError where a pool names a set that is not evaluated."""
+    """Raises ConfigError where a pool names a set that is not evaluated, or no set, or has a set's name."""
     for pool, names in grid.pools.items():
+        if not names or pool in sets:
+            wanted = "at least one set of eval.sets" if not names else "a name that is no set's own"
+            raise ConfigError(f"{path}: pools.{pool}: got {names!r}, wanted {wanted}")
         for name in names:
             if name not in sets:
                 raise ConfigError(f"{path}: pools.{pool}: got {name!r}, wanted sets of eval.sets: {', '.join(sets)}")
@@ -141,9 +153,10 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
     """Every run, checked: a mistake in the last arm is found before the first has run.
 
     Raises:
-        ConfigError: as for one config, with the arm's name; arms differ in what is not swept.
+        ConfigError: as for one config, with the arm's name; arms differ in what is not swept, or not at all.
     """
     grid = read_grid(path)
+    _refuse_own(path, grid, overrides)
     config, told = path.parent / grid.config, Told(path, grid)
     crosses = grid.cross or {"": {}}
     for seed in grid.seeds:
@@ -151,7 +164,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
             side_by_side = []
             for arm, changed in grid.arms.items():
                 folder = output / arm / cross / f"seed-{seed}"
-                changes = [f"{k}={json.dumps(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
+                changes = [f"{k}={_yaml(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
                 own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
                 try:
                     loaded = load(config, own)
@@ -162,6 +175,35 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 side_by_side.append(Cell(arm, cross, seed, config, own, folder, loaded))
             told.look_at(side_by_side)
             yield from side_by_side
+
+
+def _refuse_own(path: Path, grid: Grid, overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a seed or a folder that is not the sweep's to give."""
+    given = [("the command line", o.partition("=")[0]) for o in overrides]
+    for kind in ("arms", "cross"):
+        given += [(f"{path}: {kind}.{name}", key) for name, own in getattr(grid, kind).items() for key in own or {}]
+    for where, key in given:
+        if key in ("seed", "run_dir"):
+            raise ConfigError(
+                f"{where}: {key}: every run of a sweep has its own; wanted seeds in the grid, and --output"
+            )
+
+
+def _yaml(value: Any) -> str:
+    """JSON, of which YAML reads every character as it stands."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def refuse_doubles(runs: Sequence[Cell], overrides: Sequence[str]) -> None:
+    """Raises ConfigError where two runs with the same seed are the same run under two names."""
+    known: dict[str, Cell] = {}
+    for cell in runs:
+        settings = [(k, v) for k, v, _ in differing(cell.spelled, ABSENT) if not under(k, APART)]
+        other = known.setdefault(json.dumps([cell.seed, *settings]), cell)
+        if other is not cell:
+            why = f" Do the overrides ({', '.join(overrides)}) take away what they differ in?" if overrides else ""
+            raise ConfigError(f"sweep: the runs {other.name!r} and {cell.name!r} have the same settings.{why}")
 
 
 def chosen(everything: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
@@ -181,9 +223,9 @@ def chosen(everything: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     return [c for c in everything if c.arm in wanted[0] and c.cross in wanted[1]]
 
 
-def confounds(path: Path, runs: Sequence[Cell]) -> list[Confound]:
+def confounds(path: Path, grid: Grid, runs: Sequence[Cell]) -> list[Confound]:
     """What arms differ in beside the axes, as the grid tells; the same with every seed is said once."""
-    told = Told(path, read_grid(path))
+    told = Told(path, grid)
     for place in dict.fromkeys((c.cross, c.seed) for c in runs):
         told.look_at([c for c in runs if (c.cross, c.seed) == place])
     return list(told.confounds)
@@ -205,10 +247,10 @@ class Told:
             ConfigError: a setting differs that lies under no axis and no confound.
         """
         first, *others = runs
-        reference = resolved(first.settings)
+        reference = first.spelled
         for cell in others:
             unswept = []
-            for key, value, there in differing(resolved(cell.settings), reference):
+            for key, value, there in differing(cell.spelled, reference):
                 if under(key, APART):
                     continue
                 if under(key, self.grid.confounds) and not under(key, self.grid.axes):
@@ -239,27 +281,6 @@ class Told:
             f"Give both arms the same value; or add {key} to the grid's axes if this is what is compared, or to its confounds "
             "if it differs besides: the comparison then says so."
         )
-
-
-def resolved(config: Config) -> dict[str, Any]:
-    """The settings as nested dictionaries and lists, the fields that every plug-in of a kind has filled in."""
-    tree = dataclasses.asdict(config)
-    for section in ("data", "generator", "trainer"):
-        tree[section] = _filled(tree[section], section)
-    for section, kind in (("rewards", "reward"), ("objective", "term"), ("guards", "guard")):
-        tree[section] = [_filled(item, kind) for item in tree[section]]
-    return tree
-
-
-def _filled(spec: Any, kind: str) -> Any:
-    spec = {"name": spec} if isinstance(spec, str) else spec
-    return _over(dataclasses.asdict(FRAMES[kind]()), spec)
-
-
-def _over(defaults: Any, given: Any) -> Any:
-    if not (isinstance(defaults, Mapping) and isinstance(given, Mapping)):
-        return given
-    return {**defaults, **{k: _over(defaults.get(k), v) for k, v in given.items()}}
 
 
 ABSENT = object()

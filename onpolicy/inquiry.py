@@ -94,11 +94,14 @@ class Inquiry:
                 )
             elif not isinstance(request, AnotherProblem):
                 raise InquiryError(f"a context asked for {request!r}; wanted Ask or AnotherProblem")
-        found: dict[tuple[str, str], tuple[Reply, ...]] = {}
-        for samples, prompts in asked.items():
-            found |= self._ask(prompts, samples, seed=self.seed_of(version) + 7919 * (turn + 1))
+        found = {
+            samples: self._ask(prompts, samples, seed=self.seed_of(version) + 7919 * (turn + 1))
+            for samples, prompts in asked.items()
+        }
         return {
-            key: found[_identity(prompt, request)] if isinstance(request, Ask) else self._other(prompt, version)
+            key: found[request.samples][_identity(prompt, request)]
+            if isinstance(request, Ask)
+            else self._other(prompt, version)
             for key, (prompt, request) in requests.items()
         }
 

@@ -366,22 +366,24 @@ def mentioned(plugin: Plugin, option: str) -> dict[str, str]:
 def plug_ins_in(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[Callable[..., Any]]:
     """A plug-in and all that stand among its options, given or by default."""
     yield function
-    for _, value in _options(function, options):
+    for _, value in defaults_and(function, options):
         if callable(value):
-            yield from plug_ins_in(*_unbound(value))
+            yield from plug_ins_in(*unbound(value))
 
 
 def _all_options(function: Callable[..., Any], options: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
-    for name, value in _options(function, options):
+    for name, value in defaults_and(function, options):
         yield f"{key}.{name}", value
         if callable(value):
-            yield from _all_options(*_unbound(value), f"{key}.{name}")
+            yield from _all_options(*unbound(value), f"{key}.{name}")
 
 
-def _options(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+def defaults_and(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A plug-in's options as given, or as they are by default."""
     defaults = {name: parameter.default for name, parameter in options_of(function).items()}
     yield from (defaults | dict(options)).items()
 
 
-def _unbound(value: Callable[..., Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+def unbound(value: Callable[..., Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """A plug-in among the options of another, and its own options."""
     return (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})

@@ -13,6 +13,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Protocol
 
 from onpolicy.grid import Cell
+from onpolicy.registry import ConfigError
+from onpolicy.terminal import plain
 
 LOOK = 1.0
 """Seconds between two looks at a folder in which another process is at work."""
@@ -56,7 +58,12 @@ class Processes:
         return self._pool.submit(run, cell, {**os.environ, "OMP_NUM_THREADS": str(threads)}, self._stop)
 
     def failure(self, cell: Cell, done: Future[int]) -> str | None:
-        return str(cell.log) if done.result() else None
+        if done.result():
+            return plain(cell.log)
+        try:
+            return None if cell.finished() else f"{plain(cell.log)} (it ended before its last step)"
+        except ConfigError as error:  # the config's file has changed since the sweep began
+            return plain(error)
 
     def close(self) -> None:
         """Also where Ctrl-C ends the sweep: what waits must not start."""
@@ -80,6 +87,8 @@ def run(cell: Cell, environment: Mapping[str, str], stop: threading.Event | None
                 return STOPPED
         if cell.finished():
             return 0
+        if stop.is_set():
+            return STOPPED
         with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables) as process:
             try:
                 return _wait(process)

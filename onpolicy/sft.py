@@ -23,7 +23,7 @@ from onpolicy.registry import ConfigError
 from onpolicy.room import write_whole
 from onpolicy.sweep import sweep
 from onpolicy.terminal import plain
-from onpolicy.traces import COLUMN, GUIDED, UNGUIDED, Wanted, collect, tokens
+from onpolicy.traces import COLUMN, GUIDED, UNGUIDED, Wanted, collect, tokens, write_rows
 
 CONFIG, GRID = "config.yaml", "grid.yaml"
 EQUAL = "guided_equal_tokens"
@@ -60,6 +60,11 @@ def prepare(
         found.append(rows)
         sizes = ", ".join(f"{name} {tokens(r)}" for name, r in rows.items())
         console.print(f"seed {seed}: {len(rows[GUIDED])} answers of each kind; tokens: {sizes}", highlight=False)
+    examples = min(len(rows[GUIDED]) for rows in found)
+    found = [{name: r[:examples] for name, r in rows.items()} for rows in found]
+    for seed, rows in zip(training.seeds, found, strict=True):
+        for name, r in rows.items():
+            write_rows(_trained_on(output, seed) / f"{name}.jsonl", r)
     config = load(config_path, overrides)
     write_whole(output / CONFIG, to_yaml(config))
     write_whole(output / GRID, yaml.safe_dump(grid(config, training, output, found), sort_keys=False))
@@ -69,10 +74,9 @@ def prepare(
 def grid(
     config: Config, training: Training, output: Path, found: Sequence[dict[str, list[dict[str, Any]]]]
 ) -> dict[str, Any]:
-    """The arms, as ``onpolicy sweep`` reads them; seeds have as many examples as the one that found fewest."""
-    examples = min(len(rows[GUIDED]) for rows in found)
-    steps = max(1, round(training.epochs * examples / training.batch))
-    more = fmean(tokens(rows[UNGUIDED][:examples]) / tokens(rows[GUIDED][:examples]) for rows in found)
+    """The arms, as ``onpolicy sweep`` reads them."""
+    steps = max(1, round(training.epochs * len(found[0][GUIDED]) / training.batch))
+    more = fmean(tokens(rows[UNGUIDED]) / tokens(rows[GUIDED]) for rows in found)
     arms = {
         UNGUIDED: _arm(UNGUIDED, steps, training, output),
         GUIDED: _arm(GUIDED, steps, training, output),
@@ -83,14 +87,17 @@ def grid(
         "config": CONFIG,
         "seeds": list(training.seeds),
         "axes": ["data.path", "steps"],
-        "arms": {
-            name: arm | {"eval.every": every, "data.coverage": {"problems": examples}} for name, arm in arms.items()
-        },
+        "arms": {name: arm | {"eval.every": every} for name, arm in arms.items()},
     }
 
 
+def _trained_on(output: Path, seed: int | str) -> Path:
+    """Of each seed as many examples as of the one that found fewest."""
+    return output.absolute() / "examples" / f"seed-{seed}"
+
+
 def _arm(kind: str, steps: int, training: Training, output: Path) -> dict[str, Any]:
-    path = output.absolute() / "traces" / "seed-${seed}" / f"{kind}.jsonl"
+    path = _trained_on(output, "${seed}") / f"{kind}.jsonl"
     return {
         "data": {"name": "file", "path": str(path), "completions": COLUMN, "prompts_per_step": training.batch},
         "contexts": {},

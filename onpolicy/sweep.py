@@ -35,11 +35,14 @@ from rich.table import Table
 
 from onpolicy.budgets import budgets_table
 from onpolicy.compare import Comparison, compare, differences_table
-from onpolicy.grid import Cell, cells, chosen, confounds, read_grid
+from onpolicy.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
 from onpolicy.live import curves
+from onpolicy.plan import plan
 from onpolicy.processes import Processes, Runs
+from onpolicy.registry import ConfigError
 from onpolicy.report.page import write_report
 from onpolicy.terminal import plain
+from onpolicy.trackers import jsonl
 
 __all__ = ["REPORT", "Cell", "cells", "read_grid", "sweep"]
 
@@ -68,32 +71,50 @@ def sweep(
         overrides: for every run
         jobs: runs at a time, as processes of this machine
         runs: opens where they go instead
-        only: arms and crosses; none: all
+        only: arms and crosses that run; none: all. What else of the grid is finished is compared too
     """
     console, grid = Console(), read_grid(path)
-    everything = chosen(list(cells(path, output, overrides)), only)
-    missing = [cell for cell in everything if not cell.finished()]
-    console.print(
-        f"{len(everything)} runs, {len(everything) - len(missing)} finished, in {plain(output)}", soft_wrap=True
-    )
+    everything = list(cells(path, output, overrides))
+    wanted = chosen(everything, only)
+    refuse_doubles(wanted, overrides)
+    _refuse_without_metrics(path, wanted)
+    missing = [cell for cell in wanted if not cell.finished()]
+    console.print(f"{len(wanted)} runs, {len(wanted) - len(missing)} finished, in {plain(output)}", soft_wrap=True)
     failed: list[Cell] = []
     if missing:
         with closing((runs or (lambda: Processes(jobs)))()) as place:
             failed = run_all(missing, place, console)
-    whole = [cell for cell in everything if cell not in failed]
+    whole = [cell for cell in everything if cell not in failed and (cell in wanted or _finished_before(cell))]
     if not whole:
         return 1
-    found = compare(
-        [c.run for c in whole], grid.pools, reference=everything[0].arm, axes=grid.axes, confounds=confounds(path, everything)
-    )  # fmt: skip
+    told = [c for c in confounds(path, grid, everything) if any((c.arm, c.cross) == (w.arm, w.cross) for w in whole)]
+    found = compare([c.run for c in whole], grid.pools, reference=next(iter(grid.arms)), axes=grid.axes, confounds=told)
     found.write(output)
-    shown = drawn(whole)
-    write_report([c.folder for c in shown], output / REPORT, found.plain())
     print_comparison(found, console)
+    shown = drawn(whole)
+    names = [f"{c.arm} {c.cross}".strip() for c in shown]
+    write_report([c.folder for c in shown], output / REPORT, found.plain(), names)
     console.print(f"all numbers: {plain(output / 'runs.csv')}, {plain(output / 'comparison.json')}", soft_wrap=True)
     some = "" if len(shown) == len(whole) else f" of the first seed of {len(shown)} arms"
     console.print(f"the same with curves{some}, and rollouts token by token: {plain(output / REPORT)}", soft_wrap=True)
     return int(bool(failed))
+
+
+def _finished_before(cell: Cell) -> bool:
+    """Of those that were not asked for now: what an earlier call left, with the same settings."""
+    try:
+        return cell.finished()
+    except ConfigError:
+        return False
+
+
+def _refuse_without_metrics(path: Path, runs: Sequence[Cell]) -> None:
+    """Raises ConfigError where a run would not log what arms are compared by."""
+    for cell in runs:
+        if not any(tracker.function is jsonl for tracker in plan(cell.settings).trackers):
+            raise ConfigError(
+                f"{path}, run {cell.name!r}: logging.trackers: got {cell.settings.logging.trackers!r}, wanted jsonl among them"
+            )
 
 
 def drawn(whole: Sequence[Cell]) -> list[Cell]:

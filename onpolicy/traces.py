@@ -126,7 +126,7 @@ def _write(
 ) -> None:
     """The state last: what stands in the files beyond it is collected again."""
     for name, found in rows.items():
-        write_whole(folder / f"{name}.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in found))
+        write_rows(folder / f"{name}.jsonl", found)
     state = {
         "examples": len(rows[GUIDED]),
         "tried": tried,
@@ -134,6 +134,11 @@ def _write(
         "made": _made(checked, wanted),
     }
     write_whole(folder / STATE, json.dumps(state, indent=1) + "\n")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """One a line."""
+    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _made(checked: Plan, wanted: Wanted) -> dict[str, Any]:

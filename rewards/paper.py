@@ -40,7 +40,8 @@ def paper_eval_answer(completion: str, answer: str) -> bool:
 
     Equal as text after clean-up; or as a choice; or as numbers to 1e-4, also where one is a hundred times the other (per cent);
     or element by element; or as equations; or symbolically. Where the thinking is complete only what follows it counts. Unlike
-    ``math_answer`` it forgives a factor of 100 and units, and takes nothing that is not boxed.
+    ``math_answer`` it forgives a factor of 100, and takes nothing that is not boxed; units are forgiven where they stand in
+    ``\\text{}`` or the like.
     """
     given = _last_box(completion)
     return given is not None and same(given, answer)

@@ -146,7 +146,9 @@ def test_contexts_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert set(found[1]["by_problem"]) == set(found[0]["by_problem"]) and len(found[0]["by_problem"]) == 3
     assert found[1]["mean"]["tokens"]["mean"] > 0 and found[0]["gain"] is None
     drawn = (tmp_path / "out.svg").read_text()
-    assert all(f">{name}<" in drawn or f"<!-- {name} -->" in drawn for name in (UNGUIDED, "teacher", "answer", "tokens"))
+    assert all(
+        f">{name}<" in drawn or f"<!-- {name} -->" in drawn for name in (UNGUIDED, "teacher", "answer", "tokens")
+    )
     assert main(["analyze", "contexts", str(config), "--band", "0.6", "0.6"]) == 2, "three answers: 0, 1/3, 2/3 or 1"
     assert "widen --band" in capsys.readouterr().err
     assert main(["analyze", "contexts", str(config), "--plot", str(tmp_path / "out.drawing")]) == 2
@@ -163,6 +165,8 @@ def test_a_context_longer_than_a_prompt_may_be(tmp_path: Path, capsys: pytest.Ca
     assert main([*ask, "rendering.max_teacher_prompt_tokens=900", "--output", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert found[1]["context"] == "teacher" and found[1]["problems"] == 2
+    own_window = ["rendering.max_teacher_prompt_tokens=900", "roles.generators=1"]
+    assert main([*ask, *own_window]) == 0, "a replica has the same window as the driver thinks it has"
     assert main([*ask, "rendering.max_teacher_prompt_tokens=300"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "with the context 'teacher'" in said and "rendering.max_teacher_prompt_tokens" in said

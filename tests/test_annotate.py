@@ -26,6 +26,7 @@ from onpolicy.contexts.without_thinking import without_thinking
 from onpolicy.contexts.wrong_answer import wrong_answer
 from onpolicy.credit import group_mean, group_std, leave_one_out
 from onpolicy.inquiry import Inquiry
+from onpolicy.lab.siblings import sibling_answer
 from onpolicy.randomness import step_seed
 from onpolicy.rendering import PromptTooLong, Renderer
 from onpolicy.scoring import Judge, Reward
@@ -78,6 +79,13 @@ def test_a_sibling_is_never_the_rollout_itself() -> None:
     assert "one" in shown[0][-1]["content"] and "two" in shown[1][-1]["content"] and "one" in shown[2][-1]["content"]  # type: ignore[index]
     assert successful_sibling(siblings, 1, [0.0, 1.0, 0.0]) is None
     assert successful_sibling(siblings, 0, [0.0, 0.4, 0.0], threshold=0.3) is not None
+
+
+def test_the_labs_sibling_without_its_search() -> None:
+    found = [sibling_answer(group("maybe a1 sees a2 no wait so #### a3 a4", "x"), i, [1.0, 0.0]) for i in range(2)]
+    assert found[0] is None and found[1] is not None and found[1][-1]["content"].endswith("hint so #### a3 a4")
+    assert "wait" not in found[1][-1]["content"]
+    assert sibling_answer(group("maybe a1 sees a2", "x"), 1, [1.0, 0.0]) is None, "no answer of its own to show"
 
 
 def test_the_ladder_of_contexts() -> None:

@@ -115,12 +115,31 @@ def test_regenerated_from_a_sibling_has_no_teacher_without_one() -> None:
     assert [bool(e.teacher_prompt_ids) for e in examples] == [False, True, False, False]
 
 
+def test_the_same_question_with_more_samples() -> None:
+    """Each gets as many replies as it asked for."""
+    replies: dict[int, int] = {}
+
+    def asks(samples: int, group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
+        replies[samples] = len((yield Ask(({"role": "user", "content": "well?"},), samples=samples)))
+
+    for order in ((1, 3), (3, 1)):
+        replies.clear()
+        contexts = {f"view{n}": partial(asks, n) for n in order}
+        annotate([group("a")], Scripted(["a", "b", "c", "d"]), contexts=contexts)
+        assert replies == {1: 1, 3: 3}
+
+
 def test_key_points_are_the_students_or_a_column() -> None:
     generator = Scripted(["- double the half"])
     examples, _ = annotate([group("a", "b")], generator, contexts={"teacher": key_points})
     assert len(generator.asked) == 1 and len(generator.asked[0]) == 1, "one question for a group"
     assert "the solution of p1" in generator.asked[0][0].messages[-1]["content"]
     assert "- double the half" in reads(examples[1]) and "the solution of p1" not in reads(examples[1])
+    generator = Scripted(["step by step</think>- double the half"])
+    examples, _ = annotate([group("a")], generator, contexts={"teacher": key_points})
+    assert "- double the half" in reads(examples[0]) and "step by step" not in reads(examples[0])
+    examples, _ = annotate([group("a")], Scripted(["<think>step by st"]), contexts={"teacher": key_points})
+    assert not examples[0].teacher_prompt_ids, "nothing is left of it"
     generator = Scripted(["never"])
     examples, _ = annotate([group("a")], generator, contexts={"teacher": partial(key_points, field="answer")})
     assert not generator.asked and "Key points of a correct solution:\n\n4\n\n" in reads(examples[0])

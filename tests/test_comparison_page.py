@@ -44,6 +44,8 @@ def test_the_page_holds_the_comparison(tmp_path: Path) -> None:
     data: Any = re.search(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
     assert json.loads(data.group(1))["comparison"] == found.plain()
     assert [d["arm"] for d in found.plain()["differences"]] == ["plain", "</script>"] * 2
+    write_report(runs, tmp_path / "report.html", found.plain(), ["a", "a", "b", "b", "a", "a", "c", "c"])
+    assert '"arms":[{"name":"a (4 seeds)","runs":[0,1,4,5]},' in (tmp_path / "report.html").read_text()
     write_report(runs[:1], tmp_path / "one.html")
     assert '"comparison":null' in (tmp_path / "one.html").read_text()
 

@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -184,6 +185,10 @@ def test_an_evaluation_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pyte
     assert evaluator_of(second, {"set": prompts})(tmp_path / "cut", resume=True) == whole
     assert second.asked == ["4"], "only what was missing"
     assert (tmp_path / "cut/set.jsonl").read_text() == (tmp_path / "whole/set.jsonl").read_text()
+    mended = [replace(p, fields={"answer": "9"}) if p.id == "2" else p for p in prompts]
+    mending = CutOff(answers, 9)
+    evaluator_of(mending, {"set": mended})(tmp_path / "cut", resume=True)
+    assert mending.asked == ["2"], "another problem under the same id"
     third = CutOff(answers, 9)
     evaluator_of(third, {"set": prompts})(tmp_path / "cut")
     assert third.asked == list("01234"), "while training nothing is taken from an earlier attempt at the step"

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from onpolicy.grid import cells, confounds, differing, under
+from onpolicy.grid import cells, confounds, differing, read_grid, refuse_doubles, under
 from onpolicy.registry import ConfigError
 from tests.test_sweep import grid
 
@@ -39,8 +39,8 @@ def test_what_lies_under_no_axis_is_refused(tmp_path: Path) -> None:
     )
     many = {"teacher": {"name": "live"}, "eval.samples": 3, "eval.temperature": 0.5, "guards": [], "steps": 3}
     said = refusal(arms(tmp_path, many | SLOW, axes=["objective", "guards"]))
-    assert "teacher.ema_decay: nothing differs from 0.9 in arm 'plain'" in said
-    assert "So do teacher.name, trainer.lr, eval.samples and 2 more." in said
+    assert "teacher.name: live differs from ema in arm 'plain'" in said
+    assert "So do teacher.ema_decay, trainer.lr, eval.samples and 2 more." in said
 
 
 def test_every_cross_is_looked_at(tmp_path: Path) -> None:
@@ -63,7 +63,7 @@ def test_without_axes_one_section_may_differ(tmp_path: Path) -> None:
 
 def test_what_is_told_is_said(tmp_path: Path) -> None:
     path = arms(tmp_path, SLOW | HALF, axes=["objective"], confounds=["trainer.lr", "eval"], seeds=[0, 1])
-    (found,) = confounds(path, list(cells(path, tmp_path)))
+    (found,) = confounds(path, read_grid(path), list(cells(path, tmp_path)))
     assert (found.arm, found.key, found.value, found.reference) == ("other", "trainer.lr", "1e-06", "0.001")
 
 
@@ -80,8 +80,37 @@ def test_what_never_counts(tmp_path: Path) -> None:
         "objective[0].weight": 1.0,
         "rewards[0].when": "always",
         "data.coverage": {"seed": 0},
+        "objective[0].importance_cap": None,  # options of plug-ins, too
+        "objective[0].divergence": "onpolicy.distill.divergence:forward_kl",
+        "objective[0].support": {"name": "full"},
+        "credit": {"name": "group_std"},
+        "contexts.teacher.name": "onpolicy.contexts.reference_solution:reference_solution",
     }
     assert len(list(cells(arms(tmp_path, {**apart, **spelled, **HALF}, axes=["objective"]), tmp_path))) == 2
+
+
+def test_one_run_under_two_names(tmp_path: Path) -> None:
+    path = arms(tmp_path, SLOW)
+    found = list(cells(path, tmp_path, ["trainer.lr=0.5"]))
+    with pytest.raises(
+        ConfigError, match=r"runs 'plain seed 0' and 'other seed 0' have the same settings. .*\(trainer.lr=0.5\)"
+    ):
+        refuse_doubles(found, ["trainer.lr=0.5"])
+    refuse_doubles(found[:1], ["trainer.lr=0.5"])  # of one nobody else is left
+    refuse_doubles(list(cells(arms(tmp_path, SLOW, seeds=[0, 1]), tmp_path)), [])
+
+
+def test_what_every_run_has_for_itself(tmp_path: Path) -> None:
+    assert "arms.other: seed: every run of a sweep has its own" in refusal(arms(tmp_path, {"seed": 3}))
+    assert "cross.far: run_dir:" in refusal(arms(tmp_path, SLOW, cross={"far": {"run_dir": "x"}}))
+    with pytest.raises(ConfigError, match="the command line: seed: "):
+        list(cells(arms(tmp_path, SLOW), tmp_path, ["seed=7"]))
+
+
+def test_every_character_arrives(tmp_path: Path) -> None:
+    text = "{question} \U0001f914 \u2028 \x85 \ufeff {solution} 'a' \"b\" # c: d"
+    _, other = cells(arms(tmp_path, {"contexts.teacher.template": text}), tmp_path)
+    assert other.settings.contexts["teacher"]["template"] == text
 
 
 @pytest.mark.parametrize(
@@ -117,4 +146,12 @@ def test_a_run_that_has_gone_farther(tmp_path: Path) -> None:
     checkpoint.mkdir(parents=True)
     (checkpoint / "manifest.json").write_text('{"step": 3, "score": null, "files": {}}')
     with pytest.raises(ConfigError, match=r"steps: .* holds a run of 3 steps, the grid wants 2. Give steps=3"):
+        longer.finished()
+    checkpoint.rename(checkpoint.with_name("step-000002"))
+    (longer.folder / "checkpoints/step-000002/manifest.json").write_text('{"step": 2, "score": null, "files": {}}')
+    assert longer.finished()
+    (longer.folder / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 4}\n'
+    )  # it was cut off before it was saved again
+    with pytest.raises(ConfigError, match=r"holds a run of 4 steps, the grid wants 2. Give steps=4"):
         longer.finished()

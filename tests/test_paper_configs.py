@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from onpolicy.__main__ import main
-from onpolicy.config import load
+from onpolicy.config import Config, load
 from onpolicy.grid import cells
 from onpolicy.plan import plan
 from tests.runs import metrics, run_here, write_config
@@ -70,6 +71,65 @@ def test_every_arm_takes_a_step(name: str, tmp_path: Path) -> None:
         assert run_here(config, *kept, *small(tmp_path), "preflight.enabled=false", f"run_dir={run}") == 0, arm
         (row,) = metrics(run)
         assert row["train/skipped_updates"] == 0 and row["rollout/tokens"] > 0, arm
+        informed = plan(load(config, kept)).contexts
+        assert not informed or row["context/teacher/share"] > 0, arm
+
+
+SDPO = {
+    "prompts": 256, "answers": 8, "tokens": 20480, "updates": 2, "steps": 100, "lr": 1e-5, "warm-up": 10, "decay": 0.01, "clip": 1.0,
+    "teacher": "frozen", "credit": "group_mean", "context": "successful_sibling", "threshold": 0.5, "keep": None, "term": "distill",
+    "beta": 0.5, "k": 100, "cap": 2.0, "normalize": "all_sequences", "reward": "paper_train_answer",
+    "eval": (16, 0.6, 0.95, 38912),
+}  # fmt: skip
+"""arXiv 2603.24472, appendix and code."""
+GRPO = SDPO | {
+    "lr": 1e-6,
+    "teacher": "live",
+    "context": None,
+    "threshold": None,
+    "term": "policy_gradient",
+    "beta": None,
+    "k": None,
+}
+SIX = {"prompts": 64, "eval": (16, 0.7, 0.8, 38912)}
+
+
+def settings(config: Config) -> dict[str, Any]:
+    term, teacher = config.objective[0], config.contexts.get("teacher", {})
+    trainer, sets = config.trainer, config.eval
+    return {
+        "prompts": config.data["prompts_per_step"], "answers": config.generator["group_size"], "tokens": config.generator["max_tokens"],
+        "updates": trainer["updates_per_step"], "steps": config.steps, "lr": float(trainer["lr"]), "warm-up": trainer["warmup_steps"],
+        "decay": trainer["weight_decay"], "clip": trainer.get("max_grad_norm", 1.0), "teacher": config.teacher["name"],
+        "credit": config.credit["name"], "context": teacher.get("name"), "threshold": teacher.get("threshold"),
+        "keep": teacher.get("keep_thinking"), "term": term["name"], "beta": term.get("divergence", {}).get("beta"),
+        "k": term.get("support", {}).get("k"), "cap": term["importance_cap"], "normalize": term["normalize"],
+        "reward": config.rewards[0]["name"], "eval": (sets.samples, sets.temperature, sets.top_p, sets.max_tokens),
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("grid", "arm", "cross", "wanted"),
+    [
+        ("section_5", "sdpo", "r1_distill_7b", SDPO),
+        ("section_5", "sdpo_without_think", "olmo3_7b", SDPO | {"keep": False}),
+        ("section_5", "grpo", "qwen3_1.7b", GRPO),
+        ("section_5", "grpo", "qwen3_8b_no_think", GRPO | {"eval": (16, 0.7, 0.8, 38912)}),
+        ("section_5_ablations", "ema", "", SDPO | {"teacher": "ema"}),
+        ("section_5_ablations", "lr_1e-6", "", SDPO | {"lr": 1e-6}),
+        ("section_5_ablations", "top_256", "", SDPO | {"k": 256}),
+        ("section_5_ablations", "grpo_lr_1e-5", "", GRPO | {"lr": 1e-5}),
+        ("section_6", "sdpo", "512", SDPO | SIX),
+        ("section_6", "grpo", "1", GRPO | SIX),
+    ],
+)
+def test_the_papers_settings(grid: str, arm: str, cross: str, wanted: dict[str, Any], tmp_path: Path) -> None:
+    cell = next(c for c in cells(GRIDS[grid], tmp_path) if (c.arm, c.cross) == (arm, cross))
+    found = settings(load(FOLDER / "math.yaml", cell.overrides))
+    assert found == wanted
+    if "grpo" in arm:
+        (term,) = load(FOLDER / "math.yaml", cell.overrides).objective
+        assert (term["clip_low"], term["clip_high"], term["dual_clip"]) == (0.2, 0.28, 3.0)
 
 
 @pytest.mark.parametrize("name", ["math", "opsd"])

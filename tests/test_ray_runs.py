@@ -26,6 +26,7 @@ from onpolicy.grid import Cell, cells
 from onpolicy.processes import STOPPED
 from onpolicy.registry import ConfigError
 from onpolicy.sweep import run_all
+from tests.runs import metrics
 from tests.test_sweep import grid
 
 pytestmark = pytest.mark.slow
@@ -79,6 +80,11 @@ def test_a_sweep_over_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert all(cell.finished() for cell in found) and (tmp_path / "out/report.html").is_file()
     assert main(["sweep", str(path), "--output", str(tmp_path / "out"), "--ray", "local"]) == 0
     assert "2 runs, 2 finished" in capsys.readouterr().out
+    assert main(["sweep", str(path), "--output", str(tmp_path / "here")]) == 0
+    for cell in found:
+        assert metrics(cell.folder) == metrics(tmp_path / "here" / cell.folder.relative_to(tmp_path / "out"))
+    texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "here")]
+    assert texts[0] == texts[1] and '"differences"' in texts[0]
 
 
 def test_a_worker_that_is_lost(tmp_path: Path) -> None:

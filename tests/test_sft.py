@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 import yaml
+from rich.console import Console
 
 from onpolicy.__main__ import main
 from onpolicy.config import load
 from onpolicy.folder import logged
 from onpolicy.plan import plan
-from onpolicy.traces import COLUMN, GUIDED, UNGUIDED, Wanted, collect
+from onpolicy.sft import Training, prepare
+from onpolicy.traces import COLUMN, GUIDED, UNGUIDED, Wanted, collect, write_rows
 from rewards.answer import exact_answer
 
 CONFIG = Path("configs/lab/self_distillation.yaml")
@@ -71,7 +73,7 @@ def test_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert spent[GUIDED] < 0.75 * spent[UNGUIDED]
     assert spent["guided_equal_tokens"] == pytest.approx(spent[UNGUIDED], rel=0.2)
     for seed in (0, 1):
-        traces = tmp_path / "traces" / f"seed-{seed}"
+        traces = tmp_path / "examples" / f"seed-{seed}"
         one = logged(folders[UNGUIDED][seed])
         assert [r["step"] for r in one] == [0, 1, 2, 3, 4] and one[-1]["train/loss"] > 0
         lengths = [len(r[COLUMN]) for r in trace_rows(traces, UNGUIDED)]
@@ -90,12 +92,40 @@ def test_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "holds traces that were made otherwise" in capsys.readouterr().err
 
 
+def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
+    """Seed 1 keeps four of six examples; the ratio of tokens is that of what is learned from."""
+    wanted, training = Wanted(6, (0.0, 1.0), "teacher"), Training(1, 2, (0, 1))
+
+    def scarce(checked: Any, wanted: Any, folder: Path, note: Any) -> dict[str, list[dict[str, Any]]]:
+        count = 4 if checked.config.seed == 0 else 6
+        lengths: dict[str, Any] = {UNGUIDED: lambda i: 3 + i, GUIDED: lambda i: 2}
+        return {k: [{"id": f"{i}\u2028", COLUMN: [1] * n(i)} for i in range(count)] for k, n in lengths.items()}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onpolicy.sft.collect", scarce)
+        prepare(CONFIG, SMALL, wanted, training, tmp_path, Console(quiet=True))
+    for seed in (0, 1):
+        lines = (tmp_path / f"examples/seed-{seed}/guided.jsonl").read_text().split("\n")
+        assert [json.loads(line)["id"] for line in lines if line] == [f"{i}\u2028" for i in range(4)]
+    arms = yaml.safe_load((tmp_path / "grid.yaml").read_text())["arms"]
+    assert [arm["steps"] for arm in arms.values()] == [2, 2, 4], "18 tokens against 8: 2.25 times two steps"
+
+
+def test_traces_with_line_separators_are_read_again(tmp_path: Path) -> None:
+    checked, wanted = plan(load(CONFIG, [*SMALL, "data.coverage={problems: 4}"])), Wanted(2, (0.0, 1.0), "teacher")
+    rows = collect(checked, wanted, tmp_path, lambda text: None)
+    for kind, found in rows.items():
+        write_rows(tmp_path / f"{kind}.jsonl", [row | {"note": "a\u2028b\x85c"} for row in found])
+    again = collect(checked, wanted, tmp_path, lambda text: None)
+    assert [row["note"] for row in again[GUIDED]] == ["a\u2028b\x85c"] * 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--view", "other"], "a context 'other' that guided answers see; the config has the contexts teacher"),
         (["eval.sets={}"], "eval.sets: empty"),
-        (["--band", "2", "3"], "no problem was solved both with 'teacher' and without it"),
+        (["--band", "0.4", "0.4"], "no problem was solved both with 'teacher' and without it"),
     ],
 )
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -210,6 +210,13 @@ def test_every_combination(tmp_path: Path) -> None:
         ({"seeds": "many"}, "seeds"),
         ({"arm": {}}, "arm: unknown key. Did you mean 'arms'?"),
         ({"pools": {"out": ["summs"]}}, "pools.out: got 'summs', wanted sets of eval.sets: sums"),
+        ({"pools": {"out": []}}, "pools.out: got [], wanted at least one set of eval.sets"),
+        ({"pools": {"sums": ["sums"]}}, "pools.sums: got ['sums'], wanted a name that is no set's own"),
+        ({"arms": {"plain": {}, "same": {}}}, "the runs 'plain seed 0' and 'same seed 0' have the same settings"),
+        (
+            {"cross": {"quiet": {"logging.trackers": ["tensorboard"]}}},
+            "logging.trackers: got ['tensorboard'], wanted jsonl",
+        ),
     ],
 )
 def test_a_mistake_is_found_before_anything_runs(
@@ -228,6 +235,44 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: 
     assert [d["arm"] for d in json.loads((tmp_path / "out/comparison.json").read_text())["differences"]] == [
         "plain"
     ] * 2
+
+
+def test_some_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was run before stays in the comparison, which is against the grid's first arm whatever runs now."""
+    path, output = grid(tmp_path, seeds=[0]), tmp_path / "out"
+    assert main(["sweep", str(path), "--only", "plain", "--output", str(output)]) == 0
+    assert "1 runs, 0 finished" in capsys.readouterr().out and not (output / "slow").exists()
+    assert main(["sweep", str(path), "--only", "slow", "--output", str(output)]) == 0
+    found = json.loads((output / "comparison.json").read_text())
+    assert found["reference"] == "plain" and {d["arm"] for d in found["differences"]} == {"plain", "slow"}
+    assert main(["sweep", str(path), "--only", "slow", "trainer.weight_decay=0.1", "--output", str(output)]) == 2
+    other = tmp_path / "other"
+    assert main(["sweep", str(path), "--only", "slow", "--output", str(other)]) == 0
+    found = json.loads((other / "comparison.json").read_text())
+    assert not found["differences"] and [d["arm"] for d in found["from_start"]] == ["slow"] * 2
+
+
+def test_a_config_that_changes_meanwhile(tmp_path: Path) -> None:
+    """The run starts with what the file says then; it is no run of this sweep."""
+    path = grid(tmp_path, seeds=[0], arms={"plain": {}})
+    (cell,) = cells(path, tmp_path / "out")
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.002"))
+    place = Processes(1)
+    done = place.start(cell)
+    assert done.result(timeout=240) == 0
+    assert "other settings (trainer.lr" in str(place.failure(cell, done))
+    place.close()
+
+
+def test_arms_with_other_problems(tmp_path: Path) -> None:
+    one = fake(tmp_path / "a", {"p": [True], "q": [False]})
+    other = fake(tmp_path / "b", {"q": [True], "r": [True]})
+    own, found = compare([("plain", "", 0, one), ("other", "", 0, other)]).differences
+    assert (own.problems, found.problems, found.mean, found.difference) == (2, 1, 1.0, 1.0), "on those of both"
+    assert np.isnan([found.low, found.high]).all(), "one problem with one seed says nothing of others"
+    nothing = fake(tmp_path / "c", {"s": [True]})
+    assert [d.arm for d in compare([("plain", "", 0, one), ("c", "", 0, nothing)]).differences] == ["plain"]
 
 
 def unhurried(completion: str) -> bool:

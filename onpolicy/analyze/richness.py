@@ -4,12 +4,14 @@ The paper never estimates it and orders its contexts by what is a part of what. 
 
     gain(y) = log p(y | x, c) - log p(y | x)
 
-the mean gain of right answers y that were sampled *with* the context, p(y | x, c), is KL(p(. | x, c) || p(. | x)) on them: the information,
-if p(y | x) is what p(y | x, c) is on average over contexts, else more. It is never negative in expectation, and 0 for a context that
-says nothing.
+its mean over answers drawn from p(y | x, c) would be KL(p(. | x, c) || p(. | x)): the information, if p(y | x) is what p(y | x, c) is on
+average over contexts, else more. What is taken here is its mean over *right* answers, sampled as the config samples: what the context
+tells about being right. So it is no KL: it also holds log P(right | c) / P(right), it is below 0 where a context misleads, and
+likelihoods are those at temperature 1 over all tokens, whatever the sampler's temperature and nucleus. It is 0 for a context that says
+nothing.
 
-The mean gain of right answers sampled *without* it is the other side, and negative: how far the informed model is from saying what the
-plain one says. It is the sum of u_t over the student's rollouts, which distillation learns from.
+The mean gain of right answers sampled *without* the context is the other side: how far the informed model is from saying what the plain
+one says. It is the sum of u_t over the student's right rollouts, which distillation learns from, and mostly below 0.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class RayRuns:
         except ray.exceptions.RayTaskError as error:
             return plain(f"{cell.log} ({type(error.cause).__name__}: {error.cause})")
         except ray.exceptions.RayError as error:
-            return f"{cell.log} (lost, and lost again when it was started once more: {type(error).__name__})"
+            return f"{plain(cell.log)} (lost, and lost again when it was started once more: {type(error).__name__})"
         if code == UNSEEN or (code == 0 and not _here(cell)):
             what = (
                 "its node does not see the folder"
@@ -82,7 +82,7 @@ class RayRuns:
                 f"--ray: {cell.name}: {what} {str(cell.folder.resolve())!r}. The runs' folder must lie on a file system that all nodes "
                 "share under one path: name one with --output."
             )
-        return str(cell.log) if code else None
+        return plain(cell.log) if code else None
 
     def close(self) -> None:
         """Runs that are under way finish their step and save; what waits does not start."""
@@ -100,6 +100,8 @@ class RayRuns:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         wanted = {"CPU": ("--cpus-per-run", float(self._cpus)), "GPU": ("--gpus-per-run", self._gpus)}
         for kind, (option, each) in wanted.items():
+            if each < 0 or (each > 1 and each != int(each)):
+                raise ConfigError(f"{option}: got {each:g}, wanted a share of one or a whole number")
             largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
             if each > largest:
                 raise ConfigError(

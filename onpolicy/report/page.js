@@ -121,9 +121,10 @@ function byArm(rows, columns, column, cell) {
 }
 function differences(title, rows, reference) {
   if (!rows.length) return [];
-  const most = Math.max(...rows.map((d) => Math.max(Math.abs(d.low), Math.abs(d.high)))) || 1;
+  const most = Math.max(...rows.map((d) => Math.max(Math.abs(d.low), Math.abs(d.high)))) || 1;  // of one seed and one problem null, which is 0 here
   return [make("h3", { textContent: title }), byArm(rows, [...new Set(rows.map((d) => d.set))], (d) => d.set, (d) => [d.mean.toFixed(3), ...(d.arm === reference ? [] :
-    [make("small", { textContent: `${signed(d.difference)} (${signed(d.low)} to ${signed(d.high)})` }), whiskers(d, most)])])];
+    d.low === null ? [make("small", { textContent: signed(d.difference) })] :
+      [make("small", { textContent: `${signed(d.difference)} (${signed(d.low)} to ${signed(d.high)})` }), whiskers(d, most)])])];
 }
 function comparison(found) {
   if (!found) return;

@@ -24,13 +24,19 @@ MOST_ROLLOUTS = 12
 """Rollouts with tokens taken from each run, spread over its steps."""
 
 
-def write_report(runs: Sequence[Path], output: Path, comparison: Mapping[str, Any] | None = None) -> dict[str, int]:
+def write_report(
+    runs: Sequence[Path],
+    output: Path,
+    comparison: Mapping[str, Any] | None = None,
+    arms: Sequence[str] | None = None,
+) -> dict[str, int]:
     """Writes the page; returns how many steps of each run it shows.
 
     Args:
         runs: folders
         output: the page
         comparison: what a sweep found (``Comparison.plain``), shown above the curves
+        arms: the arm of each run, of which seeds are repetitions; None: as their configs say
 
     Raises:
         ConfigError: a folder holds no run.
@@ -44,7 +50,9 @@ def write_report(runs: Sequence[Path], output: Path, comparison: Mapping[str, An
         "TITLE": html.escape(" · ".join(run["name"] for run in data)),
         "STYLE": (here / "page.css").read_text(),
         "SCRIPT": script,
-        "DATA": embedded({"runs": data, "arms": arms_of(data), "comparison": comparison}),
+        "DATA": embedded(
+            {"runs": data, "arms": arms_of(data) if arms is None else repeated(arms), "comparison": comparison}
+        ),
     }
     # in one pass: what is put in is not looked at again; a lone surrogate in a hand-made log must not lose the page
     page = re.sub(r"@@([A-Z]+)@@", lambda match: parts[match.group(1)], page)
@@ -83,6 +91,14 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
 def _finite(row: dict[str, float]) -> dict[str, float]:
     """Without what is no number: a step whose gradient was not finite says so elsewhere."""
     return {name: value for name, value in row.items() if math.isfinite(value)}
+
+
+def repeated(arms: Sequence[str]) -> list[dict[str, Any]]:
+    """As ``arms_of``, from the arm of each run."""
+    members: dict[str, list[int]] = {}
+    for i, arm in enumerate(arms):
+        members.setdefault(arm, []).append(i)
+    return [{"name": n if len(r) == 1 else f"{n} ({len(r)} seeds)", "runs": r} for n, r in members.items()]
 
 
 def arms_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
