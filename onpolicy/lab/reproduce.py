@@ -109,7 +109,7 @@ def _contexts(seed: int) -> list[dict[str, Any]]:
 def _off_policy(seeds: Sequence[int], output: Path, jobs: int, console: Console) -> list[Difference]:
     """Each arm of ``onpolicy sft`` less the unguided one."""
     grid = read_grid(COVERAGE)
-    overrides = (f"data.coverage={{problems: {EXAMPLES}, seed: \"${{seed}}\"}}", "trainer.lr=3e-4")
+    overrides = (f'data.coverage={{problems: {EXAMPLES}, seed: "${{seed}}"}}', "trainer.lr=3e-4")
     wanted, training = Wanted(EXAMPLES, EVERYTHING, "teacher"), Training(3, 32, seeds)
     made = prepare(COVERAGE.parent / grid.config, overrides, wanted, training, output, console)
     sweep(made, output, (), jobs)
