@@ -67,14 +67,17 @@ def prepare(
             write_rows(_trained_on(output, seed) / f"{name}.jsonl", r)
     config = load(config_path, overrides)
     write_whole(output / CONFIG, to_yaml(config))
-    write_whole(output / GRID, yaml.safe_dump(grid(config, training, output, found), sort_keys=False))
+    made = grid(config, training, output, found)
+    if EQUAL not in made["arms"]:
+        console.print(f"{EQUAL} would be {GUIDED} again: its answers are as many tokens", highlight=False)
+    write_whole(output / GRID, yaml.safe_dump(made, sort_keys=False))
     return output / GRID
 
 
 def grid(
     config: Config, training: Training, output: Path, found: Sequence[dict[str, list[dict[str, Any]]]]
 ) -> dict[str, Any]:
-    """The arms, as ``onpolicy sweep`` reads them."""
+    """The arms, as ``onpolicy sweep`` reads them; the third one only where it differs from the second."""
     steps = max(1, round(training.epochs * len(found[0][GUIDED]) / training.batch))
     more = fmean(tokens(rows[UNGUIDED]) / tokens(rows[GUIDED]) for rows in found)
     arms = {
@@ -82,6 +85,8 @@ def grid(
         GUIDED: _arm(GUIDED, steps, training, output),
         EQUAL: _arm(GUIDED, max(1, round(steps * more)), training, output),
     }
+    if arms[EQUAL] == arms[GUIDED]:  # guided answers are as long
+        del arms[EQUAL]
     every = config.eval.every or max(arm["steps"] for arm in arms.values())
     return {
         "config": CONFIG,

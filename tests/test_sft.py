@@ -19,7 +19,7 @@ from onpolicy.__main__ import main
 from onpolicy.config import load
 from onpolicy.folder import logged
 from onpolicy.plan import plan
-from onpolicy.sft import Training, prepare
+from onpolicy.sft import Training, grid, prepare
 from onpolicy.traces import COLUMN, GUIDED, UNGUIDED, Wanted, collect, write_rows
 from rewards.answer import exact_answer
 
@@ -109,6 +109,8 @@ def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
         assert [json.loads(line)["id"] for line in lines if line] == [f"{i}\u2028" for i in range(4)]
     arms = yaml.safe_load((tmp_path / "grid.yaml").read_text())["arms"]
     assert [arm["steps"] for arm in arms.values()] == [2, 2, 4], "18 tokens against 8: 2.25 times two steps"
+    alike = {kind: [{"id": "a", COLUMN: [1, 2]}] for kind in (UNGUIDED, GUIDED)}
+    assert list(grid(load(CONFIG, SMALL), training, tmp_path, [alike])["arms"]) == [UNGUIDED, GUIDED], "no run twice"
 
 
 def test_traces_with_line_separators_are_read_again(tmp_path: Path) -> None:
