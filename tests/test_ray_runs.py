@@ -80,7 +80,8 @@ def test_a_sweep_over_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert all(cell.finished() for cell in found) and (tmp_path / "out/report.html").is_file()
     assert main(["sweep", str(path), "--output", str(tmp_path / "out"), "--ray", "local"]) == 0
     assert "2 runs, 2 finished" in capsys.readouterr().out
-    assert main(["sweep", str(path), "--output", str(tmp_path / "here")]) == 0
+    jobs = str(os.cpu_count() or 1)  # one thread each, as there
+    assert main(["sweep", str(path), "--output", str(tmp_path / "here"), "--jobs", jobs]) == 0
     for cell in found:
         assert metrics(cell.folder) == metrics(tmp_path / "here" / cell.folder.relative_to(tmp_path / "out"))
     texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "here")]
