@@ -13,9 +13,10 @@ bandwidth. Nothing was fitted to a GPU: expect a factor of two.
 
 from __future__ import annotations
 
+import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -143,11 +144,9 @@ def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
     memory = {"a trainer's": trainer, "a generator's": generator} if apart else {"each": trainer | generator}
     length = assumed.completion_tokens or checked.generator.frame.max_tokens / 2
     rollouts = checked.data.frame.prompts_per_step * checked.generator.frame.group_size
-    sampling = lambda answers: (  # noqa: E731
-        sampled_a_second(checked, shape, gpu, assumed, length, tensor_parallel, answers / engines) * engines
-    )
+    rate = functools.partial(sampled_a_second, checked, shape, gpu, assumed, length, tensor_parallel)
     compute = gpu.flops * assumed.utilisation * ranks
-    seconds = {"sample": rollouts * length / sampling(rollouts)} | {
+    seconds = {"sample": rollouts * length / (engines * rate(rollouts / engines))} | {
         what: flops / compute for what, flops in step_flops(checked, shape, assumed, rollouts, length).items()
     }
     settings = checked.config.eval
@@ -155,7 +154,7 @@ def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
     cap = settings.max_tokens or checked.generator.frame.max_tokens
     answer = min(length, cap)
     answers = assumed.eval_problems * settings.samples
-    evaluations = times * answers * answer / sampling(answers) / 3600
+    evaluations = times * answers * answer / (engines * rate(answers / engines)) / 3600
     return Forecast(
         memory=memory,
         seconds=seconds,
@@ -167,18 +166,19 @@ def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
             f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",
             f"prompts of {assumed.prompt_tokens:.0f} tokens, answers of {length:.0f}; a teacher reads as much again as an answer",
             f"{times} evaluations of {assumed.eval_problems} problems, {settings.samples} answers of {answer:.0f} tokens each",
-            *(
-                note
-                for note, holds in (
-                    ("every expert counted as read for every token: too long for a mixture of experts", shape.experts),
-                    ("another model as the teacher is counted as one of this size", bool(teacher_rule(checked).path)),
-                    ("what contexts may ask the model is not counted", checked.asks),
-                )
-                if holds
-            ),
+            *_left_out(checked, shape),
         ],
         refusals=_refusals(checked, shape, gpu, assumed, length, tensor_parallel, memory),
     )
+
+
+def _left_out(checked: Plan, shape: Shape) -> Iterator[str]:
+    if shape.experts:
+        yield "every expert counted as read for every token: too long for a mixture of experts"
+    if teacher_rule(checked).path:
+        yield "another model as the teacher is counted as one of this size"
+    if checked.askers:
+        yield "what contexts may ask the model is not counted"
 
 
 def _refusals(
@@ -196,7 +196,7 @@ def _refusals(
         if (total := sum(parts.values())) > gpu.gib
     ]
     engine = generator_bytes(checked, shape, gpu, tensor_parallel)
-    if (engine["engine: keys and values"]) * tensor_parallel < shape.kv_bytes(assumed.prompt_tokens + length):
+    if engine["engine: keys and values"] * tensor_parallel < shape.kv_bytes(assumed.prompt_tokens + length):
         found.append(
             f"generator.gpu_memory_utilization: of its share of {gpu.gib:.0f} GiB an engine has "
             f"{engine['engine: keys and values'] / GIB:.1f} GiB left beside {engine['engine: weights'] / GIB:.1f} of weights, "

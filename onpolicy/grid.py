@@ -5,7 +5,6 @@ The keys of a grid file are those of ``Grid``; onpolicy/sweep.py shows one.
 
 from __future__ import annotations
 
-import functools
 import json
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -21,9 +20,10 @@ from onpolicy.checkpoint import Checkpoints
 from onpolicy.compare import Confound
 from onpolicy.config import Config, load
 from onpolicy.folder import logged, refuse_other_settings
-from onpolicy.plan import plan
+from onpolicy.plan import Plan, plan
 from onpolicy.registry import ConfigError, suggest
 from onpolicy.spelled import spelled_out
+from onpolicy.trackers import jsonl
 from onpolicy.yaml_files import file_name, read_yaml
 
 APART = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
@@ -59,11 +59,8 @@ class Cell:
     folder: Path
     settings: Config
     """What file and overrides come to."""
-
-    @functools.cached_property
-    def spelled(self) -> dict[str, Any]:
-        """The same with every default."""
-        return spelled_out(self.settings)
+    spelled: dict[str, Any]
+    """The same with every default."""
 
     @property
     def name(self) -> str:
@@ -167,12 +164,12 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 changes = [f"{k}={_yaml(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
                 own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
                 try:
-                    loaded = load(config, own)
-                    plan(loaded)
+                    checked = plan(load(config, own))
+                    _refuse_without_metrics(checked)
                 except ConfigError as error:
                     raise ConfigError(f"{_where(path, arm, cross)}: {error}") from error
-                check_pools(path, grid, loaded.eval.sets)
-                side_by_side.append(Cell(arm, cross, seed, config, own, folder, loaded))
+                check_pools(path, grid, checked.config.eval.sets)
+                side_by_side.append(Cell(arm, cross, seed, config, own, folder, checked.config, spelled_out(checked)))
             told.look_at(side_by_side)
             yield from side_by_side
 
@@ -187,6 +184,12 @@ def _refuse_own(path: Path, grid: Grid, overrides: Sequence[str]) -> None:
             raise ConfigError(
                 f"{where}: {key}: every run of a sweep has its own; wanted seeds in the grid, and --output"
             )
+
+
+def _refuse_without_metrics(checked: Plan) -> None:
+    """Raises ConfigError where a run would not log what arms are compared by."""
+    if not any(tracker.function is jsonl for tracker in checked.trackers):
+        raise ConfigError(f"logging.trackers: got {checked.config.logging.trackers!r}, wanted jsonl among them")
 
 
 def _yaml(value: Any) -> str:

@@ -58,7 +58,7 @@ def read_model(plan: Plan, *, room: int = 0, guided: bool = False) -> Model:
         max_teacher_prompt_tokens=min(
             config.rendering.max_teacher_prompt_tokens, window - plan.generator.frame.max_tokens
         ),
-        max_model_len=min(window, max(longest_prompt + longest + room, informed if plan.asks or guided else 0)),
+        max_model_len=min(window, max(longest_prompt + longest + room, informed if plan.askers or guided else 0)),
     )
 
 

@@ -60,9 +60,12 @@ class Plan:
         return [c for value in found for c in coefficients_in(value)]
 
     @property
-    def asks(self) -> bool:
-        """Whether contexts or span finders may ask the model."""
-        return any(inspect.isgeneratorfunction(p.function) for p in [*self.contexts.values(), *self.spans.values()])
+    def askers(self) -> dict[str, Plugin]:
+        """Contexts and span finders that may ask the model while a step is made, by their keys."""
+        found = {f"contexts.{k}": p for k, p in self.contexts.items()} | {
+            f"spans.{k}": p for k, p in self.spans.items()
+        }
+        return {key: plugin for key, plugin in found.items() if inspect.isgeneratorfunction(plugin.function)}
 
     @property
     def start_readers(self) -> list[Plugin]:

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onpolicy.config import SUPPLIED, Config
-from onpolicy.plan import Section, defaults_and, plan, unbound
+from onpolicy.config import SUPPLIED
+from onpolicy.plan import Plan, Section, defaults_and, unbound
 from onpolicy.registry import TABLES, Plugin
 from onpolicy.schedule import Coefficient
 
@@ -15,13 +15,9 @@ LISTS = {"rewards": "reward", "objective": "term", "guards": "guard"}
 TABLES_OF = {"contexts": "context", "spans": "span"}
 
 
-def spelled_out(config: Config) -> dict[str, Any]:
-    """Nested dictionaries and lists: every default of every plug-in filled in, each plug-in under its shortest name, numbers as numbers.
-
-    Raises:
-        ConfigError: the config is none.
-    """
-    checked, tree = plan(config), dataclasses.asdict(config)
+def spelled_out(checked: Plan) -> dict[str, Any]:
+    """Nested dictionaries and lists: every default of every plug-in filled in, each plug-in under its shortest name, numbers as numbers."""
+    tree = dataclasses.asdict(checked.config)
     for key in ("data", "generator", "trainer"):
         tree[key] = _section(key, getattr(checked, key))
     for key in ("teacher", "credit"):

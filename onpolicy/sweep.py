@@ -37,12 +37,10 @@ from onpolicy.budgets import budgets_table
 from onpolicy.compare import Comparison, compare, differences_table
 from onpolicy.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
 from onpolicy.live import curves
-from onpolicy.plan import plan
 from onpolicy.processes import Processes, Runs
 from onpolicy.registry import ConfigError
 from onpolicy.report.page import write_report
 from onpolicy.terminal import plain
-from onpolicy.trackers import jsonl
 
 __all__ = ["REPORT", "Cell", "cells", "read_grid", "sweep"]
 
@@ -77,7 +75,6 @@ def sweep(
     everything = list(cells(path, output, overrides))
     wanted = chosen(everything, only)
     refuse_doubles(wanted, overrides)
-    _refuse_without_metrics(path, wanted)
     missing = [cell for cell in wanted if not cell.finished()]
     console.print(f"{len(wanted)} runs, {len(wanted) - len(missing)} finished, in {plain(output)}", soft_wrap=True)
     failed: list[Cell] = []
@@ -106,15 +103,6 @@ def _finished_before(cell: Cell) -> bool:
         return cell.finished()
     except ConfigError:
         return False
-
-
-def _refuse_without_metrics(path: Path, runs: Sequence[Cell]) -> None:
-    """Raises ConfigError where a run would not log what arms are compared by."""
-    for cell in runs:
-        if not any(tracker.function is jsonl for tracker in plan(cell.settings).trackers):
-            raise ConfigError(
-                f"{path}, run {cell.name!r}: logging.trackers: got {cell.settings.logging.trackers!r}, wanted jsonl among them"
-            )
 
 
 def drawn(whole: Sequence[Cell]) -> list[Cell]:

@@ -9,8 +9,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from lab_tables import SETS, interval, table
+
 RESULTS = Path("docs/results/paper")
-SETS = ("unseen", "other_map", "longer", "sums")
 LENGTH, RATE = "eval/other_map/completion_length", "eval/other_map/epistemic/seed10/rate_per_1k"
 
 
@@ -20,13 +21,6 @@ def main() -> None:
     for name in ("section_5", "section_6", "controls"):
         trained(name)
     forecasts()
-
-
-def table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    print(f"{title}\n\n| " + " | ".join(head) + " |\n|" + " --- |" * len(head))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-    print()
 
 
 def section_3() -> None:
@@ -42,8 +36,8 @@ def section_3() -> None:
         for side in ("guided", "unguided"):
             yield spread([r["gain"][side]["mean"] for r in rows]) if rows[0]["gain"] else "–"
 
+    print("section 3\n")
     table(
-        "section 3",
         (
             "context",
             "score",
@@ -66,7 +60,8 @@ def section_4() -> None:
     for arm in dict.fromkeys(arm for arm, _ in by_arm):
         cells = [share(by_arm[arm, s], arm == found["reference"]) for s in SETS]
         rows.append([arm, f"{trained_on[arm]:,.0f}", *cells, f"{mean_of(runs, arm, LENGTH):.0f}"])
-    table("section 4", ("fine-tuned on", "tokens trained", *SETS, "tokens of an answer"), rows)
+    print("section 4\n")
+    table(("fine-tuned on", "tokens trained", *SETS, "tokens of an answer"), rows)
 
 
 def trained(name: str) -> None:
@@ -97,8 +92,8 @@ def trained(name: str) -> None:
         "markers per 1k",
         "sampled",
     ]
+    print(f"{name}\n")
     table(
-        name,
         [*(["\\|D\\|" if name == "section_6" else "cap"] if rows[0][0] != found["reference"] else []), *head],
         rows,
     )
@@ -114,8 +109,8 @@ def forecasts() -> None:
         trainer, generator = (sum(parts.values()) for parts in one["memory"].values())
         cells = (f"{one['assumed']['completion_tokens']:,}", f"{trainer:.0f}", f"{generator:.0f}")
         rows.append([case, *cells, *(f"{s:.3g} / {g:.3g}" for s, g in zip(sdpo, grpo, strict=True))])
+    print("forecast\n")
     table(
-        "forecast",
         (
             "run of 100 steps",
             "answers",
@@ -147,10 +142,6 @@ def spread(values: Sequence[float]) -> str:
 
 def share(d: Any, reference: bool) -> str:
     return f"{d['mean']:.2f}" if reference else f"{d['mean']:.2f}, {interval(d)}"
-
-
-def interval(d: Any) -> str:
-    return f"{d['difference']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
 
 
 if __name__ == "__main__":

@@ -50,9 +50,7 @@ def write_report(
         "TITLE": html.escape(" · ".join(run["name"] for run in data)),
         "STYLE": (here / "page.css").read_text(),
         "SCRIPT": script,
-        "DATA": embedded(
-            {"runs": data, "arms": arms_of(data) if arms is None else repeated(arms), "comparison": comparison}
-        ),
+        "DATA": embedded({"runs": data, "arms": arms_of(data, arms), "comparison": comparison}),
     }
     # in one pass: what is put in is not looked at again; a lone surrogate in a hand-made log must not lose the page
     page = re.sub(r"@@([A-Z]+)@@", lambda match: parts[match.group(1)], page)
@@ -93,29 +91,31 @@ def _finite(row: dict[str, float]) -> dict[str, float]:
     return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
-def repeated(arms: Sequence[str]) -> list[dict[str, Any]]:
-    """As ``arms_of``, from the arm of each run."""
+def arms_of(runs: Sequence[dict[str, Any]], arms: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """``name`` and the indices of its ``runs``, which repeat it: of each arm, or else of runs whose configs differ in the seed alone."""
     members: dict[str, list[int]] = {}
-    for i, arm in enumerate(arms):
-        members.setdefault(arm, []).append(i)
-    return [{"name": n if len(r) == 1 else f"{n} ({len(r)} seeds)", "runs": r} for n, r in members.items()]
+    for i, key in enumerate(arms or [_without_seed(run["config"], i) for i, run in enumerate(runs)]):
+        members.setdefault(key, []).append(i)
+    return [
+        {"name": _with_seeds(key if arms else _common([runs[i]["name"] for i in own]), len(own)), "runs": own}
+        for key, own in members.items()
+    ]
 
 
-def arms_of(runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Runs whose configs differ in the seed alone are one arm, repeated: ``name`` and the indices of its ``runs``."""
-    arms: dict[str, list[int]] = {}
-    for i, run in enumerate(runs):
-        settings = yaml.safe_load(run["config"]) or {"run": i}
-        same = {k: v for k, v in settings.items() if k not in ("seed", "run_dir")}
-        arms.setdefault(json.dumps(same, sort_keys=True), []).append(i)
-    return [{"name": _arm_name([runs[i]["name"] for i in members]), "runs": members} for members in arms.values()]
+def _without_seed(config: str, number: int) -> str:
+    settings = yaml.safe_load(config) or {"run": number}
+    return json.dumps({k: v for k, v in settings.items() if k not in ("seed", "run_dir")}, sort_keys=True)
 
 
-def _arm_name(names: Sequence[str]) -> str:
+def _common(names: Sequence[str]) -> str:
     if len(names) == 1:
         return names[0]
     common = re.sub(r"[-_./]*(?:seed)?[-_=]*\d*$", "", os.path.commonprefix(names))  # noqa: RUF071 any common beginning
-    return f"{common or names[0]} ({len(names)} seeds)"
+    return common or names[0]
+
+
+def _with_seeds(name: str, seeds: int) -> str:
+    return name if seeds == 1 else f"{name} ({seeds} seeds)"
 
 
 def names_of(runs: Sequence[Path]) -> list[str]:

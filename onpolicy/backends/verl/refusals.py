@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -60,13 +59,11 @@ def problems(config: DictConfig, result: Plan) -> Iterator[str]:
 
 
 def of_who_asks(result: Plan) -> Iterator[str]:
-    for kind, plugins in (("contexts", result.contexts), ("spans", result.spans)):
-        for name, plugin in plugins.items():
-            if inspect.isgeneratorfunction(plugin.function):
-                yield (
-                    f"{SECTION}.{kind}.{name}: {plugin.name!r} asks the model while a step is made, which verl has no place for; "
-                    "put what it would ask for into a column of the data."
-                )
+    for key, plugin in result.askers.items():
+        yield (
+            f"{SECTION}.{key}: {plugin.name!r} asks the model while a step is made, which verl has no place for; "
+            "put what it would ask for into a column of the data."
+        )
 
 
 def _of_the_engine(config: DictConfig) -> Iterator[str]:
