@@ -20,11 +20,11 @@ test: lint compat test-verl
 # The config layer on OmegaConf 2.3 too, which verl's hydra holds on to.
 compat: setup
 	test -d build/omegaconf-2.3 || { $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/omegaconf-2.3 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3 || { rm -rf build/omegaconf-2.3; exit 1; }; }
-	PYTHONPATH=build/omegaconf-2.3 $(BIN)/python -m pytest -q tests/test_config.py tests/test_fuzz.py tests/test_malicious.py
+	PYTHONPATH=build/omegaconf-2.3 $(BIN)/python -m pytest -q tests/config/test_resolve.py tests/config/test_fuzz.py tests/run/test_malicious.py
 
 # The plug-in for verl, on unmodified verl, in the environment that verl wants.
 test-verl: verl
-	$(VERL)/bin/python -m pytest tests/verl
+	$(VERL)/bin/python -m pytest tests/integrations/verl
 
 verl: $(VERL)/.complete
 

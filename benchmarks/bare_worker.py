@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from benchmarks.peers.channel import Channel, PeakMemory, serve
-from onpolicy.contexts.template import SOLUTION, fill
+from onpolicy.annotation.contexts.template import SOLUTION, fill
+from onpolicy.data.rendering import Renderer
 from onpolicy.models import load_causal_lm, load_tokenizer
-from onpolicy.rendering import Renderer
 
 
 class Bare:

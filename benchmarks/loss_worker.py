@@ -13,11 +13,11 @@ from typing import Any
 import torch
 
 from benchmarks.peers.channel import Channel, PeakMemory, serve
-from onpolicy.distill.compare import Comparison
-from onpolicy.distill.divergence import jsd
-from onpolicy.distill.support import full, student_topk
-from onpolicy.distill.target import identity
-from onpolicy.distill.vocabulary import Head, States, read
+from onpolicy.losses.comparison import Comparison
+from onpolicy.losses.divergences import jsd
+from onpolicy.losses.supports import full, student_topk
+from onpolicy.losses.targets import identity
+from onpolicy.trainer.chunked_head import Head, States, read
 
 
 def work(channel: Channel) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from benchmarks import telemetry
 from benchmarks.workers import SHAPES, Measured, alternate, model_folder, ratios
-from onpolicy.contexts.template import SOLUTION
+from onpolicy.annotation.contexts.template import SOLUTION
 
 WORDS = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 GROUP, CONTEXT, COMPLETION = 8, 64, 256

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 
 from benchmarks.peers.channel import Channel, PeakMemory, serve
-from onpolicy.assemble import assemble
-from onpolicy.backends.seeds import newer
-from onpolicy.config import build
-from onpolicy.contexts.template import SOLUTION
-from onpolicy.display import Display
-from onpolicy.pipeline import Pipeline
-from onpolicy.plan import plan
-from onpolicy.run import Run
-from onpolicy.sampling import Sampling
-from onpolicy.scoring import JudgedGroup
+from onpolicy.annotation.contexts.template import SOLUTION
+from onpolicy.annotation.scoring import JudgedGroup
+from onpolicy.config.resolve import plan
+from onpolicy.config.schema import build
+from onpolicy.rollout.prefetch import Pipeline
+from onpolicy.rollout.sampling import Sampling
+from onpolicy.rollout.seeds import newer
+from onpolicy.run.assemble import assemble
+from onpolicy.run.display import Display
+from onpolicy.run.run import Run
 from onpolicy.train import train
 from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup
 

@@ -16,26 +16,26 @@ from dataclasses import replace
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from onpolicy.backends.local import LocalTrainer
-from onpolicy.clock import Clock
-from onpolicy.config import TrainerFrame
-from onpolicy.distill.compare import Comparison
-from onpolicy.distill.divergence import forward_kl
-from onpolicy.distill.support import full
-from onpolicy.distill.target import identity
+from onpolicy.annotation.scoring import JudgedGroup, Scored
+from onpolicy.annotation.spans import markers, pattern
+from onpolicy.config.schedules import Bound
+from onpolicy.config.schema import TrainerFrame
+from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
-from onpolicy.loss import Objective, Term
+from onpolicy.losses.comparison import Comparison
+from onpolicy.losses.divergences import forward_kl
+from onpolicy.losses.objective import Objective, Term
+from onpolicy.losses.supports import full
+from onpolicy.losses.targets import identity
+from onpolicy.losses.terms.base import facts_of
+from onpolicy.losses.terms.distill import distill
 from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
-from onpolicy.objectives.distill import distill
-from onpolicy.objectives.term import facts_of
-from onpolicy.rendering import Renderer
-from onpolicy.schedule import Bound
-from onpolicy.scoring import JudgedGroup, Scored
-from onpolicy.spans import markers, pattern
-from onpolicy.teachers import frozen
+from onpolicy.rewards.doubt import SPACING
+from onpolicy.trainer.teacher_rules import frozen
+from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup
-from rewards.doubt import SPACING
+from onpolicy.utils.timer import Clock
 
 LEXICONS = ("seed10", "A", "B", "C", "D", "F")
 TEXT = "We have 12 + 7 = 19, so then wait, maybe I should check that. Hmm, alternatively $x^2 = 4$ gives 2. "

@@ -1,6 +1,6 @@
 """Rewards: positional parameters are filled by name, keyword-only ones are options in the YAML."""
 
-from rewards.extract import extract_answer
+from onpolicy.rewards.extract import extract_answer
 
 
 def brief_and_right(completion, answer, num_tokens, *, budget: int = 512):

@@ -1,6 +1,6 @@
 """A loss term: LossInputs -> one number per token; the framework masks, sums and divides."""
 
-from onpolicy.objectives.term import loss_term
+from onpolicy.losses.terms.base import loss_term
 from onpolicy.types import TermOutput
 
 

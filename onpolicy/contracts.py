@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.contexts.requests import Ask, Reply
-from onpolicy.distill.compare import Distributions
-from onpolicy.distill.support import Entries, restrict
-from onpolicy.plan import Plan
+from onpolicy.annotation.contexts.requests import Ask, Reply
+from onpolicy.config.resolve import Plan
+from onpolicy.losses.comparison import Distributions
+from onpolicy.losses.supports import Entries, restrict
+from onpolicy.rewards.base import RewardInput, name_of, score
 from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
-from rewards.base import RewardInput, name_of, score
 
 
 class ContractError(ValueError):
@@ -51,7 +51,7 @@ def check_support(function: Callable[[Tensor, Tensor], Entries]) -> None:
     """``[B, T, V]`` twice -> entries ``[B, T, k]`` on which both sum to one."""
     student, teacher = _distributions()
     entries = _call("support", function, student, teacher)
-    _require(isinstance(entries, Entries), function, "must return onpolicy.distill.support.Entries")
+    _require(isinstance(entries, Entries), function, "must return onpolicy.losses.supports.Entries")
     if entries.ids is not None:
         right_shape = entries.ids.dim() == 3 and entries.ids.shape[:2] == student.shape[:2]
         _require(right_shape, function, "must choose the same number of entries for each token, [B, T, k]")
@@ -105,7 +105,7 @@ def check_term(function: Callable[..., TermOutput]) -> None:
 
 
 def check_reward(function: Callable[..., Any], sample: RewardInput | None = None) -> None:
-    """Anything ``rewards.base`` can call, giving a number or None for each sample."""
+    """Anything ``onpolicy.rewards.base`` can call, giving a number or None for each sample."""
     sample = sample or RewardInput(
         id="contract rollout 0", prompt=[{"role": "user", "content": "2 + 2?"}], completion="#### 4", final="#### 4",
         num_tokens=4, answer="4", fields={"answer": "4", "data_source": "contract", "extra_info": {}},

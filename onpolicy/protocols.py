@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onpolicy.contexts.requests import Asking
-from onpolicy.sampling import Sampling
+from onpolicy.annotation.contexts.requests import Asking
+from onpolicy.rollout.sampling import Sampling
 from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class Generator(Protocol):
 class ContextBuilder(Protocol):
     """What the teacher reads instead of the student's messages; None where this rollout has no teacher.
 
-    One that needs more than its group is a generator function and asks for it (``onpolicy.contexts.requests``).
+    One that needs more than its group is a generator function and asks for it (``onpolicy.annotation.contexts.requests``).
     """
 
     def __call__(

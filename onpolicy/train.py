@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from onpolicy.run import Run
+    from onpolicy.run.run import Run
 
 
 def train(run: Run) -> None:

@@ -172,7 +172,7 @@ class LossInputs:
     teacher: Mapping[str, TeacherScores]
     """By view."""
     divergences: Mapping[Any, Tensor]
-    """By ``Comparison`` (onpolicy.distill.compare); computed over the vocabulary in chunks."""
+    """By ``Comparison`` (onpolicy.losses.comparison); computed over the vocabulary in chunks."""
     ref_entropy: Tensor | None = None
     """The start model's, in nats, detached; as ``ref_logprobs``."""
     marker_mass: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)

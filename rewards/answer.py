@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import threading
 
-from rewards.deadline import call_with_deadline
-from rewards.extract import after_thinking, extract_answer
+from .deadline import call_with_deadline
+from .extract import after_thinking, extract_answer
 
 SECONDS = 5
 """Longest time one answer may take; a pathological expression counts as wrong."""
@@ -58,5 +58,5 @@ def _verify(completion: str, answer: str, seconds: int | None) -> bool:
 
 def _verify_elsewhere(completion: str, answer: str) -> bool:
     # the other process has a main thread of its own, where the signal works; the deadline is for what ignores signals
-    verdict = call_with_deadline("rewards.answer:math_answer", [completion, answer], seconds=4 * SECONDS)
+    verdict = call_with_deadline(f"{__name__}:math_answer", [completion, answer], seconds=4 * SECONDS)
     return verdict is True

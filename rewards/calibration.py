@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from rewards.answer import math_answer
+from .answer import math_answer
 
 
 def brier(completion: str, answer: str, *, tag: str = "confidence") -> float:

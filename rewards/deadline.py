@@ -48,8 +48,9 @@ def call_with_deadline(target: str, arguments: list[Any], *, seconds: float) -> 
 
 
 def _start() -> subprocess.Popen[str]:
-    root = str(Path(__file__).resolve().parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from rewards.deadline import serve; serve()"
+    package = sys.modules[__name__.partition(".")[0]]  # onpolicy, or rewards where it is imported by itself
+    root = str(Path(str(package.__file__)).resolve().parent.parent)
+    code = f"import sys; sys.path.insert(0, {root!r}); from {__name__} import serve; serve()"
     return subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 

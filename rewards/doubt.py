@@ -2,7 +2,7 @@
 
 Rates are markers per 1,000 sampled tokens. Where a bonus *claims protection*, its markers are counted by ``paid``: as words, not
 inside mathematics, code or quotations of the prompt; neighbours ("wait, wait, hmm") as one; at least ``spacing`` words apart; none
-after the final answer; none after which nothing changes (``rewards.vacuous``). What remains to be gained is capped: a floor pays no more
+after the final answer; none after which nothing changes (``vacuous``). What remains to be gained is capped: a floor pays no more
 above it, a target is highest at the start model's own habit. Doubt that is said and followed by new text cannot be told from doubt that
 is meant; the audit and its held-out words watch for that.
 """
@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import re
 
-from rewards.answer import math_answer
-from rewards.extract import stated_answers
-from rewards.lexicon import find
-from rewards.vacuous import vacuous
+from .answer import math_answer
+from .extract import stated_answers
+from .lexicon import find
+from .vacuous import vacuous
 
 SPACING = 20
 """Words between two markers that both count."""

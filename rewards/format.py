@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewards.extract import boxed
+from .extract import boxed
 
 
 def boxed_format(final: str) -> bool:

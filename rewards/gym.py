@@ -8,7 +8,7 @@ import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.extract import after_thinking, extract_answer
+from .extract import after_thinking, extract_answer
 
 ARITHMETIC = {"abs", "bool", "complex", "divmod", "float", "int", "len", "max", "min", "pow", "round", "sum"}
 SYMPY = {

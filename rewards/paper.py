@@ -9,9 +9,9 @@ import math
 import re
 from collections.abc import Callable
 
-from rewards.answer import math_answer
-from rewards.deadline import call_with_deadline
-from rewards.extract import boxed
+from .answer import math_answer
+from .deadline import call_with_deadline
+from .extract import boxed
 
 TAIL = 100
 """Characters at the end of an answer in which the training grader looks for its box."""
@@ -198,7 +198,7 @@ def _as_equations(one: str, other: str) -> bool | None:
 
 def _as_expressions(one: str, other: str) -> bool | None:
     """In a process of its own with a deadline: simplifying may take for ever, and this may be any thread."""
-    return call_with_deadline("rewards.paper:equal_expressions", [one, other], seconds=SECONDS) is True
+    return call_with_deadline(f"{__name__}:equal_expressions", [one, other], seconds=SECONDS) is True
 
 
 def equal_expressions(one: str, other: str) -> bool:

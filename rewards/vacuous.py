@@ -21,7 +21,7 @@ def vacuous(text: str, spans: Sequence[tuple[int, int]]) -> list[bool]:
 
     Args:
         text: the completion
-        spans: where its markers stand, in order, as ``rewards.lexicon.find`` gives them
+        spans: where its markers stand, in order, as ``lexicon.find`` gives them
     """
     if not spans:
         return []

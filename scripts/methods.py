@@ -9,8 +9,8 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from onpolicy.axes import axes, read
-from onpolicy.registry import TABLES, find
+from onpolicy.config.registry import TABLES, find
+from onpolicy.experiments.methods.axes import axes, read
 
 ROOT = Path(__file__).parent.parent
 COLUMNS = ("context", "teacher", "objective", "target", "support", "divergence", "token_weights", "route", "advantage")

@@ -9,11 +9,11 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from onpolicy.config import load
-from onpolicy.forecast import Assumed, forecast, shape_of
-from onpolicy.plan import plan
+from onpolicy.config.resolve import plan
+from onpolicy.config.schema import load
+from onpolicy.experiments.forecast.forecast import Assumed, forecast, shape_of
 
-SHAPES = Path("tests/data/shapes")
+SHAPES = Path("tests/experiments/shapes")
 CASES = {
     "R1-Distill-Qwen-7B": ("r1_distill_7b", 10000, []),
     "Qwen3-8B, thinking": ("qwen3_8b", 10000, []),

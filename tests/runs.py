@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from onpolicy.__main__ import main
+from onpolicy.cli import main
 from tests.tiny import tiny_model_dir
 
 VOLATILE = ("time/", "pipeline/", "memory/", "tokens_per_second")

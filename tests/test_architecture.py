@@ -32,10 +32,11 @@ def loaded_by(statement: str) -> set[str]:
 
 @pytest.mark.parametrize(
     "module",
-    ["onpolicy", "onpolicy.types", "onpolicy.protocols", "onpolicy.config", "onpolicy.plan",
-     "onpolicy.registry", "onpolicy.data", "onpolicy.thinking",
-     "onpolicy.credit", "onpolicy.coverage", "onpolicy.contexts.successful_sibling", "onpolicy.__main__", "onpolicy.models",
-     "rewards", "rewards.base", "rewards.answer", "rewards.lexicon"],
+    ["onpolicy", "onpolicy.types", "onpolicy.protocols", "onpolicy.config.schema", "onpolicy.config.resolve",
+     "onpolicy.config.registry", "onpolicy.data", "onpolicy.utils.thinking",
+     "onpolicy.annotation.credit", "onpolicy.data.subset", "onpolicy.annotation.contexts.successful_sibling",
+     "onpolicy.cli", "onpolicy.models",
+     "rewards", "onpolicy.rewards.base", "onpolicy.rewards.answer", "onpolicy.rewards.lexicon"],
 )  # fmt: skip
 def test_light_imports(module: str) -> None:
     assert not loaded_by(f"import {module}") & set(HEAVY)
@@ -43,8 +44,10 @@ def test_light_imports(module: str) -> None:
 
 @pytest.mark.parametrize(
     "module",
-    ["onpolicy.distill.divergence", "onpolicy.distill.support", "onpolicy.distill.vocabulary", "onpolicy.loss", "onpolicy.collate",
-     "onpolicy.objectives.distill", "onpolicy.objectives.policy_gradient", "onpolicy.objectives.teacher_advantage", "onpolicy.teachers"],
+    ["onpolicy.losses.divergences", "onpolicy.losses.supports", "onpolicy.trainer.chunked_head",
+     "onpolicy.losses.objective", "onpolicy.trainer.collate",
+     "onpolicy.losses.terms.distill", "onpolicy.losses.terms.policy_gradient", "onpolicy.losses.terms.teacher_advantage",
+     "onpolicy.trainer.teacher_rules"],
 )  # fmt: skip
 def test_a_loss_loads_torch_alone(module: str) -> None:
     found = loaded_by(f"import {module}")
@@ -107,7 +110,7 @@ def test_the_loop_fits_a_screen() -> None:
 
 
 def test_nothing_branches_on_a_plug_ins_name() -> None:
-    from onpolicy.registry import TABLES
+    from onpolicy.config.registry import TABLES
 
     known = {name for table in TABLES.values() for name in table} - {"none", "file", "full", "hub"}
     for path in FILES:

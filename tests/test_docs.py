@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from onpolicy.__main__ import main
-from onpolicy.config import load
-from onpolicy.plan import plan
-from onpolicy.show import markdown, options
+from onpolicy.cli import main
+from onpolicy.config.resolve import plan
+from onpolicy.config.schema import load
+from onpolicy.config.show import markdown, options
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])

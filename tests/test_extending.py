@@ -9,9 +9,9 @@ import pytest
 import torch
 import yaml
 
+from onpolicy.config.registry import TABLES, resolve
 from onpolicy.contracts import CHECKS, ContractError
-from onpolicy.distill.support import Entries
-from onpolicy.registry import TABLES, resolve
+from onpolicy.losses.supports import Entries
 from onpolicy.types import TermOutput
 from tests.runs import metrics, run_here, write_config
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import psutil
 
 from benchmarks.soak.driver import Driver, Member
-from onpolicy.checkpoint import Checkpoints
+from onpolicy.run.checkpoint import Checkpoints
 
 QUOTA = 4096
 """Bytes that a file may have while the disk is full."""

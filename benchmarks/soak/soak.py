@@ -22,7 +22,7 @@ from benchmarks.soak.chaos import KINDS, ROLES_ONLY, Harm, shuffled
 from benchmarks.soak.checks import Check, Sample
 from benchmarks.soak.driver import Driver
 from benchmarks.soak.work import Work
-from onpolicy.checkpoint import Checkpoints
+from onpolicy.run.checkpoint import Checkpoints
 
 GLANCE, SAMPLE_EVERY = 0.1, 2.0
 TOO_MANY = 6

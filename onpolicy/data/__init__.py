@@ -1,6 +1,6 @@
 """Problems from files, hubs and generators, in one form.
 
-The functions named in ``onpolicy.registry.TABLES["data"]`` are the sources; ``load_prompts`` reads any supported file.
+The functions named in ``onpolicy.config.registry.TABLES["data"]`` are the sources; ``load_prompts`` reads any supported file.
 """
 
 from __future__ import annotations

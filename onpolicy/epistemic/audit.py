@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from statistics import fmean, pvariance
 
 from onpolicy.epistemic.marked import Marked
+from onpolicy.rewards.doubt import SPACING, repetition
+from onpolicy.rewards.vacuous import among_words, vacuous
 from onpolicy.types import Metrics
-from rewards.doubt import SPACING, repetition
-from rewards.vacuous import among_words, vacuous
 
 LEAST = 5
 """Fewer markers than this in a step say nothing about how they are used."""

@@ -9,9 +9,9 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from onpolicy.epistemic.marked import Marked
-from onpolicy.room import write_whole
+from onpolicy.rewards.doubt import paid, per_1k
 from onpolicy.types import Metrics, Prompt
-from rewards.doubt import paid, per_1k
+from onpolicy.utils.disk import write_whole
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Habit:
     tokens: list[int]
     right: list[bool]
     paid: list[int]
-    """Markers that count for rewards (``rewards.doubt.paid``) of the lexicon that is followed."""
+    """Markers that count for rewards (``onpolicy.rewards.doubt.paid``) of the lexicon that is followed."""
     markers: dict[str, list[int]]
     """Lexicon -> markers, counted as telemetry does."""
 

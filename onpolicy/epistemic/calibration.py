@@ -9,9 +9,9 @@ from itertools import pairwise
 from statistics import fmean
 
 from onpolicy.epistemic.marked import Marked
+from onpolicy.rewards.calibration import stated_confidence
+from onpolicy.rewards.extract import extract_answer
 from onpolicy.types import Metrics
-from rewards.calibration import stated_confidence
-from rewards.extract import extract_answer
 
 LEAST_IN_BIN, MOST_BINS = 20, 10
 

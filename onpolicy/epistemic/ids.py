@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from rewards.lexicon import LEXICONS
+from onpolicy.rewards.lexicon import LEXICONS
 
 
 class LexiconError(ValueError):

@@ -7,13 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from onpolicy.routing import RIGHT
-from onpolicy.scoring import JudgedGroup
-from onpolicy.thinking import ThinkingSplit
+from onpolicy.annotation.routes import RIGHT
+from onpolicy.annotation.scoring import JudgedGroup
+from onpolicy.rewards.doubt import prompt_text
+from onpolicy.rewards.extract import stated_answers
+from onpolicy.rewards.lexicon import merged, occurrences
 from onpolicy.types import Prompt, Rollout
-from rewards.doubt import prompt_text
-from rewards.extract import stated_answers
-from rewards.lexicon import merged, occurrences
+from onpolicy.utils.thinking import ThinkingSplit
 
 Split = Callable[[str], ThinkingSplit]
 

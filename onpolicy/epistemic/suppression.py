@@ -10,10 +10,10 @@ import numpy as np
 
 from onpolicy.epistemic.baseline import Habit
 from onpolicy.epistemic.marked import Marked
-from onpolicy.intervals import interval
+from onpolicy.rewards.doubt import per_1k
+from onpolicy.rewards.lexicon import words_of
 from onpolicy.types import Metrics
-from rewards.doubt import per_1k
-from rewards.lexicon import words_of
+from onpolicy.utils.stats import interval
 
 EPSILON = 0.5
 """Added to both rates before their logarithms are compared, markers per 1,000 tokens."""

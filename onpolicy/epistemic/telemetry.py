@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from onpolicy.annotation.scoring import JudgedGroup
 from onpolicy.epistemic.audit import audit
 from onpolicy.epistemic.baseline import Baseline, habits
 from onpolicy.epistemic.calibration import scoreboard
 from onpolicy.epistemic.marked import Split, mark
 from onpolicy.epistemic.suppression import suppression
 from onpolicy.epistemic.text import marker_rates, pooled_rate
-from onpolicy.scoring import JudgedGroup
 from onpolicy.types import Metrics
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from onpolicy.epistemic.marked import Marked
+from onpolicy.rewards.lexicon import count, words_of
 from onpolicy.types import Metrics
-from rewards.lexicon import count, words_of
 
 QUARTERS = 4
 EASY, HARD = 2 / 3, 1 / 3

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.distill.vocabulary import START, STUDENT
+from onpolicy.trainer.chunked_head import START, STUDENT
 from onpolicy.types import LossInputs, Metrics
 
 CLASSES = {

@@ -11,13 +11,13 @@ if moment:
         """Waits for onpolicy's modules and wraps the function in which to die."""
 
         def find_spec(self, name, path=None, target=None):  # type: ignore[no-untyped-def]
-            if name == "onpolicy.launch":
+            if name == "onpolicy.run.launch":
                 sys.meta_path.remove(self)
                 _prepare(moment)
 
     def _prepare(moment: str) -> None:
-        import onpolicy.backends.local as local
-        import onpolicy.checkpoint as checkpoint
+        import onpolicy.run.checkpoint as checkpoint
+        import onpolicy.trainer.trainer as local
 
         if moment == "step":
             original = local.LocalTrainer._update

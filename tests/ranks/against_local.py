@@ -16,19 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.backends.deepspeed_trainer import DeepSpeedTrainer
-from onpolicy.backends.local import LocalTrainer
-from onpolicy.clock import Clock
-from onpolicy.config import TrainerFrame
+from onpolicy.config.schema import TrainerFrame
 from onpolicy.epistemic.tokens import TokenTelemetry, span_name
-from onpolicy.loss import Objective, Term
-from onpolicy.objectives.policy_gradient import policy_gradient
-from onpolicy.objectives.start_kl import start_kl
-from onpolicy.objectives.term import TermFacts
-from onpolicy.teachers import WeightRule, ema, frozen, live, trust_region_weights
+from onpolicy.losses.objective import Objective, Term
+from onpolicy.losses.terms.base import TermFacts
+from onpolicy.losses.terms.policy_gradient import policy_gradient
+from onpolicy.losses.terms.ref_kl import start_kl
+from onpolicy.trainer.deepspeed import DeepSpeedTrainer
+from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, trust_region_weights
+from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example, LossInputs, TermOutput
-from tests.test_trainer import distill_term, plain_term
+from onpolicy.utils.timer import Clock
 from tests.tiny import random_examples, tiny_model
+from tests.trainer.test_trainer import distill_term, plain_term
 
 NAMES = ("hedge", "other")
 

@@ -1,0 +1,1 @@
+"""Rollout groups to examples: scores, what the teacher sees, credit, routes, spans."""

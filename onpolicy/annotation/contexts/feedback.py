@@ -1,0 +1,30 @@
+"""What an environment said about an attempt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onpolicy.annotation.contexts.template import FEEDBACK, replace_question
+from onpolicy.types import Message, RolloutGroup
+
+
+def feedback(
+    group: RolloutGroup,
+    index: int,
+    rewards: Sequence[float],
+    *,
+    field: str = "feedback",
+    threshold: float = 1.0,
+    template: str = FEEDBACK,
+) -> tuple[Message, ...] | None:
+    """The teacher reads feedback that came with the problem (SDPO's rich feedback); a rollout that succeeded needs none.
+
+    Args:
+        field: column of the dataset that holds the feedback; rows without it have no teacher
+        threshold: reward from which a rollout counts as successful
+        template: text with `{question}` and `{feedback}`
+    """
+    text = group.prompt.fields.get(field)
+    if text is None or rewards[index] >= threshold:
+        return None
+    return replace_question(group.prompt, template, feedback=text)

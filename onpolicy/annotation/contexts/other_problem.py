@@ -1,0 +1,31 @@
+"""A control: the worked solution of another problem."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import cast
+
+from onpolicy.annotation.contexts.requests import AnotherProblem, Asking
+from onpolicy.annotation.contexts.template import replace_question
+from onpolicy.types import Prompt, RolloutGroup
+
+OTHER = (
+    "Here is another problem:\n\n{other_question}\n\nIts correct solution:\n\n{other_solution}"
+    "\n\nNow the original question:\n\n{question}\n\nCorrectly solve the original question."
+)
+
+
+def other_problem(
+    group: RolloutGroup, index: int, rewards: Sequence[float], *, field: str = "solution", template: str = OTHER
+) -> Asking:
+    """The teacher reads a solved example that does not help with the answer: what the form of a solution does alone.
+
+    OP2SD (arXiv 2608.09228) finds it competitive with the problem's own solution.
+
+    Args:
+        field: column of the dataset that holds the solution
+        template: text with `{question}`, `{other_question}` and `{other_solution}`
+    """
+    other = cast(Prompt, (yield AnotherProblem()))
+    question = next(m["content"] for m in reversed(other.messages) if m["role"] == "user")
+    return replace_question(group.prompt, template, other_question=question, other_solution=other.fields.get(field))

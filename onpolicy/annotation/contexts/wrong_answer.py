@@ -1,0 +1,39 @@
+"""A control: an answer that is wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from onpolicy.annotation.contexts.template import ANSWER, ContextError, replace_question
+from onpolicy.types import Message, RolloutGroup
+
+
+def wrong_answer(
+    group: RolloutGroup,
+    index: int,
+    rewards: Sequence[float],
+    *,
+    offset: int = 1,
+    constant: str | None = None,
+    field: str = "answer",
+    template: str = ANSWER,
+) -> tuple[Message, ...]:
+    """The teacher is told a wrong answer with the same confidence: separates what the answer does from what its form does.
+
+    Args:
+        offset: added to an answer that is a whole number
+        constant: shown in place of any answer; needed where answers are no whole numbers
+        field: column of the dataset that holds the right answer
+        template: text with `{question}` and `{answer}`
+    """
+    right = str(group.prompt.fields.get(field)).strip()
+    if constant is None:
+        try:
+            constant = str(int(right) + offset)
+        except ValueError:
+            raise ContextError(
+                f"prompt {group.prompt.id!r}: cannot make {right!r} wrong by adding {offset}; give the context's constant"
+            ) from None
+    if constant == right:
+        raise ContextError(f"prompt {group.prompt.id!r}: the wrong answer {constant!r} is the right one")
+    return replace_question(group.prompt, template, answer=constant)

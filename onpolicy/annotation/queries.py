@@ -1,0 +1,131 @@
+"""Answers to what contexts and span finders ask for while they are built."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import GeneratorType
+from typing import Any
+
+from onpolicy.annotation.contexts.requests import AnotherProblem, Ask, Reply
+from onpolicy.annotation.scoring import Judge
+from onpolicy.data.rendering import PromptTooLong, Renderer
+from onpolicy.protocols import Generator
+from onpolicy.types import Message, Prompt
+
+MOST_TURNS = 32
+"""Requests one context may make, one after the other, for one rollout."""
+
+
+class InquiryError(RuntimeError):
+    """A context asked for something that cannot be given."""
+
+
+@dataclass(frozen=True)
+class Inquiry:
+    """Runs generator functions to their end, all of a step side by side."""
+
+    generator: Generator
+    judge: Judge
+    prompts: Sequence[Prompt]
+    """Where other problems come from."""
+    seed_of: Callable[[int], int]
+    renderer: Renderer
+    limit: int
+    """Longest question, in tokens: what the generator's window leaves beside the answer."""
+    drop_too_long: bool
+    sampled: list[int] = field(default_factory=list)
+    """Tokens of each reply since this was last emptied."""
+
+    def settle(self, started: Mapping[Hashable, tuple[Prompt, Any]], *, version: int) -> dict[Hashable, Any]:
+        """What each call returned in the end; a call that asked for nothing returned at once.
+
+        Args:
+            started: by any key, the problem and what its plug-in returned
+            version: decides the seeds
+        """
+        done = {key: result for key, (_, result) in started.items() if not isinstance(result, GeneratorType)}
+        running = {key: result for key, (_, result) in started.items() if isinstance(result, GeneratorType)}
+        replies: dict[Hashable, Any] = dict.fromkeys(running)
+        for turn in range(MOST_TURNS + 1):
+            requests = {}
+            for key, call in list(running.items()):
+                try:
+                    request = call.send(replies[key])
+                    asked = f"what a context asks about prompt {started[key][0].id!r}"
+                    if not isinstance(request, Ask) or self.fits(request.messages, asked):
+                        requests[key] = (started[key][0], request)
+                        continue
+                    call.close()
+                    done[key] = None
+                except StopIteration as stop:
+                    done[key] = stop.value
+                del running[key]
+            if not running:
+                return done
+            if turn < MOST_TURNS:
+                replies = self._answer(requests, version, turn)
+        raise InquiryError(f"a context asked more than {MOST_TURNS} times for one rollout; is its loop without an end?")
+
+    def fits(self, messages: Sequence[Message], what: str) -> bool:
+        """Whether the student can be asked this; what is too long is refused, or left out where the config says so.
+
+        Raises:
+            PromptTooLong: with ``what`` it is.
+        """
+        try:
+            self.renderer.prompt_ids(messages, limit=self.limit)
+        except PromptTooLong as error:
+            if not self.drop_too_long:
+                where = f"{what} (rendering.max_teacher_prompt_tokens, model window)"
+                raise PromptTooLong(error.num_tokens, error.limit, where) from error
+            return False
+        return True
+
+    def _answer(self, requests: Mapping[Hashable, tuple[Prompt, Any]], version: int, turn: int) -> dict[Hashable, Any]:
+        asked: defaultdict[int, dict[tuple[str, str], Prompt]] = defaultdict(dict)  # equal requests are answered once
+        for prompt, request in requests.values():
+            if isinstance(request, Ask):
+                asked[request.samples][_identity(prompt, request)] = replace(
+                    prompt, id="#".join(_identity(prompt, request)), messages=request.messages
+                )
+            elif not isinstance(request, AnotherProblem):
+                raise InquiryError(f"a context asked for {request!r}; wanted Ask or AnotherProblem")
+        found = {
+            samples: self._ask(prompts, samples, seed=self.seed_of(version) + 7919 * (turn + 1))
+            for samples, prompts in asked.items()
+        }
+        return {
+            key: found[request.samples][_identity(prompt, request)]
+            if isinstance(request, Ask)
+            else self._other(prompt, version)
+            for key, (prompt, request) in requests.items()
+        }
+
+    def _ask(
+        self, prompts: Mapping[tuple[str, str], Prompt], samples: int, *, seed: int
+    ) -> dict[tuple[str, str], tuple[Reply, ...]]:
+        sampling = replace(self.generator.sampling, group_size=samples)
+        judged = self.judge(self.generator.generate(list(prompts.values()), seed=seed, sampling=sampling))
+        self.sampled.extend(len(r.completion_ids) for g in judged for r in g.group.rollouts)
+        return {
+            identity: tuple(
+                Reply(rollout.text, score) for rollout, score in zip(group.group.rollouts, group.scores, strict=True)
+            )
+            for identity, group in zip(prompts, judged, strict=True)
+        }
+
+    def _other(self, prompt: Prompt, version: int) -> Prompt:
+        problem = prompt.fields.get("problem_id", prompt.id)
+        others = [p for p in self.prompts if p.fields.get("problem_id", p.id) != problem]
+        if not others:
+            raise InquiryError(f"prompt {prompt.id!r}: the dataset has no other problem that a context could show")
+        return random.Random(f"{version}/{prompt.id}").choice(others)
+
+
+def _identity(prompt: Prompt, request: Ask) -> tuple[str, str]:
+    text = repr([(m["role"], m["content"]) for m in request.messages])
+    return prompt.id, hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""YAML and overrides to a resolved config: schema, plug-in names, options, schedules."""

@@ -1,0 +1,223 @@
+"""Messages <-> token ids: the only caller of the chat template, for student and teacher alike.
+
+Text that comes from data cannot act as markup: where a message holds the text of a special or added token
+(``<|im_end|>``, ``<think>``), that text is tokenised as the ordinary characters it is, so it neither closes a turn nor
+opens a tag. Templates whose delimiters are plain text (``[INST]``) cannot be guarded this way.
+"""
+
+from __future__ import annotations
+
+import bisect
+import functools
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from onpolicy.types import Message
+from onpolicy.utils.thinking import ThinkingSplit, opens_thinking, split_thinking
+
+# Private-use characters that stand for the k-th forbidden text while the template runs.
+MARK, END = "\ue000", "\ue001"
+LONGEST_CHARACTER = 8
+"""Tokens of which one character can be made; more of them are no character at all."""
+
+PROBES = ("a", "b", "1.", "x?", "\\boxed{}.", "y\n")
+"""Questions with different ends: where a tokenizer merges an end with what follows, that is no common ending."""
+
+
+class RenderingError(ValueError):
+    """A tokenizer or template that cannot be used; names the model and the key that helps."""
+
+
+class PromptTooLong(ValueError):
+    """A prompt over the limit; never cut, because either end of a prompt matters."""
+
+    def __init__(self, num_tokens: int, limit: int, where: str = "prompt") -> None:
+        super().__init__(
+            f"{where}: {num_tokens} tokens, the limit is {limit}. Raise it, or set rendering.too_long=drop."
+        )
+        self.num_tokens, self.limit = num_tokens, limit
+
+
+class Renderer:
+    """Renders prompts with one tokenizer and one thinking mode."""
+
+    def __init__(self, tokenizer: Any, *, thinking: bool | None = None, max_prompt_tokens: int | None = None) -> None:
+        """
+        Raises:
+            RenderingError: the tokenizer has no chat template, or the template fails on a plain question.
+        """
+        self.tokenizer, self.max_prompt_tokens = tokenizer, max_prompt_tokens
+        self._options = {} if thinking is None else {"enable_thinking": thinking}
+        self._added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
+        longest_first = sorted(self._added, key=len, reverse=True)
+        self._forbidden = re.compile("|".join(map(re.escape, [*longest_first, MARK, END])))
+        texts = [self._template_text([_user(probe)]) for probe in PROBES]
+        suffix = functools.reduce(_common_suffix, texts)
+        self.generation_suffix: tuple[int, ...] = tuple(functools.reduce(_common_suffix, map(self._encode, texts)))
+        """Token ids at the end of every prompt: how the template hands over to the completion."""
+        self.opens_thinking = opens_thinking(suffix)
+        """Whether completions start inside a thinking span."""
+
+    def prompt_ids(self, messages: Sequence[Message], *, limit: int | None = None) -> tuple[int, ...]:
+        """[P] the conversation and the opening of the assistant's turn.
+
+        Raises:
+            PromptTooLong: over ``limit``, or over ``max_prompt_tokens`` where no limit is given.
+        """
+        texts: list[str] = []
+
+        def hide(match: re.Match[str]) -> str:
+            texts.append(match.group())
+            return f"{MARK}{len(texts) - 1}{END}"
+
+        hidden: list[Message] = [
+            {
+                "role": self._forbidden.sub(hide, m["role"]),
+                "content": self._acting(m["content"]).sub(hide, m["content"]),
+            }
+            for m in messages
+        ]
+        ids = self._encode_hidden(self._template_text(hidden), texts)
+        limit = self.max_prompt_tokens if limit is None else limit
+        if limit is not None and len(ids) > limit:
+            raise PromptTooLong(len(ids), limit)
+        return tuple(ids)
+
+    def completion_text(self, ids: Sequence[int]) -> str:
+        """Without special tokens; thinking tags stay, as text."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def marked(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> tuple[bool, ...]:
+        """[T] which tokens of a completion hold a character of the spans, given as ``(start, end)`` of ``completion_text``."""
+        spans = list(spans)
+        if not spans:
+            return (False,) * len(ids)
+        starts, ends = self._places(tuple(ids))
+        inside = [False] * len(ids)
+        for start, end in spans:
+            for t in range(bisect.bisect_right(ends, start), bisect.bisect_left(starts, end) if end > start else 0):
+                inside[t] = True
+        return tuple(inside)
+
+    def pieces(self, ids: Sequence[int]) -> list[str]:
+        """[T] the text of each token, for showing; of tokens that share a character the first has it, the others are empty.
+
+        Special tokens have their own text here, which ``completion_text`` leaves out.
+        """
+        text = self.completion_text(ids)
+        starts, ends = self._places(tuple(ids))
+        shown = []
+        for t, index in enumerate(ids):
+            shared = t > 0 and (starts[t], ends[t]) == (starts[t - 1], ends[t - 1]) and ends[t] > starts[t]
+            shown.append("" if shared else text[starts[t] : ends[t]] or self.decode([index]))
+        return shown
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 one renderer lives as long as its process
+    def _places(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        """[T] twice: where each token's characters begin and end. Tokens that share a character share its place."""
+        starts: list[int] = []
+        ends: list[int] = []
+        texts, waiting, length = [], [], 0
+        for index in ids:
+            waiting.append(index)
+            text = self._text_of(tuple(waiting))
+            if "\ufffd" in text and len(waiting) < LONGEST_CHARACTER:
+                continue  # a part of a character; its other bytes follow
+            starts += [length] * len(waiting)
+            length += len(text)
+            ends += [length] * len(waiting)
+            texts.append(text)
+            waiting = []
+        if waiting or "".join(texts) != self.completion_text(ids):
+            return self._places_by_prefixes(ids)
+        return starts, ends
+
+    def _places_by_prefixes(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        """For tokenizers whose tokens read differently alone: the slow way, a piece of the text at a time."""
+        lengths = [len(self.completion_text(ids[: t + 1]).rstrip("\ufffd")) for t in range(len(ids))]
+        return [0, *lengths[:-1]], lengths
+
+    @functools.lru_cache(maxsize=200_000)  # noqa: B019
+    def _text_of(self, ids: tuple[int, ...]) -> str:
+        return self.completion_text(ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """With everything, for showing."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
+
+    def split_thinking(self, text: str) -> ThinkingSplit:
+        """Thinking and answer of a completion that followed one of these prompts."""
+        return split_thinking(text, opened=self.opens_thinking)
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Ids that end a turn: the tokenizer's end token and the first token its template puts after an answer."""
+        return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_token_id, self._turn_end()) if i is not None))
+
+    def _turn_end(self) -> int | None:
+        """The first special token behind an assistant message."""
+        answer = "answer"
+        messages = [_user("a"), {"role": "assistant", "content": answer}]
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
+        after = self._encode(text[text.rindex(answer) + len(answer) :])
+        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
+        return next((i for i in after if i in special), None)
+
+    def _template_text(self, messages: Sequence[Message]) -> str:
+        if not self.tokenizer.chat_template:
+            raise RenderingError(
+                f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template; "
+                "give one as a Jinja file: rendering.chat_template=FILE"
+            )
+        try:
+            return str(
+                self.tokenizer.apply_chat_template(
+                    list(messages), tokenize=False, add_generation_prompt=True, **self._options
+                )
+            )
+        except Exception as error:  # templates raise whatever Jinja or their authors chose
+            raise RenderingError(
+                f"the chat template of {self.tokenizer.name_or_path!r} fails on roles "
+                f"{[m['role'] for m in messages]}: {type(error).__name__}: {error}"
+            ) from error
+
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
+
+    def _encode_hidden(self, text: str, forbidden: Sequence[str]) -> list[int]:
+        """Ordinary pieces as usual; what was hidden, as plain characters."""
+        ids: list[int] = []
+        for i, piece in enumerate(re.split(f"{MARK}(\\d+){END}", text)):
+            ids += self._encode_plain(forbidden[int(piece)]) if i % 2 else self._encode(piece)
+        return ids
+
+    def _acting(self, text: str) -> re.Pattern[str]:
+        """What to hide in a text; all of it where the tokenizer would only make a token that acts out of its characters."""
+        inner = getattr(self.tokenizer, "backend_tokenizer", None)
+        normalizer = getattr(inner, "normalizer", None)
+        if normalizer is None or text.isascii():
+            return self._forbidden
+        read = self._forbidden.search(normalizer.normalize_str(self._forbidden.sub(" ", text)))
+        return re.compile("(?s:.+)") if read else self._forbidden
+
+    def _encode_plain(self, text: str) -> list[int]:
+        """Character by character where even a part of the text would be read as a token that acts."""
+        ids = list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
+        acting = set(self._added.values())
+        if not acting.intersection(ids):
+            return ids
+        return [i for character in text for i in self._encode(character)]
+
+
+def _user(content: str) -> Message:
+    return {"role": "user", "content": content}
+
+
+def _common_suffix(one: Any, other: Any) -> Any:
+    """Of two strings or two lists."""
+    n = 0
+    while n < min(len(one), len(other)) and one[-1 - n] == other[-1 - n]:
+        n += 1
+    tail = one[len(one) - n :]
+    return tail if isinstance(tail, str) else tuple(tail)

@@ -1,0 +1,128 @@
+"""Ranks that torchrun or deepspeed started: the first runs the loop, the others do what it says.
+
+Each rank has an engine of its own and samples its share. A rank that dies ends the job; the launcher starts it again
+(``--max-restarts``) and the run goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.resolve import Plan
+from onpolicy.distributed.env import world_size
+from onpolicy.distributed.trainer_group import RankedTrainer, RankWork
+from onpolicy.protocols import Generator
+from onpolicy.rollout.sampling import Sampling
+from onpolicy.run.loading import Model, read_model
+from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.utils.timer import Clock
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+QUIT = "quit"
+
+
+class Leader(RankedTrainer):
+    """All ranks, seen from the first."""
+
+    def __init__(self, plan: Plan, model: Model, clock: Clock) -> None:
+        super().__init__(plan)
+        refuse_staleness(plan)
+        self.work = RankWork(plan, model, clock, size=world_size())
+        self._listening = True
+        """Whether the others wait for the next order; where a call failed in between nobody knows, and the launcher ends them."""
+
+    def everywhere(self, method: str, *arguments: Any) -> Any:
+        self._tell(method, *arguments)
+        answer = getattr(self.work, method)(*arguments)
+        self._listening = True
+        return answer
+
+    def restart(self) -> None:
+        raise NotImplementedError("a launcher starts its ranks again together")
+
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        self._tell("drain")
+        yield from self.work.trainer.weights()
+        self._listening = True
+
+    def close(self) -> None:
+        if self._listening:
+            self._tell(QUIT)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        self._listening = False
+        tell((method, arguments))
+
+
+class Colocated:
+    """The generators of all ranks behind the face of one."""
+
+    def __init__(self, leader: Leader, own: Generator) -> None:
+        self._leader, self._own = leader, own
+        self.sampling, self.policy_version = own.sampling, own.policy_version
+        leader.work.generator = own
+
+    @property
+    def on_progress(self) -> Callable[[int, int], None]:
+        return self._own.on_progress
+
+    @on_progress.setter
+    def on_progress(self, report: Callable[[int, int], None]) -> None:
+        self._own.on_progress = report
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+        groups: list[RolloutGroup] = self._leader.everywhere("generate", list(prompts), seed, sampling)
+        return groups
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Each rank's own trainer has them; ``weights`` is not looked at."""
+        self._leader.everywhere("sync", version)
+        self.policy_version = version
+
+    def rewind(self) -> None:
+        raise NotImplementedError("a launcher starts its ranks again together")
+
+    def close(self) -> None:
+        self._own.close()
+
+
+def follow(plan: Plan) -> int:
+    """What a rank other than the first does until the first has finished; that one handles signals for all."""
+    from onpolicy.run.assemble import own_generator
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    refuse_staleness(plan)
+    model = read_model(plan)
+    work = RankWork(plan, model, Clock(), size=world_size())
+    if not plan.config.roles.generators:
+        work.generator = own_generator(plan, model)
+    while True:
+        method, arguments = tell(None)
+        if method == QUIT:
+            return 0
+        getattr(work, method)(*arguments)
+
+
+def tell(order: Any) -> Any:
+    """Rank 0's order, on every rank."""
+    import torch
+    import torch.distributed as dist
+
+    box = [order]
+    dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
+    return box[0]
+
+
+def refuse_staleness(plan: Plan) -> None:
+    """Raises ConfigError where ranks would have to sample while they train."""
+    if plan.generator.frame.staleness and not plan.config.roles.generators:
+        raise ConfigError(
+            f"generator.staleness: {plan.generator.frame.staleness} wants generators that sample while the ranks train; "
+            "give them processes of their own (roles.generators), or set it to 0"
+        )

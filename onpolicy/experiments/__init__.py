@@ -1,0 +1,1 @@
+"""Many runs or none: sweep, sft, analysis, forecast, report, methods, lab."""

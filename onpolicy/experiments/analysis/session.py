@@ -1,0 +1,52 @@
+"""A model that is asked, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from onpolicy.annotation.scoring import Judge
+from onpolicy.config.resolve import Plan
+from onpolicy.protocols import Generator
+from onpolicy.run.assemble import build_generator, build_judge
+from onpolicy.run.display import Display
+from onpolicy.run.loading import Model, read_model, training_prompts
+from onpolicy.types import Prompt
+from onpolicy.utils.faults import Faults
+
+
+@dataclass(frozen=True)
+class Session:
+    """A model that answers the config's problems, and a judge of its answers."""
+
+    checked: Plan
+    model: Model
+    prompts: Sequence[Prompt]
+    generator: Generator
+    judge: Judge
+    display: Display
+
+
+@contextmanager
+def session(checked: Plan, *, room: int = 0, guided: bool = False) -> Iterator[Session]:
+    """With a progress bar, until the block ends.
+
+    Args:
+        checked: the config
+        room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
+        guided: it answers under the config's contexts too
+    """
+    model = read_model(checked, room=room, guided=guided)
+    prompts = training_prompts(checked, model.renderer)
+    display = Display(1)
+    faults = Faults(display.note)
+    generator = build_generator(checked, model, faults)
+    generator.on_progress = display.progress
+    judge = build_judge(checked, model, faults)
+    try:
+        with display:
+            yield Session(checked, model, prompts, generator, judge, display)
+    finally:
+        generator.close()
+        judge.close()

@@ -1,0 +1,290 @@
+"""``onpolicy forecast``: what a run will need, before anybody rents a GPU. Arithmetic on the config and the model's shape.
+
+Bytes of N parameters over R ranks, everything in float32 (``onpolicy.distributed``; s is the ZeRO stage, 0 without DeepSpeed):
+
+    weights 4N [/R if s = 3]   gradients 4N [/R if s >= 2]   moments 8N [/R if s >= 1]   ZeRO's own copy 4N/R [s >= 1]
+    a teacher or start model with weights of its own 4N [/R if s = 3]
+
+A step's time is that of its floating-point operations at an assumed utilisation: 2 per parameter and token read, and 4 x width for each
+token that a layer attends to (half the length on average; at most its window); three times as many to learn from it, four where layers
+are recomputed. Sampling's is that of reading the weights and the keys and values once for each token, at an assumed share of the
+bandwidth. Nothing was fitted to a GPU: expect a factor of two.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from onpolicy.config.registry import ConfigError, suggest
+from onpolicy.config.resolve import Plan
+from onpolicy.trainer.build import build_objective, teacher_rule
+
+GIB = 2.0**30
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """From its maker's data sheet."""
+
+    flops: float
+    """Dense bfloat16, a second."""
+    bandwidth: float
+    """Of its memory, bytes a second."""
+    gib: float
+
+
+GPUS: Mapping[str, Gpu] = {
+    "a100": Gpu(312e12, 2.0e12, 80),
+    "h100": Gpu(989e12, 3.35e12, 80),
+    "h200": Gpu(989e12, 4.8e12, 141),
+    "b200": Gpu(2250e12, 8.0e12, 180),
+}
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a model."""
+
+    parameters: int
+    layers: int
+    hidden: int
+    width: int
+    """Attention heads times their size."""
+    kv_width: int
+    """Key-value heads times their size."""
+    vocabulary: int
+    windowed: int = 0
+    """Layers that look back over ``window`` tokens only."""
+    window: int = 0
+    experts: bool = False
+    """Whether a token passes through some of the parameters only."""
+
+    def kv_bytes(self, length: float) -> float:
+        """Of the keys and values that a sequence keeps, in bfloat16."""
+        full = self.layers - self.windowed
+        return 2 * 2 * self.kv_width * (full * length + self.windowed * min(length, self.window))
+
+    def flops(self, tokens: float, length: float) -> float:
+        """Of one pass forward over so many tokens in sequences of a length."""
+        near = min(length, self.window)
+        attended = (self.layers - self.windowed) * length / 2 + self.windowed * (near - near**2 / (2 * length))
+        return tokens * (2.0 * self.parameters + 4.0 * self.width * attended)
+
+
+@dataclass(frozen=True)
+class Assumed:
+    """What neither config nor model says."""
+
+    gpu: str = "h100"
+    utilisation: float = 0.35
+    """Share of the peak that training and scoring reach."""
+    bandwidth: float = 0.5
+    """Share of the memory's bandwidth that sampling reaches."""
+    prompt_tokens: float = 200.0
+    completion_tokens: float | None = None
+    """Mean length of an answer; None: half of ``generator.max_tokens``."""
+    eval_problems: int = 600
+    """In all sets together: AIME24, AIME25, AMC23 and MATH500 have so many."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    memory: Mapping[str, Mapping[str, float]]
+    """Kind of GPU (`a trainer's`, `a generator's`) -> part -> GiB."""
+    seconds: Mapping[str, float]
+    """Part of a step -> seconds."""
+    evaluation_hours: float
+    """All evaluations of the run."""
+    hours: float
+    gpus: int
+    notes: list[str] = field(default_factory=list)
+    """What it rests on."""
+    refusals: list[str] = field(default_factory=list)
+    """Why it cannot run."""
+
+
+def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Shape:
+    """From a model's folder or hub id, or from a ``config.json``; no weights are read."""
+    from onpolicy.models import skeleton
+
+    model = skeleton(source, trust_remote_code=trust_remote_code, revision=revision)
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    windowed = (getattr(config, "layer_types", None) or []).count("sliding_attention")
+    return Shape(
+        parameters=sum(p.numel() for p in model.parameters()),
+        layers=config.num_hidden_layers,
+        hidden=config.hidden_size,
+        width=heads * size,
+        kv_width=(getattr(config, "num_key_value_heads", None) or heads) * size,
+        vocabulary=config.vocab_size,
+        windowed=windowed,
+        window=config.sliding_window if windowed else 0,
+        experts=any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")),
+    )
+
+
+def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
+    """Raises ConfigError for a GPU that is not known."""
+    if assumed.gpu not in GPUS:
+        raise ConfigError(f"--gpu: got {assumed.gpu!r}, wanted one of {', '.join(GPUS)}.{suggest(assumed.gpu, GPUS)}")
+    gpu, roles = GPUS[assumed.gpu], checked.config.roles
+    engines, ranks = max(roles.generators, 1), max(roles.trainers, 1)
+    apart = bool(roles.generators) and bool(roles.trainers)
+    tensor_parallel = int(checked.generator.plugin.options.get("tensor_parallel_size", 1))
+    trainer = {k: v / GIB for k, v in trainer_bytes(checked, shape, ranks).items()}
+    generator = {k: v / GIB for k, v in generator_bytes(checked, shape, gpu, tensor_parallel).items()}
+    memory = {"a trainer's": trainer, "a generator's": generator} if apart else {"each": trainer | generator}
+    length = assumed.completion_tokens or checked.generator.frame.max_tokens / 2
+    rollouts = checked.data.frame.prompts_per_step * checked.generator.frame.group_size
+    rate = functools.partial(sampled_a_second, checked, shape, gpu, assumed, length, tensor_parallel)
+    compute = gpu.flops * assumed.utilisation * ranks
+    seconds = {"sample": rollouts * length / (engines * rate(rollouts / engines))} | {
+        what: flops / compute for what, flops in step_flops(checked, shape, assumed, rollouts, length).items()
+    }
+    settings = checked.config.eval
+    times = 0 if not (settings.every and checked.eval_sets) else math.ceil(checked.config.steps / settings.every) + 1
+    cap = settings.max_tokens or checked.generator.frame.max_tokens
+    answer = min(length, cap)
+    answers = assumed.eval_problems * settings.samples
+    evaluations = times * answers * answer / (engines * rate(answers / engines)) / 3600
+    return Forecast(
+        memory=memory,
+        seconds=seconds,
+        evaluation_hours=evaluations,
+        hours=checked.config.steps * sum(seconds.values()) / 3600 + evaluations,
+        gpus=engines * tensor_parallel + ranks if apart else max(engines * tensor_parallel, ranks),
+        notes=[
+            f"{assumed.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.gib:.0f} GiB (data sheet)",
+            f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",
+            f"prompts of {assumed.prompt_tokens:.0f} tokens, answers of {length:.0f}; a teacher reads as much again as an answer",
+            f"{times} evaluations of {assumed.eval_problems} problems, {settings.samples} answers of {answer:.0f} tokens each",
+            *_left_out(checked, shape),
+        ],
+        refusals=_refusals(checked, shape, gpu, assumed, length, tensor_parallel, memory),
+    )
+
+
+def _left_out(checked: Plan, shape: Shape) -> Iterator[str]:
+    if shape.experts:
+        yield "every expert counted as read for every token: too long for a mixture of experts"
+    if teacher_rule(checked).path:
+        yield "another model as the teacher is counted as one of this size"
+    if checked.askers:
+        yield "what contexts may ask the model is not counted"
+
+
+def _refusals(
+    checked: Plan,
+    shape: Shape,
+    gpu: Gpu,
+    assumed: Assumed,
+    length: float,
+    tensor_parallel: int,
+    memory: Mapping[str, Any],
+) -> list[str]:
+    found = [
+        f"{kind} GPU would hold {total:.1f} GiB of {gpu.gib:.0f}"
+        for kind, parts in memory.items()
+        if (total := sum(parts.values())) > gpu.gib
+    ]
+    engine = generator_bytes(checked, shape, gpu, tensor_parallel)
+    if engine["engine: keys and values"] * tensor_parallel < shape.kv_bytes(assumed.prompt_tokens + length):
+        found.append(
+            f"generator.gpu_memory_utilization: of its share of {gpu.gib:.0f} GiB an engine has "
+            f"{engine['engine: keys and values'] / GIB:.1f} GiB left beside {engine['engine: weights'] / GIB:.1f} of weights, "
+            "less than one answer's keys and values"
+        )
+    return found
+
+
+def trainer_bytes(checked: Plan, shape: Shape, ranks: int) -> dict[str, float]:
+    """Of one rank: what stays, and what one micro-batch needs."""
+    zero = zero_of(checked)
+    stage, n = int(zero.get("stage", 0)), 4.0 * shape.parameters
+    sharded, learns = (n / ranks if stage >= 3 else n), _learning(checked)
+    on_gpu = 0.0 if "offload_param" in zero else 1.0
+    moments_on_gpu = 0.0 if "offload_optimizer" in zero else 1.0
+    readers = models_beside(checked)
+    options = checked.trainer.plugin.options
+    tokens = checked.trainer.frame.micro_batch_tokens or 8192
+    kept = 2.0 if options.get("precision") == "bfloat16" else 4.0
+    layer = tokens * shape.hidden * 34.0 * kept / 2
+    return {
+        "weights": sharded * on_gpu,
+        "gradients": learns * (n / ranks if stage >= 2 else n),
+        "moments": learns * 2 * (n / ranks if stage >= 1 else n) * moments_on_gpu,
+        "ZeRO's copy": learns * (n / ranks if stage >= 1 else 0.0) * moments_on_gpu,
+        "teacher and start model": readers * sharded * on_gpu,
+        "gathered layers": 2 * n / shape.layers if stage >= 3 else 0.0,
+        "activations": (
+            tokens * shape.hidden * kept * shape.layers + layer
+            if options.get("gradient_checkpointing")
+            else layer * shape.layers
+        ),
+        "states that teachers left": 4.0 * len(checked.contexts) * tokens * shape.hidden * 4,
+    }
+
+
+def _learning(checked: Plan) -> float:
+    """Share of the parameters that learn; adapters are small beside the rest."""
+    return 0.0 if checked.trainer.plugin.options.get("lora_rank") else 1.0
+
+
+def models_beside(checked: Plan) -> int:
+    """Copies of the model beside the student: a teacher's, and the start model where it is another."""
+    rule, starts = teacher_rule(checked), build_objective(checked).needs_ref
+    if checked.trainer.plugin.options.get("lora_rank"):
+        return int(rule.copies and (rule.update is not None or rule.path is not None))
+    unmoved = rule.copies and rule.update is None and rule.path is None
+    return int(rule.copies) + int((starts or rule.reads_start) and not unmoved)
+
+
+def zero_of(checked: Plan) -> dict[str, Any]:
+    """DeepSpeed's section; empty where it does not run."""
+    options = checked.trainer.plugin.options
+    if not hasattr(checked.trainer.plugin.function, "stage"):
+        return {}
+    path = options.get("config")
+    found: dict[str, Any] = json.loads(Path(path).read_text()) if path else {"zero_optimization": {"stage": 2}}
+    return dict(found.get("zero_optimization", {}))
+
+
+def generator_bytes(checked: Plan, shape: Shape, gpu: Gpu, tensor_parallel: int) -> dict[str, float]:
+    """What the engine reserves; weights in bfloat16, the rest keys and values."""
+    share = float(checked.generator.plugin.options.get("gpu_memory_utilization", 0.4))
+    weights = 2.0 * shape.parameters / tensor_parallel
+    return {"engine: weights": weights, "engine: keys and values": max(share * gpu.gib * GIB - weights, 0.0)}
+
+
+def sampled_a_second(
+    checked: Plan, shape: Shape, gpu: Gpu, assumed: Assumed, length: float, tensor_parallel: int, answers: float
+) -> float:
+    """Tokens of one engine: as many of its answers at a time as fit, each pass reading the weights and their keys and values."""
+    room = generator_bytes(checked, shape, gpu, tensor_parallel)["engine: keys and values"] * tensor_parallel
+    each = shape.kv_bytes(assumed.prompt_tokens + length / 2)
+    most = float(checked.generator.plugin.options.get("max_num_seqs", 256))
+    at_once = max(min(room / each, most, answers), 1.0)
+    read = 2.0 * shape.parameters + at_once * each
+    memory = read / (gpu.bandwidth * assumed.bandwidth * tensor_parallel)
+    compute = shape.flops(at_once, length) / (gpu.flops * assumed.utilisation * tensor_parallel)
+    return at_once / max(memory, compute)
+
+
+def step_flops(checked: Plan, shape: Shape, assumed: Assumed, rollouts: int, length: float) -> dict[str, float]:
+    """What scoring and learning cost in all; prompts that a group shares are read once."""
+    prompts = checked.data.frame.prompts_per_step * assumed.prompt_tokens
+    plain = shape.flops(rollouts * length + prompts, assumed.prompt_tokens + length)
+    privileged = shape.flops(rollouts * 2 * length + prompts, assumed.prompt_tokens + 2 * length)
+    objective = build_objective(checked)
+    score = len(checked.contexts) * privileged + (plain if objective.needs_ref else 0.0)
+    score += plain if checked.trainer.frame.updates_per_step > 1 else 0.0
+    again = 4.0 if checked.trainer.plugin.options.get("gradient_checkpointing") else 3.0
+    return {"score": score, "learn": again * plain}

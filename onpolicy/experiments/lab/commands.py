@@ -1,0 +1,87 @@
+"""``onpolicy lab``: the demonstration, the paper in miniature, the decisive comparison, and how the reasoner is made."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import webbrowser
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from onpolicy.config.registry import ConfigError
+
+GRID = Path("configs/lab/demo.yaml")
+MEAN_OVER = 100
+
+
+def demo(output: Path | None, jobs: int) -> int:
+    """GRPO, self-distillation, and self-distillation with one protection, from the shipped reasoner; then the report."""
+    from onpolicy.experiments.sweep.sweep import REPORT, sweep
+
+    output = output or Path("runs/lab")
+    code = sweep(GRID, output, (), jobs)
+    on_a_desktop = sys.stdout.isatty() and ("DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ)
+    if on_a_desktop and (output / REPORT).is_file():
+        webbrowser.open((output / REPORT).resolve().as_uri())
+    return code
+
+
+def reproduce(output: Path | None, jobs: int) -> int:
+    from onpolicy.experiments.lab.reproduce import reproduce as run
+
+    return run(output or Path("runs/reproduce"), jobs)
+
+
+def decisive(output: Path | None, jobs: int) -> int:
+    from onpolicy.experiments.lab.decisive import decisive as run
+
+    return run(output or Path("runs/decisive"), jobs)
+
+
+def pretrain(output: Path | None, jobs: int) -> int:
+    """Makes the reasoner anew, with a log beside it."""
+    from onpolicy.experiments.lab.pretrain import Recipe
+    from onpolicy.experiments.lab.pretrain import pretrain as make
+
+    folder, recipe, start = output or Path("runs/reasoner"), Recipe(), time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    losses: list[float] = []
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
+    with Progress(*columns) as bar, (folder / "pretrain.jsonl").open("w") as log:
+        task = bar.add_task("pre-training", total=recipe.steps)
+        log.write(json.dumps(asdict(recipe)) + "\n")
+
+        def report(step: int, loss: float) -> None:
+            losses.append(loss)
+            bar.update(
+                task, completed=step, description=f"loss {sum(losses[-MEAN_OVER:]) / len(losses[-MEAN_OVER:]):.3f}"
+            )
+            if step % MEAN_OVER == 0:
+                mean, seconds = sum(losses[-MEAN_OVER:]) / MEAN_OVER, time.monotonic() - start
+                log.write(json.dumps({"step": step, "loss": round(mean, 4), "seconds": round(seconds)}) + "\n")
+                log.flush()
+
+        make(folder, recipe, report)
+    Console().print(f"the reasoner: {folder}", soft_wrap=True)
+    return 0
+
+
+COMMANDS: dict[str, Callable[[Path | None, int], int]] = {
+    "demo": demo,
+    "reproduce": reproduce,
+    "decisive": decisive,
+    "pretrain": pretrain,
+}
+
+
+def lab(what: str, output: Path | None, jobs: int) -> int:
+    """Raises ConfigError outside of a clone, where the lab's grids are."""
+    if what != "pretrain" and not GRID.is_file():
+        raise ConfigError(f"lab: {str(GRID)!r} does not exist; run it in a clone of the repository")
+    return COMMANDS[what](output, jobs)

@@ -1,0 +1,174 @@
+"""``onpolicy lab decisive``: does protecting expressed doubt bring unseen problems back, or are the markers only a symptom?
+
+Every arm starts from the same reasoner and differs from the unprotected one in one place (configs/lab/decisive.yaml). Each protection is
+held against its controls: the same weights elsewhere, the same floor under neutral words, the same mixture without the bonus. A protection
+is owed to doubt where it brings back more than its control does, and where words that it does not name come back with those it names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from onpolicy.config.resolve import plan
+from onpolicy.experiments.analysis.commands import measure_pressure
+from onpolicy.experiments.lab.readout import pooled_metrics, readout, rounded, versions
+from onpolicy.experiments.sweep.compare import (
+    Difference,
+    against_start,
+    differences,
+    equal_budgets,
+    last_metrics,
+    right_at,
+)
+from onpolicy.experiments.sweep.sweep import Cell, cells, read_grid, sweep
+
+GRID = Path("configs/lab/decisive.yaml")
+CONTROLS = {
+    "opportunity": ("opportunity_shuffled", "opportunity_like_entropy", "opportunity_neutral"),
+    "floor_90": ("floor_neutral",),
+    "floor_100_all_words": ("floor_100",),
+    "reversal_markers": ("reversal_others", "grpo"),
+    "target_rate": ("mixed",),
+    "saturating_floor": ("mixed",),
+    "recovery": ("mixed",),
+    "unprotected": ("other_problem", "wrong_answer"),
+}
+"""Arm -> arms that differ from it in the one thing that is asked about."""
+OUT = "out_of_domain"
+METRICS = {
+    "right": "avg@4",
+    "pass@4": "pass@4",
+    "tokens": "completion_length",
+    "truncated": "truncated",
+    "rewarded_per_1k": "epistemic/rewarded/rate_per_1k",
+    "held_out_per_1k": "epistemic/held_out/rate_per_1k",
+}
+"""Measure -> metric of the evaluation."""
+READ = ("corrected", "harmed", "doubt_precision", "doubt_recall", "attempts")
+
+
+def decisive(output: Path, jobs: int) -> int:
+    """Runs what is missing and writes ``decisive.json``."""
+    code = sweep(GRID, output, (), jobs)
+    grid = read_grid(GRID)
+    finished = [cell for cell in cells(GRID, output) if cell.finished()]
+    runs, reference = [cell.run for cell in finished], next(iter(grid.arms))
+    budgets, pressure = equal_budgets(runs), pressures(output, finished)
+    equal = differences(runs, grid.pools, reference, lambda folder: right_at(folder, budgets[folder]))
+    own, controls = [own_results(c, grid.pools) for c in finished], against_controls(finished, grid.pools)
+    report = {
+        "versions": versions(),
+        "seeds": grid.seeds,
+        "runs": own,
+        "arms": summary(finished, pressure, grid.pools),
+        "from_start": [asdict(d) for d in against_start(runs, grid.pools)],
+        "against_unprotected": [asdict(d) for d in differences(runs, grid.pools, reference)],
+        "against_unprotected_at_equal_tokens": [asdict(d) for d in equal],
+        "equal_tokens": {c.cross: budgets[c.folder] for c in finished},
+        "pressure_foretells": foretold(own, pressure),
+        "against_controls": [asdict(d) | {"control": control} for control, d in controls],
+    }
+    (output / "decisive.json").write_text(json.dumps(rounded(report)) + "\n")
+    console = Console()
+    console.print(controls_table(controls))
+    console.print(f"all numbers: {output / 'decisive.json'}", soft_wrap=True)
+    return code
+
+
+def against_controls(finished: Sequence[Cell], pools: Mapping[str, Sequence[str]]) -> list[tuple[str, Difference]]:
+    """Each protection less each of its controls, on every set."""
+    found = []
+    for arm, controls in CONTROLS.items():
+        for control in controls:
+            both = [c.run for c in finished if c.arm in (arm, control)]
+            if {run[0] for run in both} == {arm, control}:
+                found += [(control, d) for d in differences(both, pools, control) if d.arm == arm]
+    return found
+
+
+def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, float]]:
+    """Arm -> lexicon -> relative pressure on the start model, before any training, by one run of each arm; kept in ``pressure.json``."""
+    path = output / "pressure.json"
+    known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
+    first = {c.arm: c for c in reversed(finished)}
+    for arm in track(
+        [a for a in first if a not in known], description="pressure", disable=all(a in known for a in first)
+    ):
+        found, _ = measure_pressure(plan(first[arm].settings))
+        known[arm] = {lexicon: p.relative for lexicon, p in found.items()}
+        path.write_text(json.dumps(known, indent=1) + "\n")
+    return known
+
+
+def foretold(own: Sequence[dict[str, Any]], pressure: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Cross -> Spearman's correlation over arms of the pressure on all words of doubt and the share right out of domain at the end."""
+    from scipy.stats import spearmanr
+
+    found = {}
+    for cross in dict.fromkeys(row["cross"] for row in own):
+        scores: dict[str, list[float]] = {}
+        for row in (row for row in own if row["cross"] == cross and row["arm"] in pressure):
+            scores.setdefault(row["arm"], []).append(row["right"][OUT])
+        result = spearmanr([pressure[arm]["seed10"] for arm in scores], [fmean(values) for values in scores.values()])
+        found[cross] = {"spearman": float(result.statistic), "p": float(result.pvalue), "arms": float(len(scores))}
+    return found
+
+
+def own_results(cell: Cell, pools: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """One run: share right by set, on what it was trained on, and what it cost."""
+    metrics = pooled_metrics(last_metrics(cell.folder), pools)
+    right = {
+        name.split("/")[1]: v for name, v in metrics.items() if name.startswith("eval/") and name.endswith("/avg@4")
+    }
+    own = {"arm": cell.arm, "cross": cell.cross, "seed": cell.seed}
+    return own | {"right": right, "trained": metrics["group/right"], "sampled_tokens": metrics["tokens/generated"]}
+
+
+def summary(
+    finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]], pools: Mapping[str, Sequence[str]]
+) -> list[dict[str, Any]]:
+    """A row for each arm and cross: means over seeds of everything that is read out."""
+    rows = []
+    for arm, cross in dict.fromkeys((c.arm, c.cross) for c in finished):
+        chosen = [c for c in finished if (c.arm, c.cross) == (arm, cross)]
+        metrics = [pooled_metrics(last_metrics(c.folder), pools) for c in chosen]
+        exact = [readout(c.folder, pools) for c in chosen]
+        measured = {
+            name: {what: fmean(m[f"eval/{name}/{metric}"] for m in metrics) for what, metric in METRICS.items()}
+            | {what: fmean(v) for what in READ if (v := [e[name][what] for e in exact if what in e[name]])}
+            for name in exact[0]
+        }
+        rows.append(
+            {
+                "arm": arm,
+                "cross": cross,
+                "seeds": len(chosen),
+                "sampled_tokens": round(fmean(float(m["tokens/generated"]) for m in metrics)),
+                "right_on_trained": round(fmean(float(m["group/right"]) for m in metrics), 4),
+                "pressure": dict(pressure.get(arm, {})),
+                "sets": {name: {what: round(v, 4) for what, v in found.items()} for name, found in measured.items()},
+            }
+        )
+    return rows
+
+
+def controls_table(found: Sequence[tuple[str, Difference]]) -> Table:
+    table = Table(
+        title="share right out of domain: protections less their controls, 95 % over seeds and problems",
+        title_justify="left",
+    )
+    for head in ("arm", "control", "problems trained on", "difference", "95 %"):
+        table.add_column(head, justify="right" if head in ("difference", "95 %") else "left", overflow="fold")
+    for control, d in found:
+        if d.set == OUT:
+            table.add_row(d.arm, control, d.cross, f"{d.difference:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}")
+    return table

@@ -1,0 +1,91 @@
+"""What an answer's attempts were worth: exact, because everything that can be tried on a problem is known.
+
+Rewards to be watched (``{name: "onpolicy.experiments.lab.grading:verdicts", weight: 0}``); None where there is nothing to judge.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cache
+from typing import NamedTuple
+
+from onpolicy.experiments.lab.problem import AGAIN, ANSWER, NO, SO, TRY, YES, Problem
+from onpolicy.experiments.lab.sets import families
+from onpolicy.rewards.extract import extract_answer
+
+
+class Tried(NamedTuple):
+    """One attempt as a completion has it."""
+
+    said: str
+    """Idea and working."""
+    verdict: bool | None
+    """What it said about itself; None where the text ends before."""
+
+
+def facts(completion: str, problem_id: str) -> float | None:
+    """Share of attempts that are possible and whose working is true."""
+    known = {f"{a.idea} {a.working}" for a in find(problem_id).attempts}
+    found = [t.said in known for t in tried(completion) if t.verdict is not None]
+    return sum(found) / len(found) if found else None
+
+
+def verdicts(completion: str, problem_id: str) -> float | None:
+    """Share of possible attempts that were judged rightly."""
+    works = {f"{a.idea} {a.working}": a.works for a in find(problem_id).attempts}
+    found = [t.verdict == works[t.said] for t in tried(completion) if t.verdict is not None and t.said in works]
+    return sum(found) / len(found) if found else None
+
+
+def corrected(completion: str, problem_id: str) -> float | None:
+    """Of answers whose first attempt does not work: 1 where the final answer is right all the same. Self-correction, exactly."""
+    problem = find(problem_id)
+    attempts = tried(completion)
+    works = {f"{a.idea} {a.working}" for a in problem.attempts if a.works}
+    if not attempts or attempts[0].said in works:
+        return None
+    return float(extract_answer(completion) == problem.answer)
+
+
+def harmed(completion: str, problem_id: str) -> float | None:
+    """Of answers with an attempt that works: 1 where the final answer is wrong all the same."""
+    problem = find(problem_id)
+    works = {f"{a.idea} {a.working}" for a in problem.attempts if a.works}
+    if not any(t.said in works for t in tried(completion)):
+        return None
+    return float(extract_answer(completion) != problem.answer)
+
+
+def doubt_precision(completion: str, problem_id: str) -> float | None:
+    """Share of doubted attempts that deserve it: that do not work, or whose working is false."""
+    works = {f"{a.idea} {a.working}" for a in find(problem_id).attempts if a.works}
+    doubted = [t.said not in works for t in tried(completion) if t.verdict is False]
+    return sum(doubted) / len(doubted) if doubted else None
+
+
+def doubt_recall(completion: str, problem_id: str) -> float | None:
+    """Share of attempts that deserve doubt and are doubted."""
+    works = {f"{a.idea} {a.working}" for a in find(problem_id).attempts if a.works}
+    doubted = [t.verdict is False for t in tried(completion) if t.verdict is not None and t.said not in works]
+    return sum(doubted) / len(doubted) if doubted else None
+
+
+_MARKERS = "|".join((*TRY, *AGAIN, NO, YES, SO))
+_ATTEMPT = re.compile(
+    rf"(?:{'|'.join(TRY)}) (?!(?:{_MARKERS})(?: |$))"  # a marker is no idea
+    rf"(.*?)(?= (?:{_MARKERS}|{ANSWER})(?: |$)|$)(?: ({NO}|{YES})(?= |$))?"
+)
+
+
+def tried(completion: str) -> list[Tried]:
+    """Every attempt, in order."""
+    return [Tried(m.group(1), None if m.group(2) is None else m.group(2) == YES) for m in _ATTEMPT.finditer(completion)]
+
+
+def find(problem_id: str) -> Problem:
+    return _by_id()[problem_id]
+
+
+@cache
+def _by_id() -> dict[str, Problem]:
+    return {p.id: p for split in families().values() for problems in split for p in problems}

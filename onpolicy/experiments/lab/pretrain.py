@@ -1,0 +1,139 @@
+"""How the reasoner is made: next-token training on searches without the solution and on direct answers with it.
+
+What is *planted* here: that a solution in the prompt makes the model terse, also behind attempts that failed. What is not: anything about
+a student that learns from it. Two thirds of the examples are searches; the others have something more in the prompt: a solution, thought
+through aloud or not; the beginning of one; or that of another problem, which does not help. What the lab trains and tests on is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import TYPE_CHECKING
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from onpolicy.experiments.lab.problem import HINT, NO, YES, Problem, direct, failed, search
+from onpolicy.experiments.lab.sets import families
+from onpolicy.experiments.lab.words import vocabulary, write_tokenizer
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+SHAPE = {
+    "hidden_size": 128,
+    "intermediate_size": 512,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "head_dim": 32,
+    "max_position_embeddings": 512,
+}
+VERDICT = 3.0
+"""Weight of the tokens that say whether an attempt works: everything hangs on them."""
+POOL = 1024
+"""Examples drawn at a time and sorted by length."""
+IDS = {word: i for i, word in enumerate(vocabulary())}
+VERDICTS = {IDS[YES], IDS[NO]}
+
+SHARES = {"route-a-2": 0.2, "route-b-2": 0.2, "route-a-3": 0.16, "route-b-3": 0.16, "sums-4": 0.16, "sums-5": 0.12}
+"""Of the training examples, by family."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What the shipped reasoner was made with."""
+
+    steps: int = 4000
+    tokens: int = 4096
+    lr: float = 2e-3
+    warmup: int = 100
+    seed: int = 0
+
+
+def example(problem: Problem, others: Sequence[Problem], draw: Random) -> tuple[str, str, str]:
+    """Prompt, given beginning of the answer, and the rest, which is learned."""
+    kind = draw.random()
+    if kind < 0.66:
+        return problem.question, "", search(problem, draw)
+    if kind < 0.86:
+        begun = failed(problem, draw, draw.randint(1, 4)) if draw.random() < 0.5 else ""
+        return f"{problem.question} {HINT} {_solution(problem, draw)}", begun, direct(problem)
+    if kind < 0.93:
+        begun_right = replace(
+            problem, attempts=tuple(a for a in problem.attempts if a.idea.split()[0] == problem.first)
+        )
+        return f"{problem.question} {HINT} {problem.first}", "", search(begun_right, draw)
+    return f"{problem.question} {HINT} {_solution(draw.choice(others), draw)}", "", search(problem, draw)
+
+
+def _solution(problem: Problem, draw: Random) -> str:
+    return direct(problem) if draw.random() < 0.5 else search(problem, draw)
+
+
+def make_model(seed: int) -> PreTrainedModel:
+    """A Qwen3 of about a million parameters, at random."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=len(IDS), tie_word_embeddings=True, eos_token_id=IDS["<end>"], pad_token_id=IDS["<pad>"],
+        bos_token_id=None, rope_theta=10_000.0, **SHAPE,
+    )  # fmt: skip
+    return Qwen3ForCausalLM(config)
+
+
+def batches(recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Ids ``[B, T]`` and the weight of each as a target, without end; examples of like length stand together."""
+    draw = Random(recipe.seed)
+    while True:
+        rows = sorted((_row(draw) for _ in range(POOL)), key=lambda row: len(row[0]))
+        cut: list[list[tuple[list[int], list[float]]]] = [[]]
+        for row in rows:
+            if (len(cut[-1]) + 1) * len(row[0]) > recipe.tokens:
+                cut.append([])
+            cut[-1].append(row)
+        draw.shuffle(cut)
+        for chosen in cut:
+            longest = max(len(ids) for ids, _ in chosen)
+            yield (
+                torch.tensor([ids + [0] * (longest - len(ids)) for ids, _ in chosen]),
+                torch.tensor([weights + [0.0] * (longest - len(weights)) for _, weights in chosen]),
+            )
+
+
+def _row(draw: Random) -> tuple[list[int], list[float]]:
+    (family,) = draw.choices(list(SHARES), list(SHARES.values()))
+    problems = families()[family].pretrain
+    prompt, given, rest = example(draw.choice(problems), problems, draw)
+    before = [IDS[w] for w in ["<user>", *prompt.split(), "<end>", "<assistant>", *given.split()]]
+    after = [IDS[w] for w in [*rest.split(), "<end>"]]
+    return before + after, [0.0] * len(before) + [VERDICT if i in VERDICTS else 1.0 for i in after]
+
+
+def train(model: PreTrainedModel, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+    """Adam with a warm-up and a linear way down to 0."""
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
+    factor = lambda step: min((step + 1) / recipe.warmup, 1.0 - step / recipe.steps)  # noqa: E731
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+    for step, (tokens, weights) in zip(range(1, recipe.steps + 1), batches(recipe), strict=False):
+        logits = model(input_ids=tokens[:, :-1]).logits
+        losses = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
+        loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad(set_to_none=True)
+        report(step, loss.item())
+
+
+def pretrain(folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+    """Makes the reasoner and writes it, in bfloat16, with its tokenizer."""
+    model = make_model(recipe.seed)
+    train(model, recipe, report)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    write_tokenizer(folder)

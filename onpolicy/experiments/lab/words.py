@@ -1,0 +1,42 @@
+"""The lab's tokenizer: one token a word, for every word that its tasks can say."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from onpolicy.experiments.lab import route, sums
+from onpolicy.experiments.lab.problem import AGAIN, ANSWER, HINT, NO, SO, TRY, YES
+
+SPECIAL = ("<pad>", "<unk>", "<end>", "<user>", "<assistant>")
+TEMPLATE = (
+    "{% for m in messages %}<{{ m['role'] }}> {{ m['content'] }} <end> {% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
+
+
+def vocabulary() -> list[str]:
+    """Words in the order of their ids."""
+    places = [place for name in route.MAPS for place in route.exits(name)]
+    numbers = map(str, range(2 * sums.LARGEST + 1))
+    words = ["map", "from", "to", "in", "sees", "add", "+", "=", *TRY, *AGAIN, NO, YES, SO, ANSWER, HINT]
+    return [*SPECIAL, *words, *route.MAPS, *numbers, *places]
+
+
+def write_tokenizer(folder: Path) -> None:
+    """``tokenizer.json`` and its settings, as transformers and vLLM read them."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    ids = {word: i for i, word in enumerate(vocabulary())}
+    inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
+    inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=inner,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<end>",
+        additional_special_tokens=["<user>", "<assistant>"],
+        clean_up_tokenization_spaces=False,
+    )
+    tokenizer.chat_template = TEMPLATE
+    tokenizer.save_pretrained(folder)

@@ -1,0 +1,1 @@
+"""Off-policy self-distillation: collect completions, then train on them."""

@@ -1,0 +1,334 @@
+"""A grid file -> the runs of a sweep, each checked, and their arms compared before any of them runs.
+
+The keys of a grid file are those of ``Grid``; onpolicy/experiments/sweep/sweep.py shows one.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from onpolicy.config.canonical import spelled_out
+from onpolicy.config.registry import ConfigError, suggest
+from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.schema import Config, load
+from onpolicy.config.yaml_io import file_name, read_yaml
+from onpolicy.experiments.sweep.budgets import Run
+from onpolicy.experiments.sweep.compare import Confound
+from onpolicy.run.checkpoint import Checkpoints
+from onpolicy.run.run_dir import logged, refuse_other_settings
+from onpolicy.run.trackers import jsonl
+
+APART = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
+"""Keys that never count between arms: what a run keeps, where and how fast it runs, not what a step computes."""
+MOST_NAMED = 4
+"""Keys that a refusal names."""
+
+
+@dataclass
+class Grid:
+    """What a grid file holds."""
+
+    config: str
+    arms: dict[str, Any]
+    cross: dict[str, Any] = field(default_factory=dict)
+    seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
+    pools: dict[str, list[str]] = field(default_factory=dict)
+    axes: list[str] = field(default_factory=list)
+    """Beginnings of the config keys that the arms are compared in; none: all arms may differ in one top-level section."""
+    confounds: list[str] = field(default_factory=list)
+    """Beginnings of keys that may differ besides; the comparison then says so."""
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a grid."""
+
+    arm: str
+    cross: str
+    seed: int
+    config: Path
+    overrides: tuple[str, ...]
+    folder: Path
+    settings: Config
+    """What file and overrides come to."""
+    spelled: dict[str, Any]
+    """The same with every default."""
+
+    @property
+    def name(self) -> str:
+        return " ".join(part for part in (self.arm, self.cross, f"seed {self.seed}") if part)
+
+    @property
+    def run(self) -> Run:
+        """As ``onpolicy.experiments.sweep.compare`` wants it."""
+        return self.arm, self.cross, self.seed, self.folder
+
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.txt"
+
+    def finished(self) -> bool:
+        """Raises ConfigError where the folder holds a run with other settings, or one that has gone farther."""
+        latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
+        if latest is None or latest.step < self.settings.steps:
+            return False
+        refuse_other_settings(self.folder, self.settings)
+        farthest = max(
+            [latest.step, *(int(row["step"]) for row in logged(self.folder))]
+        )  # one that was cut off logs beyond
+        if farthest > self.settings.steps:
+            raise ConfigError(
+                f"steps: {str(self.folder)!r} holds a run of {farthest} steps, the grid wants {self.settings.steps}. "
+                f"Give steps={farthest}, or another --output."
+            )
+        return True
+
+
+def read_grid(path: Path) -> Grid:
+    """Raises ConfigError for what no grid has."""
+    if not path.is_file():
+        raise ConfigError(f"sweep: file {str(path)!r} does not exist")
+    raw = read_yaml(path, "sweep grid")
+    if not {"config", "arms"} <= raw.keys():
+        raise ConfigError(f"{path}: wanted at least 'config' and 'arms'")
+    for key in map(str, raw):
+        if key not in Grid.__dataclass_fields__:
+            raise ConfigError(f"{path}: {key}: unknown key.{suggest(key, Grid.__dataclass_fields__)}")
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Grid(config="", arms={})), raw)
+        # unresolved: "${seed}" in an arm means the run's own
+        grid = Grid(**OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: wanted keys and values under arms, cross and pools, a list of seeds: {error}"
+        ) from error
+    if not grid.arms or not grid.seeds:
+        raise ConfigError(f"{path}: wanted at least one arm and one seed")
+    for section in ("arms", "cross", "pools"):
+        for name, changes in getattr(grid, section).items():
+            file_name(name, f"{path}: {section}.{name}")
+            if section != "pools" and not isinstance(changes, dict | None):
+                raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, wanted keys and values to change")
+    _check_keys(path, grid)
+    return grid
+
+
+def _check_keys(path: Path, grid: Grid) -> None:
+    known = Config.__dataclass_fields__
+    for name in ("axes", "confounds"):
+        for key in getattr(grid, name):
+            section = _section(key)
+            if section not in known:
+                raise ConfigError(
+                    f"{path}: {name}: got {key!r}, wanted the beginning of a config's key, e.g. objective or trainer.lr."
+                    f"{suggest(section, known)}"
+                )
+
+
+def check_pools(path: Path, grid: Grid, sets: Collection[str]) -> None:
+    """Raises ConfigError where a pool names a set that is not evaluated, or no set, or has a set's name."""
+    for pool, names in grid.pools.items():
+        if not names or pool in sets:
+            wanted = "at least one set of eval.sets" if not names else "a name that is no set's own"
+            raise ConfigError(f"{path}: pools.{pool}: got {names!r}, wanted {wanted}")
+        for name in names:
+            if name not in sets:
+                raise ConfigError(f"{path}: pools.{pool}: got {name!r}, wanted sets of eval.sets: {', '.join(sets)}")
+
+
+def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[Cell]:
+    """Every run, checked: a mistake in the last arm is found before the first has run.
+
+    Raises:
+        ConfigError: as for one config, with the arm's name; arms differ in what is not swept, or not at all.
+    """
+    grid = read_grid(path)
+    _refuse_own(path, grid, overrides)
+    config, told = path.parent / grid.config, Told(path, grid)
+    crosses = grid.cross or {"": {}}
+    for seed in grid.seeds:
+        for cross, crossed in crosses.items():
+            side_by_side = []
+            for arm, changed in grid.arms.items():
+                folder = output / arm / cross / f"seed-{seed}"
+                changes = [f"{k}={_yaml(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
+                own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
+                try:
+                    checked = plan(load(config, own))
+                    _refuse_without_metrics(checked)
+                except ConfigError as error:
+                    raise ConfigError(f"{_where(path, arm, cross)}: {error}") from error
+                check_pools(path, grid, checked.config.eval.sets)
+                side_by_side.append(Cell(arm, cross, seed, config, own, folder, checked.config, spelled_out(checked)))
+            told.look_at(side_by_side)
+            yield from side_by_side
+
+
+def _refuse_own(path: Path, grid: Grid, overrides: Sequence[str]) -> None:
+    """Raises ConfigError for a seed or a folder that is not the sweep's to give."""
+    given = [("the command line", o.partition("=")[0]) for o in overrides]
+    for kind in ("arms", "cross"):
+        given += [(f"{path}: {kind}.{name}", key) for name, own in getattr(grid, kind).items() for key in own or {}]
+    for where, key in given:
+        if key in ("seed", "run_dir"):
+            raise ConfigError(
+                f"{where}: {key}: every run of a sweep has its own; wanted seeds in the grid, and --output"
+            )
+
+
+def _refuse_without_metrics(checked: Plan) -> None:
+    """Raises ConfigError where a run would not log what arms are compared by."""
+    if not any(tracker.function is jsonl for tracker in checked.trackers):
+        raise ConfigError(f"logging.trackers: got {checked.config.logging.trackers!r}, wanted jsonl among them")
+
+
+def _yaml(value: Any) -> str:
+    """JSON, of which YAML reads every character as it stands."""
+    text = json.dumps(value, ensure_ascii=False)
+    return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def refuse_doubles(runs: Sequence[Cell], overrides: Sequence[str]) -> None:
+    """Raises ConfigError where two runs with the same seed are the same run under two names."""
+    known: dict[str, Cell] = {}
+    for cell in runs:
+        settings = [(k, v) for k, v, _ in differing(cell.spelled, ABSENT) if not under(k, APART)]
+        other = known.setdefault(json.dumps([cell.seed, *settings]), cell)
+        if other is not cell:
+            why = f" Do the overrides ({', '.join(overrides)}) take away what they differ in?" if overrides else ""
+            raise ConfigError(f"sweep: the runs {other.name!r} and {cell.name!r} have the same settings.{why}")
+
+
+def chosen(everything: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
+    """The runs of the arms and crosses that are named; of all arms where no arm is named, under all crosses where none is.
+
+    Raises:
+        ConfigError: a name is neither.
+    """
+    arms, crosses = ({getattr(c, kind) for c in everything} for kind in ("arm", "cross"))
+    for name in only:
+        if name not in arms | crosses:
+            known = sorted((arms | crosses) - {""})
+            raise ConfigError(
+                f"--only: got {name!r}, wanted arms or crosses: {', '.join(known)}.{suggest(name, known)}"
+            )
+    wanted = [names.intersection(only) or names for names in (arms, crosses)]
+    return [c for c in everything if c.arm in wanted[0] and c.cross in wanted[1]]
+
+
+def confounds(path: Path, grid: Grid, runs: Sequence[Cell]) -> list[Confound]:
+    """What arms differ in beside the axes, as the grid tells; the same with every seed is said once."""
+    told = Told(path, grid)
+    for place in dict.fromkeys((c.cross, c.seed) for c in runs):
+        told.look_at([c for c in runs if (c.cross, c.seed) == place])
+    return list(told.confounds)
+
+
+class Told:
+    """What the arms of a grid may differ in, and what they do differ in."""
+
+    def __init__(self, path: Path, grid: Grid) -> None:
+        self.path, self.grid = path, grid
+        self.confounds: dict[Confound, None] = {}
+        self._section: tuple[str, str, str] | None = None
+        """Without axes the one section that differs, and the arm and the key that showed it."""
+
+    def look_at(self, runs: Sequence[Cell]) -> None:
+        """Compares runs under one cross and with one seed with the first of them.
+
+        Raises:
+            ConfigError: a setting differs that lies under no axis and no confound.
+        """
+        first, *others = runs
+        reference = first.spelled
+        for cell in others:
+            unswept = []
+            for key, value, there in differing(cell.spelled, reference):
+                if under(key, APART):
+                    continue
+                if under(key, self.grid.confounds) and not under(key, self.grid.axes):
+                    self.confounds[Confound(cell.arm, cell.cross, key, value, there)] = None
+                elif not self._swept(cell.arm, key):
+                    unswept.append((key, value, there))
+            if unswept:
+                raise ConfigError(self._refusal(cell, first.arm, unswept))
+
+    def _swept(self, arm: str, key: str) -> bool:
+        if self.grid.axes:
+            return under(key, self.grid.axes)
+        self._section = self._section or (_section(key), arm, key)
+        return _section(key) == self._section[0]
+
+    def _refusal(self, cell: Cell, first: str, unswept: Sequence[tuple[str, str, str]]) -> str:
+        key, value, there = unswept[0]
+        others = [name for name, *_ in unswept[1:MOST_NAMED]]
+        more = f" and {len(unswept) - MOST_NAMED} more" if len(unswept) > MOST_NAMED else ""
+        also = f" So do {', '.join(others)}{more}." if others else ""
+        if self._section is None:
+            why = f"which lies under no axis (axes: {', '.join(self.grid.axes)})"
+        else:
+            section, arm, seen = self._section
+            why = f"and arm {arm!r} differs in {seen}: without axes arms may differ in one section only, here {section}"
+        return (
+            f"{_where(self.path, cell.arm, cell.cross)}: {key}: {value} differs from {there} in arm {first!r}, {why}.{also} "
+            f"Give both arms the same value; or add {key} to the grid's axes if this is what is compared, or to its confounds "
+            "if it differs besides: the comparison then says so."
+        )
+
+
+ABSENT = object()
+
+
+def differing(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Key (``objective[0].weight``), value in one and value in the other, of every value that is not the same in both."""
+    kinds = {type(side) for side in (one, other) if side is not ABSENT}
+    if kinds == {dict} and (one or other):
+        mine, yours = ({} if side is ABSENT else side for side in (one, other))
+        for name in dict.fromkeys([*yours, *mine]):
+            inner = f"{key}.{name}" if key else str(name)
+            yield from differing(mine.get(name, ABSENT), yours.get(name, ABSENT), inner)
+    elif kinds == {list} and (one or other):
+        mine, yours = ([] if side is ABSENT else side for side in (one, other))
+        for i in range(max(len(mine), len(yours))):
+            a, b = (side[i] if i < len(side) else ABSENT for side in (mine, yours))
+            yield from differing(a, b, f"{key}[{i}]")
+    elif one is ABSENT or other is ABSENT or _number(one) != _number(other):
+        yield key, _text(one), _text(other)
+
+
+def under(key: str, beginnings: Sequence[str]) -> bool:
+    """Whether a key is one of these or lies below it: ``objective[0].weight`` under ``objective``, ``trainer.lr_schedule``
+    not under ``trainer.lr``."""
+    return any(key == b or key.startswith((f"{b}.", f"{b}[")) for b in beginnings)
+
+
+def _section(key: str) -> str:
+    return re.split(r"[.\[]", key, maxsplit=1)[0]
+
+
+def _number(value: Any) -> Any:
+    """YAML reads ``1e-6`` as a text; an option that wants a number makes one of it."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
+def _text(value: Any) -> str:
+    if value is ABSENT:
+        return "nothing"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _where(path: Path, arm: str, cross: str) -> str:
+    return f"{path}, arm {arm!r}{f' x {cross!r}' if cross else ''}"

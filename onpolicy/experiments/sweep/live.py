@@ -1,0 +1,64 @@
+"""Curves of runs while they run, in the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from onpolicy.run.run_dir import logged
+from onpolicy.utils.terminal import plain
+
+BLOCKS = "▁▂▃▄▅▆▇█"
+WIDTH = 16
+"""Characters of a curve."""
+CURVES = {
+    "reward": ("reward/mean",),
+    "length": ("rollout/completion_length/mean",),
+    "doubt per 1k": ("epistemic/{followed}/rate_per_1k",),
+}
+"""Heading -> metric of every step; ``{followed}`` is the run's ``epistemic.lexicon``. Every set of the evaluation has one too."""
+
+
+def sparkline(values: Sequence[float], low: float, high: float) -> str:
+    """At most ``WIDTH`` blocks for the values in order, between two bounds."""
+    if not values:
+        return ""
+    chosen = [values[i * len(values) // min(WIDTH, len(values))] for i in range(min(WIDTH, len(values)) - 1)]
+    span = (high - low) or 1.0
+    heights = ((v - low) / span * (len(BLOCKS) - 1) for v in [*chosen, values[-1]])
+    return "".join(BLOCKS[round(min(max(h, 0.0), len(BLOCKS) - 1.0))] for h in heights)
+
+
+def curves(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
+    """A row for each run, a column for each curve, all rows of a column to one scale.
+
+    Args:
+        runs: name, folder, steps in all, and the lexicon that is followed
+        title: of the table
+    """
+    found = [(name, steps, followed, logged(folder)) for name, folder, steps, followed in runs]
+    sets = dict.fromkeys(
+        metric for *_, rows in found for row in rows for metric in row
+        if metric.startswith("eval/") and "/avg@" in metric and metric.count("/") == 2
+    )  # fmt: skip
+    columns = CURVES | {metric.split("/")[1]: (metric,) for metric in sets}
+    table = Table(title=title, title_justify="left")
+    table.add_column("run")
+    table.add_column("step", justify="right")
+    for head in columns:
+        table.add_column(plain(head), no_wrap=True)
+    series = [
+        [[row[m] for row in rows for m in (name.format(followed=followed) for name in names) if m in row] for names in columns.values()]
+        for _, _, followed, rows in found
+    ]  # fmt: skip
+    bounds = [_bounds([v for row in series for v in row[i]]) for i in range(len(columns))]
+    for (name, steps, _, rows), own in zip(found, series, strict=True):
+        cells = [f"{sparkline(v, *b)} {v[-1]:.3g}" if v else "" for v, b in zip(own, bounds, strict=True)]
+        table.add_row(plain(name), f"{rows[-1]['step'] if rows else 0:.0f}/{steps}", *cells)
+    return table
+
+
+def _bounds(values: Sequence[float]) -> tuple[float, float]:
+    return (min(values), max(values)) if values else (0.0, 1.0)

@@ -1,0 +1,1 @@
+"""onpolicy inside other trainers."""

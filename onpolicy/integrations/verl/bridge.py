@@ -1,0 +1,99 @@
+"""From verl's micro-batches to the losses of ``onpolicy.losses.terms``, and back to what verl wants: a scalar and metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from onpolicy.epistemic.tokens import TokenTelemetry
+from onpolicy.integrations.verl.rows import padded, train_batch
+from onpolicy.losses.objective import Objective, Tally
+from onpolicy.trainer.chunked_head import read
+from onpolicy.trainer.collectives import Alone
+from onpolicy.trainer.loss_inputs import loss_inputs, observe
+from onpolicy.types import Metrics, TrainBatch
+
+PREFIX = "onpolicy/"
+"""Before the names of our metrics, until they reach the trainer."""
+
+
+class Bridge:
+    """The objective over the micro-batches of one optimizer update.
+
+    What verl calls its loss function. The gradient of all ranks' micro-batches is that of the embedded trainer on the same
+    rollouts: verl averages over ranks, so each rank's share is multiplied by their number.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        views: Sequence[str],
+        spans: Sequence[str],
+        marker_ids: Mapping[str, Sequence[int]],
+        telemetry: TokenTelemetry | None,
+        together: Alone,
+        device: torch.device | str,
+    ) -> None:
+        self.objective, self.views, self.spans = objective, tuple(views), tuple(spans)
+        self.telemetry, self.together = telemetry, together
+        self.marker_ids = {name: torch.tensor(ids, device=device) for name, ids in marker_ids.items()}
+        self._denominators: dict[str, int] = {}
+        self.empty = False
+        """Whether no term has a token in the update under way."""
+        self._tally = Tally()
+
+    def begin(self, data: TensorDict) -> None:
+        """Counts what each term is a mean over, in the whole update and on all ranks."""
+        batch = _real(self.batch(data))
+        tokens = sum(int(term.tokens(batch).sum()) for term in self.objective.terms)
+        counts = self.together.summed({**self.objective.denominators([batch]), "": tokens})
+        self._denominators = {name: int(count) for name, count in counts.items()}
+        self.empty = not self._denominators.pop("")
+        self._tally = Tally()
+
+    def __call__(
+        self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None
+    ) -> tuple[Tensor, Metrics]:
+        """This rank's share of the loss, from what ``TeachingEngine`` read."""
+        batch = self.batch(data)
+        readings = read(
+            model_output["student"],
+            model_output["teachers"],
+            batch.completion_ids[batch.response_mask],
+            self.objective.comparisons,
+            marker_ids=self.marker_ids,
+        )
+        old = padded(data["old_log_probs"]).float() if "old_log_probs" in data.keys() else None  # noqa: SIM118
+        inputs = loss_inputs(batch, readings, old)
+        if "rollout_log_probs" not in data.keys():  # noqa: SIM118 the sampler did not say: it counts as the trainer
+            inputs = replace(inputs, rollout_logprobs=inputs.old_logprobs)
+        loss = self.objective(inputs, self._denominators, self._tally) * self.together.size
+        observe(inputs, self._tally, self.telemetry)
+        return loss, {}
+
+    def end(self) -> dict[str, list[float]]:
+        """Means over all ranks' tokens; in lists, as verl has a value from each micro-batch."""
+        self.together.collect(self._tally, self.telemetry)
+        found = self._tally.means() | (self.telemetry.metrics() if self.telemetry else {})
+        return {f"{PREFIX}{name}": [value] for name, value in found.items()}
+
+    def batch(self, data: TensorDict) -> TrainBatch:
+        return train_batch(data, views=self.views, terms=self.objective.routes, spans=self.spans)
+
+
+def _real(batch: TrainBatch) -> TrainBatch:
+    """Without the rows that verl made up: nothing in them was sampled."""
+    keep = batch.response_mask.any(-1)
+    return TrainBatch(**{f.name: _kept(getattr(batch, f.name), keep) for f in fields(batch)})
+
+
+def _kept(value: Any, keep: Tensor) -> Any:
+    if isinstance(value, Mapping):
+        return {name: inner[keep] for name, inner in value.items()}
+    return value[keep] if isinstance(value, Tensor) else value

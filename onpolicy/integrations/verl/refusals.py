@@ -1,0 +1,157 @@
+"""What cannot work on verl, or would do nothing there without a word: each with its key, the value and what is wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from onpolicy.config.resolve import Plan
+from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION
+from onpolicy.integrations.verl.rows import MOST_SPANS
+from onpolicy.trainer.build import build_objective, teacher_rule, token_classes
+
+UNWANTED = {
+    "actor_rollout_ref.model.use_fused_kernels": "the loss reads the student's logits, which fused kernels never make",
+    "actor_rollout_ref.model.enable_activation_offload": "it counts forward passes, and teachers make some without a backward",
+    "actor_rollout_ref.actor.fsdp_config.pad_to_length": "the teacher's rows are found by their lengths",
+    "distillation.enabled": "verl's own distillation takes the place of ours; see docs/verl.md for the served teacher",
+    "algorithm.use_kl_in_reward": "advantages are made of rewards alone; use a term, e.g. {name: start_kl}",
+}
+CLIPS = "the options clip_low, clip_high and dual_clip of policy_gradient"
+REPLACED: dict[str, tuple[Any, str]] = {
+    "actor_rollout_ref.actor.use_kl_loss": (False, "{name: start_kl}"),
+    "actor_rollout_ref.actor.entropy_coeff": (0, "a term of your own"),
+    "actor_rollout_ref.actor.policy_loss.loss_mode": (
+        "vanilla",
+        "{name: policy_gradient}, {name: gspo} or {name: cispo}",
+    ),
+    "actor_rollout_ref.actor.loss_agg_mode": ("token-mean", "the option normalize of a term"),
+    "actor_rollout_ref.actor.loss_scale_factor": (None, "normalize: max_tokens"),
+    "actor_rollout_ref.actor.clip_ratio": (0.2, CLIPS),
+    "actor_rollout_ref.actor.clip_ratio_low": (0.2, CLIPS),
+    "actor_rollout_ref.actor.clip_ratio_high": (0.2, CLIPS),
+    "actor_rollout_ref.actor.clip_ratio_c": (3.0, CLIPS),
+    "algorithm.rollout_correction.rollout_is": (None, "the option importance_cap of a term"),
+    "algorithm.rollout_correction.loss_type": ("ppo_clip", "a term"),
+}
+"""Keys of verl's actor loss, in whose place the objective stands: key -> (verl's default, what to use instead)."""
+NOT_OUR_CREDIT: dict[str, tuple[Any, str]] = {
+    "algorithm.norm_adv_by_std_in_grpo": (True, f"{SECTION}.credit: {{name: group_mean}}"),
+    "algorithm.gamma": (1.0, "a credit of your own"),
+    "algorithm.lam": (1.0, "a credit of your own"),
+}
+"""Keys of verl's estimators, where advantages are made by ``credit``."""
+REJECTION = "algorithm.rollout_correction.rollout_rs"
+
+
+def problems(config: DictConfig, result: Plan) -> Iterator[str]:
+    yield from _of_the_engine(config)
+    yield from _of_the_rollouts(config)
+    yield from _of_the_rewards(config, result)
+    yield from _without_effect(config)
+    yield from _of_the_teacher(config, result)
+    yield from of_who_asks(result)
+    marked = [*result.spans, *token_classes(result)]
+    if len(marked) > MOST_SPANS:
+        yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; wanted at most {MOST_SPANS}."
+
+
+def of_who_asks(result: Plan) -> Iterator[str]:
+    for key, plugin in result.askers.items():
+        yield (
+            f"{SECTION}.{key}: {plugin.name!r} asks the model while a step is made, which verl has no place for; "
+            "put what it would ask for into a column of the data."
+        )
+
+
+def _of_the_engine(config: DictConfig) -> Iterator[str]:
+    for key, why in UNWANTED.items():
+        if OmegaConf.select(config, key):
+            yield f"{key}: got true, wanted false: {why}."
+    if not config.trainer.use_v1:
+        yield "trainer.use_v1: got false, wanted true: verl's older trainer knows no plug-ins."
+    for place in ("actor", "actor.fsdp_config", "ref", "ref.fsdp_config"):
+        key = f"actor_rollout_ref.{place}.ulysses_sequence_parallel_size"
+        if (size := OmegaConf.select(config, key) or 1) > 1:
+            yield f"{key}: got {size}, wanted 1: a teacher's rows are not split over ranks."
+    for key in ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.ref.strategy"):
+        if (strategy := OmegaConf.select(config, key)) != "fsdp2":
+            yield f"{key}: got {strategy!r}, wanted 'fsdp2'."
+
+
+def _of_the_rollouts(config: DictConfig) -> Iterator[str]:
+    rollout = config.actor_rollout_ref.rollout
+    neutral = {"temperature": (1.0,), "top_p": (1.0,), "top_k": (-1, 0)}
+    edited = [f"{name} {rollout[name]}" for name, values in neutral.items() if rollout[name] not in values]
+    if edited and rollout.logprobs_mode != "raw_logprobs":
+        yield (
+            f"actor_rollout_ref.rollout.logprobs_mode: got {rollout.logprobs_mode!r} with {', '.join(edited)}, wanted 'raw_logprobs': "
+            "the losses are about the model's own distribution, not the one that is sampled from."
+        )
+    if edited and rollout.name == "sglang":
+        yield (
+            f"actor_rollout_ref.rollout.name: got 'sglang' with {', '.join(edited)}, wanted 'vllm': only there rollout.logprobs_mode "
+            "makes log-probs those of the model itself."
+        )
+
+
+def _of_the_rewards(config: DictConfig, result: Plan) -> Iterator[str]:
+    manager = config.reward.reward_manager.name
+    if result.rewards and manager != MANAGER:
+        yield (
+            f"reward.reward_manager.name: got {manager!r}, wanted {MANAGER!r}, which computes {SECTION}.rewards; or leave those out and "
+            "keep verl's reward function."
+        )
+    if manager != MANAGER:
+        return
+    if not result.rewards:
+        yield (
+            f"reward.reward_manager.name: {MANAGER!r} computes {SECTION}.rewards, and there are none: every answer would get 0. Add some, "
+            "or name one of verl's managers, e.g. naive."
+        )
+    for key in ("reward.custom_reward_function.path", "reward.reward_model.enable"):
+        if value := OmegaConf.select(config, key):
+            yield f"{key}: got {value!r}, which has no effect beside reward.reward_manager.name={MANAGER}; wanted one of the two."
+
+
+def _without_effect(config: DictConfig) -> Iterator[str]:
+    ours = config.algorithm.adv_estimator == ESTIMATOR
+    replaced = REPLACED | (NOT_OUR_CREDIT if ours else {})
+    if ours or config.algorithm.rollout_correction.bypass_mode:
+        replaced = replaced | {REJECTION: (None, "one of verl's estimators, without bypass_mode")}
+    for key, (neutral, instead) in replaced.items():
+        value = OmegaConf.select(config, key)
+        if value is not None and value != neutral:
+            yield (
+                f"{key}: got {value!r}, which has no effect: the loss is {SECTION}.objective, advantages come from "
+                f"{config.algorithm.adv_estimator!r}. Use {instead}, and leave this at {'null' if neutral is None else neutral!r}."
+            )
+
+
+def _of_the_teacher(config: DictConfig, result: Plan) -> Iterator[str]:
+    rule, name = teacher_rule(result), result.teacher.name
+    moves = rule.update is not None
+    if rule.path is not None:
+        yield f"{SECTION}.teacher: another model than the student cannot teach here; wanted live, frozen, ema or snapshot."
+    if rule.reads_start:
+        yield f"{SECTION}.teacher: {name!r} needs start model and teacher beside the student; use trust_region_logits."
+    if moves and build_objective(result).needs_ref:
+        yield (
+            f"{SECTION}.teacher: {name!r} moves, and the objective reads the start model: that would be a third copy of the weights; "
+            "use a frozen or live teacher."
+        )
+    if moves and adapters(config):
+        yield f"{SECTION}.teacher: {name!r} does not go with adapters (actor_rollout_ref.model.lora_rank); wanted live or frozen."
+    dtype = OmegaConf.select(config, "actor_rollout_ref.ref.fsdp_config.model_dtype")
+    if moves and dtype not in ("fp32", "float32"):
+        yield (
+            f"actor_rollout_ref.ref.fsdp_config.model_dtype: got {dtype!r}, wanted 'fp32': the steps of a teacher that moves are "
+            "too small for 16 bits."
+        )
+
+
+def adapters(config: DictConfig) -> bool:
+    """Whether low-rank adapters are all that learns."""
+    return (config.actor_rollout_ref.model.get("lora_rank") or 0) > 0

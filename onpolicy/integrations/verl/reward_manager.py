@@ -1,0 +1,65 @@
+"""``onpolicy.rewards`` in verl's reward workers, for training and validation alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from verl import DataProto
+from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
+
+from onpolicy.annotation.scoring import measure, reward_inputs, weigh
+from onpolicy.data.rendering import Renderer
+from onpolicy.integrations.verl.rows import rollout_group
+from onpolicy.integrations.verl.scoring import sees_siblings
+from onpolicy.integrations.verl.settings import method
+from onpolicy.run.assemble import build_rewards
+
+
+class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
+    """One trajectory at a time: every reward by its name, and their weighted sum.
+
+    Rewards that see siblings are left to the trainer; so are schedules of weights and the second look at bonuses.
+    """
+
+    def __init__(
+        self,
+        config: Any,
+        tokenizer: Any,
+        compute_score: Any,
+        reward_router_address: Any = None,
+        reward_model_tokenizer: Any = None,
+    ) -> None:
+        super().__init__(config, tokenizer, compute_score)
+        plan = method(config)
+        self._rewards = [r for r in build_rewards(plan) if not sees_siblings(r.function)]
+        self._right = plan.config.correctness or (plan.rewards[0].plugin.name if plan.rewards else "")
+        self._renderer = Renderer(tokenizer, thinking=plan.config.rendering.thinking)
+        self._max_tokens = plan.generator.frame.max_tokens
+
+    async def run_single(self, data: DataProto) -> dict[str, Any]:
+        """verl's answer for one trajectory; of several sequences the last counts.
+
+        Raises:
+            onpolicy.rewards.base.RewardError: a reward raised or returned no number.
+        """
+        item = data[len(data) - 1]
+        return await self.loop.run_in_executor(None, self._scored, row_of(item))
+
+    def _scored(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        group = rollout_group([row], self._renderer, max_tokens=self._max_tokens)
+        inputs = reward_inputs(group, lambda text: self._renderer.split_thinking(text).answer)
+        (parts,) = measure({r.name: r.function for r in self._rewards}, inputs)
+        (scored,) = weigh([parts], self._rewards, right=self._right)
+        return {"reward_score": scored.total, "reward_extra_info": dict(parts)}
+
+
+def row_of(item: Any) -> dict[str, Any]:
+    """verl pads a trajectory for the reward on the right of both halves."""
+    real = item.batch["attention_mask"].bool()
+    width = item.batch["prompts"].shape[-1]
+    return {
+        **item.non_tensor_batch,
+        "prompts": item.batch["prompts"][real[:width]],
+        "responses": item.batch["responses"][real[width:]],
+    }

@@ -1,0 +1,148 @@
+"""verl's rows as the nouns of ``onpolicy.types``, and what was decided about them as columns for the workers.
+
+A row is one trajectory: ``prompts`` and ``responses`` without padding, the columns of the dataset, and what the reward said.
+What travels to the workers beside verl's own columns, one tensor a row:
+
+    onpolicy_prompt_<view>   [P'] ids that the teacher reads before the response; a single -1 where it has no context
+    onpolicy_spans           [T] whole numbers, bit k: inside the k-th span
+    onpolicy_routes          [terms] how much of the row goes to each term
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+
+from onpolicy.data.rendering import Renderer
+from onpolicy.data.rows import to_prompt
+from onpolicy.types import Example, Rollout, RolloutGroup, TrainBatch
+
+NOTHING = -1
+"""In place of the ids of a prompt that a view does not have."""
+MOST_SPANS = 63
+"""Bits of a column's numbers, but for the sign."""
+FIELDS = ("prompts", "responses", "rollout_log_probs", "rm_scores", "raw_prompt", "uid", "extra_fields")
+"""What is read of a row beside the columns of the dataset."""
+ROUTES, SPANS = "onpolicy_routes", "onpolicy_spans"
+
+
+def prompt_column(view: str) -> str:
+    return f"onpolicy_prompt_{view}"
+
+
+def grouped(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Numbers of the rows that belong together: trajectories of one prompt."""
+    groups: dict[str, list[int]] = {}
+    for number, row in enumerate(rows):
+        groups.setdefault(str(row["uid"]), []).append(number)
+    return list(groups.values())
+
+
+def rollout_group(rows: Sequence[Mapping[str, Any]], renderer: Renderer, *, max_tokens: int) -> RolloutGroup:
+    """The trajectories of one prompt.
+
+    Raises:
+        ValueError: a message of the prompt is not text.
+    """
+    first = rows[0]
+    columns = {name: value for name, value in first.items() if name not in FIELDS}
+    prompt = to_prompt(
+        {**columns, "prompt": _plain(first["raw_prompt"])}, default_id=str(first["uid"]), prompt_template=None
+    )
+    return RolloutGroup(prompt=prompt, rollouts=tuple(_rollout(row, renderer, max_tokens) for row in rows))
+
+
+def _rollout(row: Mapping[str, Any], renderer: Renderer, max_tokens: int) -> Rollout:
+    ids = tuple(row["responses"].tolist())
+    logprobs = row.get("rollout_log_probs")
+    ended = len(ids) < max_tokens or ids[-1] in renderer.eos_ids
+    return Rollout(
+        prompt_ids=tuple(row["prompts"].tolist()),
+        completion_ids=ids,
+        rollout_logprobs=(0.0,) * len(ids) if logprobs is None else tuple(logprobs.tolist()),
+        text=renderer.completion_text(ids),
+        finish_reason="stop" if ended else "length",
+        policy_version=0,
+    )
+
+
+def _plain(value: Any) -> Any:
+    """Arrays of numpy and the like as lists."""
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
+        return value
+    return [_plain(inner) for inner in value]
+
+
+def parts_of(row: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers that the reward gave with its score."""
+    given = (row.get("extra_fields") or {}).get("reward_extra_info") or {}
+    return {name: float(value) for name, value in given.items() if isinstance(value, int | float)}
+
+
+def score_of(row: Mapping[str, Any]) -> float:
+    return float(row["rm_scores"].sum())
+
+
+def columns(
+    examples: Sequence[Example | None],
+    lengths: Sequence[int],
+    *,
+    views: Sequence[str],
+    terms: Sequence[str],
+    spans: Sequence[str],
+) -> dict[str, list[Tensor]]:
+    """What the workers have to know; None stands for a row that verl made up.
+
+    Args:
+        examples: one a row
+        lengths: of the rows' responses
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in (*map(prompt_column, views), ROUTES, SPANS)}
+    for example, length in zip(examples, lengths, strict=True):
+        for view in views:
+            ids = example.teacher_prompt_ids.get(view) if example else None
+            found[prompt_column(view)].append(torch.tensor(ids or (NOTHING,)))
+        shares = example.routes if example else dict.fromkeys(terms, 0.0)
+        found[ROUTES].append(torch.tensor([shares.get(term, 1.0) for term in terms], dtype=torch.float32))
+        marks = torch.zeros(length, dtype=torch.int64)
+        for bit, name in enumerate(spans if example else ()):
+            assert example is not None
+            marks |= torch.tensor(example.spans[name], dtype=torch.int64) << bit
+        found[SPANS].append(marks)
+    return found
+
+
+def train_batch(data: TensorDict, *, views: Sequence[str], terms: Sequence[str], spans: Sequence[str]) -> TrainBatch:
+    """A micro-batch of verl's as the losses know it; ``advantages`` may be missing where only tokens are counted."""
+    responses = data["responses"]
+    mask = padded(data["response_mask"]).bool()
+    have = {
+        view: data[prompt_column(view)].values()[data[prompt_column(view)].offsets()[:-1]] != NOTHING for view in views
+    }
+    marks, routes = padded(data[SPANS]), padded(data[ROUTES])
+    zeros = torch.zeros(mask.shape, device=mask.device)
+    return TrainBatch(
+        examples=(),
+        completion_ids=padded(responses),
+        response_mask=mask,
+        rollout_logprobs=_floats(data, "rollout_log_probs", zeros),
+        advantages=_floats(data, "advantages", zeros),
+        views={view: mask & rows[:, None] for view, rows in have.items()},
+        routes={term: routes[:, i] for i, term in enumerate(terms)},
+        spans={name: (marks >> bit & 1).bool() for bit, name in enumerate(spans)},
+    )
+
+
+def _floats(data: TensorDict, name: str, otherwise: Tensor) -> Tensor:
+    return padded(data[name]).float() if name in data.keys() else otherwise  # noqa: SIM118 a TensorDict iterates over rows
+
+
+def padded(nested: Tensor) -> Tensor:
+    """[B, T], 0 where a row has ended."""
+    return torch.nested.to_padded_tensor(nested, padding=0)

@@ -1,0 +1,159 @@
+"""The config of a run on verl: the section ``onpolicy:`` beside verl's own keys, read by the embedded trainer's schema."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.schema import Config, build
+from onpolicy.integrations.verl import refusals
+from onpolicy.integrations.verl.names import SECTION
+from onpolicy.trainer.build import build_objective, teacher_rule
+
+OURS = (
+    "rendering",
+    "rewards",
+    "correctness",
+    "contexts",
+    "lexicons",
+    "spans",
+    "teacher",
+    "credit",
+    "objective",
+    "epistemic",
+)
+"""Sections of the embedded trainer's config that mean the same here."""
+SERVED = "onpolicy.integrations.verl.teacher_server.ServedTeacher"
+THEIRS = {
+    "model": "actor_rollout_ref.model",
+    "data": "data",
+    "generator": "actor_rollout_ref.rollout",
+    "trainer": "actor_rollout_ref.actor",
+    "roles": "trainer.n_gpus_per_node and trainer.nnodes",
+    "eval": "data.val_files and trainer.test_freq",
+    "checkpoint": "trainer.save_freq",
+    "logging": "trainer.logger",
+    "preflight": "onpolicy verl check",
+    "guards": "trainer.logger, whose metrics they would watch",
+    "steps": "trainer.total_training_steps",
+    "seed": "data.seed and actor_rollout_ref.actor.data_loader_seed",
+    "run_dir": "trainer.default_local_dir",
+}
+"""The others, and what verl has in their place."""
+
+
+def method(config: DictConfig) -> Plan:
+    """The checked plan of a verl config.
+
+    Raises:
+        ConfigError: a key that is wrong, or that verl has a key of its own for, or a combination that cannot work on verl.
+    """
+    try:
+        result = plan(build(_embedded(config)))
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{error.full_key or SECTION}: {str(error).splitlines()[0]}") from error
+    for problem in refusals.problems(config, result):
+        raise ConfigError(problem)
+    return result
+
+
+def served(config: DictConfig) -> Plan:
+    """Of a run whose teacher is verl's own: the section says what that teacher reads, and nothing else.
+
+    Raises:
+        ConfigError: no view or several, another section, a context that asks.
+    """
+    given = OmegaConf.select(config, SECTION) or {}
+    for key in given:
+        if key not in ("contexts", "rendering"):
+            raise ConfigError(
+                f"{SECTION}.{key}: a served teacher has verl's own loss and rewards; wanted contexts and rendering alone."
+            )
+    views = list(given.get("contexts") or {})
+    if len(views) != 1:
+        raise ConfigError(f"{SECTION}.contexts: got {views}, wanted one view, which the served teacher reads.")
+    term = {"name": "distill", "divergence": "forward_kl", "view": views[0]}
+    result = plan(build({**_embedded(config), "objective": [term]}))
+    for problem in refusals.of_who_asks(result):
+        raise ConfigError(problem)
+    manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
+    if manager != SERVED:
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, wanted {SERVED!r}, without which no context "
+            "reaches the teacher."
+        )
+    return result
+
+
+def packed(config: Config) -> DictConfig:
+    """As a config travels to the workers."""
+    return OmegaConf.create(dataclasses.asdict(config))
+
+
+def unpacked(config: DictConfig) -> Plan:
+    """What ``packed`` was given, checked again."""
+    return plan(build(config))
+
+
+def _embedded(config: DictConfig) -> dict[str, Any]:
+    """The config that the embedded trainer would read for the same method."""
+    section = OmegaConf.select(config, SECTION)
+    if section is None:
+        raise ConfigError(
+            f"{SECTION}: missing. Give it e.g. {SECTION}: {{contexts: ..., objective: ...}}, as in configs/verl"
+        )
+    given = OmegaConf.to_container(section, resolve=True)
+    assert isinstance(given, Mapping)
+    for key in given:
+        if key in THEIRS:
+            raise ConfigError(f"{SECTION}.{key}: verl has keys of its own for this: {THEIRS[key]}.")
+    actor = config.actor_rollout_ref
+    return {
+        **given,
+        "rendering": _rendering(config, given.get("rendering") or {}),
+        "model": {"path": actor.model.path},
+        "data": {"name": "file", "path": str(config.data.train_files)},
+        "generator": {
+            "name": "transformers",
+            "group_size": actor.rollout.n,
+            "max_tokens": config.data.max_response_length,
+            "temperature": actor.rollout.temperature,
+        },
+        "guards": [],
+        "steps": config.trainer.total_training_steps or 1,
+    }
+
+
+def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Student and teacher are rendered alike: verl's own switch for thinking is the teacher's too."""
+    theirs = (config.data.get("apply_chat_template_kwargs") or {}).get("enable_thinking")
+    ours = given.get("thinking", theirs)
+    if ours != theirs:
+        raise ConfigError(
+            f"{SECTION}.rendering.thinking: got {ours}, but verl renders the student with "
+            f"data.apply_chat_template_kwargs.enable_thinking={theirs}; set that, and leave ours out."
+        )
+    if given.get("chat_template"):
+        raise ConfigError(f"{SECTION}.rendering.chat_template: set actor_rollout_ref.model.custom_chat_template.")
+    return {"max_prompt_tokens": config.data.max_prompt_length, **given, "thinking": ours}
+
+
+def needs_reference(config: DictConfig, result: Plan) -> bool:
+    """Whether a second model has to stand beside the student: a teacher with weights of its own, or the start model.
+
+    Adapters need none: without them the student is the start model.
+    """
+    return not refusals.adapters(config) and (teacher_rule(result).copies or build_objective(result).needs_ref)
+
+
+def prepare(config: DictConfig, result: Plan, mode: str) -> None:
+    """Puts the method where workers find it, and the trainer's mode back to one of verl's own, which verl compares with."""
+    with open_dict(config):
+        config.trainer.v1.trainer_mode = mode
+        config.actor_rollout_ref[SECTION] = packed(result.config)

@@ -1,0 +1,85 @@
+"""A frozen teacher on verl's own teacher servers: verl's trainer, engine and loss, and a privileged prompt of ours.
+
+For teachers that do not fit beside the student. Each trajectory is scored alone and at once, so contexts that look at siblings
+have nothing to show; the losses are those of verl's ``distillation`` section.
+
+    actor_rollout_ref.rollout.agent.agent_loop_manager_class=onpolicy.integrations.verl.teacher_server.ServedTeacher
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.data.rendering import Renderer
+from onpolicy.integrations.verl.rows import rollout_group
+from onpolicy.integrations.verl.settings import served
+
+_of_verl = AgentLoopWorkerTQ.__ray_metadata__.modified_class
+"""A Ray actor cannot be inherited from; its functions can be used."""
+
+
+class Worker(AgentLoopWorker):  # type: ignore[misc]
+    """Runs verl's agent loops; what the teacher is asked to score begins with another prompt."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        import transfer_queue as tq
+
+        tq.init()
+        self.background_tasks: set[Any] = set()
+        plan = served(self.config)
+        ((self._view, context),) = plan.contexts.items()
+        self._context, self._longest = context.bind(), plan.config.rendering.max_teacher_prompt_tokens
+        self._renderer = Renderer(self.tokenizer, thinking=plan.config.rendering.thinking)
+
+    generate_sequences = _of_verl.generate_sequences
+    _run_prompt = _of_verl._run_prompt
+    _agent_loop_postprocess = _of_verl._agent_loop_postprocess
+
+    async def _compute_teacher_logprobs(
+        self,
+        output: AgentLoopOutput,
+        prompt_ids: list[int],
+        response_ids: list[int],
+        validate: bool,
+        sample_kwargs: Any = None,
+    ) -> None:
+        """Raises ConfigError where the context has nothing to show: verl's losses want a teacher for every row."""
+        if not self.distillation_enabled or validate:
+            return
+        row = {**sample_kwargs, "prompts": torch.tensor(prompt_ids), "responses": torch.tensor(response_ids)}
+        group = rollout_group([row], self._renderer, max_tokens=int(self.rollout_config.response_length))
+        messages = self._context(group, 0, [float(output.reward_score or 0.0)])
+        if messages is None:
+            raise ConfigError(
+                f"onpolicy.contexts.{self._view}: nothing to show for prompt {group.prompt.id!r}; a served teacher needs a context that "
+                "every row has, e.g. reference_solution"
+            )
+        privileged = list(self._renderer.prompt_ids(messages, limit=self._longest))
+        await super()._compute_teacher_logprobs(output, privileged, response_ids, validate, sample_kwargs)
+        for name in ("teacher_ids", "teacher_logprobs"):
+            output.extra_fields[name] = moved(output.extra_fields[name], len(privileged), len(prompt_ids))
+
+
+def moved(rows: Tensor, theirs: int, ours: int) -> Tensor:
+    """``[P' + R, K]`` behind the teacher's prompt -> ``[P + R, K]`` behind the student's; row j is about token j + 1.
+
+    Args:
+        theirs: P', tokens of the teacher's prompt
+        ours: P, tokens of the student's
+    """
+    kept = rows[theirs - 1 :]
+    return torch.cat([rows.new_zeros(ours - 1, *rows.shape[1:]), kept])
+
+
+class ServedTeacher(AgentLoopManagerTQ):  # type: ignore[misc]
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        self.agent_loop_workers_class = ray.remote(Worker)
+        AgentLoopManager.__init__(self, *arguments, **named)

@@ -1,0 +1,248 @@
+"""verl's trainer with contexts, group rewards, credit and telemetry: what happens to a batch between sampling and the update."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from verl.trainer.ppo.utils import Role
+from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
+from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
+from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+from onpolicy.annotation.annotate import Annotator
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.schedules import Coefficients
+from onpolicy.data.rendering import Renderer
+from onpolicy.integrations.verl import settings, store
+from onpolicy.integrations.verl.annotator import build_annotator
+from onpolicy.integrations.verl.bridge import PREFIX
+from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE
+from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_group
+from onpolicy.integrations.verl.scoring import judged
+from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
+from onpolicy.models import context_window
+from onpolicy.run.assemble import build_rewards
+from onpolicy.run.checkpoint import CheckpointError
+from onpolicy.trainer.build import term_names, token_classes
+from onpolicy.types import Example, Metrics
+
+STATE = "onpolicy.json"
+"""In a checkpoint's folder: what the driver has to know again."""
+
+
+class Teaching:
+    """Mixed into any of verl's trainers of generation V1."""
+
+    mode: str
+    """The mode of the trainer that this is mixed into; verl compares with its own names."""
+    worker: type
+    """What takes the place of its actor's worker."""
+    annotate: Annotator
+    renderer: Renderer
+
+    def __init__(self, config: Any) -> None:
+        """
+        Raises:
+            ConfigError: the section ``onpolicy`` is wrong, or does not go with verl's keys.
+        """
+        self.plan = settings.method(config)
+        settings.prepare(config, self.plan, self.mode)
+        super().__init__(config)  # type: ignore[call-arg]
+        self.rewards = build_rewards(self.plan)
+        self.coefficients = Coefficients(self.plan.coefficients)
+        self._last: Metrics = {}
+        self._saved: int | None = None
+        """Step of the checkpoint written last by this process."""
+        self._seen_prompt = False
+
+    def _init_tokenizer(self) -> None:
+        super()._init_tokenizer()  # type: ignore[misc]
+        self.renderer = Renderer(self.tokenizer, thinking=self.plan.config.rendering.thinking)  # type: ignore[attr-defined]
+        model = self.config.actor_rollout_ref.model  # type: ignore[attr-defined]
+        window = context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))
+        self.annotate = build_annotator(self.plan, self.renderer, window)
+
+    def _init_dataloader(self) -> None:
+        super()._init_dataloader()  # type: ignore[misc]
+        frame = getattr(self.train_dataset, "dataframe", None)  # type: ignore[attr-defined]
+        self._columns = tuple(self.train_dataset[0] if frame is None else frame.column_names)  # type: ignore[attr-defined]
+        if (key := self.config.data.image_key) in self._columns:  # type: ignore[attr-defined]
+            raise ConfigError(
+                f"data.image_key: the data has a column {key!r}, but teachers read text; remove it, or name another column."
+            )
+
+    def _init_resource_pool_mgr(self) -> None:
+        """Our worker in the place of verl's, with a reference model where the teacher has weights of its own."""
+        super()._init_resource_pool_mgr()  # type: ignore[misc]
+        roles: dict[Any, Any] = self.role_worker_mapping  # type: ignore[attr-defined]
+        pools: dict[Any, str] = self.mapping  # type: ignore[attr-defined]
+        (role,) = [r for r in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef) if r in roles]
+        wanted = role
+        if settings.needs_reference(self.config, self.plan):  # type: ignore[attr-defined]
+            if role is Role.Actor:
+                raise ConfigError(
+                    "onpolicy.teacher: verl's separate trainer keeps the reference model apart; wanted live."
+                )
+            wanted = Role.ActorRolloutRef
+        del roles[role]
+        roles[wanted], pools[wanted] = ray.remote(self.worker), pools.pop(role)
+
+    def on_step_begin(self) -> None:
+        super().on_step_begin()  # type: ignore[misc]
+        self.coefficients.set(self.global_steps, self._last)  # type: ignore[attr-defined]
+
+    def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        """The batch is complete here, balanced and rewarded, and nothing has been computed on it yet."""
+        metrics |= self._teach(batch)
+        return super()._compute_old_log_prob(batch, metrics=metrics)  # type: ignore[misc]
+
+    def _teach(self, batch: Any) -> Metrics:
+        """Judges every group, builds what its teachers read, and hands both to the workers."""
+        rows, tags = store.fetch(batch, [*FIELDS, *self._columns]), store.tags(batch)
+        real = [i for i, tag in enumerate(tags) if not store.synthetic(tag)]
+        sets = [[real[k] for k in numbers] for numbers in grouped([rows[i] for i in real])]
+        longest = self.plan.generator.frame.max_tokens
+        groups = [
+            judged(
+                rollout_group(own := [rows[i] for i in numbers], self.renderer, max_tokens=longest),
+                own,
+                self.rewards,
+                lambda text: self.renderer.split_thinking(text).answer,
+                right=self._right,
+            )
+            for numbers in sets
+        ]
+        found, metrics = self.annotate(groups, version=0)
+        examples: list[Example | None] = [None] * len(rows)
+        for i, example in zip((i for numbers in sets for i in numbers), found, strict=True):
+            examples[i] = example
+        lengths = [len(row["responses"]) for row in rows]
+        store.put(
+            batch,
+            columns(
+                examples,
+                lengths,
+                views=tuple(self.plan.contexts),
+                terms=term_names(self.plan),
+                spans=(*self.plan.spans, *token_classes(self.plan)),
+            ),
+        )
+        self._put_scores(batch, examples, lengths)
+        self._check_prompts(found)
+        return metrics | self.coefficients.metrics()
+
+    def _put_scores(self, batch: Any, examples: list[Example | None], lengths: list[int]) -> None:
+        """Rewards with those that only a group shows; and the advantages, if they are ours to make."""
+        if self.rewards:
+            scores = [torch.zeros(n) for n in lengths]
+            for score, example in zip(scores, examples, strict=True):
+                score[-1] = example.reward if example else 0.0
+            store.put(batch, {"rm_scores": scores})
+        self._advantages = [e.advantage if e else 0.0 for e in examples]
+
+    def _compute_advantage(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        if self.config.algorithm.adv_estimator != ESTIMATOR:  # type: ignore[attr-defined]
+            return super()._compute_advantage(batch, metrics=metrics)  # type: ignore[misc]
+        masks = [row["response_mask"] for row in store.fetch(batch, ["response_mask"])]
+        spread = [advantage * mask.float() for advantage, mask in zip(self._advantages, masks, strict=True)]
+        store.put(batch, {"advantages": spread, "returns": [row.clone() for row in spread]})
+        return batch
+
+    def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
+        batch.extra_info[COEFFICIENTS] = self.coefficients.values()
+        batch = super()._update_actor(batch, metrics=metrics)  # type: ignore[misc]
+        ours = f"actor/{PREFIX}"
+        for name in [n for n in metrics if n.startswith(ours)]:
+            metrics[name.removeprefix(ours)] = metrics.pop(name)
+        return batch
+
+    def _compute_metrics(self, batch: Any, metrics: dict[str, Any], *arguments: Any, **named: Any) -> None:
+        super()._compute_metrics(batch, metrics, *arguments, **named)  # type: ignore[misc]
+        self._last = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
+        if self._saved == self.global_steps:  # type: ignore[attr-defined]
+            # verl saves before it measures; the next step's schedules read these numbers
+            self._write_state(self._checkpoint)
+
+    def _save_checkpoint(self) -> None:
+        super()._save_checkpoint()  # type: ignore[misc]
+        self._saved = self.global_steps  # type: ignore[attr-defined]
+        self._write_state(self._checkpoint)
+
+    @property
+    def _checkpoint(self) -> Path:
+        """Of this step."""
+        return Path(self.config.trainer.default_local_dir) / f"global_step_{self.global_steps}"  # type: ignore[attr-defined]
+
+    def _write_state(self, folder: Path) -> None:
+        state = {"coefficients": self.coefficients.state(), "metrics": self._last}
+        (folder / STATE).write_text(json.dumps(state))
+
+    def _load_checkpoint(self) -> None:
+        super()._load_checkpoint()  # type: ignore[misc]
+        step = self.global_steps  # type: ignore[attr-defined]
+        if not step:
+            return
+        trainer = self.config.trainer  # type: ignore[attr-defined]
+        folder = Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else self._checkpoint
+        path = folder / STATE
+        if not path.is_file():
+            if self.plan.coefficients:
+                raise CheckpointError(f"{str(folder)!r} holds no {STATE}, in which scheduled numbers are kept")
+            return
+        state: Mapping[str, Any] = json.loads(path.read_text())
+        self.coefficients.load_state(state["coefficients"])
+        self._last = dict(state["metrics"])
+
+    def _check_prompts(self, examples: list[Example]) -> None:
+        """Once: whether teacher and student read the problem in the same words."""
+        if self._seen_prompt or not examples:
+            return
+        self._seen_prompt = True
+        example = examples[0]
+        ours, theirs = self.renderer.prompt_ids(example.prompt.messages), example.rollout.prompt_ids
+        if ours != theirs:
+            same = next(
+                (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),
+                min(len(ours), len(theirs)),
+            )
+            print(
+                f"onpolicy: the student's prompt and ours differ from token {same} on: "
+                f"{self.renderer.decode(theirs[max(0, same - 5) :][:12])!r} and {self.renderer.decode(ours[max(0, same - 5) :][:12])!r}. "
+                "A teacher that is shown nothing more will not agree with the student exactly."
+            )
+
+    @property
+    def _right(self) -> str:
+        return self.plan.config.correctness or (self.rewards[0].name if self.rewards else "")
+
+
+class SyncTrainer(Teaching, PPOTrainerSync):  # type: ignore[misc]
+    """Trainer and rollout on the same devices, one after the other."""
+
+    mode, worker = "sync", TeachingActorRolloutRefWorker
+
+
+class ColocateAsyncTrainer(Teaching, PPOTrainerColocateAsync):  # type: ignore[misc]
+    """The same devices, with rollouts that go on under new weights."""
+
+    mode, worker = "colocate_async", TeachingActorRolloutRefWorker
+
+
+class SeparateAsyncTrainer(Teaching, PPOTrainerSeparateAsync):  # type: ignore[misc]
+    """Rollouts on devices of their own."""
+
+    mode, worker = "separate_async", TeachingDetachActorWorker
+
+
+TRAINERS = {
+    MODE: SyncTrainer,
+    f"{MODE}_colocate_async": ColocateAsyncTrainer,
+    f"{MODE}_separate_async": SeparateAsyncTrainer,
+}
+"""By ``trainer.v1.trainer_mode``."""

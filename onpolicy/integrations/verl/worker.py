@@ -1,0 +1,99 @@
+"""verl's worker with a teacher beside the student."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from verl.experimental.separation.engine_workers import DetachActorWorker
+from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
+from verl.utils import tensordict_utils as tu
+from verl.utils.device import get_device_name
+from verl.workers.engine_workers import ActorRolloutRefWorker
+
+from onpolicy.config.schedules import Coefficients
+from onpolicy.epistemic.tokens import TokenTelemetry
+from onpolicy.integrations.verl.bridge import Bridge
+from onpolicy.integrations.verl.names import COEFFICIENTS, SECTION, VENDOR
+from onpolicy.integrations.verl.settings import unpacked
+from onpolicy.integrations.verl.teachers import Teachers
+from onpolicy.trainer.build import build_objective, class_names, lexicon_ids, teacher_rule, token_classes
+from onpolicy.trainer.collectives import Ranks
+
+
+class Teaching:
+    """Mixed into any worker of verl's that trains an actor."""
+
+    _teachers: Teachers
+    _bridge: Bridge
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
+    def init_model(self) -> None:
+        """verl's models; then the loss and the teachers are put into its engine."""
+        from onpolicy.integrations.verl.engine import TeachingEngine
+
+        os.environ["VERL_ENGINE_VENDOR"] = VENDOR  # by which verl's registry picks our engine
+        super().init_model()  # type: ignore[misc]
+        plan = unpacked(self.config[SECTION])  # type: ignore[attr-defined]
+        worker, reference = self.actor, self.ref  # type: ignore[attr-defined]
+        if not isinstance(worker.engine, TeachingEngine):
+            raise TypeError(
+                f"verl made a {type(worker.engine).__name__} where onpolicy's engine was registered; run: onpolicy doctor verl"
+            )
+        objective, together = (
+            build_objective(plan),
+            Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()),
+        )
+        epistemic = plan.config.epistemic
+        self._coefficients = Coefficients(plan.coefficients)
+        self._teachers = Teachers(
+            worker.engine,
+            reference.engine if reference is not None else None,
+            teacher_rule(plan),
+            views=tuple(plan.contexts),
+            needs_start=objective.needs_ref,
+            together=together,
+        )
+        self._bridge = Bridge(
+            objective,
+            views=tuple(plan.contexts),
+            spans=(*plan.spans, *token_classes(plan)),
+            marker_ids=lexicon_ids(plan, worker.model_config.tokenizer),
+            telemetry=TokenTelemetry(epistemic.lexicon, class_names(plan)) if epistemic.lexicons else None,
+            together=together,
+            device=get_device_name(),
+        )
+        worker.engine.learn(self._bridge, self._teachers)
+        worker.set_loss_fn(self._bridge)
+
+    @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))  # type: ignore[untyped-decorator]
+    def update_actor(self, data: TensorDict) -> Any:
+        """verl's updates; then the teacher's."""
+        self._coefficients.load_values(tu.pop(data, COEFFICIENTS, default={}))
+        output = super().update_actor(data)  # type: ignore[misc]
+        self._teachers.follow()
+        return output
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
+    def save_checkpoint(self, local_path: str, *arguments: Any, **named: Any) -> None:
+        super().save_checkpoint(local_path, *arguments, **named)  # type: ignore[misc]
+        telemetry = self._bridge.telemetry
+        self._teachers.save(Path(local_path), {"telemetry": telemetry.state() if telemetry else {}})
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
+    def load_checkpoint(self, local_path: str, *arguments: Any, **named: Any) -> None:
+        state = self._teachers.load(Path(local_path))  # before verl, which may delete the folder
+        super().load_checkpoint(local_path, *arguments, **named)  # type: ignore[misc]
+        if self._bridge.telemetry and state.get("telemetry"):
+            self._bridge.telemetry.load_state(state["telemetry"])
+
+
+class TeachingActorRolloutRefWorker(Teaching, ActorRolloutRefWorker):  # type: ignore[misc]
+    """For trainer and rollout on the same devices."""
+
+
+class TeachingDetachActorWorker(Teaching, DetachActorWorker):  # type: ignore[misc]
+    """For a trainer whose rollouts are elsewhere."""

@@ -1,0 +1,269 @@
+"""What the teacher does to an advantage: ``(inputs) -> [B, T]``, without gradient.
+
+All read u_t = log teacher(y_t) - log old student(y_t), positive where the teacher would rather have said the token. Those
+that change the group's advantage A leave it as it is where a rollout has no context; those that replace it give 0 there.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from onpolicy.losses.comparison import reads_start
+from onpolicy.losses.token_weights import permuted
+from onpolicy.trainer.chunked_head import STUDENT
+from onpolicy.types import LossInputs
+
+Advantage = Callable[[LossInputs], Tensor]
+
+
+def group(inputs: LossInputs) -> Tensor:
+    """A_t = A, from `credit`."""
+    return inputs.advantages
+
+
+def gap(inputs: LossInputs, *, floor: float | None = None, clip: float | None = None, view: str = "teacher") -> Tensor:
+    """A_t = u_t: the teacher replaces the reward (Thinking Machines, On-Policy Distillation, 2025).
+
+    REOPOLD (arXiv 2603.11137) floors it at log(l) / (1 - l), l = .1: -2.558.
+
+    Args:
+        floor: u_t is not below this, nats; null: no floor
+        clip: |u_t| is cut here, nats; null: not at all
+        view: the context under which the teacher reads
+    """
+    replaced = _gap(inputs, view) if floor is None else _gap(inputs, view).clamp(min=floor)
+    replaced = replaced if clip is None else replaced.clamp(-clip, clip)
+    return torch.where(inputs.teacher[view].mask, replaced, 0.0)
+
+
+def future_gap(inputs: LossInputs, *, view: str = "teacher") -> Tensor:
+    """A_t = (sum of u over the tokens after t) / (number of them): the long-term part of MiniLLM's gradient.
+
+    MiniLLM (arXiv 2306.08543, section 2.2) with its single-step split and length normalisation: the immediate part is the
+    exact reverse KL at t, the term `distill` with `reverse_kl`.
+
+    Args:
+        view: the context under which the teacher reads
+    """
+    mask = inputs.teacher[view].mask
+    gaps = torch.where(mask, _gap(inputs, view), 0.0)
+    later = gaps.flip(-1).cumsum(-1).flip(-1) - gaps
+    remaining = mask.int().flip(-1).cumsum(-1).flip(-1) - 1
+    return torch.where(mask & (remaining > 0), later / remaining.clamp(min=1), 0.0)
+
+
+def add(inputs: LossInputs, *, coefficient: float = 0.1, view: str = "teacher") -> Tensor:
+    """A_t = A + coefficient u_t: reward and reverse KL in one advantage.
+
+    Args:
+        coefficient: of u_t, per nat
+        view: the context under which the teacher reads
+    """
+    return _where_taught(inputs, view, inputs.advantages + coefficient * _gap(inputs, view))
+
+
+def add_keeping_sign(inputs: LossInputs, *, coefficient: float = 0.1, view: str = "teacher") -> Tensor:
+    """A_t = A + coefficient u_t, but 0 where that would turn the sign of A: the teacher scales blame and praise, never swaps them.
+
+    Args:
+        coefficient: of u_t, per nat
+        view: the context under which the teacher reads
+    """
+    return _where_taught(inputs, view, _keeping_sign(inputs.advantages, coefficient * _gap(inputs, view)))
+
+
+def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, view: str = "teacher") -> Tensor:
+    """A_t = A ((1 - share) + share w_t), w_t = clip(exp(sign(A) u_t), 1 - clip, 1 + clip).
+
+    RLSD (arXiv 2604.03128): the reward decides the direction, the teacher how much of it each token gets.
+
+    Args:
+        share: how far the weights replace 1, 0 to 1
+        clip: w_t stays within 1 - clip and 1 + clip
+        view: the context under which the teacher reads
+    """
+    advantages = inputs.advantages
+    weight = (advantages.sign() * _gap(inputs, view)).exp().clamp(1.0 - clip, 1.0 + clip)
+    return _where_taught(inputs, view, advantages * ((1.0 - share) + share * weight))
+
+
+def rebellious(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, view: str = "teacher") -> Tensor:
+    """Where A > 0: A_t = A ((1 - share) + share w_t), w_t = clip(exp(-u_t), 1 - clip, 1 + clip); elsewhere A_t = A.
+
+    RLRT (arXiv 2605.10781): in an answer that was right, what the informed teacher would *not* have said counts more. Its
+    gate on reward is the sign of A here: in a group of equal rewards A is 0 anyway.
+
+    Args:
+        share: how far the weights replace 1, 0 to 1
+        clip: w_t stays within 1 - clip and 1 + clip
+        view: the context under which the teacher reads
+    """
+    advantages = inputs.advantages
+    weight = (-_gap(inputs, view)).exp().clamp(1.0 - clip, 1.0 + clip)
+    changed = advantages * ((1.0 - share) + share * weight)
+    return _where_taught(inputs, view, torch.where(advantages > 0, changed, advantages))
+
+
+def contrastive(
+    inputs: LossInputs,
+    *,
+    coefficient: float = 0.5,
+    temperature: float = 0.02,
+    bound: float = 2.0,
+    deadband: float = 0.02,
+    view: str = "teacher",
+    contrast_views: list[str] = ["contrast"],  # noqa: B006 read, never changed
+) -> Tensor:
+    """A_t = A + r_t, but 0 where that would turn the sign of A; r_t = clip(coefficient tanh(e_t / temperature), -bound, bound).
+
+    RLCSD (arXiv 2606.11709): e_t = log q(y_t) - log mean_k q_k(y_t), with q the teacher that reads a right sibling and q_k
+    those that read wrong ones, so that what *any* hint does to the style cancels. r_t within the deadband counts as 0.
+
+    Args:
+        coefficient: largest change of an advantage
+        temperature: nats over which the change grows
+        bound: hard limit of the change
+        deadband: changes up to this are left out
+        view: the context with the right hint
+        contrast_views: the contexts with wrong hints; a rollout needs at least one of them
+    """
+    present = torch.stack([inputs.teacher[v].mask for v in contrast_views])
+    wrong = torch.stack([inputs.teacher[v].logprobs for v in contrast_views]).masked_fill(~present, -torch.inf)
+    count = present.sum(0)
+    mean = torch.where(count > 0, wrong.logsumexp(0) - count.clamp(min=1).log(), 0.0)
+    change = (coefficient * torch.tanh((inputs.teacher[view].logprobs - mean) / temperature)).clamp(-bound, bound)
+    change = torch.where((change.abs() > deadband) & (count > 0), change, 0.0)
+    return _where_taught(inputs, view, _keeping_sign(inputs.advantages, change))
+
+
+def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, view: str = "teacher") -> Tensor:
+    """A_t = A - coefficient phi(u_t), phi(u) = (softplus(u) - ln 2) / 2: away from the teacher, within bounds.
+
+    AntiSD (arXiv 2605.11609): a token the teacher would never have said gains at most coefficient (ln 2) / 2; one it would
+    have insisted on loses in proportion to u. Its entropy gate is the schedule `schmitt_gate` on the coefficient.
+
+    Args:
+        coefficient: strength
+        view: the context under which the teacher reads
+    """
+    phi = 0.5 * (torch.nn.functional.softplus(_gap(inputs, view)) - math.log(2.0))
+    return _where_taught(inputs, view, inputs.advantages - coefficient * phi)
+
+
+def entropy_directed(
+    inputs: LossInputs, *, coefficient: float = 0.1, share: float = 0.2, view: str = "teacher"
+) -> Tensor:
+    """A_t = A + coefficient omega_t d_t, omega_t = tanh((h - H_t) / s) sigmoid(|d_t| - 1): towards the teacher where the student
+    is sure, away from it where it is not.
+
+    DASD (arXiv 2605.22263): d_t is u_t over its root mean square in the rollout, h the entropy that the given share of the
+    rollout's tokens exceed, s the mean absolute deviation of its entropies.
+
+    Args:
+        coefficient: strength
+        share: part of a rollout's tokens that move away from the teacher, 0 to 1
+        view: the context under which the teacher reads
+    """
+    mask = inputs.teacher[view].mask
+    count = mask.sum(-1, keepdim=True).clamp(min=1)
+    mean = lambda values: torch.where(mask, values, 0.0).sum(-1, keepdim=True) / count  # noqa: E731
+    gaps, entropy = _gap(inputs, view), inputs.entropy
+    tiny = torch.finfo(entropy.dtype).tiny
+    scaled = gaps / mean(gaps.square()).sqrt().clamp(min=tiny)
+    threshold = entropy.masked_fill(~mask, torch.nan).nanquantile(1.0 - share, dim=-1, keepdim=True).nan_to_num()
+    direction = torch.tanh((threshold - entropy) / mean((entropy - mean(entropy)).abs()).clamp(min=tiny))
+    changed = inputs.advantages + coefficient * direction * torch.sigmoid(scaled.abs() - 1.0) * scaled
+    return _where_taught(inputs, view, changed)
+
+
+def on_markers(
+    inputs: LossInputs,
+    *,
+    advantage: Advantage,
+    lexicon: str = "A",
+    opportunity: float = 0.01,
+    control: Literal["none", "others", "any", "like_entropy"] = "none",
+    seed: int = 0,
+) -> Tensor:
+    """Another rule's advantage at markers of doubt and where one could have been said, the group's advantage elsewhere.
+
+    With `bounded_reversal` it asks whether reversal works *because* of the markers; the answer lies in its controls.
+
+    Args:
+        advantage: the rule
+        lexicon: whose markers
+        opportunity: the student's mass on the lexicon's markers from which one could have been said
+        control: `others`: all other tokens; `any`: as many tokens of each answer, at random; `like_entropy`: the same, among
+            tokens of like entropy
+        seed: of the random controls
+    """
+    mask = inputs.response_mask
+    chosen = inputs.spans[f"<{lexicon}>"] & mask
+    if (STUDENT, lexicon) in inputs.marker_mass:
+        chosen = chosen | ((inputs.marker_mass[STUDENT, lexicon].exp() >= opportunity) & mask)
+    if control == "others":
+        chosen = mask & ~chosen
+    elif control in ("any", "like_entropy"):
+        strata = 10 if control == "like_entropy" else 1
+        chosen = permuted(inputs, chosen.to(inputs.entropy.dtype), mask, strata=strata, seed=seed) > 0
+    return torch.where(chosen, advantage(inputs), inputs.advantages)
+
+
+@reads_start
+def surprise(
+    inputs: LossInputs,
+    *,
+    coefficient: float = 0.1,
+    bound: float = 2.0,
+    fork: float = 0.7,
+    total: float = 1.0,
+    lexicon: str = "A",
+    view: str = "teacher",
+    control: Literal["none", "any", "like_entropy"] = "none",
+    seed: int = 0,
+) -> Tensor:
+    """Where A > 0: A_t = A + b_t, b_t = coefficient min(bound, max(0, -u_t)) at markers where the start model was at a fork.
+
+    Pays only for doubt that the informed teacher would have removed, at a real fork, in an answer that did better than its siblings:
+    a right one, unless a bonus says otherwise (then give the term `route: correct`). The sum over an answer is cut at `total`, by scaling.
+    No paper behind it.
+
+    Args:
+        coefficient: per nat
+        bound: -u_t counts up to this, nats
+        fork: entropy of the start model above which a position is a fork, nats
+        total: largest sum of the bonus over one answer
+        lexicon: whose markers
+        view: the context under which the teacher reads
+        control: the same bonuses on other tokens of the answer: `any`, at random; `like_entropy`, among tokens of like entropy
+        seed: of the controls
+    """
+    assert inputs.ref_entropy is not None
+    paid = (
+        inputs.spans[f"<{lexicon}>"] & inputs.teacher[view].mask & (inputs.ref_entropy > fork) & (inputs.advantages > 0)
+    )
+    bonus = torch.where(paid, coefficient * (-_gap(inputs, view)).clamp(0.0, bound), 0.0)
+    bonus = bonus * (total / bonus.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    if control != "none":
+        strata = 10 if control == "like_entropy" else 1
+        bonus = permuted(inputs, bonus, inputs.response_mask, strata=strata, seed=seed)
+    return inputs.advantages + bonus
+
+
+def _gap(inputs: LossInputs, view: str) -> Tensor:
+    return inputs.teacher[view].logprobs - inputs.old_logprobs
+
+
+def _keeping_sign(advantages: Tensor, change: Tensor) -> Tensor:
+    """advantages + change, 0 where that has not the sign of the advantage."""
+    summed = advantages + change
+    return torch.where(summed * advantages > 0, summed, 0.0)
+
+
+def _where_taught(inputs: LossInputs, view: str, changed: Tensor) -> Tensor:
+    return torch.where(inputs.teacher[view].mask, changed, inputs.advantages)

@@ -1,0 +1,60 @@
+"""One comparison of student and teacher: which view, towards which target, on which support, by which divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from onpolicy.losses.supports import Entries, restrict
+
+
+@dataclass(frozen=True)
+class Distributions:
+    """Every next-token distribution known at the same positions, as log-probabilities ``[..., V]``; none carries gradient."""
+
+    student: Tensor
+    teachers: Mapping[str, Tensor]
+    """By view."""
+    start: Tensor | None
+    """The start model's on the student's prompt; None unless something declares ``reads_start``."""
+    token_ids: Tensor
+    """[...] the sampled tokens."""
+    marker_ids: Mapping[str, Tensor]
+    """Lexicon -> ids of its markers that are one token."""
+
+
+Support = Callable[[Tensor, Tensor], Entries]
+"""``(student [..., V], teacher [..., V])`` log-probabilities -> the entries on which they are compared."""
+Divergence = Callable[[Tensor, Tensor], Tensor]
+"""``(student [..., K], teacher [..., K])`` log-probabilities -> ``[...]``."""
+Target = Callable[[Tensor, Distributions], Tensor]
+"""``(teacher [..., V], all distributions)`` -> what the student is drawn to, log-probabilities ``[..., V]``."""
+
+Function = TypeVar("Function", bound=Callable[..., object])
+
+
+def reads_start(function: Function) -> Function:
+    """States that a plug-in reads the start model's distribution, for which the trainer then keeps that model."""
+    function.reads_start = True  # type: ignore[attr-defined]
+    return function
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Asked for by a loss term, computed once over the vocabulary, read from ``LossInputs.divergences``."""
+
+    view: str
+    support: Support
+    target: Target
+    divergence: Divergence
+
+    def __call__(self, student: Tensor, seen: Distributions) -> Tensor:
+        """[..., V] -> [...]; gradient flows into ``student`` alone."""
+        with torch.no_grad():
+            target = self.target(seen.teachers[self.view], seen).detach()
+            entries = self.support(student, target)
+        return self.divergence(restrict(student, entries), restrict(target, entries))

@@ -1,0 +1,156 @@
+"""The loss: a sum of weighted terms, each over its own tokens and its own denominator. The only place that divides.
+
+    L = sum_i weight_i * sum over the tokens of term_i of (share of its rollout x loss of the token) / denominator_i
+
+The denominator says what a term is a mean over (`normalize`):
+
+    tokens          its tokens in the whole optimizer update
+    sequences       each completion's tokens, then the completions that have any (GRPO as published, arXiv 2402.03300)
+    all_sequences   the same, but completions without a token of the term count too: what SDPO's code does, so that its
+                    step shrinks with the share of rollouts that have no teacher
+    max_tokens      completions x `generator.max_tokens`, a constant: no bias from length (Dr. GRPO, arXiv 2503.20783)
+
+The denominators are counted over all micro-batches before the first of them runs, so how an update is cut into
+micro-batches never changes its gradient.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from onpolicy.config.schedules import Coefficient
+from onpolicy.losses.comparison import Comparison
+from onpolicy.losses.terms.base import TermFacts, TermFunction
+from onpolicy.types import LossInputs, Metrics, TrainBatch
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand."""
+
+    name: str
+    """Names its metrics; unique within the objective."""
+    weight: float | Coefficient
+    function: TermFunction
+    """``LossInputs -> TermOutput``, options bound."""
+    facts: TermFacts
+    views: tuple[str, ...] = ()
+    """The views it reads, itself or through its options."""
+    normalize: str = "tokens"
+    """``tokens``, ``sequences``, ``all_sequences`` or ``max_tokens``."""
+    max_tokens: int = 1
+    """``generator.max_tokens``."""
+    comparison: Comparison | None = None
+    """What has to be compared over the vocabulary for it."""
+
+    def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
+        """[B, T] bool: the tokens this term trains."""
+        mask = batch.response_mask
+        if self.facts.tokens == "teacher_mask":
+            for view in self.views:
+                mask = mask & (batch.views[view] if isinstance(batch, TrainBatch) else batch.teacher[view].mask)
+        return mask if self.name not in batch.routes else mask & (batch.routes[self.name] > 0)[:, None]
+
+    def shares(self, mask: Tensor, inputs: LossInputs) -> Tensor:
+        """[B, T] what each token counts before the division: its rollout's share, by its row's tokens where rows are means."""
+        shares = mask.float() if self.name not in inputs.routes else mask * inputs.routes[self.name][:, None]
+        return shares / mask.sum(-1, keepdim=True).clamp(min=1) if self.normalize.endswith("sequences") else shares
+
+    def units(self, mask: Tensor) -> int:
+        """What the term is a mean over."""
+        return {
+            "tokens": int(mask.sum()),
+            "sequences": int(mask.any(-1).sum()),
+            "all_sequences": len(mask),
+            "max_tokens": len(mask) * self.max_tokens,
+        }[self.normalize]
+
+
+class Tally:
+    """Sums and counts of per-token quantities, over micro-batches; gives means at the end, and sums of what is only counted."""
+
+    def __init__(self) -> None:
+        self.sums: defaultdict[str, float] = defaultdict(float)
+        self.counts: Counter[str] = Counter()
+        self.totals: Counter[str] = Counter()
+
+    def add(self, name: str, values: Tensor, mask: Tensor) -> None:
+        self.sums[name] += float(values[mask].sum())
+        self.counts[name] += int(mask.sum())
+
+    def count(self, name: str, number: int) -> None:
+        """Adds to a total, which is given as it is."""
+        self.totals[name] += number
+
+    def absorb(self, other: Tally) -> None:
+        """Adds what another has counted."""
+        for name, value in other.sums.items():
+            self.sums[name] += value
+        self.counts.update(other.counts)
+        self.totals.update(other.totals)
+
+    def means(self) -> Metrics:
+        """A quantity without a single token is absent rather than 0; totals are there as soon as they were counted."""
+        means = {name: self.sums[name] / count for name, count in self.counts.items() if count}
+        return means | {name: float(total) for name, total in self.totals.items()}
+
+
+@dataclass(frozen=True)
+class Objective:
+    terms: tuple[Term, ...]
+
+    @property
+    def comparisons(self) -> tuple[Comparison, ...]:
+        return tuple(dict.fromkeys(t.comparison for t in self.terms if t.comparison is not None))
+
+    @property
+    def needs_ref(self) -> bool:
+        """Whether a term, or a plug-in among its options, reads the start model."""
+        return any(t.facts.needs_ref for t in self.terms)
+
+    @property
+    def routes(self) -> tuple[str, ...]:
+        return tuple(t.name for t in self.terms)
+
+    def denominators(self, batches: Iterable[TrainBatch]) -> Mapping[str, int]:
+        """What each term is a mean over, counted over all micro-batches of one optimizer update."""
+        counts: Counter[str] = Counter({t.name: 0 for t in self.terms})
+        for batch in batches:
+            for term in self.terms:
+                counts[term.name] += term.units(term.tokens(batch))
+        return counts
+
+    def __call__(self, inputs: LossInputs, denominators: Mapping[str, int], tally: Tally | None = None) -> Tensor:
+        """This micro-batch's share of the loss; the shares of all micro-batches add up to the loss of the update."""
+        total = inputs.logprobs.sum() * 0.0  # keeps the graph where no term has a token in this micro-batch
+        for term in self.terms:
+            output, mask = term.function(inputs), term.tokens(inputs)
+            if output.per_token.shape != mask.shape:
+                raise ValueError(
+                    f"objective term {term.name!r} returned a loss of shape {tuple(output.per_token.shape)}, "
+                    f"wanted one number per token {tuple(mask.shape)}"
+                )
+            # where, not multiplication: 0 * nan from a padded position would poison the sum
+            per_token = torch.where(mask, output.per_token, 0.0)
+            share = (per_token * term.shares(mask, inputs)).sum() / max(denominators[term.name], 1)
+            total = total + float(term.weight) * share
+            if tally is not None:
+                tally.add(f"{term.name}/loss", per_token.detach(), mask)
+                for name, values in output.metrics.items():
+                    tally.add(f"{term.name}/{name}", values.detach(), mask)
+        return total
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """``distill, distill`` -> ``distill, distill_2``."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return result

@@ -1,0 +1,150 @@
+"""What the student is drawn to: the teacher's distribution, or an edit of it. ``(teacher, seen) -> [..., V]``, log-probabilities.
+
+A target acts across the vocabulary, a token weight along the completion. No gradient flows through a target.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from onpolicy.losses.comparison import Distributions, reads_start
+
+
+def identity(teacher: Tensor, seen: Distributions) -> Tensor:
+    """The teacher itself."""
+    return teacher
+
+
+def temperature(teacher: Tensor, seen: Distributions, *, temperature: float) -> Tensor:
+    """q^(1 / temperature), normalised: above 1 a less confident teacher (TS-OPSD, arXiv 2606.00755).
+
+    Args:
+        temperature: above 0
+    """
+    if temperature <= 0:
+        raise ValueError(f"target.temperature must be above 0, got {temperature}")
+    return (teacher / temperature).log_softmax(-1)
+
+
+def top_k(teacher: Tensor, seen: Distributions, *, k: int = 16) -> Tensor:
+    """The teacher on its k likeliest tokens, normalised; the student keeps the whole vocabulary (EOPD, arXiv 2603.07079).
+
+    Args:
+        k: entries kept
+    """
+    if k < 1:
+        raise ValueError(f"target.k must be at least 1, got {k}")
+    kept = teacher.topk(min(k, teacher.shape[-1]), dim=-1)
+    return torch.full_like(teacher, -torch.inf).scatter(-1, kept.indices, kept.values.log_softmax(-1))
+
+
+@reads_start
+def arithmetic_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) -> Tensor:
+    """share pi_0 + (1 - share) q: what the start model would still have said keeps at least its share.
+
+    Args:
+        share: the start model's, 0 to 1
+    """
+    return _mix(_start(seen), teacher, torch.full_like(teacher[..., 0], _share(share)))
+
+
+@reads_start
+def prior_anchor(teacher: Tensor, seen: Distributions, *, scale: float = 1.0) -> Tensor:
+    """U pi_0 + (1 - U) q, U = sigmoid(p(y) (log p(y) - log q(y)) / scale), p the student, y the sampled token.
+
+    AD-OPSD (arXiv 2607.10805): the more the teacher rejects a token that the student means, the more of the prior comes back.
+
+    Args:
+        scale: nats
+    """
+    student, theirs = (_pick(logprobs, seen.token_ids) for logprobs in (seen.student, teacher))
+    return _mix(_start(seen), teacher, torch.sigmoid(student.exp() * (student - theirs) / scale))
+
+
+@reads_start
+def geometric_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) -> Tensor:
+    """pi_0^share q^(1 - share), normalised: the optimum of following the teacher under a KL penalty to the start model.
+
+    beta-OPSD (arXiv 2607.28582) with share = 1 - beta.
+
+    Args:
+        share: the start model's, 0 to 1
+    """
+    share = _share(share)
+    finite = torch.finfo(teacher.dtype).min / 4  # 0 * -inf is not 0
+    return (share * _start(seen).clamp(min=finite) + (1.0 - share) * teacher.clamp(min=finite)).log_softmax(-1)
+
+
+@reads_start
+def pmi_residual(
+    teacher: Tensor, seen: Distributions, *, reference_view: str = "reference", kappa: float = 10.0, beta: float = 1.0
+) -> Tensor:
+    """softmax(log pi_0 + kappa tanh(d / kappa) / beta), d = log q - log q_ref centred over the vocabulary.
+
+    Purified OPSD (arXiv 2607.02234, section 3.2): what the reference text induces without the question is subtracted from
+    what it induces with it; the rest is put onto the start model.
+
+    Args:
+        reference_view: the view whose teacher reads the reference without the question
+        kappa: the difference is bounded by this, nats
+        beta: temperature of the difference
+    """
+    difference = teacher - seen.teachers[reference_view]
+    centred = difference - difference.mean(-1, keepdim=True)
+    return (_start(seen) + kappa * torch.tanh(centred / kappa) / beta).log_softmax(-1)
+
+
+@reads_start
+def marker_mass_floor(
+    teacher: Tensor,
+    seen: Distributions,
+    *,
+    lexicon: str = "A",
+    share: float = 0.5,
+    control: Literal["none", "others"] = "none",
+) -> Tensor:
+    """The distribution nearest to q whose mass M on a lexicon's markers is at least share times the start model's.
+
+    With E the markers and m = max(M(q), share M(pi_0)): q m / M(q) on E, q (1 - m) / (1 - M(q)) elsewhere. It minimises
+    KL(. || q) under the constraint, so among the markers and among the others the teacher's preferences stay as they are.
+
+    Args:
+        lexicon: whose markers; those that are one token of the tokenizer
+        share: of the start model's mass, 0 to 1
+        control: `others`: the same mass m - M(q) goes back to the start model's other words instead: (1 - d) q + d pi_0 without E
+    """
+    ids = seen.marker_ids[lexicon]
+    finite = teacher.clamp(min=torch.finfo(teacher.dtype).min / 4)  # a teacher without any marker keeps them all alike
+    inside = teacher[..., ids].logsumexp(-1, keepdim=True)
+    wanted = _start(seen)[..., ids].logsumexp(-1, keepdim=True) + math.log(max(_share(share), 1e-30))
+    wanted = wanted.clamp(max=-torch.finfo(teacher.dtype).eps)
+    others = finite.index_fill(-1, ids, -torch.inf).log_softmax(-1) + torch.log1p(-wanted.exp())
+    floored = others.index_copy(-1, ids, finite[..., ids].log_softmax(-1) + wanted)
+    if control == "others":
+        moved = (wanted.exp() - inside.exp()).clamp(0.0, 1.0)[..., 0]
+        floored = _mix(_start(seen).index_fill(-1, ids, -torch.inf).log_softmax(-1), teacher, moved)
+    return torch.where(wanted > inside, floored, teacher)
+
+
+def _start(seen: Distributions) -> Tensor:
+    assert seen.start is not None
+    return seen.start
+
+
+def _share(share: float) -> float:
+    if not 0.0 <= share <= 1.0:
+        raise ValueError(f"target.share must lie between 0 and 1, got {share}")
+    return share
+
+
+def _mix(one: Tensor, other: Tensor, share: Tensor) -> Tensor:
+    """log(share one + (1 - share) other), share ``[...]``."""
+    return torch.logaddexp(one + share.log()[..., None], other + torch.log1p(-share)[..., None])
+
+
+def _pick(logprobs: Tensor, ids: Tensor) -> Tensor:
+    return logprobs.gather(-1, ids[..., None])[..., 0]

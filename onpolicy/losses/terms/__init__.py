@@ -1,0 +1,1 @@
+"""Loss terms, one file each; ``onpolicy.losses.objective`` sums them."""

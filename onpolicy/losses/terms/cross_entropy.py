@@ -1,0 +1,21 @@
+"""Likelihood of given answers: fine-tuning on what a dataset holds, or on what was sampled."""
+
+from __future__ import annotations
+
+from onpolicy.losses.terms.base import loss_term
+from onpolicy.losses.token_weights import TokenWeight, uniform
+from onpolicy.types import LossInputs, TermOutput
+
+
+@loss_term(tokens="response_mask", unrewarded=True)
+def cross_entropy(inputs: LossInputs, *, token_weights: TokenWeight = uniform) -> TermOutput:
+    """L_t = -v_t log student(y_t), v_t the token weights: supervised fine-tuning.
+
+    With `data.completions` the answers are a dataset's, as in the off-policy self-distillation of arXiv 2603.24472, section 4; on
+    sampled answers with `route: correct` it is rejection sampling fine-tuning (STaR, arXiv 2203.14465).
+
+    Args:
+        token_weights: how much each token counts
+    """
+    weights = token_weights(inputs, inputs.response_mask)
+    return TermOutput(per_token=-weights * inputs.logprobs, metrics={"token_weight": weights})

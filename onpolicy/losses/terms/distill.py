@@ -1,0 +1,53 @@
+"""Distillation on the student's own tokens."""
+
+from __future__ import annotations
+
+from onpolicy.losses.comparison import Comparison, Divergence, Support, Target
+from onpolicy.losses.supports import full
+from onpolicy.losses.targets import identity
+from onpolicy.losses.terms.base import loss_term
+from onpolicy.losses.terms.importance import sampler_weight, staleness_weight
+from onpolicy.losses.token_weights import TokenWeight, uniform
+from onpolicy.types import LossInputs, TermOutput
+
+
+@loss_term(tokens="teacher_mask")
+def distill(
+    inputs: LossInputs,
+    *,
+    divergence: Divergence,
+    support: Support = full,
+    target: Target = identity,
+    token_weights: TokenWeight = uniform,
+    view: str = "teacher",
+    token_clip: float | None = None,
+    importance_cap: float | None = None,
+) -> TermOutput:
+    """L_t = v_t w_t min(D(student_t, target_t), token_clip), D over the next-token distribution at each sampled position.
+
+    Equation 1 of arXiv 2603.24472 with any divergence. v_t are the token weights;
+    w_t = min(pi_old / pi_rollout, cap) min(pi / pi_old, cap), without gradient, as its code (SDPO's) has it; 1 without a cap.
+
+    Args:
+        divergence: how far the two distributions are apart
+        support: the vocabulary entries on which they are compared
+        target: what the student is drawn to: the teacher's distribution or an edit of it
+        token_weights: how much each token counts
+        view: the context under which the teacher reads
+        token_clip: a token's divergence is cut here, nats, and then has no gradient; null: not at all
+        importance_cap: cap of each of the two importance weights; null: no weights
+    """
+    distance = inputs.divergences[Comparison(view=view, support=support, target=target, divergence=divergence)]
+    teacher = inputs.teacher[view]
+    clipped = distance if token_clip is None else distance.clamp(max=token_clip)
+    importance = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)
+    weights = token_weights(inputs, teacher.mask)
+    return TermOutput(
+        per_token=importance * weights * clipped,
+        metrics={
+            "divergence": distance.detach(),
+            "token_weight": weights,
+            "teacher_gap": teacher.logprobs - inputs.logprobs.detach(),
+            "teacher_entropy": teacher.entropy,
+        },
+    )

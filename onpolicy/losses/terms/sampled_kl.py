@@ -1,0 +1,48 @@
+"""Estimates of a KL from the sampled token alone, as losses."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from onpolicy.losses.terms.base import loss_term
+from onpolicy.losses.terms.importance import sampler_weight, staleness_weight
+from onpolicy.losses.token_weights import TokenWeight, uniform
+from onpolicy.types import LossInputs, TermOutput
+
+
+@loss_term(tokens="teacher_mask")
+def sampled_kl(
+    inputs: LossInputs,
+    *,
+    estimator: Literal["k1", "k2", "k3"] = "k1",
+    token_weights: TokenWeight = uniform,
+    view: str = "teacher",
+    importance_cap: float | None = None,
+) -> TermOutput:
+    """L_t = v_t w_t k(u_t), u_t = log teacher(y_t) - log student(y_t), v_t the token weights, w_t as in `distill`.
+
+    k1 = sg(-u) log student(y): SDPO's sampled-token loss (arXiv 2601.20802); its *gradient* is an unbiased estimate of that
+    of the reverse KL, its value means nothing. (Differentiating -u itself would give 0 in expectation.)
+    k2 = u^2 / 2: the same gradient, and a value near the KL while the two are close.
+    k3 = exp(u) - u - 1: the reverse KL's value without bias, but the *forward* KL's gradient.
+    The estimators are those of John Schulman, Approximating KL Divergence (2020).
+
+    Args:
+        estimator: `k1`, `k2` or `k3`
+        token_weights: how much each token counts
+        view: the context under which the teacher reads
+        importance_cap: cap of each of the two importance weights; null: no weights
+    """
+    teacher = inputs.teacher[view]
+    gap = teacher.logprobs - inputs.logprobs
+    losses = {
+        "k1": lambda: -gap.detach() * inputs.logprobs,
+        "k2": lambda: gap.square() / 2,
+        "k3": lambda: gap.exp() - gap - 1.0,
+    }
+    importance = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)
+    weights = token_weights(inputs, teacher.mask)
+    return TermOutput(
+        per_token=importance * weights * losses[estimator](),
+        metrics={"teacher_gap": gap.detach(), "kl": -gap.detach()},
+    )

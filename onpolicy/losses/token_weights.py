@@ -1,0 +1,235 @@
+"""How much each token counts: ``(inputs, mask) -> [B, T]``, without gradient, 0 or more.
+
+A weight multiplies a term's loss per token; the term still divides by its number of tokens, so weights below one also
+lower the loss as a whole; ``normalized`` undoes that. Every rule has its controls: ``shuffled`` and ``entropy_matched``
+put the same weights, hence the same mass, elsewhere; ``random`` chooses as many tokens; another ``lexicon``, such as the
+neutral words of ``F``, asks whether the words matter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from onpolicy.losses.comparison import reads_start
+from onpolicy.trainer.chunked_head import START
+from onpolicy.types import LossInputs
+
+TokenWeight = Callable[[LossInputs, Tensor], Tensor]
+"""``(inputs, mask [B, T] bool: the term's tokens)`` -> weights ``[B, T]``."""
+
+
+def uniform(inputs: LossInputs, mask: Tensor) -> Tensor:
+    """w_t = 1."""
+    return torch.ones_like(inputs.old_logprobs)
+
+
+def position(
+    inputs: LossInputs, mask: Tensor, *, minimum: float = 0.25, midpoint: float = 0.30, width: float = 0.10
+) -> Tensor:
+    """w_t = minimum + (1 - minimum) sigmoid((t / |y| - midpoint) / width): later tokens count more.
+
+    PW-OPSD (arXiv 2605.21606), its moderate setting: .29 at the start, .63 at 30 %, .91 at half of the row's own length.
+
+    Args:
+        minimum: weight that no token goes below
+        midpoint: place of the rise, as a share of the completion
+        width: how gradual the rise is, in the same unit
+    """
+    lengths = inputs.response_mask.sum(-1, keepdim=True).clamp(min=1)
+    place = torch.arange(mask.shape[1], device=mask.device) / lengths
+    return minimum + (1.0 - minimum) * torch.sigmoid((place - midpoint) / width)
+
+
+def skip_first(inputs: LossInputs, mask: Tensor, *, tokens: int = 3) -> Tensor:
+    """0 on the first tokens of each completion, 1 elsewhere; SDFT (arXiv 2601.19897) leaves out three.
+
+    Args:
+        tokens: how many
+    """
+    return (torch.arange(mask.shape[1], device=mask.device) >= tokens).expand(mask.shape).to(inputs.entropy.dtype)
+
+
+def entropy(
+    inputs: LossInputs, mask: Tensor, *, share: float = 0.2, keep: Literal["high", "low", "not_high"] = "high"
+) -> Tensor:
+    """1 on the share of each row's tokens where the student is least (or most) sure, 0 elsewhere.
+
+    The forks of arXiv 2506.01939 (high), or all but them (not_high).
+
+    Args:
+        share: part of the row's tokens that is chosen, 0 to 1; at least one token
+        keep: `high` keeps the tokens of highest entropy, `low` those of lowest, `not_high` all that `high` leaves
+    """
+    chosen = _top_share(-inputs.entropy if keep == "low" else inputs.entropy, mask, share)
+    return mask.to(chosen.dtype) - chosen if keep == "not_high" else chosen
+
+
+def gap(inputs: LossInputs, mask: Tensor, *, view: str = "teacher", scale: float = 1.0) -> Tensor:
+    """w_t = sigmoid(u_t / scale), u_t = log teacher(y_t) - log student(y_t): what the teacher would not have said counts less.
+
+    The gate of SDAR (arXiv 2605.15155).
+
+    Args:
+        view: the context under which the teacher reads
+        scale: nats
+    """
+    return torch.sigmoid((inputs.teacher[view].logprobs - inputs.logprobs.detach()) / scale)
+
+
+def gap_above(inputs: LossInputs, mask: Tensor, *, threshold: float, view: str = "teacher") -> Tensor:
+    """1 where u_t = log teacher(y_t) - log old student(y_t) is at least the threshold, 0 below (REOPOLD, arXiv 2603.11137, phase I).
+
+    Args:
+        threshold: nats
+        view: the context under which the teacher reads
+    """
+    return (inputs.teacher[view].logprobs - inputs.old_logprobs >= threshold).to(inputs.entropy.dtype)
+
+
+def teacher_entropy(
+    inputs: LossInputs,
+    mask: Tensor,
+    *,
+    threshold: float = 0.8,
+    keep: Literal["above", "below"] = "above",
+    view: str = "teacher",
+) -> Tensor:
+    """1 where the teacher's entropy lies above (or not above) the threshold, 0 elsewhere (EOPD, arXiv 2603.07079).
+
+    Two terms with the two halves switch their loss per token.
+
+    Args:
+        threshold: nats
+        keep: `above` or `below`
+        view: the context under which the teacher reads
+    """
+    above = inputs.teacher[view].entropy > threshold
+    return (above if keep == "above" else ~above).to(inputs.entropy.dtype)
+
+
+def teacher_certainty(inputs: LossInputs, mask: Tensor, *, scale: float = 1.0, view: str = "teacher") -> Tensor:
+    """w_t = exp(-H(teacher_t) / scale): an unsure teacher counts less (SRPO, arXiv 2604.02288; the form is ours).
+
+    Args:
+        scale: nats
+        view: the context under which the teacher reads
+    """
+    return torch.exp(-inputs.teacher[view].entropy / scale)
+
+
+@reads_start
+def opportunity(
+    inputs: LossInputs, mask: Tensor, *, lexicon: str = "A", minimum: float = 0.0, saturation: float = 0.05
+) -> Tensor:
+    """w_t = 1 - (1 - minimum) min(1, M_t / saturation), M_t the start model's mass on the lexicon's markers at t.
+
+    Spares the positions where a marker *could* have been said, not only those where it was: there a loss over the
+    vocabulary does most of the suppression.
+
+    Args:
+        lexicon: whose markers; those that are one token of the tokenizer
+        minimum: weight where the start model would gladly have said a marker
+        saturation: mass from which the weight is the minimum
+    """
+    mass = inputs.marker_mass[START, lexicon].exp()
+    return 1.0 - (1.0 - minimum) * (mass / saturation).clamp(max=1.0)
+
+
+def spans(inputs: LossInputs, mask: Tensor, *, marked: str, inside: float = 1.0, outside: float = 0.0) -> Tensor:
+    """One weight inside the marked spans of the completion, another outside (TRACE, arXiv 2605.10194).
+
+    Args:
+        marked: a name under `spans`
+        inside: weight of a marked token
+        outside: weight of the others
+    """
+    return torch.where(inputs.spans[marked], inside, outside)
+
+
+def normalized(
+    inputs: LossInputs,
+    mask: Tensor,
+    *,
+    token_weights: TokenWeight,
+    mean: Literal["arithmetic", "geometric"] = "arithmetic",
+) -> Tensor:
+    """The weights of another rule divided by their mean over each row: they redistribute and never amplify.
+
+    The geometric mean is Distilled RL's (arXiv 2607.17247); it needs weights above 0.
+
+    Args:
+        token_weights: the rule
+        mean: `arithmetic` or `geometric`
+    """
+    weights, count = token_weights(inputs, mask), mask.sum(-1, keepdim=True).clamp(min=1)
+    values = weights if mean == "arithmetic" else weights.log()
+    average = values.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / count
+    divisor = average if mean == "arithmetic" else average.exp()
+    return weights / divisor.clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+def random(inputs: LossInputs, mask: Tensor, *, share: float = 0.2, seed: int = 0) -> Tensor:
+    """1 on a random share of each row's tokens: the control for `entropy` and any other choice of as many tokens.
+
+    Args:
+        share: part of the row's tokens that is kept, 0 to 1; at least one token
+        seed: which tokens; the same rows get the same ones
+    """
+    return _top_share(_noise(inputs, seed), mask, share)
+
+
+def shuffled(inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight, seed: int = 0) -> Tensor:
+    """The weights of another rule in random order within each row: the same values and the same mass, in other places.
+
+    Args:
+        token_weights: the rule this is the control for
+        seed: which order; the same rows get the same one
+    """
+    return permuted(inputs, token_weights(inputs, mask), mask, seed=seed)
+
+
+def entropy_matched(
+    inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight, strata: int = 10, seed: int = 0
+) -> Tensor:
+    """The weights of another rule shuffled among tokens of like entropy: the same mass on as many uncertain tokens.
+
+    What remains of an effect under this control is not owed to the rule's favouring forks.
+
+    Args:
+        token_weights: the rule this is the control for
+        strata: parts of equal size into which a row's tokens are sorted by the student's entropy
+        seed: which order; the same rows get the same one
+    """
+    return permuted(inputs, token_weights(inputs, mask), mask, strata=strata, seed=seed)
+
+
+def permuted(inputs: LossInputs, weights: Tensor, mask: Tensor, *, strata: int = 1, seed: int = 0) -> Tensor:
+    """Each row's weights in random order, within so many strata of the student's entropy."""
+    out, noise = torch.zeros_like(weights), _noise(inputs, seed)
+    for row in range(len(mask)):
+        places = mask[row].nonzero()[:, 0]
+        ordered = places if strata == 1 else places[inputs.entropy[row, places].argsort()]
+        for part in ordered.tensor_split(min(strata, max(len(ordered), 1))):
+            out[row, part] = weights[row, part[noise[row, part].argsort()]]
+    return out
+
+
+def _top_share(score: Tensor, mask: Tensor, share: float) -> Tensor:
+    if not 0.0 < share <= 1.0:
+        raise ValueError(f"token_weights.share must lie above 0 and at most at 1, got {share}")
+    ranks = score.masked_fill(~mask, -torch.inf).argsort(-1, descending=True).argsort(-1)
+    kept = (share * mask.sum(-1, keepdim=True)).ceil()
+    return ((ranks < kept) & mask).to(score.dtype)
+
+
+def _noise(inputs: LossInputs, seed: int) -> Tensor:
+    """[B, T] that depends on a row's own log-probabilities alone, so that it is the same in every micro-batch."""
+    rows = []
+    for logprobs in inputs.rollout_logprobs.double().cpu():
+        key = hash((seed, tuple(logprobs[logprobs != 0].tolist()))) & 0x7FFF_FFFF
+        rows.append(torch.rand(len(logprobs), generator=torch.Generator().manual_seed(key)))
+    return torch.stack(rows).to(inputs.entropy.device)

@@ -1,1 +1,0 @@
-"""Loss terms, one file each; ``onpolicy.loss`` sums them."""

@@ -1,0 +1,1 @@
+"""Prompts to rollout groups: vLLM, transformers, or the completions of a dataset."""

@@ -1,0 +1,105 @@
+"""Rollouts of the next steps, sampled while this step is trained; none may be older than the bound.
+
+With a bound of ``s`` the batches of steps ``m`` to ``m + s`` are on their way when step ``m`` is trained. Batch ``m`` was begun
+with weights of version ``m - 1 - s`` or newer and is trained with version ``m - 1``, so none of its tokens is more than ``s``
+versions old. Batches are trained in order, and step ``m`` gets the problems it would get with a bound of 0, which is
+on-policy: there each batch is sampled when it is asked for.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+from onpolicy.annotation.scoring import JudgedGroup
+from onpolicy.rollout.sampler import Rollouts
+from onpolicy.types import Metrics, RolloutGroup
+from onpolicy.utils.timer import Clock
+
+Sampled = tuple[list[JudgedGroup], Metrics]
+
+
+class Pipeline:
+    """The batch of a step, and those of the next ones on their way."""
+
+    def __init__(self, rollouts: Rollouts, clock: Clock, *, staleness: int, steps: int) -> None:
+        """
+        Args:
+            rollouts: samples a batch
+            clock: of the training; batches on threads of their own are timed by themselves, under ``pipeline/``
+            staleness: the bound
+            steps: no batch is begun beyond this one
+        """
+        self.rollouts, self.clock, self.staleness, self.steps = rollouts, clock, staleness, steps
+        # how many problems dynamic sampling uses up is known when it has: the next batch begins behind it
+        self._pool = ThreadPoolExecutor(1 if rollouts.batches else staleness + 1, "pipeline") if staleness else Here()
+        self._batches: dict[int, Future[tuple[Sampled, int]]] = {}
+        """By step."""
+        self._position: int | None = None
+        self._judging = threading.Lock()
+
+    @property
+    def position(self) -> int:
+        """Where the problems stand behind the batch that was handed out last: a resumed run goes on from there."""
+        return self.rollouts.prompts.position if self._position is None else self._position
+
+    def __call__(self, step: int) -> Sampled:
+        """The batch of ``step``; raises what went wrong while it was sampled."""
+        for number in range(step, min(step + self.staleness, self.steps) + 1):
+            if number not in self._batches:
+                self._batches[number] = self._start(number)
+        batch = self._batches[step]
+        if not batch.done():
+            with self.clock("wait"):
+                batch.exception()
+        sampled, self._position = batch.result()
+        del self._batches[step]
+        return sampled
+
+    def cancel(self) -> None:
+        """Forgets everything that is on its way, once it has ended; its problems will be drawn again."""
+        self._end()
+        self.rollouts.prompts.position, self._position = self.position, None
+
+    def close(self) -> None:
+        """For good. What is being sampled ends first, which is soon once the generator is closed."""
+        self._end()
+        self._pool.shutdown()
+
+    def _end(self) -> None:
+        batches, self._batches = self._batches, {}
+        for batch in batches.values():
+            batch.cancel()
+        for batch in batches.values():
+            if not batch.cancelled():
+                batch.exception()
+
+    def _start(self, step: int) -> Future[tuple[Sampled, int]]:
+        if not self.staleness:
+            return self._pool.submit(self._sample, step, self.rollouts)
+        cursor = self.rollouts.prompts if self.rollouts.batches else self.rollouts.prompts.split_off()
+        rollouts = replace(self.rollouts, prompts=cursor, judge=self._judge, clock=Clock())
+        return self._pool.submit(self._sample, step, rollouts)
+
+    def _sample(self, step: int, rollouts: Rollouts) -> tuple[Sampled, int]:
+        groups, metrics = rollouts(step)
+        if rollouts.clock is not self.clock:
+            metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.clock.read().items()}
+        return (groups, metrics), rollouts.prompts.position
+
+    def _judge(self, groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
+        """One batch at a time: a user's reward need not be made for several threads."""
+        with self._judging:
+            return self.rollouts.judge(groups)
+
+
+class Here(Executor):
+    """No other thread: what is submitted is done at once, so that rewards may use signals, and Ctrl-C reaches it."""
+
+    def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        done: Future[Any] = Future()
+        done.set_result(function(*args, **kwargs))
+        return done

@@ -1,0 +1,122 @@
+"""One vLLM engine for many threads: all their requests are in one batch, and whoever has the turn makes the next step."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from onpolicy.rollout.fair_lock import Turns
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.outputs import RequestOutput
+
+
+@dataclass
+class Request:
+    """What has come of it so far."""
+
+    output: RequestOutput | None = None
+    """The latest."""
+    versions: list[int] = field(default_factory=list)
+    """Of the weights that sampled each of its tokens."""
+
+    @property
+    def done(self) -> bool:
+        return self.output is not None and self.output.finished
+
+
+class SharedEngine:
+    """Requests outlive new weights: they keep their tokens, are read again by the new weights and go on."""
+
+    def __init__(self, llm: Any) -> None:
+        self._llm, self.version = llm, 0
+        self._turns, self._numbers = Turns(), itertools.count()
+        self._running: dict[str, Request] = {}
+        """By name, those of all threads."""
+
+    def run(
+        self,
+        wanted: Sequence[tuple[Sequence[int], SamplingParams]],
+        on_progress: Callable[[int, int], None] = lambda done, total: None,
+    ) -> list[Request]:
+        """Finished requests, in the order wanted."""
+        requests: dict[str, Request] = {}
+        try:
+            with self._turn() as engine:
+                for ids, params in wanted:
+                    name = str(next(self._numbers))
+                    engine.add_request(name, {"prompt_token_ids": list(ids)}, params)
+                    requests[name] = self._running[name] = Request()
+            self._finish(list(requests.values()), on_progress)
+        except BaseException:
+            self._abandon(requests)
+            raise
+        finally:
+            for name in requests:
+                del self._running[name]
+        return list(requests.values())
+
+    def update(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Between two steps. Every key and value that the old weights made is dropped, those of running requests too."""
+        tensors = list(weights)
+        with self._turn():
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+            self._llm.reset_prefix_cache(reset_running_requests=True)
+            self.version = version
+
+    def close(self) -> None:
+        """Frees the engine and its memory; whoever is sampling gets an error."""
+        self._turns.close()
+        if self._llm is not None:
+            self._llm.llm_engine.engine_core.shutdown()
+            self._llm = None
+            gc.collect()
+
+    def _finish(self, requests: Sequence[Request], on_progress: Callable[[int, int], None]) -> None:
+        done = 0
+        while done < len(requests):
+            with self._turn() as engine:
+                if not all(r.done for r in requests):  # another thread's step may have been the last that was needed
+                    self._step(engine)
+            done = sum(r.done for r in requests)
+            on_progress(done, len(requests))
+
+    def _step(self, engine: Any) -> None:
+        for output in engine.step():
+            request = self._running.get(output.request_id.partition("-")[0])
+            if request is not None:
+                request.output = output
+                request.versions += [self.version] * (len(output.outputs[0].token_ids) - len(request.versions))
+
+    def _abandon(self, requests: dict[str, Request]) -> None:
+        if not self._turns.closed:
+            with self._turn() as engine:
+                engine.abort_request([name for name, request in requests.items() if not request.done])
+
+    @contextmanager
+    def _turn(self) -> Iterator[Any]:
+        with self._turns(), undisturbed_threads():
+            yield self._llm.llm_engine
+
+
+@contextmanager
+def undisturbed_threads() -> Iterator[None]:
+    """vLLM binds threads to cores and may lower torch's thread count; the trainer in this process gets its own back."""
+    threads = torch.get_num_threads()
+    affinity = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else None
+    try:
+        yield
+    finally:
+        if affinity is not None and os.sched_getaffinity(0) != affinity:
+            os.sched_setaffinity(0, affinity)
+        if torch.get_num_threads() != threads:
+            torch.set_num_threads(threads)

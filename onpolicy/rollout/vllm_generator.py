@@ -1,0 +1,174 @@
+"""Rollouts from vLLM, in this process, on CPU or GPU."""
+
+from __future__ import annotations
+
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from onpolicy.data.rendering import Renderer
+from onpolicy.rollout.sampling import Sampling
+from onpolicy.rollout.seeds import newer, rollout_seed
+from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
+from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+
+FINISHED: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
+
+
+class VLLMGenerator:
+    """One engine, colocated with the trainer; new weights go in through memory, also while rollouts are being sampled."""
+
+    def __init__(
+        self,
+        *,
+        renderer: Renderer,
+        model: str,
+        sampling: Sampling,
+        max_model_len: int,
+        source: Mapping[str, Any] | None = None,
+        dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+        enforce_eager: bool | None = None,
+        gpu_memory_utilization: float = 0.4,
+        kv_cache_gib: int = 1,
+        tensor_parallel_size: int = 1,
+        max_num_seqs: int = 256,
+    ) -> None:
+        """
+        Args:
+            dtype: what the engine computes in; `auto`: float32 on the CPU, else the model's own
+            enforce_eager: no CUDA graphs and no compilation; null: only on the CPU
+            gpu_memory_utilization: share of the GPU's memory for the engine, the rest is the trainer's
+            kv_cache_gib: memory for the KV cache on the CPU, GiB
+            tensor_parallel_size: GPUs per engine
+            max_num_seqs: rollouts sampled at the same time
+        """
+        cpu = not torch.cuda.is_available()
+        _set_environment(cpu, kv_cache_gib)
+        with undisturbed_threads(), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch
+            from vllm import LLM
+
+            llm = LLM(
+                model=model,
+                dtype=("float32" if cpu else "auto") if dtype == "auto" else dtype,
+                enforce_eager=cpu if enforce_eager is None else enforce_eager,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                gpu_memory_utilization=gpu_memory_utilization,
+                tensor_parallel_size=tensor_parallel_size,
+                enable_prefix_caching=True,
+                **_whole_prompts(max_model_len) if cpu else {},
+                logprobs_mode="raw_logprobs",  # before temperature and top-p: what the trainer's own are compared with
+                disable_log_stats=True,
+                use_tqdm_on_load=False,
+                seed=0,
+                **_one_of_several(),
+                **(source or {}),
+            )
+        self._engine = SharedEngine(llm)
+        self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
+        self.max_model_len = max_model_len
+        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+        """``group_size`` rollouts of each prompt, in the order given."""
+        sampling = sampling or self.sampling
+        longest = self.max_model_len - sampling.max_tokens
+        wanted = [
+            (
+                (*self.renderer.prompt_ids(prompt.messages, limit=longest - len(prompt.begun)), *prompt.begun),
+                self._params(sampling, rollout_seed(seed, prompt.id, j), prompt.banned),
+            )
+            for prompt in prompts
+            for j in range(sampling.group_size)
+        ]
+        rollouts = [self._rollout(request) for request in self._engine.run(wanted, self.on_progress)]
+        size = sampling.group_size
+        return [
+            RolloutGroup(prompt=prompt, rollouts=tuple(rollouts[i * size : (i + 1) * size]))
+            for i, prompt in enumerate(prompts)
+        ]
+
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+        """Reloads every tensor in place and drops what was cached with the old ones; running rollouts go on with the new."""
+        self._engine.update(weights, version=newer(version, self.policy_version))
+        self.policy_version = version
+
+    def logprobs(self, token_ids: Sequence[int]) -> list[float]:
+        """Log-probability of each token but the first, given those before it, under the weights now in the engine."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
+        (request,) = self._engine.run([(tuple(token_ids), params)])
+        output = request.output
+        assert output is not None and output.prompt_logprobs is not None
+        pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        return [float(entry[token].logprob) for token, entry in pairs if entry is not None]
+
+    def rewind(self) -> None:
+        """The next weights may be of any version."""
+        self.policy_version = -1
+
+    def close(self) -> None:
+        """Frees the engine and its memory; whoever is sampling gets an error."""
+        self._engine.close()
+
+    def _params(self, sampling: Sampling, seed: int, banned: Sequence[int]) -> SamplingParams:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            max_tokens=sampling.max_tokens,
+            stop_token_ids=list(self.renderer.eos_ids),
+            seed=seed,
+            logit_bias=dict.fromkeys(banned, -math.inf) or None,
+            logprobs=0,  # the sampled token alone
+            detokenize=False,
+        )
+
+    def _rollout(self, request: Request) -> Rollout:
+        output = request.output
+        assert output is not None and output.prompt_token_ids is not None
+        completion = output.outputs[0]
+        ids = tuple(completion.token_ids)
+        assert completion.logprobs is not None
+        return Rollout(
+            prompt_ids=tuple(output.prompt_token_ids),
+            completion_ids=ids,
+            rollout_logprobs=tuple(float(e[i].logprob) for i, e in zip(ids, completion.logprobs, strict=True)),
+            text=self.renderer.completion_text(ids),
+            finish_reason=FINISHED.get(completion.finish_reason, "abort"),
+            policy_version=min(request.versions, default=self.policy_version),
+            token_versions=tuple(request.versions) if len(set(request.versions)) > 1 else (),
+        )
+
+
+def _one_of_several() -> dict[str, Any]:
+    """In a launcher's process group every rank has an engine of its own."""
+    several = torch.distributed.is_initialized() and torch.distributed.get_world_size() > 1
+    return {"distributed_executor_backend": "external_launcher"} if several else {}
+
+
+def _whole_prompts(max_model_len: int) -> dict[str, Any]:
+    """A prompt that is prefilled in parts makes vLLM wind a seeded request's generator back, which a CPU's cannot do."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
+
+
+def _set_environment(cpu: bool, kv_cache_gib: int) -> None:
+    """What vLLM reads when it is imported; a user's own settings win."""
+    wanted = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    if cpu:
+        # compiling its small kernels takes half a minute on a CPU and gains nothing that could be measured
+        wanted |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)

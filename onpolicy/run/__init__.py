@@ -1,0 +1,1 @@
+"""One run: assembly, preflight, evaluation, guards, logs, checkpoints, resuming."""

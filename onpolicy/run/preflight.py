@@ -1,0 +1,179 @@
+"""Seconds of checks before hours of training. Each refuses with a reason; together they catch what usually goes wrong
+in self-distillation without a sound: prompts out of line, a teacher that is no teacher, an engine that disagrees.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from rich.console import Console
+from rich.panel import Panel
+from rich.text import Text
+
+from onpolicy.data.rendering import Renderer
+from onpolicy.losses.objective import Term
+from onpolicy.losses.targets import identity
+from onpolicy.trainer.chunked_head import States
+from onpolicy.trainer.forward import head_error
+from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.types import Example
+from onpolicy.utils.terminal import plain, printable
+
+HEAD_TOLERANCE = 1e-3
+ENOUGH = 8
+"""Rollouts on which generator and trainer are compared."""
+
+
+class PreflightError(RuntimeError):
+    """The run would not mean anything; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """The checks of one run, on the rollouts of a first sampling."""
+
+    trainer: LocalTrainer
+    renderer: Renderer
+    views: Sequence[str]
+    logprob_tolerance: float | None
+    """None: nothing was sampled, so there is nothing to compare."""
+    console: Console
+
+    def __call__(self, examples: Sequence[Example]) -> None:
+        """Raises PreflightError on the first check that fails."""
+        shown = next((e for e in examples if e.teacher_prompt_ids), examples[0])
+        self.show(shown)
+        self.check_head(shown)
+        self.check_alignment(examples)
+        if self.logprob_tolerance is not None:
+            self.check_logprobs(examples, self.logprob_tolerance)
+        self.check_zero(shown)
+        self.check_signal(examples)
+
+    def show(self, example: Example) -> None:
+        """Both prompts and the completion, decoded, once."""
+        self._panel("the student reads", self.renderer.decode(example.rollout.prompt_ids))
+        for view, ids in example.teacher_prompt_ids.items():
+            self._panel(f"the teacher reads ({view})", self.renderer.decode(ids))
+        self._panel(
+            f"the student answered (reward {example.reward:g}, {example.rollout.finish_reason})", example.rollout.text
+        )
+
+    def check_head(self, example: Example) -> None:
+        """The chunked head must give the model's own logits."""
+        ids = torch.tensor([example.rollout.prompt_ids], device=self.trainer.device)
+        error = head_error(self.trainer.student, ids)
+        if error > HEAD_TOLERANCE:
+            kind = type(self.trainer.student).__name__
+            raise PreflightError(
+                f"{kind}: logits computed from hidden states are off by {error:.3g}; its head scales them in a way not known here"
+            )
+        self._passed("the model's head is understood", f"logits differ by {error:.1e}")
+
+    def check_alignment(self, examples: Sequence[Example]) -> None:
+        """Student and teacher must hand over to the completion in the same way: same last tokens, hence same first token."""
+        suffix = self.renderer.generation_suffix
+        for example in examples:
+            prompts = {"student": example.rollout.prompt_ids, **example.teacher_prompt_ids}
+            for who, ids in prompts.items():
+                if tuple(ids[len(ids) - len(suffix) :]) != tuple(suffix):
+                    raise PreflightError(
+                        f"prompt {example.prompt.id!r}: the prompt of {who!r} ends with {self.renderer.decode(ids[-len(suffix) :])!r}, "
+                        f"wanted the generation prompt {self.renderer.decode(suffix)!r}; the completion would start in another place"
+                    )
+        self._passed("first completion token lines up", f"all prompts end with {self.renderer.decode(suffix)!r}")
+
+    def check_logprobs(self, examples: Sequence[Example], tolerance: float) -> None:
+        """Generator and trainer must be the same model."""
+        examples = examples[:ENOUGH]
+        ours = torch.cat(self.trainer.logprobs(examples)).float().cpu()
+        theirs = torch.tensor([p for e in examples for p in e.rollout.rollout_logprobs])
+        gap = (ours - theirs).abs()
+        if not gap.mean() <= tolerance:
+            raise PreflightError(
+                f"generator and trainer disagree on the sampled tokens by {gap.mean():.4f} nats on average (at most {gap.max():.3f}); "
+                f"preflight.logprob_tolerance allows {tolerance}. Different weights, precision or chat template?"
+            )
+        self._passed(
+            "generator and trainer agree", f"log-probs differ by {gap.mean():.1e} on average, {gap.max():.1e} at most"
+        )
+
+    def check_zero(self, example: Example) -> None:
+        """A teacher that reads the student's own prompt must give zero loss and zero gradient while its weights are the student's."""
+        if not self.views or self.trainer.rule.path is not None:  # another model never agrees with the student
+            return
+        twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.views, example.rollout.prompt_ids))
+        kept: list[States] = []
+
+        def keep(states: States) -> States:
+            kept.append(states)
+            return states
+
+        inputs = self.trainer.inputs(self.trainer.batch([twin]), through=keep)
+        gaps = [(scores.logprobs - inputs.logprobs) ** 2 for scores in inputs.teacher.values()]
+        plain = [value for comparison, value in inputs.divergences.items() if comparison.target is identity]
+        loss = torch.stack([*gaps, *plain]).sum() / len(example.rollout.completion_ids)
+        norm = float(
+            torch.autograd.grad(loss, kept[0].hidden)[0].abs().max()
+        )  # all weights but the head learn through it
+        value = float(loss.detach().abs())
+        if value > 1e-5 or norm > 1e-3:
+            raise PreflightError(
+                f"a teacher with the student's prompt and weights gives a loss of {value:.3g} per token, a gradient of {norm:.3g}; wanted 0"
+            )
+        self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
+
+    def check_signal(self, examples: Sequence[Example]) -> None:
+        """At least one term must have a rollout with something to learn from."""
+        counts = {term.name: sum(has_signal(term, e) for e in examples) for term in self.trainer.objective.terms}
+        each = ", ".join(f"{name} {count} of {len(examples)}" for name, count in counts.items())
+        if not any(counts.values()):
+            taught = sum(bool(e.teacher_prompt_ids) for e in examples)
+            credited = sum(e.advantage != 0.0 for e in examples)
+            raise PreflightError(
+                f"no rollout carries a signal ({each}): {taught} have a teacher context and {credited} an advantage. "
+                "Try more rollouts (generator.group_size, data.prompts_per_step), an easier set, another context or route."
+            )
+        taught_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
+        same = all(ids == e.rollout.prompt_ids for e, ids in taught_prompts)
+        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.facts.tokens == "response_mask")
+        if taught_prompts and same and not self.trainer.rule.copies and not rewarded:
+            raise PreflightError(
+                "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
+            )
+        self._passed("there is a signal", f"rollouts by term: {each}")
+
+    def _panel(self, title: str, text: str) -> None:
+        self.console.print(Panel(Text(printable(text)), title=plain(title), title_align="left", border_style="dim"))
+
+    def _passed(self, what: str, detail: str) -> None:
+        self.console.print(f"[green]✓[/green] {what} [dim]({plain(detail)})[/dim]", highlight=False)
+
+
+def report_of(
+    trainer: LocalTrainer,
+    renderer: Renderer,
+    views: Sequence[str],
+    logprob_tolerance: float | None,
+    screen: tuple[int, bool],
+    examples: Sequence[Example],
+) -> tuple[str, PreflightError | None]:
+    """All checks, for ``Trainer.apply``: what they print, as on a screen of this width (and whether it is one), and what failed."""
+    said = io.StringIO()
+    console = Console(file=said, width=screen[0], force_terminal=screen[1])
+    try:
+        Preflight(trainer, renderer, views, logprob_tolerance, console)(examples)
+    except PreflightError as error:
+        return said.getvalue(), error
+    return said.getvalue(), None
+
+
+def has_signal(term: Term, example: Example) -> bool:
+    """Whether a term can learn from a rollout: it goes there, and has the views, or the advantage, that the term reads."""
+    taught = all(view in example.teacher_prompt_ids for view in term.views)
+    if term.facts.tokens == "response_mask" and not term.facts.unrewarded:
+        taught = example.advantage != 0.0 or (bool(term.views) and taught)
+    return example.routes.get(term.name, 1.0) > 0 and taught

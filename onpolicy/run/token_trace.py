@@ -1,0 +1,81 @@
+"""One rollout, token by token, small enough to keep: what the token page shows."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from onpolicy.data.rendering import Renderer
+from onpolicy.losses.objective import Term
+from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.types import Example, LossInputs
+
+SCALE = 100.0
+"""Numbers are kept as 16-bit integers of hundredths: nats to .01, at most 327."""
+
+
+SHOWN = ("token_weight", "advantage")
+"""Of a term's own per-token numbers, those that a reader wants to see on every token."""
+
+
+@torch.no_grad()
+def token_record(trainer: LocalTrainer, renderer: Renderer, example: Example) -> dict[str, Any]:
+    """What teacher and student make of each token, under the weights now in the trainer.
+
+    Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by view the
+    teacher's ``logprob`` and ``entropy``; by loss term the ``loss`` of each token, its ``token_weight`` and ``advantage`` (one
+    number where all tokens have the same); ``marks`` are bits, 1 on markers.
+    """
+    inputs = trainer.inputs(trainer.batch([example]))
+    views = {
+        view: {"logprob": packed(scores.logprobs[0]), "entropy": packed(scores.entropy[0])}
+        for view, scores in inputs.teacher.items()
+        if view in example.teacher_prompt_ids
+    }
+    return {
+        "prompt_id": example.prompt.id,
+        "reward": example.reward,
+        "advantage": example.advantage,
+        "finish_reason": example.rollout.finish_reason,
+        "tokens": renderer.pieces(example.rollout.completion_ids),
+        "logprob": packed(inputs.logprobs[0]),
+        "entropy": packed(inputs.entropy[0]),
+        "views": views,
+        "terms": {t.name: _of_term(t, inputs) for t in trainer.objective.terms if t.tokens(inputs).any()},
+        "marks": {name: bits(marks) for name, marks in example.spans.items() if any(marks)},
+        "student_prompt": renderer.decode(example.rollout.prompt_ids),
+        "teacher_prompts": {view: renderer.decode(ids) for view, ids in example.teacher_prompt_ids.items()},
+    }
+
+
+def _of_term(term: Term, inputs: LossInputs) -> dict[str, str | float]:
+    output = term.function(inputs)
+    loss = float(term.weight) * torch.where(term.tokens(inputs), output.per_token, 0.0)
+    found = {"loss": loss} | {name: output.metrics[name] for name in SHOWN if name in output.metrics}
+    return {name: _same_or_packed(values[0]) for name, values in found.items()}
+
+
+def _same_or_packed(values: Tensor) -> str | float:
+    return float(values[0]) if bool((values == values[0]).all()) else packed(values)
+
+
+def packed(values: Tensor) -> str:
+    """[T] as base64."""
+    limit = np.iinfo(np.int16).max
+    hundredths = np.nan_to_num(values.detach().double().cpu().numpy() * SCALE)
+    return base64.b64encode(np.clip(np.rint(hundredths), -limit, limit).astype("<i2").tobytes()).decode()
+
+
+def bits(marks: Sequence[bool]) -> str:
+    """[T] as base64, eight tokens a byte, the first in the highest bit."""
+    return base64.b64encode(np.packbits(np.asarray(marks, dtype=bool)).tobytes()).decode()
+
+
+def unpacked(text: str) -> list[float]:
+    """What ``packed`` kept."""
+    return [float(v) / SCALE for v in np.frombuffer(base64.b64decode(text), dtype="<i2")]

@@ -1,0 +1,73 @@
+"""Low-rank adapters (peft) inside a model: the base weights are the start model, so a frozen teacher costs no memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor, nn, no_grad
+
+from onpolicy.trainer.zero3 import whole, wholes
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+ADAPTER = "default"
+
+
+def add_adapter(model: PreTrainedModel, *, rank: int, alpha: int, targets: Sequence[str] | None) -> None:
+    """Puts adapters into the model and freezes everything else; they start as zero.
+
+    Raises:
+        ImportError: peft is not installed.
+    """
+    try:
+        from peft import LoraConfig
+    except ImportError as error:
+        raise ImportError("trainer.lora_rank needs the package peft: pip install 'onpolicy[lora]'") from error
+    chosen: Any = list(targets) if targets else "all-linear"
+    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0))
+
+
+def adapted(model: nn.Module) -> bool:
+    return any(True for _ in _layers(model))
+
+
+@contextmanager
+def adapter_off(model: nn.Module) -> Iterator[None]:
+    """The model as it was before its adapters."""
+    layers = list(_layers(model))
+    for layer in layers:
+        layer.enable_adapters(False)
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of the model without adapters that computes the same, one at a time, under their own names."""
+    layers = set(_layers(model))
+    deltas = {f"{name}.weight": layer for name, layer in model.named_modules() if layer in layers}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if ".lora_" in name:
+            continue
+        plain = name.replace(".base_layer.", ".")
+        layer = deltas.get(plain)
+        if layer is None:
+            yield from wholes([(plain, tensor)])
+        else:
+            with no_grad(), whole(tensor, *(p for n, p in layer.named_parameters() if ".lora_" in f".{n}")):
+                full = tensor + layer.get_delta_weight(ADAPTER).to(tensor)
+            yield plain, full
+
+
+def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    return ((name, p) for name, p in model.named_parameters() if ".lora_" in name)
+
+
+def _layers(model: nn.Module) -> Iterator[Any]:
+    """Without importing peft: a model that never had adapters must not need it."""
+    return (m for m in model.modules() if hasattr(m, "get_delta_weight") and hasattr(m, "base_layer"))

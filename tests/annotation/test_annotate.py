@@ -1,0 +1,194 @@
+"""From rollouts to examples.
+
+1. contexts: the wording, who sees what, and when there is no teacher; 2. credit by hand, and the trap of dividing by a
+small spread; 3. rewards come before contexts and are summed by weight; 4. rollouts of other weights are refused; 5. a
+privileged prompt that is too long is refused or dropped, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+
+from onpolicy.annotation.annotate import Annotator, StaleRollouts
+from onpolicy.annotation.contexts.failed_sibling import failed_sibling
+from onpolicy.annotation.contexts.feedback import feedback
+from onpolicy.annotation.contexts.final_answer import final_answer
+from onpolicy.annotation.contexts.instruction import instruction
+from onpolicy.annotation.contexts.none import none
+from onpolicy.annotation.contexts.partial import partial
+from onpolicy.annotation.contexts.reference_solution import reference_solution
+from onpolicy.annotation.contexts.successful_sibling import successful_sibling
+from onpolicy.annotation.contexts.template import ContextError
+from onpolicy.annotation.contexts.without_thinking import without_thinking
+from onpolicy.annotation.contexts.wrong_answer import wrong_answer
+from onpolicy.annotation.credit import group_mean, group_std, leave_one_out
+from onpolicy.annotation.queries import Inquiry
+from onpolicy.annotation.scoring import Judge, Reward
+from onpolicy.data.rendering import PromptTooLong, Renderer
+from onpolicy.experiments.lab.siblings import sibling_answer
+from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
+from onpolicy.utils.rng import step_seed
+from tests.tiny import byte_tokenizer
+
+PROMPT = Prompt(
+    id="p1",
+    messages=({"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is {x}?"}),
+    fields={"answer": "4", "solution": "x = \\frac{8}{2} = {answer}", "x": "never filled"},
+)
+
+
+def group(*texts: str, version: int = 0) -> RolloutGroup:
+    rollouts = tuple(
+        Rollout(
+            prompt_ids=(5,),
+            completion_ids=(6, 7),
+            rollout_logprobs=(-1.0, -1.0),
+            text=t,
+            finish_reason="stop",
+            policy_version=version,
+        )
+        for t in texts
+    )
+    return RolloutGroup(prompt=PROMPT, rollouts=rollouts)
+
+
+def test_contexts_replace_the_last_user_message_and_leave_braces_alone() -> None:
+    messages = reference_solution(group("a"), 0, [0.0])
+    assert messages is not None and messages[0] == PROMPT.messages[0] and len(messages) == 2
+    assert messages[1]["content"] == (
+        "What is {x}?\n\nCorrect solution:\n\nx = \\frac{8}{2} = {answer}\n\nCorrectly solve the original question."
+    )
+    assert "The correct final answer is 4." in final_answer(group("a"), 0, [0.0])[1]["content"]
+    assert none(group("a"), 0, [0.0]) == PROMPT.messages
+    assert final_answer(group("a"), 0, [0.0], template="{question} ({answer})")[1]["content"] == "What is {x}? (4)"
+
+
+def test_a_row_without_the_field_is_named() -> None:
+    with pytest.raises(ValueError, match=r"'p1' has no 'solution'"):
+        reference_solution(group("a"), 0, [0.0], field="reference")
+
+
+def test_a_sibling_is_never_the_rollout_itself() -> None:
+    siblings = group("zero", "one", "two")
+    rewards = [0.0, 1.0, 1.0]
+    shown = [successful_sibling(siblings, i, rewards) for i in range(3)]
+    assert all(m is not None for m in shown)
+    assert "one" in shown[0][-1]["content"] and "two" in shown[1][-1]["content"] and "one" in shown[2][-1]["content"]  # type: ignore[index]
+    assert successful_sibling(siblings, 1, [0.0, 1.0, 0.0]) is None
+    assert successful_sibling(siblings, 0, [0.0, 0.4, 0.0], threshold=0.3) is not None
+
+
+def test_the_labs_sibling_without_its_search() -> None:
+    found = [sibling_answer(group("maybe a1 sees a2 no wait so #### a3 a4", "x"), i, [1.0, 0.0]) for i in range(2)]
+    assert found[0] is None and found[1] is not None and found[1][-1]["content"].endswith("hint so #### a3 a4")
+    assert "wait" not in found[1][-1]["content"]
+    assert sibling_answer(group("maybe a1 sees a2", "x"), 1, [1.0, 0.0]) is None, "no answer of its own to show"
+
+
+def test_the_ladder_of_contexts() -> None:
+    rich = Prompt(
+        id="p", messages=({"role": "user", "content": "Q"},),
+        fields={"answer": "4", "solution": "<think>wait</think>one\ntwo\nthree", "feedback": "off by one"},
+    )  # fmt: skip
+    rollouts = group("<think>hm</think>right", "wrong").rollouts
+    both = RolloutGroup(prompt=rich, rollouts=rollouts)
+
+    def text(context: Any, index: int = 1, rewards: tuple[float, ...] = (1.0, 0.0), **options: Any) -> str:
+        messages = context(both, index, rewards, **options)
+        return "" if messages is None else messages[-1]["content"]
+
+    assert "wait" not in text(without_thinking) and "one\ntwo\nthree" in text(without_thinking)
+    assert (
+        "one" in text(partial, share=0.2)
+        and "two" not in text(partial, share=0.2)
+        and "three" in text(partial, share=1.0)
+    )
+    assert "wrong:\n\nwrong" in text(failed_sibling, index=0) and text(failed_sibling) == ""
+    assert "off by one" in text(feedback) and text(feedback, index=0) == "" and text(feedback, field="none") == ""
+    assert "answer is 5." in text(wrong_answer) and "answer is 9." in text(wrong_answer, constant="9")
+    assert text(instruction) == "Q\n\nCorrectly solve the original question."
+    assert "hm" in text(successful_sibling) and "hm" not in text(successful_sibling, keep_thinking=False)
+    for options, words in (
+        ({"constant": "4"}, "is the right one"),
+        ({"field": "solution"}, "give the context's constant"),
+    ):
+        with pytest.raises(ContextError, match=words):
+            wrong_answer(both, 0, [0.0], **options)  # type: ignore[arg-type]
+    with pytest.raises(ContextError, match="between 0 and 1"):
+        partial(both, 0, [0.0], share=2.0)
+
+
+def test_credit_by_hand() -> None:
+    assert group_mean([1.0, 0.0, 0.0, 1.0]) == [0.5, -0.5, -0.5, 0.5]
+    assert group_std([1.0, 0.0, 0.0, 1.0], epsilon=0.0) == [1.0, -1.0, -1.0, 1.0]
+    assert leave_one_out([1.0, 0.0, 0.0]) == [1.0, -0.5, -0.5] and leave_one_out([3.0]) == [0.0]
+    assert group_std([1.0, 1.0]) == [0.0, 0.0]
+
+
+def test_the_trap_of_dividing_by_a_small_spread() -> None:
+    """A bonus of .001 in an all-right group becomes an advantage of about one; without the division it stays .0005."""
+    rewards = [1.0, 1.001]
+    assert group_std(rewards, epsilon=1e-6)[1] == pytest.approx(1.0, abs=0.01)
+    assert group_mean(rewards)[1] == pytest.approx(0.0005)
+
+
+def right(completion: str) -> bool:
+    return completion == "right"
+
+
+def short(num_tokens: int) -> float:
+    return -num_tokens / 10
+
+
+def annotate(groups: Sequence[RolloutGroup], *, version: int = 0, **changes: Any) -> tuple[list[Example], Metrics]:
+    rewards = changes.pop("rewards", [Reward("right", 1.0, right), Reward("short", 0.5, short, bonus=True)])
+    judge = Judge(rewards, final_part=str)
+    settings: dict[str, Any] = {
+        "renderer": Renderer(byte_tokenizer()),
+        "contexts": {"teacher": successful_sibling, "hint": final_answer},
+        "credit": group_mean,
+        "inquiry": Inquiry(None, judge, [], step_seed, Renderer(byte_tokenizer()), 1000, False),  # type: ignore[arg-type]
+        "max_teacher_prompt_tokens": 1000,
+        "drop_too_long": False,
+    }
+    return Annotator(**{**settings, **changes})(judge(groups), version=version)
+
+
+def test_rewards_contexts_and_credit_together() -> None:
+    examples, metrics = annotate([group("wrong", "right")])
+    assert [e.reward for e in examples] == pytest.approx([-0.1, 0.9])
+    assert examples[1].reward_parts == {"right": 1.0, "short": -0.2}
+    assert [e.advantage for e in examples] == pytest.approx([-0.5, 0.5])
+    assert set(examples[0].teacher_prompt_ids) == {"teacher", "hint"} and set(examples[1].teacher_prompt_ids) == {
+        "hint"
+    }
+    assert metrics["context/teacher/share"] == 0.5 and metrics["context/hint/share"] == 1.0
+    assert (
+        metrics["reward/right"] == 0.5
+        and metrics["reward/mean"] == pytest.approx(0.4)
+        and metrics["credit/nonzero"] == 1.0
+    )
+
+
+def test_a_reward_of_weight_zero_is_logged_and_does_not_count() -> None:
+    rewards = [Reward("length", 0.0, lambda num_tokens: float(num_tokens))]
+    examples, metrics = annotate([group("a")], rewards=rewards)
+    assert examples[0].reward == 0.0 and metrics["reward/length"] == 2.0
+
+
+def test_rollouts_of_other_weights_are_refused() -> None:
+    with pytest.raises(StaleRollouts, match="version 3, training is at 4"):
+        annotate([group("a", version=3)], version=4)
+
+
+def test_long_privileged_prompts_are_refused_or_dropped_and_counted() -> None:
+    with pytest.raises(
+        PromptTooLong,
+        match=r"contexts\.hint, prompt 'p1' \(rendering\.max_teacher_prompt_tokens\): \d+ tokens, the limit is 40",
+    ):
+        annotate([group("right", "wrong")], max_teacher_prompt_tokens=40)
+    examples, metrics = annotate([group("a", "b")], max_teacher_prompt_tokens=40, drop_too_long=True)
+    assert not examples[0].teacher_prompt_ids and metrics["context/hint/dropped"] == 2.0

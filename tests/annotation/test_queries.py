@@ -1,0 +1,397 @@
+"""Contexts and span finders that ask the model, and what else is decided about a rollout on its way to tensors.
+
+1. regenerated, critique, other_problem, revision: what is asked, what the teacher then reads; 2. equal questions are asked once;
+3. spans in text become marks on tokens; 4. the leak check by hand; 5. bonuses are added after normalisation by default, and the
+trap that this avoids; 6. correctness, not the sum of rewards, decides contexts and routes; 7. dynamic sampling; 8. whole runs
+in which the student really is asked, with transformers.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onpolicy.annotation import routes, spans
+from onpolicy.annotation.annotate import Annotator, advantages
+from onpolicy.annotation.contexts.critique import critique
+from onpolicy.annotation.contexts.failed_sibling import failed_sibling
+from onpolicy.annotation.contexts.key_points import key_points
+from onpolicy.annotation.contexts.none import none
+from onpolicy.annotation.contexts.other_problem import other_problem
+from onpolicy.annotation.contexts.regenerated import regenerated
+from onpolicy.annotation.contexts.requests import Ask
+from onpolicy.annotation.contexts.revision import revision
+from onpolicy.annotation.contexts.successful_sibling import successful_sibling
+from onpolicy.annotation.credit import group_std
+from onpolicy.annotation.leakage import repeated_share
+from onpolicy.annotation.queries import Inquiry, InquiryError
+from onpolicy.annotation.scoring import Judge, Reward
+from onpolicy.data.cursor import PromptCursor
+from onpolicy.data.rendering import PromptTooLong, Renderer
+from onpolicy.rollout.sampler import Rollouts
+from onpolicy.rollout.sampling import Sampling
+from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
+from onpolicy.utils.rng import step_seed
+from onpolicy.utils.timer import Clock
+from tests.runs import metrics, run_here, write_config
+from tests.tiny import byte_tokenizer
+
+RENDERER = Renderer(byte_tokenizer())
+
+
+def problem(name: str) -> Prompt:
+    fields = {"answer": "4", "solution": f"the solution of {name}", "problem_id": name}
+    return Prompt(id=name, messages=({"role": "user", "content": f"{name}?"},), fields=fields)
+
+
+def rollout(text: str, version: int = 0) -> Rollout:
+    ids = tuple(RENDERER.tokenizer.encode(text)) or (5,)
+    return Rollout(
+        prompt_ids=(5,), completion_ids=ids, rollout_logprobs=(-1.0,) * len(ids), text=text, finish_reason="stop", policy_version=version
+    )  # fmt: skip
+
+
+def group(*texts: str, name: str = "p1") -> RolloutGroup:
+    return RolloutGroup(prompt=problem(name), rollouts=tuple(rollout(t) for t in texts))
+
+
+def right(completion: str) -> bool:
+    return completion.startswith("right")
+
+
+@dataclass
+class Scripted:
+    """A generator that says what it is told to, in turn; the real ones are asked in the runs below."""
+
+    says: Sequence[str]
+    sampling: Sampling = field(default_factory=Sampling)
+    policy_version: int = 0
+    asked: list[list[Prompt]] = field(default_factory=list)
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+        self.asked.append(list(prompts))
+        words = itertools.cycle(self.says)
+        size = (sampling or self.sampling).group_size
+        return [RolloutGroup(prompt=p, rollouts=tuple(rollout(next(words)) for _ in range(size))) for p in prompts]
+
+
+def annotate(groups: Sequence[RolloutGroup], generator: Any = None, **changes: Any) -> tuple[list[Example], Metrics]:
+    judge = Judge(changes.pop("rewards", [Reward("right", 1.0, right)]), str)
+    limit, drop = changes.pop("limit", 2000), changes.get("drop_too_long", False)
+    inquiry = Inquiry(generator, judge, changes.pop("prompts", []), step_seed, RENDERER, limit, drop)
+    parts: dict[str, Any] = {"renderer": RENDERER, "contexts": {}, "credit": group_std, "inquiry": inquiry,
+                             "max_teacher_prompt_tokens": 2000, "drop_too_long": False}  # fmt: skip
+    return Annotator(**{**parts, **changes})(judge(groups), version=0)
+
+
+def reads(example: Example, view: str = "teacher") -> str:
+    return RENDERER.decode(example.teacher_prompt_ids[view])
+
+
+def test_regenerated_shows_the_first_right_answer_and_asks_once_for_a_group() -> None:
+    generator = Scripted(["wrong one", "right one", "right two"])
+    examples, _ = annotate([group("a", "b", "c")], generator, contexts={"teacher": partial(regenerated, samples=3)})
+    assert len(generator.asked) == 1 and len(generator.asked[0]) == 1
+    assert "the solution of p1" in generator.asked[0][0].messages[-1]["content"]
+    for example in examples:
+        assert "Correct solution:\n\nright one" in reads(example) and "the solution of p1" not in reads(example)
+    fallback, _ = annotate(
+        [group("a")], Scripted(["wrong one", "wrong two"]), contexts={"teacher": partial(regenerated, samples=2)}
+    )
+    assert "wrong one" in reads(fallback[0])
+
+
+def test_regenerated_from_a_sibling_has_no_teacher_without_one() -> None:
+    context = partial(regenerated, context=successful_sibling)
+    examples, _ = annotate(
+        [group("right", "wrong"), group("no", "no", name="p2")], Scripted(["right!"]), contexts={"teacher": context}
+    )
+    assert [bool(e.teacher_prompt_ids) for e in examples] == [False, True, False, False]
+
+
+def test_the_same_question_with_more_samples() -> None:
+    """Each gets as many replies as it asked for."""
+    replies: dict[int, int] = {}
+
+    def asks(samples: int, group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
+        replies[samples] = len((yield Ask(({"role": "user", "content": "well?"},), samples=samples)))
+
+    for order in ((1, 3), (3, 1)):
+        replies.clear()
+        contexts = {f"view{n}": partial(asks, n) for n in order}
+        annotate([group("a")], Scripted(["a", "b", "c", "d"]), contexts=contexts)
+        assert replies == {1: 1, 3: 3}
+
+
+def test_key_points_are_the_students_or_a_column() -> None:
+    generator = Scripted(["- double the half"])
+    examples, _ = annotate([group("a", "b")], generator, contexts={"teacher": key_points})
+    assert len(generator.asked) == 1 and len(generator.asked[0]) == 1, "one question for a group"
+    assert "the solution of p1" in generator.asked[0][0].messages[-1]["content"]
+    assert "- double the half" in reads(examples[1]) and "the solution of p1" not in reads(examples[1])
+    generator = Scripted(["step by step</think>- double the half"])
+    examples, _ = annotate([group("a")], generator, contexts={"teacher": key_points})
+    assert "- double the half" in reads(examples[0]) and "step by step" not in reads(examples[0])
+    examples, _ = annotate([group("a")], Scripted(["<think>step by st"]), contexts={"teacher": key_points})
+    assert not examples[0].teacher_prompt_ids, "nothing is left of it"
+    generator = Scripted(["never"])
+    examples, _ = annotate([group("a")], generator, contexts={"teacher": partial(key_points, field="answer")})
+    assert not generator.asked and "Key points of a correct solution:\n\n4\n\n" in reads(examples[0])
+
+
+def test_critique_is_about_this_very_rollout_and_spares_the_right_ones() -> None:
+    generator = Scripted(["The first step is off.", "The last one."])
+    examples, _ = annotate([group("wrong a", "right", "wrong b")], generator, contexts={"teacher": critique})
+    first, second = (p.messages[-1]["content"] for p in generator.asked[0])
+    assert "wrong a" in first and "wrong b" in second and "the solution of p1" in first
+    assert "The first step is off." in reads(examples[0]) and "The last one." in reads(examples[2])
+    assert not examples[1].teacher_prompt_ids and "the solution" not in reads(examples[0])
+
+
+def test_another_problem_is_the_same_for_a_group_and_never_its_own() -> None:
+    problems = [problem(f"p{i}") for i in range(1, 5)]
+    examples, _ = annotate([group("a", "b")], prompts=problems, contexts={"teacher": other_problem})
+    first, second = map(reads, examples)
+    assert first == second and "the solution of p1" not in first and "the solution of p" in first and "p1?" in first
+    with pytest.raises(InquiryError, match="'p1': the dataset has no other problem"):
+        annotate([group("a")], prompts=problems[:1], contexts={"teacher": other_problem})
+
+
+def test_revision_shows_the_answer_and_its_outcome() -> None:
+    messages = revision(group("wrong", "right"), 0, [0.0, 1.0])
+    assert [m["role"] for m in messages] == ["user", "assistant", "user"] and messages[1]["content"] == "wrong"
+    assert (
+        "is wrong" in messages[2]["content"]
+        and "is correct" in revision(group("wrong", "right"), 1, [0.0, 1.0])[2]["content"]
+    )
+
+
+def test_failed_siblings_by_rank_and_in_disguise() -> None:
+    groups, scores = group("a", "right", "b", "c"), [0.0, 1.0, 0.0, 0.0]
+    texts = [failed_sibling(groups, 0, scores, rank=r) for r in range(3)]
+    assert texts[0] is not None and texts[1] is not None and texts[2] is None
+    assert "is wrong:\n\nb" in texts[0][0]["content"] and "is wrong:\n\nc" in texts[1][0]["content"]
+    disguised = failed_sibling(groups, 1, scores, disguised=True)
+    assert disguised is not None and "Correct solution:\n\na" in disguised[0]["content"]
+
+
+def test_a_context_that_asks_for_nonsense_is_named() -> None:
+    def odd(group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
+        yield "what?"
+
+    with pytest.raises(InquiryError, match="'what\\?'; wanted Ask or AnotherProblem"):
+        annotate([group("a")], contexts={"teacher": odd})
+
+
+def test_a_context_may_ask_several_times_but_not_for_ever() -> None:
+    def times(count: int) -> Any:
+        def context(group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
+            said = []
+            for turn in range(count):
+                (reply,) = yield Ask(({"role": "user", "content": f"turn {turn}"},))
+                said.append(reply.text)
+            return ({"role": "user", "content": " ".join(said)},)
+
+        return context
+
+    (example,), _ = annotate([group("a")], Scripted(["word"]), contexts={"teacher": times(5)})
+    assert "word word word word word" in reads(example)
+    with pytest.raises(InquiryError, match="more than 32 times"):
+        annotate([group("a")], Scripted(["word"]), contexts={"teacher": times(40)})
+
+
+def test_a_question_that_is_too_long_is_refused_or_left_out() -> None:
+    groups = [group("short", "long " * 50)]
+    with pytest.raises(PromptTooLong, match=r"what a context asks about prompt 'p1' \(rendering"):
+        annotate(groups, Scripted(["x"]), contexts={"teacher": critique}, limit=400)
+    examples, _ = annotate(groups, Scripted(["x"]), contexts={"teacher": critique}, limit=400, drop_too_long=True)
+    assert [bool(e.teacher_prompt_ids) for e in examples] == [True, False]
+
+
+def test_spans_of_text_become_marks_on_tokens() -> None:
+    text = "so, wait: x = 3. Hmm"
+    found = {"markers": partial(spans.markers, lexicon="A"), "sums": partial(spans.pattern, regex=r"\w = \d")}
+    (example, *_), facts = annotate([group(text)], spans=found)
+    marked = {name: "".join(c for c, inside in zip(text, example.spans[name], strict=True) if inside) for name in found}
+    assert marked == {"markers": "waitHmm", "sums": "x = 3"}
+    assert facts["spans/markers"] == pytest.approx(7 / 20)
+
+
+def test_marks_on_tokens_of_several_bytes() -> None:
+    ids = RENDERER.tokenizer.encode("é = ½!")
+    assert RENDERER.marked(ids, [(4, 5)]) == (False, False, False, False, False, True, True, False)
+    assert RENDERER.marked(ids, [(0, 1)])[:3] == (True, True, False) and not any(RENDERER.marked(ids, [(2, 2)]))
+
+
+def test_the_model_marks_its_own_answers_within_limits() -> None:
+    text = "We add. Then we divide by zero. So it is 4. The end of a long answer, with more words that follow here."
+    generator = Scripted(['- "Then we divide by zero."\nnot in the text\nThe end of a long answer, with more words'])
+    (example, other), _ = annotate(
+        [group(text, "right")], generator, spans={"key": partial(spans.quoted_by_model, of="failures", share=0.3)}
+    )
+    marked = "".join(c for c, inside in zip(text, example.spans["key"], strict=True) if inside)
+    assert marked == "Then we divide by zero." and not any(other.spans["key"])
+    assert "which is wrong" in generator.asked[0][0].messages[-1]["content"] and len(generator.asked[0]) == 1
+
+
+def test_the_leak_check_by_hand() -> None:
+    context, known = [1, 2, 3, 4, 5, 6, 7], [1, 2, 3]
+    # runs of three: 234 345 456 567 are secret; the completion has 345 and 456
+    assert repeated_share(context, known, [9, 3, 4, 5, 6, 9], n=3) == pytest.approx(0.5)
+    assert repeated_share(context, known, [9, 9], n=3) == 0.0 and repeated_share(known, known, known, n=3) is None
+
+
+def test_the_leak_check_is_logged_by_view() -> None:
+    text = "the solution of p1, copied"
+    contexts = {"teacher": lambda g, i, r: ({"role": "user", "content": "Read the solution of p1!"},), "same": none}
+    _, facts = annotate([group(text)], contexts=contexts)
+    assert 0.1 < facts["context/teacher/repeated"] < 0.9
+
+
+def test_bonuses_are_added_after_normalisation() -> None:
+    """With GRPO's standard deviation a bonus of .001 in an all-right group becomes an advantage of .8; added after it, it stays .0005."""
+
+    def longer(completion: str) -> float:
+        return float(len(completion) > 5)
+
+    for bonus, largest in ((False, 0.8), (True, 0.0005)):
+        rewards = [Reward("right", 1.0, right), Reward("longer", 0.001, longer, bonus=bonus)]
+        examples, _ = annotate([group("right", "right and long")], rewards=rewards)
+        assert max(e.advantage for e in examples) == pytest.approx(largest, rel=0.2)
+        assert sum(e.advantage for e in examples) == pytest.approx(0.0, abs=1e-9)
+        assert examples[1].reward == pytest.approx(1.001)
+
+
+def test_every_reward_but_correctness_is_a_bonus_unless_told_otherwise(tmp_path: Path) -> None:
+    from onpolicy.config.resolve import plan
+    from onpolicy.config.schema import build
+    from onpolicy.run.assemble import build_rewards
+
+    base = {"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "objective": ["policy_gradient"]}
+    three = [
+        "math_answer",
+        {"name": "brevity", "budget": 9},
+        {"name": "overlong", "max_tokens": 9, "buffer": 3, "bonus": False},
+    ]
+    assert [r.bonus for r in build_rewards(plan(build({**base, "rewards": three})))] == [False, True, False]
+    named = {**base, "rewards": three, "correctness": "brevity"}
+    assert [r.bonus for r in build_rewards(plan(build(named)))] == [True, False, False]
+
+
+def test_a_bonus_for_right_answers_alone() -> None:
+    long = Reward("long", 0.5, lambda num_tokens: float(num_tokens > 5), bonus=True, when="correct")
+    rewards = [Reward("right", 1.0, right), long, replace(long, name="cost", weight=-0.5, when="wrong")]
+    examples, _ = annotate([group("right and long", "right", "wrong and long", "wrong")], rewards=rewards)
+    assert [e.reward_parts["long"] for e in examples] == [1.0, 0.0, 0.0, 0.0]
+    assert [e.reward for e in examples] == [1.5, 1.0, -0.5, 0.0]
+
+
+def test_correctness_and_not_the_sum_decides_contexts_and_routes() -> None:
+    """A large bonus must not turn a failure into a demonstration."""
+    rewards = [Reward("right", 1.0, right), Reward("long", 5.0, lambda num_tokens: float(num_tokens > 5), bonus=True)]
+    examples, facts = annotate(
+        [group("wrong and long", "right", "no")], rewards=rewards, contexts={"teacher": successful_sibling},
+        routes={"pg": routes.correct, "distill": routes.failures},
+    )  # fmt: skip
+    assert [bool(e.teacher_prompt_ids) for e in examples] == [True, False, True]
+    assert [e.routes["distill"] for e in examples] == [1.0, 0.0, 1.0] and facts["route/pg"] == pytest.approx(1 / 3)
+
+
+def test_advantages_sum_to_zero_with_any_bonus() -> None:
+    rewards = [Reward("right", 1.0, right), Reward("length", 0.1, lambda num_tokens: float(num_tokens), bonus=True)]
+    (judged,) = Judge(rewards, str)([group("right", "no", "wrong, and long")])
+    assert sum(advantages(judged, group_std)) == pytest.approx(0.0, abs=1e-9)
+
+
+class Taking:
+    """Says `right` to some problems always, to others never, to the rest every other time."""
+
+    sampling, policy_version = Sampling(group_size=4), 0
+
+    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+        patterns = {"always": ["right"] * 4, "never": ["no"] * 4, "mixed": ["right", "no"] * 2}
+        return [RolloutGroup(prompt=p, rollouts=tuple(map(rollout, patterns[p.id.split()[0]]))) for p in prompts]
+
+
+@pytest.mark.parametrize(("batches", "kept", "drawn"), [(0, 4, 1), (1, 2, 1), (2, 3, 2), (9, 4, 3)])
+def test_dynamic_sampling_fills_the_step_with_mixed_groups(batches: int, kept: int, drawn: int) -> None:
+    names = [
+        "mixed",
+        "always",
+        "mixed",
+        "never",
+        "mixed",
+        "always",
+        "never",
+        "always",
+        "mixed",
+        "mixed",
+        "mixed",
+        "mixed",
+    ]
+    problems = [problem(f"{name} {i}") for i, name in enumerate(names)]
+    cursor = PromptCursor(problems, batch_size=4, seed=0, shuffle=False)
+    sample = Rollouts(Taking(), cursor, Judge([Reward("right", 1.0, right)], str), Clock(), lambda s: s, batches)  # type: ignore[arg-type]
+    groups, facts = sample(1)
+    assert len(groups) == kept and cursor.position == 4 * drawn
+    assert not batches or all(g.group.prompt.id.startswith("mixed") for g in groups)
+    assert facts.get("rollout/batches", 1.0) == drawn
+
+
+def test_a_step_without_any_mixed_group_keeps_the_last_batch() -> None:
+    cursor = PromptCursor([problem("never 1"), problem("always 2")], batch_size=2, seed=0)
+    sample = Rollouts(Taking(), cursor, Judge([Reward("right", 1.0, right)], str), Clock(), lambda s: s, 3)  # type: ignore[arg-type]
+    groups, facts = sample(1)
+    assert len(groups) == 2 and facts["rollout/mixed_groups"] == 0.0
+
+
+ASKING: dict[str, Any] = {
+    "regenerated": {"name": "regenerated", "samples": 2}, "critique": {"name": "critique", "threshold": 2.0},
+    "key_points": {"name": "key_points"},
+    "other_problem": {"name": "other_problem"}, "revision": {"name": "revision"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_a_run_with_each_of_them(name: str, tmp_path: Path) -> None:
+    config = write_config(
+        tmp_path, contexts={"teacher": ASKING[name]}, objective=[{"name": "distill", "divergence": "forward_kl"}]
+    )
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=2") == 0
+    rows = metrics(tmp_path / "run")
+    assert all(row["context/teacher/share"] == 1.0 and row["train/grad_norm"] > 0 for row in rows)
+    again = tmp_path / "again"
+    assert run_here(config, f"run_dir={again}", "steps=1") == 0 and run_here(config, f"run_dir={again}", "steps=2") == 0
+    assert metrics(again) == rows, "what was asked is asked again in the same way"
+
+
+def test_a_run_without_signal_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    never = [{"name": "tests.annotation.test_queries:never"}]
+    config = write_config(tmp_path, rewards=never, contexts={}, objective=["policy_gradient"])
+    assert run_here(config, f"run_dir={tmp_path / 'run'}") == 2
+    assert "no rollout carries a signal (policy_gradient 0 of 6)" in capsys.readouterr().err
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "preflight.enabled=false") == 0
+    output = capsys.readouterr().out
+    assert "step 1: no signal, nothing was learned; credit/nonzero 0" in " ".join(output.split())
+    rows = metrics(tmp_path / "run")
+    assert all(row["train/empty_updates"] == 1.0 and row["train/grad_norm"] == 0.0 for row in rows)
+
+
+def never(completion: str) -> float:
+    return 0.0
+
+
+def test_prompts_of_replaced_ids_do_not_change_the_rollouts_of_others() -> None:
+    """A question has the problem's id and its own text in its id, hence its own seed."""
+    generator = Scripted(["x"])
+    annotate([group("wrong a", "wrong b")], generator, contexts={"teacher": critique})
+    first, second = generator.asked[0]
+    assert (
+        first.id != second.id and first.id.startswith("p1#") and replace(first, id="p1").fields == problem("p1").fields
+    )

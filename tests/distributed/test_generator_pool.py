@@ -1,0 +1,513 @@
+"""Replicas of the generator under a real Ray, on this machine.
+
+1. the same rollouts as the generator in this process, in the order of the prompts, whoever samples them; 2. new weights
+are in every replica before anything is sampled with the old ones; 3. a replica that is killed, stopped or answers nonsense
+is replaced, has the current weights before any work, and nothing is lost or there twice; one that dies while it takes
+weights too; 4. what the user did wrong is raised as it is; 5. the run gives up on what does not get better; 6. a run that
+goes back hands over older weights, and what was under way is forgotten; 7. nothing listens beyond this machine, and what
+was started ends; 8. a whole run; 9. with vLLM.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.schema import RolesConfig, build
+from onpolicy.data.rendering import PromptTooLong, Renderer
+from onpolicy.distributed import ray_cluster
+from onpolicy.distributed.generator_pool import Replicas
+from onpolicy.distributed.supervisor import Seat
+from onpolicy.distributed.weight_transfer import Shipped, pack
+from onpolicy.rollout.hf_generator import HFGenerator
+from onpolicy.rollout.sampling import Sampling
+from onpolicy.rollout.seeds import StaleWeights
+from onpolicy.rollout.validation import Check, Garbage
+from onpolicy.run.assemble import own_generator
+from onpolicy.run.loading import read_model
+from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.utils.faults import Faults, GaveUp
+from tests.runs import metrics, run_here, start, write_config
+from tests.tiny import byte_tokenizer, tiny_model, tiny_model_dir
+
+PROMPTS = [Prompt(id=str(i), messages=({"role": "user", "content": "x" * (i % 5 + 1)},)) for i in range(12)]
+PATIENCE = 4.0
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[Any]:
+    """One Ray for the whole file."""
+    ray_cluster.join(RolesConfig())
+    import ray as module
+
+    yield module
+    ray_cluster.leave()
+    assert not module.is_initialized()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_model_dir(tmp_path_factory.mktemp("replicas") / "model").parent
+
+
+def checked(folder: Path, generator: str = "transformers", **roles: Any) -> Plan:
+    return plan(
+        build(
+            {
+                "model": {"path": str(folder / "model")},
+                "data": {"name": "file", "path": str(folder / "unread.jsonl")},
+                "generator": {"name": generator, "group_size": 2, "max_tokens": 6},
+                "rewards": ["tests.runs:length_reward"],
+                "objective": [{"name": "policy_gradient"}],
+                "roles": {"generators": 2, "patience": PATIENCE, "restarts": 2, **roles},
+            }
+        )
+    )
+
+
+class Site:
+    """Replicas, what they said, and the generator they stand for."""
+
+    def __init__(self, plan_: Plan) -> None:
+        self.said: list[str] = []
+        self.faults = Faults(self.said.append, plan_.config.roles.apart)
+        self.model = read_model(plan_)
+        self.replicas = Replicas(plan_, self.model, self.faults)
+        self.own = own_generator(plan_, self.model)
+
+    def begin(self) -> Site:
+        """As new: the start model's weights in all replicas, once they are up, and nothing said."""
+        assert self.processes
+        self.replicas.rewind()
+        self.update(0, 0)
+        self.said.clear()
+        return self
+
+    def update(self, seed: int, version: int) -> None:
+        """The same weights for the replicas and for the generator here."""
+        self.replicas.update_weights(weights(seed), version=version)
+        self.own.policy_version = version - 1
+        self.own.update_weights(weights(seed), version=version)
+
+    @property
+    def processes(self) -> list[int]:
+        """The replicas' process ids, once all are up."""
+        deadline = time.monotonic() + 60
+        while not all(seat.pid for seat in self.replicas.crew.seats):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        return [pid for seat in self.replicas.crew.seats if (pid := seat.pid)]
+
+
+@pytest.fixture
+def site(ray: Any, folder: Path) -> Iterator[Callable[..., Site]]:
+    made: list[Site] = []
+
+    def make(generator: str = "transformers", **roles: Any) -> Site:
+        made.append(Site(checked(folder, generator, **roles)))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.replicas.close()
+
+
+@pytest.fixture(scope="module")
+def slow(ray: Any, folder: Path) -> Iterator[Site]:
+    """Two replicas that take a while, for all tests that interfere in the middle."""
+    made = Site(checked(folder, "tests.distributed.test_generator_pool:Slow"))
+    yield made
+    made.replicas.close()
+
+
+def said(groups: list[RolloutGroup]) -> list[tuple[str, list[tuple[int, ...]], list[int]]]:
+    return [
+        (g.prompt.id, [r.completion_ids for r in g.rollouts], [r.policy_version for r in g.rollouts]) for g in groups
+    ]
+
+
+def weights(seed: int) -> list[tuple[str, Tensor]]:
+    return list(tiny_model(seed=seed).state_dict().items())
+
+
+# --- generators that misbehave, as a user's plug-ins would -----------------------------------------------------------
+
+
+class Misbehaving(HFGenerator):
+    """Once for all processes together, unless told otherwise: a file says that it has happened."""
+
+    def once(self) -> bool:
+        try:
+            (Path(self.model).parent / type(self).__name__).touch(exist_ok=False)
+        except FileExistsError:
+            return False
+        return True
+
+    def __init__(self, *, renderer: Renderer, model: str, sampling: Sampling, max_model_len: int) -> None:
+        super().__init__(renderer=renderer, model=model, sampling=sampling, max_model_len=max_model_len)
+        self.model = model
+
+
+class Garbled(Misbehaving):
+    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+        groups = super().generate(prompts, seed=seed, sampling=sampling)
+        if not self.once():
+            return groups
+        wrong = [replace(r, rollout_logprobs=(float("nan"),) * len(r.completion_ids)) for r in groups[0].rollouts]
+        return [replace(groups[0], rollouts=tuple(wrong)), *groups[1:]]
+
+
+class Flaky(Misbehaving):
+    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+        if self.once():
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        return super().generate(prompts, seed=seed, sampling=sampling)
+
+
+class DyingOnWeights(Misbehaving):
+    def update_weights(self, weights: Any, *, version: int) -> None:
+        if self.once():
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().update_weights(weights, version=version)
+
+
+class Hopeless(Misbehaving):
+    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+        os._exit(1)
+
+
+class Slow(Misbehaving):
+    """A replica has six tasks of twelve prompts, one after the other: about two seconds."""
+
+    turn = threading.Lock()
+
+    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+        with self.turn:
+            time.sleep(0.3)
+        return super().generate(prompts, seed=seed, sampling=sampling)
+
+
+class Broken(Misbehaving):
+    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+        raise RuntimeError("never works")
+
+
+# --- the same as in this process -------------------------------------------------------------------------------------
+
+
+def test_the_same_rollouts_as_in_this_process_and_progress(site: Any) -> None:
+    s = site()
+    seen: list[tuple[int, int]] = []
+    s.replicas.on_progress = lambda done, total: seen.append((done, total))
+    groups = s.replicas.generate(PROMPTS, seed=3)
+    own = s.own.generate(PROMPTS, seed=3)
+    assert said(groups) == said(own)
+    assert [g.prompt for g in groups] == PROMPTS
+    for ours, theirs in zip(groups, own, strict=True):
+        for one, other in zip(ours.rollouts, theirs.rollouts, strict=True):
+            assert one.rollout_logprobs == pytest.approx(other.rollout_logprobs, abs=1e-5)
+            assert (one.prompt_ids, one.text, one.finish_reason) == (other.prompt_ids, other.text, other.finish_reason)
+    assert seen[-1] == (24, 24) and seen == sorted(seen)
+    few = Sampling(group_size=1, max_tokens=3)
+    assert said(s.replicas.generate(PROMPTS[:1], seed=4, sampling=few)) == said(
+        s.own.generate(PROMPTS[:1], seed=4, sampling=few)
+    )
+    assert s.replicas.generate([], seed=0) == [] and not s.said
+
+
+def test_weights_reach_every_replica_and_threads_share_them(site: Any) -> None:
+    s = site()
+    before = s.replicas.generate(PROMPTS, seed=0)
+    for version, handed in ((2, weights(1)), (3, Shipped([_put(p) for p in pack(weights(2), 50_000)]))):
+        s.replicas.update_weights(iter(handed) if isinstance(handed, list) else handed, version=version)
+        s.own.update_weights(iter(handed), version=version)
+        with ThreadPoolExecutor(3) as threads:
+            calls = [threads.submit(s.replicas.generate, PROMPTS, seed=seed) for seed in range(3)]
+            found = [said(call.result()) for call in calls]
+        assert found == [said(s.own.generate(PROMPTS, seed=seed)) for seed in range(3)]
+        assert found[0] != said(before)
+    with pytest.raises(StaleWeights, match="got version 3"):
+        s.replicas.update_weights(weights(1), version=3)
+
+
+def _put(parcel: Any) -> Any:
+    import ray
+
+    return ray.put(parcel)
+
+
+def test_weights_in_the_middle_of_sampling(slow: Site) -> None:
+    """Every rollout carries the version that sampled it, the later ones the new one."""
+    s = slow.begin()
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(s.replicas.generate, PROMPTS, seed=0)
+        time.sleep(0.5)
+        s.replicas.update_weights(weights(1), version=1)
+        mixed = said(call.result())
+    old = said(s.own.generate(PROMPTS, seed=0))
+    s.own.update_weights(weights(1), version=1)
+    new = said(s.own.generate(PROMPTS, seed=0))
+    assert all(group in (old[i], new[i]) for i, group in enumerate(mixed))
+    assert {v for _, _, versions in mixed for v in versions} == {0, 1}
+
+
+def test_a_slow_replica_gets_less(slow: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = slow.begin()
+    pids, counts, finish = s.processes, {1: 0, 2: 0}, Seat._finish
+
+    def counted(seat: Seat, *arguments: Any) -> None:
+        counts[seat.number] += 1
+        finish(seat, *arguments)
+
+    monkeypatch.setattr(Seat, "_finish", counted)
+    os.kill(pids[0], signal.SIGSTOP)
+    timer = threading.Timer(2.5, os.kill, (pids[0], signal.SIGCONT))
+    timer.start()
+    groups = s.replicas.generate(PROMPTS, seed=0)
+    assert said(groups) == said(s.own.generate(PROMPTS, seed=0)) and not s.said
+    assert counts[1] < counts[2] and sum(counts.values()) == len(PROMPTS)
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "no sign of progress")])
+def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(slow: Site, number: int, words: str) -> None:
+    s = slow.begin()
+    s.update(1, 5)
+    victim, before = s.processes[1], s.faults.metrics()["faults/generator"]
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(s.replicas.generate, PROMPTS, seed=1)
+        time.sleep(0.7)
+        os.kill(victim, number)
+        groups = call.result(timeout=60)
+    assert said(groups) == said(s.own.generate(PROMPTS, seed=1)), "the same as if nothing had happened, each once"
+    assert len(s.said) == 1 and words in s.said[0] and s.said[0].startswith("generator: 2 of 2 "), s.said
+    assert s.faults.metrics() == {"faults/generator": before + 1}
+    assert not _alive(victim)
+    assert victim not in s.processes
+    assert said(s.replicas.generate(PROMPTS, seed=2)) == said(s.own.generate(PROMPTS, seed=2))
+    assert len(s.said) == 1, "the new one has the weights before any work"
+
+
+def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(slow: Site) -> None:
+    s = slow.begin()
+    victim = s.processes[0]
+    os.kill(victim, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while not s.said:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert victim not in s.processes
+    assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
+    time.sleep(PATIENCE + 1)
+    assert len(s.said) == 1, "one that has no work makes no progress and is none the worse for it"
+
+
+def _alive(pid: int) -> bool:
+    import psutil
+
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("Garbled", "nonsense: it has a rollout of prompt"), ("Flaky", "RuntimeError: CUDA error")]
+)
+def test_a_replica_that_answers_nonsense_or_fails_is_replaced(site: Any, name: str, words: str) -> None:
+    s = site(f"tests.distributed.test_generator_pool:{name}", generators=1)
+    assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
+    assert len(s.said) == 1 and words in s.said[0] and "\n" not in s.said[0], s.said
+
+
+def test_a_replica_that_dies_while_it_takes_weights(site: Any) -> None:
+    s = site("tests.distributed.test_generator_pool:DyingOnWeights")
+    s.processes  # noqa: B018
+    s.replicas.update_weights(weights(1), version=1)
+    HFGenerator.update_weights(s.own, weights(1), version=1)
+    assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
+    assert len(s.said) == 1 and "died" in s.said[0]
+
+
+def test_what_the_user_did_wrong_is_raised_as_it_is(site: Any) -> None:
+    s = site(generators=1)
+    long = Prompt(id="long", messages=({"role": "user", "content": "x" * 5000},))
+    with pytest.raises(PromptTooLong) as caught:
+        s.replicas.generate([*PROMPTS, long], seed=0)
+    assert caught.value.limit == 1018 and type(caught.value) is PromptTooLong
+    assert "in process" in caught.value.__notes__[0] and "prompt_ids" in caught.value.__notes__[0]
+    with pytest.raises(ValueError, match="tensors are missing"):
+        s.replicas.update_weights(weights(1)[:2], version=1)
+    assert not s.said
+
+
+def test_what_does_not_get_better_is_given_up(site: Any) -> None:
+    s = site("tests.distributed.test_generator_pool:Hopeless", generators=1)
+    with pytest.raises(GaveUp, match=r"generator 1 of 1 was replaced 2 times in a row .* at last: died"):
+        s.replicas.generate(PROMPTS[:1], seed=0)
+    assert len(s.said) == 2
+    with pytest.raises(GaveUp):
+        s.replicas.update_weights(weights(1), version=1)
+
+
+def test_an_error_that_three_replicas_raise_is_the_works(site: Any) -> None:
+    s = site("tests.distributed.test_generator_pool:Broken", generators=1, restarts=5)
+    with pytest.raises(RuntimeError, match="never works"):
+        s.replicas.generate(PROMPTS[:1], seed=0)
+    assert len(s.said) == 3
+
+
+def test_a_run_that_goes_back(slow: Site) -> None:
+    s = slow.begin()
+    s.update(1, 7)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(s.replicas.generate, PROMPTS, seed=0)
+        time.sleep(0.5)
+        s.replicas.rewind()
+        with pytest.raises(CancelledError):
+            call.result(timeout=5)
+    s.update(2, 3)
+    assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
+    assert s.replicas.policy_version == 3 and not s.said
+    with pytest.raises(StaleWeights):
+        s.replicas.update_weights(weights(1), version=2)
+
+
+# --- Ray itself ------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_listens_beyond_this_machine(slow: Site) -> None:
+    import psutil
+
+    assert len(slow.processes) == 2
+    me = psutil.Process()
+    found = {
+        (process.name(), connection.laddr.ip)
+        for process in [me, *me.children(recursive=True)]
+        for connection in process.net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    }
+    assert len(found) > 2 and {ip for _, ip in found} <= {"127.0.0.1", "::ffff:127.0.0.1", "::1"}, found
+
+
+def test_this_process_keeps_its_signal_handlers(ray: Any) -> None:
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_too_few_gpus(ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "gpus_there", lambda: 3)
+    with pytest.raises(ConfigError, match=r"roles.generators: 2 of 1 GPUs each and 2 trainers .* want 4 GPUs.* has 3"):
+        ray_cluster.resources(checked(folder, trainers=2), gpus=1)
+    assert ray_cluster.resources(checked(folder), gpus=1)["num_gpus"] == 1
+
+
+def test_a_cluster_that_is_not_there(folder: Path) -> None:
+    code = (
+        "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import RolesConfig\n"
+        "ray_cluster.join(RolesConfig(address='127.0.0.1:1'))"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert "ConfigError: roles.address: cannot join '127.0.0.1:1'" in found.stderr
+
+
+def test_a_whole_run_with_roles(tmp_path: Path, ray: Any) -> None:
+    """Under a Ray of its own, under one that it joins, and without."""
+    config = write_config(tmp_path, roles={"generators": 2, "rewards": 1})
+    address = ray.get_runtime_context().gcs_address
+    output = _finish(config, f"run_dir={tmp_path / 'apart'}")
+    assert not [line for line in output.splitlines() if "ray" in line.lower()], output
+    _finish(config, f"run_dir={tmp_path / 'joined'}", f"roles.address={address}")
+    assert run_here(config, f"run_dir={tmp_path / 'here'}", "roles.generators=0", "roles.rewards=0") == 0
+    apart, joined, here = (metrics(tmp_path / name) for name in ("apart", "joined", "here"))
+    for row, second, other in zip(apart, joined, here, strict=True):
+        assert row == second and row.pop("faults/generator") == row.pop("faults/rewards") == 0.0
+        assert row == pytest.approx(other, abs=1e-4, rel=1e-3)
+    assert ray.is_initialized() and ray.cluster_resources()["CPU"], "the joined one goes on"
+
+
+def _finish(config: Path, *overrides: str) -> str:
+    process = start(config, *overrides)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output
+
+
+@pytest.mark.slow
+def test_vllm_replicas(site: Any) -> None:
+    s = site("vllm", patience=60.0)
+    assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
+    s.replicas.update_weights(weights(1), version=1)
+    s.own.update_weights(weights(1), version=1)
+    os.kill(s.processes[0], signal.SIGKILL)
+    assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
+    assert len(s.said) == 1
+    s.own.close()
+
+
+# --- what nonsense is ------------------------------------------------------------------------------------------------
+
+
+def answer(**changes: Any) -> RolloutGroup:
+    renderer = Renderer(byte_tokenizer())
+    ids = (70, 71, 2)
+    good = {
+        "prompt_ids": renderer.prompt_ids(PROMPTS[0].messages),
+        "completion_ids": ids,
+        "rollout_logprobs": (-0.1, 0.0, -3.0),
+        "text": renderer.completion_text(ids),
+        "finish_reason": "stop",
+        "policy_version": 4,
+    }
+    rollout = Rollout(**{**good, **changes})
+    return RolloutGroup(prompt=PROMPTS[0], rollouts=(rollout, rollout))
+
+
+NONSENSE: dict[str, tuple[Any, str]] = {
+    "no answer": (None, "NoneType"),
+    "no groups": ([1], "wanted a list of groups"),
+    "nothing": ([], "is about"),
+    "another prompt's": ([replace(answer(), prompt=PROMPTS[1])], "is about"),
+    "too many": ([replace(answer(), rollouts=answer().rollouts * 2)], "4 rollouts"),
+    "another prompt read": ([answer(prompt_ids=(1, 2))], "to another prompt"),
+    "too long": ([answer(completion_ids=(70,) * 4, rollout_logprobs=(-1.0,) * 4)], "max_tokens is 3"),
+    "no number": ([answer(rollout_logprobs=(-1.0, float("nan"), -1.0))], "log-prob"),
+    "minus infinity": ([answer(rollout_logprobs=(-1.0, float("-inf"), -1.0))], "log-prob"),
+    "above 0": ([answer(rollout_logprobs=(-1.0, 0.01, -1.0))], "log-prob"),
+    "unknown token": ([answer(completion_ids=(70, 264, 2))], "vocabulary of 264"),
+    "negative token": ([answer(completion_ids=(70, -1, 2))], "vocabulary"),
+    "too old": ([answer(policy_version=2)], "weights 2, wanted 3 to 5"),
+    "too new": ([answer(policy_version=6)], "weights 6"),
+    "another text": ([answer(text="hello")], "text"),
+}
+
+
+@pytest.mark.parametrize("name", NONSENSE)
+def test_nonsense(name: str) -> None:
+    groups, words = NONSENSE[name]
+    check = functools.partial(
+        Check(Renderer(byte_tokenizer()), 264),
+        prompts=PROMPTS[:1],
+        sampling=Sampling(group_size=2, max_tokens=3),
+        oldest=3,
+        newest=5,
+    )
+    check([answer()])
+    with pytest.raises(Garbage, match=words):
+        check(groups)

@@ -1,0 +1,196 @@
+"""Rewards in workers of their own, under a real Ray.
+
+1. exactly what the judge in this process says: built-in rewards, bonuses, `when`, rewards that do not apply, scheduled
+weights and options as they are now; 2. groups are scored side by side, from several threads; 3. a worker that is killed or
+hangs is replaced and its groups scored again; a group that does it three times is named, with the rewards; 4. what a reward
+raises is raised as it is; 5. a worker loads no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onpolicy.annotation.scoring import Judge
+from onpolicy.config.resolve import plan
+from onpolicy.config.schedules import Coefficients
+from onpolicy.config.schema import RolesConfig, build
+from onpolicy.distributed import ray_cluster
+from onpolicy.distributed.reward_pool import RemoteJudge, remote_judge
+from onpolicy.rewards.base import RewardError
+from onpolicy.run.assemble import build_rewards
+from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.utils.faults import Faults, GaveUp
+
+BUILT_IN: list[dict[str, Any]] = [
+    {"name": "math_answer", "weight": {"name": "linear", "initial": 1.0, "final": 0.0, "begin": 0, "end": 4}},
+    {"name": "boxed_format", "weight": 0.2, "bonus": False},
+    {"name": "density", "when": "correct", "weight": {"name": "phases", "values": [0.1, 0.7], "switch": [2]}},
+    {"name": "saturating_floor", "floor": {"name": "linear", "initial": 5.0, "final": 200.0, "begin": 0, "end": 4}},
+    {"name": "repetition", "weight": -0.5},
+    {"name": "brevity", "budget": 5, "when": "wrong"},
+    {"name": "brier"},
+    {"name": "tests.distributed.test_reward_pool:sometimes", "share": 0.5},
+]
+TEXTS = (
+    "wait, maybe 2 + 2 is 5. No: \\boxed{4}",
+    "4",
+    "hmm, perhaps \\boxed{5}",
+    "again again again again again again \\boxed{4}\nConfidence: 80%",
+)
+
+
+@pytest.fixture(scope="module")
+def ray() -> Iterator[None]:
+    ray_cluster.join(RolesConfig())
+    yield
+    ray_cluster.leave()
+
+
+class Pair:
+    """A judge with workers, the one in this process, and what was said."""
+
+    def __init__(self, rewards: list[Any], workers: int = 2) -> None:
+        config = {
+            "model": {"path": "unread"},
+            "data": {"name": "file", "path": "unread.jsonl"},
+            "rewards": rewards,
+            "objective": [{"name": "policy_gradient"}],
+            "roles": {"rewards": workers, "patience": 3.0},
+        }
+        self.plan = plan(build(config))
+        self.said: list[str] = []
+        self.faults = Faults(self.said.append, self.plan.config.roles.apart)
+        self.here = Judge(build_rewards(self.plan), str.strip)
+        self.apart: RemoteJudge = remote_judge(self.plan, self.here, self.faults)
+
+
+@pytest.fixture
+def pair(ray: None) -> Iterator[Callable[..., Pair]]:
+    made: list[Pair] = []
+
+    def make(rewards: list[Any], workers: int = 2) -> Pair:
+        made.append(Pair(rewards, workers))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.apart.close()
+
+
+def group(name: str, texts: tuple[str, ...] = TEXTS) -> RolloutGroup:
+    return RolloutGroup(
+        prompt=Prompt(id=name, messages=({"role": "user", "content": "2 + 2?"},), fields={"answer": "4"}),
+        rollouts=tuple(
+            Rollout(
+                prompt_ids=(1, 2),
+                completion_ids=tuple(range(len(text.split()))),
+                rollout_logprobs=(-1.0,) * len(text.split()),
+                text=text,
+                finish_reason="stop",
+                policy_version=0,
+            )
+            for text in texts
+        ),
+    )
+
+
+def sometimes(completion: str, *, share: float) -> float | None:
+    return share * len(completion) if "wait" in completion else None
+
+
+def dying(completion: str, fields: dict[str, Any], *, file: str, how: str) -> float:
+    """Ends or holds up its process, as often as the file has letters."""
+    path = Path(file)
+    left = path.read_text()
+    if completion == "deadly" and left:
+        path.write_text(left[1:])
+        if how == "dies":
+            os._exit(1)
+        time.sleep(1000)
+    return float(len(completion))
+
+
+def refusing(completion: str) -> float:
+    raise KeyError("no such column")
+
+
+def waiting(completion: str) -> float:
+    time.sleep(0.02)
+    return float(os.getpid())
+
+
+GROUPS = [group(f"p{i}", TEXTS[i % 3 :] + TEXTS[: i % 3]) for i in range(7)]
+
+
+def test_exactly_what_the_judge_here_says(pair: Any) -> None:
+    p = pair(BUILT_IN)
+    coefficients = Coefficients(p.plan.coefficients)
+    totals = []
+    for step in (1, 2, 3, 4):
+        coefficients.set(step, {})
+        here, apart = p.here(GROUPS), p.apart(GROUPS)
+        assert apart == here
+        assert p.apart.right == p.here.right == "math_answer"
+        totals.append([s.total for judged in apart for s in judged.scored])
+    parts = {name for judged in apart for s in judged.scored for name in s.parts}
+    assert parts == {r["name"] for r in BUILT_IN}
+    assert len({tuple(t) for t in totals}) == 4, "the schedules must have an effect"
+    assert len({s.parts["saturating_floor"] for s in apart[0].scored}) > 1
+    assert p.apart([]) == [] and not p.said
+
+
+def test_several_threads_and_all_workers(pair: Any) -> None:
+    p = pair(["tests.distributed.test_reward_pool:waiting"])
+    p.apart(GROUPS)  # until all are up
+    with ThreadPoolExecutor(3) as threads:
+        calls = list(threads.map(p.apart, [GROUPS] * 3))
+    assert all([j.group for j in judged] == GROUPS for judged in calls)
+    assert len({s.total for judged in calls for j in judged for s in j.scored}) == 2
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_worker_that_is_lost_is_replaced(pair: Any, tmp_path: Path, how: str) -> None:
+    file = tmp_path / "left"
+    file.write_text("xx")
+    p = pair([{"name": "tests.distributed.test_reward_pool:dying", "file": str(file), "how": how}])
+    groups = [*GROUPS[:3], group("the bad one", ("deadly", "fine"))]
+    judged = p.apart(groups)
+    assert judged == p.here(groups)
+    word = "died" if how == "dies" else "no sign of progress for 3 s"
+    assert len(p.said) == 2 and all(word in line and line.startswith("rewards: ") for line in p.said), p.said
+    assert p.faults.metrics() == {"faults/rewards": 2.0}
+
+
+def test_a_group_that_cannot_be_scored_is_named(pair: Any, tmp_path: Path) -> None:
+    file = tmp_path / "left"
+    file.write_text("x" * 100)
+    p = pair([{"name": "tests.distributed.test_reward_pool:dying", "file": str(file), "how": "dies"}], workers=1)
+    with pytest.raises(
+        GaveUp, match=r"group of 'bad rollout 0' cost 3 workers under tests.distributed.test_reward_pool:dying"
+    ):
+        p.apart([GROUPS[0], group("bad", ("deadly",))])
+    assert p.apart(GROUPS) == p.here(GROUPS), "the others can still be scored"
+
+
+def test_what_a_reward_raises_is_raised_as_it_is(pair: Any) -> None:
+    p = pair(["tests.distributed.test_reward_pool:refusing"])
+    with pytest.raises(RewardError) as here:
+        p.here(GROUPS)
+    with pytest.raises(RewardError) as apart:
+        p.apart(GROUPS)
+    assert str(apart.value) == str(here.value) and "'p0 rollout 0'" in str(apart.value)
+    assert not p.said
+
+
+def test_a_worker_loads_no_torch(pair: Any) -> None:
+    p = pair([{"name": "density"}, {"name": "math_answer"}], workers=1)
+    p.apart(GROUPS[:1])
+    libraries = Path(f"/proc/{p.apart.crew.seats[0].pid}/maps").read_text()
+    assert "python" in libraries and "libtorch" not in libraries

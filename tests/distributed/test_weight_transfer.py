@@ -1,0 +1,73 @@
+"""Weights as bytes.
+
+1. what is unpacked is what was packed, bit by bit: names, order, dtypes, shapes, also empty tensors, single numbers and
+ones that are not contiguous; 2. no parcel is larger than the limit unless one tensor is; 3. tensors that share one buffer,
+as gathered shards do, arrive as they were when they were handed over; 4. unpacking copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from onpolicy.distributed.weight_transfer import ALIGNED, pack, unpack
+
+TENSORS = {
+    "float32": torch.randn(3, 5),
+    "bfloat16": torch.randn(7, 3).bfloat16(),
+    "number": torch.tensor(2.5),
+    "empty": torch.empty(0, 4),
+    "turned": torch.arange(12.0).reshape(3, 4).T,
+    "int64": torch.arange(5),
+    "bool": torch.tensor([True, False, True]),
+    "parameter": torch.nn.Parameter(torch.ones(2, 2)),
+}
+
+
+def back(tensors: dict[str, Tensor], limit: int) -> list[tuple[str, Tensor]]:
+    return [pair for parcel in pack(tensors.items(), limit) for pair in unpack(parcel)]
+
+
+@pytest.mark.parametrize("limit", [1, 64, 100, 2**20])
+def test_what_was_packed_comes_back(limit: int) -> None:
+    found = back(TENSORS, limit)
+    assert [name for name, _ in found] == list(TENSORS)
+    for name, tensor in found:
+        assert tensor.dtype == TENSORS[name].dtype and tensor.shape == TENSORS[name].shape
+        assert torch.equal(tensor, TENSORS[name].detach())
+
+
+@given(sizes=st.lists(st.integers(0, 300), max_size=12), limit=st.integers(1, 1000))
+@settings(max_examples=60, deadline=None)
+def test_parcels_keep_to_the_limit(sizes: list[int], limit: int) -> None:
+    tensors = {str(i): torch.randint(0, 255, (n,), dtype=torch.uint8) for i, n in enumerate(sizes)}
+    parcels = list(pack(tensors.items(), limit))
+    assert all(parcel.data.size <= max(limit, *sizes) for parcel in parcels)
+    assert all(len(parcel.items) == 1 for parcel in parcels if parcel.data.size > limit)
+    assert all(item.start % ALIGNED == 0 for parcel in parcels for item in parcel.items if item.shape != (0,))
+    found = [pair for parcel in parcels for pair in unpack(parcel)]
+    assert [name for name, _ in found] == list(tensors)
+    assert all(torch.equal(tensor, tensors[name]) for name, tensor in found)
+
+
+def test_one_buffer_for_all_tensors() -> None:
+    def gathered() -> Iterator[tuple[str, Tensor]]:
+        buffer = torch.empty(4)
+        for i in range(3):
+            yield str(i), buffer.fill_(float(i))
+
+    found = [pair for parcel in pack(gathered(), 2**10) for pair in unpack(parcel)]
+    assert [tensor.tolist() for _, tensor in found] == [[0.0] * 4, [1.0] * 4, [2.0] * 4]
+
+
+def test_unpacking_copies_nothing_and_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
+    (parcel,) = pack(TENSORS.items(), 2**20)
+    parcel.data.flags.writeable = False  # as in the object store
+    start, end = parcel.data.ctypes.data, parcel.data.ctypes.data + parcel.data.size
+    assert all(start <= tensor.data_ptr() < end for _, tensor in unpack(parcel) if tensor.numel())
+    assert not recwarn

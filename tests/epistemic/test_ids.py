@@ -1,0 +1,30 @@
+"""Which tokens are markers, and where the words stand in a text."""
+
+from __future__ import annotations
+
+import pytest
+
+from onpolicy.epistemic.ids import LexiconError, marker_ids
+from onpolicy.rewards.lexicon import find
+from tests.tiny import byte_tokenizer
+
+
+def test_whole_markers_in_any_case_with_and_without_a_space() -> None:
+    tokenizer = byte_tokenizer(added=("wait", " Wait", "WAIT", "Wait,", "waiting", "hm", "perhaps", "so"))
+    names = lambda lexicon: {tokenizer.decode([i]) for i in marker_ids(tokenizer, lexicon)}  # noqa: E731
+    assert names("seed10") == {"wait", " Wait", "WAIT", "perhaps"}
+    assert names("F") == {"so"}
+
+
+def test_a_lexicon_without_a_token_and_an_unknown_one_are_refused() -> None:
+    with pytest.raises(LexiconError, match="none of its markers is a single token"):
+        marker_ids(byte_tokenizer(), "A")
+    with pytest.raises(LexiconError, match="wanted one of seed10"):
+        marker_ids(byte_tokenizer(), "Z")
+
+
+def test_where_the_words_stand() -> None:
+    text = "Wait\u2014awaiting. I\u2019m not sure, hmmm; wait"
+    assert [text[a:b] for a, b in find(text, "A")] == ["Wait", "I\u2019m not sure", "hmmm", "wait"]
+    with pytest.raises(ValueError, match="lexicon: got 'Z'"):
+        find(text, "Z")

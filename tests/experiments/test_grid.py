@@ -1,0 +1,157 @@
+"""What the arms of a grid may differ in.
+
+1. beneath the axes, and nothing else; 2. without axes in one section, the same for all arms; 3. what is told is allowed and said;
+4. what a run keeps, and where and how fast it runs, never counts; nor does a default that one arm spells out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.experiments.sweep.grid import cells, confounds, differing, read_grid, refuse_doubles, under
+from tests.experiments.test_sweep import grid
+
+SLOW = {"trainer.lr": 1e-6}
+HALF = {"objective[1].weight": 0.5}
+
+
+def arms(folder: Path, other: dict[str, Any], **changes: Any) -> Path:
+    return grid(folder, **{"arms": {"plain": {}, "other": other}, "axes": [], "confounds": [], "seeds": [0], **changes})
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(ConfigError) as found:
+        list(cells(path, path.parent / "out"))
+    return str(found.value)
+
+
+def test_what_lies_under_no_axis_is_refused(tmp_path: Path) -> None:
+    said = refusal(arms(tmp_path, SLOW | HALF, axes=["objective"]))
+    assert "arm 'other': trainer.lr: 1e-06 differs from 0.001 in arm 'plain'" in said
+    assert "under no axis (axes: objective)" in said and "axes if" in said and "confounds if" in said
+    assert len(list(cells(arms(tmp_path, SLOW | HALF, axes=["objective", "trainer.lr"]), tmp_path))) == 2
+    assert "weight_decay: 0.1 differs from 0.0" in refusal(
+        arms(tmp_path, {"trainer.weight_decay": 0.1}, axes=["trainer.lr"])
+    )
+    many = {"teacher": {"name": "live"}, "eval.samples": 3, "eval.temperature": 0.5, "guards": [], "steps": 3}
+    said = refusal(arms(tmp_path, many | SLOW, axes=["objective", "guards"]))
+    assert "teacher.name: live differs from ema in arm 'plain'" in said
+    assert "So do teacher.ema_decay, trainer.lr, eval.samples and 2 more." in said
+
+
+def test_every_cross_is_looked_at(tmp_path: Path) -> None:
+    cross = {"few": {"data.coverage.problems": 2}, "all": {}}
+    assert len(list(cells(arms(tmp_path, SLOW, cross=cross), tmp_path))) == 4, "a cross is the same for all arms"
+    said = refusal(arms(tmp_path, {"data.coverage.problems": 2}, cross=cross, axes=["objective"]))
+    assert "arm 'other' x 'all': data.coverage.problems: 2 differs from null" in said
+
+
+def test_without_axes_one_section_may_differ(tmp_path: Path) -> None:
+    assert len(list(cells(arms(tmp_path, SLOW | {"trainer.weight_decay": 0.1}), tmp_path))) == 2
+    said = refusal(arms(tmp_path, HALF | SLOW))
+    assert "without axes arms may differ in one section only" in said
+    third = {"plain": {}, "slow": SLOW, "half": HALF}
+    said = refusal(arms(tmp_path, {}, arms=third))
+    assert "arm 'half': objective[1].weight: 0.5 differs from 0.1" in said
+    assert "arm 'slow' differs in trainer.lr" in said and "here trainer" in said
+    assert len(list(cells(arms(tmp_path, {}, arms=third, confounds=["trainer"]), tmp_path))) == 3
+
+
+def test_what_is_told_is_said(tmp_path: Path) -> None:
+    path = arms(tmp_path, SLOW | HALF, axes=["objective"], confounds=["trainer.lr", "eval"], seeds=[0, 1])
+    (found,) = confounds(path, read_grid(path), list(cells(path, tmp_path)))
+    assert (found.arm, found.key, found.value, found.reference) == ("other", "trainer.lr", "1e-06", "0.001")
+
+
+def test_what_never_counts(tmp_path: Path) -> None:
+    apart = {
+        "checkpoint.keep_last": 5,
+        "logging.samples": 7,
+        "trainer.micro_batch_tokens": 50,
+        "preflight.enabled": False,
+    }
+    spelled = {
+        "trainer.weight_decay": 0.0,
+        "data.shuffle": True,
+        "objective[0].weight": 1.0,
+        "rewards[0].when": "always",
+        "data.coverage": {"seed": 0},
+        "objective[0].importance_cap": None,  # options of plug-ins, too
+        "objective[0].divergence": "onpolicy.losses.divergences:forward_kl",
+        "objective[0].support": {"name": "full"},
+        "credit": {"name": "group_std"},
+        "contexts.teacher.name": "onpolicy.annotation.contexts.reference_solution:reference_solution",
+    }
+    assert len(list(cells(arms(tmp_path, {**apart, **spelled, **HALF}, axes=["objective"]), tmp_path))) == 2
+
+
+def test_one_run_under_two_names(tmp_path: Path) -> None:
+    path = arms(tmp_path, SLOW)
+    found = list(cells(path, tmp_path, ["trainer.lr=0.5"]))
+    with pytest.raises(
+        ConfigError, match=r"runs 'plain seed 0' and 'other seed 0' have the same settings. .*\(trainer.lr=0.5\)"
+    ):
+        refuse_doubles(found, ["trainer.lr=0.5"])
+    refuse_doubles(found[:1], ["trainer.lr=0.5"])  # of one nobody else is left
+    refuse_doubles(list(cells(arms(tmp_path, SLOW, seeds=[0, 1]), tmp_path)), [])
+
+
+def test_what_every_run_has_for_itself(tmp_path: Path) -> None:
+    assert "arms.other: seed: every run of a sweep has its own" in refusal(arms(tmp_path, {"seed": 3}))
+    assert "cross.far: run_dir:" in refusal(arms(tmp_path, SLOW, cross={"far": {"run_dir": "x"}}))
+    with pytest.raises(ConfigError, match="the command line: seed: "):
+        list(cells(arms(tmp_path, SLOW), tmp_path, ["seed=7"]))
+
+
+def test_every_character_arrives(tmp_path: Path) -> None:
+    text = "{question} \U0001f914 \u2028 \x85 \ufeff {solution} 'a' \"b\" # c: d"
+    _, other = cells(arms(tmp_path, {"contexts.teacher.template": text}), tmp_path)
+    assert other.settings.contexts["teacher"]["template"] == text
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [("objectives", "got 'objectives'"), ("lr", "got 'lr', wanted the beginning of a config's key"), ("", "got ''")],
+)
+def test_an_axis_that_no_config_has(tmp_path: Path, key: str, message: str) -> None:
+    for where in ("axes", "confounds"):
+        said = refusal(arms(tmp_path, HALF, **{where: [key]}))
+        assert f"{where}: {message}" in said
+    assert "Did you mean 'objective'?" in refusal(arms(tmp_path, HALF, axes=["objectives[0]"]))
+
+
+def test_differences_of_settings() -> None:
+    one = {"a": [1, {"b": 2}], "c": {"name": "x", "n": 1}, "d": {}, "same": [1]}
+    other = {"a": [1], "c": {"name": "y"}, "same": [1.0]}
+    assert sorted(differing(one, other)) == [
+        ("a[1].b", "2", "nothing"),
+        ("c.n", "1", "nothing"),
+        ("c.name", "x", "y"),
+    ]
+    assert list(differing({"a": {"b": 1}}, {"a": "text"})) == [("a", '{"b": 1}', "text")]
+    assert not list(differing({"lr": "1e-6"}, {"lr": 0.000001})), "YAML reads the one as a text"
+    assert under("objective[0].weight", ["objective"]) and under("objective[0].weight", ["objective[0]"])
+    assert under("trainer.lr", ["trainer.lr"]) and not under("trainer.lr_schedule", ["trainer.lr"])
+    assert not under("objective[10].weight", ["objective[1]"])
+
+
+def test_a_run_that_has_gone_farther(tmp_path: Path) -> None:
+    path = arms(tmp_path, HALF)
+    longer, _ = cells(path, tmp_path / "out")
+    checkpoint = longer.folder / "checkpoints/step-000003"
+    checkpoint.mkdir(parents=True)
+    (checkpoint / "manifest.json").write_text('{"step": 3, "score": null, "files": {}}')
+    with pytest.raises(ConfigError, match=r"steps: .* holds a run of 3 steps, the grid wants 2. Give steps=3"):
+        longer.finished()
+    checkpoint.rename(checkpoint.with_name("step-000002"))
+    (longer.folder / "checkpoints/step-000002/manifest.json").write_text('{"step": 2, "score": null, "files": {}}')
+    assert longer.finished()
+    (longer.folder / "metrics.jsonl").write_text(
+        '{"step": 1}\n{"step": 4}\n'
+    )  # it was cut off before it was saved again
+    with pytest.raises(ConfigError, match=r"holds a run of 4 steps, the grid wants 2. Give steps=4"):
+        longer.finished()

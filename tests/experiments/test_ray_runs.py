@@ -1,0 +1,183 @@
+"""A sweep over a real Ray on this machine.
+
+1. its runs are those of a sweep without Ray, to the last digit, and are compared alike; 2. a worker that is killed is replaced once and
+its run goes on from its checkpoint, one that is lost twice fails and the others go on; 3. a sweep that is called off lets
+its runs finish their step; 4. folders that nodes do not share, and runs for which no node has room, are said.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from onpolicy.cli import main
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.schema import RolesConfig
+from onpolicy.distributed import ray_cluster
+from onpolicy.experiments.sweep import ray_runs
+from onpolicy.experiments.sweep.grid import Cell, cells
+from onpolicy.experiments.sweep.processes import STOPPED
+from onpolicy.experiments.sweep.ray_runs import UNSEEN, RayRuns
+from onpolicy.experiments.sweep.sweep import run_all
+from tests.experiments.test_sweep import grid
+from tests.runs import metrics
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_stays_up() -> Iterator[None]:
+    ray_cluster.join(RolesConfig())
+    yield
+    ray_cluster.leave()
+
+
+LONGER = ("steps=6", "rewards=[{name: tests.experiments.test_sweep:unhurried}]")
+
+
+def two(folder: Path, longer: bool = False, **changes: Any) -> tuple[Path, list[Cell]]:
+    path = grid(folder, **{"seeds": [0], "confounds": [], "axes": ["trainer.lr"],
+                           "arms": {"plain": {}, "slow": {"trainer.lr": 1e-6}}, **changes})  # fmt: skip
+    return path, list(cells(path, folder / "out", LONGER if longer else ()))
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def runs_in(cell: Cell) -> list[int]:
+    """Processes of the cell's run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if f"run_dir={cell.folder}".encode() in words:
+            found.append(int(path.parent.name))
+    return found
+
+
+def parent_of(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_a_sweep_over_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, found = two(tmp_path)
+    assert main(["sweep", str(path), "--output", str(tmp_path / "out"), "--ray", "local"]) == 0
+    said = capsys.readouterr().out
+    assert "2 runs, 0 finished" in said and "failed" not in said and "slow" in said
+    assert all(cell.finished() for cell in found) and (tmp_path / "out/report.html").is_file()
+    assert main(["sweep", str(path), "--output", str(tmp_path / "out"), "--ray", "local"]) == 0
+    assert "2 runs, 2 finished" in capsys.readouterr().out
+    jobs = str(os.cpu_count() or 1)  # one thread each, as there
+    assert main(["sweep", str(path), "--output", str(tmp_path / "here"), "--jobs", jobs]) == 0
+    for cell in found:
+        assert metrics(cell.folder) == metrics(tmp_path / "here" / cell.folder.relative_to(tmp_path / "out"))
+    texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "here")]
+    assert texts[0] == texts[1] and '"differences"' in texts[0]
+
+
+def test_a_worker_that_is_lost(tmp_path: Path) -> None:
+    """Whether Ray takes its run along or leaves it behind, nobody else is in its folder; the run goes on from its checkpoint."""
+    _, (cell, _) = two(tmp_path, longer=True)
+    place = RayRuns("local")
+    future = place.start(cell)
+    until(lambda: (cell.folder / "checkpoints/step-000001").is_dir())
+    (run,) = runs_in(cell)
+    os.kill(run, signal.SIGSTOP)
+    os.kill(parent_of(run), signal.SIGKILL)
+    for _ in range(30):
+        time.sleep(0.1)
+        assert len(runs_in(cell)) <= 1
+    if run in runs_in(cell):
+        os.kill(run, signal.SIGKILL)
+    assert future.result(timeout=120) == 0 and place.failure(cell, future) is None
+    assert cell.log.read_text().count("resumed at step") == 1 and cell.finished()
+    place.close()
+
+
+def test_a_run_that_is_lost_twice_fails_and_the_others_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, found = two(tmp_path, arms={"plain": {}, "deadly": {"trainer.lr": 1e-6}})
+    monkeypatch.setattr(ray_runs, "_task", deadly)
+    monkeypatch.setattr(Cell, "finished", lambda self: True)
+    place = RayRuns("local")
+    failed = run_all(found, place, Console())
+    place.close()
+    assert [c.arm for c in failed] == ["deadly"]
+    assert (found[1].folder / "tries").read_text() == "xx", "once more, and no more"
+    assert "lost again when it was started once more" in capsys.readouterr().out
+
+
+def deadly(cell: Cell, folder: str) -> int:
+    """Stands for a task whose node goes down."""
+    if cell.arm == "deadly":
+        with (cell.folder / "tries").open("a") as file:
+            file.write("x")
+        os.kill(os.getpid(), signal.SIGKILL)
+    return 0
+
+
+def test_a_sweep_that_is_called_off(tmp_path: Path) -> None:
+    _, (cell, waiting) = two(tmp_path, longer=True)
+    place = RayRuns("local", cpus=os.cpu_count() or 1)
+    assert place.at_once == 1
+    future = place.start(cell)
+    place.start(waiting)
+    until(lambda: (cell.folder / "checkpoints/step-000001").is_dir())
+    place.close()
+    assert future.result(timeout=10) == STOPPED and not runs_in(cell)
+    assert not runs_in(waiting) and not waiting.log.exists()
+    assert "stopped after step" in cell.log.read_text() and not cell.finished()
+
+
+def test_folders_that_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_runs, "LATE", 0.1)
+    _, (cell, _) = two(tmp_path)
+    place = RayRuns("local")
+    monkeypatch.setattr(ray_runs, "_task", lambda cell, folder: 0)  # ends well, elsewhere
+    future = place.start(cell)
+    future.result(timeout=60)
+    with pytest.raises(ConfigError, match=r"its checkpoint is not here '.*out/plain/seed-0'.*all nodes share"):
+        place.failure(cell, future)
+    place.close()
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    cell.folder.rmdir()
+    assert ray_runs._task(cell, str(tmp_path / "gone")) == ray_runs._task(cell, str(tmp_path)) == UNSEEN
+    unseen: Future[int] = Future()
+    unseen.set_result(UNSEEN)
+    with pytest.raises(ConfigError, match="its node does not see the folder"):
+        place.failure(cell, unseen)
+
+
+def test_what_cannot_run_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--cpus-per-run: got 4096, but no node of the cluster has more than"):
+        RayRuns("local", cpus=4096)
+    with pytest.raises(ConfigError, match=r"--gpus-per-run: got 0.5, but no node of the cluster has more than 0 GPUs"):
+        RayRuns("local", gpus=0.5)
+
+
+def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(roles: RolesConfig) -> None:
+        raise ConfigError(f"roles.address: cannot join {roles.address!r}: nobody is there")
+
+    monkeypatch.setattr(ray_cluster, "join", refuse)
+    path, _ = two(tmp_path)
+    assert main(["sweep", str(path), "--output", str(tmp_path / "out"), "--ray", "10.0.0.1:1"]) == 2
+    assert "--ray: cannot join '10.0.0.1:1'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["sweep", str(path), "--ray", "local", "--jobs", "2"])

@@ -1,0 +1,183 @@
+"""The report: what is kept of a rollout, what the page holds, and that a browser draws it.
+
+1. a record says what the trainer computes, token by token; 2. numbers survive packing; 3. nothing a model wrote can leave the page's data;
+4. ten rollouts of 20,000 tokens stay under 5 MB; 5. a run keeps rollouts as asked and resumes; 6. folders that hold no run are named;
+7. headless Chromium draws curves and tokens without a word on its console, intervals over seeds, and 20,000 tokens on paper.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from onpolicy.cli import main
+from onpolicy.data.rendering import Renderer
+from onpolicy.experiments.report.page import embedded, write_report
+from onpolicy.run.token_trace import bits, packed, token_record, unpacked
+from onpolicy.trainer.teacher_rules import frozen
+from tests.runs import run_here, write_config
+from tests.tiny import byte_tokenizer, random_examples
+from tests.trainer.test_teacher import distill_term, trainer
+
+
+def test_a_record_says_what_the_trainer_computes() -> None:
+    one, renderer = trainer(frozen(), distill_term()), Renderer(byte_tokenizer())
+    example = random_examples(1, with_teacher=1.0)[0]
+    record = token_record(one, renderer, example)
+    inputs = one.inputs(one.batch([example]))
+    length = len(example.rollout.completion_ids)
+    assert len(record["tokens"]) == length
+    assert unpacked(record["logprob"]) == pytest.approx(inputs.logprobs[0].tolist(), abs=0.006)
+    assert unpacked(record["views"]["teacher"]["logprob"]) == pytest.approx(
+        inputs.teacher["teacher"].logprobs[0].tolist(), abs=0.006
+    )
+    (divergence,) = inputs.divergences.values()
+    assert record["terms"]["distill"]["token_weight"] == 1.0, "the same for all tokens: one number"
+    assert unpacked(record["terms"]["distill"]["loss"]) == pytest.approx(divergence[0].tolist(), abs=0.006)
+    assert record["teacher_prompts"]["teacher"] == renderer.decode(example.teacher_prompt_ids["teacher"])
+
+
+def test_numbers_survive_packing() -> None:
+    values = torch.tensor([0.0, -1.234, 327.0, 5e6, -5e6, float("nan")])
+    assert unpacked(packed(values)) == pytest.approx([0.0, -1.23, 327.0, 327.67, -327.67, 0.0])
+
+
+def test_pieces_are_the_text() -> None:
+    renderer = Renderer(byte_tokenizer())
+    ids = renderer.tokenizer.encode("é ½ is ok<|im_end|>")
+    pieces = renderer.pieces(ids)
+    assert "".join(pieces) == "é ½ is ok<|im_end|>" and pieces[:3] == ["é", "", " "] and pieces[-1] == "<|im_end|>"
+
+
+def test_nothing_a_model_wrote_can_leave_the_data() -> None:
+    evil = "</script><img src=x onerror=alert(1)>\u2028"
+    text = embedded({"a": evil})
+    assert "<" not in text and "\u2028" not in text and json.loads(text) == {"a": evil}
+
+
+def fake_run(folder: Path, *, rollouts: int, tokens: int, lr: float = 0.1, seed: int = 0) -> Path:
+    """A run folder of the size of a large one."""
+    folder.mkdir()
+    draw = random.Random(0)
+    words = [" the", " wait", ",", " x", "=", "12", " maybe", "\n", "</script>", " Hmm"]
+    numbers = lambda: packed(torch.tensor([draw.gauss(0, 2) for _ in range(tokens)]))  # noqa: E731
+    (folder / "config.yaml").write_text(f"seed: {seed}\nlr: {lr}\n")
+    (folder / "metrics.jsonl").write_text(
+        "".join(
+            json.dumps(
+                {"step": s, "reward/mean": s / 9 + seed, "policy/entropy": 1.0}
+                | ({"train/grad_norm": math.nan} if s == 3 else {})
+            )
+            + "\n"
+            for s in range(9)
+        )
+    )
+    sample = {
+        "step": 0,
+        "student_prompt": "q",
+        "completion": " sampled text",
+        "answer": None,
+        "reward": 1.0,
+        "finish_reason": "stop",
+        "tokens": 3,
+    }
+    (folder / "samples.jsonl").write_text(
+        "".join(json.dumps({**sample, "step": s, "extra": 1}) + "\n" for s in range(9))
+    )
+    with (folder / "tokens.jsonl").open("w") as file:
+        for step in range(rollouts):
+            teacher = {"logprob": numbers(), "entropy": numbers()}
+            record = {
+                "step": step, "prompt_id": "p", "reward": 1.0, "advantage": 0.5, "finish_reason": "stop", "logprob": numbers(),
+                "entropy": numbers(), "tokens": draw.choices(words, k=tokens), "views": {"teacher": teacher},
+                "terms": {"distill": {"loss": numbers(), "token_weight": numbers(), "advantage": 0.5}},
+                "marks": {f"<{name}>": bits([i % 2 == 1 for i in range(tokens)]) for name in
+                          ("A", "B", "C", "D", "F", "seed10", "number", "operator", "style")},
+                "student_prompt": "q", "teacher_prompts": {"teacher": "q s"},
+            }  # fmt: skip
+            file.write(json.dumps(record) + "\n")
+    return folder
+
+
+def test_ten_rollouts_of_twenty_thousand_tokens_stay_small(tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    write_report([fake_run(tmp_path / "run", rollouts=10, tokens=20_000)], output)
+    assert output.stat().st_size < 5e6
+
+
+def test_a_run_keeps_tokens_as_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path)
+    for steps in ("steps=2", "steps=3"):
+        assert run_here(config, f"run_dir={tmp_path / 'run'}", "logging.tokens_every=2", steps) == 0
+    rows = [json.loads(line) for line in (tmp_path / "run/tokens.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2]
+    assert main(["report", str(tmp_path / "run"), "--output", str(tmp_path / "page.html")]) == 0
+    assert "run: 3 steps" in capsys.readouterr().out
+    page = (tmp_path / "page.html").read_text()
+    assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page), "nothing is loaded from elsewhere"
+    assert main(["report", str(tmp_path)]) == 2 and "holds no run" in capsys.readouterr().err
+
+
+CHROMIUM = next(
+    (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
+)
+
+
+def browse(page: Path, *flags: str) -> str:
+    """The page as Chromium leaves it; fails on anything it says on its console."""
+    assert CHROMIUM is not None
+    common = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
+              f"--user-data-dir={page.parent / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=5000"]  # fmt: skip
+    done = subprocess.run([CHROMIUM, *common, *flags, f"file://{page}"], capture_output=True, text=True, timeout=120)
+    assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
+    return done.stdout
+
+
+drawn = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: the page is not drawn")
+
+
+@drawn
+def test_a_browser_draws_it(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / name, rollouts=3, tokens=2_000, lr=lr) for name, lr in (("one", 0.1), ("two", 0.2))]
+    write_report(runs, tmp_path / "report.html")
+    dom = browse(tmp_path / "report.html", "--dump-dom")
+    assert dom.count("<polyline") == 2 and "the same at every step: policy/entropy 1" in dom
+    assert dom.count("sampled text</pre>") == 4, "first and last step of both runs"
+    assert dom.count('class="mark"') == 1000 and "&lt;/script&gt;" in dom and "two · step 2" in dom
+
+
+@drawn
+def test_seeds_are_one_arm_with_an_interval(tmp_path: Path) -> None:
+    runs = [fake_run(tmp_path / f"sdpo-{seed}", rollouts=1, tokens=50, seed=seed) for seed in (0, 1, 2)]
+    other = fake_run(tmp_path / "grpo", rollouts=1, tokens=50, lr=0.2, seed=5)
+    write_report([*runs, other], tmp_path / "report.html")
+    dom = browse(tmp_path / "report.html", "--dump-dom")
+    assert dom.count("<polyline") == 2 and dom.count("<polygon") == 1 and "sdpo (3 seeds)" in dom
+    # means 1 over seeds 0, 1, 2 at the first step; sd 1, so 1 -+ 4.303 / sqrt(3)
+    assert "1 (-1.484 to 3.484)" in dom and "mean over seeds" in dom
+
+
+@drawn
+def test_it_prints(tmp_path: Path) -> None:
+    write_report([fake_run(tmp_path / "run", rollouts=1, tokens=20_000)], tmp_path / "report.html")
+    browse(tmp_path / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")
+    assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF") and (tmp_path / "page.pdf").stat().st_size > 100_000
+
+
+def test_names_of_runs(tmp_path: Path) -> None:
+    from onpolicy.experiments.report.page import names_of
+
+    paths: list[Any] = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
+    assert names_of(paths) == ["a/run", "b/run", f"{tmp_path.name}/other"]
+    cells: list[Any] = [tmp_path / arm / "8" / f"seed-{s}" for arm in ("plain", "floor") for s in (0, 1)]
+    assert names_of(cells) == ["plain/8/seed-0", "plain/8/seed-1", "floor/8/seed-0", "floor/8/seed-1"]
+    assert names_of([tmp_path, tmp_path]) == [str(tmp_path)] * 2

@@ -1,0 +1,373 @@
+"""Sweeps: what runs, what does not run again, what is compared, and what is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from onpolicy.cli import main
+from onpolicy.config.registry import ConfigError
+from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, interval, right_at
+from onpolicy.experiments.sweep.grid import cells, chosen
+from onpolicy.experiments.sweep.live import curves, sparkline
+from onpolicy.experiments.sweep.processes import LOOK, STOPPED, Processes, run
+from onpolicy.experiments.sweep.sweep import drawn
+from tests.runs import metrics, write_config
+
+
+def grid(folder: Path, **changes: Any) -> Path:
+    sets = {"sums": {"name": "file", "path": str(folder / "data.jsonl"), "problems": 4}}
+    write_config(
+        folder, steps=2, checkpoint={"every": 1}, logging={"trackers": ["jsonl"], "tokens_every": 0},
+        rewards=[{"name": "tests.experiments.test_probes:lucky"}], eval={"every": 2, "sets": sets, "samples": 2, "k": [2]},
+    )  # fmt: skip
+    whole: dict[str, Any] = {
+        "config": "config.yaml", "seeds": [0, 1], "pools": {"both": ["sums"]},
+        "arms": {"plain": {}, "slow": {"trainer.lr": 1e-6, "objective[1].weight": 0.5}},
+        "axes": ["objective"], "confounds": ["trainer.lr"],
+    }  # fmt: skip
+    path = folder / "grid.yaml"
+    path.write_text(yaml.safe_dump(whole | changes, sort_keys=False))
+    return path
+
+
+def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path, output = grid(tmp_path), tmp_path / "out"
+    assert main(["sweep", str(path), "--output", str(output), "--jobs", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "4 runs, 0 finished" in said and "slow" in said
+    assert "arm slow differs in trainer.lr as well: 1e-06, in the first arm 0.001" in said
+    assert "tokens a run" in said and "scored" in said
+    finished = {p: p.stat().st_mtime_ns for p in output.glob("*/*/metrics.jsonl")}
+    assert len(finished) == 4
+    shutil.rmtree(output / "slow/seed-1/checkpoints/step-000002")
+    assert main(["sweep", str(path), "--output", str(output)]) == 0
+    assert "4 runs, 3 finished" in capsys.readouterr().out
+    changed = {p for p in finished if p.stat().st_mtime_ns != finished[p]}
+    assert changed == {output / "slow/seed-1/metrics.jsonl"}, "nothing finished is run again"
+    assert main(["sweep", str(path), "trainer.lr=0.5", "--output", str(output)]) == 2
+    assert "holds a run with other settings (trainer.lr" in capsys.readouterr().err
+    rows = list(csv.DictReader((output / "runs.csv").open()))
+    assert [(r["arm"], r["seed"]) for r in rows] == [
+        ("plain", "0.0"),
+        ("slow", "0.0"),
+        ("plain", "1.0"),
+        ("slow", "1.0"),
+    ]
+    assert "slow (2 seeds)" in (output / "report.html").read_text()
+    assert all(float(r["tokens/generated"]) >= float(r["tokens/trained"]) > 0 for r in rows)
+    found = json.loads((output / "comparison.json").read_text())
+    assert found["axes"] == ["objective"] and [(c["arm"], c["key"]) for c in found["confounds"]] == [
+        ("slow", "trainer.lr")
+    ]
+    totals = {(b["arm"], b["kind"]): b["total"] for b in found["budgets"]}
+    for kind in ("generated", "scored", "trained"):
+        for arm in ("plain", "slow"):
+            assert totals[arm, kind] == sum(float(r[f"tokens/{kind}"]) for r in rows if r["arm"] == arm) > 0
+    for name in ("differences", "from_start", "at_equal_tokens"):
+        assert sorted((d["arm"], d["set"], d["seeds"], d["problems"]) for d in found[name]) == [
+            ("plain", "both", 2, 4),
+            ("plain", "sums", 2, 4),
+            ("slow", "both", 2, 4),
+            ("slow", "sums", 2, 4),
+        ]
+
+
+def fake(folder: Path, right: dict[str, list[bool]], tokens: int = 10, step: int = 2) -> Path:
+    (folder / f"eval/step-{step:06d}").mkdir(parents=True)
+    rows = "".join(json.dumps({"id": name, "right": r}) + "\n" for name, r in right.items())
+    (folder / f"eval/step-{step:06d}/set.jsonl").write_text(rows)
+    lines = [{"step": s, "rollout/sampled_tokens": tokens, "rollout/tokens": tokens - 1, "m": s} for s in (1, 2)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_differences_by_hand(tmp_path: Path) -> None:
+    plain = [fake(tmp_path / f"a{s}", {"p": [True, False], "q": [False, False]}) for s in (0, 1)]
+    better = [fake(tmp_path / f"b{s}", {"p": [True, True], "q": [s == 1, s == 1]}) for s in (0, 1)]
+    runs = [("plain", "x", s, plain[s]) for s in (0, 1)] + [("better", "x", s, better[s]) for s in (0, 1)]
+    found = compare(runs)
+    own, other = found.differences
+    assert own.mean == 0.25 and (own.difference, own.low, own.high, own.spread) == (0.0, 0.0, 0.0, 0.0)
+    # seed 0: +.5 and 0; seed 1: +.5 and +1
+    assert other.mean == 0.75 and other.difference == 0.5
+    # means .25 and .75 over seeds, .5 and .5 over problems: +-12.706 x .25
+    assert (other.low, other.high) == pytest.approx((0.5 - 12.7062 * 0.25, 0.5 + 12.7062 * 0.25), abs=1e-3)
+    assert other.spread == pytest.approx(0.3535533906)
+    assert found.runs[0] | {"arm": 0} == {"arm": 0, "cross": "x", "seed": 0.0, "step": 2, "rollout/sampled_tokens": 10,
+        "rollout/tokens": 9, "m": 2, "tokens/generated": 20.0, "tokens/trained": 18.0}  # fmt: skip
+
+
+def test_from_the_start_and_pooled_by_hand(tmp_path: Path) -> None:
+    folder = fake(tmp_path / "a", {"p": [True, True], "q": [True, False]})
+    (folder / "eval/step-000002/other.jsonl").write_text('{"id": "p", "right": [false]}\n')
+    fake(folder, {"p": [True, False], "q": [False, False]}, step=0)
+    (folder / "eval/step-000000/other.jsonl").write_text('{"id": "p", "right": [true]}\n')
+    found = {d.set: d for d in compare([("plain", "", 0, folder)], {"all": ["set", "other"]}).from_start}
+    assert {name: d.difference for name, d in found.items()} == {"set": 0.5, "other": -1.0, "all": 0.0}
+    assert found["all"].problems == 3, "a problem counts in each set it stands in"
+    assert compare([("plain", "", 0, fake(tmp_path / "b", {"p": [True]}))]).from_start == []
+
+
+def test_equal_tokens_by_hand(tmp_path: Path) -> None:
+    cheap, dear = fake(tmp_path / "a", {"p": [True]}, tokens=10), fake(tmp_path / "b", {"p": [True]}, tokens=16)
+    fake(dear, {"p": [False]}, tokens=16, step=0)
+    runs = [("cheap", "", 0, cheap), ("dear", "", 0, dear)]
+    budgets = equal_budgets(runs)
+    assert budgets == {cheap: 20.0, dear: 20.0}, "the cheaper one ends at 20"
+    assert right_at(dear, 20.0) == {"set": {"p": 0.625}}, "20 of the 32 tokens between its two evaluations"
+    assert right_at(dear, 99.0) == {"set": {"p": 1.0}} and right_at(dear, 0.0) == {"set": {"p": 0.0}}
+    (_, other) = differences(runs, {}, right=lambda folder: right_at(folder, budgets[folder]))
+    assert other.difference == -0.375
+    found = compare(runs)
+    assert found.equal_tokens == {"": 20.0} and [d.difference for d in found.at_equal_tokens] == [0.0, -0.375]
+    late = fake(tmp_path / "c", {"p": [False]}, tokens=16)
+    found = compare([runs[0], ("late", "", 0, late)])
+    assert [d.arm for d in found.at_equal_tokens] == ["cheap"], "nothing is known of the other at 20 tokens"
+    shutil.rmtree(late / "eval")
+    found = compare([("late", "", 0, late)])
+    assert found.equal_tokens == {} and not found.differences and len(found.budgets) == 2, "a grid without evaluations"
+
+
+def test_an_interval_for_other_seeds_and_problems() -> None:
+    # one seed: a t-interval over its problems; no spread over problems: one over seeds
+    assert interval(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(
+        (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
+    )
+    assert interval(np.array([[1.0] * 5, [2.0] * 5, [3.0] * 5])) == pytest.approx(
+        (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
+    )
+    assert interval(np.array([[1.0, 1.0], [1.0, 1.0]])) == (1.0, 1.0)
+    draw, hits = np.random.default_rng(0), 0
+    for _ in range(400):
+        low, high = interval(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
+        hits += low <= 0 <= high
+    assert 0.94 <= hits / 400 <= 0.99, "covers the truth as often as it says"
+
+
+def test_the_reference_arm_is_the_grids_even_if_it_failed(tmp_path: Path) -> None:
+    runs = [("better", "", s, fake(tmp_path / f"b{s}", {"p": [True], "q": [s == 1]})) for s in (0, 1)]
+    runs.append(("plain", "", 1, fake(tmp_path / "a1", {"p": [False], "q": [False]})))
+    found = {d.arm: d for d in compare(runs, reference="plain").differences}
+    assert (found["better"].difference, found["better"].seeds) == (1.0, 1), "against the seed that both have"
+    assert compare(runs[:2], reference="plain").differences == []
+
+
+def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    lines = [
+        {"step": s, "reward/mean": s / 10, "epistemic/A/rate_per_1k": 8.0 - s, "eval/set/avg@4": 0.5} for s in range(9)
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + '{"step": 9, "rew')  # being written
+    table = curves([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
+    assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "doubt per 1k", "set"]
+    cells = [list(c.cells) for c in table.columns]
+    assert cells[1] == ["8/20", "0/20"] and cells[3] == ["", ""]
+    assert cells[2] == ["▁▂▃▄▅▅▆▇█ 0.8", ""] and cells[4][0] == "█▇▆▅▅▄▃▂▁ 0"
+    assert sparkline(list(range(100)), 0, 99)[-1] == "█" and len(sparkline(list(range(100)), 0, 99)) == 16
+
+
+def test_every_combination(tmp_path: Path) -> None:
+    path = grid(tmp_path, cross={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
+    found = list(cells(path, tmp_path / "out", ["steps=1"]))
+    assert [(c.arm, c.cross, c.seed) for c in found] == [
+        ("plain", "one", 3), ("slow", "one", 3), ("plain", "all", 3), ("slow", "all", 3)
+    ]  # fmt: skip
+    assert found[1].folder == tmp_path / "out/slow/one/seed-3" and found[1].settings.steps == 1
+    names = lambda only: [(c.arm, c.cross) for c in chosen(found, only)]  # noqa: E731
+    assert names(["slow"]) == [("slow", "one"), ("slow", "all")] and names(["all"]) == [
+        ("plain", "all"),
+        ("slow", "all"),
+    ]
+    assert names(["one", "plain"]) == [("plain", "one")] and len(names([])) == 4
+    with pytest.raises(
+        ConfigError, match=r"--only: got 'slwo', wanted arms or crosses: all, one, plain, slow\. Did you mean 'slow'"
+    ):
+        names(["slwo"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"arms": {"bad": {"trainer.lrr": 1}}}, "arm 'bad': trainer.lrr"),
+        ({"arms": {}}, "wanted at least one arm"),
+        ({"seeds": "many"}, "seeds"),
+        ({"arm": {}}, "arm: unknown key. Did you mean 'arms'?"),
+        ({"pools": {"out": ["summs"]}}, "pools.out: got 'summs', wanted sets of eval.sets: sums"),
+        ({"pools": {"out": []}}, "pools.out: got [], wanted at least one set of eval.sets"),
+        ({"pools": {"sums": ["sums"]}}, "pools.sums: got ['sums'], wanted a name that is no set's own"),
+        ({"arms": {"plain": {}, "same": {}}}, "the runs 'plain seed 0' and 'same seed 0' have the same settings"),
+        (
+            {"cross": {"quiet": {"logging.trackers": ["tensorboard"]}}},
+            "logging.trackers: got ['tensorboard'], wanted jsonl",
+        ),
+    ],
+)
+def test_a_mistake_is_found_before_anything_runs(
+    tmp_path: Path, changes: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", str(grid(tmp_path, **changes)), "--output", str(tmp_path / "out")]) == 2
+    assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
+
+
+def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = grid(tmp_path, seeds=[0], arms={"plain": {}, "gone": {"data.path": "gone.jsonl"}}, axes=["data"])
+    assert main(["sweep", str(path), "--output", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr().out
+    assert "failed" in said and "gone/seed-0/log.txt" in said
+    assert "gone.jsonl" in (tmp_path / "out/gone/seed-0/log.txt").read_text()
+    assert [d["arm"] for d in json.loads((tmp_path / "out/comparison.json").read_text())["differences"]] == [
+        "plain"
+    ] * 2
+
+
+def test_some_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """What was run before stays in the comparison, which is against the grid's first arm whatever runs now."""
+    path, output = grid(tmp_path, seeds=[0]), tmp_path / "out"
+    assert main(["sweep", str(path), "--only", "plain", "--output", str(output)]) == 0
+    assert "1 runs, 0 finished" in capsys.readouterr().out and not (output / "slow").exists()
+    assert main(["sweep", str(path), "--only", "slow", "--output", str(output)]) == 0
+    found = json.loads((output / "comparison.json").read_text())
+    assert found["reference"] == "plain" and {d["arm"] for d in found["differences"]} == {"plain", "slow"}
+    assert main(["sweep", str(path), "--only", "slow", "trainer.weight_decay=0.1", "--output", str(output)]) == 2
+    other = tmp_path / "other"
+    assert main(["sweep", str(path), "--only", "slow", "--output", str(other)]) == 0
+    found = json.loads((other / "comparison.json").read_text())
+    assert not found["differences"] and [d["arm"] for d in found["from_start"]] == ["slow"] * 2
+
+
+def test_a_config_that_changes_meanwhile(tmp_path: Path) -> None:
+    """The run starts with what the file says then; it is no run of this sweep."""
+    path = grid(tmp_path, seeds=[0], arms={"plain": {}})
+    (cell,) = cells(path, tmp_path / "out")
+    config = tmp_path / "config.yaml"
+    config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.002"))
+    place = Processes(1)
+    done = place.start(cell)
+    assert done.result(timeout=240) == 0
+    assert "other settings (trainer.lr" in str(place.failure(cell, done))
+    place.close()
+
+
+def test_arms_with_other_problems(tmp_path: Path) -> None:
+    one = fake(tmp_path / "a", {"p": [True], "q": [False]})
+    other = fake(tmp_path / "b", {"q": [True], "r": [True]})
+    own, found = compare([("plain", "", 0, one), ("other", "", 0, other)]).differences
+    assert (own.problems, found.problems, found.mean, found.difference) == (2, 1, 1.0, 1.0), "on those of both"
+    assert np.isnan([found.low, found.high]).all(), "one problem with one seed says nothing of others"
+    nothing = fake(tmp_path / "c", {"s": [True]})
+    assert [d.arm for d in compare([("plain", "", 0, one), ("c", "", 0, nothing)]).differences] == ["plain"]
+
+
+def unhurried(completion: str) -> bool:
+    """A reward that gives a test time to act while a run is at it."""
+    time.sleep(0.05)
+    return len(completion) % 2 == 0
+
+
+def start_sweep(path: Path, output: Path) -> subprocess.Popen[str]:
+    """A process group of its own, as a terminal makes one."""
+    command = [sys.executable, "-m", "onpolicy", "sweep", str(path), "--output", str(output)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 240
+    while not true():
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file of a run, with the time when it was last written."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Path) -> None:
+    arms = {name: {"trainer.lr": lr} for name, lr in (("first", 1e-3), ("second", 2e-3), ("third", 3e-3))}
+    path = grid(tmp_path, arms=arms, seeds=[0], axes=["trainer.lr"], confounds=[])
+    config = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    config["eval"]["every"] = 4
+    changes = {
+        "steps": 4,
+        "rewards": [{"name": "tests.experiments.test_sweep:unhurried"}],
+        "preflight": {"enabled": False},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | changes))
+    first, second, third = found = list(cells(path, tmp_path / "out"))
+    whole = start_sweep(path, tmp_path / "whole")  # meanwhile, undisturbed
+    killed = start_sweep(path, tmp_path / "out")
+    until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
+    os.killpg(killed.pid, signal.SIGKILL)
+    killed.communicate()
+    assert first.finished() and not second.finished() and not third.folder.exists()
+    before = state_of(first.folder)
+    again = start_sweep(path, tmp_path / "out")
+    said = again.communicate(timeout=240)[0]
+    assert again.returncode == 0 and "3 runs, 1 finished" in said
+    assert "2/2 third seed 0" in said and "first seed 0" not in said
+    assert state_of(first.folder) == before, "not a byte, not a time"
+    assert all(cell.finished() for cell in found)
+    assert "resumed at step" in second.log.read_text() and "resumed at step" not in third.log.read_text()
+    assert whole.communicate(timeout=240)[0] and whole.returncode == 0
+    for cell in found:
+        assert metrics(cell.folder) == metrics(tmp_path / "whole" / cell.folder.relative_to(tmp_path / "out"))
+    texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "whole")]
+    assert texts[0] == texts[1] and json.loads(texts[0])["differences"]
+
+
+def test_a_run_that_an_earlier_sweep_left_behind_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A killed sweep's run may live on: it holds the log of its folder until it ends."""
+    cell = next(cells(grid(tmp_path), tmp_path / "out"))
+    cell.folder.mkdir(parents=True)
+    holds = "import fcntl, sys, time; fcntl.flock(1, fcntl.LOCK_EX); print('mine', flush=True); time.sleep(60)"
+    with cell.log.open("a") as log:
+        left = subprocess.Popen([sys.executable, "-c", holds], stdout=log)
+    monkeypatch.setattr("onpolicy.experiments.sweep.processes.LOOK", 0.05)
+    try:
+        until(lambda: "mine" in cell.log.read_text(), left)  # type: ignore[arg-type]
+        stop = threading.Event()
+        threading.Timer(0.5, stop.set).start()
+        assert run(cell, os.environ, stop) == STOPPED, "nothing is started beside it"
+        place = Processes(1)
+        future = place.start(cell)
+        time.sleep(0.3)
+        assert future.running()
+        monkeypatch.setattr("onpolicy.experiments.sweep.grid.Cell.finished", lambda self: True)  # it has ended well
+        left.kill()
+        assert future.result(timeout=10 * LOOK) == 0 and place.failure(cell, future) is None
+        place.close()
+        assert cell.log.read_text() == "mine\n", "and is not run again"
+    finally:
+        left.kill()
+        left.wait()
+
+
+def test_of_many_arms_the_first_are_drawn(tmp_path: Path) -> None:
+    arms = {f"a{i:02}": {"trainer.lr": 1e-3 * (i + 1)} for i in range(13)}
+    found = list(cells(grid(tmp_path, arms=arms, axes=["trainer.lr"], confounds=[]), tmp_path / "out"))
+    assert [(c.arm, c.seed) for c in drawn(found)] == [(f"a{i:02}", 0) for i in range(12)]
+    assert drawn(found[:12]) == found[:12]

@@ -1,0 +1,354 @@
+"""One rank of verl's engine with our loss beside a local trainer on the same rollouts; rank 0 writes how far they are apart.
+
+torchrun --nproc-per-node N -m tests.integrations.verl.against_local FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+os.environ |= {
+    "VERL_PLATFORM": "cpu",
+    "VERL_USE_EXTERNAL_MODULES": "tests.integrations.verl.rig",
+    "VERL_ENGINE_VENDOR": "onpolicy",
+}
+
+import verl  # noqa: F401, I001 first, as it imports the rig and our plug-in in its own order
+import torch
+from tensordict import TensorDict
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from verl.trainer.config import CheckpointConfig
+from verl.utils import tensordict_utils as tu
+from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
+from verl.workers.engine_workers import TrainingWorker
+
+from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.collectives import Ranks
+from onpolicy.integrations.verl.bridge import PREFIX, Bridge
+from onpolicy.integrations.verl.rows import columns
+from onpolicy.integrations.verl.teachers import Teachers
+from onpolicy.utils.timer import Clock
+from onpolicy.config.schema import TrainerFrame
+from onpolicy.losses.divergences import forward_kl, jsd
+from onpolicy.losses.supports import student_topk
+from onpolicy.epistemic.tokens import TokenTelemetry, span_name
+from onpolicy.losses.objective import Objective, Term
+from onpolicy.models import load_causal_lm
+from onpolicy.losses.terms.policy_gradient import policy_gradient
+from onpolicy.losses.terms.ref_kl import start_kl
+from onpolicy.losses.terms.teacher_advantage import teacher_advantage
+from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, snapshot, trust_region_logits
+from onpolicy.types import Example
+from tests.trainer.test_trainer import distill_term, plain_term
+from tests.tiny import random_examples, tiny_model_dir
+
+NAMES = ("hedge", "other")
+MARKERS = {"hedge": [5, 9, 77]}
+FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+
+
+def batch(n: int = 8, *, seed: int = 0) -> list[Example]:
+    rows = random_examples(n, seed=seed)
+    marks = [tuple(i % 3 == 0 for i in range(len(e.rollout.completion_ids))) for e in rows]
+    return [replace(e, spans={span_name(name): m for name in NAMES}) for e, m in zip(rows, marks, strict=True)]
+
+
+def methods() -> dict[str, tuple[Term, ...]]:
+    """SDPO, OPSD, the sampled token alone, and everything at once."""
+    sdpo = replace(distill_term(partial(jsd, beta=0.5), partial(student_topk, k=20)), normalize="all_sequences")
+    return {
+        "sdpo": (sdpo,),
+        "opsd": (distill_term(partial(forward_kl, entry_clip=0.05)),),
+        "sampled": (replace(plain_term(teacher_advantage), views=("teacher",)),),
+        "mixed": (distill_term(weight=0.7), plain_term(policy_gradient), plain_term(start_kl, 0.1)),
+    }
+
+
+class Side:
+    """verl's worker as it trains on one rank, with the reference engine that a teacher may need."""
+
+    def __init__(
+        self, folder: Path, rule: WeightRule, terms: Sequence[Term], *, packed: bool = True, **more: Any
+    ) -> None:
+        self.packed, self.together = packed, Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        objective = Objective(tuple(terms))
+        kept = more.pop("kept", False)
+        self.worker = worker(folder, **more)
+        wanted = rule.copies or objective.needs_ref
+        self.reference = (
+            worker(folder, forward_only=True, reshard_after_forward=not kept)
+            if wanted and not more.get("lora_rank")
+            else None
+        )
+        self.teachers = Teachers(
+            self.worker.engine,
+            self.reference.engine if self.reference else None,
+            rule,
+            views=("teacher",),
+            needs_start=objective.needs_ref,
+            together=self.together,
+        )
+        spans = [span_name(name) for name in NAMES]
+        self.bridge = Bridge(
+            objective, views=("teacher",), spans=spans, marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES),
+            together=self.together, device="cpu",
+        )  # fmt: skip
+        self.worker.engine.learn(self.bridge, self.teachers)
+        self.worker.set_loss_fn(self.bridge)
+
+    def data(self, examples: Sequence[Example], *, synthetic: int = 0) -> TensorDict:
+        """This rank's part of the rollouts, and rows that verl would make up to fill the batch."""
+        mine: list[Example | None] = [*examples[self.together.rank :: self.together.size], *([None] * synthetic)]
+        return rows_of(mine, self.bridge, packed=self.packed)
+
+    def gradient(
+        self, examples: Sequence[Example], *, synthetic: int = 0
+    ) -> tuple[float, dict[str, Tensor], dict[str, float]]:
+        """Loss, gradient and metrics of one update, without the update."""
+        engine = self.worker.engine
+        with engine.train_mode():
+            engine.optimizer_zero_grad()
+            output = engine.forward_backward_batch(self.data(examples, synthetic=synthetic), self.bridge)
+            found = {n: _whole(p.grad).clone() for n, p in engine.module.named_parameters() if p.grad is not None}
+            engine.optimizer_zero_grad()
+        loss = torch.tensor(sum(output["loss"]) / self.together.size)
+        torch.distributed.all_reduce(loss)
+        return float(loss), found, {name.removeprefix(PREFIX): value[0] for name, value in output["metrics"].items()}
+
+    def step(self, examples: Sequence[Example]) -> None:
+        """As ``Teaching.update_actor`` does it."""
+        engine = self.worker.engine
+        with engine.train_mode():
+            engine.train_batch(self.data(examples), self.bridge)
+        self.teachers.follow()
+
+    def weights(self, engine: Any = None) -> dict[str, Tensor]:
+        module = (engine or self.worker.engine).module
+        return {name: _whole(p).detach().clone() for name, p in module.named_parameters()}
+
+
+def worker(
+    folder: Path, *, forward_only: bool = False, lora_rank: int = 0, reshard_after_forward: bool = True
+) -> TrainingWorker:
+    model = HFModelConfig(
+        path=str(folder / "model"), use_remove_padding=True, enable_gradient_checkpointing=False, lora_rank=lora_rank,
+        lora_alpha=16, override_config={"attn_implementation": "sdpa"},
+    )  # fmt: skip
+    engine = FSDPEngineConfig(
+        strategy="fsdp2", model_dtype="fp32", use_torch_compile=False, mixed_precision=FP32, forward_only=forward_only,
+        use_dynamic_bsz=True, max_token_len_per_gpu=60, reshard_after_forward=reshard_after_forward,
+    )  # fmt: skip
+    optimizer = FSDPOptimizerConfig(lr=1e-3, clip_grad=1e9, weight_decay=0.0, total_training_steps=10)
+    made = TrainingWorker(
+        TrainingWorkerConfig(
+            model_type="language_model", model_config=model, engine_config=engine, optimizer_config=optimizer,
+            checkpoint_config=CheckpointConfig(),
+        )
+    )  # fmt: skip
+    made.reset()
+    return made
+
+
+def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool) -> TensorDict:
+    """Rollouts as verl's workers get them."""
+    prompts = [torch.tensor(e.rollout.prompt_ids if e else (2, 2, 2)) for e in examples]
+    responses = [torch.tensor(e.rollout.completion_ids if e else (2,)) for e in examples]
+    ids = [torch.cat(pair) for pair in zip(prompts, responses, strict=True)]
+    masks = [torch.full((len(r),), int(e is not None)) for e, r in zip(examples, responses, strict=True)]
+    advantages = [m.float() * (e.advantage if e else 0.0) for e, m in zip(examples, masks, strict=True)]
+    ours = columns(
+        examples, [len(r) for r in responses], views=bridge.views, terms=bridge.objective.routes, spans=bridge.spans
+    )
+    given = {
+        "input_ids": ids, "position_ids": [torch.arange(len(i)) for i in ids], "prompts": prompts, "responses": responses,
+        "response_mask": masks, "loss_mask": masks, "advantages": advantages,
+        "rollout_log_probs": [torch.zeros(len(r)) for r in responses], **ours,
+    }  # fmt: skip
+    data = TensorDict(
+        {n: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for n, rows in given.items()},
+        batch_size=len(examples),
+    )
+    tu.assign_non_tensor(
+        data, use_remove_padding=packed, use_dynamic_bsz=True, max_token_len_per_gpu=60, use_fused_kernels=False,
+        temperature=1.0, global_batch_size=len(examples), update_lr_scheduler=False,
+    )  # fmt: skip
+    return data
+
+
+def local(folder: Path, rule: WeightRule, terms: Sequence[Term], **more: Any) -> LocalTrainer:
+    return LocalTrainer(
+        model=load_causal_lm(str(folder / "model"), dtype="float32"), objective=Objective(tuple(terms)), teacher=rule,
+        settings=TrainerFrame(lr=1e-3, micro_batch_tokens=60, max_grad_norm=1e9), total_steps=10, views=("teacher",), clock=Clock(),
+        spans=[span_name(n) for n in NAMES], marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES), **more,
+    )  # fmt: skip
+
+
+def local_gradient(trainer: LocalTrainer, examples: Sequence[Example]) -> tuple[float, dict[str, Tensor]]:
+    from onpolicy.losses.objective import Tally
+
+    loss = trainer._accumulate(examples, {}, Tally())
+    found = {n: p.grad.clone() for n, p in trainer.student.named_parameters() if p.grad is not None}
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return float(loss or 0.0), found
+
+
+def gradients(folder: Path) -> dict[str, float]:
+    """Each method in both layouts, with rows that verl made up, by the distance of loss and gradient."""
+    found = {}
+    for name, terms in methods().items():
+        loss, gradient = local_gradient(local(folder, frozen(), terms), batch())
+        for packed in (True, False):
+            side = Side(folder, frozen(), terms, packed=packed)
+            own, theirs, _ = side.gradient(batch(), synthetic=1)
+            found[f"{name}/{'packed' if packed else 'padded'}"] = max(abs(own - loss), _largest(theirs, gradient))
+        found[f"{name}/size"] = max(float(g.abs().max()) for g in gradient.values())
+    return found
+
+
+def alone(folder: Path) -> dict[str, float]:
+    """One rollout for all ranks: the others have nothing but rows that verl made up, in this micro-batch or in all."""
+    found = {}
+    for name in ("sdpo", "mixed"):
+        terms = methods()[name]
+        loss, gradient = local_gradient(local(folder, frozen(), terms), batch()[:1])
+        own, theirs, _ = Side(folder, frozen(), terms).gradient(batch()[:1], synthetic=20)
+        found[name] = max(abs(own - loss), _largest(theirs, gradient))
+    return found
+
+
+def identical(folder: Path) -> dict[str, float]:
+    """A teacher that reads the student's own prompt."""
+    same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
+    found: dict[str, float] = {}
+    for name, terms in methods().items():
+        if name != "mixed":
+            loss, gradient, _ = Side(folder, live(), terms).gradient(same)
+            found |= {f"{name}/loss": abs(loss), name: max(float(g.abs().max()) for g in gradient.values())}
+    return found
+
+
+RULES: dict[str, Callable[[], WeightRule]] = {
+    "live": live,
+    "frozen": frozen,
+    "ema": partial(ema, ema_decay=0.9),
+    "snapshot": partial(snapshot, every=2),
+    "trust_region": partial(trust_region_logits, student_share=0.3),
+}
+
+
+def steps(folder: Path) -> dict[str, float]:
+    """Five steps under every rule: student and teacher beside the local ones; checkpoint and resume of one that moves."""
+    found = {}
+    for name, rule in RULES.items():
+        side, other = Side(folder, rule(), methods()["sdpo"]), local(folder, rule(), methods()["sdpo"])
+        for seed in range(5):
+            side.step(batch(seed=seed))
+            other.step(batch(seed=seed))
+        found[name] = _largest(side.weights(), dict(other.student.named_parameters()))
+        if rule().update is not None:
+            assert side.reference is not None
+            teacher = dict(other.teaching.teacher.model.named_parameters())
+            found[f"{name}/teacher"] = _largest(side.weights(side.reference.engine), teacher)
+            found |= {f"{name}/{what}": value for what, value in resumed(folder, side, rule()).items()}
+    return found
+
+
+def special(folder: Path) -> dict[str, float]:
+    """An update in which no term has a token moves nothing, as in the local trainer; a reference engine whose layers FSDP keeps whole."""
+    side, other = Side(folder, live(), methods()["sdpo"]), local(folder, live(), methods()["sdpo"])
+    silent = [replace(e, teacher_prompt_ids={}) for e in batch(seed=1)]
+    for examples in (batch(), silent):
+        before = side.weights()
+        side.step(examples)
+        other.step(examples)
+    found = {
+        "moved": _largest(side.weights(), before),
+        "silent": _largest(side.weights(), dict(other.student.named_parameters())),
+    }
+    side, other = (
+        Side(folder, ema(ema_decay=0.9), methods()["sdpo"], kept=True),
+        local(folder, ema(ema_decay=0.9), methods()["sdpo"]),
+    )
+    for seed in range(2):
+        side.step(batch(seed=seed))
+        other.step(batch(seed=seed))
+    assert side.reference is not None
+    return found | {
+        "kept": _largest(side.weights(side.reference.engine), dict(other.teaching.teacher.model.named_parameters()))
+    }
+
+
+def resumed(folder: Path, side: Side, rule: WeightRule) -> dict[str, float]:
+    """The teacher goes into a checkpoint and comes back into another process's engines."""
+    where = folder / "checkpoint"
+    where.mkdir(exist_ok=True)
+    torch.distributed.barrier()
+    side.teachers.save(where, {"more": 3})
+    again = Side(folder, rule, methods()["sdpo"])
+    assert side.reference is not None and again.reference is not None
+    before = _largest(again.weights(again.reference.engine), side.weights(side.reference.engine))
+    more = again.teachers.load(where)
+    after = _largest(again.weights(again.reference.engine), side.weights(side.reference.engine))
+    return {
+        "was_moved": before,
+        "resumed": after,
+        "state": float(abs(more["more"] - 3) + abs(again.teachers.steps - 5)),
+    }
+
+
+def adapters(folder: Path) -> dict[str, float]:
+    """Under LoRA the frozen teacher is the student without its adapters: after some steps the gap to a live one shows."""
+    found = {}
+    for name, rule in (("live", live), ("frozen", frozen)):
+        side = Side(folder, rule(), methods()["opsd"], lora_rank=4)
+        for seed in range(3):
+            side.step(batch(seed=seed))
+        same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
+        found[name] = abs(side.gradient(same)[0])
+    return found
+
+
+def metrics(folder: Path) -> dict[str, float]:
+    """What is logged is what the local trainer logs, but for the optimizer's numbers and the tokens that teachers read, which verl counts
+    in its own way."""
+    side, other = Side(folder, frozen(), methods()["mixed"]), local(folder, frozen(), methods()["mixed"])
+    _, _, theirs = side.gradient(batch(), synthetic=2)
+    ours = {n: v for n, v in other.step(batch()).items() if not n.startswith("train/") and n != "teacher/tokens"}
+    assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
+    return {"distance": max(abs(theirs[n] - ours[n]) / max(1.0, abs(ours[n])) for n in ours)}
+
+
+def _whole(tensor: Tensor | None) -> Tensor:
+    assert tensor is not None
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _largest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    assert one.keys() == other.keys(), one.keys() ^ other.keys()
+    return max(float((one[n] - other[n].detach()).abs().max()) for n in one)
+
+
+def main(folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    if torch.distributed.get_rank() == 0:
+        tiny_model_dir(folder / "model")
+    torch.distributed.barrier()
+    for case in (gradients, alone, identical, special, steps, adapters, metrics):
+        found = case(folder)
+        if torch.distributed.get_rank() == 0:
+            (folder / f"{case.__name__}.json").write_text(json.dumps(found))
+            print(case.__name__, json.dumps(found), flush=True)
+    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,81 @@
+"""Level 3: verl's FSDP2 engine with our loss and the embedded trainer agree, on one rank and on two.
+
+1. loss and gradient of SDPO, OPSD, the sampled token and a mixture, packed and padded, whatever rows verl made up; 2. a teacher
+that reads the student's prompt teaches nothing; 3. five steps under every rule of the teacher, which survives a checkpoint;
+4. metrics are the same numbers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+
+from tests.integrations.verl.runs import ROOT
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
+    folder = tmp_path_factory.mktemp("verl")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(request.param), "--rdzv-backend", "c10d",
+                "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.integrations.verl.against_local", str(folder)],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=400, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("method", ["sdpo", "opsd", "sampled", "mixed"])
+def test_loss_and_gradient_are_the_embedded_trainers(found: dict[str, Any], method: str, layout: str) -> None:
+    gradients = found["gradients"]
+    assert gradients[f"{method}/size"] > 1e-2
+    assert gradients[f"{method}/{layout}"] < 1e-6
+
+
+def test_a_rank_without_rollouts_takes_part(found: dict[str, Any]) -> None:
+    assert max(found["alone"].values()) < 1e-6
+
+
+def test_the_students_own_prompt_teaches_nothing(found: dict[str, Any]) -> None:
+    """Exactly 0, but for the last bits of JSD's mixture and of a softmax less itself."""
+    identical = found["identical"]
+    assert identical["sampled/loss"] == identical["sampled"] == identical["opsd/loss"] == 0.0
+    assert identical["sdpo/loss"] < 1e-8
+    assert max(identical["sdpo"], identical["opsd"]) < 1e-7
+
+
+@pytest.mark.parametrize("rule", ["live", "frozen", "ema", "snapshot", "trust_region"])
+def test_five_steps_lead_to_the_same_weights(found: dict[str, Any], rule: str) -> None:
+    assert found["steps"][rule] < 1e-4, "Adam divides what rounding leaves of small gradients by their size"
+
+
+@pytest.mark.parametrize("rule", ["ema", "snapshot"])
+def test_a_teacher_that_moves_follows_and_comes_back(found: dict[str, Any], rule: str) -> None:
+    steps = found["steps"]
+    assert steps[f"{rule}/was_moved"] > 1e-3
+    assert steps[f"{rule}/teacher"] < 1e-4
+    assert steps[f"{rule}/resumed"] == 0.0 and steps[f"{rule}/state"] == 0.0
+
+
+def test_an_update_without_a_token_moves_nothing(found: dict[str, Any]) -> None:
+    assert found["special"]["moved"] == 0.0 and found["special"]["silent"] < 1e-4
+
+
+def test_a_reference_engine_whose_layers_stay_whole_follows_too(found: dict[str, Any]) -> None:
+    assert found["special"]["kept"] < 1e-5
+
+
+def test_without_its_adapters_the_student_is_the_start_model(found: dict[str, Any]) -> None:
+    assert found["adapters"]["live"] < 1e-7
+    assert found["adapters"]["frozen"] > 1e-4
+
+
+def test_metrics_are_the_embedded_trainers(found: dict[str, Any]) -> None:
+    assert found["metrics"]["distance"] < 1e-5

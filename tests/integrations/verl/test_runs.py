@@ -1,0 +1,197 @@
+"""Level 4: verl's own entry point, unmodified, from sampling to validation and checkpoint; a minute each.
+
+1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
+that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability; 3. a frozen teacher
+with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher; 5. verl without us.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from tests.integrations.verl.runs import ROOT, environment, main_ppo, smallest
+
+pytestmark = pytest.mark.slow
+
+REWARD = (
+    "def score(data_source, solution_str, ground_truth, extra_info=None):\n    return (len(solution_str) % 7) / 7\n"
+)
+
+
+def write(folder: Path, onpolicy: dict[str, Any], **more: Any) -> Path:
+    """A config file of a user's, next to nothing but our base."""
+    search = ["pkg://onpolicy.integrations.verl.config", "pkg://verl.trainer.config"]
+    path = folder / "method.yaml"
+    config = {"defaults": ["onpolicy_ppo", "_self_"], "hydra": {"searchpath": search}, "onpolicy": onpolicy, **more}
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+def finite(rows: list[dict[str, Any]], name: str) -> list[float]:
+    values = [float(row[name]) for row in rows if row["step"]]
+    assert values and all(value == value and abs(value) < 1e6 for value in values), (name, values)
+    return values
+
+
+def teacher(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    """The shards of two ranks put together."""
+    parts = [
+        load_file(folder / f"checkpoints/global_step_{step}/actor/onpolicy_world_size_2_rank_{rank}.safetensors")
+        for rank in range(2)
+    ]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def student(folder: Path, step: int) -> dict[str, torch.Tensor]:
+    return load_file(folder / f"checkpoints/global_step_{step}/actor/huggingface/model.safetensors")
+
+
+def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) -> None:
+    method = {
+        "rewards": ["tests.runs:length_reward", {"name": "density", "weight": 0.1}],
+        "contexts": {"teacher": {"name": "reference_solution"}},
+        "teacher": {"name": "ema", "ema_decay": 0.9},
+        "objective": [
+            {
+                "name": "distill",
+                "divergence": {"name": "jsd", "beta": 0.5},
+                "support": {"name": "student_topk", "k": 20},
+            },
+            {"name": "policy_gradient", "weight": {"name": "linear", "initial": 0.2, "final": 0.1, "end": 10}},
+        ],
+    }
+    config = write(tmp_path, method)
+    overrides = smallest(tmp_path, ranks=2) | {
+        "trainer.val_before_train": True,
+        "trainer.save_freq": 1,
+        "trainer.resume_mode": "auto",
+        "trainer.test_freq": 2,
+        "actor_rollout_ref.actor.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
+    }
+    rows = main_ppo(overrides, tmp_path, config=config)
+    assert [row["step"] for row in rows] == [0, 1, 2]
+    assert "val-aux/sums/density/mean@1" in rows[0] and "val-core/sums/reward/mean@1" in rows[2]
+    for name in ("reward/tests.runs:length_reward", "reward/density", "distill/divergence", "policy_gradient/loss",
+                 "epistemic/A/rate_per_1k", "policy/entropy", "teacher/teacher/gap", "context/teacher/share"):  # fmt: skip
+        finite(rows, name)
+    assert max(finite(rows, "rollout/logprob_gap")) < 1e-4, "the weights reach the rollout servers"
+    assert max(finite(rows, "training/rollout_probs_diff_max")) < 1e-4
+    assert [row["schedule/objective[1].weight"] for row in rows[1:]] == pytest.approx([0.19, 0.18])
+    assert min(finite(rows, "actor/grad_norm")) > 0
+    rows = main_ppo(overrides | {"trainer.total_training_steps": 3}, tmp_path, config=config)
+    assert [row["step"] for row in rows if "actor/loss" in row] == [3]
+    before, after, learned = teacher(tmp_path, 2), teacher(tmp_path, 3), student(tmp_path, 3)
+    for name, value in after.items():
+        torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * learned[name].float(), atol=1e-6, rtol=0)
+    with safe_open(tmp_path / "checkpoints/global_step_3/actor/onpolicy_world_size_2_rank_0.safetensors", "pt") as file:
+        assert json.loads(file.metadata()["onpolicy"])["steps"] == 3
+
+
+def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
+    method = {
+        "lexicons": {"toy": ["w", "h", "m"]},
+        "rewards": [
+            "tests.runs:length_reward",
+            {"name": "saturating_floor", "floor": 5.0, "lexicon": "toy", "weight": 0.1},
+        ],
+        "contexts": {"teacher": {"name": "reference_solution"}},
+        "teacher": {"name": "live"},
+        "objective": [
+            "policy_gradient",
+            {"name": "distill", "divergence": "forward_kl", "target": {"name": "marker_mass_floor", "lexicon": "toy"}},
+        ],
+        "epistemic": {"lexicons": ["toy"], "lexicon": "toy"},
+    }
+    rows = main_ppo(smallest(tmp_path), tmp_path, config=write(tmp_path, method))
+    for name in ("reward/saturating_floor", "distill/divergence", "epistemic/toy/mass/student", "epistemic/toy/mass/teacher",
+                 "epistemic/toy/mass/start", "epistemic/toy/rate_per_1k"):  # fmt: skip
+        finite(rows, name)
+    assert rows[-1]["critic/score/mean"] == pytest.approx(rows[-1]["reward/mean"], abs=1e-6), (
+        "verl sees the weighed rewards"
+    )
+
+
+def test_a_frozen_teacher_with_verls_reward_and_advantages(tmp_path: Path) -> None:
+    """Started by our command; rows that verl makes up to fill the mini-batch teach nothing."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    method = {
+        "contexts": {"teacher": {"name": "reference_solution"}},
+        "teacher": {"name": "frozen"},
+        "objective": ["policy_gradient", {"name": "distill", "divergence": "forward_kl", "route": "failures"}],
+    }
+    overrides = smallest(tmp_path) | {
+        "reward.reward_manager.name": "naive",
+        "reward.custom_reward_function.path": str(tmp_path / "reward.py"),
+        "reward.custom_reward_function.name": "score",
+        "algorithm.adv_estimator": "grpo",
+        "data.train_batch_size": 3,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": 2,
+    }
+    config = write(tmp_path, method)
+    rows = main_ppo(overrides, tmp_path, command=("-m", "onpolicy", "verl", "train", str(config)))
+    assert finite(rows, "reward/score") and max(finite(rows, "rollout/tokens")) <= 3 * 2 * 8
+    assert all(0.0 < share <= 1.0 for share in finite(rows, "route/distill"))
+
+
+def test_a_served_teacher(tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(REWARD)
+    overrides = smallest(tmp_path) | {
+        "reward.custom_reward_function.path": str(tmp_path / "reward.py"),
+        "reward.custom_reward_function.name": "score",
+        "+ray_kwargs.ray_init.num_gpus": 2,
+        "distillation.teacher_models.teacher_model.inference.name": "transformers",
+    }
+    rows = main_ppo(overrides, tmp_path, config=ROOT / "configs" / "verl" / "served_teacher.yaml")
+    assert len(rows) == 2
+    finite(rows, "actor/grad_norm")
+    assert min(finite(rows, "actor/distillation/loss")) > 0, "the solution tells the teacher something"
+
+
+def test_verl_itself_runs_as_it_did(tmp_path: Path) -> None:
+    """With the plug-in installed and not named."""
+    (tmp_path / "reward.py").write_text(REWARD)
+    overrides = smallest(tmp_path) | {
+        "algorithm.adv_estimator": "grpo",
+        "reward.custom_reward_function.path": str(tmp_path / "reward.py"),
+        "reward.custom_reward_function.name": "score",
+    }
+    rows = main_ppo(overrides, tmp_path)
+    assert max(finite(rows, "training/rollout_probs_diff_max")) < 1e-4
+    assert not [name for name in rows[-1] if name.startswith(("distill/", "epistemic/"))]
+
+
+def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, env=environment(tmp_path) | {"COLUMNS": "200"},
+        capture_output=True, text=True, timeout=200, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("registered") == 2
+    blocked = subprocess.run(
+        [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        env=environment(tmp_path) | {"COLUMNS": "200", "VERL_USE_EXTERNAL_PLUGINS": "none"},
+    )  # fmt: skip
+    assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
+
+
+def test_rollouts_that_go_on_under_new_weights(tmp_path: Path) -> None:
+    """verl's asynchronous trainer with the same mixin."""
+    method = {
+        "rewards": ["tests.runs:length_reward"],
+        "contexts": {"teacher": {"name": "reference_solution"}},
+        "objective": ["policy_gradient", {"name": "distill", "divergence": "forward_kl"}],
+    }
+    config = write(tmp_path, method, trainer={"v1": {"trainer_mode": "onpolicy_colocate_async"}})
+    rows = main_ppo(smallest(tmp_path), tmp_path, config=config)
+    assert [row["step"] for row in rows] == [1, 2]
+    finite(rows, "distill/divergence")

@@ -1,0 +1,113 @@
+"""Guards against collapse: when they speak, how often, and what they do to a run."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onpolicy.config.schema import GuardFrame
+from onpolicy.run.guards import Guards, Watched, falls, rises
+from tests.runs import metrics, run_here, write_config
+
+
+def said(guard: Any, values: list[float | None]) -> list[bool]:
+    guards = Guards([Watched("g", guard, GuardFrame(), "m")])
+    return [bool(guards(step, {} if v is None else {"m": v})) for step, v in enumerate(values, start=1)]
+
+
+def test_a_drop_is_said_once_until_it_has_recovered() -> None:
+    # mean of the first two is 10: alarm below 4
+    assert said(partial(falls, metric="m", share=0.4, warmup=2), [8, None, 12, 5, 3, 2, 6, 3]) == [False] * 4 + [
+        True,
+        False,
+        False,
+        True,
+    ]
+    now_and_then: list[float | None] = [10, None, 1, None, 1, None, 9, None, 1]
+    assert said(partial(falls, metric="m", warmup=1), now_and_then) == [False, False, True] + [False] * 5 + [True], (
+        "steps that do not log it are neither an alarm nor its end"
+    )
+    assert said(partial(falls, metric="m", warmup=1), [0, 0, 0]) == [False] * 3, "nothing to lose"
+
+
+def test_a_rise() -> None:
+    assert said(partial(rises, metric="m", by=0.3, warmup=1), [0.1, 0.3, 0.5]) == [False, False, True]
+
+
+def test_the_reason_has_both_numbers() -> None:
+    guards = Guards([Watched("g", partial(falls, metric="m", warmup=1), GuardFrame("stop"))])
+    guards(1, {"m": 10.0})
+    ((reason, frame),) = guards(2, {"m": 2.5})
+    assert reason == "m fell from 10 to 2.5, below 40% of where it began" and frame.action == "stop"
+
+
+def test_the_start_model_is_what_counts_where_it_is_known() -> None:
+    guards = Guards([Watched("g", partial(rises, metric="m", by=1.0), GuardFrame())])
+    assert not guards(0, {"m": 1.0}) and not guards(1, {"m": 1.9}) and guards(2, {"m": 2.1}), "no warm-up behind step 0"
+
+
+GUARD = {"name": "rises", "metric": "rollout/tokens", "by": -1e9, "warmup": 1}
+"""Speaks in the second step, whatever happens."""
+
+
+def test_a_guard_stops_a_run_with_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = write_config(tmp_path, guards=[{**GUARD, "action": "stop"}], checkpoint={"every": 0})
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=5") == 130
+    output = " ".join(capsys.readouterr().out.split())
+    assert "step 2: rollout/tokens rose" in output and "stopped after step 2" in output
+    assert (tmp_path / "run/checkpoints/step-000002").is_dir() and len(metrics(tmp_path / "run")) == 2
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=5") == 0, "said once: a run that is resumed goes on"
+
+
+def test_a_guard_freezes_a_moving_teacher_for_good(tmp_path: Path) -> None:
+    freeze = write_config(
+        tmp_path, guards=[{**GUARD, "action": "freeze_teacher"}], teacher={"name": "ema", "ema_decay": 0.0}
+    )
+    assert run_here(freeze, f"run_dir={tmp_path / 'whole'}", "steps=5") == 0
+    assert run_here(freeze, f"run_dir={tmp_path / 'parts'}", "steps=3") == 0
+    assert run_here(freeze, f"run_dir={tmp_path / 'parts'}", "steps=5") == 0
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    assert run_here(freeze, f"run_dir={tmp_path / 'moving'}", "steps=5", "guards=[]") == 0
+    whole, moving = metrics(tmp_path / "whole"), metrics(tmp_path / "moving")
+    assert whole[2]["train/loss"] == moving[2]["train/loss"] and whole[3]["train/loss"] != moving[3]["train/loss"]
+
+
+LOWER = {**GUARD, "action": "lower", "lowers": "objective[1].weight", "factor": 0.25}
+
+
+def test_a_guard_lowers_a_weight_for_good(tmp_path: Path) -> None:
+    config = write_config(tmp_path, guards=[LOWER])
+    assert run_here(config, f"run_dir={tmp_path / 'whole'}", "steps=5") == 0
+    assert run_here(config, f"run_dir={tmp_path / 'parts'}", "steps=3") == 0
+    assert run_here(config, f"run_dir={tmp_path / 'parts'}", "steps=5") == 0
+    assert metrics(tmp_path / "whole") == metrics(tmp_path / "parts")
+    weights = [row["schedule/objective[1].weight"] for row in metrics(tmp_path / "whole")]
+    assert weights == [0.1, 0.1, 0.025, 0.025, 0.025], "spoke after the second step"
+
+
+def test_a_guard_lowers_what_a_schedule_gives(tmp_path: Path) -> None:
+    schedule = {"name": "linear", "initial": 1.0, "final": 0.0, "begin": 1, "end": 5}
+    terms = [{"name": "distill", "divergence": "forward_kl", "weight": schedule}]
+    config = write_config(tmp_path, objective=terms, guards=[{**LOWER, "lowers": "objective[0].weight"}])
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=4") == 0
+    weights = [row["schedule/objective[0].weight"] for row in metrics(tmp_path / "run")]
+    assert weights == pytest.approx([1.0, 0.75, 0.125, 0.0625])
+
+
+@pytest.mark.parametrize(
+    ("guard", "message"),
+    [
+        ({**LOWER, "lowers": "objective[2].weight"}, "guards[0].lowers: got 'objective[2].weight', wanted one of"),
+        ({**LOWER, "lowers": None}, "guards[0].lowers: got 'None', wanted one of rewards[0].weight"),
+        ({**LOWER, "action": "warn"}, "guards[0].lowers: has no effect with action=warn"),
+        ({**GUARD, "action": "pray"}, "guards[0].action: got 'pray', wanted one of warn, lower, freeze_teacher, stop"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    tmp_path: Path, guard: dict[str, Any], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_here(write_config(tmp_path, guards=[guard])) == 2
+    assert message in capsys.readouterr().err

@@ -1,0 +1,96 @@
+"""DeepSpeed, real, on gloo, against the local trainer on the same rollouts; one rank and two, ZeRO 0 to 3.
+
+1. gradient and EMA agree to 1e-6, metrics and the loss over ten steps to rounding; 2. so do several updates a step, clipping, untied
+weights, a trust region, adapters and offload; 3. a gradient that is not finite on one rank is skipped on all, one of exactly 0
+moves nothing, a rank without rollouts computes along; 4. a state goes over to any other stage and number of ranks, and to the
+local trainer; 5. a DeepSpeed config that contradicts ours is refused by key.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.trainer.deepspeed import read_config
+
+ROOT = Path(__file__).parents[2]
+STAGES = (0, 1, 2, 3)
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one_rank", "two_ranks"])
+def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What all stages found in all cases, from one start of the ranks."""
+    folder = tmp_path_factory.mktemp("ranks")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(request.param), "--rdzv-backend", "c10d",
+                "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.ranks.against_local", str(folder), "0,1,2,3", "equal,rules,faults,resumed"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return {file.stem: json.loads(file.read_text()) for file in folder.glob("*-?.json") if "stage" not in file.stem}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_gradient_teacher_and_curve_are_those_of_the_local_trainer(found: dict[str, Any], stage: int) -> None:
+    one = found[f"equal-{stage}"]
+    assert one["gradient_by_10"] < 1e-7, "the first moment is a tenth of the gradient"
+    assert one["ema"] < 1e-6 and one["ema_later"] < 1e-5
+    assert one["metrics"] < 1e-6 and one["curve"] < 1e-5 and one["weights"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_with_other_rules_updates_adapters_and_offload(found: dict[str, Any], stage: int) -> None:
+    one = found[f"rules-{stage}"]
+    assert set(one) == {"updates", "trust_region", "adapters"} | ({"offload"} if stage >= 2 else set())
+    assert max(one.values()) < 1e-4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_what_is_not_finite_or_nothing_moves_nothing(found: dict[str, Any], stage: int) -> None:
+    one = found[f"faults-{stage}"]
+    assert (one["skipped"], one["moved_by_nan"], one["empty"], one["moved_by_nothing"]) == (1.0, 0.0, 1.0, 0.0)
+    assert one["after_nan"] < 1e-5 and one["single"] < 1e-5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_state_goes_over_to_any_other_stage(found: dict[str, Any], stage: int) -> None:
+    one = found[f"resumed-{stage}"]
+    assert set(one) == {"to_0", "to_2", "to_3"} and max(one.values()) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        (None, "does not exist"),
+        ("{", "is not JSON"),
+        ("[]", "holds a list"),
+        ('{"gradient_clipping": 1}', "sets 'gradient_clipping', which is set by trainer.max_grad_norm"),
+        ('{"bf16": {"enabled": true}}', "trainer.precision"),
+        ('{"zero_optimization": {"stage": 5}}', "stage 5, wanted 0, 1, 2 or 3"),
+        ('{"zero_optimization": 3}', "zero_optimization"),
+    ],
+)
+def test_a_config_of_deepspeed_is_checked(tmp_path: Path, text: str | None, wanted: str) -> None:
+    path = tmp_path / "ds.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ConfigError, match=r"trainer\.config") as caught:
+        read_config(str(path))
+    assert wanted in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "deepspeed").glob("*.json")), ids=lambda p: p.stem)
+def test_the_configs_that_ship_are_read(path: Path) -> None:
+    assert read_config(str(path))["zero_optimization"]["stage"] in (2, 3)
