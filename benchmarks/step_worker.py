@@ -18,12 +18,12 @@ import torch
 
 from benchmarks.peers.channel import Channel, PeakMemory, serve
 from onpolicy.annotation.contexts.template import SOLUTION
-from onpolicy.annotation.scoring import JudgedGroup
-from onpolicy.config.resolve import plan
+from onpolicy.annotation.scoring import ScoredGroup
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import build
-from onpolicy.rollout.prefetch import Pipeline
+from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.seeds import newer
+from onpolicy.rollout.seeds import require_newer
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.run import Run
@@ -52,7 +52,7 @@ class Given:
         )  # fmt: skip
 
     def update_weights(self, weights: Any, *, version: int) -> None:
-        self.policy_version = newer(version, self.policy_version)
+        self.policy_version = require_newer(version, self.policy_version)
 
     def close(self) -> None:
         pass
@@ -63,12 +63,12 @@ class OnCommand:
     """Before each step: tells what the last one cost and waits for the driver to want another."""
 
     channel: Channel
-    pipeline: Pipeline
+    pipeline: RolloutPrefetcher
     costs: Metrics = field(default_factory=dict)
     start: float = 0.0
     memory: PeakMemory | None = None
 
-    def __call__(self, step: int) -> tuple[list[JudgedGroup], Metrics]:
+    def __call__(self, step: int) -> tuple[list[ScoredGroup], Metrics]:
         if self.memory is not None:
             phases = {
                 n.removeprefix("time/"): s for n, s in self.costs.items() if n.startswith("time/") and n != "time/step"
@@ -131,9 +131,9 @@ def assembled(spec: dict[str, Any], folder: Path) -> Run:
             "seed": spec.get("seed", 0),
         }
     )
-    run = assemble(plan(config), folder / "run", Display(0))
+    run = assemble(resolve(config), folder / "run", Display(0))
     eos = tuple(run.renderer.eos_ids)  # every rollout is as long as it may be
-    run.prompts.prompts = [replace(p, banned=eos) for p in run.prompts.prompts]
+    run.prompts.prompts = [replace(p, banned_token_ids=eos) for p in run.prompts.prompts]
     return run
 
 

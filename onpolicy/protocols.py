@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onpolicy.annotation.contexts.requests import Asking
+from onpolicy.annotation.contexts.requests import ContextCoroutine
 from onpolicy.rollout.sampling import Sampling
 from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
 
@@ -47,7 +47,7 @@ class Generator(Protocol):
         """
         ...
 
-    def rewind(self) -> None:
+    def reset_version(self) -> None:
         """The run goes back: what is under way is of no use, and the next weights may be older than those in use."""
         ...
 
@@ -64,7 +64,7 @@ class ContextBuilder(Protocol):
 
     def __call__(
         self, group: RolloutGroup, index: int, rewards: Sequence[float]
-    ) -> tuple[Message, ...] | Asking | None: ...
+    ) -> tuple[Message, ...] | ContextCoroutine | None: ...
 
 
 class Trainer(Protocol):
@@ -83,7 +83,7 @@ class Trainer(Protocol):
         ...
 
     def restart(self) -> None:
-        """After ``RoleLost``: the ranks anew, with the start model. A trainer in the driver's process is never lost."""
+        """After ``RoleLost``: the ranks anew, with the reference model. A trainer in the driver's process is never lost."""
         ...
 
     def freeze_teacher(self) -> None:

@@ -39,9 +39,9 @@ class Prompt:
     """Unique within its dataset; stable from run to run."""
     messages: tuple[Message, ...]
     """What the student reads, before the chat template."""
-    begun: tuple[int, ...] = ()
+    completion_prefix_ids: tuple[int, ...] = ()
     """Tokens of the answer that are given: rollouts go on behind them, and have them at the end of their ``prompt_ids``."""
-    banned: tuple[int, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
     """Tokens that no rollout may have."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The row's other columns under their usual names: ``answer``, ``solution``, ``data_source`` and whatever else the row holds."""
@@ -105,13 +105,13 @@ class Example:
     group_id: int
     """Index of the group within its step."""
     reward: float
-    """Weighted sum of ``reward_parts``."""
-    reward_parts: Mapping[str, float]
+    """Weighted sum of ``reward_breakdown``."""
+    reward_breakdown: Mapping[str, float]
     """Each reward by name, unweighted."""
     advantage: float
     """From ``credit``; the same for each token of the completion."""
     teacher_prompt_ids: Mapping[str, tuple[int, ...]]
-    """Per view the privileged prompt ``[P']``. A view that has nothing to show for this rollout is absent."""
+    """Per context the privileged prompt ``[P']``. A context that has nothing to show for this rollout is absent."""
     routes: Mapping[str, float] = field(default_factory=dict)
     """Per loss term how much of this rollout goes to it: 0 none, 1 all of it. An absent term takes all."""
     spans: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
@@ -132,8 +132,8 @@ class TrainBatch:
     """[B, T] float32; 0 on padding."""
     advantages: Tensor
     """[B, T] float32; 0 on padding."""
-    views: Mapping[str, Tensor]
-    """[B, T] bool by view; the ``teacher_mask``: sampled tokens whose rollout has a context in this view."""
+    context_masks: Mapping[str, Tensor]
+    """[B, T] bool by context; the ``teacher_mask``: sampled tokens whose rollout has a context in this context."""
     routes: Mapping[str, Tensor] = field(default_factory=dict)
     """[B] float32 by loss term."""
     spans: Mapping[str, Tensor] = field(default_factory=dict)
@@ -142,14 +142,14 @@ class TrainBatch:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TeacherScores:
-    """What one teacher view says about the sampled tokens; never carries gradient."""
+    """What one teacher context says about the sampled tokens; never carries gradient."""
 
     logprobs: Tensor
     """[B, T] of the sampled token."""
     entropy: Tensor
     """[B, T] in nats, over the whole vocabulary."""
     mask: Tensor
-    """[B, T] bool; the view's ``teacher_mask``."""
+    """[B, T] bool; the context's ``teacher_mask``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -165,18 +165,18 @@ class LossInputs:
     rollout_logprobs: Tensor
     """The generator's."""
     ref_logprobs: Tensor | None
-    """The start model's on the student's prompt, detached; None unless something declares ``reads_start``."""
+    """The reference model's on the student's prompt, detached; None unless something declares ``reads_ref``."""
     advantages: Tensor
     response_mask: Tensor
     """bool."""
     teacher: Mapping[str, TeacherScores]
-    """By view."""
+    """By context."""
     divergences: Mapping[Any, Tensor]
     """By ``Comparison`` (onpolicy.losses.comparison); computed over the vocabulary in chunks."""
     ref_entropy: Tensor | None = None
-    """The start model's, in nats, detached; as ``ref_logprobs``."""
+    """The reference model's, in nats, detached; as ``ref_logprobs``."""
     marker_mass: Mapping[tuple[str, str], Tensor] = field(default_factory=dict)
-    """(view, ``<student>`` or ``<start model>``; lexicon) -> log of the probability of the lexicon's markers, detached."""
+    """(context, ``<student>`` or ``<reference model>``; lexicon) -> log of the probability of the lexicon's markers, detached."""
     routes: Mapping[str, Tensor] = field(default_factory=dict)
     """[B] by loss term."""
     spans: Mapping[str, Tensor] = field(default_factory=dict)

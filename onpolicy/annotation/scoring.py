@@ -31,7 +31,7 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class Scored:
+class RolloutReward:
     """One rollout's rewards."""
 
     credited: float
@@ -47,11 +47,11 @@ class Scored:
 
 
 @dataclass(frozen=True)
-class JudgedGroup:
+class ScoredGroup:
     """A group whose rollouts have been scored."""
 
     group: RolloutGroup
-    scored: tuple[Scored, ...]
+    scored: tuple[RolloutReward, ...]
     scores: tuple[float, ...]
     """What says whether a rollout is right: the reward named by ``correctness``, unweighted; the total where it does not apply."""
 
@@ -61,7 +61,7 @@ Parts = Mapping[str, float]
 
 
 @dataclass(frozen=True)
-class Judge:
+class Scorer:
     """All rewards of a run."""
 
     rewards: Sequence[Reward]
@@ -69,7 +69,7 @@ class Judge:
     correctness: str | None = None
     """Name of the reward that says what is right; None: the first."""
 
-    def __call__(self, groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
+    def __call__(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Raises base.RewardError where a reward raised or returned no number."""
         measured = self.measured([reward_inputs(group, self.final_part) for group in groups])
         return [self._judged(group, parts) for group, parts in zip(groups, measured, strict=True)]
@@ -86,14 +86,14 @@ class Judge:
     def close(self) -> None:
         """Ends what computes the rewards elsewhere."""
 
-    def _judged(self, group: RolloutGroup, parts: Sequence[Parts]) -> JudgedGroup:
+    def _judged(self, group: RolloutGroup, parts: Sequence[Parts]) -> ScoredGroup:
         scored = weigh(parts, self.rewards, right=self.right)
-        return JudgedGroup(group, tuple(scored), tuple(s.parts.get(self.right, s.total) for s in scored))
+        return ScoredGroup(group, tuple(scored), tuple(s.parts.get(self.right, s.total) for s in scored))
 
 
 def score_group(
     group: RolloutGroup, rewards_: Sequence[Reward], final_part: FinalPart, *, right: str = ""
-) -> list[Scored]:
+) -> list[RolloutReward]:
     """Every reward of every rollout; ``right`` names the one that says what is right.
 
     Raises:
@@ -118,7 +118,7 @@ def measure(functions: Mapping[str, Callable[..., Any]], samples: Sequence[Rewar
     return list(parts)
 
 
-def weigh(measured: Sequence[Parts], rewards_: Sequence[Reward], *, right: str = "") -> list[Scored]:
+def weigh(measured: Sequence[Parts], rewards_: Sequence[Reward], *, right: str = "") -> list[RolloutReward]:
     """The sums, with the weights as they are now; a reward that this answer does not get counts 0."""
 
     def weighted(part: Parts, *, bonus: bool) -> float:
@@ -128,7 +128,7 @@ def weigh(measured: Sequence[Parts], rewards_: Sequence[Reward], *, right: str =
     for given in measured:
         verdict = "correct" if given.get(right, 0.0) >= RIGHT else "wrong"
         part = dict(given) | {r.name: 0.0 for r in rewards_ if r.name in given and r.when not in ("always", verdict)}
-        scored.append(Scored(weighted(part, bonus=False), weighted(part, bonus=True), part))
+        scored.append(RolloutReward(weighted(part, bonus=False), weighted(part, bonus=True), part))
     return scored
 
 

@@ -9,7 +9,7 @@ import re
 from collections.abc import Generator, Sequence
 from typing import Literal
 
-from onpolicy.annotation.contexts.requests import Ask, Reply
+from onpolicy.annotation.contexts.requests import AskModel, Reply
 from onpolicy.annotation.contexts.template import replace_question
 from onpolicy.rewards import lexicon as lexicons
 from onpolicy.rewards.doubt import prompt_text
@@ -50,7 +50,7 @@ def quoted_by_model(
     share: float = 0.25,
     threshold: float = 0.5,
     question: str = KEY_STEPS,
-) -> Generator[Ask, tuple[Reply, ...], Spans]:
+) -> Generator[AskModel, tuple[Reply, ...], Spans]:
     """Sentences that the model, asked which of them decided the outcome, quotes word for word: key or error spans.
 
     The annotation of TRACE (arXiv 2605.10194), which has a stronger model for it, with its limit of a quarter of the text.
@@ -66,7 +66,7 @@ def quoted_by_model(
         return []
     text = group.rollouts[index].text
     asked = replace_question(group.prompt, question, attempt=text, outcome="correct" if right else "wrong")
-    (reply,) = yield Ask(asked)
+    (reply,) = yield AskModel(asked)
     found: Spans = []
     for line in reply.text.splitlines():
         quote = line.strip().strip("-*\"'` ")

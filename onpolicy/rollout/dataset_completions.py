@@ -14,7 +14,7 @@ from onpolicy.types import Prompt, Rollout, RolloutGroup
 
 
 @dataclass(frozen=True)
-class Recorded:
+class DatasetCompletions:
     """Stands where a step samples; evaluations and contexts that ask still go to the generator."""
 
     generator: Generator

@@ -14,18 +14,18 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from onpolicy.annotation.scoring import JudgedGroup
-from onpolicy.rollout.sampler import Rollouts
+from onpolicy.annotation.scoring import ScoredGroup
+from onpolicy.rollout.sampler import RolloutSampler
 from onpolicy.types import Metrics, RolloutGroup
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 
-Sampled = tuple[list[JudgedGroup], Metrics]
+Sampled = tuple[list[ScoredGroup], Metrics]
 
 
-class Pipeline:
+class RolloutPrefetcher:
     """The batch of a step, and those of the next ones on their way."""
 
-    def __init__(self, rollouts: Rollouts, clock: Clock, *, staleness: int, steps: int) -> None:
+    def __init__(self, rollouts: RolloutSampler, clock: PhaseTimer, *, staleness: int, steps: int) -> None:
         """
         Args:
             rollouts: samples a batch
@@ -35,7 +35,9 @@ class Pipeline:
         """
         self.rollouts, self.clock, self.staleness, self.steps = rollouts, clock, staleness, steps
         # how many problems dynamic sampling uses up is known when it has: the next batch begins behind it
-        self._pool = ThreadPoolExecutor(1 if rollouts.batches else staleness + 1, "pipeline") if staleness else Here()
+        self._pool = (
+            ThreadPoolExecutor(1 if rollouts.batches else staleness + 1, "pipeline") if staleness else InlineExecutor()
+        )
         self._batches: dict[int, Future[tuple[Sampled, int]]] = {}
         """By step."""
         self._position: int | None = None
@@ -81,22 +83,22 @@ class Pipeline:
         if not self.staleness:
             return self._pool.submit(self._sample, step, self.rollouts)
         cursor = self.rollouts.prompts if self.rollouts.batches else self.rollouts.prompts.split_off()
-        rollouts = replace(self.rollouts, prompts=cursor, judge=self._judge, clock=Clock())
+        rollouts = replace(self.rollouts, prompts=cursor, judge=self._judge, clock=PhaseTimer())
         return self._pool.submit(self._sample, step, rollouts)
 
-    def _sample(self, step: int, rollouts: Rollouts) -> tuple[Sampled, int]:
+    def _sample(self, step: int, rollouts: RolloutSampler) -> tuple[Sampled, int]:
         groups, metrics = rollouts(step)
         if rollouts.clock is not self.clock:
             metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.clock.read().items()}
         return (groups, metrics), rollouts.prompts.position
 
-    def _judge(self, groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
+    def _judge(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """One batch at a time: a user's reward need not be made for several threads."""
         with self._judging:
             return self.rollouts.judge(groups)
 
 
-class Here(Executor):
+class InlineExecutor(Executor):
     """No other thread: what is submitted is done at once, so that rewards may use signals, and Ctrl-C reaches it."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

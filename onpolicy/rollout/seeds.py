@@ -15,7 +15,7 @@ class StaleWeights(RuntimeError):
     """Weights were handed over that are not newer than the ones in use."""
 
 
-def newer(version: int, current: int) -> int:
+def require_newer(version: int, current: int) -> int:
     """``version``, if weights of that version may replace those of version ``current``."""
     if version <= current:
         raise StaleWeights(f"update_weights: got version {version}, the generator already has {current}")

@@ -14,7 +14,7 @@ from pathlib import Path
 from statistics import fmean
 
 from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import FinalPart, JudgedGroup, Reward, score_group
+from onpolicy.annotation.scoring import FinalPart, Reward, ScoredGroup, score_group
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import Generator
 from onpolicy.rollout.sampling import Sampling
@@ -69,7 +69,7 @@ class ProblemResult:
     def scores(self) -> tuple[float, ...]:
         return tuple(map(float, self.right))
 
-    def judged(self, prompt: Prompt) -> JudgedGroup:
+    def judged(self, prompt: Prompt) -> ScoredGroup:
         """As much of the judged rollouts as text telemetry reads; token ids are not kept, only how many there were."""
         rollouts = tuple(
             Rollout(
@@ -82,7 +82,7 @@ class ProblemResult:
             )
             for text, length, cut in zip(self.completions, self.lengths, self.truncated, strict=True)
         )
-        return JudgedGroup(RolloutGroup(prompt=prompt, rollouts=rollouts), (), self.scores)
+        return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=rollouts), (), self.scores)
 
 
 @dataclass(frozen=True)

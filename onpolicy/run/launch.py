@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.distributed.env import follower
@@ -17,7 +17,7 @@ from onpolicy.distributed.torchrun_group import follow
 from onpolicy.run.assemble import assemble, build_evaluator, build_generator, preflight
 from onpolicy.run.display import Display, closing_table, evaluation_table
 from onpolicy.run.exports import export
-from onpolicy.run.loading import read_model
+from onpolicy.run.loading import open_model
 from onpolicy.run.run import Interrupted, Run
 from onpolicy.run.run_dir import begin_evaluation, default_folder
 from onpolicy.train import train
@@ -29,19 +29,19 @@ from onpolicy.utils.terminal import plain
 def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     """Trains to the last step; 130 when interrupted after a save."""
     config = load(config_path, overrides)
-    checked = plan(config)
-    keep_to_contracts(checked)
+    resolved = resolve(config)
+    keep_to_contracts(resolved)
     if follower():
-        return follow(checked)
+        return follow(resolved)
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
     display = Display(config.steps)
     console = display.console
     console.print(
         f"[bold]onpolicy train[/bold] {plain(config_path)}  [dim]run folder[/dim] {plain(folder)}", highlight=False
     )
-    run = assemble(checked, folder, display)
+    run = assemble(resolved, folder, display)
     try:
-        keep_training(run, checked)
+        keep_training(run, resolved)
     except Interrupted as stopped:
         why = f": {plain(stopped)}" if str(stopped) else ""
         console.print(f"[yellow]stopped after step {run.step}{why}[/yellow]; resume with:", highlight=False)
@@ -57,7 +57,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     return 0
 
 
-def keep_training(run: Run, checked: Plan) -> None:
+def keep_training(run: Run, resolved: ResolvedConfig) -> None:
     """Trains to the last step; where a rank of the trainer is lost it goes on from the last checkpoint."""
     lost: RoleLost | None = None
     while True:
@@ -67,7 +67,7 @@ def keep_training(run: Run, checked: Plan) -> None:
             elif run.resume():
                 run.display.console.print(f"resumed at step {run.step} of {run.config.steps}", highlight=False)
             elif run.config.preflight.enabled:
-                preflight(run, checked)
+                preflight(run, resolved)
             with run.display:
                 train(run)
             return
@@ -78,8 +78,8 @@ def keep_training(run: Run, checked: Plan) -> None:
 def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
     """Measures ``model.path`` on every set and prints a table; one that was cut off goes on in its ``run_dir``."""
     config = load(config_path, overrides)
-    checked = plan(config)
-    if not checked.eval_sets:
+    resolved = resolve(config)
+    if not resolved.eval_sets:
         raise ConfigError("eval.sets: empty; name at least one set to measure on")
     folder = (
         Path(config.run_dir) if config.run_dir else default_folder(config_path.with_stem(f"eval-{config_path.stem}"))
@@ -91,12 +91,12 @@ def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
         highlight=False,
         soft_wrap=True,
     )
-    model = read_model(checked)
+    model = open_model(resolved)
     display = Display(0, console)
-    generator = build_generator(checked, model, Faults(display.note))
+    generator = build_generator(resolved, model, Faults(display.note))
     generator.on_progress = display.progress
     try:
-        evaluator = build_evaluator(checked, model, generator, Room(display.note))
+        evaluator = build_evaluator(resolved, model, generator, Room(display.note))
         assert evaluator is not None
         with display:
             metrics = evaluator(folder, resume=True)

@@ -16,7 +16,7 @@ from rich.text import Text
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.objective import Term
 from onpolicy.losses.targets import identity
-from onpolicy.trainer.chunked_head import States
+from onpolicy.trainer.chunked_head import HiddenStates
 from onpolicy.trainer.forward import head_error
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example
@@ -37,7 +37,7 @@ class Preflight:
 
     trainer: LocalTrainer
     renderer: Renderer
-    views: Sequence[str]
+    contexts: Sequence[str]
     logprob_tolerance: float | None
     """None: nothing was sampled, so there is nothing to compare."""
     console: Console
@@ -56,8 +56,8 @@ class Preflight:
     def show(self, example: Example) -> None:
         """Both prompts and the completion, decoded, once."""
         self._panel("the student reads", self.renderer.decode(example.rollout.prompt_ids))
-        for view, ids in example.teacher_prompt_ids.items():
-            self._panel(f"the teacher reads ({view})", self.renderer.decode(ids))
+        for context, ids in example.teacher_prompt_ids.items():
+            self._panel(f"the teacher reads ({context})", self.renderer.decode(ids))
         self._panel(
             f"the student answered (reward {example.reward:g}, {example.rollout.finish_reason})", example.rollout.text
         )
@@ -103,12 +103,12 @@ class Preflight:
 
     def check_zero(self, example: Example) -> None:
         """A teacher that reads the student's own prompt must give zero loss and zero gradient while its weights are the student's."""
-        if not self.views or self.trainer.rule.path is not None:  # another model never agrees with the student
+        if not self.contexts or self.trainer.rule.path is not None:  # another model never agrees with the student
             return
-        twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.views, example.rollout.prompt_ids))
-        kept: list[States] = []
+        twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.contexts, example.rollout.prompt_ids))
+        kept: list[HiddenStates] = []
 
-        def keep(states: States) -> States:
+        def keep(states: HiddenStates) -> HiddenStates:
             kept.append(states)
             return states
 
@@ -156,7 +156,7 @@ class Preflight:
 def report_of(
     trainer: LocalTrainer,
     renderer: Renderer,
-    views: Sequence[str],
+    contexts: Sequence[str],
     logprob_tolerance: float | None,
     screen: tuple[int, bool],
     examples: Sequence[Example],
@@ -165,15 +165,15 @@ def report_of(
     said = io.StringIO()
     console = Console(file=said, width=screen[0], force_terminal=screen[1])
     try:
-        Preflight(trainer, renderer, views, logprob_tolerance, console)(examples)
+        Preflight(trainer, renderer, contexts, logprob_tolerance, console)(examples)
     except PreflightError as error:
         return said.getvalue(), error
     return said.getvalue(), None
 
 
 def has_signal(term: Term, example: Example) -> bool:
-    """Whether a term can learn from a rollout: it goes there, and has the views, or the advantage, that the term reads."""
-    taught = all(view in example.teacher_prompt_ids for view in term.views)
+    """Whether a term can learn from a rollout: it goes there, and has the contexts, or the advantage, that the term reads."""
+    taught = all(context in example.teacher_prompt_ids for context in term.contexts)
     if term.facts.tokens == "response_mask" and not term.facts.unrewarded:
-        taught = example.advantage != 0.0 or (bool(term.views) and taught)
+        taught = example.advantage != 0.0 or (bool(term.contexts) and taught)
     return example.routes.get(term.name, 1.0) > 0 and taught

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.annotation.annotate import Annotator, StaleRollouts
-from onpolicy.annotation.scoring import Judge
+from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.schedules import Coefficients
 from onpolicy.config.schema import Config
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import Renderer
 from onpolicy.protocols import Generator, Trainer
-from onpolicy.rollout.prefetch import Pipeline
+from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
 from onpolicy.run.display import Display
 from onpolicy.run.evaluate import Evaluator
@@ -26,7 +26,7 @@ from onpolicy.utils.disk import Room
 from onpolicy.utils.faults import Faults, GaveUp, RoleLost
 from onpolicy.utils.rng import random_state, set_random_state
 from onpolicy.utils.signals import on_interrupt
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 
 RESUMED = ("step", "trainer", "prompts", "random", "history", "coefficients", "guards")
 """What a checkpoint holds beside the weights."""
@@ -45,7 +45,7 @@ class Run:
     renderer: Renderer
     prompts: PromptCursor
     generator: Generator
-    sample: Pipeline
+    sample: RolloutPrefetcher
     annotate: Annotator
     trainer: Trainer
     evaluator: Evaluator | None
@@ -56,15 +56,15 @@ class Run:
     """Opens what the run writes, with what was logged after a step taken out."""
     trace: Callable[[Example], dict[str, Any]]
     """A rollout token by token."""
-    clock: Clock
+    clock: PhaseTimer
     display: Display
     coefficients: Coefficients
     guards: Guards
-    judge: Judge
+    judge: Scorer
     faults: Faults
     room: Room
-    start_metrics: Metrics = field(default_factory=dict)
-    """What is known of the start model before the first step."""
+    ref_metrics: Metrics = field(default_factory=dict)
+    """What is known of the reference model before the first step."""
     step: int = 0
     """Optimizer steps done."""
     history: dict[str, Metrics] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Run:
         """Steps still to do; ends early, after a save, when the user asks."""
         with on_interrupt(self._ask_to_stop):
             if not self._resumed:
-                self.log(0, self.start_metrics | self.evaluate_if_due(0), [])
+                self.log(0, self.ref_metrics | self.evaluate_if_due(0), [])
                 if self.config.roles.trainers:  # where the run goes back to if a rank is lost early
                     self.save(0, {})
             for step in range(self.step + 1, self.config.steps + 1):
@@ -159,15 +159,15 @@ class Run:
         )
 
     def _guard(self, step: int, metrics: Metrics) -> None:
-        for reason, frame in self.guards(step, metrics):
-            what = f"{frame.action} {frame.lowers}" if frame.action == "lower" else frame.action
-            self.display.note(f"step {step}: {reason}" + ("" if frame.action == "warn" else f" [{what}]"))
-            if frame.action == "stop":
+        for reason, settings in self.guards(step, metrics):
+            what = f"{settings.action} {settings.lowers}" if settings.action == "lower" else settings.action
+            self.display.note(f"step {step}: {reason}" + ("" if settings.action == "warn" else f" [{what}]"))
+            if settings.action == "stop":
                 self._stop = reason
-            elif frame.action == "freeze_teacher":
+            elif settings.action == "freeze_teacher":
                 self.trainer.freeze_teacher()
-            elif frame.action == "lower":
-                self.coefficients.lower(frame.lowers, frame.factor)
+            elif settings.action == "lower":
+                self.coefficients.lower(settings.lowers, settings.factor)
 
     def _keep_tokens(self, step: int, examples: Sequence[Example]) -> None:
         """Of one rollout that a teacher sees, if there is one; scored with the weights that the step left behind."""
@@ -247,7 +247,7 @@ class Run:
         if times > self.config.roles.restarts:
             raise GaveUp(f"trainer: {lost}; the run went back to {where} {times - 1} times (roles.restarts)") from lost
         self.faults("trainer", f"{lost}; going back to {where}")
-        self.generator.rewind()
+        self.generator.reset_version()
         self.sample.cancel()
         self.trainer.restart()
         self._close_logs()
@@ -329,11 +329,11 @@ def sample_row(example: Example, renderer: Renderer) -> dict[str, Any]:
     return {
         "prompt_id": example.prompt.id,
         "student_prompt": renderer.decode(example.rollout.prompt_ids),
-        "teacher_prompts": {view: renderer.decode(ids) for view, ids in example.teacher_prompt_ids.items()},
+        "teacher_prompts": {context: renderer.decode(ids) for context, ids in example.teacher_prompt_ids.items()},
         "completion": example.rollout.text,
         "answer": example.prompt.fields.get("answer"),
         "reward": example.reward,
-        "reward_parts": dict(example.reward_parts),
+        "reward_breakdown": dict(example.reward_breakdown),
         "advantage": example.advantage,
         "finish_reason": example.rollout.finish_reason,
         "tokens": len(example.rollout.completion_ids),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 
-class Clock:
+class PhaseTimer:
     """Adds up the time spent in named phases; nested phases each count in full."""
 
     def __init__(self, synchronize: Callable[[], None] = lambda: None) -> None:

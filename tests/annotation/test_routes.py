@@ -24,7 +24,7 @@ from onpolicy.losses.divergences import jsd
 from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import student_topk
 from onpolicy.losses.targets import identity
-from onpolicy.losses.terms.base import TermFacts, facts_of
+from onpolicy.losses.terms.base import TermSpec, spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.types import LossInputs, TeacherScores, TermOutput
 
@@ -64,7 +64,7 @@ def three_rows(route: list[float]) -> LossInputs:
 
 
 def loss_of(given: LossInputs, normalize: str, parts: list[slice]) -> float:
-    term = Term("term", 1.0, lambda i: TermOutput(per_token=i.logprobs), TermFacts(), normalize=normalize, max_tokens=5)
+    term = Term("term", 1.0, lambda i: TermOutput(per_token=i.logprobs), TermSpec(), normalize=normalize, max_tokens=5)
     cut = [
         replace(given, **{n: getattr(given, n)[p] for n in ("logprobs", "response_mask")}, routes={"term": given.routes["term"][p]})
         for p in parts
@@ -156,9 +156,7 @@ def test_sdpos_loss_is_the_published_formula() -> None:
         advantages=torch.zeros(4, 5), response_mask=mask, teacher={"teacher": scores}, divergences={comparison: comparison(student, seen)},
     )  # fmt: skip
     bound = partial(distill, divergence=divergence, support=support, importance_cap=2.0)
-    term = Term(
-        "distill", 1.0, bound, facts_of(distill), ("teacher",), normalize="all_sequences", comparison=comparison
-    )
+    term = Term("distill", 1.0, bound, spec_of(distill), ("teacher",), normalize="all_sequences", comparison=comparison)
     objective = Objective((term,))
     ours = objective(facts, {"distill": 4})
     theirs = published_sdpo(student, teacher, sampled, old, rollout, mask, sample)

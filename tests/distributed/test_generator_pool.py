@@ -27,19 +27,19 @@ import pytest
 from torch import Tensor
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan, plan
-from onpolicy.config.schema import RolesConfig, build
+from onpolicy.config.resolve import ResolvedConfig, resolve
+from onpolicy.config.schema import RolesSettings, build
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.generator_pool import Replicas
-from onpolicy.distributed.supervisor import Seat
-from onpolicy.distributed.weight_transfer import Shipped, pack
+from onpolicy.distributed.supervisor import ActorSupervisor
+from onpolicy.distributed.weight_transfer import WeightRefs, pack
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.rollout.sampling import Sampling
 from onpolicy.rollout.seeds import StaleWeights
-from onpolicy.rollout.validation import Check, Garbage
-from onpolicy.run.assemble import own_generator
-from onpolicy.run.loading import read_model
+from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
+from onpolicy.run.assemble import local_generator
+from onpolicy.run.loading import open_model
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from onpolicy.utils.faults import Faults, GaveUp
 from tests.runs import metrics, run_here, start, write_config
@@ -52,7 +52,7 @@ PATIENCE = 4.0
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """One Ray for the whole file."""
-    ray_cluster.join(RolesConfig())
+    ray_cluster.join(RolesSettings())
     import ray as module
 
     yield module
@@ -65,8 +65,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_dir(tmp_path_factory.mktemp("replicas") / "model").parent
 
 
-def checked(folder: Path, generator: str = "transformers", **roles: Any) -> Plan:
-    return plan(
+def checked(folder: Path, generator: str = "transformers", **roles: Any) -> ResolvedConfig:
+    return resolve(
         build(
             {
                 "model": {"path": str(folder / "model")},
@@ -83,17 +83,17 @@ def checked(folder: Path, generator: str = "transformers", **roles: Any) -> Plan
 class Site:
     """Replicas, what they said, and the generator they stand for."""
 
-    def __init__(self, plan_: Plan) -> None:
+    def __init__(self, plan_: ResolvedConfig) -> None:
         self.said: list[str] = []
         self.faults = Faults(self.said.append, plan_.config.roles.apart)
-        self.model = read_model(plan_)
+        self.model = open_model(plan_)
         self.replicas = Replicas(plan_, self.model, self.faults)
-        self.own = own_generator(plan_, self.model)
+        self.own = local_generator(plan_, self.model)
 
     def begin(self) -> Site:
-        """As new: the start model's weights in all replicas, once they are up, and nothing said."""
+        """As new: the reference model's weights in all replicas, once they are up, and nothing said."""
         assert self.processes
-        self.replicas.rewind()
+        self.replicas.reset_version()
         self.update(0, 0)
         self.said.clear()
         return self
@@ -233,7 +233,7 @@ def test_the_same_rollouts_as_in_this_process_and_progress(site: Any) -> None:
 def test_weights_reach_every_replica_and_threads_share_them(site: Any) -> None:
     s = site()
     before = s.replicas.generate(PROMPTS, seed=0)
-    for version, handed in ((2, weights(1)), (3, Shipped([_put(p) for p in pack(weights(2), 50_000)]))):
+    for version, handed in ((2, weights(1)), (3, WeightRefs([_put(p) for p in pack(weights(2), 50_000)]))):
         s.replicas.update_weights(iter(handed) if isinstance(handed, list) else handed, version=version)
         s.own.update_weights(iter(handed), version=version)
         with ThreadPoolExecutor(3) as threads:
@@ -268,13 +268,13 @@ def test_weights_in_the_middle_of_sampling(slow: Site) -> None:
 
 def test_a_slow_replica_gets_less(slow: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     s = slow.begin()
-    pids, counts, finish = s.processes, {1: 0, 2: 0}, Seat._finish
+    pids, counts, finish = s.processes, {1: 0, 2: 0}, ActorSupervisor._finish
 
-    def counted(seat: Seat, *arguments: Any) -> None:
+    def counted(seat: ActorSupervisor, *arguments: Any) -> None:
         counts[seat.number] += 1
         finish(seat, *arguments)
 
-    monkeypatch.setattr(Seat, "_finish", counted)
+    monkeypatch.setattr(ActorSupervisor, "_finish", counted)
     os.kill(pids[0], signal.SIGSTOP)
     timer = threading.Timer(2.5, os.kill, (pids[0], signal.SIGCONT))
     timer.start()
@@ -380,7 +380,7 @@ def test_a_run_that_goes_back(slow: Site) -> None:
     with ThreadPoolExecutor(1) as threads:
         call = threads.submit(s.replicas.generate, PROMPTS, seed=0)
         time.sleep(0.5)
-        s.replicas.rewind()
+        s.replicas.reset_version()
         with pytest.raises(CancelledError):
             call.result(timeout=5)
     s.update(2, 3)
@@ -420,8 +420,8 @@ def test_too_few_gpus(ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_cluster_that_is_not_there(folder: Path) -> None:
     code = (
-        "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import RolesConfig\n"
-        "ray_cluster.join(RolesConfig(address='127.0.0.1:1'))"
+        "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import RolesSettings\n"
+        "ray_cluster.join(RolesSettings(address='127.0.0.1:1'))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert "ConfigError: roles.address: cannot join '127.0.0.1:1'" in found.stderr
@@ -502,12 +502,12 @@ NONSENSE: dict[str, tuple[Any, str]] = {
 def test_nonsense(name: str) -> None:
     groups, words = NONSENSE[name]
     check = functools.partial(
-        Check(Renderer(byte_tokenizer()), 264),
+        RolloutValidator(Renderer(byte_tokenizer()), 264),
         prompts=PROMPTS[:1],
         sampling=Sampling(group_size=2, max_tokens=3),
         oldest=3,
         newest=5,
     )
     check([answer()])
-    with pytest.raises(Garbage, match=words):
+    with pytest.raises(InvalidRollout, match=words):
         check(groups)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from onpolicy.config.schema import RolesConfig
+from onpolicy.config.schema import RolesSettings
 from onpolicy.distributed import ray_cluster
 from tests.runs import VOLATILE, metrics, run_here, write_config
 
@@ -28,7 +28,7 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module", autouse=True)
 def ray_stays_up() -> Iterator[None]:
-    ray_cluster.join(RolesConfig(trainers=2))
+    ray_cluster.join(RolesSettings(trainers=2))
     yield
     ray_cluster.leave()
 

@@ -18,7 +18,7 @@ from onpolicy.config.resolve import section
 from onpolicy.config.schema import GUARDS
 from onpolicy.epistemic.audit import audit, compression, uses_of
 from onpolicy.epistemic.calibration import auroc, auroc_within, brier, ece, scoreboard
-from onpolicy.epistemic.marked import Marked
+from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.run.assemble import build_guards
 from onpolicy.run.guards import Guards
 from tests.epistemic.test_telemetry import marked
@@ -39,7 +39,7 @@ STUFFED = [
 ] * 4  # fmt: skip
 
 
-def step(texts: list[str]) -> list[Marked]:
+def step(texts: list[str]) -> list[MarkedRollout]:
     return marked([(t, len(t) // 4, 1.0) for t in texts])
 
 

@@ -36,7 +36,7 @@ from onpolicy.losses.token_weights import (
     teacher_entropy,
     uniform,
 )
-from onpolicy.trainer.chunked_head import START
+from onpolicy.trainer.chunked_head import REF
 from onpolicy.types import LossInputs, TeacherScores
 
 MASK = torch.tensor([[True] * 10, [True] * 5 + [False] * 5])
@@ -163,7 +163,7 @@ def test_thresholds_and_certainty_by_hand() -> None:
 def test_opportunities_and_spans_by_hand() -> None:
     mask = torch.ones(1, 3, dtype=torch.bool)
     mass = torch.tensor([[0.0001, 0.025, 0.3]]).log()
-    given = inputs(mask, marker_mass={(START, "A"): mass}, spans={"key": torch.tensor([[True, False, True]])})
+    given = inputs(mask, marker_mass={(REF, "A"): mass}, spans={"key": torch.tensor([[True, False, True]])})
     assert opportunity(given, mask, minimum=0.2, saturation=0.05)[0].tolist() == pytest.approx([0.9984, 0.6, 0.2])
     assert spans(given, mask, marked="key").tolist() == [[1.0, 0.0, 1.0]]
     assert spans(given, mask, marked="key", inside=0.5, outside=2.0).tolist() == [[0.5, 2.0, 0.5]]

@@ -19,7 +19,7 @@ from onpolicy.cli import main
 from onpolicy.data import DataError, load_prompts
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.terms.cross_entropy import cross_entropy
-from onpolicy.rollout.dataset_completions import Recorded
+from onpolicy.rollout.dataset_completions import DatasetCompletions
 from onpolicy.types import LossInputs
 from tests.runs import metrics, row, run_here, write_config
 from tests.tiny import byte_tokenizer
@@ -31,9 +31,9 @@ class Version3:
     policy_version = 3
 
 
-def recorded(column: str, max_tokens: int = 50) -> Recorded:
+def recorded(column: str, max_tokens: int = 50) -> DatasetCompletions:
     generator: Any = Version3()
-    return Recorded(generator, RENDERER, column, max_tokens)
+    return DatasetCompletions(generator, RENDERER, column, max_tokens)
 
 
 def sft_config(folder: Path, **changes: Any) -> Path:

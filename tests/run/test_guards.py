@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from onpolicy.config.schema import GuardFrame
+from onpolicy.config.schema import GuardSettings
 from onpolicy.run.guards import Guards, Watched, falls, rises
 from tests.runs import metrics, run_here, write_config
 
 
 def said(guard: Any, values: list[float | None]) -> list[bool]:
-    guards = Guards([Watched("g", guard, GuardFrame(), "m")])
+    guards = Guards([Watched("g", guard, GuardSettings(), "m")])
     return [bool(guards(step, {} if v is None else {"m": v})) for step, v in enumerate(values, start=1)]
 
 
@@ -38,14 +38,14 @@ def test_a_rise() -> None:
 
 
 def test_the_reason_has_both_numbers() -> None:
-    guards = Guards([Watched("g", partial(falls, metric="m", warmup=1), GuardFrame("stop"))])
+    guards = Guards([Watched("g", partial(falls, metric="m", warmup=1), GuardSettings("stop"))])
     guards(1, {"m": 10.0})
-    ((reason, frame),) = guards(2, {"m": 2.5})
-    assert reason == "m fell from 10 to 2.5, below 40% of where it began" and frame.action == "stop"
+    ((reason, settings),) = guards(2, {"m": 2.5})
+    assert reason == "m fell from 10 to 2.5, below 40% of where it began" and settings.action == "stop"
 
 
 def test_the_start_model_is_what_counts_where_it_is_known() -> None:
-    guards = Guards([Watched("g", partial(rises, metric="m", by=1.0), GuardFrame())])
+    guards = Guards([Watched("g", partial(rises, metric="m", by=1.0), GuardSettings())])
     assert not guards(0, {"m": 1.0}) and not guards(1, {"m": 1.9}) and guards(2, {"m": 2.1}), "no warm-up behind step 0"
 
 

@@ -14,7 +14,7 @@ from onpolicy.types import Message
 
 
 @dataclass(frozen=True)
-class Ask:
+class AskModel:
     """A conversation for the student itself to continue; the reply is a ``tuple[Reply, ...]``."""
 
     messages: tuple[Message, ...]
@@ -29,9 +29,9 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class AnotherProblem:
+class SampleProblem:
     """Another problem of the dataset, the same one for all rollouts of a problem within a step; the reply is a ``Prompt``."""
 
 
-Asking = Generator[Ask | AnotherProblem, object, tuple[Message, ...] | None]
+ContextCoroutine = Generator[AskModel | SampleProblem, object, tuple[Message, ...] | None]
 """What a context that asks returns when it is called."""

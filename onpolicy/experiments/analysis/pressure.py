@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.epistemic.tokens import OPPORTUNITY, span_name
-from onpolicy.trainer.chunked_head import STUDENT, Head, States
+from onpolicy.trainer.chunked_head import STUDENT, Head, HiddenStates
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example, LossInputs, TrainBatch
 
@@ -41,18 +41,18 @@ class Pressure:
 
 
 @dataclass
-class Watch:
+class GradientProbe:
     """Stands at the student's head and notes what the loss asks of its logits."""
 
     ids: Mapping[str, Tensor]
     changes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """[N, lexicons] dM; 0 where the loss asks nothing."""
 
-    def __call__(self, states: States) -> States:
+    def __call__(self, states: HiddenStates) -> HiddenStates:
         """The same states, cut off from the body, with a head that reports its gradient."""
         assert isinstance(states.head, Head)
         self.changes = states.hidden.new_zeros(len(states.hidden), len(self.ids))
-        return States(states.hidden.detach().requires_grad_(), replace(states.head, watch=self.note))
+        return HiddenStates(states.hidden.detach().requires_grad_(), replace(states.head, watch=self.note))
 
     @torch.no_grad()
     def note(self, rows: Tensor, logits: Tensor, gradient: Tensor) -> None:
@@ -72,7 +72,7 @@ def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, P
     """
     batches = list(trainer.batches(examples))
     denominators = trainer.objective.denominators(batches)
-    watch = Watch(trainer.marker_ids)
+    watch = GradientProbe(trainer.marker_ids)
     found = []
     for batch in batches:
         inputs = trainer.inputs(batch, through=watch)

@@ -6,12 +6,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from onpolicy.annotation.scoring import Judge
-from onpolicy.config.resolve import Plan
+from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.protocols import Generator
-from onpolicy.run.assemble import build_generator, build_judge
+from onpolicy.run.assemble import build_generator, build_scorer
 from onpolicy.run.display import Display
-from onpolicy.run.loading import Model, read_model, training_prompts
+from onpolicy.run.loading import Model, open_model, training_prompts
 from onpolicy.types import Prompt
 from onpolicy.utils.faults import Faults
 
@@ -20,16 +20,16 @@ from onpolicy.utils.faults import Faults
 class Session:
     """A model that answers the config's problems, and a judge of its answers."""
 
-    checked: Plan
+    resolved: ResolvedConfig
     model: Model
     prompts: Sequence[Prompt]
     generator: Generator
-    judge: Judge
+    judge: Scorer
     display: Display
 
 
 @contextmanager
-def session(checked: Plan, *, room: int = 0, guided: bool = False) -> Iterator[Session]:
+def session(resolved: ResolvedConfig, *, room: int = 0, guided: bool = False) -> Iterator[Session]:
     """With a progress bar, until the block ends.
 
     Args:
@@ -37,16 +37,16 @@ def session(checked: Plan, *, room: int = 0, guided: bool = False) -> Iterator[S
         room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
         guided: it answers under the config's contexts too
     """
-    model = read_model(checked, room=room, guided=guided)
-    prompts = training_prompts(checked, model.renderer)
+    model = open_model(resolved, room=room, guided=guided)
+    prompts = training_prompts(resolved, model.renderer)
     display = Display(1)
     faults = Faults(display.note)
-    generator = build_generator(checked, model, faults)
+    generator = build_generator(resolved, model, faults)
     generator.on_progress = display.progress
-    judge = build_judge(checked, model, faults)
+    judge = build_scorer(resolved, model, faults)
     try:
         with display:
-            yield Session(checked, model, prompts, generator, judge, display)
+            yield Session(resolved, model, prompts, generator, judge, display)
     finally:
         generator.close()
         judge.close()

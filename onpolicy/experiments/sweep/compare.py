@@ -62,7 +62,7 @@ class Comparison:
     """One row a run: arm, cross, seed, and every metric as it was last logged."""
     differences: Sequence[Difference]
     from_start: Sequence[Difference]
-    """Of every arm, the first one too, against the start model as the same run evaluated it at step 0."""
+    """Of every arm, the first one too, against the reference model as the same run evaluated it at step 0."""
     budgets: Sequence[Budget] = ()
     equal_tokens: Mapping[str, float] = field(default_factory=dict)
     """Cross -> tokens that its cheapest run sampled in all."""
@@ -115,7 +115,7 @@ def compare(
     ]
     tokens, at_equal_tokens = equally_dear(runs, pools, reference)
     return Comparison(
-        runs=rows, differences=differences(runs, pools, reference), from_start=against_start(runs, pools),
+        runs=rows, differences=differences(runs, pools, reference), from_start=against_reference(runs, pools),
         budgets=budgets(runs, reference), equal_tokens=tokens, at_equal_tokens=at_equal_tokens,
         reference=reference, axes=axes, confounds=confounds,
     )  # fmt: skip
@@ -162,7 +162,7 @@ def _in_common(
     return found
 
 
-def against_start(runs: Sequence[Run], pools: Mapping[str, Sequence[str]]) -> list[Difference]:
+def against_reference(runs: Sequence[Run], pools: Mapping[str, Sequence[str]]) -> list[Difference]:
     """Each arm's last evaluation less its evaluation at step 0; nothing of runs without one."""
     pairs: dict[tuple[str, str], list[tuple[Right, Right]]] = {}
     for arm, cross, _, folder in runs:

@@ -31,11 +31,11 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
         reward_model_tokenizer: Any = None,
     ) -> None:
         super().__init__(config, tokenizer, compute_score)
-        plan = method(config)
-        self._rewards = [r for r in build_rewards(plan) if not sees_siblings(r.function)]
-        self._right = plan.config.correctness or (plan.rewards[0].plugin.name if plan.rewards else "")
-        self._renderer = Renderer(tokenizer, thinking=plan.config.rendering.thinking)
-        self._max_tokens = plan.generator.frame.max_tokens
+        resolved = method(config)
+        self._rewards = [r for r in build_rewards(resolved) if not sees_siblings(r.function)]
+        self._right = resolved.config.correctness or (resolved.rewards[0].plugin.name if resolved.rewards else "")
+        self._renderer = Renderer(tokenizer, thinking=resolved.config.rendering.thinking)
+        self._max_tokens = resolved.generator.settings.max_tokens
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
         """verl's answer for one trajectory; of several sequences the last counts.

@@ -51,11 +51,11 @@ class Teaching:
         Raises:
             ConfigError: the section ``onpolicy`` is wrong, or does not go with verl's keys.
         """
-        self.plan = settings.method(config)
-        settings.prepare(config, self.plan, self.mode)
+        self.resolved = settings.method(config)
+        settings.prepare(config, self.resolved, self.mode)
         super().__init__(config)  # type: ignore[call-arg]
-        self.rewards = build_rewards(self.plan)
-        self.coefficients = Coefficients(self.plan.coefficients)
+        self.rewards = build_rewards(self.resolved)
+        self.coefficients = Coefficients(self.resolved.coefficients)
         self._last: Metrics = {}
         self._saved: int | None = None
         """Step of the checkpoint written last by this process."""
@@ -63,10 +63,10 @@ class Teaching:
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()  # type: ignore[misc]
-        self.renderer = Renderer(self.tokenizer, thinking=self.plan.config.rendering.thinking)  # type: ignore[attr-defined]
+        self.renderer = Renderer(self.tokenizer, thinking=self.resolved.config.rendering.thinking)  # type: ignore[attr-defined]
         model = self.config.actor_rollout_ref.model  # type: ignore[attr-defined]
         window = context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))
-        self.annotate = build_annotator(self.plan, self.renderer, window)
+        self.annotate = build_annotator(self.resolved, self.renderer, window)
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()  # type: ignore[misc]
@@ -84,7 +84,7 @@ class Teaching:
         pools: dict[Any, str] = self.mapping  # type: ignore[attr-defined]
         (role,) = [r for r in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef) if r in roles]
         wanted = role
-        if settings.needs_reference(self.config, self.plan):  # type: ignore[attr-defined]
+        if settings.needs_reference(self.config, self.resolved):  # type: ignore[attr-defined]
             if role is Role.Actor:
                 raise ConfigError(
                     "onpolicy.teacher: verl's separate trainer keeps the reference model apart; wanted live."
@@ -107,7 +107,7 @@ class Teaching:
         rows, tags = store.fetch(batch, [*FIELDS, *self._columns]), store.tags(batch)
         real = [i for i, tag in enumerate(tags) if not store.synthetic(tag)]
         sets = [[real[k] for k in numbers] for numbers in grouped([rows[i] for i in real])]
-        longest = self.plan.generator.frame.max_tokens
+        longest = self.resolved.generator.settings.max_tokens
         groups = [
             judged(
                 rollout_group(own := [rows[i] for i in numbers], self.renderer, max_tokens=longest),
@@ -128,9 +128,9 @@ class Teaching:
             columns(
                 examples,
                 lengths,
-                views=tuple(self.plan.contexts),
-                terms=term_names(self.plan),
-                spans=(*self.plan.spans, *token_classes(self.plan)),
+                contexts=tuple(self.resolved.contexts),
+                terms=term_names(self.resolved),
+                spans=(*self.resolved.spans, *token_classes(self.resolved)),
             ),
         )
         self._put_scores(batch, examples, lengths)
@@ -192,7 +192,7 @@ class Teaching:
         folder = Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else self._checkpoint
         path = folder / STATE
         if not path.is_file():
-            if self.plan.coefficients:
+            if self.resolved.coefficients:
                 raise CheckpointError(f"{str(folder)!r} holds no {STATE}, in which scheduled numbers are kept")
             return
         state: Mapping[str, Any] = json.loads(path.read_text())
@@ -219,7 +219,7 @@ class Teaching:
 
     @property
     def _right(self) -> str:
-        return self.plan.config.correctness or (self.rewards[0].name if self.rewards else "")
+        return self.resolved.config.correctness or (self.rewards[0].name if self.rewards else "")
 
 
 class SyncTrainer(Teaching, PPOTrainerSync):  # type: ignore[misc]

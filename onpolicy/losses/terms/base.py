@@ -10,11 +10,11 @@ TermFunction = Callable[..., Any]
 
 
 @dataclass(frozen=True)
-class TermFacts:
+class TermSpec:
     tokens: Literal["response_mask", "teacher_mask"] = "response_mask"
-    """Which tokens it trains: all that were sampled, or those whose rollout has a context in the term's ``view``."""
+    """Which tokens it trains: all that were sampled, or those whose rollout has a context in the term's ``context``."""
     needs_ref: bool = False
-    """Whether it reads ``ref_logprobs``, for which the trainer keeps the start model."""
+    """Whether it reads ``ref_logprobs``, for which the trainer keeps the reference model."""
     unrewarded: bool = False
     """Whether it learns from sampled tokens that have no advantage."""
 
@@ -28,11 +28,11 @@ def loss_term(
     """States facts about a term function; one without them trains all sampled tokens."""
 
     def state(function: TermFunction) -> TermFunction:
-        function.facts = TermFacts(tokens=tokens, needs_ref=needs_ref, unrewarded=unrewarded)  # type: ignore[attr-defined]
+        function.facts = TermSpec(tokens=tokens, needs_ref=needs_ref, unrewarded=unrewarded)  # type: ignore[attr-defined]
         return function
 
     return state
 
 
-def facts_of(function: TermFunction) -> TermFacts:
-    return getattr(function, "facts", TermFacts())
+def spec_of(function: TermFunction) -> TermSpec:
+    return getattr(function, "facts", TermSpec())

@@ -27,7 +27,7 @@ def policy_gradient(
 
     PPO's clipped objective (arXiv 1707.06347, equation 7) with the group-relative advantages of GRPO (2402.03300) from
     ``credit``; w_t = min(pi_old / pi_rollout, cap) corrects for the sampler, v_t are the token weights. A higher
-    ``clip_high`` is DAPO's clip-higher (2503.14476). For GRPO's penalty towards the start model add the term ``start_kl``.
+    ``clip_high`` is DAPO's clip-higher (2503.14476). For GRPO's penalty towards the reference model add the term ``ref_kl``.
 
     Args:
         advantage: what the teacher does to the group's advantage
