@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.annotation.contexts.requests import AskModel, Reply
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.losses.comparison import Distributions
 from onpolicy.losses.supports import Entries, restrict
 from onpolicy.rewards.base import RewardInput, name_of, score
-from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
+from onpolicy.types import AskModel, LossInputs, Prompt, Reply, Rollout, RolloutGroup, TeacherScores, TermOutput
 
 
 class ContractError(ValueError):

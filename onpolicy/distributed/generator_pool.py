@@ -18,11 +18,10 @@ from onpolicy.distributed.supervisor import ActorLost
 from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
 from onpolicy.models import vocabulary_size
 from onpolicy.protocols import Generator
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.rollout.seeds import require_newer
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
 from onpolicy.run.loading import Model
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 
 if TYPE_CHECKING:

@@ -15,9 +15,8 @@ from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.distributed.env import world_size
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
 from onpolicy.protocols import Generator
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.run.loading import Model, open_model
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:

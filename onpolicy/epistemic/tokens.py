@@ -14,8 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.trainer.chunked_head import REF, STUDENT
-from onpolicy.types import LossInputs, Metrics
+from onpolicy.types import REF, STUDENT, LossInputs, Metrics
 
 CLASSES = {
     "number": r"\d+(?:[.,]\d+)*",

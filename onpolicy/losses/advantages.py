@@ -15,8 +15,7 @@ from torch import Tensor
 
 from onpolicy.losses.comparison import reads_ref
 from onpolicy.losses.token_weights import permuted
-from onpolicy.trainer.chunked_head import STUDENT
-from onpolicy.types import LossInputs
+from onpolicy.types import STUDENT, LossInputs
 
 Advantage = Callable[[LossInputs], Tensor]
 

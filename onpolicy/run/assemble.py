@@ -26,7 +26,6 @@ from onpolicy.rewards.extract import extract_answer
 from onpolicy.rollout.dataset_completions import DatasetCompletions
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.display import Display
 from onpolicy.run.evaluate import Evaluator
@@ -46,7 +45,7 @@ from onpolicy.run.run_dir import prepare_folder
 from onpolicy.run.token_trace import token_record
 from onpolicy.run.trackers import Jsonl, Logs
 from onpolicy.trainer.build import local_trainer, term_names, token_classes
-from onpolicy.types import Example, Prompt
+from onpolicy.types import Example, Prompt, Sampling
 from onpolicy.utils.disk import Room
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.rng import step_seed

@@ -13,12 +13,10 @@ from math import comb
 from pathlib import Path
 from statistics import fmean
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import FinalPart, Reward, ScoredGroup, score_group
+from onpolicy.annotation.scoring import FinalPart, Reward, score_group
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import Generator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup
+from onpolicy.types import RIGHT, Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
 from onpolicy.utils.disk import Room, write_whole
 from onpolicy.utils.stats import interval
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import MetricAccumulator
-from onpolicy.trainer.chunked_head import REF, TokenStats
-from onpolicy.types import LossInputs, TeacherScores, TrainBatch
+from onpolicy.trainer.chunked_head import TokenStats
+from onpolicy.types import REF, LossInputs, TeacherScores, TrainBatch
 
 
 def stacked(batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onpolicy.trainer.chunked_head import REF, HiddenStates
+from onpolicy.trainer.chunked_head import HiddenStates
 from onpolicy.trainer.forward import Layout, completion_states, head_of, head_weights
 from onpolicy.trainer.lora import adapted, adapter_off
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.zero3 import shard, wholes, written
-from onpolicy.types import Example, TrainBatch
+from onpolicy.types import REF, Example, TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from onpolicy.annotation.scoring import RolloutReward, ScoredGroup
 from onpolicy.epistemic.baseline import Baseline, ProblemBaseline, problem_baselines
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.epistemic.suppression import mantel_haenszel, suppression
@@ -24,7 +23,7 @@ from onpolicy.epistemic.text import marker_rates
 from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference, span_name
 from onpolicy.rewards.doubt import target_rate
 from onpolicy.rewards.lexicon import LEXICONS, count
-from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores
+from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup, TeacherScores
 from onpolicy.utils.thinking import split_thinking
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import random_examples

@@ -28,7 +28,6 @@ from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.token_weights import opportunity
 from onpolicy.run.checkpoint import Checkpoints, read_state, read_weights
 from onpolicy.run.loading import model_writer
-from onpolicy.trainer.chunked_head import REF, STUDENT
 from onpolicy.trainer.lora import adapter_off
 from onpolicy.trainer.teacher_rules import (
     WeightRule,
@@ -40,7 +39,7 @@ from onpolicy.trainer.teacher_rules import (
     trust_region_weights,
 )
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.types import Example
+from onpolicy.types import REF, STUDENT, Example
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import byte_tokenizer, random_examples, tiny_model, tiny_model_dir

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 from onpolicy.epistemic.tokens import OPPORTUNITY, span_name
-from onpolicy.trainer.chunked_head import STUDENT, Head, HiddenStates
+from onpolicy.trainer.chunked_head import Head, HiddenStates
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.types import Example, LossInputs, TrainBatch
+from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import SHARED_FIELDS, Config, build
 from onpolicy.config.yaml_io import read_yaml
 from onpolicy.losses.terms.base import spec_of
-from onpolicy.rollout.sampling import Sampling
+from onpolicy.types import Sampling
 
 MISSING = "…"
 """Stands for a value that the config leaves to its user."""
