@@ -226,7 +226,7 @@ class TrainBatch:
     """The B rollouts."""
     completion_ids: Tensor
     """[B, T] int64; 0 on padding."""
-    response_mask: Tensor
+    sampled_mask: Tensor
     """[B, T] bool; tokens the policy sampled."""
     rollout_logprobs: Tensor
     """[B, T] float32; 0 on padding."""
@@ -267,7 +267,7 @@ class LossInputs:
     ref_logprobs: Tensor | None
     """The reference model's on the student's prompt, detached; None unless something declares ``reads_ref``."""
     advantages: Tensor
-    response_mask: Tensor
+    sampled_mask: Tensor
     """bool."""
     teacher: Mapping[str, TeacherScores]
     """By context."""

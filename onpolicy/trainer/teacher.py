@@ -155,7 +155,7 @@ class TeacherScorer:
             known = next((row[name] for row in rows if name in row), None)
             if known is None:
                 width = self.teacher.model.config.get_text_config().hidden_size * len(self.readers)
-                known = torch.zeros(1, width, device=batch.response_mask.device)
+                known = torch.zeros(1, width, device=batch.sampled_mask.device)
             parts = [
                 row[name] if name in row else known.new_zeros(n, known.shape[-1])
                 for row, n in zip(rows, lengths, strict=True)

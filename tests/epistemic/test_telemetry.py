@@ -105,7 +105,7 @@ def loss_inputs(marked: list[bool]) -> LossInputs:
     scores = TeacherScores(logprobs=row(-3.0, -1.0, -1.5, -1.0), entropy=row(0, 0, 0, 0), mask=mask)
     return LossInputs(
         logprobs=row(-1.0, -1.0, -1.0, -1.0), entropy=row(1.0, 1.0, 0.1, 3.0), old_logprobs=zero, rollout_logprobs=zero,
-        ref_logprobs=None, advantages=zero, response_mask=mask, teacher={"teacher": scores}, divergences={},
+        ref_logprobs=None, advantages=zero, sampled_mask=mask, teacher={"teacher": scores}, divergences={},
         spans={span_name("A"): torch.tensor([marked]), span_name("number"): torch.tensor([[False, False, True, False]])},
         marker_mass={("<student>", "A"): row(0.2, 0.001, 0.1, 0.001).log(), ("teacher", "A"): row(0.1, 0.9, 0.1, 0.001).log()},
     )  # fmt: skip

@@ -88,7 +88,7 @@ def _rest_state(name: str) -> Any:
 
 def _reads_rewards(name: str) -> bool:
     """Whether a term trains every sampled token, as those that read advantages do."""
-    return spec_of(find_function("term", name, "objective")).tokens == "response_mask"
+    return spec_of(find_function("term", name, "objective")).tokens == "sampled_mask"
 
 
 def _term(term: Mapping[str, Any]) -> str:
