@@ -18,17 +18,15 @@ import torch
 
 from benchmarks.peers.channel import Channel, PeakMemory, serve
 from onpolicy.annotation.contexts.template import SOLUTION
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import build
 from onpolicy.rollout.prefetch import RolloutPrefetcher
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.run import Run
 from onpolicy.train import train
-from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup
+from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
 
 
 class Given:

@@ -19,10 +19,9 @@ from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
 from onpolicy.models import ModelHandle, open_model, vocabulary_size
 from onpolicy.protocols import Generator
 from onpolicy.rollout.build import local_generator
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
 from onpolicy.rollout.weight_version import require_newer
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
 from onpolicy.rollout.build import local_generator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:

@@ -10,9 +10,8 @@ from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.models import ModelHandle
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.trainer.build import local_trainer
-from onpolicy.types import Example, Metrics, Prompt, RolloutGroup
+from onpolicy.types import Example, Metrics, Prompt, RolloutGroup, Sampling
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:

@@ -50,7 +50,7 @@ class Term:
 
     def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
         """[B, T] bool: the tokens this term trains."""
-        mask = batch.response_mask
+        mask = batch.sampled_mask
         if self.facts.tokens == "teacher_mask":
             for context in self.contexts:
                 mask = mask & (

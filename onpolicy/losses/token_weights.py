@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.losses.comparison import reads_ref
-from onpolicy.trainer.chunked_head import REF
-from onpolicy.types import LossInputs
+from onpolicy.types import REF, LossInputs
 
 TokenWeight = Callable[[LossInputs, Tensor], Tensor]
 """``(inputs, mask [B, T] bool: the term's tokens)`` -> weights ``[B, T]``."""
@@ -39,7 +38,7 @@ def position(
         midpoint: place of the rise, as a share of the completion
         width: how gradual the rise is, in the same unit
     """
-    lengths = inputs.response_mask.sum(-1, keepdim=True).clamp(min=1)
+    lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
     place = torch.arange(mask.shape[1], device=mask.device) / lengths
     return minimum + (1.0 - minimum) * torch.sigmoid((place - midpoint) / width)
 

@@ -14,9 +14,8 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.types import Metrics, RolloutGroup
+from onpolicy.types import Metrics, RolloutGroup, ScoredGroup
 from onpolicy.utils.timer import PhaseTimer
 
 Sampled = tuple[list[ScoredGroup], Metrics]

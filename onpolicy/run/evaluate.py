@@ -13,17 +13,15 @@ from pathlib import Path
 from statistics import fmean
 
 from onpolicy.annotation.build import build_rewards, text_telemetry
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import FinalPart, Reward, ScoredGroup, score_group
+from onpolicy.annotation.scoring import FinalPart, Reward, score_group
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator
 from onpolicy.rewards.extract import extract_answer
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.run.evaluation_files import ProblemResult, read_results, write_results
 from onpolicy.run.loading import drop_overlong, read_prompts
-from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup
+from onpolicy.types import RIGHT, Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
 from onpolicy.utils.stats import interval
 
 AT_ONCE = 1024

@@ -142,7 +142,7 @@ class Preflight:
             )
         taught_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
         same = all(ids == e.rollout.prompt_ids for e, ids in taught_prompts)
-        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.facts.tokens == "response_mask")
+        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.facts.tokens == "sampled_mask")
         if taught_prompts and same and not self.trainer.rule.copies and not rewarded:
             raise PreflightError(
                 "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
@@ -207,6 +207,6 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
 def has_signal(term: Term, example: Example) -> bool:
     """Whether a term can learn from a rollout: it goes there, and has the contexts, or the advantage, that the term reads."""
     taught = all(context in example.teacher_prompt_ids for context in term.contexts)
-    if term.facts.tokens == "response_mask" and not term.facts.unrewarded:
+    if term.facts.tokens == "sampled_mask" and not term.facts.unrewarded:
         taught = example.advantage != 0.0 or (bool(term.contexts) and taught)
     return example.routes.get(term.name, 1.0) > 0 and taught

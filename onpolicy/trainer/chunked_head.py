@@ -27,10 +27,7 @@ from onpolicy.losses.comparison import Comparison, Distributions
 from onpolicy.losses.supports import joined
 from onpolicy.losses.targets import identity
 from onpolicy.trainer.zero3 import whole
-
-REF = "<reference model>"
-"""Beside the contexts: the reference model on the student's own prompt. No context can have this name in YAML by accident."""
-STUDENT = "<student>"
+from onpolicy.types import REF, STUDENT
 
 TOKENS_PER_CHUNK = 256
 """At a vocabulary of 150k this holds about 150 MB of logits for the student and for each teacher."""

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import MetricAccumulator
-from onpolicy.trainer.chunked_head import REF, TokenStats
-from onpolicy.types import LossInputs, TeacherScores, TrainBatch
+from onpolicy.trainer.chunked_head import TokenStats
+from onpolicy.types import REF, LossInputs, TeacherScores, TrainBatch
 
 
 def stacked(batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
@@ -20,12 +20,12 @@ def stacked(batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
     if not old:
         return None
     flat = torch.cat([old[id(e)] for e in batch.examples])
-    return spread(flat, batch.response_mask)
+    return spread(flat, batch.sampled_mask)
 
 
 def loss_inputs(batch: TrainBatch, readings: TokenStats, old_logprobs: Tensor | None) -> LossInputs:
     """Lays per-token numbers ``[N]`` out as ``[B, T]``."""
-    mask = batch.response_mask
+    mask = batch.sampled_mask
     logprobs = spread(readings.logprobs, mask)
     return LossInputs(
         logprobs=logprobs,
@@ -35,7 +35,7 @@ def loss_inputs(batch: TrainBatch, readings: TokenStats, old_logprobs: Tensor | 
         ref_logprobs=spread(readings.teacher_logprobs[REF], mask) if REF in readings.teacher_logprobs else None,
         ref_entropy=spread(readings.teacher_entropy[REF], mask) if REF in readings.teacher_entropy else None,
         advantages=batch.advantages,
-        response_mask=mask,
+        sampled_mask=mask,
         teacher={
             name: TeacherScores(
                 logprobs=spread(readings.teacher_logprobs[name], mask),
@@ -55,11 +55,11 @@ def observe(inputs: LossInputs, tally: MetricAccumulator, telemetry: TokenTeleme
     """What is measured of every micro-batch, whatever the loss."""
     if telemetry is not None:
         telemetry.observe(inputs)
-    tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
+    tally.add("policy/entropy", inputs.entropy, inputs.sampled_mask)
     for context, scores in inputs.teacher.items():
         tally.add(f"teacher/{context}/entropy", scores.entropy, scores.mask)
         tally.add(f"teacher/{context}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
-    tally.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask)
+    tally.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.sampled_mask)
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:

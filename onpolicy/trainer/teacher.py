@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onpolicy.trainer.chunked_head import REF, HiddenStates
+from onpolicy.trainer.chunked_head import HiddenStates
 from onpolicy.trainer.forward import Layout, completion_states, head_of, head_weights
 from onpolicy.trainer.lora import adapted, adapter_off
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.zero3 import shard, wholes, written
-from onpolicy.types import Example, TrainBatch
+from onpolicy.types import REF, Example, TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -155,7 +155,7 @@ class TeacherScorer:
             known = next((row[name] for row in rows if name in row), None)
             if known is None:
                 width = self.teacher.model.config.get_text_config().hidden_size * len(self.readers)
-                known = torch.zeros(1, width, device=batch.response_mask.device)
+                known = torch.zeros(1, width, device=batch.sampled_mask.device)
             parts = [
                 row[name] if name in row else known.new_zeros(n, known.shape[-1])
                 for row, n in zip(rows, lengths, strict=True)

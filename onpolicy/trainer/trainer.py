@@ -231,7 +231,7 @@ class LocalTrainer:
         with self.clock.phase("update"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             student = self._states(batch)
             student = student if through is None else through(student)
-            ids, comparisons = batch.completion_ids[batch.response_mask], self.objective.comparisons
+            ids, comparisons = batch.completion_ids[batch.sampled_mask], self.objective.comparisons
             readings = read(student, teachers, ids, comparisons, marker_ids=self.marker_ids)
         return loss_inputs(batch, readings, old_logprobs)
 
@@ -253,7 +253,7 @@ class LocalTrainer:
         idle = self.together.rounds(len(batches)) - len(batches)
         for batch in [*batches, *batches[:1] * idle]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                flat = read(self._states(batch), {}, batch.completion_ids[batch.response_mask]).logprobs
+                flat = read(self._states(batch), {}, batch.completion_ids[batch.sampled_mask]).logprobs
             lengths = [len(e.rollout.completion_ids) for e in batch.examples]
             found |= {id(e): row for e, row in zip(batch.examples, flat.split(lengths), strict=True)}
         return [found[id(e)] for e in examples]

@@ -25,7 +25,6 @@ from onpolicy.annotation.contexts.key_points import key_points
 from onpolicy.annotation.contexts.none import none
 from onpolicy.annotation.contexts.other_problem import other_problem
 from onpolicy.annotation.contexts.regenerated import regenerated
-from onpolicy.annotation.contexts.requests import AskModel
 from onpolicy.annotation.contexts.revision import revision
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.annotation.credit import group_std
@@ -35,8 +34,7 @@ from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
+from onpolicy.types import AskModel, Example, Metrics, Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config

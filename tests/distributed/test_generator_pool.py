@@ -37,10 +37,9 @@ from onpolicy.distributed.weight_transfer import WeightRefs, pack
 from onpolicy.models import open_model
 from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
 from onpolicy.rollout.weight_version import StaleWeights
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 from tests.runs import metrics, run_here, start, write_config
 from tests.tiny import byte_tokenizer, tiny_model, tiny_model_dir

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from onpolicy.annotation.contexts.final_answer import final_answer
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.annotation.queries import ContextQueries
-from onpolicy.annotation.scoring import Reward, ScoredGroup, Scorer
+from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
@@ -23,8 +23,7 @@ from onpolicy.experiments.analysis.contexts import UNGUIDED, rows
 from onpolicy.experiments.analysis.guided import Guided, guide
 from onpolicy.experiments.analysis.richness import richness
 from onpolicy.models import open_model
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Message, Prompt, RolloutGroup
+from onpolicy.types import Message, Prompt, RolloutGroup, Sampling, ScoredGroup
 from onpolicy.utils.seeds import step_seed
 from tests.annotation.test_queries import RENDERER, problem, right, rollout
 from tests.runs import write_config

@@ -24,7 +24,7 @@ from onpolicy.experiments.lab.problem import HINT, Problem, direct, failed, mist
 from onpolicy.experiments.lab.readout import pooled_metrics
 from onpolicy.experiments.lab.sets import families
 from onpolicy.experiments.lab.words import vocabulary, write_tokenizer
-from onpolicy.experiments.sweep.sweep import cells, read_grid
+from onpolicy.experiments.sweep.grid import cells, read_grid
 from onpolicy.rewards.answer import exact_answer
 
 

@@ -20,9 +20,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.hf_generator import HFGenerator, sample
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.rollout.weight_version import StaleWeights
-from onpolicy.types import Prompt, Rollout
+from onpolicy.types import Prompt, Rollout, Sampling
 from tests.tiny import byte_tokenizer, tiny_model_dir
 
 SAMPLING = Sampling(group_size=3, max_tokens=12)

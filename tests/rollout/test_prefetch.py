@@ -24,18 +24,16 @@ from typing import Any
 import pytest
 
 from onpolicy.annotation.annotate import StaleRollouts, _refuse_stale, staleness_metrics
-from onpolicy.annotation.scoring import RolloutReward, ScoredGroup
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.run.assemble import assemble
 from onpolicy.run.checkpoint import read_state
 from onpolicy.run.display import Display
 from onpolicy.train import train
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, RolloutReward, Sampling, ScoredGroup
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, start, wait_for_a_step, write_config
 from tests.tiny import example

@@ -23,8 +23,7 @@ from transformers import PreTrainedModel
 
 from onpolicy.rollout.fair_lock import Closed, FairLock
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.rollout.test_generators import PROMPTS, arguments, by_the_model, fresh, restart
 from tests.tiny import example, tiny_model_dir
 

@@ -20,10 +20,9 @@ from onpolicy.config.schema import build
 from onpolicy.data import load_prompts
 from onpolicy.rewards.answer import exact_answer, math_answer
 from onpolicy.rewards.extract import extract_answer
-from onpolicy.rollout.sampling import Sampling
 from onpolicy.run.evaluate import Evaluator, maj_at_k, pass_at_k
 from onpolicy.run.exports import export
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.stats import interval
 
 

@@ -38,8 +38,8 @@ from onpolicy.config.schema import build, load, to_yaml
 from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer, RenderingError
 from onpolicy.experiments.report.page import write_report
+from onpolicy.experiments.sweep.grid import read_grid
 from onpolicy.experiments.sweep.live import curves
-from onpolicy.experiments.sweep.sweep import read_grid
 from onpolicy.models import ModelError, ModelHandle, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.gym import gym_answer, is_code

@@ -28,7 +28,6 @@ from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.token_weights import opportunity
 from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import Checkpoints, read_state, read_weights
-from onpolicy.trainer.chunked_head import REF, STUDENT
 from onpolicy.trainer.lora import adapter_off
 from onpolicy.trainer.teacher_rules import (
     WeightRule,
@@ -40,7 +39,7 @@ from onpolicy.trainer.teacher_rules import (
     trust_region_weights,
 )
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.types import Example
+from onpolicy.types import REF, STUDENT, Example
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import byte_tokenizer, random_examples, tiny_model, tiny_model_dir
@@ -109,7 +108,7 @@ def test_a_trust_region_of_logits() -> None:
     half.student.load_state_dict(still.student.state_dict())
     # the normalised geometric mean: log q = (log q0 + log q1) / 2 + c, where c >= 0 is the same for the whole vocabulary
     mean = (teacher_logprobs(still, examples) + teacher_logprobs(now, examples)) / 2
-    excess = (teacher_logprobs(half, examples) - mean)[half.batch(examples).response_mask]
+    excess = (teacher_logprobs(half, examples) - mean)[half.batch(examples).sampled_mask]
     assert (excess > -1e-5).all() and excess.max() > 1e-4
 
 
@@ -206,7 +205,7 @@ def test_the_start_models_marker_mass_reaches_weights_and_targets() -> None:
     one = trainer(frozen(), distill_term(target, token_weights=weights), marker_ids={"A": markers})
     examples = random_examples(4, with_teacher=1.0)
     inputs = one.inputs(one.batch(examples))
-    mask = inputs.response_mask
+    mask = inputs.sampled_mask
     start = inputs.marker_mass[REF, "A"].exp()[mask]
     torch.testing.assert_close(inputs.marker_mass[STUDENT, "A"].exp()[mask], start)  # before the first step
     assert start.min() > 0 and start.max() < 1

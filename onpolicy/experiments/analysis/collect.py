@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import ScoredGroup, Scorer
+from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import Prompt
+from onpolicy.types import RIGHT, Prompt, ScoredGroup
 
 Band = tuple[float, float]
 EVERYTHING: Band = (0.0, 1.0)

@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.epistemic.marked import Split, locate_markers
 from onpolicy.epistemic.text import pooled_rate
 from onpolicy.experiments.analysis.collect import solved
 from onpolicy.experiments.analysis.guided import Guided
 from onpolicy.experiments.analysis.richness import Gain
 from onpolicy.rewards.lexicon import count
+from onpolicy.types import ScoredGroup
 from onpolicy.utils.stats import Measured, measured
 
 UNGUIDED = "unguided"

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from onpolicy.annotation.queries import ContextQueries
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import ScoredGroup, Scorer
+from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
-from onpolicy.types import Message, Prompt
+from onpolicy.types import RIGHT, Message, Prompt, ScoredGroup
 
 
 @dataclass(frozen=True)

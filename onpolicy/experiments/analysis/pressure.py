@@ -19,9 +19,9 @@ from torch import Tensor
 
 from onpolicy.epistemic.ids import span_name
 from onpolicy.epistemic.tokens import OPPORTUNITY
-from onpolicy.trainer.chunked_head import STUDENT, Head, HiddenStates
+from onpolicy.trainer.chunked_head import Head, HiddenStates
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.types import Example, LossInputs, TrainBatch
+from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, P
     for batch in batches:
         inputs = trainer.inputs(batch, through=watch)
         trainer.objective(inputs, denominators).backward()  # type: ignore[no-untyped-call]
-        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.response_mask] for name in watch.ids], -1)
+        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.sampled_mask] for name in watch.ids], -1)
         found.append((watch.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
     change, mass, said = (torch.cat(column).double() for column in zip(*found, strict=True))
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -87,7 +87,7 @@ def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, P
 
 def _said(batch: TrainBatch, inputs: LossInputs, lexicons: Sequence[str]) -> Tensor:
     """[N, lexicons] whether a marker was sampled."""
-    return torch.stack([inputs.spans[span_name(name)][batch.response_mask] for name in lexicons], -1)
+    return torch.stack([inputs.spans[span_name(name)][batch.sampled_mask] for name in lexicons], -1)
 
 
 def _pressure(change: Tensor, mass: Tensor, said: Tensor) -> Pressure:

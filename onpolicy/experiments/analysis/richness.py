@@ -22,8 +22,6 @@ from statistics import fmean
 
 import torch
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import PromptTooLong
 from onpolicy.experiments.analysis.guided import Guided
@@ -33,7 +31,7 @@ from onpolicy.trainer.chunked_head import read
 from onpolicy.trainer.forward import completion_states
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.trainer import WITHOUT_GRAPH
-from onpolicy.types import Message
+from onpolicy.types import RIGHT, Message, ScoredGroup
 from onpolicy.utils.stats import Measured, measured
 
 BUDGET = {"cpu": 1024, "cuda": 8192}

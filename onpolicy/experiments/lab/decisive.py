@@ -29,7 +29,8 @@ from onpolicy.experiments.sweep.compare import (
     last_metrics,
     right_at,
 )
-from onpolicy.experiments.sweep.sweep import Cell, cells, read_grid, sweep
+from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
+from onpolicy.experiments.sweep.sweep import sweep
 
 GRID = Path("configs/lab/decisive.yaml")
 CONTROLS = {

@@ -28,7 +28,8 @@ from onpolicy.experiments.lab.sets import families
 from onpolicy.experiments.sft.collect import UNGUIDED, Wanted
 from onpolicy.experiments.sft.sft import Training, prepare
 from onpolicy.experiments.sweep.compare import Comparison, Difference, against_reference, compare, differences, interval
-from onpolicy.experiments.sweep.sweep import Cell, cells, read_grid, sweep
+from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
+from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.run.run_dir import logged
 
 CONTEXTS, COVERAGE = Path("configs/lab/contexts.yaml"), Path("configs/lab/coverage.yaml")

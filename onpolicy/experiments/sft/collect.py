@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.annotation.build import build_queries
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.config.schema import to_yaml
@@ -18,7 +16,7 @@ from onpolicy.experiments.analysis.collect import Band, solved
 from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.session import Session, session
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import Prompt, Rollout
+from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
 from onpolicy.utils.disk import atomic_write
 
 COLUMN = "completion_ids"

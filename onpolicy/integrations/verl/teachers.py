@@ -15,9 +15,10 @@ from verl.utils.device import get_torch_device
 
 from onpolicy.integrations.verl.rows import NOTHING, prompt_column
 from onpolicy.run.checkpoint import CheckpointError
-from onpolicy.trainer.chunked_head import REF, Head, HiddenStates
+from onpolicy.trainer.chunked_head import Head, HiddenStates
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.teacher_rules import WeightRule
+from onpolicy.types import REF
 
 if TYPE_CHECKING:
     from onpolicy.integrations.verl.engine import TeachingEngine

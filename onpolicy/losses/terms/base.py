@@ -11,7 +11,7 @@ TermFunction = Callable[..., Any]
 
 @dataclass(frozen=True)
 class TermSpec:
-    tokens: Literal["response_mask", "teacher_mask"] = "response_mask"
+    tokens: Literal["sampled_mask", "teacher_mask"] = "sampled_mask"
     """Which tokens it trains: all that were sampled, or those whose rollout has a context in the term's ``context``."""
     needs_ref: bool = False
     """Whether it reads ``ref_logprobs``, for which the trainer keeps the reference model."""
@@ -21,7 +21,7 @@ class TermSpec:
 
 def loss_term(
     *,
-    tokens: Literal["response_mask", "teacher_mask"] = "response_mask",
+    tokens: Literal["sampled_mask", "teacher_mask"] = "sampled_mask",
     needs_ref: bool = False,
     unrewarded: bool = False,
 ) -> Callable[[TermFunction], TermFunction]:

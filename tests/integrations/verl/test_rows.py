@@ -124,7 +124,7 @@ def test_a_workers_batch_is_the_embedded_trainers() -> None:
     theirs = train_batch(as_data([*examples, None]), contexts=("teacher",), terms=("distill",), spans=spans)
     ours = collate(examples, contexts=("teacher",), routes=("distill",), spans=spans)
     assert (
-        not theirs.response_mask[-1].any()
+        not theirs.sampled_mask[-1].any()
         and not theirs.context_masks["teacher"][-1].any()
         and theirs.routes["distill"][-1] == 0
     )
