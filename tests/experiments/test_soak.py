@@ -107,7 +107,7 @@ def test_every_kind_of_fault_comes_as_often_as_it_should() -> None:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_short_soak_loses_nothing(tmp_path: Path) -> None:
     out = tmp_path / "soak.json"
     command = [

@@ -53,7 +53,7 @@ def vllm(model_dir: Path) -> Iterator[Any]:
     generator.close()
 
 
-@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
 def generator(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
@@ -167,7 +167,7 @@ def test_missing_tensors_are_named(hf: HFGenerator, model_dir: Path) -> None:
         hf.update_weights(list(fresh(model_dir).state_dict().items())[:3], version=hf.policy_version + 1)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_greedy_vllm_and_greedy_transformers_say_the_same(vllm: Any, hf: HFGenerator, model_dir: Path) -> None:
     restart(vllm, model_dir)
     restart(hf, model_dir)
@@ -176,7 +176,7 @@ def test_greedy_vllm_and_greedy_transformers_say_the_same(vllm: Any, hf: HFGener
     assert [g.rollouts[0].completion_ids for g in ours] == [g.rollouts[0].completion_ids for g in theirs]
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_leaves_the_trainer_its_threads(vllm: Any) -> None:
     before = os.sched_getaffinity(0), torch.get_num_threads()
     vllm.generate(PROMPTS[:1], seed=0)
@@ -212,7 +212,7 @@ def test_impossible_sampling_is_refused_by_key(field: str) -> None:
         Sampling(**{field: -1})
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_more_prompts_than_fit_one_batch_of_vllm(vllm: Any, model_dir: Path) -> None:
     """A prompt prefilled in parts would make vLLM wind back a seeded generator, which fails on a CPU."""
     restart(vllm, model_dir)

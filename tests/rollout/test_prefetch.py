@@ -381,7 +381,7 @@ def test_closing_with_batches_on_their_way() -> None:
         pool.submit(sample.close).result(timeout=5)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_with_vllm(tmp_path: Path) -> None:
     """Training ends first here, so rollouts are in the middle when the weights change. They change by nothing, so what
     separates sampler and trainer is what an engine that mixed up its caches would make."""

@@ -50,7 +50,7 @@ def vllm(model_dir: Path) -> Iterator[Any]:
     generator.close()
 
 
-@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
 def generator(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
@@ -101,7 +101,7 @@ def wait_for_tokens(engine: Any, tokens: int, groups: Future[Any]) -> None:
         time.sleep(0.002)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_with_vllm_a_rollout_goes_on_under_new_weights(vllm: Any, model_dir: Path, pool: ThreadPoolExecutor) -> None:
     restart(vllm, model_dir)
     first = vllm.policy_version
@@ -129,7 +129,7 @@ def test_with_vllm_a_rollout_goes_on_under_new_weights(vllm: Any, model_dir: Pat
     assert (newest - torch.tensor([x for r in rollouts_of(after) for x in r.rollout_logprobs])).abs().max() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_more_rollouts_than_the_engine_holds_go_on_under_new_weights(
     vllm: Any, model_dir: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -271,7 +271,7 @@ def test_closing_ends_what_is_being_sampled(model_dir: Path, pool: ThreadPoolExe
         generator.generate(PROMPTS, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_a_request_that_fails_leaves_nothing_behind(vllm: Any, model_dir: Path) -> None:
     restart(vllm, model_dir)
     expected = rollouts_of(vllm.generate(PROMPTS, seed=1))

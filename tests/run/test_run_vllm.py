@@ -18,7 +18,7 @@ def finish(config: Path, *overrides: str) -> str:
     return output
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_a_run_with_vllm_and_its_continuation(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     output = finish(config, f"run_dir={tmp_path / 'whole'}")
@@ -30,7 +30,7 @@ def test_a_run_with_vllm_and_its_continuation(tmp_path: Path) -> None:
     assert metrics(tmp_path / "parts") == whole
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_is_asked_for_contexts_and_gets_merged_adapters(tmp_path: Path) -> None:
     """Questions longer than any student prompt, and weights whose adapters live in the trainer alone."""
     config = write_config(

@@ -17,6 +17,8 @@ import pytest
 
 from tests.integrations.verl.runs import ROOT
 
+pytestmark = pytest.mark.verl
+
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:

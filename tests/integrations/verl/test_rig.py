@@ -35,6 +35,8 @@ from tests.integrations.verl.rig.rollout import Server, kept
 from tests.integrations.verl.runs import main_ppo, smallest
 from tests.tiny import tiny_model_dir
 
+pytestmark = pytest.mark.verl
+
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 PROMPTS, RESPONSES = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]], [[20, 21, 2], [22, 2], [23, 24, 25], [26, 27, 2]]
 
@@ -228,7 +230,6 @@ def test_server_aborts(model: Path) -> None:
     assert waited and late.stop_reason == "completed" and len(late.token_ids) == 2
 
 
-@pytest.mark.slow
 def test_stock_main_ppo(tmp_path: Path) -> None:
     """Rollouts, rewards, update, weights to the server and validation, by verl alone."""
     reward = tmp_path / "reward.py"
@@ -249,7 +250,6 @@ def test_stock_main_ppo(tmp_path: Path) -> None:
     assert not left_over(tmp_path)
 
 
-@pytest.mark.slow
 def test_stock_teacher_pool(tmp_path: Path) -> None:
     """Two ranks that learn from verl's served teacher: it is the student's first checkpoint, so there is nothing to learn at first."""
     overrides = smallest(tmp_path, ranks=2)

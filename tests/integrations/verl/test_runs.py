@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from tests.integrations.verl.runs import ROOT, environment, main_ppo, smallest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.verl
 
 REWARD = (
     "def score(data_source, solution_str, ground_truth, extra_info=None):\n    return (len(solution_str) % 7) / 7\n"

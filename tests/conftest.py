@@ -1,0 +1,94 @@
+"""Marks that cannot rot, and what many test files share.
+
+`make check` runs every test without one of the marks in STARTS. A test that starts a process, or loads an engine, and has
+no mark that says so fails, in whatever tier it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from typing import Any
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: two workers do not fight over two cores
+
+import pytest
+
+ENGINES = ("deepspeed", "ray", "verl", "vllm")
+STARTS = ("process", *ENGINES)
+PROCESS_EVENTS = ("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+SHARED = ("ray", "vllm")
+"""Engines of which one serves all tests."""
+
+
+class Watch:
+    """Hears of every process and every engine that the running test starts."""
+
+    def __init__(self) -> None:
+        self.marks: set[str] | None = None
+        """Of the running test; None where none runs."""
+        self.found: list[str] = []
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """An audit hook: Python calls it for everything."""
+        if self.marks is None:
+            return
+        if event in PROCESS_EVENTS and self.marks.isdisjoint(STARTS):
+            self.found.append(f"starts a process without one of the marks {', '.join(STARTS)}: {event} {arguments[:2]}")
+        elif event == "import" and arguments[0] in ENGINES and arguments[0] not in self.marks and not _by_accelerate():
+            self.found.append(f"loads {arguments[0]} without the mark '{arguments[0]}'")
+
+
+def _by_accelerate() -> bool:
+    """Whether the import is accelerate's, which looks for DeepSpeed's classes whenever transformers saves a model."""
+    frame: Any = sys._getframe()
+    while frame is not None and ("importlib" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
+        frame = frame.f_back
+    return frame is not None and "accelerate" in frame.f_code.co_filename
+
+
+watch = Watch()
+sys.addaudithook(watch.hear)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    watch.marks, watch.found = {mark.name for mark in item.iter_markers()}, []
+    try:
+        return (yield)
+    finally:
+        watch.marks = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    result = yield
+    if watch.found:
+        pytest.fail(f"{item.nodeid} {watch.found[0]}", pytrace=False)
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two workers take turns at groups of tests: all that share an engine are one, else each file; the longest come first."""
+    for item in items:
+        marks = {mark.name for mark in item.iter_markers()}
+        item.add_marker(
+            pytest.mark.xdist_group(next((name for name in SHARED if name in marks), item.nodeid.partition("::")[0]))
+        )
+    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in STARTS))
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """One cluster for all tests that use Ray."""
+    from onpolicy.config.schema import RolesConfig
+    from onpolicy.distributed import ray_cluster
+
+    ray_cluster.join(RolesConfig())
+    import ray as module
+
+    yield module
+    ray_cluster.leave()
+    assert not module.is_initialized()
