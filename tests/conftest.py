@@ -11,9 +11,17 @@ import sys
 from collections.abc import Generator, Iterator
 from typing import Any
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: two workers do not fight over two cores
-
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: two workers do not fight over two cores
+for _name, _value in {
+    "gcs_server_port_wait_time_s": 600,
+    "raylet_start_wait_time_s": 600,
+    "agent_register_timeout_ms": 600_000,
+    "worker_register_timeout_seconds": 600,
+    "health_check_failure_threshold": 100,
+}.items():  # Ray has as long as it needs, however busy the machine is
+    os.environ.setdefault(f"RAY_{_name}", str(_value))
 
 ENGINES = ("deepspeed", "ray", "verl", "vllm")
 STARTS = ("process", *ENGINES)
@@ -71,24 +79,39 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two workers take turns at groups of tests: all that share an engine are one, else each file; the longest come first."""
+    """Workers take one group of tests after the other, those that take longest first."""
     for item in items:
-        marks = {mark.name for mark in item.iter_markers()}
-        item.add_marker(
-            pytest.mark.xdist_group(next((name for name in SHARED if name in marks), item.nodeid.partition("::")[0]))
-        )
-    items.sort(key=lambda item: not any(item.get_closest_marker(name) for name in STARTS))
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: (not any(item.iter_markers("ray")), not _starts(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    """What stays in one worker: all tests that share an engine, the tests of a file, or one that starts processes of its own."""
+    shared = next((name for name in SHARED if any(item.iter_markers(name))), None)
+    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    alone = _starts(item) and all(definition.scope == "function" for found in fixtures for definition in found)
+    return shared or (item.nodeid if alone else item.nodeid.partition("::")[0])
+
+
+def _starts(item: pytest.Item) -> bool:
+    return any(mark.name in STARTS for mark in item.iter_markers())
 
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
     """One cluster for all tests that use Ray."""
+    import ray as module
+
     from onpolicy.config.schema import RolesConfig
     from onpolicy.distributed import ray_cluster
 
-    ray_cluster.join(RolesConfig())
-    import ray as module
-
+    while not module.is_initialized():
+        try:
+            ray_cluster.join(RolesConfig())
+        except Exception as error:  # half a minute, which nothing can change
+            if "timed out during startup" not in str(error):
+                raise
+            module.shutdown()
     yield module
     ray_cluster.leave()
     assert not module.is_initialized()

@@ -12,9 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -306,12 +306,18 @@ def unhurried(completion: str) -> bool:
     return len(completion) % 2 == 0
 
 
-def start_sweep(path: Path, output: Path) -> subprocess.Popen[str]:
-    """A process group of its own, as a terminal makes one."""
+@contextmanager
+def sweep_process(path: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    """In a process group of its own, as a terminal makes one; nothing of it outlives the block."""
     command = [sys.executable, "-m", "onpolicy", "sweep", str(path), "--output", str(output)]
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
 def until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
@@ -343,21 +349,19 @@ def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Pat
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | changes))
     first, second, third = found = list(cells(path, tmp_path / "out"))
-    whole = start_sweep(path, tmp_path / "whole")  # meanwhile, undisturbed
-    killed = start_sweep(path, tmp_path / "out")
-    until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert first.finished() and not second.finished() and not third.folder.exists()
-    before = state_of(first.folder)
-    again = start_sweep(path, tmp_path / "out")
-    said = again.communicate()[0]
-    assert again.returncode == 0 and "3 runs, 1 finished" in said
-    assert "2/2 third seed 0" in said and "first seed 0" not in said
-    assert state_of(first.folder) == before, "not a byte, not a time"
-    assert all(cell.finished() for cell in found)
-    assert "resumed at step" in second.log.read_text() and "resumed at step" not in third.log.read_text()
-    assert whole.communicate()[0] and whole.returncode == 0
+    with sweep_process(path, tmp_path / "whole") as whole:  # meanwhile, undisturbed
+        with sweep_process(path, tmp_path / "out") as killed:
+            until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
+        assert first.finished() and not second.finished() and not third.folder.exists()
+        before = state_of(first.folder)
+        with sweep_process(path, tmp_path / "out") as again:
+            said = again.communicate()[0]
+        assert again.returncode == 0 and "3 runs, 1 finished" in said
+        assert "2/2 third seed 0" in said and "first seed 0" not in said
+        assert state_of(first.folder) == before, "not a byte, not a time"
+        assert all(cell.finished() for cell in found)
+        assert "resumed at step" in second.log.read_text() and "resumed at step" not in third.log.read_text()
+        assert whole.communicate()[0] and whole.returncode == 0
     for cell in found:
         assert metrics(cell.folder) == metrics(tmp_path / "whole" / cell.folder.relative_to(tmp_path / "out"))
     texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "whole")]

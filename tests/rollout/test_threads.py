@@ -26,28 +26,14 @@ from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.rollout.sampling import Sampling
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from tests.rollout.test_generators import PROMPTS, arguments, by_the_model, fresh, restart
-from tests.tiny import example, tiny_model_dir
+from tests.tiny import example
 
 LONG = Sampling(group_size=6, max_tokens=180)
 
 
 @pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
 def hf(model_dir: Path) -> HFGenerator:
     return HFGenerator(**arguments(model_dir), batch_size=6)
-
-
-@pytest.fixture(scope="module")
-def vllm(model_dir: Path) -> Iterator[Any]:
-    from onpolicy.rollout.vllm_generator import VLLMGenerator
-
-    generator = VLLMGenerator(**arguments(model_dir), dtype="float32")
-    yield generator
-    generator.close()
 
 
 @pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
@@ -95,9 +81,8 @@ def test_threads_get_what_they_would_get_alone(generator: Any, model_dir: Path, 
 
 def wait_for_tokens(engine: Any, tokens: int, groups: Future[Any]) -> None:
     """Returns when some request has so many tokens."""
-    deadline = time.monotonic() + 60
     while max((len(r.versions) for r in list(engine._running.values())), default=0) < tokens:
-        assert time.monotonic() < deadline and not groups.done(), "too late"
+        assert not groups.done(), "too late"
         time.sleep(0.002)
 
 
@@ -154,7 +139,7 @@ def test_a_rollout_of_transformers_has_one_version(hf: HFGenerator, model_dir: P
     first, begun = hf.policy_version, threading.Event()
     hf.on_progress = lambda done, total: begun.set()
     groups = pool.submit(hf.generate, endless(hf), seed=3, sampling=LONG)
-    assert begun.wait(60)
+    assert begun.wait()
     new = changed(fresh(model_dir), 1)
     hf.update_weights(new.state_dict().items(), version=first + 1)
     assert not groups.done(), "the weights came in between"
@@ -209,26 +194,31 @@ def test_turns_go_to_whoever_has_waited_longest(pool: ThreadPoolExecutor) -> Non
 
 
 def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoolExecutor) -> None:
-    turns, stop, taken, waited = Turns(), threading.Event(), list[int](), list[int]()
+    for _ in range(30):
+        turns, stop, taken = Turns(), threading.Event(), list[int]()
+        with turns():
+            threads = [pool.submit(come_back, turns, stop, number, taken) for number in range(3)]
+            while len(turns._line) < 4:
+                time.sleep(0.001)
+            last = pool.submit(take_last, turns, stop, taken)
+            while len(turns._line) < 5:
+                time.sleep(0.001)
+        for thread in (*threads, last):
+            thread.result()
+        assert sorted(taken[:3]) == [0, 1, 2] and taken[3] == -1, "one turn for each of the three before it"
 
-    def greedy() -> None:
-        while not stop.is_set():
-            with turns():
-                taken.append(1)
-                time.sleep(0.002)
 
-    threads = [pool.submit(greedy) for _ in range(3)]
-    try:
-        for _ in range(30):
-            before = len(taken)
-            with turns():
-                waited.append(len(taken) - before)
-    finally:
-        stop.set()
-    for thread in threads:
-        thread.result()
-    waited.sort()
-    assert waited[3] >= 2 and waited[-4] <= 3, "one turn for each of the three before it, hardly ever more or fewer"
+def come_back(turns: Turns, stop: threading.Event, number: int, taken: list[int]) -> None:
+    """Takes one turn after the other."""
+    while not stop.is_set():
+        with turns():
+            taken.append(number)
+
+
+def take_last(turns: Turns, stop: threading.Event, taken: list[int]) -> None:
+    with turns():
+        taken.append(-1)
+    stop.set()
 
 
 def test_an_interrupt_while_waiting_blocks_nobody(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,11 +252,9 @@ def test_closing_ends_what_is_being_sampled(model_dir: Path, pool: ThreadPoolExe
     groups = pool.submit(generator.generate, endless(generator), seed=0, sampling=replace(LONG, group_size=16))
     while not generator._turns._line:
         time.sleep(0.001)
-    start = time.monotonic()
     generator.close()
-    with pytest.raises(Closed):
+    with pytest.raises(Closed):  # and not the rollouts, however soon they would have been whole
         groups.result()
-    assert time.monotonic() - start < 1.0
     with pytest.raises(Closed):
         generator.generate(PROMPTS, seed=0)
 

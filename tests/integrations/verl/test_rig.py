@@ -231,7 +231,7 @@ def test_server_aborts(model: Path) -> None:
 
 
 def test_stock_main_ppo(tmp_path: Path) -> None:
-    """Rollouts, rewards, update, weights to the server and validation, by verl alone."""
+    """Rollouts, rewards, update, weights to the server and validation, by verl alone: our plug-in is installed and not named."""
     reward = tmp_path / "reward.py"
     reward.write_text(REWARD)
     mine = {
@@ -247,6 +247,7 @@ def test_stock_main_ppo(tmp_path: Path) -> None:
     for step in steps[1:]:
         assert math.isfinite(step["actor/loss"]) and step["actor/grad_norm"] > 0
         assert step["training/rollout_probs_diff_max"] < 1e-4
+    assert not [name for name in steps[-1] if name.startswith(("distill/", "epistemic/"))]
     assert not left_over(tmp_path)
 
 

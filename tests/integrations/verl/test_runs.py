@@ -2,7 +2,7 @@
 
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
 that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability; 3. a frozen teacher
-with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher; 5. verl without us.
+with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher. Verl without us: test_rig.py.
 """
 
 from __future__ import annotations
@@ -157,28 +157,15 @@ def test_a_served_teacher(tmp_path: Path) -> None:
     assert min(finite(rows, "actor/distillation/loss")) > 0, "the solution tells the teacher something"
 
 
-def test_verl_itself_runs_as_it_did(tmp_path: Path) -> None:
-    """With the plug-in installed and not named."""
-    (tmp_path / "reward.py").write_text(REWARD)
-    overrides = smallest(tmp_path) | {
-        "algorithm.adv_estimator": "grpo",
-        "reward.custom_reward_function.path": str(tmp_path / "reward.py"),
-        "reward.custom_reward_function.name": "score",
-    }
-    rows = main_ppo(overrides, tmp_path)
-    assert max(finite(rows, "training/rollout_probs_diff_max")) < 1e-4
-    assert not [name for name in rows[-1] if name.startswith(("distill/", "epistemic/"))]
-
-
 def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, env=environment(tmp_path) | {"COLUMNS": "200"},
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("registered") == 2
     blocked = subprocess.run(
-        [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, capture_output=True, text=True, check=False,
         env=environment(tmp_path) | {"COLUMNS": "200", "VERL_USE_EXTERNAL_PLUGINS": "none"},
     )  # fmt: skip
     assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
