@@ -88,7 +88,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _group(item: pytest.Item) -> str:
     """What stays in one worker: all tests that share an engine, the tests of a file, or one that starts processes of its own."""
     shared = next((name for name in SHARED if any(item.iter_markers(name))), None)
-    fixtures = item._fixtureinfo.name2fixturedefs.values()
+    fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
     alone = _starts(item) and all(definition.scope == "function" for found in fixtures for definition in found)
     return shared or (item.nodeid if alone else item.nodeid.partition("::")[0])
 

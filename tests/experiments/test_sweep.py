@@ -376,9 +376,14 @@ def test_a_run_that_an_earlier_sweep_left_behind_is_waited_for(tmp_path: Path, m
     holds = "import fcntl, sys; fcntl.flock(1, fcntl.LOCK_EX); print('mine', flush=True); sys.stdin.read()"
     with cell.log.open("a") as log:
         left = subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=log)
-    looks, locked = [], processes._locked
+    looks, locked = list[Any](), processes._locked
+
+    def look(file: Any) -> bool:
+        looks.append(file)
+        return locked(file)
+
     monkeypatch.setattr(processes, "LOOK", 0.05)
-    monkeypatch.setattr(processes, "_locked", lambda file: looks.append(1) or locked(file))
+    monkeypatch.setattr(processes, "_locked", look)
     try:
         until(lambda: "mine" in cell.log.read_text(), left)
         stop = threading.Event()
