@@ -166,7 +166,7 @@ NIGHTLY = pytest.mark.nightly
 
 @pytest.mark.omegaconf
 @pytest.mark.usefixtures("known_lexicons")
-@pytest.mark.parametrize("examples", [150, pytest.param(2000, marks=NIGHTLY)])
+@pytest.mark.parametrize("examples", [60, pytest.param(2000, marks=NIGHTLY)])
 def test_configs(tmp_path: Path, examples: int) -> None:
     path = tmp_path / "config.yaml"
     fine = []

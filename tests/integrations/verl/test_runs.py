@@ -1,7 +1,7 @@
 """Level 4: verl's own entry point, unmodified, from sampling to validation and checkpoint; a minute each.
 
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
-that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability; 3. a frozen teacher
+that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous trainer; 3. a frozen teacher
 with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher. Verl without us: test_rig.py.
 """
 
@@ -98,6 +98,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
 
 
 def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
+    """Under verl's asynchronous trainer with the same mixin, where rollouts go on under new weights."""
     method = {
         "lexicons": {"toy": ["w", "h", "m"]},
         "rewards": [
@@ -112,7 +113,9 @@ def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
         ],
         "epistemic": {"lexicons": ["toy"], "lexicon": "toy"},
     }
-    rows = main_ppo(smallest(tmp_path), tmp_path, config=write(tmp_path, method))
+    config = write(tmp_path, method, trainer={"v1": {"trainer_mode": "onpolicy_colocate_async"}})
+    rows = main_ppo(smallest(tmp_path), tmp_path, config=config)
+    assert [row["step"] for row in rows] == [1, 2]
     for name in ("reward/saturating_floor", "distill/divergence", "epistemic/toy/mass/student", "epistemic/toy/mass/teacher",
                  "epistemic/toy/mass/start", "epistemic/toy/rate_per_1k"):  # fmt: skip
         finite(rows, name)
@@ -169,16 +172,3 @@ def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:
         env=environment(tmp_path) | {"COLUMNS": "200", "VERL_USE_EXTERNAL_PLUGINS": "none"},
     )  # fmt: skip
     assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
-
-
-def test_rollouts_that_go_on_under_new_weights(tmp_path: Path) -> None:
-    """verl's asynchronous trainer with the same mixin."""
-    method = {
-        "rewards": ["tests.runs:length_reward"],
-        "contexts": {"teacher": {"name": "reference_solution"}},
-        "objective": ["policy_gradient", {"name": "distill", "divergence": "forward_kl"}],
-    }
-    config = write(tmp_path, method, trainer={"v1": {"trainer_mode": "onpolicy_colocate_async"}})
-    rows = main_ppo(smallest(tmp_path), tmp_path, config=config)
-    assert [row["step"] for row in rows] == [1, 2]
-    finite(rows, "distill/divergence")
