@@ -1,8 +1,9 @@
 """Level 4: verl's own entry point, unmodified, from sampling to validation and checkpoint; a minute each.
 
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
-that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous trainer; 3. a frozen teacher
-with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher. Verl without us: test_rig.py.
+that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
+trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher.
+Verl without us: test_rig.py.
 """
 
 from __future__ import annotations
