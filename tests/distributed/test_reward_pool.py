@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from onpolicy.annotation.scoring import Judge
-from onpolicy.config.resolve import plan
+from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import Coefficients
 from onpolicy.config.schema import build
-from onpolicy.distributed.reward_pool import RemoteJudge, remote_judge
+from onpolicy.distributed.reward_pool import RemoteScorer, remote_scorer
 from onpolicy.rewards.base import RewardError
 from onpolicy.run.assemble import build_rewards
 from onpolicy.types import Prompt, Rollout, RolloutGroup
@@ -59,11 +59,11 @@ class Pair:
             "objective": [{"name": "policy_gradient"}],
             "roles": {"rewards": workers, "patience": patience},
         }
-        self.plan = plan(build(config))
+        self.resolved = resolve(build(config))
         self.said: list[str] = []
-        self.faults = Faults(self.said.append, self.plan.config.roles.apart)
-        self.here = Judge(build_rewards(self.plan), str.strip)
-        self.apart: RemoteJudge = remote_judge(self.plan, self.here, self.faults)
+        self.faults = Faults(self.said.append, self.resolved.config.roles.apart)
+        self.here = Scorer(build_rewards(self.resolved), str.strip)
+        self.apart: RemoteScorer = remote_scorer(self.resolved, self.here, self.faults)
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ GROUPS = [group(f"p{i}", TEXTS[i % 3 :] + TEXTS[: i % 3]) for i in range(7)]
 
 def test_exactly_what_the_judge_here_says(pair: Any) -> None:
     p = pair(BUILT_IN)
-    coefficients = Coefficients(p.plan.coefficients)
+    coefficients = Coefficients(p.resolved.coefficients)
     totals = []
     for step in (1, 2, 3, 4):
         coefficients.set(step, {})

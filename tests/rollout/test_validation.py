@@ -10,7 +10,7 @@ import pytest
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.validation import Check, Garbage
+from onpolicy.rollout.validation import Check, InvalidRollout
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from tests.tiny import byte_tokenizer
 
@@ -62,5 +62,5 @@ def test_nonsense(name: str) -> None:
         newest=5,
     )
     check([answer()])
-    with pytest.raises(Garbage, match=words):
+    with pytest.raises(InvalidRollout, match=words):
         check(groups)
