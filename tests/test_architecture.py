@@ -30,6 +30,7 @@ def loaded_by(statement: str) -> set[str]:
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "module",
     ["onpolicy", "onpolicy.types", "onpolicy.protocols", "onpolicy.config.schema", "onpolicy.config.resolve",
@@ -42,6 +43,7 @@ def test_light_imports(module: str) -> None:
     assert not loaded_by(f"import {module}") & set(HEAVY)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "module",
     ["onpolicy.losses.divergences", "onpolicy.losses.supports", "onpolicy.trainer.chunked_head",

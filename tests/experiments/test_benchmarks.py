@@ -59,6 +59,7 @@ def test_the_published_table_is_there_and_says_what_was_missed() -> None:
     assert table([*lines, Line("none", (1.0, 1.0, 1.0), ">= 2", False)]).row_count == len(lines) + 1
 
 
+@pytest.mark.process
 def test_the_command() -> None:
     wrong = subprocess.run(
         [sys.executable, "-m", "benchmarks", "run", "speed"], cwd=ROOT, capture_output=True, text=True

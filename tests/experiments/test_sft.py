@@ -65,6 +65,7 @@ def test_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert state["examples"] == 10 and state["tokens"] == lengths
 
 
+@pytest.mark.process
 def test_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--examples", "8", "--epochs", "2", "--batch", "4", "--seeds", "0", "1", "--output", str(tmp_path)]
     own = ["data.coverage={problems: 30, seed: '${seed}'}", "trainer.lr=1e-3"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +24,11 @@ import yaml
 
 from onpolicy.cli import main
 from onpolicy.config.registry import ConfigError
+from onpolicy.experiments.sweep import processes
 from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, interval, right_at
 from onpolicy.experiments.sweep.grid import cells, chosen
 from onpolicy.experiments.sweep.live import curves, sparkline
-from onpolicy.experiments.sweep.processes import LOOK, STOPPED, Processes, run
+from onpolicy.experiments.sweep.processes import STOPPED, Processes, run
 from onpolicy.experiments.sweep.sweep import drawn
 from tests.runs import metrics, write_config
 
@@ -45,10 +49,26 @@ def grid(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, output = grid(tmp_path), tmp_path / "out"
-    assert main(["sweep", str(path), "--output", str(output), "--jobs", "2"]) == 0
-    said = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a whole sweep, and what it said; to read, or to copy runs from that need not run again."""
+    folder, said = tmp_path_factory.mktemp("swept"), io.StringIO()
+    with redirect_stdout(said):
+        assert main(["sweep", str(grid(folder)), "--output", str(folder / "out"), "--jobs", "2"]) == 0
+    return folder, said.getvalue()
+
+
+def already_run(swept: tuple[Path, str], names: Sequence[str], folder: Path, output: Path) -> None:
+    """These runs of the whole sweep as runs of a grid in another folder."""
+    for name in names:
+        shutil.copytree(swept[0] / "out" / name, output / name)
+        config = output / name / "config.yaml"
+        config.write_text(config.read_text().replace(str(swept[0]), str(folder)))
+
+
+@pytest.mark.process
+def test_a_sweep_runs_what_is_missing_and_compares(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    path, output, said = swept[0] / "grid.yaml", swept[0] / "out", swept[1]
     assert "4 runs, 0 finished" in said and "slow" in said
     assert "arm slow differs in trainer.lr as well: 1e-06, in the first arm 0.001" in said
     assert "tokens a run" in said and "scored" in said
@@ -226,6 +246,7 @@ def test_a_mistake_is_found_before_anything_runs(
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.process
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = grid(tmp_path, seeds=[0], arms={"plain": {}, "gone": {"data.path": "gone.jsonl"}}, axes=["data"])
     assert main(["sweep", str(path), "--output", str(tmp_path / "out")]) == 1
@@ -237,21 +258,25 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: 
     ] * 2
 
 
-def test_some_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.process
+def test_some_of_a_sweep(swept: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was run before stays in the comparison, which is against the grid's first arm whatever runs now."""
     path, output = grid(tmp_path, seeds=[0]), tmp_path / "out"
     assert main(["sweep", str(path), "--only", "plain", "--output", str(output)]) == 0
     assert "1 runs, 0 finished" in capsys.readouterr().out and not (output / "slow").exists()
+    already_run(swept, ["slow/seed-0"], tmp_path, output)
     assert main(["sweep", str(path), "--only", "slow", "--output", str(output)]) == 0
     found = json.loads((output / "comparison.json").read_text())
     assert found["reference"] == "plain" and {d["arm"] for d in found["differences"]} == {"plain", "slow"}
     assert main(["sweep", str(path), "--only", "slow", "trainer.weight_decay=0.1", "--output", str(output)]) == 2
     other = tmp_path / "other"
+    already_run(swept, ["slow/seed-0"], tmp_path, other)
     assert main(["sweep", str(path), "--only", "slow", "--output", str(other)]) == 0
     found = json.loads((other / "comparison.json").read_text())
     assert not found["differences"] and [d["arm"] for d in found["from_start"]] == ["slow"] * 2
 
 
+@pytest.mark.process
 def test_a_config_that_changes_meanwhile(tmp_path: Path) -> None:
     """The run starts with what the file says then; it is no run of this sweep."""
     path = grid(tmp_path, seeds=[0], arms={"plain": {}})
@@ -260,7 +285,7 @@ def test_a_config_that_changes_meanwhile(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.002"))
     place = Processes(1)
     done = place.start(cell)
-    assert done.result(timeout=240) == 0
+    assert done.result() == 0
     assert "other settings (trainer.lr" in str(place.failure(cell, done))
     place.close()
 
@@ -281,18 +306,24 @@ def unhurried(completion: str) -> bool:
     return len(completion) % 2 == 0
 
 
-def start_sweep(path: Path, output: Path) -> subprocess.Popen[str]:
-    """A process group of its own, as a terminal makes one."""
+@contextmanager
+def sweep_process(path: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    """In a process group of its own, as a terminal makes one; nothing of it outlives the block."""
     command = [sys.executable, "-m", "onpolicy", "sweep", str(path), "--output", str(output)]
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
+def until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+    """As long as the process lives; no deadline but pytest's own."""
     while not true():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.02)
 
 
@@ -305,7 +336,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Path) -> None:
     arms = {name: {"trainer.lr": lr} for name, lr in (("first", 1e-3), ("second", 2e-3), ("third", 3e-3))}
     path = grid(tmp_path, arms=arms, seeds=[0], axes=["trainer.lr"], confounds=[])
@@ -318,52 +349,62 @@ def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Pat
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | changes))
     first, second, third = found = list(cells(path, tmp_path / "out"))
-    whole = start_sweep(path, tmp_path / "whole")  # meanwhile, undisturbed
-    killed = start_sweep(path, tmp_path / "out")
-    until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert first.finished() and not second.finished() and not third.folder.exists()
-    before = state_of(first.folder)
-    again = start_sweep(path, tmp_path / "out")
-    said = again.communicate(timeout=240)[0]
-    assert again.returncode == 0 and "3 runs, 1 finished" in said
-    assert "2/2 third seed 0" in said and "first seed 0" not in said
-    assert state_of(first.folder) == before, "not a byte, not a time"
-    assert all(cell.finished() for cell in found)
-    assert "resumed at step" in second.log.read_text() and "resumed at step" not in third.log.read_text()
-    assert whole.communicate(timeout=240)[0] and whole.returncode == 0
+    with sweep_process(path, tmp_path / "whole") as whole:  # meanwhile, undisturbed
+        with sweep_process(path, tmp_path / "out") as killed:
+            until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
+        assert first.finished() and not second.finished() and not third.folder.exists()
+        before = state_of(first.folder)
+        with sweep_process(path, tmp_path / "out") as again:
+            said = again.communicate()[0]
+        assert again.returncode == 0 and "3 runs, 1 finished" in said
+        assert "2/2 third seed 0" in said and "first seed 0" not in said
+        assert state_of(first.folder) == before, "not a byte, not a time"
+        assert all(cell.finished() for cell in found)
+        assert "resumed at step" in second.log.read_text() and "resumed at step" not in third.log.read_text()
+        assert whole.communicate()[0] and whole.returncode == 0
     for cell in found:
         assert metrics(cell.folder) == metrics(tmp_path / "whole" / cell.folder.relative_to(tmp_path / "out"))
     texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "whole")]
     assert texts[0] == texts[1] and json.loads(texts[0])["differences"]
 
 
+@pytest.mark.process
 def test_a_run_that_an_earlier_sweep_left_behind_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed sweep's run may live on: it holds the log of its folder until it ends."""
     cell = next(cells(grid(tmp_path), tmp_path / "out"))
     cell.folder.mkdir(parents=True)
-    holds = "import fcntl, sys, time; fcntl.flock(1, fcntl.LOCK_EX); print('mine', flush=True); time.sleep(60)"
+    holds = "import fcntl, sys; fcntl.flock(1, fcntl.LOCK_EX); print('mine', flush=True); sys.stdin.read()"
     with cell.log.open("a") as log:
-        left = subprocess.Popen([sys.executable, "-c", holds], stdout=log)
-    monkeypatch.setattr("onpolicy.experiments.sweep.processes.LOOK", 0.05)
+        left = subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=log)
+    looks, locked = list[Any](), processes._locked
+
+    def look(file: Any) -> bool:
+        looks.append(file)
+        return locked(file)
+
+    monkeypatch.setattr(processes, "LOOK", 0.05)
+    monkeypatch.setattr(processes, "_locked", look)
     try:
-        until(lambda: "mine" in cell.log.read_text(), left)  # type: ignore[arg-type]
+        until(lambda: "mine" in cell.log.read_text(), left)
         stop = threading.Event()
-        threading.Timer(0.5, stop.set).start()
-        assert run(cell, os.environ, stop) == STOPPED, "nothing is started beside it"
+        with ThreadPoolExecutor(1) as pool:
+            stopped = pool.submit(run, cell, os.environ, stop)
+            until(lambda: len(looks) > 5, left)
+            stop.set()
+            assert stopped.result() == STOPPED, "nothing is started beside it"
+        looks.clear()
         place = Processes(1)
         future = place.start(cell)
-        time.sleep(0.3)
+        until(lambda: len(looks) > 5, left)
         assert future.running()
         monkeypatch.setattr("onpolicy.experiments.sweep.grid.Cell.finished", lambda self: True)  # it has ended well
         left.kill()
-        assert future.result(timeout=10 * LOOK) == 0 and place.failure(cell, future) is None
+        assert future.result() == 0 and place.failure(cell, future) is None
         place.close()
         assert cell.log.read_text() == "mine\n", "and is not run again"
     finally:
         left.kill()
-        left.wait()
+        left.communicate()
 
 
 def test_of_many_arms_the_first_are_drawn(tmp_path: Path) -> None:

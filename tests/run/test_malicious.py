@@ -361,6 +361,7 @@ REFERENCES = (
 )  # fmt: skip
 
 
+@pytest.mark.omegaconf
 @pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize(
     "key", ["run_dir", "data.path", "seed", "objective[0].divergence", "contexts.teacher.template", "lexicons.mine"]
@@ -376,6 +377,7 @@ def test_a_config_reads_no_environment(
     assert "override from the shell" in str(caught.value)
 
 
+@pytest.mark.omegaconf
 def test_a_config_file_reads_no_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -391,6 +393,7 @@ def test_a_config_file_reads_no_environment(
         read_grid(tmp_path / "grid.yaml")
 
 
+@pytest.mark.omegaconf
 def test_a_reference_cannot_be_put_together_from_harmless_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -405,6 +408,7 @@ def test_a_reference_cannot_be_put_together_from_harmless_parts(
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.omegaconf
 def test_values_may_point_to_values(tmp_path: Path) -> None:
     config = load(
         write_config(tmp_path), ["data.coverage={problems: 2, seed: '${seed}'}", "seed=7", "run_dir='runs/s${seed}: x'"]
@@ -413,6 +417,7 @@ def test_values_may_point_to_values(tmp_path: Path) -> None:
     assert SECRET not in to_yaml(config)
 
 
+@pytest.mark.omegaconf
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", "a\\b", "x\x1b[2J", ""])
 def test_names_do_not_lead_out_of_their_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval\.sets"):
@@ -422,6 +427,7 @@ def test_names_do_not_lead_out_of_their_folder(name: str, tmp_path: Path) -> Non
         read_grid(tmp_path / "grid.yaml")
 
 
+@pytest.mark.omegaconf
 def test_yaml_tags_make_no_objects(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     tag = f"!!python/object/apply:os.system ['touch {tmp_path / MARK}']"

@@ -31,6 +31,8 @@ from onpolicy.types import Example
 from tests.integrations.verl.against_local import NAMES, batch
 from tests.tiny import byte_tokenizer, random_examples
 
+pytestmark = pytest.mark.verl
+
 RENDERER = Renderer(byte_tokenizer())
 
 
