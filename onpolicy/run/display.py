@@ -1,6 +1,6 @@
-"""What a run shows in the terminal: a live bar with the phase of the step, and one line for each finished step.
+"""The terminal output of a run: a live bar with the phase of the step, and one line for each finished step.
 
-Where the output is not a terminal the lines alone are printed.
+Where the output is not a terminal only the lines are printed.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 class Display:
-    """Used as a context; every method may also be called outside of it."""
+    """A context manager that shows the bar; every method may also be called outside of it."""
 
     def __init__(self, steps: int, console: Console | None = None) -> None:
         self.console = console or Console()
@@ -84,10 +84,11 @@ class Display:
         self._bar.update(self._task, phase=PHASES.get(name, name))
 
     def progress(self, done: int, total: int) -> None:
-        """Within a phase that takes long, e.g. rollouts finished."""
+        """Shows how many rollouts of a phase are finished."""
         self._bar.update(self._task, phase=f"{PHASES['generate']} {done}/{total}")
 
     def note(self, text: str) -> None:
+        """Prints one line for the user."""
         self.console.print(f"[yellow]{plain(text)}[/yellow]")
 
     def finish_step(self, step: int, metrics: Metrics) -> None:
@@ -117,7 +118,7 @@ SUMMARY = (
 
 
 def closing_table(first: Metrics, last: Metrics) -> Table:
-    """What changed between the first and the last step."""
+    """A table of what changed between the first and the last step."""
     table = Table(title="what changed", title_justify="left")
     for heading in ("metric", "first", "last", "change"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
@@ -130,7 +131,7 @@ def closing_table(first: Metrics, last: Metrics) -> Table:
 
 
 def evaluation_table(metrics: Metrics) -> Table:
-    """A column for each set."""
+    """A table of an evaluation, with a column for each set."""
     sets = list(dict.fromkeys(name.split("/")[1] for name in metrics))
     rows = dict.fromkeys(name.split("/", 2)[2] for name in metrics if not name.endswith(("/low", "/high")))
     table = Table(title="evaluation", title_justify="left")
