@@ -71,7 +71,7 @@ def keep_training(run: Run, resolved: ResolvedConfig) -> None:
                 train(run)
             return
         except RoleLost as error:
-            lost = error
+            lost = error.with_traceback(None)  # its frames would keep the loop that it ended open
 
 
 def _summarise(run: Run, console: Console) -> None:
