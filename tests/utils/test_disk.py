@@ -86,7 +86,7 @@ def test_other_errors_are_raised(tmp_path: Path, make: Callable[[], Exception]) 
         writer = Writer(tmp_path / "file", *errors)
         with (
             disk.waiting_for_disk_space(lambda text: None),
-            pytest.raises((OSError, ValueError), match="denied|not text"),
+            pytest.raises((OSError, ValueError), match=r"denied|not text"),
         ):
             writer.write("text")
 
