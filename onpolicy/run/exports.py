@@ -1,4 +1,4 @@
-"""An evaluation in the forms that other tools read."""
+"""Writes an evaluation in the formats that other tools read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def export(folder: Path, config: Config, metrics: Metrics) -> None:
     """``results.json`` in the layout of lm-evaluation-harness, and ``samples.csv`` with one row a sample.
 
     Args:
-        folder: of the evaluation, with ``<set>.jsonl``
+        folder: the evaluation's, with ``<set>.jsonl``
         config: what was evaluated
         metrics: ``eval/<set>/<what>``
     """
@@ -32,7 +32,7 @@ def export(folder: Path, config: Config, metrics: Metrics) -> None:
 
 
 def harness(sets: list[str], config: Config, metrics: Metrics) -> Mapping[str, object]:
-    """``results[set]["<what>,none"]`` and ``n-samples``; "none" is the harness' name for an answer that no filter touched."""
+    """``results[set]["<what>,none"]`` and ``n-samples``; "none" is the harness's name for unfiltered answers."""
     results = {
         name: {"alias": name}
         | {f"{n.split('/', 2)[2]},none": value for n, value in metrics.items() if n.startswith(f"eval/{name}/")}

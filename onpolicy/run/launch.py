@@ -32,7 +32,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     if follower():
         return follow(resolved)
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
-    display = Display(config.steps)
+    display = Display(config.steps, lexicon=config.epistemic.lexicon)
     console = display.console
     console.print(
         f"[bold]onpolicy train[/bold] {plain(config_path)}  [dim]run folder[/dim] {plain(folder)}", highlight=False
@@ -57,8 +57,8 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
 
 def keep_training(run: Run, resolved: ResolvedConfig) -> None:
     """Trains to the last step; where a rank of the trainer is lost, training goes on from the last checkpoint."""
-    recovery, lost = Recovery(run), None
-    display = run.log.display
+    recovery, display = Recovery(run), run.log.display
+    lost: RoleLost | None = None
     while True:
         try:
             if lost is not None:
@@ -71,11 +71,12 @@ def keep_training(run: Run, resolved: ResolvedConfig) -> None:
                 train(run)
             return
         except RoleLost as error:
-            lost = error
+            lost = error.with_traceback(None)  # its frames would keep the loop that it ended open
 
 
 def _summarise(run: Run, console: Console) -> None:
-    console.print(closing_table(run.log.history.get("first", {}), run.log.history.get("last", {})))
+    first, last = (run.log.history.get(name, {}) for name in ("first", "last"))
+    console.print(closing_table(first, last, lexicon=run.config.epistemic.lexicon))
     latest = run.checkpoints.latest()
     console.print(f"run folder  {plain(run.folder)}", highlight=False)
     console.print("  metrics.jsonl  one line a step      samples.jsonl  rollouts with both prompts", highlight=False)

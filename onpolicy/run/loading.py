@@ -12,10 +12,10 @@ from onpolicy.types import Prompt
 
 
 def read_prompts(section: Section, key: str) -> list[Prompt]:
-    """The problems of a data section.
+    """Reads the prompts of a data section.
 
     Raises:
-        DataError: no problem at all, or one that cannot be read.
+        DataError: there are none, or one cannot be read.
     """
     prompts: list[Prompt] = section.plugin.bind()()
     if not prompts:
@@ -24,7 +24,7 @@ def read_prompts(section: Section, key: str) -> list[Prompt]:
 
 
 def training_prompts(resolved: ResolvedConfig, renderer: Renderer) -> list[Prompt]:
-    """The problems to train on, covered as configured; those too long to render are refused or dropped."""
+    """The prompts to train on: the configured subset; those that are too long raise an error or are dropped."""
     chosen = resolved.data.settings.coverage
     prompts = coverage(
         read_prompts(resolved.data, "data"), problems=chosen.problems, repeats=chosen.repeats, seed=chosen.seed
@@ -33,7 +33,12 @@ def training_prompts(resolved: ResolvedConfig, renderer: Renderer) -> list[Promp
 
 
 def drop_overlong(prompts: Sequence[Prompt], renderer: Renderer, *, drop: bool) -> list[Prompt]:
-    """Prompts within ``rendering.max_prompt_tokens``; rendering them all once finds every bad one before the first step."""
+    """The prompts within ``rendering.max_prompt_tokens``; renders every prompt once, so that problems show before the first step.
+
+    Raises:
+        PromptTooLong: a prompt is too long and ``drop`` is false.
+        DataError: no prompt is left.
+    """
     kept = []
     for prompt in prompts:
         try:

@@ -1,5 +1,7 @@
-"""Seconds of checks before hours of training. Each refuses with a reason; together they catch what usually goes wrong
-in self-distillation without a sound: prompts out of line, a teacher that is no teacher, an engine that disagrees.
+"""Checks that take seconds, before hours of training. Each fails with a reason.
+
+They catch what usually goes wrong silently in self-distillation: misaligned prompts, a teacher that knows no more than the
+student, a generator that disagrees with the trainer.
 """
 
 from __future__ import annotations
@@ -27,22 +29,22 @@ from onpolicy.utils.terminal import plain, printable
 
 HEAD_TOLERANCE = 1e-3
 ENOUGH = 8
-"""Rollouts on which generator and trainer are compared."""
+"""Number of rollouts on which generator and trainer are compared."""
 
 
 class PreflightError(RuntimeError):
-    """The run would not mean anything; the message says why and what to do."""
+    """A check failed, so the run would be meaningless; says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """The checks of one run, on the rollouts of a first sampling."""
+    """The checks of one run, on rollouts sampled before the first step."""
 
     trainer: LocalTrainer
     renderer: Renderer
     contexts: Sequence[str]
     logprob_tolerance: float | None
-    """None: nothing was sampled, so there is nothing to compare."""
+    """Nats; None where nothing was sampled, so that there is nothing to compare."""
     console: Console
 
     def check(self, examples: Sequence[Example]) -> None:
@@ -57,7 +59,7 @@ class Preflight:
         self.check_signal(examples)
 
     def show(self, example: Example) -> None:
-        """Both prompts and the completion, decoded, once."""
+        """Prints both prompts and the completion of one rollout."""
         self._panel("the student reads", self.renderer.decode(example.rollout.prompt_ids))
         for context, ids in example.teacher_prompt_ids.items():
             self._panel(f"the teacher reads ({context})", self.renderer.decode(ids))
@@ -66,7 +68,7 @@ class Preflight:
         )
 
     def check_head(self, example: Example) -> None:
-        """The chunked head must give the model's own logits."""
+        """The chunked head must compute the model's own logits."""
         ids = torch.tensor([example.rollout.prompt_ids], device=self.trainer.device)
         error = head_error(self.trainer.student, ids)
         if error > HEAD_TOLERANCE:
@@ -77,7 +79,7 @@ class Preflight:
         self._passed("the model's head is understood", f"logits differ by {error:.1e}")
 
     def check_alignment(self, examples: Sequence[Example]) -> None:
-        """Student and teacher must hand over to the completion in the same way: same last tokens, hence same first token."""
+        """The prompts of student and teacher must end with the same tokens, so that the completion starts at the same place."""
         suffix = self.renderer.generation_suffix
         for example in examples:
             prompts = {"student": example.rollout.prompt_ids, **example.teacher_prompt_ids}
@@ -90,7 +92,7 @@ class Preflight:
         self._passed("first completion token lines up", f"all prompts end with {self.renderer.decode(suffix)!r}")
 
     def check_logprobs(self, examples: Sequence[Example], tolerance: float) -> None:
-        """Generator and trainer must be the same model."""
+        """Generator and trainer must give the sampled tokens the same log-probabilities."""
         examples = examples[:ENOUGH]
         ours = torch.cat(self.trainer.logprobs(examples)).float().cpu()
         theirs = torch.tensor([p for e in examples for p in e.rollout.rollout_logprobs])
@@ -105,8 +107,10 @@ class Preflight:
         )
 
     def check_zero(self, example: Example) -> None:
-        """A teacher that reads the student's own prompt must give zero loss and zero gradient while its weights are the student's."""
-        if not self.contexts or self.trainer.rule.path is not None:  # another model never agrees with the student
+        """A teacher with the student's own prompt and weights must give zero loss and zero gradient."""
+        if (
+            not self.contexts or self.trainer.rule.path is not None
+        ):  # another model never agrees with the student exactly
             return
         twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.contexts, example.rollout.prompt_ids))
         kept: list[HiddenStates] = []
@@ -130,7 +134,7 @@ class Preflight:
         self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
 
     def check_signal(self, examples: Sequence[Example]) -> None:
-        """At least one term must have a rollout with something to learn from."""
+        """At least one loss term must have a rollout that it can learn from."""
         counts = {term.name: sum(has_signal(term, e) for e in examples) for term in self.trainer.objective.terms}
         each = ", ".join(f"{name} {count} of {len(examples)}" for name, count in counts.items())
         if not any(counts.values()):
@@ -164,7 +168,7 @@ def report_of(
     screen: tuple[int, bool],
     examples: Sequence[Example],
 ) -> tuple[str, PreflightError | None]:
-    """All checks, for ``Trainer.apply``: what they print, as on a screen of this width (and whether it is one), and what failed."""
+    """All checks, for ``Trainer.apply``: what they print on a terminal of this width (and whether it is one), and the failure."""
     said = io.StringIO()
     console = Console(file=said, width=screen[0], force_terminal=screen[1])
     try:
@@ -205,7 +209,7 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
 
 
 def has_signal(term: Term, example: Example) -> bool:
-    """Whether a term can learn from a rollout: it goes there, and has the contexts, or the advantage, that the term reads."""
+    """Whether a term can learn from a rollout: it is routed there, and has the contexts or the advantage that the term reads."""
     taught = all(context in example.teacher_prompt_ids for context in term.contexts)
     if term.facts.tokens == "sampled_mask" and not term.facts.unrewarded:
         taught = example.advantage != 0.0 or (bool(term.contexts) and taught)

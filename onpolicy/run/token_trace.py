@@ -1,4 +1,4 @@
-"""One rollout, token by token, small enough to keep: what the token page shows."""
+"""One rollout token by token, in a compact form: what the token page shows."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example, LossInputs
 
 SCALE = 100.0
-"""Numbers are kept as 16-bit integers of hundredths: nats to .01, at most 327."""
+"""Numbers are kept as 16-bit integers in hundredths: nats with a resolution of 0.01, at most 327."""
 
 
 SHOWN = ("token_weight", "advantage")
-"""Of a term's own per-token numbers, those that a reader wants to see on every token."""
+"""The per-token metrics of a loss term that are kept, in addition to its loss."""
 
 
 @torch.no_grad()
 def token_record(trainer: LocalTrainer, renderer: Renderer, example: Example) -> dict[str, Any]:
-    """What teacher and student make of each token, under the weights now in the trainer.
+    """The log-probabilities, entropies and losses of each token of a rollout, under the weights now in the trainer.
 
     Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by context the
     teacher's ``logprob`` and ``entropy``; by loss term the ``loss`` of each token, its ``token_weight`` and ``advantage`` (one
@@ -77,5 +77,5 @@ def bits(marks: Sequence[bool]) -> str:
 
 
 def unpacked(text: str) -> list[float]:
-    """What ``packed`` kept."""
+    """[T] the inverse of ``packed``."""
     return [float(v) / SCALE for v in np.frombuffer(base64.b64decode(text), dtype="<i2")]
