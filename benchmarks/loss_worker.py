@@ -17,7 +17,7 @@ from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.divergences import jsd
 from onpolicy.losses.supports import full, student_topk
 from onpolicy.losses.targets import identity
-from onpolicy.trainer.chunked_head import Head, States, read
+from onpolicy.trainer.chunked_head import Head, HiddenStates, read
 
 
 def work(channel: Channel) -> None:
@@ -44,7 +44,7 @@ def step(
         assert tensor.grad is not None
         tensor.grad.zero_()
     memory, start = PeakMemory(), time.perf_counter()
-    readings = read(States(student, head), {"teacher": States(teacher, head)}, ids, [comparison])
+    readings = read(HiddenStates(student, head), {"teacher": HiddenStates(teacher, head)}, ids, [comparison])
     loss = readings.divergences[comparison].mean()
     loss.backward()  # type: ignore[no-untyped-call]
     return {

@@ -16,26 +16,26 @@ from dataclasses import replace
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from onpolicy.annotation.scoring import JudgedGroup, Scored
 from onpolicy.annotation.spans import markers, pattern
 from onpolicy.config.schedules import Bound
-from onpolicy.config.schema import TrainerFrame
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.data.rendering import Renderer
+from onpolicy.epistemic.ids import CLASSES, span_name
 from onpolicy.epistemic.telemetry import TextTelemetry
-from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.divergences import forward_kl
 from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
-from onpolicy.losses.terms.base import facts_of
+from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
 from onpolicy.rewards.doubt import SPACING
 from onpolicy.trainer.teacher_rules import frozen
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup
-from onpolicy.utils.timer import Clock
+from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
+from onpolicy.utils.timer import PhaseTimer
 
 LEXICONS = ("seed10", "A", "B", "C", "D", "F")
 TEXT = "We have 12 + 7 = 19, so then wait, maybe I should check that. Hmm, alternatively $x^2 = 4$ gives 2. "
@@ -71,11 +71,11 @@ def measure() -> dict[str, list[float]]:
     finders |= {span_name(n): Bound(pattern, regex=regex) for n, regex in CLASSES.items()}
     comparison = Comparison("teacher", full, identity, forward_kl)
     term = Term(
-        "distill", 1.0, Bound(distill, divergence=forward_kl), facts_of(distill), ("teacher",), comparison=comparison
+        "distill", 1.0, Bound(distill, divergence=forward_kl), spec_of(distill), ("teacher",), comparison=comparison
     )
     trainer = LocalTrainer(
-        model=model, objective=Objective((term,)), teacher=frozen(), settings=TrainerFrame(micro_batch_tokens=3000), total_steps=100,
-        views=("teacher",), clock=Clock(),
+        model=model, objective=Objective((term,)), teacher=frozen(), settings=TrainerSettings(micro_batch_tokens=3000), total_steps=100,
+        contexts=("teacher",), clock=PhaseTimer(),
     )  # fmt: skip
     groups = [_judged(r, i) for i, r in enumerate(rollouts)]
     plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)
@@ -116,16 +116,16 @@ def _rollout(renderer: Renderer, index: int) -> Rollout:
     )  # fmt: skip
 
 
-def _judged(rollout: Rollout, index: int) -> JudgedGroup:
+def _judged(rollout: Rollout, index: int) -> ScoredGroup:
     prompt = Prompt(id=str(index), messages=({"role": "user", "content": "What is 12 + 7?"},))
-    return JudgedGroup(RolloutGroup(prompt=prompt, rollouts=(rollout,)), (Scored(1.0, 0.0, {}),), (1.0,))
+    return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=(rollout,)), (RolloutReward(1.0, 0.0, {}),), (1.0,))
 
 
 def _example(rollout: Rollout, index: int, renderer: Renderer, finders: dict[str, Bound]) -> Example:
     group = _judged(rollout, index).group
     prompt = group.prompt
     return Example(
-        rollout=rollout, prompt=prompt, group_id=index, reward=1.0, reward_parts={}, advantage=0.0,
+        rollout=rollout, prompt=prompt, group_id=index, reward=1.0, reward_breakdown={}, advantage=0.0,
         teacher_prompt_ids={"teacher": rollout.prompt_ids * 2},
         spans={name: renderer.marked(rollout.completion_ids, find(group, 0, [1.0])) for name, find in finders.items()},
     )  # fmt: skip

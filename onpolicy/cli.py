@@ -105,7 +105,7 @@ def _add_sft(commands: Any) -> None:
         "--band", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
         help="only problems whose unguided share of right answers lies within; the paper's: 0.125 0.5",
     )  # fmt: skip
-    sft.add_argument("--view", default="teacher", help="the context that guided answers see (default teacher)")
+    sft.add_argument("--context", default="teacher", help="the context that guided answers see (default teacher)")
     sft.add_argument("--output", type=Path, help="folder; by default runs/sft- and the config's name")
     sft.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
     sft.set_defaults(run=_sft)
@@ -214,7 +214,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from onpolicy.run.launch import launch_evaluation
+    from onpolicy.run.evaluate_command import launch_evaluation
 
     return launch_evaluation(arguments.config, arguments.overrides)
 
@@ -223,12 +223,12 @@ def _check(arguments: argparse.Namespace) -> int:
     from rich.console import Console
     from rich.syntax import Syntax
 
-    from onpolicy.config.resolve import plan
+    from onpolicy.config.resolve import resolve
     from onpolicy.config.schema import load, to_yaml
     from onpolicy.contracts import keep_to_contracts
 
     config = load(arguments.config, arguments.overrides)
-    keep_to_contracts(plan(config))
+    keep_to_contracts(resolve(config))
     console = Console()
     text = to_yaml(config)
     console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text, markup=False)
@@ -290,7 +290,7 @@ def _sft(arguments: argparse.Namespace) -> int:
 
     a, (low, high) = arguments, arguments.band
     output = a.output or Path("runs") / f"sft-{a.config.stem}"
-    wanted, training = Wanted(a.examples, (low, high), a.view), Training(a.epochs, a.batch, a.seeds)
+    wanted, training = Wanted(a.examples, (low, high), a.context), Training(a.epochs, a.batch, a.seeds)
     return sft(a.config, a.overrides, wanted, training, output, a.jobs)
 
 
@@ -369,5 +369,5 @@ FOR_USERS = {
     "StaleRollouts",
     "ScheduleError",
     "LexiconError",
-    "InquiryError",
+    "QueryError",
 }

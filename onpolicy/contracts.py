@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.annotation.contexts.requests import Ask, Reply
-from onpolicy.config.resolve import Plan
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.losses.comparison import Distributions
 from onpolicy.losses.supports import Entries, restrict
 from onpolicy.rewards.base import RewardInput, name_of, score
-from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
+from onpolicy.types import AskModel, LossInputs, Prompt, Reply, Rollout, RolloutGroup, TeacherScores, TermOutput
 
 
 class ContractError(ValueError):
@@ -147,7 +146,7 @@ def _answered(result: Any, prompt: Prompt) -> Any:
     try:
         while True:
             request = result.send(reply)
-            reply = (Reply("4", 1.0),) * request.samples if isinstance(request, Ask) else prompt
+            reply = (Reply("4", 1.0),) * request.samples if isinstance(request, AskModel) else prompt
     except StopIteration as stop:
         return stop.value
 
@@ -185,7 +184,7 @@ def check_advantage(function: Callable[..., Tensor]) -> None:
 def check_token_weights(function: Callable[..., Tensor]) -> None:
     """(LossInputs, mask [B, T]) -> weights [B, T], finite and not negative, without gradient."""
     inputs = _loss_inputs()
-    weights = _call("token_weights", function, inputs, inputs.response_mask)
+    weights = _call("token_weights", function, inputs, inputs.sampled_mask)
     _require(
         isinstance(weights, Tensor) and weights.shape == inputs.logprobs.shape,
         function,
@@ -209,20 +208,20 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
 }
 
 
-def keep_to_contracts(plan: Plan) -> None:
+def keep_to_contracts(resolved: ResolvedConfig) -> None:
     """Runs the checks on what a config names for the loss, options bound: a beta of 1 or a k of 0 is found before any model is.
 
     Raises:
         ContractError: with the key of the plug-in.
     """
-    for term in plan.objective:
+    for term in resolved.objective:
         for kind in ("divergence", "support", "target", "token_weights", "advantage"):
             if kind in term.plugin.options:
                 _keyed(f"{term.plugin.key}.{kind}", CHECKS[kind], term.plugin.options[kind])
-        _keyed(f"{term.plugin.key}.route", check_route, term.frame.route)
+        _keyed(f"{term.plugin.key}.route", check_route, term.settings.route)
         _keyed(term.plugin.key, check_term, term.plugin.bind())
-    _keyed(plan.credit.key, check_credit, plan.credit.bind())
-    _keyed(plan.teacher.key, lambda make: make(), plan.teacher.bind())
+    _keyed(resolved.credit.key, check_credit, resolved.credit.bind())
+    _keyed(resolved.teacher.key, lambda make: make(), resolved.teacher.bind())
 
 
 def _keyed(key: str, check: Callable[[Callable[..., Any]], Any], function: Callable[..., Any]) -> None:
@@ -246,16 +245,18 @@ class _Any(defaultdict[Any, Any]):
 
 
 def _loss_inputs() -> LossInputs:
-    """Two rows of three tokens, with any view, comparison, lexicon and span a term may ask for."""
+    """Two rows of three tokens, with any context, comparison, lexicon and span a term may ask for."""
     random = torch.Generator().manual_seed(0)
     draw = lambda: -torch.rand(2, 3, generator=random)  # noqa: E731
     logprobs = draw().requires_grad_()
     mask = torch.ones(2, 3, dtype=torch.bool)
-    views: Mapping[str, TeacherScores] = _Any(lambda: TeacherScores(logprobs=draw(), entropy=draw().abs(), mask=mask))
+    contexts: Mapping[str, TeacherScores] = _Any(
+        lambda: TeacherScores(logprobs=draw(), entropy=draw().abs(), mask=mask)
+    )
     return LossInputs(
         logprobs=logprobs, entropy=draw().abs(), old_logprobs=logprobs.detach(), rollout_logprobs=draw(), ref_logprobs=draw(),
         ref_entropy=draw().abs(),
-        advantages=draw(), response_mask=mask, teacher=views, divergences=_Any(lambda: draw().abs().requires_grad_()),
+        advantages=draw(), sampled_mask=mask, teacher=contexts, divergences=_Any(lambda: draw().abs().requires_grad_()),
         marker_mass=_Any(draw), spans=_Any(lambda: mask),
     )  # fmt: skip
 

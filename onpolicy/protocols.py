@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onpolicy.annotation.contexts.requests import Asking
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
+from onpolicy.types import ContextCoroutine, Example, Message, Metrics, Prompt, RolloutGroup, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,7 +45,7 @@ class Generator(Protocol):
         """
         ...
 
-    def rewind(self) -> None:
+    def reset_version(self) -> None:
         """The run goes back: what is under way is of no use, and the next weights may be older than those in use."""
         ...
 
@@ -59,12 +57,12 @@ class Generator(Protocol):
 class ContextBuilder(Protocol):
     """What the teacher reads instead of the student's messages; None where this rollout has no teacher.
 
-    One that needs more than its group is a generator function and asks for it (``onpolicy.annotation.contexts.requests``).
+    One that needs more than its group is a generator function and asks for it (``onpolicy.types.ContextCoroutine``).
     """
 
     def __call__(
         self, group: RolloutGroup, index: int, rewards: Sequence[float]
-    ) -> tuple[Message, ...] | Asking | None: ...
+    ) -> tuple[Message, ...] | ContextCoroutine | None: ...
 
 
 class Trainer(Protocol):
@@ -83,7 +81,7 @@ class Trainer(Protocol):
         ...
 
     def restart(self) -> None:
-        """After ``RoleLost``: the ranks anew, with the start model. A trainer in the driver's process is never lost."""
+        """After ``RoleLost``: the ranks anew, with the reference model. A trainer in the driver's process is never lost."""
         ...
 
     def freeze_teacher(self) -> None:

@@ -3,7 +3,7 @@
 Rates are markers per 1,000 sampled tokens. Where a bonus *claims protection*, its markers are counted by ``paid``: as words, not
 inside mathematics, code or quotations of the prompt; neighbours ("wait, wait, hmm") as one; at least ``spacing`` words apart; none
 after the final answer; none after which nothing changes (``vacuous``). What remains to be gained is capped: a floor pays no more
-above it, a target is highest at the start model's own habit. Doubt that is said and followed by new text cannot be told from doubt that
+above it, a target is highest at the reference model's own habit. Doubt that is said and followed by new text cannot be told from doubt that
 is meant; the audit and its held-out words watch for that.
 """
 
@@ -35,9 +35,9 @@ def saturating_floor(
 ) -> float:
     """min(1, rate / floor): the reflection reward of REA-RL (arXiv 2505.19862), a floor and not a maximand.
 
-    Its authors put the floor at a low quantile of the start model's own rate (4.4 per 1,000 tokens for R1-Distill-7B). With the
+    Its authors put the floor at a low quantile of the reference model's own rate (4.4 per 1,000 tokens for R1-Distill-7B). With the
     weight `{name: dual_ascent, metric: epistemic/A/rate_per_1k, share: 0.9, rate: 0.01}` it is a Lagrangian floor: paid only
-    while the mean rate lies under nine tenths of the start model's.
+    while the mean rate lies under nine tenths of the reference model's.
 
     Args:
         floor: rate from which nothing more is earned, markers per 1,000 tokens
@@ -51,8 +51,8 @@ def target_rate(
     completion: str,
     num_tokens: int,
     prompt: object = "",
-    start_rate: float = 0.0,
-    start_std: float = 0.0,
+    ref_rate: float = 0.0,
+    ref_std: float = 0.0,
     *,
     lexicon: str = "A",
     band: float = 1.0,
@@ -60,10 +60,10 @@ def target_rate(
     one_sided: bool = False,
     spacing: int = SPACING,
 ) -> float:
-    """-min(1, max(0, |rate - rho_0| / sigma_0 - band)): 0 near the start model's own rate on this problem, at most -1 away from it.
+    """-min(1, max(0, |rate - rho_0| / sigma_0 - band)): 0 near the reference model's own rate on this problem, at most -1 away from it.
 
     No paper behind it. The highest reward is the initial habit, so there is nothing to ratchet up. rho_0 and sigma_0 are the columns
-    `start_rate` and `start_std`, which the framework measures before the first step (``epistemic.baseline``).
+    `ref_rate` and `ref_std`, which the framework measures before the first step (``epistemic.baseline``).
 
     Args:
         lexicon: whose markers; must be that of the baseline
@@ -72,9 +72,9 @@ def target_rate(
         one_sided: only a rate below the band costs
         spacing: words between two markers that both count
     """
-    distance = per_1k(paid(completion, prompt, lexicon, spacing), num_tokens) - start_rate
+    distance = per_1k(paid(completion, prompt, lexicon, spacing), num_tokens) - ref_rate
     distance = max(-distance, 0.0) if one_sided else abs(distance)
-    return -min(1.0, max(0.0, distance / max(start_std, least_std) - band))
+    return -min(1.0, max(0.0, distance / max(ref_std, least_std) - band))
 
 
 def recovery(completion: str, answer: str, *, harm: float = 1.0) -> float:

@@ -135,12 +135,12 @@ def coverage_curve(report: dict[str, Any]) -> None:
                 picture.dot(x, y, COLOURS[arm])
     for i, arm in enumerate(("distilled", "moving_teacher", "grpo")):
         picture.text(60 + i * 240, 305, f"— {NAMES[arm]}", colour=COLOURS[arm])
-    picture.text(760, 305, "dashed: start model", colour="#5b6470")
+    picture.text(760, 305, "dashed: reference model", colour="#5b6470")
     picture.save(IMAGES / "lab_coverage.svg")
 
 
 def decisive_dots(report: dict[str, Any]) -> None:
-    """Every arm out of domain, with the interval of its difference from the start model."""
+    """Every arm out of domain, with the interval of its difference from the reference model."""
     rows = [d for d in report["from_start"] if d["set"] == "out_of_domain"]
     arms = list(dict.fromkeys(d["arm"] for d in rows))
     picture = Picture(960, 90 + 22 * len(arms))
@@ -166,7 +166,7 @@ def decisive_dots(report: dict[str, Any]) -> None:
                 picture.dot(panel.at(d["mean"], 0)[0], place, COLOURS[cross])
     for k, cross in enumerate(("8", "all")):
         picture.text(220 + 220 * k, 80 + 22 * len(arms), f"● trained on {_size(cross)} problems", colour=COLOURS[cross])
-    picture.text(700, 80 + 22 * len(arms), "dashed: start model", colour="#5b6470")
+    picture.text(700, 80 + 22 * len(arms), "dashed: reference model", colour="#5b6470")
     picture.save(IMAGES / "lab_decisive.svg")
 
 

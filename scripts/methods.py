@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from onpolicy.config.registry import TABLES, find
+from onpolicy.config.registry import TABLES, find_function
 from onpolicy.experiments.methods.axes import axes, read
 
 ROOT = Path(__file__).parent.parent
@@ -66,7 +66,7 @@ def _formulas() -> Iterator[str]:
         yield from (f"### {kind}", "", "| name | formula | file |", "| --- | --- | --- |")
         for name, target in TABLES[kind].items():
             formula = (
-                (inspect.getdoc(find(kind, name, kind)) or "")
+                (inspect.getdoc(find_function(kind, name, kind)) or "")
                 .partition("\n\n")[0]
                 .replace("\n", " ")
                 .replace("|", "\\|")

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.forecast.forecast import Assumed, forecast, shape_of
 
@@ -27,9 +27,9 @@ GRPO = ["contexts={}", "teacher.name=live", "objective=[{name: policy_gradient, 
 found = []
 for case, (shape, tokens, overrides) in CASES.items():
     for arm, own in (("sdpo", []), ("grpo", GRPO)):
-        checked = plan(load(Path("configs/paper/math.yaml"), ["model.path=x", "data.path=x", *overrides, *own]))
+        resolved = resolve(load(Path("configs/paper/math.yaml"), ["model.path=x", "data.path=x", *overrides, *own]))
         for gpu in ("h100", "b200"):
             assumed = Assumed(gpu, completion_tokens=tokens)
-            foreseen = forecast(checked, shape_of(str(SHAPES / f"{shape}.json")), assumed)
+            foreseen = forecast(resolved, shape_of(str(SHAPES / f"{shape}.json")), assumed)
             found.append({"case": case, "arm": arm, "assumed": asdict(assumed), **asdict(foreseen)})
 print(json.dumps(found, indent=1))

@@ -50,10 +50,12 @@ class Watch:
 
 def _by_accelerate() -> bool:
     """Whether the import is accelerate's, which looks for DeepSpeed's classes whenever transformers saves a model."""
-    frame: Any = sys._getframe()
-    while frame is not None and ("importlib" in frame.f_code.co_filename or frame.f_code.co_filename == __file__):
-        frame = frame.f_back
-    return frame is not None and "accelerate" in frame.f_code.co_filename
+    settings: Any = sys._getframe()
+    while settings is not None and (
+        "importlib" in settings.f_code.co_filename or settings.f_code.co_filename == __file__
+    ):
+        settings = settings.f_back
+    return settings is not None and "accelerate" in settings.f_code.co_filename
 
 
 watch = Watch()
@@ -102,12 +104,12 @@ def ray() -> Iterator[Any]:
     """One cluster for all tests that use Ray."""
     import ray as module
 
-    from onpolicy.config.schema import RolesConfig
+    from onpolicy.config.schema import RolesSettings
     from onpolicy.distributed import ray_cluster
 
     while not module.is_initialized():
         try:
-            ray_cluster.join(RolesConfig())
+            ray_cluster.join(RolesSettings())
         except Exception as error:  # half a minute, which nothing can change
             if "timed out during startup" not in str(error):
                 raise

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from onpolicy.cli import main
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.config.show import markdown, options
 
@@ -54,7 +54,7 @@ def test_commands_in_the_readme_are_valid() -> None:
     commands = re.findall(r"^onpolicy (?:train|check|eval) (configs/\S+)(.*)$", text, flags=re.MULTILINE)
     assert commands
     for path, rest in commands:
-        plan(load(ROOT / path, [word for word in rest.split("#")[0].split() if "=" in word]))
+        resolve(load(ROOT / path, [word for word in rest.split("#")[0].split() if "=" in word]))
     makefile = (ROOT / "Makefile").read_text()
     assert all(f"\n{target}:" in makefile for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE))
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from onpolicy.config.registry import TABLES, resolve
+from onpolicy.config.registry import TABLES, resolve_plugin
 from onpolicy.contracts import CHECKS, ContractError
 from onpolicy.losses.supports import Entries
 from onpolicy.types import TermOutput
@@ -50,7 +50,7 @@ def examples_importable(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_built_ins_and_examples_keep_to_the_contracts(kind: str, name: str) -> None:
-    CHECKS[kind](resolve(kind, {"name": name, **OPTIONS.get(name, {})}, kind).bind())
+    CHECKS[kind](resolve_plugin(kind, {"name": name, **OPTIONS.get(name, {})}, kind).bind())
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def example(
     *,
     teacher: list[int] | None = None,
     advantage: float = 1.0,
-    view: str = "teacher",
+    context: str = "teacher",
 ) -> Example:
     """An example with given tokens; log-probs of the generator are 0."""
     rollout = Rollout(
@@ -91,9 +91,9 @@ def example(
         prompt=Prompt(id="p", messages=({"role": "user", "content": "q"},)),
         group_id=0,
         reward=0.0,
-        reward_parts={},
+        reward_breakdown={},
         advantage=advantage,
-        teacher_prompt_ids={} if teacher is None else {view: tuple(teacher)},
+        teacher_prompt_ids={} if teacher is None else {context: tuple(teacher)},
     )
 
 

@@ -10,13 +10,12 @@ from statistics import fmean, pstdev
 from typing import Any
 
 from onpolicy.annotation.leakage import repeated_share
-from onpolicy.annotation.queries import Inquiry
-from onpolicy.annotation.routes import RIGHT, Route
-from onpolicy.annotation.scoring import JudgedGroup
+from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.routes import Route
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import ContextBuilder
-from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
+from onpolicy.types import RIGHT, Example, Message, Metrics, Prompt, RolloutGroup, ScoredGroup
 
 
 class StaleRollouts(RuntimeError):
@@ -30,7 +29,7 @@ class Annotator:
     renderer: Renderer
     contexts: Mapping[str, ContextBuilder]
     credit: Callable[[Sequence[float]], Sequence[float]]
-    inquiry: Inquiry
+    queries: ContextQueries
     max_teacher_prompt_tokens: int
     drop_too_long: bool
     staleness: int = 0
@@ -42,7 +41,7 @@ class Annotator:
     """Span finders whose marks are for telemetry; they ask nothing."""
     telemetry: TextTelemetry | None = None
 
-    def __call__(self, groups: Sequence[JudgedGroup], *, version: int) -> tuple[list[Example], Metrics]:
+    def annotate(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Examples in order, and what there is to know about them.
 
         Raises:
@@ -51,8 +50,8 @@ class Annotator:
         """
         for judged in groups:
             _refuse_stale(judged.group, version, self.staleness)
-        self.inquiry.sampled.clear()
-        built = self.inquiry.settle(self._started(groups), version=version)
+        self.queries.sampled.clear()
+        built = self.queries.settle(self._started(groups), version=version)
         dropped: Counter[str] = Counter()
         examples = [
             self._example(judged, i, j, advantage, built, dropped)
@@ -61,15 +60,15 @@ class Annotator:
         ]
         metrics = _metrics(examples, dropped, self.contexts, self.spans)
         metrics |= rollout_metrics(groups)
-        if self.inquiry.sampled:
-            metrics["context/sampled_tokens"] = float(sum(self.inquiry.sampled))
+        if self.queries.sampled:
+            metrics["context/sampled_tokens"] = float(sum(self.queries.sampled))
         if self.staleness:
             metrics |= staleness_metrics(groups, version)
         if self.telemetry is not None:
             metrics |= self.telemetry(groups)
         return examples, metrics
 
-    def _started(self, groups: Sequence[JudgedGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
+    def _started(self, groups: Sequence[ScoredGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
         """Every context and every span finder called for every rollout; some have to ask before they answer."""
         finders = {**self.spans, **self.classes}
         plugins = {("context", n): f for n, f in self.contexts.items()} | {("span", n): f for n, f in finders.items()}
@@ -82,7 +81,7 @@ class Annotator:
 
     def _example(
         self,
-        judged: JudgedGroup,
+        judged: ScoredGroup,
         group_id: int,
         index: int,
         advantage: float,
@@ -90,18 +89,18 @@ class Annotator:
         dropped: Counter[str],
     ) -> Example:
         rollout, scored = judged.group.rollouts[index], judged.scored[index]
-        views = {
-            view: self._prompt_ids(view, judged.group.prompt, built[group_id, index, "context", view], dropped)
-            for view in self.contexts
+        contexts = {
+            context: self._prompt_ids(context, judged.group.prompt, built[group_id, index, "context", context], dropped)
+            for context in self.contexts
         }
         return Example(
             rollout=rollout,
             prompt=judged.group.prompt,
             group_id=group_id,
             reward=scored.total,
-            reward_parts=scored.parts,
+            reward_breakdown=scored.parts,
             advantage=advantage,
-            teacher_prompt_ids={view: ids for view, ids in views.items() if ids is not None},
+            teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
             routes={term: route(judged.scores, index) for term, route in self.routes.items()},
             spans={
                 name: self.renderer.marked(rollout.completion_ids, built[group_id, index, "span", name] or ())
@@ -110,7 +109,7 @@ class Annotator:
         )
 
     def _prompt_ids(
-        self, view: str, prompt: Prompt, messages: Sequence[Message] | None, dropped: Counter[str]
+        self, context: str, prompt: Prompt, messages: Sequence[Message] | None, dropped: Counter[str]
     ) -> tuple[int, ...] | None:
         if messages is None:
             return None
@@ -118,13 +117,13 @@ class Annotator:
             return self.renderer.prompt_ids(messages, limit=self.max_teacher_prompt_tokens)
         except PromptTooLong as error:
             if not self.drop_too_long:
-                where = f"contexts.{view}, prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens)"
+                where = f"contexts.{context}, prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens)"
                 raise PromptTooLong(error.num_tokens, error.limit, where) from error
-            dropped[view] += 1
+            dropped[context] += 1
             return None
 
 
-def advantages(judged: JudgedGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
+def advantages(judged: ScoredGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
     """credit(rewards that are no bonus) + bonus - the group's mean bonus.
 
     A bonus inside the reward would be divided by the group's standard deviation, which turns any difference, however
@@ -146,7 +145,7 @@ def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:
             )
 
 
-def staleness_metrics(groups: Sequence[JudgedGroup], version: int) -> Metrics:
+def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
     """How many versions old the tokens are, and how many rollouts went on under new weights."""
     rollouts = [r for judged in groups for r in judged.group.rollouts]
     ages = [
@@ -161,7 +160,7 @@ def staleness_metrics(groups: Sequence[JudgedGroup], version: int) -> Metrics:
     }
 
 
-def rollout_metrics(groups: Sequence[JudgedGroup]) -> Metrics:
+def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
     """What can be said of rollouts and their scores alone."""
     rollouts = [r for judged in groups for r in judged.group.rollouts]
     lengths = [len(r.completion_ids) for r in rollouts]
@@ -177,7 +176,9 @@ def rollout_metrics(groups: Sequence[JudgedGroup]) -> Metrics:
     }
 
 
-def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Iterable[str], spans: Iterable[str]) -> Metrics:
+def _metrics(
+    examples: Sequence[Example], dropped: Counter[str], contexts: Iterable[str], spans: Iterable[str]
+) -> Metrics:
     tokens = sum(len(e.rollout.completion_ids) for e in examples)
     metrics = {
         "rollout/tokens": float(tokens),
@@ -185,11 +186,11 @@ def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Iterable
         "reward/std": pstdev([e.reward for e in examples]),
         "credit/nonzero": fmean(e.advantage != 0.0 for e in examples),
     }
-    for name in dict.fromkeys(part for e in examples for part in e.reward_parts):
-        metrics[f"reward/{name}"] = fmean(e.reward_parts[name] for e in examples if name in e.reward_parts)
-    for view in views:
-        metrics |= {f"context/{view}/{what}": value for what, value in _context_metrics(examples, view).items()}
-        metrics[f"context/{view}/dropped"] = float(dropped[view])
+    for name in dict.fromkeys(part for e in examples for part in e.reward_breakdown):
+        metrics[f"reward/{name}"] = fmean(e.reward_breakdown[name] for e in examples if name in e.reward_breakdown)
+    for context in contexts:
+        metrics |= {f"context/{context}/{what}": value for what, value in _context_metrics(examples, context).items()}
+        metrics[f"context/{context}/dropped"] = float(dropped[context])
     for term in examples[0].routes:
         metrics[f"route/{term}"] = fmean(e.routes[term] for e in examples)
     for name in spans:
@@ -197,8 +198,8 @@ def _metrics(examples: Sequence[Example], dropped: Counter[str], views: Iterable
     return metrics
 
 
-def _context_metrics(examples: Sequence[Example], view: str) -> Metrics:
-    seen = [(e, e.teacher_prompt_ids[view]) for e in examples if view in e.teacher_prompt_ids]
+def _context_metrics(examples: Sequence[Example], context: str) -> Metrics:
+    seen = [(e, e.teacher_prompt_ids[context]) for e in examples if context in e.teacher_prompt_ids]
     metrics = {"share": len(seen) / len(examples), "tokens": fmean(len(ids) for _, ids in seen) if seen else 0.0}
     repeated = [repeated_share(ids, e.rollout.prompt_ids, e.rollout.completion_ids) for e, ids in seen]
     known = [share for share in repeated if share is not None]

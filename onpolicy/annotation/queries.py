@@ -10,26 +10,25 @@ from dataclasses import dataclass, field, replace
 from types import GeneratorType
 from typing import Any
 
-from onpolicy.annotation.contexts.requests import AnotherProblem, Ask, Reply
-from onpolicy.annotation.scoring import Judge
+from onpolicy.annotation.scoring import Scorer
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.protocols import Generator
-from onpolicy.types import Message, Prompt
+from onpolicy.types import AskModel, Message, Prompt, Reply, SampleProblem
 
-MOST_TURNS = 32
+MAX_TURNS = 32
 """Requests one context may make, one after the other, for one rollout."""
 
 
-class InquiryError(RuntimeError):
+class QueryError(RuntimeError):
     """A context asked for something that cannot be given."""
 
 
 @dataclass(frozen=True)
-class Inquiry:
+class ContextQueries:
     """Runs generator functions to their end, all of a step side by side."""
 
     generator: Generator
-    judge: Judge
+    judge: Scorer
     prompts: Sequence[Prompt]
     """Where other problems come from."""
     seed_of: Callable[[int], int]
@@ -50,13 +49,13 @@ class Inquiry:
         done = {key: result for key, (_, result) in started.items() if not isinstance(result, GeneratorType)}
         running = {key: result for key, (_, result) in started.items() if isinstance(result, GeneratorType)}
         replies: dict[Hashable, Any] = dict.fromkeys(running)
-        for turn in range(MOST_TURNS + 1):
+        for turn in range(MAX_TURNS + 1):
             requests = {}
             for key, call in list(running.items()):
                 try:
                     request = call.send(replies[key])
                     asked = f"what a context asks about prompt {started[key][0].id!r}"
-                    if not isinstance(request, Ask) or self.fits(request.messages, asked):
+                    if not isinstance(request, AskModel) or self.fits(request.messages, asked):
                         requests[key] = (started[key][0], request)
                         continue
                     call.close()
@@ -66,9 +65,9 @@ class Inquiry:
                 del running[key]
             if not running:
                 return done
-            if turn < MOST_TURNS:
+            if turn < MAX_TURNS:
                 replies = self._answer(requests, version, turn)
-        raise InquiryError(f"a context asked more than {MOST_TURNS} times for one rollout; is its loop without an end?")
+        raise QueryError(f"a context asked more than {MAX_TURNS} times for one rollout; is its loop without an end?")
 
     def fits(self, messages: Sequence[Message], what: str) -> bool:
         """Whether the student can be asked this; what is too long is refused, or left out where the config says so.
@@ -88,19 +87,19 @@ class Inquiry:
     def _answer(self, requests: Mapping[Hashable, tuple[Prompt, Any]], version: int, turn: int) -> dict[Hashable, Any]:
         asked: defaultdict[int, dict[tuple[str, str], Prompt]] = defaultdict(dict)  # equal requests are answered once
         for prompt, request in requests.values():
-            if isinstance(request, Ask):
+            if isinstance(request, AskModel):
                 asked[request.samples][_identity(prompt, request)] = replace(
                     prompt, id="#".join(_identity(prompt, request)), messages=request.messages
                 )
-            elif not isinstance(request, AnotherProblem):
-                raise InquiryError(f"a context asked for {request!r}; wanted Ask or AnotherProblem")
+            elif not isinstance(request, SampleProblem):
+                raise QueryError(f"a context asked for {request!r}; wanted AskModel or SampleProblem")
         found = {
             samples: self._ask(prompts, samples, seed=self.seed_of(version) + 7919 * (turn + 1))
             for samples, prompts in asked.items()
         }
         return {
             key: found[request.samples][_identity(prompt, request)]
-            if isinstance(request, Ask)
+            if isinstance(request, AskModel)
             else self._other(prompt, version)
             for key, (prompt, request) in requests.items()
         }
@@ -122,10 +121,10 @@ class Inquiry:
         problem = prompt.fields.get("problem_id", prompt.id)
         others = [p for p in self.prompts if p.fields.get("problem_id", p.id) != problem]
         if not others:
-            raise InquiryError(f"prompt {prompt.id!r}: the dataset has no other problem that a context could show")
+            raise QueryError(f"prompt {prompt.id!r}: the dataset has no other problem that a context could show")
         return random.Random(f"{version}/{prompt.id}").choice(others)
 
 
-def _identity(prompt: Prompt, request: Ask) -> tuple[str, str]:
+def _identity(prompt: Prompt, request: AskModel) -> tuple[str, str]:
     text = repr([(m["role"], m["content"]) for m in request.messages])
     return prompt.id, hashlib.sha256(text.encode()).hexdigest()[:16]

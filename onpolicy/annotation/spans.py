@@ -1,6 +1,6 @@
 """Parts of a completion, marked for the token weight ``spans``: ``(group, index, rewards) -> [(start, end), ...]`` in its text.
 
-Like a context, a span finder may be a generator function and ask the model (``onpolicy.annotation.contexts.requests``).
+Like a context, a span finder may be a generator function and ask the model (``onpolicy.types.ContextCoroutine``).
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import re
 from collections.abc import Generator, Sequence
 from typing import Literal
 
-from onpolicy.annotation.contexts.requests import Ask, Reply
 from onpolicy.annotation.contexts.template import replace_question
 from onpolicy.rewards import lexicon as lexicons
 from onpolicy.rewards.doubt import prompt_text
-from onpolicy.types import RolloutGroup
+from onpolicy.types import AskModel, Reply, RolloutGroup
 
 Spans = list[tuple[int, int]]
 
@@ -50,7 +49,7 @@ def quoted_by_model(
     share: float = 0.25,
     threshold: float = 0.5,
     question: str = KEY_STEPS,
-) -> Generator[Ask, tuple[Reply, ...], Spans]:
+) -> Generator[AskModel, tuple[Reply, ...], Spans]:
     """Sentences that the model, asked which of them decided the outcome, quotes word for word: key or error spans.
 
     The annotation of TRACE (arXiv 2605.10194), which has a stronger model for it, with its limit of a quarter of the text.
@@ -66,7 +65,7 @@ def quoted_by_model(
         return []
     text = group.rollouts[index].text
     asked = replace_question(group.prompt, question, attempt=text, outcome="correct" if right else "wrong")
-    (reply,) = yield Ask(asked)
+    (reply,) = yield AskModel(asked)
     found: Spans = []
     for line in reply.text.splitlines():
         quote = line.strip().strip("-*\"'` ")

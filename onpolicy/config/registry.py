@@ -76,7 +76,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "gspo": "onpolicy.losses.terms.gspo:gspo",
         "cispo": "onpolicy.losses.terms.cispo:cispo",
         "cross_entropy": "onpolicy.losses.terms.cross_entropy:cross_entropy",
-        "start_kl": "onpolicy.losses.terms.ref_kl:start_kl",
+        "ref_kl": "onpolicy.losses.terms.ref_kl:ref_kl",
         "sampled_kl": "onpolicy.losses.terms.sampled_kl:sampled_kl",
     },
     "advantage": {
@@ -168,7 +168,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "wandb": "onpolicy.run.trackers:wandb",
     },
 }
-"""Kind -> name -> ``module:function``. An option whose name is a kind takes a plug-in of that kind."""
+"""Kind -> name -> ``module:function``. An option whose name is a kind takes a plug-in of that kind, unless it is annotated ``str``."""
 
 
 class ConfigError(ValueError):
@@ -198,7 +198,7 @@ def suggest(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {near[0]!r}?" if near else ""
 
 
-def find(kind: str, name: str, key: str) -> Callable[..., Any]:
+def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
     """The function behind a name.
 
     Raises:
@@ -250,7 +250,7 @@ def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
         return Any
 
 
-def resolve(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = ()) -> Plugin:
+def resolve_plugin(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = ()) -> Plugin:
     """Finds the plug-in that a config entry names and checks its options against its signature.
 
     Args:
@@ -267,7 +267,7 @@ def resolve(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = ()) -> 
         spec = {"name": spec}
     if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
         raise ConfigError(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
-    function = find(kind, spec["name"], name_key)
+    function = find_function(kind, spec["name"], name_key)
     given = {option: value for option, value in spec.items() if option != "name"}
     try:
         inspect.signature(function)
@@ -297,8 +297,8 @@ def _convert(value: Any, annotation: Any, key: str) -> Any:
     option = key.rpartition(".")[2]
     if is_schedule(value) and _is_number(annotation):
         return coefficient(value, key)
-    if option in TABLES and (value is None or isinstance(value, str | Mapping)):
-        return None if value is None else resolve(option, value, key).bind()
+    if option in TABLES and annotation is not str and (value is None or isinstance(value, str | Mapping)):
+        return None if value is None else resolve_plugin(option, value, key).bind()
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         if value not in choices:
@@ -315,7 +315,7 @@ def is_schedule(value: Any) -> bool:
 def coefficient(spec: Any, key: str) -> Coefficient:
     """The scheduled number that a config entry describes."""
     try:
-        return Coefficient(key, resolve("schedule", spec, key).bind())
+        return Coefficient(key, resolve_plugin("schedule", spec, key).bind())
     except ValueError as error:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
 

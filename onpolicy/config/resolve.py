@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onpolicy.config.registry import ConfigError, Plugin, coefficient, is_schedule, options_of, resolve, suggest
+from onpolicy.config.registry import ConfigError, Plugin, coefficient, is_schedule, options_of, resolve_plugin, suggest
 from onpolicy.config.schedules import Coefficient, coefficients_in
-from onpolicy.config.schema import FRAMES, SUPPLIED, Config, EvalFrame
+from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
 from onpolicy.config.yaml_io import file_name
 from onpolicy.rewards import lexicon
 from onpolicy.rewards.doubt import SPACING
@@ -29,11 +30,11 @@ class Section:
     """A plug-in section: the plug-in and the fields every plug-in of its kind has."""
 
     plugin: Plugin
-    frame: Any
+    settings: Any
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResolvedConfig:
     """A config with every name found and every option checked."""
 
     config: Config
@@ -56,11 +57,11 @@ class Plan:
         """Every scheduled number of the run."""
         plugins = [*self.contexts.values(), *self.spans.values(), self.teacher, self.credit]
         sections = [*self.rewards, *self.objective]
-        found = [s.frame.weight for s in sections] + [p.bind() for p in [*plugins, *(s.plugin for s in sections)]]
+        found = [s.settings.weight for s in sections] + [p.bind() for p in [*plugins, *(s.plugin for s in sections)]]
         return [c for value in found for c in coefficients_in(value)]
 
     @property
-    def askers(self) -> dict[str, Plugin]:
+    def querying_plugins(self) -> dict[str, Plugin]:
         """Contexts and span finders that may ask the model while a step is made, by their keys."""
         found = {f"contexts.{k}": p for k, p in self.contexts.items()} | {
             f"spans.{k}": p for k, p in self.spans.items()
@@ -68,22 +69,32 @@ class Plan:
         return {key: plugin for key, plugin in found.items() if inspect.isgeneratorfunction(plugin.function)}
 
     @property
-    def start_readers(self) -> list[Plugin]:
-        """Rewards that compare with the start model's own rate."""
-        return [r.plugin for r in self.rewards if "start_rate" in inspect.signature(r.plugin.function).parameters]
+    def ref_rate_readers(self) -> list[Plugin]:
+        """Rewards that compare with the reference model's own rate."""
+        return [r.plugin for r in self.rewards if "ref_rate" in inspect.signature(r.plugin.function).parameters]
 
     @property
-    def start_spacing(self) -> int:
-        """Words between two markers of the start model that both count: as in the rewards that compare with it."""
-        return next((int(value) for p in self.start_readers for value in mentioned(p, "spacing")), SPACING)
+    def ref_spacing(self) -> int:
+        """Words between two markers of the reference model that both count: as in the rewards that compare with it."""
+        return next((int(value) for p in self.ref_rate_readers for value in mentioned(p, "spacing")), SPACING)
 
     @property
     def lexicons(self) -> tuple[str, ...]:
         """Whose markers' probability the objective wants to know."""
         return tuple(dict.fromkeys(value for t in self.objective for value in mentioned(t.plugin, "lexicon")))
 
+    @property
+    def correctness_name(self) -> str:
+        """The reward that decides which answers are correct: ``correctness``, else the first one; "" without rewards."""
+        return self.config.correctness or next((r.plugin.name for r in self.rewards), "")
 
-def plan(config: Config) -> Plan:
+    @property
+    def term_names(self) -> list[str]:
+        """The names of the loss terms, each of them unique."""
+        return unique_names([t.plugin.name.rpartition(":")[2] for t in self.objective])
+
+
+def resolve(config: Config) -> ResolvedConfig:
     """Finds every plug-in the config names and checks what can be checked without a model.
 
     Raises:
@@ -97,30 +108,44 @@ def plan(config: Config) -> Plan:
         )
     rewards = reward_sections(config)
     lowered = lowered_keys(config)
-    result = Plan(
+    result = ResolvedConfig(
         config=config,
         data=section("data", config.data, "data"),
         generator=section("generator", config.generator, "generator"),
         rewards=rewards,
-        contexts={view: resolve("context", spec, f"contexts.{view}") for view, spec in config.contexts.items()},
-        spans={name: resolve("span", spec, f"spans.{name}") for name, spec in config.spans.items()},
-        teacher=resolve("teacher", config.teacher, "teacher"),
-        credit=resolve("credit", config.credit, "credit"),
+        contexts={
+            context: resolve_plugin("context", spec, f"contexts.{context}") for context, spec in config.contexts.items()
+        },
+        spans={name: resolve_plugin("span", spec, f"spans.{name}") for name, spec in config.spans.items()},
+        teacher=resolve_plugin("teacher", config.teacher, "teacher"),
+        credit=resolve_plugin("credit", config.credit, "credit"),
         objective=tuple(_term(spec, f"objective[{i}]", lowered) for i, spec in enumerate(config.objective)),
         trainer=section("trainer", config.trainer, "trainer"),
         guards=tuple(
             section("guard", _followed(spec, config.epistemic.lexicon), f"guards[{i}]")
             for i, spec in enumerate(config.guards)
         ),
-        trackers=tuple(resolve("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)),
+        trackers=tuple(
+            resolve_plugin("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)
+        ),
         eval_sets={name: _eval_set(name, spec) for name, spec in config.eval.sets.items()},
-        graders=tuple(resolve("reward", s, f"eval.graders[{i}]") for i, s in enumerate(config.eval.graders)),
+        graders=tuple(resolve_plugin("reward", s, f"eval.graders[{i}]") for i, s in enumerate(config.eval.graders)),
     )
     _check_values(config, result)
-    _check_views(result)
+    _check_contexts(result)
     _check_rewards(result)
     _check_completions(result)
     _check_schedules(result)
+    return result
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """``distill, distill`` -> ``distill, distill_2``."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
     return result
 
 
@@ -149,23 +174,23 @@ def _followed(guard: Any, lexicon_name: str) -> Any:
     return {**guard, "metric": guard["metric"].replace("{followed}", lexicon_name)}
 
 
-def section(kind: str, spec: Any, key: str, frame: type | None = None, lowered: Sequence[str] = ()) -> Section:
+def section(kind: str, spec: Any, key: str, settings: type | None = None, lowered: Sequence[str] = ()) -> Section:
     """Splits a section into the fields of its frame and the plug-in's options, and checks both.
 
     Args:
         lowered: keys of numbers that a guard may lower
     """
-    frame = frame or FRAMES[kind]
+    settings = settings or SHARED_FIELDS[kind]
     if isinstance(spec, str):
-        return Section(plugin=resolve(kind, spec, key, supplied=SUPPLIED.get(kind, ())), frame=frame())
+        return Section(plugin=resolve_plugin(kind, spec, key, supplied=INJECTED.get(kind, ())), settings=settings())
     if not isinstance(spec, Mapping):
         raise ConfigError(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
-    names = {f.name for f in dataclasses.fields(frame)}
+    names = {f.name for f in dataclasses.fields(settings)}
     ours = {k: v for k, v in spec.items() if k in names}
     scheduled = {k: coefficient(v, f"{key}.{k}") for k, v in ours.items() if k in SCHEDULED and is_schedule(v)}
     ours = {k: v for k, v in ours.items() if k not in scheduled}
     try:
-        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(frame), ours))
+        merged = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(settings), ours))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{key}.{error.full_key}: {str(error).splitlines()[0]}") from error
     except ValueError as error:  # a frame's own check of its values
@@ -176,7 +201,7 @@ def section(kind: str, spec: Any, key: str, frame: type | None = None, lowered: 
     merged = dataclasses.replace(merged, **scheduled)  # type: ignore[arg-type, type-var]
     rest = {k: v for k, v in spec.items() if k not in names}
     try:
-        return Section(plugin=resolve(kind, rest, key, supplied=SUPPLIED.get(kind, ())), frame=merged)
+        return Section(plugin=resolve_plugin(kind, rest, key, supplied=INJECTED.get(kind, ())), settings=merged)
     except ConfigError as error:
         for option in rest:  # a misspelled frame field looks like an unknown option of the plug-in
             if str(error).startswith(f"{key}.{option}: ") and suggest(option, names):
@@ -188,23 +213,23 @@ def section(kind: str, spec: Any, key: str, frame: type | None = None, lowered: 
 
 def _term(spec: Any, key: str, lowered: Sequence[str]) -> Section:
     found = section("term", spec, key, lowered=lowered)
-    route = resolve("route", found.frame.route, f"{key}.route").bind()
-    return Section(found.plugin, dataclasses.replace(found.frame, route=route))
+    route = resolve_plugin("route", found.settings.route, f"{key}.route").bind()
+    return Section(found.plugin, dataclasses.replace(found.settings, route=route))
 
 
 def _eval_set(name: str, spec: Any) -> Section:
     file_name(name, f"eval.sets.{name}")
-    return section("data", spec, f"eval.sets.{name}", EvalFrame)
+    return section("data", spec, f"eval.sets.{name}", EvalSetSettings)
 
 
-def _check_values(config: Config, result: Plan) -> None:
+def _check_values(config: Config, result: ResolvedConfig) -> None:
     positive = {
         "steps": config.steps,
-        "data.prompts_per_step": result.data.frame.prompts_per_step,
+        "data.prompts_per_step": result.data.settings.prompts_per_step,
         "rendering.max_prompt_tokens": config.rendering.max_prompt_tokens,
         "rendering.max_teacher_prompt_tokens": config.rendering.max_teacher_prompt_tokens,
-        "trainer.micro_batch_tokens": result.trainer.frame.micro_batch_tokens,
-        "trainer.updates_per_step": result.trainer.frame.updates_per_step,
+        "trainer.micro_batch_tokens": result.trainer.settings.micro_batch_tokens,
+        "trainer.updates_per_step": result.trainer.settings.updates_per_step,
         "eval.samples": config.eval.samples,
         "checkpoint.keep_last": config.checkpoint.keep_last,
     }
@@ -212,20 +237,20 @@ def _check_values(config: Config, result: Plan) -> None:
         if value is not None and value < 1:
             raise ConfigError(f"{key}: got {value}, wanted at least 1.")
     nonnegative = {
-        "trainer.lr": result.trainer.frame.lr,
+        "trainer.lr": result.trainer.settings.lr,
         "eval.every": config.eval.every,
         "checkpoint.every": config.checkpoint.every,
-        "data.dynamic_sampling": result.data.frame.dynamic_sampling,
+        "data.dynamic_sampling": result.data.settings.dynamic_sampling,
         "epistemic.baseline": config.epistemic.baseline,
     }
     for key, number in nonnegative.items():
         if number < 0:
             raise ConfigError(f"{key}: got {number}, wanted 0 or more.")
-    _items("trainer.betas", result.trainer.frame.betas, int | float, "two numbers", length=2)
+    _items("trainer.betas", result.trainer.settings.betas, int | float, "two numbers", length=2)
     _items("eval.k", config.eval.k, int, "whole numbers")
     _items("epistemic.lexicons", config.epistemic.lexicons, str, "names of lexicons")
     _one_of("rendering.too_long", config.rendering.too_long, ("refuse", "drop"))
-    _one_of("trainer.lr_schedule", result.trainer.frame.lr_schedule, ("constant", "linear", "cosine"))
+    _one_of("trainer.lr_schedule", result.trainer.settings.lr_schedule, ("constant", "linear", "cosine"))
     for key, names in (
         ("epistemic.lexicons", config.epistemic.lexicons),
         ("epistemic.lexicon", [config.epistemic.lexicon]),
@@ -233,13 +258,13 @@ def _check_values(config: Config, result: Plan) -> None:
         for name in names:
             _one_of(key, name, lexicon.LEXICONS)
     for guard in result.guards:
-        _one_of(f"{guard.plugin.key}.action", guard.frame.action, ("warn", "lower", "freeze_teacher", "stop"))
-        if guard.frame.action == "lower" or guard.frame.lowers:
+        _one_of(f"{guard.plugin.key}.action", guard.settings.action, ("warn", "lower", "freeze_teacher", "stop"))
+        if guard.settings.action == "lower" or guard.settings.lowers:
             _check_lowered(guard, result)
     for reward in result.rewards:
-        _one_of(f"{reward.plugin.key}.when", reward.frame.when, ("always", "correct", "wrong"))
+        _one_of(f"{reward.plugin.key}.when", reward.settings.when, ("always", "correct", "wrong"))
     for term in result.objective:
-        _one_of(f"{term.plugin.key}.normalize", term.frame.normalize, NORMALIZE)
+        _one_of(f"{term.plugin.key}.normalize", term.settings.normalize, NORMALIZE)
     for k in config.eval.k:
         if not 1 <= k <= config.eval.samples:
             raise ConfigError(f"eval.k: got {k}, wanted 1 to eval.samples = {config.eval.samples}.")
@@ -251,15 +276,15 @@ def _items(key: str, values: Sequence[Any], kind: Any, wanted: str, length: int 
         raise ConfigError(f"{key}: got {values!r}, wanted a list of {wanted}.")
 
 
-def _check_lowered(guard: Section, result: Plan) -> None:
-    if guard.frame.action != "lower":
+def _check_lowered(guard: Section, result: ResolvedConfig) -> None:
+    if guard.settings.action != "lower":
         raise ConfigError(
-            f"{guard.plugin.key}.lowers: has no effect with action={guard.frame.action}; set action=lower."
+            f"{guard.plugin.key}.lowers: has no effect with action={guard.settings.action}; set action=lower."
         )
     weights = [f"{s.plugin.key}.weight" for s in (*result.rewards, *result.objective)]
     _one_of(
         f"{guard.plugin.key}.lowers",
-        str(guard.frame.lowers),
+        str(guard.settings.lowers),
         dict.fromkeys([*weights, *(c.key for c in result.coefficients)]),
     )
 
@@ -269,18 +294,18 @@ def _one_of(key: str, value: str, choices: Iterable[str]) -> None:
         raise ConfigError(f"{key}: got {value!r}, wanted one of {', '.join(choices)}.{suggest(value, choices)}")
 
 
-def _check_views(result: Plan) -> None:
-    """A term that reads a view, or a span, needs it; one that nothing reads is a mistake."""
+def _check_contexts(result: ResolvedConfig) -> None:
+    """A term that reads a context, or a span, needs it; one that nothing reads is a mistake."""
     read: dict[str, set[str]] = {"contexts": set(), "spans": set()}
     for term in result.objective:
         for kind, keys, known in (
-            ("contexts", views_of(term.plugin), result.contexts),
+            ("contexts", contexts_of(term.plugin), result.contexts),
             ("spans", mentioned(term.plugin, "marked"), result.spans),
         ):
             read[kind].update(keys)
             for name, key in keys.items():
                 if name not in known:
-                    what = "view" if kind == "contexts" else "span"
+                    what = "context" if kind == "contexts" else "span"
                     example = "reference_solution" if kind == "contexts" else "markers"
                     raise ConfigError(
                         f"{key}: {term.plugin.name!r} reads the {what} {name!r}, which is not under {kind} "
@@ -289,13 +314,13 @@ def _check_views(result: Plan) -> None:
     for kind, configured in (("contexts", result.contexts), ("spans", result.spans)):
         for name in configured:
             if name not in read[kind]:
-                option, what = ("view", "view") if kind == "contexts" else ("marked", "span")
+                option, what = ("context", "context") if kind == "contexts" else ("marked", "span")
                 raise ConfigError(
                     f"{kind}.{name}: no term of the objective reads this {what}; remove it or name it in a term: {option}={name}."
                 )
 
 
-def _check_rewards(result: Plan) -> None:
+def _check_rewards(result: ResolvedConfig) -> None:
     config = result.config
     names = [r.plugin.name for r in result.rewards]
     if len(set(names)) < len(names):
@@ -304,37 +329,37 @@ def _check_rewards(result: Plan) -> None:
         raise ConfigError(
             "eval.sets: sets need a reward that says what is right; add one under rewards (weight 0 if it should not train)."
         )
-    if result.data.frame.dynamic_sampling and not names:
+    if result.data.settings.dynamic_sampling and not names:
         raise ConfigError("data.dynamic_sampling: needs a reward that says what is right; add one under rewards.")
-    for plugin in result.start_readers:
+    for plugin in result.ref_rate_readers:
         if not config.epistemic.baseline:
             raise ConfigError(
-                f"{plugin.key}: {plugin.name!r} compares with the start model's rate; set epistemic.baseline, e.g. 8."
+                f"{plugin.key}: {plugin.name!r} compares with the reference model's rate; set epistemic.baseline, e.g. 8."
             )
-        counted = {"lexicon": config.epistemic.lexicon, "spacing": result.start_spacing}
+        counted = {"lexicon": config.epistemic.lexicon, "spacing": result.ref_spacing}
         for option, value in counted.items():
             given = mentioned(plugin, option)
             if given and set(given) != {value}:
                 raise ConfigError(
-                    f"{plugin.key}.{option}: got {next(iter(given))!r}, but the start model's markers are counted with {value!r}: "
+                    f"{plugin.key}.{option}: got {next(iter(given))!r}, but the reference model's markers are counted with {value!r}: "
                     "the lexicon of epistemic.lexicon, and one spacing for all rewards that compare with it."
                 )
-    right = config.correctness or (names[0] if names else None)
+    right = result.correctness_name
     for reward in result.rewards:
-        if reward.plugin.name == right and reward.frame.when != "always":
+        if reward.plugin.name == right and reward.settings.when != "always":
             raise ConfigError(f"{reward.plugin.key}.when: {right!r} itself says what is right; it is given always.")
     if config.correctness is not None and config.correctness not in names:
         raise ConfigError(f"correctness: {config.correctness!r} is not under rewards ({', '.join(names) or 'empty'}).")
 
 
-def _check_completions(result: Plan) -> None:
+def _check_completions(result: ResolvedConfig) -> None:
     """What sampled answers have and recorded ones lack."""
-    if result.data.frame.completions is None:
+    if result.data.settings.completions is None:
         return
     nothing = "data.completions: nothing is sampled"
-    if result.generator.frame.staleness:
+    if result.generator.settings.staleness:
         raise ConfigError(f"{nothing}, so generator.staleness has no meaning; leave it at 0.")
-    if result.data.frame.dynamic_sampling:
+    if result.data.settings.dynamic_sampling:
         raise ConfigError(f"{nothing}, so there are no groups for data.dynamic_sampling; leave it at 0.")
     for term in result.objective:
         for cap, key in mentioned(term.plugin, "importance_cap").items():
@@ -342,15 +367,15 @@ def _check_completions(result: Plan) -> None:
                 raise ConfigError(f"{nothing}, so no sampler's log-probabilities for {key} = {cap}; set it to null.")
 
 
-def _check_schedules(result: Plan) -> None:
+def _check_schedules(result: ResolvedConfig) -> None:
     for plugin in (result.data.plugin, result.generator.plugin, result.trainer.plugin, *result.trackers):
         for found in coefficients_in(plugin.bind()):
             raise ConfigError(f"{found.key}: a schedule has no effect here, this option is read once, at the start.")
 
 
-def views_of(plugin: Plugin) -> dict[str, str]:
-    """The views that a term and the plug-ins among its options read, each with the key of the option that names it."""
-    return {v: key for option in ("_views", "_view", "view") for v, key in mentioned(plugin, option).items()}
+def contexts_of(plugin: Plugin) -> dict[str, str]:
+    """The contexts that a term and the plug-ins among its options read, each with the key of the option that names it."""
+    return {v: key for option in ("_contexts", "_context", "context") for v, key in mentioned(plugin, option).items()}
 
 
 def mentioned(plugin: Plugin, option: str) -> dict[str, str]:

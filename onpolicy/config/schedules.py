@@ -127,7 +127,7 @@ def dual_ascent(
         metric: name of the metric, as it is logged
         rate: step size of the multiplier
         level: where the metric is to be held
-        share: instead of `level`: that share of the metric's first value, the start model's own where step 0 logs it
+        share: instead of `level`: that share of the metric's first value, the reference model's own where step 0 logs it
         keep: `above` holds the metric at or above the level, `below` at or below it
         initial: multiplier of the first step
         maximum: the multiplier does not exceed this

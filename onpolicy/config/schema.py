@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from onpolicy.config.registry import ConfigError, suggest
 from onpolicy.config.yaml_io import read_value, read_yaml, refuse_functions, refuse_leftovers
-from onpolicy.rollout.sampling import Sampling
+from onpolicy.types import Sampling
 
 
 def opt(default: Any, meaning: str) -> Any:
@@ -33,7 +33,7 @@ def opt(default: Any, meaning: str) -> Any:
 
 
 @dataclass
-class ModelConfig:
+class ModelSettings:
     path: str = opt(
         "???", "local folder, hub id, `smollm2-135m` or `lab-reasoner` (both ship as packages, no hub needed)"
     )
@@ -45,7 +45,7 @@ class ModelConfig:
 
 
 @dataclass
-class RenderingConfig:
+class RenderingSettings:
     chat_template: str | None = opt(None, "Jinja file used instead of the tokenizer's own template")
     thinking: bool | None = opt(
         None, "`enable_thinking` for the template, the same for student and teacher; null: not passed"
@@ -58,7 +58,7 @@ class RenderingConfig:
 
 
 @dataclass
-class CoverageConfig:
+class CoverageSettings:
     problems: int | None = opt(
         None, "train on this many problems; subsets are nested: the 8 are among the 64; null: all"
     )
@@ -67,10 +67,10 @@ class CoverageConfig:
 
 
 @dataclass
-class DataFrame:
+class DataSettings:
     prompts_per_step: int = opt(8, "problems sampled a step")
     shuffle: bool = opt(True, "a new order each epoch, the same for the same `seed`")
-    coverage: CoverageConfig = opt(CoverageConfig, "nested subsets of the problems")
+    coverage: CoverageSettings = opt(CoverageSettings, "nested subsets of the problems")
     completions: str | None = opt(
         None,
         "column that holds an answer to each problem, as text or as token ids: nothing is sampled and the run is off-policy, e.g. "
@@ -83,7 +83,7 @@ class DataFrame:
 
 
 @dataclass
-class TrainerFrame:
+class TrainerSettings:
     lr: float = opt(1e-6, "peak learning rate of AdamW")
     lr_schedule: str = opt("constant", "after warm-up: `constant`, `linear` or `cosine` down to 0 at `steps`")
     warmup_steps: int = opt(0, "steps of linear warm-up")
@@ -106,7 +106,7 @@ class Weighted:
 
 
 @dataclass
-class RewardFrame(Weighted):
+class RewardSettings(Weighted):
     bonus: bool | None = opt(
         None,
         "added to the advantage after `credit`, less the group's mean, so that no standard deviation blows it up; "
@@ -118,7 +118,7 @@ class RewardFrame(Weighted):
 
 
 @dataclass
-class TermFrame(Weighted):
+class TermSettings(Weighted):
     normalize: str = opt(
         "tokens",
         "what the term is a mean over. `tokens`: the update's; `sequences`: each completion's, then completions; "
@@ -128,7 +128,7 @@ class TermFrame(Weighted):
 
 
 @dataclass
-class GuardFrame:
+class GuardSettings:
     action: str = opt(
         "warn",
         "`warn`, `lower` (see `lowers`), `freeze_teacher` (a moving teacher stays as it is) or `stop` (saves first)",
@@ -165,7 +165,7 @@ GUARDS = [
 
 
 @dataclass
-class EvalConfig:
+class EvalSettings:
     every: int = opt(0, "evaluate each so many steps, and before the first and after the last; 0: never")
     sets: dict[str, Any] = opt({}, "name -> data section (with optional `problems`: the first so many)")
     samples: int = opt(4, "rollouts per problem")
@@ -181,27 +181,27 @@ class EvalConfig:
 
 
 @dataclass
-class EpistemicConfig:
+class EpistemicSettings:
     lexicons: list[str] = opt(
         ["seed10", "A", "B", "C", "D", "F"], "whose markers are counted in every rollout; []: none"
     )
     lexicon: str = opt("A", "whose markers are followed token by token: gaps, mass, entropy, share of the divergence")
     baseline: int = opt(
         0,
-        "rollouts of the start model for each problem that will be trained on, before the first step: gives rewards the columns "
-        "`start_rate` and `start_std`, the log `suppression` and a step 0, and guards what to compare with; 0: none",
+        "rollouts of the reference model for each problem that will be trained on, before the first step: gives rewards the columns "
+        "`ref_rate` and `ref_std`, the log `suppression` and a step 0, and guards what to compare with; 0: none",
     )
 
 
 @dataclass
-class CheckpointConfig:
+class CheckpointSettings:
     every: int = opt(0, "save each so many steps, and after the last; 0: only after the last")
     keep_last: int = opt(2, "checkpoints kept besides the best")
     best: str | None = opt(None, "metric whose best checkpoint is kept, e.g. `eval/ood/avg@4`; null: none")
 
 
 @dataclass
-class LoggingConfig:
+class LoggingSettings:
     trackers: list[Any] = opt(["jsonl", "tensorboard"], "where metrics go")
     samples: int = opt(2, "rollouts a step written to samples.jsonl with both prompts")
     tokens_every: int = opt(
@@ -210,7 +210,7 @@ class LoggingConfig:
 
 
 @dataclass
-class PreflightConfig:
+class PreflightSettings:
     enabled: bool = opt(True, "check prompts, alignment, teacher, log-probs and signal before the first step")
     logprob_tolerance: float = opt(
         0.05, "largest mean difference between generator and trainer log-probs, nats per token"
@@ -218,7 +218,7 @@ class PreflightConfig:
 
 
 @dataclass
-class RolesConfig:
+class RolesSettings:
     address: str | None = opt(
         None,
         "Ray cluster to join, e.g. `auto` or `10.0.0.1:6379`; null: where a role below needs Ray it is started here, on loopback",
@@ -242,8 +242,8 @@ class RolesConfig:
 class Config:
     """A whole run. A YAML file holds what differs from these defaults."""
 
-    model: ModelConfig = opt(ModelConfig, "the student, which is also the teacher")
-    rendering: RenderingConfig = opt(RenderingConfig, "how messages become tokens")
+    model: ModelSettings = opt(ModelSettings, "the student, which is also the teacher")
+    rendering: RenderingSettings = opt(RenderingSettings, "how messages become tokens")
     data: dict[str, Any] = opt({}, "the problems; a plug-in of kind `data`")
     generator: dict[str, Any] = opt({"name": "vllm"}, "who samples; a plug-in of kind `generator`")
     rewards: list[Any] = opt([], "what an answer is worth: plug-ins of kind `reward`, summed by `weight`")
@@ -252,20 +252,20 @@ class Config:
         "name of the reward that says what is right (>= 0.5): for contexts, routes, dynamic sampling and evaluation; "
         "null: the first under `rewards`",
     )
-    contexts: dict[str, Any] = opt({}, "view name -> what the teacher may see; plug-ins of kind `context`")
+    contexts: dict[str, Any] = opt({}, "context name -> what the teacher may see; plug-ins of kind `context`")
     lexicons: dict[str, Any] = opt({}, "name -> words and phrases: lists of markers beside the built-in ones")
     spans: dict[str, Any] = opt({}, "name -> which parts of a completion it marks; plug-ins of kind `span`")
     teacher: dict[str, Any] = opt({"name": "live"}, "whose weights teach; a plug-in of kind `teacher`")
     credit: dict[str, Any] = opt({"name": "group_std"}, "rewards of a group -> advantages; a plug-in of kind `credit`")
     objective: list[Any] = opt([], "the loss: plug-ins of kind `term`, summed by `weight`")
     trainer: dict[str, Any] = opt({"name": "local"}, "who updates the weights; a plug-in of kind `trainer`")
-    roles: RolesConfig = opt(RolesConfig, "which parts run in processes of their own, under Ray; none by default")
-    eval: EvalConfig = opt(EvalConfig, "named sets, measured while training and by `onpolicy eval`")
-    epistemic: EpistemicConfig = opt(EpistemicConfig, "expressed uncertainty, measured every step")
+    roles: RolesSettings = opt(RolesSettings, "which parts run in processes of their own, under Ray; none by default")
+    eval: EvalSettings = opt(EvalSettings, "named sets, measured while training and by `onpolicy eval`")
+    epistemic: EpistemicSettings = opt(EpistemicSettings, "expressed uncertainty, measured every step")
     guards: list[Any] = opt(GUARDS, "collapse seen early: plug-ins of kind `guard`; []: none")
-    checkpoint: CheckpointConfig = opt(CheckpointConfig, "what is saved when")
-    logging: LoggingConfig = opt(LoggingConfig, "metrics and samples")
-    preflight: PreflightConfig = opt(PreflightConfig, "refuse a run that cannot mean anything")
+    checkpoint: CheckpointSettings = opt(CheckpointSettings, "what is saved when")
+    logging: LoggingSettings = opt(LoggingSettings, "metrics and samples")
+    preflight: PreflightSettings = opt(PreflightSettings, "refuse a run that cannot mean anything")
     steps: int = opt(100, "optimizer steps")
     seed: int = opt(0, "decides sampling, shuffling and initialisation")
     run_dir: str | None = opt(
@@ -273,17 +273,17 @@ class Config:
     )
 
 
-FRAMES: dict[str, type] = {
-    "data": DataFrame,
+SHARED_FIELDS: dict[str, type] = {
+    "data": DataSettings,
     "generator": Sampling,
-    "trainer": TrainerFrame,
-    "reward": RewardFrame,
-    "term": TermFrame,
-    "guard": GuardFrame,
+    "trainer": TrainerSettings,
+    "reward": RewardSettings,
+    "term": TermSettings,
+    "guard": GuardSettings,
 }
 """Kind -> fields that any plug-in of this kind takes beside its own options."""
 
-SUPPLIED: dict[str, tuple[str, ...]] = {
+INJECTED: dict[str, tuple[str, ...]] = {
     "generator": ("renderer", "model", "sampling", "max_model_len", "source"),
     "trainer": (
         "model",
@@ -291,7 +291,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
         "teacher",
         "settings",
         "total_steps",
-        "views",
+        "contexts",
         "clock",
         "spans",
         "marker_ids",
@@ -303,7 +303,7 @@ SUPPLIED: dict[str, tuple[str, ...]] = {
 
 
 @dataclass
-class EvalFrame:
+class EvalSetSettings:
     problems: int | None = opt(None, "the first so many problems; null: all")
 
 
@@ -383,8 +383,8 @@ def _refuse_unknown(raw: DictConfig, schema: type, prefix: str) -> None:
 def _all_keys() -> list[str]:
     keys = []
     for f in dataclasses.fields(Config):
-        frame = f.default_factory if dataclasses.is_dataclass(f.default_factory) else FRAMES.get(f.name)
-        keys += [f"{f.name}.{sub.name}" for sub in dataclasses.fields(frame)] if frame else [f.name]
+        settings = f.default_factory if dataclasses.is_dataclass(f.default_factory) else SHARED_FIELDS.get(f.name)
+        keys += [f"{f.name}.{sub.name}" for sub in dataclasses.fields(settings)] if settings else [f.name]
     return keys
 
 

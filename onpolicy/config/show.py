@@ -12,14 +12,14 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.registry import TABLES, ConfigError, find, options_of, suggest
-from onpolicy.config.schema import FRAMES, SUPPLIED, Config, EvalFrame
+from onpolicy.config.registry import TABLES, ConfigError, find_function, options_of, suggest
+from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
 from onpolicy.utils.terminal import plain
 
 SECTION_OF = {
     "reward": "rewards[]",
     "term": "objective[]",
-    "context": "contexts.<view>",
+    "context": "contexts.<context>",
     "tracker": "logging.trackers[]",
     "span": "spans.<name>",
     "guard": "guards[]",
@@ -47,9 +47,9 @@ class Option:
 def options() -> Iterator[Option]:
     """Every field of the config, then every option of every built-in plug-in."""
     yield from _fields(Config, "", "onpolicy.config.schema:Config")
-    for kind, frame in FRAMES.items():
-        yield from _fields(frame, f"{SECTION_OF.get(kind, kind)}.", f"{frame.__module__}:{frame.__name__}")
-    yield from _fields(EvalFrame, "eval.sets.<set>.", "onpolicy.config.schema:EvalFrame")
+    for kind, settings in SHARED_FIELDS.items():
+        yield from _fields(settings, f"{SECTION_OF.get(kind, kind)}.", f"{settings.__module__}:{settings.__name__}")
+    yield from _fields(EvalSetSettings, "eval.sets.<set>.", "onpolicy.config.schema:EvalSetSettings")
     for kind, table in TABLES.items():
         for name, target in table.items():
             yield from _plugin_options(kind, name, target)
@@ -66,10 +66,10 @@ def _fields(schema: type, prefix: str, source: str) -> Iterator[Option]:
 
 
 def _plugin_options(kind: str, name: str, target: str) -> Iterator[Option]:
-    function = find(kind, name, kind)
+    function = find_function(kind, name, kind)
     meanings = option_meanings(function)
     for option, parameter in options_of(function).items():
-        if option in SUPPLIED.get(kind, ()):
+        if option in INJECTED.get(kind, ()):
             continue
         key = f"{SECTION_OF.get(kind, kind)}.{option}"
         required = parameter.default is inspect.Parameter.empty
@@ -142,7 +142,7 @@ def print_names(kind: str | None) -> int:
         table.add_column(style="bold", no_wrap=True)
         table.add_column(overflow="fold")
         for name in TABLES[each]:
-            table.add_row(f"  {name}", plain(summary_of(find(each, name, each))))
+            table.add_row(f"  {name}", plain(summary_of(find_function(each, name, each))))
         console.print(table)
         console.print()
     console.print("[dim]Your own function: write `module:function` where a name stands (docs/extending.md).[/dim]")
@@ -170,7 +170,7 @@ def markdown() -> str:
     for kind, table in TABLES.items():
         lines += [f"### {kind} (`{SECTION_OF.get(kind, kind)}`)", "", "| name | what it is |", "| --- | --- |"]
         for name in table:
-            what = summary_of(find(kind, name, kind)).replace("|", "\\|")
+            what = summary_of(find_function(kind, name, kind)).replace("|", "\\|")
             lines.append(f"| `{name}` | {what} |")
         lines.append("")
     return "\n".join(lines)

@@ -10,8 +10,8 @@ from concurrent.futures import CancelledError, Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from onpolicy.config.schema import RolesConfig
-from onpolicy.distributed.supervisor import Lost, Seat
+from onpolicy.config.schema import RolesSettings
+from onpolicy.distributed.supervisor import ActorLost, ActorSupervisor
 from onpolicy.utils.faults import Faults, GaveUp
 
 IN_FLIGHT = 8
@@ -20,7 +20,7 @@ FAIR_SHARE = 0.75
 """Of its share of what is open an actor takes so much; the rest goes to whoever is done first."""
 
 
-class Duty(Protocol):
+class ActorSpec(Protocol):
     """What the actors of a role do. An actor has the methods ``hello``, ``ping`` and ``close`` (``onpolicy.distributed.actor``)."""
 
     role: str
@@ -49,13 +49,13 @@ class Duty(Protocol):
         """Whether the fault lies in the work, and the actor that raised it is as good as before."""
         ...
 
-    def hopeless(self, task: Any, losses: int, lost: Lost) -> Exception | None:
+    def hopeless(self, task: Any, losses: int, lost: ActorLost) -> Exception | None:
         """What to say of a task that cost too many actors; None: it is tried again."""
         ...
 
 
 @dataclass(eq=False)
-class Unit:
+class PendingTask:
     """A piece of work on its way."""
 
     task: Any
@@ -65,22 +65,22 @@ class Unit:
     losses: int = 0
 
 
-class Crew:
+class ActorPool:
     """As many actors as were asked for, each looked after by a thread of its own."""
 
-    def __init__(self, duty: Duty, size: int, roles: RolesConfig, faults: Faults | None = None) -> None:
+    def __init__(self, duty: ActorSpec, size: int, roles: RolesSettings, faults: Faults | None = None) -> None:
         self.duty, self.size, self.roles = duty, size, roles
-        self.on_fault: Callable[[str, str], None] = faults or (lambda role, what: None)
+        self.on_fault: Callable[[str, str], None] = faults.record if faults else lambda role, what: None
         """Called with the role and what happened, once for each actor that is replaced."""
         self.state: Any = None
         """What every actor must have been given before it works; compared by identity."""
         self.changed = threading.Condition()
         """Held to read or write anything here that more than one thread uses."""
         self.closed = False
-        self._queue: deque[Unit] = deque()
-        self._open: set[Unit] = set()
+        self._queue: deque[PendingTask] = deque()
+        self._open: set[PendingTask] = set()
         self._failure: BaseException | None = None
-        self.seats = [Seat(self, number) for number in range(1, size + 1)]
+        self.seats = [ActorSupervisor(self, number) for number in range(1, size + 1)]
         for seat in self.seats:
             seat.start()
 
@@ -88,7 +88,7 @@ class Crew:
         """Queues them; the results come through the futures, each once."""
         with self.changed:
             self._raise_failure()
-            units = [Unit(task) for task in tasks]
+            units = [PendingTask(task) for task in tasks]
             self._queue.extend(units)
             self._open.update(units)
             self.changed.notify_all()
@@ -122,7 +122,7 @@ class Crew:
     def finished(self) -> bool:
         return self.closed or self._failure is not None
 
-    def take(self, held: int) -> Unit | None:
+    def take(self, held: int) -> PendingTask | None:
         """The next unit for an actor that has so many already, if it may have another."""
         with self.changed:
             share = math.ceil(FAIR_SHARE * len(self._open) / self.size)
@@ -133,12 +133,12 @@ class Crew:
     def waiting(self) -> bool:
         return bool(self._queue)
 
-    def wanted(self, unit: Unit) -> bool:
+    def wanted(self, unit: PendingTask) -> bool:
         """Whether anybody still waits for it."""
         with self.changed:
             return unit in self._open
 
-    def settle(self, unit: Unit, result: Any = None, error: BaseException | None = None) -> None:
+    def settle(self, unit: PendingTask, result: Any = None, error: BaseException | None = None) -> None:
         """The unit's one end; a late one is ignored."""
         with self.changed:
             if unit not in self._open:
@@ -151,7 +151,7 @@ class Crew:
             else:
                 unit.future.set_exception(error)
 
-    def put_back(self, units: Iterable[Unit], lost: Lost) -> None:
+    def put_back(self, units: Iterable[PendingTask], lost: ActorLost) -> None:
         """Work that an actor did not finish goes to the front, unless it cost too many."""
         with self.changed:
             for unit in reversed([u for u in units if u in self._open]):
@@ -163,7 +163,7 @@ class Crew:
                     self.settle(unit, error=error)
             self.changed.notify_all()
 
-    def replaced(self, number: int, in_a_row: int, lost: Lost) -> None:
+    def replaced(self, number: int, in_a_row: int, lost: ActorLost) -> None:
         """Counts and says it.
 
         Raises:

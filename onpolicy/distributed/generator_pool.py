@@ -9,20 +9,19 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.resolve import Plan
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.actor import Worker
-from onpolicy.distributed.actor_pool import IN_FLIGHT, Crew
+from onpolicy.distributed.actor_pool import IN_FLIGHT, ActorPool
 from onpolicy.distributed.remote_errors import outcome
-from onpolicy.distributed.supervisor import Lost
-from onpolicy.distributed.weight_transfer import Shipped, ship
-from onpolicy.models import vocabulary_size
+from onpolicy.distributed.supervisor import ActorLost
+from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
+from onpolicy.models import ModelHandle, open_model, vocabulary_size
 from onpolicy.protocols import Generator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.seeds import newer
-from onpolicy.rollout.validation import Check, Garbage
-from onpolicy.run.loading import Model
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.rollout.build import local_generator
+from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
+from onpolicy.rollout.weight_version import require_newer
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ TRIES = 3
 class Weights:
     """What the replicas have now; kept until the next, so that a new replica can be given it."""
 
-    shipped: Shipped
+    shipped: WeightRefs
     version: int
 
 
@@ -61,21 +60,19 @@ class Replica(Worker):
         self._config, self._max_model_len = config, max_model_len
 
     def set_up(self) -> None:
-        from onpolicy.config.resolve import plan
-        from onpolicy.run.assemble import own_generator
-        from onpolicy.run.loading import read_model
+        from onpolicy.config.resolve import resolve
         from onpolicy.utils.quiet import quiet_libraries
 
         quiet_libraries()
-        checked = plan(self._config)
-        model = replace(read_model(checked), max_model_len=self._max_model_len)
-        self._generator: Generator = own_generator(checked, model)
+        resolved = resolve(self._config)
+        model = replace(open_model(resolved), max_model_len=self._max_model_len)
+        self._generator: Generator = local_generator(resolved, model)
         self._generator.on_progress = self.alive
 
     def generate(self, task: Task) -> Any:
         return outcome(self._generator.generate, task.prompts, seed=task.seed, sampling=task.sampling)
 
-    def update_weights(self, shipped: Shipped, version: int) -> Any:
+    def update_weights(self, shipped: WeightRefs, version: int) -> Any:
         """The driver knows which weights come after which; also older ones, after the run went back."""
         self._generator.policy_version = min(self._generator.policy_version, version - 1)
         return outcome(self._generator.update_weights, self._counted(shipped), version=version)
@@ -83,7 +80,7 @@ class Replica(Worker):
     def close(self) -> None:
         self._generator.close()
 
-    def _counted(self, shipped: Shipped) -> Iterable[tuple[str, Tensor]]:
+    def _counted(self, shipped: WeightRefs) -> Iterable[tuple[str, Tensor]]:
         for pair in shipped:
             self.alive()
             yield pair
@@ -94,8 +91,8 @@ class Sampler:
 
     role = "generator"
 
-    def __init__(self, plan: Plan, max_model_len: int, check: Check) -> None:
-        self._plan, self._max_model_len, self._check = plan, max_model_len, check
+    def __init__(self, resolved: ResolvedConfig, max_model_len: int, check: RolloutValidator) -> None:
+        self._plan, self._max_model_len, self._check = resolved, max_model_len, check
 
     def start(self) -> Any:
         import ray
@@ -114,8 +111,8 @@ class Sampler:
         versions = [weights.version if weights else 0 for weights in (before, now)]
         try:
             self._check(answer, task.prompts, sampling=task.sampling, oldest=versions[0], newest=versions[1])
-        except Garbage as error:
-            raise Lost(f"answered nonsense: it {error}") from error
+        except InvalidRollout as error:
+            raise ActorLost(f"answered nonsense: it {error}") from error
         groups: list[RolloutGroup] = answer
         return [replace(group, prompt=prompt) for group, prompt in zip(groups, task.prompts, strict=True)]
 
@@ -123,7 +120,7 @@ class Sampler:
         """What is wrong with code or arguments is wrong everywhere; engines and devices that fail raise other errors."""
         return isinstance(error, (ValueError, TypeError, LookupError, AttributeError, AssertionError))
 
-    def hopeless(self, task: Task, losses: int, lost: Lost) -> Exception | None:
+    def hopeless(self, task: Task, losses: int, lost: ActorLost) -> Exception | None:
         if lost.raised is not None and losses >= TRIES:
             return lost.raised
         if losses <= self._plan.config.roles.restarts:
@@ -135,7 +132,7 @@ class Sampler:
 class Replicas:
     """A ``Generator`` that any number of threads may use at the same time."""
 
-    def __init__(self, plan: Plan, model: Model, faults: Faults | None = None) -> None:
+    def __init__(self, resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> None:
         """Returns at once; the replicas load their models meanwhile.
 
         Args:
@@ -144,23 +141,23 @@ class Replicas:
         Raises:
             ConfigError: the cluster cannot be joined, or has too few GPUs.
         """
-        settings = plan.config.model
+        settings = resolved.config.model
         vocabulary = vocabulary_size(
             model.path, trust_remote_code=settings.trust_remote_code, revision=settings.revision
         )
-        self.sampling, self.policy_version = plan.generator.frame, 0
+        self.sampling, self.policy_version = resolved.generator.settings, 0
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
-        self._roles, self._rewound = plan.config.roles, False
+        self._roles, self._rewound = resolved.config.roles, False
         self._lock = threading.Lock()
         self._done = self._total = self._calls = 0
         ray_cluster.join(self._roles)
         try:
-            ray_cluster.resources(plan, gpus=ray_cluster.gpus_per_generator(plan))
+            ray_cluster.resources(resolved, gpus=ray_cluster.gpus_per_generator(resolved))
         except BaseException:
             ray_cluster.leave()
             raise
-        duty = Sampler(plan, model.max_model_len, Check(model.renderer, vocabulary))
-        self.crew = Crew(duty, self._roles.generators, self._roles, faults)
+        duty = Sampler(resolved, model.max_model_len, RolloutValidator(model.renderer, vocabulary))
+        self.crew = ActorPool(duty, self._roles.generators, self._roles, faults)
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given; each by whichever replica is free."""
@@ -178,11 +175,11 @@ class Replicas:
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Every replica that is up has them when this returns; one that comes up later gets them before any work."""
-        checked = version if self._rewound else newer(version, self.policy_version)
-        self.crew.renew(Weights(ship(weights), checked))
-        self.policy_version, self._rewound = checked, False
+        resolved = version if self._rewound else require_newer(version, self.policy_version)
+        self.crew.renew(Weights(put_weights(weights), resolved))
+        self.policy_version, self._rewound = resolved, False
 
-    def rewind(self) -> None:
+    def reset_version(self) -> None:
         """The run goes back: what is under way is forgotten, and the next weights may be of any version."""
         self.cancel()
         self._rewound = True

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan
-from onpolicy.config.schema import RolesConfig
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.schema import RolesSettings
 
 PASSED_ON = ("CUDA_", "HF_", "NCCL_", "OMP_", "ONPOLICY_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "VLLM_")
 """Beginnings of the environment variables that actors get from the driver."""
@@ -23,7 +23,7 @@ _joined = 0
 _started_here = False
 
 
-def join(roles: RolesConfig) -> None:
+def join(roles: RolesSettings) -> None:
     """Connects this process with the cluster, the first time; every ``join`` wants its ``leave``."""
     global _joined, _started_here
     with _lock:
@@ -49,7 +49,7 @@ def leave() -> None:
                 ray.shutdown()
 
 
-def resources(plan: Plan, *, gpus: int) -> dict[str, Any]:
+def resources(resolved: ResolvedConfig, *, gpus: int) -> dict[str, Any]:
     """Options of an actor of a run: its GPUs, where the cluster has any, its share of the cores, the driver's environment.
 
     Raises:
@@ -57,7 +57,7 @@ def resources(plan: Plan, *, gpus: int) -> dict[str, Any]:
     """
     there = gpus_there()
     if there:
-        _check_gpus(plan, there)
+        _check_gpus(resolved, there)
     environment = {
         name: value
         for name, value in os.environ.items()
@@ -65,7 +65,7 @@ def resources(plan: Plan, *, gpus: int) -> dict[str, Any]:
     }
     environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray's to say
     if not (there and gpus):
-        threads = share_of_cores(plan.config.roles)
+        threads = share_of_cores(resolved.config.roles)
         # vLLM on a CPU would bind every replica to the same cores
         environment = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | environment
     return {
@@ -83,18 +83,18 @@ def gpus_there() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
-def share_of_cores(roles: RolesConfig) -> int:
+def share_of_cores(roles: RolesSettings) -> int:
     """Threads of each process on a CPU: the driver is one of them."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // (1 + roles.generators + roles.trainers + roles.rewards))
 
 
-def gpus_per_generator(plan: Plan) -> int:
-    return int(plan.generator.plugin.options.get("tensor_parallel_size", 1))
+def gpus_per_generator(resolved: ResolvedConfig) -> int:
+    return int(resolved.generator.plugin.options.get("tensor_parallel_size", 1))
 
 
-def _check_gpus(plan: Plan, there: int) -> None:
-    roles, each = plan.config.roles, gpus_per_generator(plan)
+def _check_gpus(resolved: ResolvedConfig, there: int) -> None:
+    roles, each = resolved.config.roles, gpus_per_generator(resolved)
     wanted = roles.generators * each + roles.trainers
     if wanted > there:
         raise ConfigError(

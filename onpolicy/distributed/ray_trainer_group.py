@@ -11,15 +11,15 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.actor import Worker
 from onpolicy.distributed.remote_errors import Raised, outcome
 from onpolicy.distributed.supervisor import STARTING, end, line_of, process_of
-from onpolicy.distributed.trainer_group import RankedTrainer, RankWork
-from onpolicy.distributed.weight_transfer import Parcel, Shipped, pack
+from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
+from onpolicy.distributed.weight_transfer import WeightBucket, WeightRefs, pack
 from onpolicy.utils.faults import Faults, GaveUp, RoleLost
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
     from onpolicy.config.schema import Config
@@ -62,40 +62,40 @@ class Rank(Worker):
     def step(self, arguments: Sequence[Any]) -> Any:
         """The step's metrics and the seconds that its phases took."""
         answer = self.call("step", arguments)
-        return answer if isinstance(answer, Raised) else (answer, self._work.clock.read())
+        return answer if isinstance(answer, Raised) else (answer, self._work.clock.pop())
 
-    def parcels(self) -> Iterator[Parcel]:
+    def parcels(self) -> Iterator[WeightBucket]:
         """The student's weights, one parcel at a time."""
         for parcel in pack(self._work.trainer.weights()):
             self.alive()
             yield parcel
 
     def _enter(self, meeting_point: str) -> int:
-        from onpolicy.run.loading import read_model
+        from onpolicy.models import open_model
         from onpolicy.trainer.deepspeed import join
 
         os.environ |= {"RANK": str(self._rank), "WORLD_SIZE": str(self._size), "LOCAL_RANK": "0"}
         if self._size > 1:
             join(meeting_point)
-        checked, clock = plan(self._config), Clock()
+        resolved, clock = resolve(self._config), PhaseTimer()
         clock.on_phase = self.alive
-        self._work = RankWork(checked, read_model(checked), clock, size=self._size)
+        self._work = TrainerWorker(resolved, open_model(resolved), clock, size=self._size)
         return self._work.trainer.budget
 
 
-class RayRanks(RankedTrainer):
+class RayTrainerGroup(TrainerGroup):
     """All ranks, seen from the driver."""
 
-    def __init__(self, plan: Plan, clock: Clock, faults: Faults) -> None:
-        super().__init__(plan)
-        self._plan, self._clock, self._faults = plan, clock, faults
-        self._size, self._roles = plan.config.roles.trainers, plan.config.roles
+    def __init__(self, resolved: ResolvedConfig, clock: PhaseTimer, faults: Faults) -> None:
+        super().__init__(resolved)
+        self._plan, self._clock, self._faults = resolved, clock, faults
+        self._size, self._roles = resolved.config.roles.trainers, resolved.config.roles
         self._actors: list[Any] = []
         self._processes: list[Any] = []
         self._budget: int | None = None
         """Tokens in a micro-batch, once memory has run out."""
         self._folder = tempfile.TemporaryDirectory(prefix="onpolicy-ranks-")
-        ray_cluster.join(plan.config.roles)
+        ray_cluster.join(resolved.config.roles)
         try:
             self._start()
         except BaseException:
@@ -109,10 +109,10 @@ class RayRanks(RankedTrainer):
             except RoleLost as lost:
                 if attempt == self._roles.restarts:
                     raise GaveUp(f"trainer: {lost}; it did not come up {attempt + 1} times (roles.restarts)") from lost
-                self._faults("trainer", f"{lost}; starting all ranks again")
+                self._faults.record("trainer", f"{lost}; starting all ranks again")
 
     def restart(self) -> None:
-        """New ranks in place of those there are; they have the start model.
+        """New ranks in place of those there are; they have the reference model.
 
         Raises:
             RoleLost: one of them did not come up.
@@ -150,7 +150,7 @@ class RayRanks(RankedTrainer):
         self._clock.absorb(seconds)
         return dict(metrics)
 
-    def weights(self) -> Shipped:
+    def weights(self) -> WeightRefs:
         """Gathered tensor by tensor; they lie in the object store and belong to the driver, whatever becomes of the ranks."""
         import ray
 
@@ -159,7 +159,7 @@ class RayRanks(RankedTrainer):
         helping = [actor.call.remote("drain", nothing) for actor in others]
         stream = first.parcels.options(num_returns="streaming").remote()
         self._await([stream.completed(), *helping])
-        return Shipped(list(stream))
+        return WeightRefs(list(stream))
 
     def close(self) -> None:
         self._dismiss()
@@ -188,7 +188,7 @@ class RayRanks(RankedTrainer):
         """
         import ray
 
-        watch, open_, answers = Watch(self._actors, self._patience), list(refs), {}
+        watch, open_, answers = HeartbeatMonitor(self._actors, self._patience), list(refs), {}
         while open_:
             ready, open_ = ray.wait(open_, timeout=GLANCE)
             for ref in ready:
@@ -213,7 +213,7 @@ class RayRanks(RankedTrainer):
         if isinstance(error, torch.OutOfMemoryError) and self._tokens > 1:
             self._budget = self._tokens // 2
             self._lose(rank, f"ran out of memory; trainer.micro_batch_tokens is {self._budget} from now on", error)
-        dead = Watch(self._actors, self._patience).dead(GRACE)
+        dead = HeartbeatMonitor(self._actors, self._patience).dead(GRACE)
         if dead is not None:
             self._lose(dead, "died", error)
         self._dismiss()
@@ -232,7 +232,7 @@ class RayRanks(RankedTrainer):
         self._actors, self._processes = [], []
 
 
-class Watch:
+class HeartbeatMonitor:
     """Looks after ranks that are at work: who died, who does not answer, whether anything moves at all."""
 
     def __init__(self, actors: Sequence[Any], patience: float) -> None:

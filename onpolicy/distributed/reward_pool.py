@@ -8,15 +8,16 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.annotation.scoring import Judge, Parts, measure
-from onpolicy.config.resolve import Plan, reward_sections
+from onpolicy.annotation.scoring import Scorer, measure
+from onpolicy.config.resolve import ResolvedConfig, reward_sections
 from onpolicy.config.schedules import Coefficients, coefficients_in
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.actor import Worker
-from onpolicy.distributed.actor_pool import Crew
+from onpolicy.distributed.actor_pool import ActorPool
 from onpolicy.distributed.remote_errors import outcome
-from onpolicy.distributed.supervisor import Lost
+from onpolicy.distributed.supervisor import ActorLost
 from onpolicy.rewards.base import RewardInput
+from onpolicy.types import RewardBreakdown
 from onpolicy.utils.faults import Faults, GaveUp
 
 if TYPE_CHECKING:
@@ -55,9 +56,9 @@ class Measuring:
 
     role = "rewards"
 
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._names = ", ".join(s.plugin.name for s in plan.rewards)
+    def __init__(self, resolved: ResolvedConfig) -> None:
+        self._plan = resolved
+        self._names = ", ".join(s.plugin.name for s in resolved.rewards)
 
     def start(self) -> Any:
         import ray
@@ -74,13 +75,13 @@ class Measuring:
     def send(self, actor: Any, task: Task) -> Any:
         return actor.measure.remote(task)
 
-    def accept(self, task: Task, answer: Any, *, before: Any, now: Any) -> list[Parts]:
+    def accept(self, task: Task, answer: Any, *, before: Any, now: Any) -> list[RewardBreakdown]:
         return list(answer)
 
     def harmless(self, error: Exception) -> bool:
         return True
 
-    def hopeless(self, task: Task, losses: int, lost: Lost) -> Exception | None:
+    def hopeless(self, task: Task, losses: int, lost: ActorLost) -> Exception | None:
         if losses < TRIES:
             return None
         first = task.samples[0].id
@@ -88,16 +89,16 @@ class Measuring:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RemoteJudge(Judge):
+class RemoteScorer(Scorer):
     """A judge whose rewards are computed by workers."""
 
-    crew: Crew
+    crew: ActorPool
     values: Callable[[], Mapping[str, float]]
     """The scheduled numbers of the run as they are now."""
 
-    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[Parts]]:
+    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
         values = self.values()
-        futures: list[Future[list[Parts]]] = self.crew.submit(Task(samples, values) for samples in groups)
+        futures: list[Future[list[RewardBreakdown]]] = self.crew.submit(Task(samples, values) for samples in groups)
         try:
             return [future.result() for future in futures]
         finally:
@@ -109,13 +110,13 @@ class RemoteJudge(Judge):
             ray_cluster.leave()
 
 
-def remote_judge(plan: Plan, judge: Judge, faults: Faults | None = None) -> RemoteJudge:
+def remote_scorer(resolved: ResolvedConfig, judge: Scorer, faults: Faults | None = None) -> RemoteScorer:
     """The same judge with ``roles.rewards`` workers."""
-    ray_cluster.join(plan.config.roles)
-    return RemoteJudge(
+    ray_cluster.join(resolved.config.roles)
+    return RemoteScorer(
         rewards=judge.rewards,
         final_part=judge.final_part,
         correctness=judge.correctness,
-        crew=Crew(Measuring(plan), plan.config.roles.rewards, plan.config.roles, faults),
-        values=Coefficients(plan.coefficients).values,
+        crew=ActorPool(Measuring(resolved), resolved.config.roles.rewards, resolved.config.roles, faults),
+        values=Coefficients(resolved.coefficients).values,
     )

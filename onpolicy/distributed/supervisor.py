@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from onpolicy.distributed.remote_errors import Raised
 
 if TYPE_CHECKING:
-    from onpolicy.distributed.actor_pool import Crew, Unit
+    from onpolicy.distributed.actor_pool import ActorPool, PendingTask
 
 GLANCE = 0.05
 """Seconds after which the thread looks up from waiting for answers."""
@@ -20,7 +20,7 @@ STARTING = 10
 """An actor that loads a model may be silent for so many times ``roles.patience``."""
 
 
-class Lost(Exception):
+class ActorLost(Exception):
     """An actor that is of no use any more; says why."""
 
     def __init__(self, why: str, raised: Exception | None = None) -> None:
@@ -33,10 +33,10 @@ class Lost(Exception):
         self.raised = raised
 
 
-class Seat(threading.Thread):
+class ActorSupervisor(threading.Thread):
     """Starts an actor, gives it its state and its work, takes its answers, and replaces it when need be."""
 
-    def __init__(self, crew: Crew, number: int) -> None:
+    def __init__(self, crew: ActorPool, number: int) -> None:
         super().__init__(name=f"{crew.duty.role} {number}", daemon=True)
         self._crew, self.number = crew, number
         self._actor: Any = None
@@ -44,7 +44,7 @@ class Seat(threading.Thread):
         """Of the actor, where it runs on this machine."""
         self._up = self._ever_up = False
         self._state: Any = None
-        self._work: dict[Any, Unit] = {}
+        self._work: dict[Any, PendingTask] = {}
         self._renewal: tuple[Any, Any] | None = None
         self._ping: Any = None
         self._progress: Any = None
@@ -66,7 +66,7 @@ class Seat(threading.Thread):
             while not self._crew.finished:
                 try:
                     self._turn()
-                except Lost as lost:
+                except ActorLost as lost:
                     self._replace(lost)
         except BaseException as error:  # also a bug must not leave everyone waiting
             self._crew.fail(error)
@@ -96,13 +96,13 @@ class Seat(threading.Thread):
             if self._crew.finished:
                 return
             if time.monotonic() > deadline:
-                raise Lost(f"did not start within {STARTING * self._crew.roles.patience:g} s")
+                raise ActorLost(f"did not start within {STARTING * self._crew.roles.patience:g} s")
         answer = self._read(hello)
         if isinstance(answer, Raised):
             error = answer.error()
             if not self._ever_up:
                 raise error
-            raise Lost(f"could not start ({line_of(error)})") from error
+            raise ActorLost(f"could not start ({line_of(error)})") from error
         node, pid = answer
         self._process = process_of(pid) if node == ray.get_runtime_context().get_node_id() else None
         with self._crew.changed:
@@ -141,7 +141,7 @@ class Seat(threading.Thread):
         for ref in ready:
             self._receive(ref)
         if time.monotonic() - self._alive_at > patience:
-            raise Lost(f"gave no sign of progress for {patience:g} s (roles.patience)")
+            raise ActorLost(f"gave no sign of progress for {patience:g} s (roles.patience)")
 
     def _receive(self, ref: Any) -> None:
         answer = self._read(ref)
@@ -162,7 +162,7 @@ class Seat(threading.Thread):
             error = answer.error()
             if self._crew.duty.harmless(error):
                 raise error
-            raise Lost(f"did not take the weights ({line_of(error)})") from error
+            raise ActorLost(f"did not take the weights ({line_of(error)})") from error
         with self._crew.changed:
             self._state, self._renewal = self._renewal[1], None
             self._crew.changed.notify_all()
@@ -172,7 +172,7 @@ class Seat(threading.Thread):
         if isinstance(answer, Raised):
             error = answer.error()
             if not duty.harmless(error):
-                raise Lost(f"failed ({line_of(error)})", raised=error) from error
+                raise ActorLost(f"failed ({line_of(error)})", raised=error) from error
             self._crew.settle(unit, error=error)
         elif self._crew.wanted(unit):
             result = duty.accept(unit.task, answer, before=unit.before, now=self._crew.state)
@@ -186,11 +186,11 @@ class Seat(threading.Thread):
         try:
             return ray.get(ref)
         except ray.exceptions.ActorDiedError as error:
-            raise Lost("died") from error
+            raise ActorLost("died") from error
         except Exception as error:  # of Ray, or an answer that cannot be unpickled
-            raise Lost(f"cannot be understood ({line_of(error)})") from error
+            raise ActorLost(f"cannot be understood ({line_of(error)})") from error
 
-    def _replace(self, lost: Lost) -> None:
+    def _replace(self, lost: ActorLost) -> None:
         units = list(self._work.values())
         self._dismiss()
         self._in_a_row += 1

@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.distributed.env import world_size
-from onpolicy.distributed.trainer_group import RankedTrainer, RankWork
+from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
+from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.run.loading import Model, read_model
-from onpolicy.types import Prompt, RolloutGroup
-from onpolicy.utils.timer import Clock
+from onpolicy.rollout.build import local_generator
+from onpolicy.types import Prompt, RolloutGroup, Sampling
+from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,13 +26,13 @@ if TYPE_CHECKING:
 QUIT = "quit"
 
 
-class Leader(RankedTrainer):
+class Rank0Driver(TrainerGroup):
     """All ranks, seen from the first."""
 
-    def __init__(self, plan: Plan, model: Model, clock: Clock) -> None:
-        super().__init__(plan)
-        refuse_staleness(plan)
-        self.work = RankWork(plan, model, clock, size=world_size())
+    def __init__(self, resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> None:
+        super().__init__(resolved)
+        refuse_staleness(resolved)
+        self.work = TrainerWorker(resolved, model, clock, size=world_size())
         self._listening = True
         """Whether the others wait for the next order; where a call failed in between nobody knows, and the launcher ends them."""
 
@@ -59,10 +59,10 @@ class Leader(RankedTrainer):
         tell((method, arguments))
 
 
-class Colocated:
+class RankGenerators:
     """The generators of all ranks behind the face of one."""
 
-    def __init__(self, leader: Leader, own: Generator) -> None:
+    def __init__(self, leader: Rank0Driver, own: Generator) -> None:
         self._leader, self._own = leader, own
         self.sampling, self.policy_version = own.sampling, own.policy_version
         leader.work.generator = own
@@ -84,24 +84,22 @@ class Colocated:
         self._leader.everywhere("sync", version)
         self.policy_version = version
 
-    def rewind(self) -> None:
+    def reset_version(self) -> None:
         raise NotImplementedError("a launcher starts its ranks again together")
 
     def close(self) -> None:
         self._own.close()
 
 
-def follow(plan: Plan) -> int:
+def follow(resolved: ResolvedConfig) -> int:
     """What a rank other than the first does until the first has finished; that one handles signals for all."""
-    from onpolicy.run.assemble import own_generator
-
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    refuse_staleness(plan)
-    model = read_model(plan)
-    work = RankWork(plan, model, Clock(), size=world_size())
-    if not plan.config.roles.generators:
-        work.generator = own_generator(plan, model)
+    refuse_staleness(resolved)
+    model = open_model(resolved)
+    work = TrainerWorker(resolved, model, PhaseTimer(), size=world_size())
+    if not resolved.config.roles.generators:
+        work.generator = local_generator(resolved, model)
     while True:
         method, arguments = tell(None)
         if method == QUIT:
@@ -119,10 +117,10 @@ def tell(order: Any) -> Any:
     return box[0]
 
 
-def refuse_staleness(plan: Plan) -> None:
+def refuse_staleness(resolved: ResolvedConfig) -> None:
     """Raises ConfigError where ranks would have to sample while they train."""
-    if plan.generator.frame.staleness and not plan.config.roles.generators:
+    if resolved.generator.settings.staleness and not resolved.config.roles.generators:
         raise ConfigError(
-            f"generator.staleness: {plan.generator.frame.staleness} wants generators that sample while the ranks train; "
+            f"generator.staleness: {resolved.generator.settings.staleness} wants generators that sample while the ranks train; "
             "give them processes of their own (roles.generators), or set it to 0"
         )

@@ -7,13 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.run.loading import Model
-from onpolicy.trainer.build import own_trainer
-from onpolicy.types import Example, Metrics, Prompt, RolloutGroup
-from onpolicy.utils.timer import Clock
+from onpolicy.models import ModelHandle
+from onpolicy.trainer.build import local_trainer
+from onpolicy.types import Example, Metrics, Prompt, RolloutGroup, Sampling
+from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,10 +20,10 @@ if TYPE_CHECKING:
     from onpolicy.protocols import Generator
 
 
-class RankWork:
+class TrainerWorker:
     """One rank's trainer, and its generator where it samples too. All ranks are asked the same at the same time."""
 
-    def __init__(self, plan: Plan, model: Model, clock: Clock, *, size: int) -> None:
+    def __init__(self, resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer, *, size: int) -> None:
         """
         Args:
             plan: the run's
@@ -35,12 +34,12 @@ class RankWork:
         Raises:
             ConfigError: the trainer knows nothing of ranks.
         """
-        self.clock, self.coefficients = clock, Coefficients(plan.coefficients)
-        self.trainer = own_trainer(plan, model, clock)
+        self.clock, self.coefficients = clock, Coefficients(resolved.coefficients)
+        self.trainer = local_trainer(resolved, model, clock)
         self.generator: Generator | None = None
         if self.trainer.together.size != size:
             raise ConfigError(
-                f"trainer.name: {plan.trainer.plugin.name!r} runs in one process, and there are {size} ranks; wanted deepspeed"
+                f"trainer.name: {resolved.trainer.plugin.name!r} runs in one process, and there are {size} ranks; wanted deepspeed"
             )
 
     def step(self, examples: Sequence[Example], numbers: Mapping[str, float]) -> Metrics:
@@ -86,15 +85,15 @@ class RankWork:
         self.generator.update_weights(self.trainer.weights(), version=version)
 
 
-class RankedTrainer(ABC):
+class TrainerGroup(ABC):
     """A ``Trainer`` whose every call is made on all ranks."""
 
-    def __init__(self, plan: Plan) -> None:
-        self._coefficients = Coefficients(plan.coefficients)
+    def __init__(self, resolved: ResolvedConfig) -> None:
+        self._coefficients = Coefficients(resolved.coefficients)
 
     @abstractmethod
     def everywhere(self, method: str, *arguments: Any) -> Any:
-        """Calls a method of every ``RankWork``; returns what rank 0 answers."""
+        """Calls a method of every ``TrainerWorker``; returns what rank 0 answers."""
 
     def step(self, examples: Sequence[Example]) -> Metrics:
         metrics: Metrics = self.everywhere("step", list(examples), self._coefficients.values())

@@ -30,14 +30,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Parcel:
+class WeightBucket:
     """Some tensors, one behind the other."""
 
     items: tuple[Item, ...]
     data: npt.NDArray[np.uint8]
 
 
-def pack(weights: Iterable[tuple[str, Tensor]], limit: int = LIMIT) -> Iterator[Parcel]:
+def pack(weights: Iterable[tuple[str, Tensor]], limit: int = LIMIT) -> Iterator[WeightBucket]:
     """Parcels of at most ``limit`` bytes; a larger tensor has one of its own.
 
     Every tensor is copied before the next is asked for, so that they may all stand in the same memory.
@@ -48,7 +48,7 @@ def pack(weights: Iterable[tuple[str, Tensor]], limit: int = LIMIT) -> Iterator[
     for name, tensor in weights:
         flat = _flat(tensor)
         if items and used + flat.size > limit:
-            yield Parcel(tuple(items), data[:used])
+            yield WeightBucket(tuple(items), data[:used])
             items, used = [], 0
         if not items:
             data = np.empty(max(limit, flat.size), np.uint8)  # pages that are not written take no memory
@@ -56,10 +56,10 @@ def pack(weights: Iterable[tuple[str, Tensor]], limit: int = LIMIT) -> Iterator[
         items.append(Item(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), used))
         used = min(math.ceil((used + flat.size) / ALIGNED) * ALIGNED, data.size)
     if items:
-        yield Parcel(tuple(items), data[:used])
+        yield WeightBucket(tuple(items), data[:used])
 
 
-def unpack(parcel: Parcel) -> Iterator[tuple[str, Tensor]]:
+def unpack(parcel: WeightBucket) -> Iterator[tuple[str, Tensor]]:
     """The tensors, on the parcel's own memory: to be read, not written."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -71,7 +71,7 @@ def unpack(parcel: Parcel) -> Iterator[tuple[str, Tensor]]:
 
 
 @dataclass(frozen=True)
-class Shipped:
+class WeightRefs:
     """Weights whose parcels lie in Ray's object store already; read there by whoever needs them."""
 
     refs: Sequence[Any]
@@ -84,11 +84,11 @@ class Shipped:
             yield from unpack(ray.get(ref))
 
 
-def ship(weights: Iterable[tuple[str, Tensor]]) -> Shipped:
+def put_weights(weights: Iterable[tuple[str, Tensor]]) -> WeightRefs:
     """Puts weights into the object store, where they are not yet."""
     import ray
 
-    return weights if isinstance(weights, Shipped) else Shipped([ray.put(parcel) for parcel in pack(weights)])
+    return weights if isinstance(weights, WeightRefs) else WeightRefs([ray.put(parcel) for parcel in pack(weights)])
 
 
 def _flat(tensor: Tensor) -> npt.NDArray[np.uint8]:

@@ -1,6 +1,6 @@
 """Is expressed doubt real? Signs of markers that are said for a reward, or out of habit, logged from the start.
 
-Each is a number to be compared with the start model's own (``epistemic.baseline``) or with the first steps', not with a threshold:
+Each is a number to be compared with the reference model's own (``epistemic.baseline``) or with the first steps', not with a threshold:
 genuine reasoning repeats itself too. The default ``guards`` speak up when one of them drifts.
 """
 
@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import fmean, pvariance
 
-from onpolicy.epistemic.marked import Marked
+from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.rewards.doubt import SPACING, repetition
 from onpolicy.rewards.vacuous import among_words, vacuous
 from onpolicy.types import Metrics
@@ -28,7 +28,7 @@ LEAST_BYTES = 100
 _WORD = re.compile(r"\w+")
 
 
-def audit(marked: Sequence[Marked], lexicon: str) -> Metrics:
+def audit(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
     """``audit/...``; what has too little to be said about is absent.
 
     - ``<lexicon>/vacuous``: share of markers after which nothing changes: up to the next marker, or for 60 words, no number that is
@@ -61,7 +61,7 @@ def audit(marked: Sequence[Marked], lexicon: str) -> Metrics:
 
 
 @dataclass(frozen=True)
-class Use:
+class MarkerUse:
     """One marker in its text."""
 
     vacuous: bool
@@ -71,7 +71,7 @@ class Use:
     """Words since the marker before; None for the first."""
 
 
-def uses_of(m: Marked, lexicon: str) -> list[Use]:
+def uses_of(m: MarkedRollout, lexicon: str) -> list[MarkerUse]:
     """Every marker of a rollout, in order."""
     spans = m.spans[lexicon]
     if not spans:
@@ -79,7 +79,7 @@ def uses_of(m: Marked, lexicon: str) -> list[Use]:
     words, places = among_words(m.text, spans)
     before = [None, *(last for _, last in places[:-1])]
     return [
-        Use(
+        MarkerUse(
             vacuous=empty,
             after_answer=start > m.final_at,
             phrase=" ".join(w.group().casefold() for w in words[first : last + CARRIER]),
@@ -91,7 +91,7 @@ def uses_of(m: Marked, lexicon: str) -> list[Use]:
     ]
 
 
-def _responses(marked: Sequence[Marked], lexicon: str) -> dict[str, float]:
+def _responses(marked: Sequence[MarkedRollout], lexicon: str) -> dict[str, float]:
     """What is asked of whole responses."""
     if not marked:
         return {}
@@ -105,13 +105,13 @@ def _responses(marked: Sequence[Marked], lexicon: str) -> dict[str, float]:
     return found if slope is None else found | {"dose_slope": slope}
 
 
-def begins_with_marker(m: Marked, lexicon: str) -> bool:
+def begins_with_marker(m: MarkedRollout, lexicon: str) -> bool:
     return not _WORD.search(m.text[: m.spans[lexicon][0][0]])
 
 
-def dose_slope(marked: Sequence[Marked], lexicon: str) -> float | None:
+def dose_slope(marked: Sequence[MarkedRollout], lexicon: str) -> float | None:
     """Least-squares slope of the problems' mean rates on their difficulty, 1 - share solved; None where all are equally hard."""
-    problems: dict[int, list[Marked]] = {}
+    problems: dict[int, list[MarkedRollout]] = {}
     for m in marked:
         problems.setdefault(m.group, []).append(m)
     points = [(1.0 - group[0].solved, fmean(m.rate(lexicon) for m in group)) for group in problems.values()]

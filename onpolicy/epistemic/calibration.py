@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 
-from onpolicy.epistemic.marked import Marked
+from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.rewards.calibration import stated_confidence
 from onpolicy.rewards.extract import extract_answer
 from onpolicy.types import Metrics
@@ -59,7 +59,7 @@ def auroc_within(confidence: Sequence[float], right: Sequence[bool], problem: Se
     return wins / pairs if pairs else None
 
 
-def scoreboard(marked: Sequence[Marked], lexicon: str) -> Metrics:
+def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
     """``calibration/<reading>/...`` of the rollouts' confidence; what cannot be said is absent.
 
     - ``stated``: in a ``<confidence>`` tag; ``agreement``: share of the problem's other rollouts with the same final answer. Both are
@@ -89,7 +89,7 @@ def scoreboard(marked: Sequence[Marked], lexicon: str) -> Metrics:
     return metrics
 
 
-def _agreement(marked: Sequence[Marked]) -> list[float | None]:
+def _agreement(marked: Sequence[MarkedRollout]) -> list[float | None]:
     answers = [extract_answer(m.text) for m in marked]
     groups: dict[int, list[str | None]] = {}
     for m, answer in zip(marked, answers, strict=True):
@@ -100,6 +100,6 @@ def _agreement(marked: Sequence[Marked]) -> list[float | None]:
     ]  # fmt: skip
 
 
-def _likelihood(m: Marked) -> float | None:
+def _likelihood(m: MarkedRollout) -> float | None:
     found = [p for p in m.rollout.rollout_logprobs if math.isfinite(p)]
     return fmean(found) if found else None

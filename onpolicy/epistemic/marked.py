@@ -7,19 +7,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import JudgedGroup
 from onpolicy.rewards.doubt import prompt_text
 from onpolicy.rewards.extract import stated_answers
 from onpolicy.rewards.lexicon import merged, occurrences
-from onpolicy.types import Prompt, Rollout
+from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
 from onpolicy.utils.thinking import ThinkingSplit
 
 Split = Callable[[str], ThinkingSplit]
 
 
 @dataclass(frozen=True)
-class Marked:
+class MarkedRollout:
     """One rollout and where its markers stand."""
 
     prompt: Prompt
@@ -55,7 +53,7 @@ class Marked:
         return self.tokens * (end - start) / max(len(self.text), 1)
 
 
-def mark(groups: Sequence[JudgedGroup], lexicons: Sequence[str], split: Split) -> list[Marked]:
+def locate_markers(groups: Sequence[ScoredGroup], lexicons: Sequence[str], split: Split) -> list[MarkedRollout]:
     """Every rollout of the groups, in order."""
     return [
         _marked(judged, index, number, lexicons, split)
@@ -64,12 +62,12 @@ def mark(groups: Sequence[JudgedGroup], lexicons: Sequence[str], split: Split) -
     ]
 
 
-def _marked(judged: JudgedGroup, index: int, number: int, lexicons: Sequence[str], split: Split) -> Marked:
+def _marked(judged: ScoredGroup, index: int, number: int, lexicons: Sequence[str], split: Split) -> MarkedRollout:
     prompt, rollout = judged.group.prompt, judged.group.rollouts[index]
     text, question = rollout.text, prompt_text(list(prompt.messages))
     found = {name: occurrences(text, name, prompt=question) for name in lexicons}
     stated = stated_answers(text)
-    return Marked(
+    return MarkedRollout(
         prompt=prompt,
         rollout=rollout,
         group=number,

@@ -1,4 +1,4 @@
-"""How much less doubt than the start model expresses, on the same problems."""
+"""How much less doubt than the reference model expresses, on the same problems."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from statistics import fmean
 
 import numpy as np
 
-from onpolicy.epistemic.baseline import Habit
-from onpolicy.epistemic.marked import Marked
+from onpolicy.epistemic.baseline import ProblemBaseline
+from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.rewards.doubt import per_1k
 from onpolicy.rewards.lexicon import words_of
 from onpolicy.types import Metrics
@@ -23,17 +23,17 @@ HELD_OUT = ("A", "B", "C")
 
 
 def suppression(
-    marked: Sequence[Marked], start: Mapping[str, Habit], lexicons: Sequence[str], followed: str
+    marked: Sequence[MarkedRollout], start: Mapping[str, ProblemBaseline], lexicons: Sequence[str], followed: str
 ) -> Metrics:
     """``epistemic/<lexicon>/suppression...`` over the problems whose start is known; below 0 is less doubt.
 
-    - ``suppression``: S, mean over problems of log((rate + .5) / (start model's rate + .5)); ``/low`` and ``/high``: 95 % bootstrap
+    - ``suppression``: S, mean over problems of log((rate + .5) / (reference model's rate + .5)); ``/low`` and ``/high``: 95 % bootstrap
       interval over problems
     - ``suppression/at_length``, of the list that is followed: log of the Mantel-Haenszel rate ratio over responses of like length
       (within a factor of two), so that shorter answers alone do not move it
     - ``audit/<followed>/lead``: S of the list that is followed less the mean S of the held-out lists; what is only said for a reward leads
     """
-    problems: dict[str, list[Marked]] = {}
+    problems: dict[str, list[MarkedRollout]] = {}
     for m in marked:
         if m.prompt.id in start:
             problems.setdefault(m.prompt.id, []).append(m)
@@ -58,13 +58,13 @@ def _with_interval(name: str, value: float, bounds: tuple[float, float]) -> Metr
     return {name: value, f"{name}/low": bounds[0], f"{name}/high": bounds[1]}
 
 
-def _log_ratio(group: Sequence[Marked], start: Habit, lexicon: str) -> float:
+def _log_ratio(group: Sequence[MarkedRollout], start: ProblemBaseline, lexicon: str) -> float:
     now = per_1k(sum(len(m.spans[lexicon]) for m in group), sum(m.tokens for m in group))
     then = per_1k(sum(start.markers[lexicon]), sum(start.tokens))
     return math.log((now + EPSILON) / (then + EPSILON))
 
 
-def _by_length(group: Sequence[Marked], start: Habit, lexicon: str) -> np.ndarray:
+def _by_length(group: Sequence[MarkedRollout], start: ProblemBaseline, lexicon: str) -> np.ndarray:
     """[octaves of length, 4]: markers and tokens now, markers and tokens at the start."""
     table = np.zeros((32, 4))
     now = [(len(m.spans[lexicon]), m.tokens) for m in group]

@@ -5,19 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onpolicy.annotation.scoring import JudgedGroup
 from onpolicy.epistemic.audit import audit
-from onpolicy.epistemic.baseline import Baseline, habits
+from onpolicy.epistemic.baseline import Baseline, problem_baselines
 from onpolicy.epistemic.calibration import scoreboard
-from onpolicy.epistemic.marked import Split, mark
+from onpolicy.epistemic.marked import Split, locate_markers
 from onpolicy.epistemic.suppression import suppression
 from onpolicy.epistemic.text import marker_rates, pooled_rate
-from onpolicy.types import Metrics
+from onpolicy.types import Metrics, ScoredGroup
 
 
 @dataclass(frozen=True)
 class TextTelemetry:
-    """Rates, signs of gaming, calibration, and where the start model is known, suppression."""
+    """Rates, signs of gaming, calibration, and where the reference model is known, suppression."""
 
     lexicons: Sequence[str]
     """Whose markers are counted."""
@@ -27,22 +26,24 @@ class TextTelemetry:
     """Text -> thinking and answer."""
     baseline: Baseline | None = None
 
-    def __call__(self, groups: Sequence[JudgedGroup]) -> Metrics:
-        marked = mark(groups, self._all, self.split)
+    def __call__(self, groups: Sequence[ScoredGroup]) -> Metrics:
+        marked = locate_markers(groups, self._all, self.split)
         metrics = marker_rates(marked, self.lexicons) | audit(marked, self.followed) | scoreboard(marked, self.followed)
         if self.baseline is not None:
-            metrics |= suppression(marked, self.baseline.habits, self._all, self.followed)
+            metrics |= suppression(marked, self.baseline.problem_baselines, self._all, self.followed)
         return metrics
 
-    def brief(self, groups: Sequence[JudgedGroup]) -> Metrics:
+    def brief(self, groups: Sequence[ScoredGroup]) -> Metrics:
         """The pooled rates and the calibration alone: what an evaluation logs."""
-        marked = mark(groups, self._all, self.split)
+        marked = locate_markers(groups, self._all, self.split)
         rates = {f"epistemic/{name}/rate_per_1k": pooled_rate(marked, name) for name in self.lexicons}
         return {n: rate for n, rate in rates.items() if rate is not None} | scoreboard(marked, self.followed)
 
-    def start(self, groups: Sequence[JudgedGroup], spacing: int) -> Baseline:
-        """The baseline that these rollouts of the start model make, for rewards with that spacing."""
-        return Baseline(habits(mark(groups, self._all, self.split), self.followed, spacing), self(groups))
+    def start(self, groups: Sequence[ScoredGroup], spacing: int) -> Baseline:
+        """The baseline that these rollouts of the reference model make, for rewards with that spacing."""
+        return Baseline(
+            problem_baselines(locate_markers(groups, self._all, self.split), self.followed, spacing), self(groups)
+        )
 
     @property
     def _all(self) -> list[str]:

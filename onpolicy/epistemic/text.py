@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from statistics import fmean
 
-from onpolicy.epistemic.marked import Marked
+from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.rewards.lexicon import count, words_of
 from onpolicy.types import Metrics
 
@@ -14,7 +14,7 @@ QUARTERS = 4
 EASY, HARD = 2 / 3, 1 / 3
 """A problem is easy where more than this share of its rollouts is right, hard where less is."""
 
-CHOICES: dict[str, Callable[[Marked], bool]] = {
+CHOICES: dict[str, Callable[[MarkedRollout], bool]] = {
     "correct": lambda m: m.right,
     "wrong": lambda m: not m.right,
     "easy": lambda m: m.solved > EASY,
@@ -26,7 +26,7 @@ CHOICES: dict[str, Callable[[Marked], bool]] = {
 """Parts of a step that are looked at by themselves."""
 
 
-def marker_rates(marked: Sequence[Marked], lexicons: Sequence[str]) -> Metrics:
+def marker_rates(marked: Sequence[MarkedRollout], lexicons: Sequence[str]) -> Metrics:
     """``epistemic/<lexicon>/...`` per 1,000 sampled tokens, pooled over the step unless the name says otherwise."""
     if not marked:
         return {}
@@ -41,7 +41,7 @@ def marker_rates(marked: Sequence[Marked], lexicons: Sequence[str]) -> Metrics:
     return metrics
 
 
-def _rates(marked: Sequence[Marked], lexicon: str) -> dict[str, float | None]:
+def _rates(marked: Sequence[MarkedRollout], lexicon: str) -> dict[str, float | None]:
     found: dict[str, float | None] = {
         "rate_per_1k": pooled_rate(marked, lexicon),
         "rate_per_1k/by_response": fmean(m.rate(lexicon) for m in marked),
@@ -59,13 +59,15 @@ def _rates(marked: Sequence[Marked], lexicon: str) -> dict[str, float | None]:
     return found | {f"word_per_1k/{word}": 1000.0 * words[word] / max(total, 1) for word in words_of(lexicon)}
 
 
-def pooled_rate(marked: Sequence[Marked], lexicon: str) -> float | None:
+def pooled_rate(marked: Sequence[MarkedRollout], lexicon: str) -> float | None:
     """Markers of all over tokens of all, per 1,000; None without a token."""
     tokens = sum(m.tokens for m in marked)
     return 1000.0 * sum(len(m.spans[lexicon]) for m in marked) / tokens if tokens else None
 
 
-def _part(marked: Sequence[Marked], lexicon: str, edges: Callable[[Marked, int], tuple[int, int]]) -> float | None:
+def _part(
+    marked: Sequence[MarkedRollout], lexicon: str, edges: Callable[[MarkedRollout, int], tuple[int, int]]
+) -> float | None:
     """The pooled rate in a part of each text; None where no text has that part."""
     hits, tokens = 0, 0.0
     for m in marked:

@@ -14,16 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.trainer.chunked_head import START, STUDENT
-from onpolicy.types import LossInputs, Metrics
+from onpolicy.epistemic.ids import span_name
+from onpolicy.types import REF, STUDENT, LossInputs, Metrics
 
-CLASSES = {
-    "number": r"\d+(?:[.,]\d+)*",
-    "operator": r"[=+\-*/^<>×÷±≤≥≠≈]|\\(?:times|frac|cdot|sqrt|leq?|geq?|neq?)\b",
-    "style": r"(?i:\b(?:okay|ok|alright|well|let'?s?|we|i|you|us|need|want|know|given|here|note|step|first|second|next|then|now|so|thus|"
-    r"hence|therefore|finally|indeed|simply|just|to|in order|the following|as follows)\b)|\*\*|^#+|^\s*[-•]\s|\n{2,}",
-}
-"""Classes of tokens beside the lexicons: name -> regular expression. ``style`` is how a solution is told: address, connectives, layout."""
 ENTROPY_EDGES = (0.05, 0.3, 0.7, 1.2, 2.0)
 """Nats; with the quarter of the response they make the strata in which markers and other tokens are compared."""
 QUARTERS = 4
@@ -33,11 +26,6 @@ AROUND = 5
 """Tokens on either side of a marker that count as around it."""
 FORK_QUANTILE = 0.8
 """A fork is a position whose entropy exceeds this quantile of the first step's."""
-
-
-def span_name(token_class: str) -> str:
-    """Under which name a class of tokens is marked; no span of a config has it by accident."""
-    return f"<{token_class}>"
 
 
 @dataclass
@@ -57,7 +45,7 @@ class TokenTelemetry:
     @torch.no_grad()
     def observe(self, inputs: LossInputs) -> None:
         """One micro-batch."""
-        mask, entropy = inputs.response_mask, inputs.entropy
+        mask, entropy = inputs.sampled_mask, inputs.entropy
         marked = {name: inputs.spans[span_name(name)] & mask for name in self.classes}
         markers = marked[self.lexicon]
         self._entropies.append(entropy[mask].cpu())
@@ -65,17 +53,17 @@ class TokenTelemetry:
         self._add("entropy_at", entropy, begins)
         self._add("entropy_around", entropy, _around(markers) & mask & ~markers)
         self._add("probability", inputs.logprobs.exp(), begins)
-        for view, scores in inputs.teacher.items():
+        for context, scores in inputs.teacher.items():
             gap = scores.logprobs - inputs.logprobs
             for name in self.classes:
-                self._add(f"gap/{view}/{name}", gap, marked[name] & scores.mask)
-            self._stratify(view, gap, begins & scores.mask, scores.mask & ~markers, inputs)
+                self._add(f"gap/{context}/{name}", gap, marked[name] & scores.mask)
+            self._stratify(context, gap, begins & scores.mask, scores.mask & ~markers, inputs)
         self._observe_mass(inputs)
         for comparison, values in inputs.divergences.items():
-            taught = inputs.teacher[comparison.view].mask
-            self._add(f"divergence/{comparison.view}", values, taught)
+            taught = inputs.teacher[comparison.context].mask
+            self._add(f"divergence/{comparison.context}", values, taught)
             for name in self.classes:
-                self._add(f"divergence/{comparison.view}/{name}", values, marked[name] & taught)
+                self._add(f"divergence/{comparison.context}/{name}", values, marked[name] & taught)
 
     def metrics(self) -> Metrics:
         """``epistemic/...``; what had not a single token is absent."""
@@ -85,10 +73,10 @@ class TokenTelemetry:
         found = {f"{prefix}/{n}": mean[n] for n in ("entropy_at", "entropy_around", "probability") if n in mean}
         found |= {f"epistemic/{n}": value for n, value in mean.items() if n.startswith("gap/")}
         found |= {f"{prefix}/{n}": value for n, value in mean.items() if n.startswith("mass")}
-        for view, table in self._strata.items():
+        for context, table in self._strata.items():
             difference = matched_difference(table)
             if difference is not None:
-                found[f"{prefix}/gap_matched/{view}"] = difference
+                found[f"{prefix}/gap_matched/{context}"] = difference
         found |= self._shares()
         if any(map(len, self._entropies)):
             found["epistemic/fork_rate"] = self._fork_rate(torch.cat(self._entropies))
@@ -106,8 +94,8 @@ class TokenTelemetry:
         sums, strata, entropies = seen
         for name, value in sums.items():
             self._sums[name] += value
-        for view, table in strata.items():
-            self._strata[view] = self._strata.get(view, 0.0) + table
+        for context, table in strata.items():
+            self._strata[context] = self._strata.get(context, 0.0) + table
         self._entropies += entropies
 
     def state(self) -> dict[str, Any]:
@@ -125,20 +113,20 @@ class TokenTelemetry:
         student = inputs.marker_mass.get((STUDENT, self.lexicon))
         if student is None:
             return
-        self._add("mass/student", student.exp(), inputs.response_mask)
-        chance = inputs.response_mask & (student.exp() >= OPPORTUNITY)
+        self._add("mass/student", student.exp(), inputs.sampled_mask)
+        chance = inputs.sampled_mask & (student.exp() >= OPPORTUNITY)
         self._sums["opportunities"] += int(chance.sum())
-        for view, scores in inputs.teacher.items():
-            theirs = inputs.marker_mass[view, self.lexicon]
-            self._add(f"mass/{view}", theirs.exp(), scores.mask)
-            self._add(f"mass_gap/{view}", theirs - student, chance & scores.mask)
-        if (START, self.lexicon) in inputs.marker_mass:
-            self._add("mass/start", inputs.marker_mass[START, self.lexicon].exp(), inputs.response_mask)
+        for context, scores in inputs.teacher.items():
+            theirs = inputs.marker_mass[context, self.lexicon]
+            self._add(f"mass/{context}", theirs.exp(), scores.mask)
+            self._add(f"mass_gap/{context}", theirs - student, chance & scores.mask)
+        if (REF, self.lexicon) in inputs.marker_mass:
+            self._add("mass/start", inputs.marker_mass[REF, self.lexicon].exp(), inputs.sampled_mask)
 
-    def _stratify(self, view: str, gap: Tensor, markers: Tensor, others: Tensor, inputs: LossInputs) -> None:
+    def _stratify(self, context: str, gap: Tensor, markers: Tensor, others: Tensor, inputs: LossInputs) -> None:
         """[strata, 4]: sum and number of u over markers, sum and number over other tokens."""
         edges = torch.tensor(ENTROPY_EDGES, device=gap.device, dtype=inputs.entropy.dtype)
-        lengths = inputs.response_mask.sum(-1, keepdim=True).clamp(min=1)
+        lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
         quarter = (torch.arange(gap.shape[1], device=gap.device) * QUARTERS // lengths).clamp(max=QUARTERS - 1)
         stratum = torch.bucketize(inputs.entropy, edges) * QUARTERS + quarter
         table = torch.zeros((len(ENTROPY_EDGES) + 1) * QUARTERS, 4, dtype=torch.float64)
@@ -146,18 +134,18 @@ class TokenTelemetry:
             where = stratum[mask].cpu()
             table[:, column].index_add_(0, where, gap[mask].double().cpu())
             table[:, column + 1].index_add_(0, where, torch.ones(len(where), dtype=torch.float64))
-        self._strata[view] = self._strata.get(view, 0.0) + table
+        self._strata[context] = self._strata.get(context, 0.0) + table
 
     def _shares(self) -> Metrics:
-        """Of each view's divergence: the part that falls on a class of tokens, and that part by the class's share of tokens."""
+        """Of each context's divergence: the part that falls on a class of tokens, and that part by the class's share of tokens."""
         found: Metrics = {}
         for key in [k for k in self._sums if k.startswith("divergence/") and k.count("/") == 3 and k.endswith("/s")]:
-            _, view, name, _ = key.split("/")
-            total, tokens = self._sums[f"divergence/{view}/s"], self._sums[f"divergence/{view}/n"]
-            own = self._sums[f"divergence/{view}/{name}/n"]
+            _, context, name, _ = key.split("/")
+            total, tokens = self._sums[f"divergence/{context}/s"], self._sums[f"divergence/{context}/n"]
+            own = self._sums[f"divergence/{context}/{name}/n"]
             if total and own:
-                found[f"epistemic/divergence_share/{view}/{name}"] = share = self._sums[key] / total
-                found[f"epistemic/divergence_concentration/{view}/{name}"] = share / (own / tokens)
+                found[f"epistemic/divergence_share/{context}/{name}"] = share = self._sums[key] / total
+                found[f"epistemic/divergence_concentration/{context}/{name}"] = share / (own / tokens)
         return found
 
     def _fork_rate(self, entropies: Tensor) -> float:

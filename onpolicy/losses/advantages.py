@@ -13,10 +13,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from onpolicy.losses.comparison import reads_start
+from onpolicy.losses.comparison import reads_ref
 from onpolicy.losses.token_weights import permuted
-from onpolicy.trainer.chunked_head import STUDENT
-from onpolicy.types import LossInputs
+from onpolicy.types import STUDENT, LossInputs
 
 Advantage = Callable[[LossInputs], Tensor]
 
@@ -26,7 +25,9 @@ def group(inputs: LossInputs) -> Tensor:
     return inputs.advantages
 
 
-def gap(inputs: LossInputs, *, floor: float | None = None, clip: float | None = None, view: str = "teacher") -> Tensor:
+def gap(
+    inputs: LossInputs, *, floor: float | None = None, clip: float | None = None, context: str = "teacher"
+) -> Tensor:
     """A_t = u_t: the teacher replaces the reward (Thinking Machines, On-Policy Distillation, 2025).
 
     REOPOLD (arXiv 2603.11137) floors it at log(l) / (1 - l), l = .1: -2.558.
@@ -34,50 +35,50 @@ def gap(inputs: LossInputs, *, floor: float | None = None, clip: float | None = 
     Args:
         floor: u_t is not below this, nats; null: no floor
         clip: |u_t| is cut here, nats; null: not at all
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    replaced = _gap(inputs, view) if floor is None else _gap(inputs, view).clamp(min=floor)
+    replaced = _gap(inputs, context) if floor is None else _gap(inputs, context).clamp(min=floor)
     replaced = replaced if clip is None else replaced.clamp(-clip, clip)
-    return torch.where(inputs.teacher[view].mask, replaced, 0.0)
+    return torch.where(inputs.teacher[context].mask, replaced, 0.0)
 
 
-def future_gap(inputs: LossInputs, *, view: str = "teacher") -> Tensor:
+def future_gap(inputs: LossInputs, *, context: str = "teacher") -> Tensor:
     """A_t = (sum of u over the tokens after t) / (number of them): the long-term part of MiniLLM's gradient.
 
     MiniLLM (arXiv 2306.08543, section 2.2) with its single-step split and length normalisation: the immediate part is the
     exact reverse KL at t, the term `distill` with `reverse_kl`.
 
     Args:
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    mask = inputs.teacher[view].mask
-    gaps = torch.where(mask, _gap(inputs, view), 0.0)
+    mask = inputs.teacher[context].mask
+    gaps = torch.where(mask, _gap(inputs, context), 0.0)
     later = gaps.flip(-1).cumsum(-1).flip(-1) - gaps
     remaining = mask.int().flip(-1).cumsum(-1).flip(-1) - 1
     return torch.where(mask & (remaining > 0), later / remaining.clamp(min=1), 0.0)
 
 
-def add(inputs: LossInputs, *, coefficient: float = 0.1, view: str = "teacher") -> Tensor:
+def add(inputs: LossInputs, *, coefficient: float = 0.1, context: str = "teacher") -> Tensor:
     """A_t = A + coefficient u_t: reward and reverse KL in one advantage.
 
     Args:
         coefficient: of u_t, per nat
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    return _where_taught(inputs, view, inputs.advantages + coefficient * _gap(inputs, view))
+    return _where_taught(inputs, context, inputs.advantages + coefficient * _gap(inputs, context))
 
 
-def add_keeping_sign(inputs: LossInputs, *, coefficient: float = 0.1, view: str = "teacher") -> Tensor:
+def add_keeping_sign(inputs: LossInputs, *, coefficient: float = 0.1, context: str = "teacher") -> Tensor:
     """A_t = A + coefficient u_t, but 0 where that would turn the sign of A: the teacher scales blame and praise, never swaps them.
 
     Args:
         coefficient: of u_t, per nat
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    return _where_taught(inputs, view, _keeping_sign(inputs.advantages, coefficient * _gap(inputs, view)))
+    return _where_taught(inputs, context, _keeping_sign(inputs.advantages, coefficient * _gap(inputs, context)))
 
 
-def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, view: str = "teacher") -> Tensor:
+def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, context: str = "teacher") -> Tensor:
     """A_t = A ((1 - share) + share w_t), w_t = clip(exp(sign(A) u_t), 1 - clip, 1 + clip).
 
     RLSD (arXiv 2604.03128): the reward decides the direction, the teacher how much of it each token gets.
@@ -85,14 +86,14 @@ def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, view:
     Args:
         share: how far the weights replace 1, 0 to 1
         clip: w_t stays within 1 - clip and 1 + clip
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
     advantages = inputs.advantages
-    weight = (advantages.sign() * _gap(inputs, view)).exp().clamp(1.0 - clip, 1.0 + clip)
-    return _where_taught(inputs, view, advantages * ((1.0 - share) + share * weight))
+    weight = (advantages.sign() * _gap(inputs, context)).exp().clamp(1.0 - clip, 1.0 + clip)
+    return _where_taught(inputs, context, advantages * ((1.0 - share) + share * weight))
 
 
-def rebellious(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, view: str = "teacher") -> Tensor:
+def rebellious(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, context: str = "teacher") -> Tensor:
     """Where A > 0: A_t = A ((1 - share) + share w_t), w_t = clip(exp(-u_t), 1 - clip, 1 + clip); elsewhere A_t = A.
 
     RLRT (arXiv 2605.10781): in an answer that was right, what the informed teacher would *not* have said counts more. Its
@@ -101,12 +102,12 @@ def rebellious(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, vie
     Args:
         share: how far the weights replace 1, 0 to 1
         clip: w_t stays within 1 - clip and 1 + clip
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
     advantages = inputs.advantages
-    weight = (-_gap(inputs, view)).exp().clamp(1.0 - clip, 1.0 + clip)
+    weight = (-_gap(inputs, context)).exp().clamp(1.0 - clip, 1.0 + clip)
     changed = advantages * ((1.0 - share) + share * weight)
-    return _where_taught(inputs, view, torch.where(advantages > 0, changed, advantages))
+    return _where_taught(inputs, context, torch.where(advantages > 0, changed, advantages))
 
 
 def contrastive(
@@ -116,8 +117,8 @@ def contrastive(
     temperature: float = 0.02,
     bound: float = 2.0,
     deadband: float = 0.02,
-    view: str = "teacher",
-    contrast_views: list[str] = ["contrast"],  # noqa: B006 read, never changed
+    context: str = "teacher",
+    contrast_contexts: list[str] = ["contrast"],  # noqa: B006 read, never changed
 ) -> Tensor:
     """A_t = A + r_t, but 0 where that would turn the sign of A; r_t = clip(coefficient tanh(e_t / temperature), -bound, bound).
 
@@ -129,19 +130,19 @@ def contrastive(
         temperature: nats over which the change grows
         bound: hard limit of the change
         deadband: changes up to this are left out
-        view: the context with the right hint
-        contrast_views: the contexts with wrong hints; a rollout needs at least one of them
+        context: the context with the right hint
+        contrast_contexts: the contexts with wrong hints; a rollout needs at least one of them
     """
-    present = torch.stack([inputs.teacher[v].mask for v in contrast_views])
-    wrong = torch.stack([inputs.teacher[v].logprobs for v in contrast_views]).masked_fill(~present, -torch.inf)
+    present = torch.stack([inputs.teacher[v].mask for v in contrast_contexts])
+    wrong = torch.stack([inputs.teacher[v].logprobs for v in contrast_contexts]).masked_fill(~present, -torch.inf)
     count = present.sum(0)
     mean = torch.where(count > 0, wrong.logsumexp(0) - count.clamp(min=1).log(), 0.0)
-    change = (coefficient * torch.tanh((inputs.teacher[view].logprobs - mean) / temperature)).clamp(-bound, bound)
+    change = (coefficient * torch.tanh((inputs.teacher[context].logprobs - mean) / temperature)).clamp(-bound, bound)
     change = torch.where((change.abs() > deadband) & (count > 0), change, 0.0)
-    return _where_taught(inputs, view, _keeping_sign(inputs.advantages, change))
+    return _where_taught(inputs, context, _keeping_sign(inputs.advantages, change))
 
 
-def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, view: str = "teacher") -> Tensor:
+def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, context: str = "teacher") -> Tensor:
     """A_t = A - coefficient phi(u_t), phi(u) = (softplus(u) - ln 2) / 2: away from the teacher, within bounds.
 
     AntiSD (arXiv 2605.11609): a token the teacher would never have said gains at most coefficient (ln 2) / 2; one it would
@@ -149,14 +150,14 @@ def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, view: str 
 
     Args:
         coefficient: strength
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    phi = 0.5 * (torch.nn.functional.softplus(_gap(inputs, view)) - math.log(2.0))
-    return _where_taught(inputs, view, inputs.advantages - coefficient * phi)
+    phi = 0.5 * (torch.nn.functional.softplus(_gap(inputs, context)) - math.log(2.0))
+    return _where_taught(inputs, context, inputs.advantages - coefficient * phi)
 
 
 def entropy_directed(
-    inputs: LossInputs, *, coefficient: float = 0.1, share: float = 0.2, view: str = "teacher"
+    inputs: LossInputs, *, coefficient: float = 0.1, share: float = 0.2, context: str = "teacher"
 ) -> Tensor:
     """A_t = A + coefficient omega_t d_t, omega_t = tanh((h - H_t) / s) sigmoid(|d_t| - 1): towards the teacher where the student
     is sure, away from it where it is not.
@@ -167,18 +168,18 @@ def entropy_directed(
     Args:
         coefficient: strength
         share: part of a rollout's tokens that move away from the teacher, 0 to 1
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    mask = inputs.teacher[view].mask
+    mask = inputs.teacher[context].mask
     count = mask.sum(-1, keepdim=True).clamp(min=1)
     mean = lambda values: torch.where(mask, values, 0.0).sum(-1, keepdim=True) / count  # noqa: E731
-    gaps, entropy = _gap(inputs, view), inputs.entropy
+    gaps, entropy = _gap(inputs, context), inputs.entropy
     tiny = torch.finfo(entropy.dtype).tiny
     scaled = gaps / mean(gaps.square()).sqrt().clamp(min=tiny)
     threshold = entropy.masked_fill(~mask, torch.nan).nanquantile(1.0 - share, dim=-1, keepdim=True).nan_to_num()
     direction = torch.tanh((threshold - entropy) / mean((entropy - mean(entropy)).abs()).clamp(min=tiny))
     changed = inputs.advantages + coefficient * direction * torch.sigmoid(scaled.abs() - 1.0) * scaled
-    return _where_taught(inputs, view, changed)
+    return _where_taught(inputs, context, changed)
 
 
 def on_markers(
@@ -202,7 +203,7 @@ def on_markers(
             tokens of like entropy
         seed: of the random controls
     """
-    mask = inputs.response_mask
+    mask = inputs.sampled_mask
     chosen = inputs.spans[f"<{lexicon}>"] & mask
     if (STUDENT, lexicon) in inputs.marker_mass:
         chosen = chosen | ((inputs.marker_mass[STUDENT, lexicon].exp() >= opportunity) & mask)
@@ -214,7 +215,7 @@ def on_markers(
     return torch.where(chosen, advantage(inputs), inputs.advantages)
 
 
-@reads_start
+@reads_ref
 def surprise(
     inputs: LossInputs,
     *,
@@ -223,11 +224,11 @@ def surprise(
     fork: float = 0.7,
     total: float = 1.0,
     lexicon: str = "A",
-    view: str = "teacher",
+    context: str = "teacher",
     control: Literal["none", "any", "like_entropy"] = "none",
     seed: int = 0,
 ) -> Tensor:
-    """Where A > 0: A_t = A + b_t, b_t = coefficient min(bound, max(0, -u_t)) at markers where the start model was at a fork.
+    """Where A > 0: A_t = A + b_t, b_t = coefficient min(bound, max(0, -u_t)) at markers where the reference model was at a fork.
 
     Pays only for doubt that the informed teacher would have removed, at a real fork, in an answer that did better than its siblings:
     a right one, unless a bonus says otherwise (then give the term `route: correct`). The sum over an answer is cut at `total`, by scaling.
@@ -236,27 +237,30 @@ def surprise(
     Args:
         coefficient: per nat
         bound: -u_t counts up to this, nats
-        fork: entropy of the start model above which a position is a fork, nats
+        fork: entropy of the reference model above which a position is a fork, nats
         total: largest sum of the bonus over one answer
         lexicon: whose markers
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
         control: the same bonuses on other tokens of the answer: `any`, at random; `like_entropy`, among tokens of like entropy
         seed: of the controls
     """
     assert inputs.ref_entropy is not None
     paid = (
-        inputs.spans[f"<{lexicon}>"] & inputs.teacher[view].mask & (inputs.ref_entropy > fork) & (inputs.advantages > 0)
+        inputs.spans[f"<{lexicon}>"]
+        & inputs.teacher[context].mask
+        & (inputs.ref_entropy > fork)
+        & (inputs.advantages > 0)
     )
-    bonus = torch.where(paid, coefficient * (-_gap(inputs, view)).clamp(0.0, bound), 0.0)
+    bonus = torch.where(paid, coefficient * (-_gap(inputs, context)).clamp(0.0, bound), 0.0)
     bonus = bonus * (total / bonus.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
     if control != "none":
         strata = 10 if control == "like_entropy" else 1
-        bonus = permuted(inputs, bonus, inputs.response_mask, strata=strata, seed=seed)
+        bonus = permuted(inputs, bonus, inputs.sampled_mask, strata=strata, seed=seed)
     return inputs.advantages + bonus
 
 
-def _gap(inputs: LossInputs, view: str) -> Tensor:
-    return inputs.teacher[view].logprobs - inputs.old_logprobs
+def _gap(inputs: LossInputs, context: str) -> Tensor:
+    return inputs.teacher[context].logprobs - inputs.old_logprobs
 
 
 def _keeping_sign(advantages: Tensor, change: Tensor) -> Tensor:
@@ -265,5 +269,5 @@ def _keeping_sign(advantages: Tensor, change: Tensor) -> Tensor:
     return torch.where(summed * advantages > 0, summed, 0.0)
 
 
-def _where_taught(inputs: LossInputs, view: str, changed: Tensor) -> Tensor:
-    return torch.where(inputs.teacher[view].mask, changed, inputs.advantages)
+def _where_taught(inputs: LossInputs, context: str, changed: Tensor) -> Tensor:
+    return torch.where(inputs.teacher[context].mask, changed, inputs.advantages)

@@ -1,4 +1,4 @@
-"""One comparison of student and teacher: which view, towards which target, on which support, by which divergence."""
+"""One comparison of student and teacher: which context, towards which target, on which support, by which divergence."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Distributions:
 
     student: Tensor
     teachers: Mapping[str, Tensor]
-    """By view."""
+    """By context."""
     start: Tensor | None
-    """The start model's on the student's prompt; None unless something declares ``reads_start``."""
+    """The reference model's on the student's prompt; None unless something declares ``reads_ref``."""
     token_ids: Tensor
     """[...] the sampled tokens."""
     marker_ids: Mapping[str, Tensor]
@@ -37,9 +37,9 @@ Target = Callable[[Tensor, Distributions], Tensor]
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
-def reads_start(function: Function) -> Function:
-    """States that a plug-in reads the start model's distribution, for which the trainer then keeps that model."""
-    function.reads_start = True  # type: ignore[attr-defined]
+def reads_ref(function: Function) -> Function:
+    """States that a plug-in reads the reference model's distribution, for which the trainer then keeps that model."""
+    function.reads_ref = True  # type: ignore[attr-defined]
     return function
 
 
@@ -47,7 +47,7 @@ def reads_start(function: Function) -> Function:
 class Comparison:
     """Asked for by a loss term, computed once over the vocabulary, read from ``LossInputs.divergences``."""
 
-    view: str
+    context: str
     support: Support
     target: Target
     divergence: Divergence
@@ -55,6 +55,6 @@ class Comparison:
     def __call__(self, student: Tensor, seen: Distributions) -> Tensor:
         """[..., V] -> [...]; gradient flows into ``student`` alone."""
         with torch.no_grad():
-            target = self.target(seen.teachers[self.view], seen).detach()
+            target = self.target(seen.teachers[self.context], seen).detach()
             entries = self.support(student, target)
         return self.divergence(restrict(student, entries), restrict(target, entries))

@@ -17,7 +17,7 @@ micro-batches never changes its gradient.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from onpolicy.config.schedules import Coefficient
 from onpolicy.losses.comparison import Comparison
-from onpolicy.losses.terms.base import TermFacts, TermFunction
+from onpolicy.losses.terms.base import TermFunction, TermSpec
 from onpolicy.types import LossInputs, Metrics, TrainBatch
 
 
@@ -38,9 +38,9 @@ class Term:
     weight: float | Coefficient
     function: TermFunction
     """``LossInputs -> TermOutput``, options bound."""
-    facts: TermFacts
-    views: tuple[str, ...] = ()
-    """The views it reads, itself or through its options."""
+    facts: TermSpec
+    contexts: tuple[str, ...] = ()
+    """The contexts it reads, itself or through its options."""
     normalize: str = "tokens"
     """``tokens``, ``sequences``, ``all_sequences`` or ``max_tokens``."""
     max_tokens: int = 1
@@ -50,10 +50,12 @@ class Term:
 
     def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
         """[B, T] bool: the tokens this term trains."""
-        mask = batch.response_mask
+        mask = batch.sampled_mask
         if self.facts.tokens == "teacher_mask":
-            for view in self.views:
-                mask = mask & (batch.views[view] if isinstance(batch, TrainBatch) else batch.teacher[view].mask)
+            for context in self.contexts:
+                mask = mask & (
+                    batch.context_masks[context] if isinstance(batch, TrainBatch) else batch.teacher[context].mask
+                )
         return mask if self.name not in batch.routes else mask & (batch.routes[self.name] > 0)[:, None]
 
     def shares(self, mask: Tensor, inputs: LossInputs) -> Tensor:
@@ -71,7 +73,7 @@ class Term:
         }[self.normalize]
 
 
-class Tally:
+class MetricAccumulator:
     """Sums and counts of per-token quantities, over micro-batches; gives means at the end, and sums of what is only counted."""
 
     def __init__(self) -> None:
@@ -87,7 +89,7 @@ class Tally:
         """Adds to a total, which is given as it is."""
         self.totals[name] += number
 
-    def absorb(self, other: Tally) -> None:
+    def absorb(self, other: MetricAccumulator) -> None:
         """Adds what another has counted."""
         for name, value in other.sums.items():
             self.sums[name] += value
@@ -110,7 +112,7 @@ class Objective:
 
     @property
     def needs_ref(self) -> bool:
-        """Whether a term, or a plug-in among its options, reads the start model."""
+        """Whether a term, or a plug-in among its options, reads the reference model."""
         return any(t.facts.needs_ref for t in self.terms)
 
     @property
@@ -125,7 +127,9 @@ class Objective:
                 counts[term.name] += term.units(term.tokens(batch))
         return counts
 
-    def __call__(self, inputs: LossInputs, denominators: Mapping[str, int], tally: Tally | None = None) -> Tensor:
+    def __call__(
+        self, inputs: LossInputs, denominators: Mapping[str, int], tally: MetricAccumulator | None = None
+    ) -> Tensor:
         """This micro-batch's share of the loss; the shares of all micro-batches add up to the loss of the update."""
         total = inputs.logprobs.sum() * 0.0  # keeps the graph where no term has a token in this micro-batch
         for term in self.terms:
@@ -144,13 +148,3 @@ class Objective:
                 for name, values in output.metrics.items():
                     tally.add(f"{term.name}/{name}", values.detach(), mask)
         return total
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """``distill, distill`` -> ``distill, distill_2``."""
-    seen: Counter[str] = Counter()
-    result = []
-    for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return result

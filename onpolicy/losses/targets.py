@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from onpolicy.losses.comparison import Distributions, reads_start
+from onpolicy.losses.comparison import Distributions, reads_ref
 
 
 def identity(teacher: Tensor, seen: Distributions) -> Tensor:
@@ -42,17 +42,17 @@ def top_k(teacher: Tensor, seen: Distributions, *, k: int = 16) -> Tensor:
     return torch.full_like(teacher, -torch.inf).scatter(-1, kept.indices, kept.values.log_softmax(-1))
 
 
-@reads_start
+@reads_ref
 def arithmetic_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) -> Tensor:
-    """share pi_0 + (1 - share) q: what the start model would still have said keeps at least its share.
+    """share pi_0 + (1 - share) q: what the reference model would still have said keeps at least its share.
 
     Args:
-        share: the start model's, 0 to 1
+        share: the reference model's, 0 to 1
     """
     return _mix(_start(seen), teacher, torch.full_like(teacher[..., 0], _share(share)))
 
 
-@reads_start
+@reads_ref
 def prior_anchor(teacher: Tensor, seen: Distributions, *, scale: float = 1.0) -> Tensor:
     """U pi_0 + (1 - U) q, U = sigmoid(p(y) (log p(y) - log q(y)) / scale), p the student, y the sampled token.
 
@@ -65,40 +65,45 @@ def prior_anchor(teacher: Tensor, seen: Distributions, *, scale: float = 1.0) ->
     return _mix(_start(seen), teacher, torch.sigmoid(student.exp() * (student - theirs) / scale))
 
 
-@reads_start
+@reads_ref
 def geometric_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) -> Tensor:
-    """pi_0^share q^(1 - share), normalised: the optimum of following the teacher under a KL penalty to the start model.
+    """pi_0^share q^(1 - share), normalised: the optimum of following the teacher under a KL penalty to the reference model.
 
     beta-OPSD (arXiv 2607.28582) with share = 1 - beta.
 
     Args:
-        share: the start model's, 0 to 1
+        share: the reference model's, 0 to 1
     """
     share = _share(share)
     finite = torch.finfo(teacher.dtype).min / 4  # 0 * -inf is not 0
     return (share * _start(seen).clamp(min=finite) + (1.0 - share) * teacher.clamp(min=finite)).log_softmax(-1)
 
 
-@reads_start
+@reads_ref
 def pmi_residual(
-    teacher: Tensor, seen: Distributions, *, reference_view: str = "reference", kappa: float = 10.0, beta: float = 1.0
+    teacher: Tensor,
+    seen: Distributions,
+    *,
+    reference_context: str = "reference",
+    kappa: float = 10.0,
+    beta: float = 1.0,
 ) -> Tensor:
     """softmax(log pi_0 + kappa tanh(d / kappa) / beta), d = log q - log q_ref centred over the vocabulary.
 
     Purified OPSD (arXiv 2607.02234, section 3.2): what the reference text induces without the question is subtracted from
-    what it induces with it; the rest is put onto the start model.
+    what it induces with it; the rest is put onto the reference model.
 
     Args:
-        reference_view: the view whose teacher reads the reference without the question
+        reference_context: the context whose teacher reads the reference without the question
         kappa: the difference is bounded by this, nats
         beta: temperature of the difference
     """
-    difference = teacher - seen.teachers[reference_view]
+    difference = teacher - seen.teachers[reference_context]
     centred = difference - difference.mean(-1, keepdim=True)
     return (_start(seen) + kappa * torch.tanh(centred / kappa) / beta).log_softmax(-1)
 
 
-@reads_start
+@reads_ref
 def marker_mass_floor(
     teacher: Tensor,
     seen: Distributions,
@@ -107,15 +112,15 @@ def marker_mass_floor(
     share: float = 0.5,
     control: Literal["none", "others"] = "none",
 ) -> Tensor:
-    """The distribution nearest to q whose mass M on a lexicon's markers is at least share times the start model's.
+    """The distribution nearest to q whose mass M on a lexicon's markers is at least share times the reference model's.
 
     With E the markers and m = max(M(q), share M(pi_0)): q m / M(q) on E, q (1 - m) / (1 - M(q)) elsewhere. It minimises
     KL(. || q) under the constraint, so among the markers and among the others the teacher's preferences stay as they are.
 
     Args:
         lexicon: whose markers; those that are one token of the tokenizer
-        share: of the start model's mass, 0 to 1
-        control: `others`: the same mass m - M(q) goes back to the start model's other words instead: (1 - d) q + d pi_0 without E
+        share: of the reference model's mass, 0 to 1
+        control: `others`: the same mass m - M(q) goes back to the reference model's other words instead: (1 - d) q + d pi_0 without E
     """
     ids = seen.marker_ids[lexicon]
     finite = teacher.clamp(min=torch.finfo(teacher.dtype).min / 4)  # a teacher without any marker keeps them all alike

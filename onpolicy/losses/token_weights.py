@@ -14,9 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from onpolicy.losses.comparison import reads_start
-from onpolicy.trainer.chunked_head import START
-from onpolicy.types import LossInputs
+from onpolicy.losses.comparison import reads_ref
+from onpolicy.types import REF, LossInputs
 
 TokenWeight = Callable[[LossInputs, Tensor], Tensor]
 """``(inputs, mask [B, T] bool: the term's tokens)`` -> weights ``[B, T]``."""
@@ -39,7 +38,7 @@ def position(
         midpoint: place of the rise, as a share of the completion
         width: how gradual the rise is, in the same unit
     """
-    lengths = inputs.response_mask.sum(-1, keepdim=True).clamp(min=1)
+    lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
     place = torch.arange(mask.shape[1], device=mask.device) / lengths
     return minimum + (1.0 - minimum) * torch.sigmoid((place - midpoint) / width)
 
@@ -68,26 +67,26 @@ def entropy(
     return mask.to(chosen.dtype) - chosen if keep == "not_high" else chosen
 
 
-def gap(inputs: LossInputs, mask: Tensor, *, view: str = "teacher", scale: float = 1.0) -> Tensor:
+def gap(inputs: LossInputs, mask: Tensor, *, context: str = "teacher", scale: float = 1.0) -> Tensor:
     """w_t = sigmoid(u_t / scale), u_t = log teacher(y_t) - log student(y_t): what the teacher would not have said counts less.
 
     The gate of SDAR (arXiv 2605.15155).
 
     Args:
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
         scale: nats
     """
-    return torch.sigmoid((inputs.teacher[view].logprobs - inputs.logprobs.detach()) / scale)
+    return torch.sigmoid((inputs.teacher[context].logprobs - inputs.logprobs.detach()) / scale)
 
 
-def gap_above(inputs: LossInputs, mask: Tensor, *, threshold: float, view: str = "teacher") -> Tensor:
+def gap_above(inputs: LossInputs, mask: Tensor, *, threshold: float, context: str = "teacher") -> Tensor:
     """1 where u_t = log teacher(y_t) - log old student(y_t) is at least the threshold, 0 below (REOPOLD, arXiv 2603.11137, phase I).
 
     Args:
         threshold: nats
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    return (inputs.teacher[view].logprobs - inputs.old_logprobs >= threshold).to(inputs.entropy.dtype)
+    return (inputs.teacher[context].logprobs - inputs.old_logprobs >= threshold).to(inputs.entropy.dtype)
 
 
 def teacher_entropy(
@@ -96,7 +95,7 @@ def teacher_entropy(
     *,
     threshold: float = 0.8,
     keep: Literal["above", "below"] = "above",
-    view: str = "teacher",
+    context: str = "teacher",
 ) -> Tensor:
     """1 where the teacher's entropy lies above (or not above) the threshold, 0 elsewhere (EOPD, arXiv 2603.07079).
 
@@ -105,37 +104,37 @@ def teacher_entropy(
     Args:
         threshold: nats
         keep: `above` or `below`
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    above = inputs.teacher[view].entropy > threshold
+    above = inputs.teacher[context].entropy > threshold
     return (above if keep == "above" else ~above).to(inputs.entropy.dtype)
 
 
-def teacher_certainty(inputs: LossInputs, mask: Tensor, *, scale: float = 1.0, view: str = "teacher") -> Tensor:
+def teacher_certainty(inputs: LossInputs, mask: Tensor, *, scale: float = 1.0, context: str = "teacher") -> Tensor:
     """w_t = exp(-H(teacher_t) / scale): an unsure teacher counts less (SRPO, arXiv 2604.02288; the form is ours).
 
     Args:
         scale: nats
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
     """
-    return torch.exp(-inputs.teacher[view].entropy / scale)
+    return torch.exp(-inputs.teacher[context].entropy / scale)
 
 
-@reads_start
+@reads_ref
 def opportunity(
     inputs: LossInputs, mask: Tensor, *, lexicon: str = "A", minimum: float = 0.0, saturation: float = 0.05
 ) -> Tensor:
-    """w_t = 1 - (1 - minimum) min(1, M_t / saturation), M_t the start model's mass on the lexicon's markers at t.
+    """w_t = 1 - (1 - minimum) min(1, M_t / saturation), M_t the reference model's mass on the lexicon's markers at t.
 
     Spares the positions where a marker *could* have been said, not only those where it was: there a loss over the
     vocabulary does most of the suppression.
 
     Args:
         lexicon: whose markers; those that are one token of the tokenizer
-        minimum: weight where the start model would gladly have said a marker
+        minimum: weight where the reference model would gladly have said a marker
         saturation: mass from which the weight is the minimum
     """
-    mass = inputs.marker_mass[START, lexicon].exp()
+    mass = inputs.marker_mass[REF, lexicon].exp()
     return 1.0 - (1.0 - minimum) * (mass / saturation).clamp(max=1.0)
 
 

@@ -9,12 +9,11 @@ from typing import Any
 from onpolicy.data.errors import DataError
 from onpolicy.data.rendering import Renderer
 from onpolicy.protocols import Generator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 
 
 @dataclass(frozen=True)
-class Recorded:
+class DatasetCompletions:
     """Stands where a step samples; evaluations and contexts that ask still go to the generator."""
 
     generator: Generator

@@ -12,7 +12,7 @@ class Closed(RuntimeError):
     """The generator was closed while somebody was sampling."""
 
 
-class Turns:
+class FairLock:
     """A lock that goes to whoever has waited longest.
 
     With an ordinary one, threads that sample would take it from one another for as long as they sample, and new weights

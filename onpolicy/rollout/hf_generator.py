@@ -12,10 +12,10 @@ from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.models import load_causal_lm
-from onpolicy.rollout.fair_lock import Closed, Turns
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.seeds import newer, rollout_seed
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.rollout.fair_lock import Closed, FairLock
+from onpolicy.rollout.weight_version import require_newer
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.seeds import rollout_seed
 
 
 @dataclass
@@ -60,7 +60,7 @@ class HFGenerator:
         self._model = load_causal_lm(model, dtype=dtype, **(source or {})).to(self.device).eval()  # type: ignore[arg-type]
         self.renderer, self.sampling, self.max_model_len = renderer, sampling, max_model_len
         self.batch_size, self.policy_version = batch_size, 0
-        self._turns = Turns()
+        self._turns = FairLock()
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
@@ -69,8 +69,11 @@ class HFGenerator:
         longest = self.max_model_len - sampling.max_tokens
         drafts = [
             _Draft(
-                (*self.renderer.prompt_ids(p.messages, limit=longest - len(p.begun)), *p.begun),
-                p.banned,
+                (
+                    *self.renderer.prompt_ids(p.messages, limit=longest - len(p.completion_prefix_ids)),
+                    *p.completion_prefix_ids,
+                ),
+                p.banned_token_ids,
                 torch.Generator().manual_seed(rollout_seed(seed, p.id, j)),
             )
             for p in prompts
@@ -91,7 +94,7 @@ class HFGenerator:
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Copies every tensor; a name the model does not have, or one it misses, is an error."""
-        checked = newer(version, self.policy_version)
+        resolved = require_newer(version, self.policy_version)
         with self._turns():
             own = self._model.state_dict()
             given = set()
@@ -100,7 +103,7 @@ class HFGenerator:
                 given.add(name)
             if missing := own.keys() - given:
                 raise ValueError(f"update_weights: {len(missing)} tensors are missing, e.g. {min(missing)!r}")
-            self.policy_version = checked
+            self.policy_version = resolved
 
     @torch.no_grad()
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
@@ -109,7 +112,7 @@ class HFGenerator:
         logp = self._model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
         return logp.gather(-1, ids[0, 1:, None])[:, 0].tolist()
 
-    def rewind(self) -> None:
+    def reset_version(self) -> None:
         """The next weights may be of any version."""
         self.policy_version = -1
 

@@ -14,18 +14,17 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
-from onpolicy.annotation.scoring import JudgedGroup
-from onpolicy.rollout.sampler import Rollouts
-from onpolicy.types import Metrics, RolloutGroup
-from onpolicy.utils.timer import Clock
+from onpolicy.rollout.sampler import RolloutSampler
+from onpolicy.types import Metrics, RolloutGroup, ScoredGroup
+from onpolicy.utils.timer import PhaseTimer
 
-Sampled = tuple[list[JudgedGroup], Metrics]
+Sampled = tuple[list[ScoredGroup], Metrics]
 
 
-class Pipeline:
+class RolloutPrefetcher:
     """The batch of a step, and those of the next ones on their way."""
 
-    def __init__(self, rollouts: Rollouts, clock: Clock, *, staleness: int, steps: int) -> None:
+    def __init__(self, rollouts: RolloutSampler, clock: PhaseTimer, *, staleness: int, steps: int) -> None:
         """
         Args:
             rollouts: samples a batch
@@ -35,7 +34,9 @@ class Pipeline:
         """
         self.rollouts, self.clock, self.staleness, self.steps = rollouts, clock, staleness, steps
         # how many problems dynamic sampling uses up is known when it has: the next batch begins behind it
-        self._pool = ThreadPoolExecutor(1 if rollouts.batches else staleness + 1, "pipeline") if staleness else Here()
+        self._pool = (
+            ThreadPoolExecutor(1 if rollouts.batches else staleness + 1, "pipeline") if staleness else InlineExecutor()
+        )
         self._batches: dict[int, Future[tuple[Sampled, int]]] = {}
         """By step."""
         self._position: int | None = None
@@ -46,18 +47,26 @@ class Pipeline:
         """Where the problems stand behind the batch that was handed out last: a resumed run goes on from there."""
         return self.rollouts.prompts.position if self._position is None else self._position
 
-    def __call__(self, step: int) -> Sampled:
+    def sample(self, step: int) -> Sampled:
         """The batch of ``step``; raises what went wrong while it was sampled."""
         for number in range(step, min(step + self.staleness, self.steps) + 1):
             if number not in self._batches:
                 self._batches[number] = self._start(number)
         batch = self._batches[step]
         if not batch.done():
-            with self.clock("wait"):
+            with self.clock.phase("wait"):
                 batch.exception()
         sampled, self._position = batch.result()
         del self._batches[step]
         return sampled
+
+    def state(self) -> dict[str, Any]:
+        """Where a resumed run goes on in its prompts."""
+        return self.rollouts.prompts.state() | {"position": self.position}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken; to be called when nothing is on its way."""
+        self.rollouts.prompts.load_state(state)
 
     def cancel(self) -> None:
         """Forgets everything that is on its way, once it has ended; its problems will be drawn again."""
@@ -81,22 +90,22 @@ class Pipeline:
         if not self.staleness:
             return self._pool.submit(self._sample, step, self.rollouts)
         cursor = self.rollouts.prompts if self.rollouts.batches else self.rollouts.prompts.split_off()
-        rollouts = replace(self.rollouts, prompts=cursor, judge=self._judge, clock=Clock())
+        rollouts = replace(self.rollouts, prompts=cursor, judge=self._judge, clock=PhaseTimer())
         return self._pool.submit(self._sample, step, rollouts)
 
-    def _sample(self, step: int, rollouts: Rollouts) -> tuple[Sampled, int]:
+    def _sample(self, step: int, rollouts: RolloutSampler) -> tuple[Sampled, int]:
         groups, metrics = rollouts(step)
         if rollouts.clock is not self.clock:
-            metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.clock.read().items()}
+            metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.clock.pop().items()}
         return (groups, metrics), rollouts.prompts.position
 
-    def _judge(self, groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
+    def _judge(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """One batch at a time: a user's reward need not be made for several threads."""
         with self._judging:
             return self.rollouts.judge(groups)
 
 
-class Here(Executor):
+class InlineExecutor(Executor):
     """No other thread: what is submitted is done at once, so that rewards may use signals, and Ctrl-C reaches it."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:

@@ -5,37 +5,35 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onpolicy.annotation.routes import mixed
-from onpolicy.annotation.scoring import JudgedGroup
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.protocols import Sampler
-from onpolicy.types import Metrics, RolloutGroup
-from onpolicy.utils.timer import Clock
+from onpolicy.types import Metrics, RolloutGroup, ScoredGroup
+from onpolicy.utils.timer import PhaseTimer
 
 
 @dataclass(frozen=True)
-class Rollouts:
+class RolloutSampler:
     """Samples and judges until the step is full."""
 
     generator: Sampler
     prompts: PromptCursor
-    judge: Callable[[Sequence[RolloutGroup]], list[JudgedGroup]]
-    clock: Clock
+    judge: Callable[[Sequence[RolloutGroup]], list[ScoredGroup]]
+    clock: PhaseTimer
     seed_of: Callable[[int], int]
     batches: int = 0
     """With 0 every group is kept. Else groups that are all right or all wrong are left out and up to so many batches drawn
     (DAPO's dynamic sampling, arXiv 2503.14476, section 3.2, on correctness and not on the sum of rewards)."""
 
-    def __call__(self, step: int) -> tuple[list[JudgedGroup], Metrics]:
-        kept: list[JudgedGroup] = []
-        last: list[JudgedGroup] = []
+    def __call__(self, step: int) -> tuple[list[ScoredGroup], Metrics]:
+        kept: list[ScoredGroup] = []
+        last: list[ScoredGroup] = []
         drawn = tokens = 0
         while not drawn or (drawn < self.batches and len(kept) < self.prompts.batch_size):
-            with self.clock("generate"):
+            with self.clock.phase("generate"):
                 groups = self.generator.generate(self.prompts.next(), seed=self.seed_of(step) + 104_729 * drawn)
-            with self.clock("reward"):
+            with self.clock.phase("reward"):
                 last = self.judge(groups)
-            kept += [g for g in last if not self.batches or mixed(g.scores, 0)]
+            kept += [g for g in last if not self.batches or g.mixed]
             drawn += 1
             tokens += sum(len(r.completion_ids) for group in groups for r in group.rollouts)
         metrics = {"rollout/sampled_tokens": float(tokens)}

@@ -8,19 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onpolicy.data.rendering import Renderer
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 
 TOLERANCE = 1e-4
 """Nats by which rounding may put a log-probability above 0."""
 
 
-class Garbage(ValueError):
+class InvalidRollout(ValueError):
     """An answer that no working generator gives; says what is wrong."""
 
 
 @dataclass(frozen=True)
-class Check:
+class RolloutValidator:
     """What an answer is held to."""
 
     renderer: Renderer
@@ -45,21 +44,21 @@ class Check:
             newest: and now
 
         Raises:
-            Garbage: it cannot be right.
+            InvalidRollout: it cannot be right.
         """
         if not isinstance(groups, Sequence) or not all(isinstance(g, RolloutGroup) for g in groups):
-            raise Garbage(f"is a {type(groups).__name__}, wanted a list of groups")
+            raise InvalidRollout(f"is a {type(groups).__name__}, wanted a list of groups")
         if [g.prompt.id for g in groups] != [p.id for p in prompts]:
-            raise Garbage(f"is about {[g.prompt.id for g in groups]}, wanted {[p.id for p in prompts]}")
+            raise InvalidRollout(f"is about {[g.prompt.id for g in groups]}, wanted {[p.id for p in prompts]}")
         for group, prompt in zip(groups, prompts, strict=True):
             if len(group.rollouts) != sampling.group_size:
-                raise Garbage(
+                raise InvalidRollout(
                     f"has {len(group.rollouts)} rollouts of prompt {prompt.id!r}, wanted {sampling.group_size}"
                 )
-            read = (*self.renderer.prompt_ids(prompt.messages, limit=sys.maxsize), *prompt.begun)
+            read = (*self.renderer.prompt_ids(prompt.messages, limit=sys.maxsize), *prompt.completion_prefix_ids)
             for rollout in group.rollouts:
                 if wrong := self._wrong(rollout, read, sampling.max_tokens, oldest, newest):
-                    raise Garbage(f"has a rollout of prompt {prompt.id!r} {wrong}")
+                    raise InvalidRollout(f"has a rollout of prompt {prompt.id!r} {wrong}")
 
     def _wrong(self, r: Rollout, read: tuple[int, ...], max_tokens: int, oldest: int, newest: int) -> str:
         if r.prompt_ids != read:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onpolicy.rollout.fair_lock import Turns
+from onpolicy.rollout.fair_lock import FairLock
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -39,7 +39,7 @@ class SharedEngine:
 
     def __init__(self, llm: Any) -> None:
         self._llm, self.version = llm, 0
-        self._turns, self._numbers = Turns(), itertools.count()
+        self._turns, self._numbers = FairLock(), itertools.count()
         self._running: dict[str, Request] = {}
         """By name, those of all threads."""
 

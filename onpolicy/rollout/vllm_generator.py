@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.seeds import newer, rollout_seed
 from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
-from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup
+from onpolicy.rollout.weight_version import require_newer
+from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.seeds import rollout_seed
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -84,8 +84,11 @@ class VLLMGenerator:
         longest = self.max_model_len - sampling.max_tokens
         wanted = [
             (
-                (*self.renderer.prompt_ids(prompt.messages, limit=longest - len(prompt.begun)), *prompt.begun),
-                self._params(sampling, rollout_seed(seed, prompt.id, j), prompt.banned),
+                (
+                    *self.renderer.prompt_ids(prompt.messages, limit=longest - len(prompt.completion_prefix_ids)),
+                    *prompt.completion_prefix_ids,
+                ),
+                self._params(sampling, rollout_seed(seed, prompt.id, j), prompt.banned_token_ids),
             )
             for prompt in prompts
             for j in range(sampling.group_size)
@@ -99,7 +102,7 @@ class VLLMGenerator:
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Reloads every tensor in place and drops what was cached with the old ones; running rollouts go on with the new."""
-        self._engine.update(weights, version=newer(version, self.policy_version))
+        self._engine.update(weights, version=require_newer(version, self.policy_version))
         self.policy_version = version
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
@@ -113,7 +116,7 @@ class VLLMGenerator:
         pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return [float(entry[token].logprob) for token, entry in pairs if entry is not None]
 
-    def rewind(self) -> None:
+    def reset_version(self) -> None:
         """The next weights may be of any version."""
         self.policy_version = -1
 
@@ -121,7 +124,7 @@ class VLLMGenerator:
         """Frees the engine and its memory; whoever is sampling gets an error."""
         self._engine.close()
 
-    def _params(self, sampling: Sampling, seed: int, banned: Sequence[int]) -> SamplingParams:
+    def _params(self, sampling: Sampling, seed: int, banned_token_ids: Sequence[int]) -> SamplingParams:
         from vllm import SamplingParams
 
         return SamplingParams(
@@ -131,7 +134,7 @@ class VLLMGenerator:
             max_tokens=sampling.max_tokens,
             stop_token_ids=list(self.renderer.eos_ids),
             seed=seed,
-            logit_bias=dict.fromkeys(banned, -math.inf) or None,
+            logit_bias=dict.fromkeys(banned_token_ids, -math.inf) or None,
             logprobs=0,  # the sampled token alone
             detokenize=False,
         )

@@ -24,7 +24,7 @@ from onpolicy.types import Metrics
 from onpolicy.utils.terminal import plain
 
 PHASES = {
-    "baseline": "measuring the start model",
+    "baseline": "measuring the reference model",
     "generate": "sampling from the student",
     "wait": "waiting for rollouts",
     "reward": "scoring answers",

@@ -1,6 +1,6 @@
 """Collapse seen early: ``(step, metrics, memory, *, options) -> reason or None``, asked after every step.
 
-``falls`` and ``rises`` compare a metric with the start model's, where step 0 logs it (``epistemic.baseline``, evaluation), else with
+``falls`` and ``rises`` compare a metric with the reference model's, where step 0 logs it (``epistemic.baseline``, evaluation), else with
 its own first values, so they need no threshold of yours. What happens then is a guard's ``action``: ``warn`` says so, ``lower``
 multiplies the number under ``lowers`` by ``factor``, ``freeze_teacher`` stops a moving teacher, ``stop`` saves and ends the run. To
 raise the number again once the metric is back, let the schedule ``schmitt_gate`` stand for it instead.
@@ -12,7 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onpolicy.config.schema import GuardFrame
+from onpolicy.config.resolve import Section
+from onpolicy.config.schema import GuardSettings
 
 Guard = Callable[[int, Mapping[str, float], dict[str, Any]], str | None]
 
@@ -69,7 +70,7 @@ def stays(
 
 
 def _level(step: int, metrics: Mapping[str, float], memory: dict[str, Any], metric: str, warmup: int) -> float | None:
-    """The start model's value, or the warm-up mean, once it is known and the metric is there."""
+    """The reference model's value, or the warm-up mean, once it is known and the metric is there."""
     if metric not in metrics:
         return None
     seen = memory.get("seen", 0)
@@ -88,7 +89,7 @@ class Watched:
 
     key: str
     function: Guard
-    frame: GuardFrame
+    settings: GuardSettings
     """What happens when it speaks."""
     metric: str | None = None
     """What it watches, if it is one metric."""
@@ -101,7 +102,7 @@ class Guards:
 
     items: Sequence[Watched]
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardFrame]]:
+    def check(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardSettings]]:
         """Reasons of new alarms, and what is to be done: a guard that goes on complaining is heard once, until it has been quiet again."""
         alarms = []
         for guard in self.items:
@@ -109,7 +110,7 @@ class Guards:
                 continue  # not logged in this step: neither an alarm nor its end
             reason = guard.function(step, metrics, guard.memory)
             if reason and not guard.memory.get("said"):
-                alarms.append((reason, guard.frame))
+                alarms.append((reason, guard.settings))
             guard.memory["said"] = bool(reason)
         return alarms
 
@@ -120,3 +121,10 @@ class Guards:
         for guard in self.items:
             guard.memory.clear()
             guard.memory.update(state.get(guard.key, {}))
+
+
+def build_guards(sections: Sequence[Section]) -> Guards:
+    """The guards of a run, from their sections of the config."""
+    return Guards(
+        [Watched(s.plugin.key, s.plugin.bind(), s.settings, s.plugin.options.get("metric")) for s in sections]
+    )

@@ -13,10 +13,13 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.objective import Term
 from onpolicy.losses.targets import identity
-from onpolicy.trainer.chunked_head import States
+from onpolicy.rollout.build import prompt_cursor
+from onpolicy.run.run import Run
+from onpolicy.trainer.chunked_head import HiddenStates
 from onpolicy.trainer.forward import head_error
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example
@@ -37,12 +40,12 @@ class Preflight:
 
     trainer: LocalTrainer
     renderer: Renderer
-    views: Sequence[str]
+    contexts: Sequence[str]
     logprob_tolerance: float | None
     """None: nothing was sampled, so there is nothing to compare."""
     console: Console
 
-    def __call__(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Sequence[Example]) -> None:
         """Raises PreflightError on the first check that fails."""
         shown = next((e for e in examples if e.teacher_prompt_ids), examples[0])
         self.show(shown)
@@ -56,8 +59,8 @@ class Preflight:
     def show(self, example: Example) -> None:
         """Both prompts and the completion, decoded, once."""
         self._panel("the student reads", self.renderer.decode(example.rollout.prompt_ids))
-        for view, ids in example.teacher_prompt_ids.items():
-            self._panel(f"the teacher reads ({view})", self.renderer.decode(ids))
+        for context, ids in example.teacher_prompt_ids.items():
+            self._panel(f"the teacher reads ({context})", self.renderer.decode(ids))
         self._panel(
             f"the student answered (reward {example.reward:g}, {example.rollout.finish_reason})", example.rollout.text
         )
@@ -103,12 +106,12 @@ class Preflight:
 
     def check_zero(self, example: Example) -> None:
         """A teacher that reads the student's own prompt must give zero loss and zero gradient while its weights are the student's."""
-        if not self.views or self.trainer.rule.path is not None:  # another model never agrees with the student
+        if not self.contexts or self.trainer.rule.path is not None:  # another model never agrees with the student
             return
-        twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.views, example.rollout.prompt_ids))
-        kept: list[States] = []
+        twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.contexts, example.rollout.prompt_ids))
+        kept: list[HiddenStates] = []
 
-        def keep(states: States) -> States:
+        def keep(states: HiddenStates) -> HiddenStates:
             kept.append(states)
             return states
 
@@ -139,7 +142,7 @@ class Preflight:
             )
         taught_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
         same = all(ids == e.rollout.prompt_ids for e, ids in taught_prompts)
-        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.facts.tokens == "response_mask")
+        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.facts.tokens == "sampled_mask")
         if taught_prompts and same and not self.trainer.rule.copies and not rewarded:
             raise PreflightError(
                 "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
@@ -156,7 +159,7 @@ class Preflight:
 def report_of(
     trainer: LocalTrainer,
     renderer: Renderer,
-    views: Sequence[str],
+    contexts: Sequence[str],
     logprob_tolerance: float | None,
     screen: tuple[int, bool],
     examples: Sequence[Example],
@@ -165,15 +168,45 @@ def report_of(
     said = io.StringIO()
     console = Console(file=said, width=screen[0], force_terminal=screen[1])
     try:
-        Preflight(trainer, renderer, views, logprob_tolerance, console)(examples)
+        Preflight(trainer, renderer, contexts, logprob_tolerance, console).check(examples)
     except PreflightError as error:
         return said.getvalue(), error
     return said.getvalue(), None
 
 
+def first_rollouts(run: Run, resolved: ResolvedConfig) -> list[Example]:
+    """Rollouts of the reference model, as the first step would have them; no prompt is used up."""
+    rollouts = run.sampler.rollouts
+    cursor = prompt_cursor(resolved, rollouts.prompts.prompts)
+    groups, _ = replace(rollouts, prompts=cursor, batches=0)(0)
+    examples, _ = run.annotator.annotate(groups, version=0)
+    return examples
+
+
+def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
+    """Samples once with the reference model and checks the result; nothing is trained and no prompt is used up.
+
+    Raises:
+        PreflightError: a check failed.
+    """
+    console = run.log.display.console
+    said, error = run.trainer.apply(
+        report_of,
+        run.log.renderer,
+        tuple(resolved.contexts),
+        run.config.preflight.logprob_tolerance if resolved.data.settings.completions is None else None,
+        (console.width, console.is_terminal),
+        first_rollouts(run, resolved),
+    )
+    console.print(Text.from_ansi(said), end="")
+    if error is not None:
+        raise error
+    run.timer.pop()
+
+
 def has_signal(term: Term, example: Example) -> bool:
-    """Whether a term can learn from a rollout: it goes there, and has the views, or the advantage, that the term reads."""
-    taught = all(view in example.teacher_prompt_ids for view in term.views)
-    if term.facts.tokens == "response_mask" and not term.facts.unrewarded:
-        taught = example.advantage != 0.0 or (bool(term.views) and taught)
+    """Whether a term can learn from a rollout: it goes there, and has the contexts, or the advantage, that the term reads."""
+    taught = all(context in example.teacher_prompt_ids for context in term.contexts)
+    if term.facts.tokens == "sampled_mask" and not term.facts.unrewarded:
+        taught = example.advantage != 0.0 or (bool(term.contexts) and taught)
     return example.routes.get(term.name, 1.0) > 0 and taught

@@ -27,15 +27,15 @@ SHOWN = ("token_weight", "advantage")
 def token_record(trainer: LocalTrainer, renderer: Renderer, example: Example) -> dict[str, Any]:
     """What teacher and student make of each token, under the weights now in the trainer.
 
-    Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by view the
+    Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by context the
     teacher's ``logprob`` and ``entropy``; by loss term the ``loss`` of each token, its ``token_weight`` and ``advantage`` (one
     number where all tokens have the same); ``marks`` are bits, 1 on markers.
     """
     inputs = trainer.inputs(trainer.batch([example]))
-    views = {
-        view: {"logprob": packed(scores.logprobs[0]), "entropy": packed(scores.entropy[0])}
-        for view, scores in inputs.teacher.items()
-        if view in example.teacher_prompt_ids
+    contexts = {
+        context: {"logprob": packed(scores.logprobs[0]), "entropy": packed(scores.entropy[0])}
+        for context, scores in inputs.teacher.items()
+        if context in example.teacher_prompt_ids
     }
     return {
         "prompt_id": example.prompt.id,
@@ -45,11 +45,11 @@ def token_record(trainer: LocalTrainer, renderer: Renderer, example: Example) ->
         "tokens": renderer.pieces(example.rollout.completion_ids),
         "logprob": packed(inputs.logprobs[0]),
         "entropy": packed(inputs.entropy[0]),
-        "views": views,
+        "contexts": contexts,
         "terms": {t.name: _of_term(t, inputs) for t in trainer.objective.terms if t.tokens(inputs).any()},
         "marks": {name: bits(marks) for name, marks in example.spans.items() if any(marks)},
         "student_prompt": renderer.decode(example.rollout.prompt_ids),
-        "teacher_prompts": {view: renderer.decode(ids) for view, ids in example.teacher_prompt_ids.items()},
+        "teacher_prompts": {context: renderer.decode(ids) for context, ids in example.teacher_prompt_ids.items()},
     }
 
 

@@ -7,92 +7,89 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from onpolicy.annotation.spans import markers, pattern
-from onpolicy.config.resolve import Plan, Section, plug_ins_in, views_of
-from onpolicy.config.schedules import Bound
-from onpolicy.epistemic.ids import LexiconError, marker_ids
-from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
+from onpolicy.config.resolve import ResolvedConfig, Section, contexts_of, plug_ins_in
+from onpolicy.epistemic.ids import LexiconError, class_names, marker_ids, span_names
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison
-from onpolicy.losses.objective import Objective, Term, unique_names
+from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
-from onpolicy.losses.terms.base import facts_of
-from onpolicy.run.loading import Model, load_teacher, load_weights
+from onpolicy.losses.terms.base import spec_of
+from onpolicy.models import ModelHandle, load_teacher, load_weights
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 
 
-def term_names(plan: Plan) -> list[str]:
-    return unique_names([t.plugin.name.rpartition(":")[2] for t in plan.objective])
-
-
-def build_objective(plan: Plan) -> Objective:
+def build_objective(resolved: ResolvedConfig) -> Objective:
     """The loss, with what each term needs compared over the vocabulary."""
-    max_tokens = plan.generator.frame.max_tokens
+    max_tokens = resolved.generator.settings.max_tokens
     return Objective(
-        tuple(_term(name, section, max_tokens) for name, section in zip(term_names(plan), plan.objective, strict=True))
+        tuple(
+            _term(name, section, max_tokens)
+            for name, section in zip(resolved.term_names, resolved.objective, strict=True)
+        )
     )
 
 
 def _term(name: str, section: Section, max_tokens: int) -> Term:
-    plugin, facts = section.plugin, facts_of(section.plugin.function)
-    options, views = plugin.options, tuple(views_of(plugin))
+    plugin, facts = section.plugin, spec_of(section.plugin.function)
+    options, contexts = plugin.options, tuple(contexts_of(plugin))
     comparison = None
     if "divergence" in options:  # a term with this option reads LossInputs.divergences
         comparison = Comparison(
-            view=options.get("view", "teacher"),
+            context=options.get("context", "teacher"),
             support=options.get("support", full),
             target=options.get("target", identity),
             divergence=options["divergence"],
         )
-    reads_start = any(getattr(f, "reads_start", False) for f in plug_ins_in(plugin.function, options))
+    reads_ref = any(getattr(f, "reads_ref", False) for f in plug_ins_in(plugin.function, options))
     return Term(
         name=name,
-        weight=section.frame.weight,
-        normalize=section.frame.normalize,
+        weight=section.settings.weight,
+        normalize=section.settings.normalize,
         max_tokens=max_tokens,
         function=plugin.bind(),
-        facts=dataclasses.replace(facts, needs_ref=facts.needs_ref or reads_start),
-        views=views,
+        facts=dataclasses.replace(facts, needs_ref=facts.needs_ref or reads_ref),
+        contexts=contexts,
         comparison=comparison,
     )
 
 
-def teacher_rule(plan: Plan) -> WeightRule:
+def teacher_rule(resolved: ResolvedConfig) -> WeightRule:
     """The rule, whose options, where they are scheduled, are read again at each update."""
-    make = plan.teacher.bind()
+    make = resolved.teacher.bind()
     rule: WeightRule = make()
     if rule.update is None:
         return rule
     return dataclasses.replace(rule, update=lambda *tensors_and_step: make().update(*tensors_and_step))
 
 
-def own_trainer(plan: Plan, model: Model, clock: Clock) -> LocalTrainer:
+def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> LocalTrainer:
     """The trainer in this process; one rank of it where there are several."""
-    rule = teacher_rule(plan)
-    trainer: LocalTrainer = plan.trainer.plugin.bind()(
-        model=load_weights(plan, model.path),
-        objective=build_objective(plan),
+    rule = teacher_rule(resolved)
+    trainer: LocalTrainer = resolved.trainer.plugin.bind()(
+        model=load_weights(resolved, model.path),
+        objective=build_objective(resolved),
         teacher=rule,
-        settings=plan.trainer.frame,
-        total_steps=plan.config.steps,
-        views=tuple(plan.contexts),
+        settings=resolved.trainer.settings,
+        total_steps=resolved.config.steps,
+        contexts=tuple(resolved.contexts),
         clock=clock,
-        spans=(*plan.spans, *token_classes(plan)),
-        marker_ids=lexicon_ids(plan, model.tokenizer),
-        telemetry=TokenTelemetry(plan.config.epistemic.lexicon, class_names(plan))
-        if plan.config.epistemic.lexicons
+        spans=span_names(resolved),
+        marker_ids=lexicon_ids(resolved, model.tokenizer),
+        telemetry=TokenTelemetry(resolved.config.epistemic.lexicon, class_names(resolved))
+        if resolved.config.epistemic.lexicons
         else None,
-        teacher_model=None if rule.path is None else load_teacher(plan, model, rule.path),
+        teacher_model=None if rule.path is None else load_teacher(resolved, model, rule.path),
     )
     return trainer
 
 
-def lexicon_ids(plan: Plan, tokenizer: Any) -> dict[str, list[int]]:
+def lexicon_ids(resolved: ResolvedConfig, tokenizer: Any) -> dict[str, list[int]]:
     """Of every lexicon the objective reads, and of the one that telemetry follows, if its markers are tokens."""
-    followed = (plan.config.epistemic.lexicon,) if plan.config.epistemic.lexicons else ()
-    return tokens_of(tokenizer, followed) | {name: marker_ids(tokenizer, name) for name in plan.lexicons}
+    followed = (resolved.config.epistemic.lexicon,) if resolved.config.epistemic.lexicons else ()
+    return tokens_of(tokenizer, followed) | {name: marker_ids(tokenizer, name) for name in resolved.lexicons}
 
 
 def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
@@ -102,18 +99,3 @@ def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
         with contextlib.suppress(LexiconError):
             ids[name] = marker_ids(tokenizer, name)
     return ids
-
-
-def class_names(plan: Plan) -> tuple[str, ...]:
-    """The classes of tokens that are marked: what telemetry tells apart, and the lexicons that the objective reads."""
-    epistemic = plan.config.epistemic
-    watched = (epistemic.lexicon, *epistemic.lexicons, *CLASSES) if epistemic.lexicons else ()
-    return tuple(dict.fromkeys((*watched, *plan.lexicons)))
-
-
-def token_classes(plan: Plan) -> dict[str, Any]:
-    """Name of the span -> what finds it."""
-    return {
-        span_name(name): Bound(pattern, regex=CLASSES[name]) if name in CLASSES else Bound(markers, lexicon=name)
-        for name in class_names(plan)
-    }

@@ -27,10 +27,7 @@ from onpolicy.losses.comparison import Comparison, Distributions
 from onpolicy.losses.supports import joined
 from onpolicy.losses.targets import identity
 from onpolicy.trainer.zero3 import whole
-
-START = "<start model>"
-"""Beside the views: the start model on the student's own prompt. No view can have this name in YAML by accident."""
-STUDENT = "<student>"
+from onpolicy.types import REF, STUDENT
 
 TOKENS_PER_CHUNK = 256
 """At a vocabulary of 150k this holds about 150 MB of logits for the student and for each teacher."""
@@ -68,7 +65,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class States:
+class HiddenStates:
     """The hidden states that predict N tokens, and the head that reads them."""
 
     hidden: Tensor
@@ -86,7 +83,7 @@ class States:
 
 
 @dataclass(frozen=True)
-class Readings:
+class TokenStats:
     """Per-token numbers, all ``[N]``; only ``logprobs`` and ``divergences`` carry gradient."""
 
     logprobs: Tensor
@@ -95,31 +92,31 @@ class Readings:
     teacher_entropy: Mapping[str, Tensor]
     divergences: Mapping[Comparison, Tensor]
     marker_mass: Mapping[tuple[str, str], Tensor]
-    """(view, STUDENT or START; lexicon) -> log of the probability of its markers."""
+    """(context, STUDENT or REF; lexicon) -> log of the probability of its markers."""
 
 
 def read(
-    student: States,
-    teachers: Mapping[str, States],
+    student: HiddenStates,
+    teachers: Mapping[str, HiddenStates],
     token_ids: Tensor,
     comparisons: Iterable[Comparison] = (),
     *,
     marker_ids: Mapping[str, Tensor] | None = None,
     chunk: int | None = None,
-) -> Readings:
+) -> TokenStats:
     """Log-probability, entropy and marker mass of student and teachers at each token, and each comparison between them.
 
     Args:
         student: states of the N tokens under the student
-        teachers: by view (or START), states of the same N tokens; no gradient flows into them
+        teachers: by context (or REF), states of the same N tokens; no gradient flows into them
         token_ids: [N] the sampled tokens
-        comparisons: what to compare; each names a view in ``teachers``
+        comparisons: what to compare; each names a context in ``teachers``
         marker_ids: by lexicon, the ids whose probability is wanted
         chunk: tokens whose vocabulary stands in memory at once; None: as suits the vocabulary
     """
     assert isinstance(student.head, Head)
     with whole(*student.weights, *(w for taught in teachers.values() for w in taught.weights)):
-        pass_ = _Pass(
+        pass_ = _ChunkedHead(
             student.head,
             teachers,
             token_ids,
@@ -134,11 +131,11 @@ def read(
     rest = {who: [next(columns) for _ in range(2 + len(pass_.lexicons))] for who in teachers}
     own = [next(columns) for _ in range(1 + len(pass_.lexicons))]
     masses = {STUDENT: own[1:]} | {who: column[2:] for who, column in rest.items()}
-    return Readings(
+    return TokenStats(
         logprobs=logprobs,
         entropy=own[0],
-        teacher_logprobs={view: column[0] for view, column in rest.items()},
-        teacher_entropy={view: column[1] for view, column in rest.items()},
+        teacher_logprobs={context: column[0] for context, column in rest.items()},
+        teacher_entropy={context: column[1] for context, column in rest.items()},
         marker_mass={
             (who, name): m for who, mass in masses.items() for name, m in zip(pass_.lexicons, mass, strict=True)
         },
@@ -159,7 +156,7 @@ def _dtype(hidden: Tensor) -> torch.dtype | None:
 
 
 @dataclass(frozen=True)
-class _Chosen:
+class _SelectedEntries:
     """Of some tokens, what the backward pass of a comparison on chosen entries needs."""
 
     ids: Tensor
@@ -174,24 +171,24 @@ class _Chosen:
     def __iter__(self) -> Iterator[Tensor]:
         return iter((self.ids, self.top, self.rest, self.target))
 
-    def at(self, rows: Tensor) -> _Chosen:
-        return _Chosen(*(x[rows] for x in self))
+    def at(self, rows: Tensor) -> _SelectedEntries:
+        return _SelectedEntries(*(x[rows] for x in self))
 
-    def like(self, tokens: int) -> _Chosen:
+    def like(self, tokens: int) -> _SelectedEntries:
         """Room for so many."""
-        return _Chosen(*(x.new_empty(tokens, x.shape[-1]) for x in self))
+        return _SelectedEntries(*(x.new_empty(tokens, x.shape[-1]) for x in self))
 
-    def put(self, rows: Tensor, part: _Chosen) -> None:
+    def put(self, rows: Tensor, part: _SelectedEntries) -> None:
         for all_rows, own in zip(self, part, strict=True):
             all_rows[rows] = own
 
 
 @dataclass
-class _Pass:
+class _ChunkedHead:
     """One pass over the vocabulary, there and back."""
 
     head: Head
-    teachers: Mapping[str, States]
+    teachers: Mapping[str, HiddenStates]
     token_ids: Tensor
     comparisons: tuple[Comparison, ...]
     lexicons: Mapping[str, Tensor]
@@ -199,7 +196,7 @@ class _Pass:
     dtype: torch.dtype | None
     weights: tuple[Tensor, ...]
     """What the student's head reads."""
-    chosen: dict[int, _Chosen] = field(default_factory=dict)
+    chosen: dict[int, _SelectedEntries] = field(default_factory=dict)
     """Place of a comparison -> what it keeps; those on the whole vocabulary keep nothing."""
     tail: dict[int, str] = field(default_factory=dict)
 
@@ -229,25 +226,25 @@ class _Pass:
     ) -> tuple[Tensor, Tensor, Tensor]:
         ids = self.token_ids[rows]
         logp = logits.log_softmax(-1)
-        teachers = {view: z.log_softmax(-1) for view, z in taught.items()}
-        seen = Distributions(logp, teachers, teachers.get(START), ids, self.lexicons)
-        p, theirs = logp.exp(), {view: q.exp() for view, q in teachers.items()}
+        teachers = {context: z.log_softmax(-1) for context, z in taught.items()}
+        seen = Distributions(logp, teachers, teachers.get(REF), ids, self.lexicons)
+        p, theirs = logp.exp(), {context: q.exp() for context, q in teachers.items()}
         divergences = []
         for place, comparison in enumerate(self.comparisons):
-            target = comparison.target(teachers[comparison.view], seen)
+            target = comparison.target(teachers[comparison.context], seen)
             entries = comparison.support(logp, target)
             if entries.ids is None:
                 divergences.append(comparison.divergence(logp, target))
                 continue
-            unedited = target is teachers[comparison.view]
-            q = theirs[comparison.view] if unedited else target.exp()
+            unedited = target is teachers[comparison.context]
+            q = theirs[comparison.context] if unedited else target.exp()
             goal = joined(*_split(target, q, entries.ids), entries.tail)
-            chosen = _Chosen(entries.ids, *_split(logp, p, entries.ids), goal)
+            chosen = _SelectedEntries(entries.ids, *_split(logp, p, entries.ids), goal)
             divergences.append(comparison.divergence(joined(chosen.top, chosen.rest, entries.tail), goal))
             if place not in self.chosen:
                 self.chosen[place], self.tail[place] = chosen.like(tokens), entries.tail
             self.chosen[place].put(rows, chosen)
-        facts = [fact for view, q in teachers.items() for fact in self._facts(q, theirs[view], ids)]
+        facts = [fact for context, q in teachers.items() for fact in self._facts(q, theirs[context], ids)]
         logprob, *own = self._facts(logp, p, ids)
         columns = torch.stack(divergences, -1) if divergences else logp.new_zeros(len(logp), 0)
         return logprob[:, None], columns, torch.stack([*facts, *own], -1)
@@ -306,7 +303,9 @@ class _Pass:
             self.head.watch(rows, logits, gradient)
         logits.copy_(self.head.through(logits, gradient))
 
-    def _on_entries(self, place: int, chosen: _Chosen, given: Tensor) -> tuple[_Chosen, Tensor, Tensor]:
+    def _on_entries(
+        self, place: int, chosen: _SelectedEntries, given: Tensor
+    ) -> tuple[_SelectedEntries, Tensor, Tensor]:
         """Gradients on the student's log-probabilities at the entries ``[n, k]`` and on that of the rest ``[n, 1]``."""
         with torch.enable_grad():
             top, rest = (x.detach().requires_grad_() for x in (chosen.top, chosen.rest))
@@ -318,23 +317,25 @@ class _Pass:
     def _on_everything(
         self, places: Sequence[int], logits: Tensor, taught: Mapping[str, Tensor], ids: Tensor, given: Sequence[Tensor]
     ) -> Tensor:
-        teachers = {view: z.log_softmax(-1) for view, z in taught.items()}
+        teachers = {context: z.log_softmax(-1) for context, z in taught.items()}
         with torch.enable_grad():
             leaf = logits.detach().requires_grad_()
             logp = leaf.log_softmax(-1)
-            seen = Distributions(logp.detach(), teachers, teachers.get(START), ids, self.lexicons)
+            seen = Distributions(logp.detach(), teachers, teachers.get(REF), ids, self.lexicons)
             values = [self.comparisons[i](logp, seen) for i in places]
             return torch.autograd.grad(values, leaf, list(given))[0]
 
     @property
-    def _compared(self) -> Mapping[str, States]:
-        """The teachers read again in the backward pass; a target other than the teacher itself may look at any view."""
+    def _compared(self) -> Mapping[str, HiddenStates]:
+        """The teachers read again in the backward pass; a target other than the teacher itself may look at any context."""
         dense = [c for i, c in enumerate(self.comparisons) if i not in self.chosen]
         edited = any(c.target is not identity for c in dense)
-        return {view: s for view, s in self.teachers.items() if edited or any(c.view == view for c in dense)}
+        return {
+            context: s for context, s in self.teachers.items() if edited or any(c.context == context for c in dense)
+        }
 
-    def _taught(self, teachers: Mapping[str, States], rows: Tensor) -> dict[str, Tensor]:
-        return {view: self._logits(self._cast(s.head), s.hidden[rows]) for view, s in teachers.items()}
+    def _taught(self, teachers: Mapping[str, HiddenStates], rows: Tensor) -> dict[str, Tensor]:
+        return {context: self._logits(self._cast(s.head), s.hidden[rows]) for context, s in teachers.items()}
 
     def _logits(self, head: Callable[[Tensor], Tensor], hidden: Tensor) -> Tensor:
         """float32 whatever the model runs in: bf16 log-probabilities are off by up to 1 %."""
@@ -364,7 +365,7 @@ class _Pass:
 class _Read(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, pass_: _Pass, hidden: Tensor, weight: Tensor, bias: Tensor | None
+        ctx: Any, pass_: _ChunkedHead, hidden: Tensor, weight: Tensor, bias: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.autocast(hidden.device.type, enabled=False):
             logprobs, divergences, facts = pass_.forward(hidden)

@@ -11,28 +11,28 @@ from onpolicy.types import Example, TrainBatch
 
 
 def collate(
-    examples: Sequence[Example], *, views: Sequence[str], routes: Sequence[str] = (), spans: Sequence[str] = ()
+    examples: Sequence[Example], *, contexts: Sequence[str], routes: Sequence[str] = (), spans: Sequence[str] = ()
 ) -> TrainBatch:
     """One micro-batch, in the order given.
 
     Args:
         examples: B rollouts with their advantages and privileged prompts
-        views: the views every batch carries, whether or not a rollout has them
+        contexts: the contexts every batch carries, whether or not a rollout has them
         routes: the loss terms that ask how much of a rollout is theirs
         spans: the names under which completion tokens are marked
     """
     completions = [e.rollout.completion_ids for e in examples]
     width = max(map(len, completions))  # T
-    response_mask = _right([[True] * len(c) for c in completions], width, torch.bool)
+    sampled_mask = _right([[True] * len(c) for c in completions], width, torch.bool)
     advantages = [[e.advantage] * len(c) for e, c in zip(examples, completions, strict=True)]
-    taught = {view: torch.tensor([view in e.teacher_prompt_ids for e in examples]) for view in views}
+    taught = {context: torch.tensor([context in e.teacher_prompt_ids for e in examples]) for context in contexts}
     return TrainBatch(
         examples=tuple(examples),
         completion_ids=_right(completions, width, torch.long),
-        response_mask=response_mask,
+        sampled_mask=sampled_mask,
         rollout_logprobs=_right([e.rollout.rollout_logprobs for e in examples], width, torch.float32),
         advantages=_right(advantages, width, torch.float32),
-        views={view: response_mask & rows[:, None] for view, rows in taught.items()},
+        context_masks={context: sampled_mask & rows[:, None] for context, rows in taught.items()},
         routes={term: torch.tensor([e.routes.get(term, 1.0) for e in examples]) for term in routes},
         spans={name: _right([e.spans[name] for e in examples], width, torch.bool) for name in spans},
     )

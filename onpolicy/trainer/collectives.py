@@ -1,4 +1,4 @@
-"""What the ranks of a trainer share out and add up. ``Alone`` is a trainer without others."""
+"""What the ranks of a trainer share out and add up. ``SingleProcess`` is a trainer without others."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from onpolicy.epistemic.tokens import TokenTelemetry
-from onpolicy.losses.objective import Tally
+from onpolicy.losses.objective import MetricAccumulator
 from onpolicy.types import Example
 
 
-class Alone:
+class SingleProcess:
     """One rank: everything is its own."""
 
     rank, size = 0, 1
@@ -31,11 +31,11 @@ class Alone:
         """Each number added up over the ranks."""
         return dict(numbers)
 
-    def collect(self, tally: Tally, telemetry: TokenTelemetry | None) -> None:
+    def collect(self, tally: MetricAccumulator, telemetry: TokenTelemetry | None) -> None:
         """Puts into both what all ranks have seen."""
 
 
-class Ranks(Alone):
+class ProcessGroup(SingleProcess):
     """The ranks of a process group of torch. Each knows all rollouts of a step, so that they agree without asking."""
 
     def __init__(self, rank: int, size: int) -> None:
@@ -62,7 +62,7 @@ class Ranks(Alone):
         everyone = self.gathered(dict(numbers))
         return {name: sum(own[name] for own in everyone) for name in numbers}
 
-    def collect(self, tally: Tally, telemetry: TokenTelemetry | None) -> None:
+    def collect(self, tally: MetricAccumulator, telemetry: TokenTelemetry | None) -> None:
         seen = self.gathered((tally, None if telemetry is None else telemetry.seen()))
         for rank, (other, observed) in enumerate(seen):
             if rank != self.rank:

@@ -24,16 +24,16 @@ import torch
 from torch import Tensor
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.schema import TrainerFrame
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import Objective
-from onpolicy.trainer.collectives import Alone, Ranks
+from onpolicy.trainer.collectives import ProcessGroup, SingleProcess
 from onpolicy.trainer.forward import Layout, head_weights
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.trainer import LocalTrainer, adamw
 from onpolicy.trainer.zero3 import whole, written
 from onpolicy.types import Example
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -65,10 +65,10 @@ class DeepSpeedTrainer(LocalTrainer):
         model: PreTrainedModel,
         objective: Objective,
         teacher: WeightRule,
-        settings: TrainerFrame,
+        settings: TrainerSettings,
         total_steps: int,
-        views: Sequence[str],
-        clock: Clock,
+        contexts: Sequence[str],
+        clock: PhaseTimer,
         spans: Sequence[str] = (),
         marker_ids: Mapping[str, Sequence[int]] | None = None,
         teacher_model: PreTrainedModel | None = None,
@@ -100,7 +100,7 @@ class DeepSpeedTrainer(LocalTrainer):
             teacher=teacher,
             settings=settings,
             total_steps=total_steps,
-            views=views,
+            contexts=contexts,
             clock=clock,
             spans=spans,
             marker_ids=marker_ids,
@@ -119,10 +119,10 @@ class DeepSpeedTrainer(LocalTrainer):
     def stage(self) -> int:
         return int(self._config["zero_optimization"].get("stage", 0))
 
-    def _together(self) -> Alone:
+    def _together(self) -> SingleProcess:
         import torch.distributed as dist
 
-        return Ranks(dist.get_rank(), dist.get_world_size())
+        return ProcessGroup(dist.get_rank(), dist.get_world_size())
 
     def _place(self, model: PreTrainedModel) -> Any:
         """A teacher is sharded, and offloaded, as the student is; none of it stays whole, so that its shards are all there is."""

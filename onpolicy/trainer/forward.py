@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.trainer import prefix_sharing
-from onpolicy.trainer.chunked_head import Head, States
+from onpolicy.trainer.chunked_head import Head, HiddenStates
 from onpolicy.trainer.micro_batches import Row
 from onpolicy.trainer.zero3 import whole
 
@@ -25,7 +25,7 @@ Layout = Literal["padded", "packed"]
 
 def completion_states(
     model: PreTrainedModel, rows: Sequence[Row], *, layout: Layout = "padded", body: Callable[..., Any] | None = None
-) -> States:
+) -> HiddenStates:
     """The states that predict every token of the rows' completions, N together, row after row.
 
     Args:
@@ -35,7 +35,7 @@ def completion_states(
         body: what runs the model without its head; None: the model itself
     """
     hidden = (_padded if layout == "padded" else _packed)(body or model.base_model, rows, model.device)
-    return States(hidden=hidden, head=head_of(model), weights=head_weights(model))
+    return HiddenStates(hidden=hidden, head=head_of(model), weights=head_weights(model))
 
 
 def _padded(body: Callable[..., Any], rows: Sequence[Row], device: torch.device) -> Tensor:
@@ -56,7 +56,7 @@ def _padded(body: Callable[..., Any], rows: Sequence[Row], device: torch.device)
 
 
 def _packed(body: Callable[..., Any], rows: Sequence[Row], device: torch.device) -> Tensor:
-    planted, ids, positions, places = prefix_sharing.plant(rows)
+    planted, ids, positions, places = prefix_sharing.pack(rows)
     hidden = prefix_sharing.run(body, planted, torch.tensor(ids, device=device), torch.tensor(positions, device=device))
     return hidden[torch.cat(places).to(hidden.device)]
 

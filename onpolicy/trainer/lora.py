@@ -1,4 +1,4 @@
-"""Low-rank adapters (peft) inside a model: the base weights are the start model, so a frozen teacher costs no memory."""
+"""Low-rank adapters (peft) inside a model: the base weights are the reference model, so a frozen teacher costs no memory."""
 
 from __future__ import annotations
 

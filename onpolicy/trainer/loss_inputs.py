@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
-from onpolicy.losses.objective import Tally
-from onpolicy.trainer.chunked_head import START, Readings
-from onpolicy.types import LossInputs, TeacherScores, TrainBatch
+from onpolicy.losses.objective import MetricAccumulator
+from onpolicy.trainer.chunked_head import TokenStats
+from onpolicy.types import REF, LossInputs, TeacherScores, TrainBatch
 
 
 def stacked(batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
@@ -20,29 +20,29 @@ def stacked(batch: TrainBatch, old: Mapping[int, Tensor]) -> Tensor | None:
     if not old:
         return None
     flat = torch.cat([old[id(e)] for e in batch.examples])
-    return spread(flat, batch.response_mask)
+    return spread(flat, batch.sampled_mask)
 
 
-def loss_inputs(batch: TrainBatch, readings: Readings, old_logprobs: Tensor | None) -> LossInputs:
+def loss_inputs(batch: TrainBatch, readings: TokenStats, old_logprobs: Tensor | None) -> LossInputs:
     """Lays per-token numbers ``[N]`` out as ``[B, T]``."""
-    mask = batch.response_mask
+    mask = batch.sampled_mask
     logprobs = spread(readings.logprobs, mask)
     return LossInputs(
         logprobs=logprobs,
         entropy=spread(readings.entropy, mask),
         old_logprobs=logprobs.detach() if old_logprobs is None else old_logprobs,
         rollout_logprobs=batch.rollout_logprobs,
-        ref_logprobs=spread(readings.teacher_logprobs[START], mask) if START in readings.teacher_logprobs else None,
-        ref_entropy=spread(readings.teacher_entropy[START], mask) if START in readings.teacher_entropy else None,
+        ref_logprobs=spread(readings.teacher_logprobs[REF], mask) if REF in readings.teacher_logprobs else None,
+        ref_entropy=spread(readings.teacher_entropy[REF], mask) if REF in readings.teacher_entropy else None,
         advantages=batch.advantages,
-        response_mask=mask,
+        sampled_mask=mask,
         teacher={
             name: TeacherScores(
                 logprobs=spread(readings.teacher_logprobs[name], mask),
                 entropy=spread(readings.teacher_entropy[name], mask),
                 mask=own,
             )
-            for name, own in batch.views.items()
+            for name, own in batch.context_masks.items()
         },
         divergences={comparison: spread(values, mask) for comparison, values in readings.divergences.items()},
         marker_mass={who: spread(values, mask) for who, values in readings.marker_mass.items()},
@@ -51,15 +51,15 @@ def loss_inputs(batch: TrainBatch, readings: Readings, old_logprobs: Tensor | No
     )
 
 
-def observe(inputs: LossInputs, tally: Tally, telemetry: TokenTelemetry | None) -> None:
+def observe(inputs: LossInputs, tally: MetricAccumulator, telemetry: TokenTelemetry | None) -> None:
     """What is measured of every micro-batch, whatever the loss."""
     if telemetry is not None:
         telemetry.observe(inputs)
-    tally.add("policy/entropy", inputs.entropy, inputs.response_mask)
-    for view, scores in inputs.teacher.items():
-        tally.add(f"teacher/{view}/entropy", scores.entropy, scores.mask)
-        tally.add(f"teacher/{view}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
-    tally.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask)
+    tally.add("policy/entropy", inputs.entropy, inputs.sampled_mask)
+    for context, scores in inputs.teacher.items():
+        tally.add(f"teacher/{context}/entropy", scores.entropy, scores.mask)
+        tally.add(f"teacher/{context}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
+    tally.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.sampled_mask)
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ UNKNOWN = ("softcap", "s_aux", "position_bias")
 
 
 @dataclass(frozen=True)
-class Tree:
+class PrefixTree:
     """Lengths, in tokens."""
 
     trunk: int
@@ -44,10 +44,10 @@ class Tree:
 
 
 @dataclass(frozen=True)
-class Forest:
+class PackedTrees:
     """Trees side by side in one row."""
 
-    trees: tuple[Tree, ...]
+    trees: tuple[PrefixTree, ...]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
         """[1, heads, S, D] -> the same; keys and values of as many heads as the query's."""
@@ -74,7 +74,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None
     return scaled_dot_product_attention(query, key, value, attn_mask=(back >= 0) & (back < window), scale=scale)
 
 
-def plant(rows: Sequence[Row]) -> tuple[Forest, list[int], list[int], list[Tensor]]:
+def pack(rows: Sequence[Row]) -> tuple[PackedTrees, list[int], list[int], list[Tensor]]:
     """The forest of some rows: equal prompts become one trunk. Completions are left without their last token, which predicts nothing.
 
     Returns:
@@ -84,7 +84,7 @@ def plant(rows: Sequence[Row]) -> tuple[Forest, list[int], list[int], list[Tenso
     together: dict[TokenIds, list[int]] = {}
     for number, (prompt, _) in enumerate(rows):
         together.setdefault(prompt, []).append(number)
-    trees: list[Tree] = []
+    trees: list[PrefixTree] = []
     ids: list[int] = []
     positions: list[int] = []
     places: list[Tensor] = [torch.zeros(0)] * len(rows)
@@ -97,11 +97,11 @@ def plant(rows: Sequence[Row]) -> tuple[Forest, list[int], list[int], list[Tenso
             places[number] = torch.tensor([last, *range(len(ids), len(ids) + len(branch))])
             ids += branch
             positions += range(len(prompt), len(prompt) + len(branch))
-        trees.append(Tree(len(prompt), tuple(map(len, branches))))
-    return Forest(tuple(trees)), ids, positions, places
+        trees.append(PrefixTree(len(prompt), tuple(map(len, branches))))
+    return PackedTrees(tuple(trees)), ids, positions, places
 
 
-def can_grow(model: PreTrainedModel) -> bool:
+def supports_prefix_sharing(model: PreTrainedModel) -> bool:
     """Whether every layer is attention that goes through transformers' interface and is the plain scaled dot product."""
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
@@ -131,7 +131,7 @@ def prepare(model: PreTrainedModel) -> bool:
 
 
 @dataclass(frozen=True)
-class _Probe(Forest):
+class _Probe(PackedTrees):
     """Remembers what the model's attention was told."""
 
     windows: set[int | None] = field(default_factory=set)
@@ -145,7 +145,7 @@ class _Probe(Forest):
 def _grows(model: PreTrainedModel) -> bool:
     rows: list[Row] = [((1, 2, 3), (4, 5, 6)), ((1, 2, 3), (6, 4)), ((2,), (3, 5, 4, 6))]
     device, config = model.device, model.config.get_text_config()
-    planted, ids, positions, places = plant(rows)
+    planted, ids, positions, places = pack(rows)
     probe = _Probe(planted.trees)
     try:
         together = run(
@@ -170,7 +170,7 @@ def _grows(model: PreTrainedModel) -> bool:
     return not windowed or probe.windows != {None}
 
 
-def run(body: Any, forest: Forest, ids: Tensor, positions: Tensor) -> Tensor:
+def run(body: Any, forest: PackedTrees, ids: Tensor, positions: Tensor) -> Tensor:
     """Hidden states ``[S, H]`` of the forest's row."""
     # a mask of four dimensions is handed on as it is; this one says that the forest must have arrived beside it
     sign = torch.empty(1, 1, 0, 0, device=ids.device, dtype=torch.bool)

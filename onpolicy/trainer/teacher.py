@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onpolicy.trainer.chunked_head import START, States
+from onpolicy.trainer.chunked_head import HiddenStates
 from onpolicy.trainer.forward import Layout, completion_states, head_of, head_weights
 from onpolicy.trainer.lora import adapted, adapter_off
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.zero3 import shard, wholes, written
-from onpolicy.types import Example, TrainBatch
+from onpolicy.types import REF, Example, TrainBatch
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
 Taught = Mapping[int, Mapping[str, Tensor]]
-"""``id`` of an example -> view or START -> hidden states ``[T, H]``."""
+"""``id`` of an example -> context or REF -> hidden states ``[T, H]``."""
 Place = Callable[["PreTrainedModel"], Callable[..., Any] | None]
 """Puts a model where it runs; returns what runs it without its head, or None for the model's own body."""
 
 
 @dataclass(frozen=True)
-class Reader:
+class ScoringModel:
     """A model that reads, with or without its adapters."""
 
     model: PreTrainedModel
@@ -49,15 +49,15 @@ class Reader:
         return nullcontext() if self.adapter else adapter_off(self.model)
 
 
-class Teaching:
-    """Teacher and start model of one run; neither carries gradient."""
+class TeacherScorer:
+    """Teacher and reference model of one run; neither carries gradient."""
 
     def __init__(
         self,
         student: PreTrainedModel,
         rule: WeightRule,
         *,
-        needs_start: bool,
+        needs_ref: bool,
         layout: Layout,
         other: PreTrainedModel | None = None,
         place: Place = lambda model: None,
@@ -68,7 +68,7 @@ class Teaching:
         Args:
             student: the model that learns
             rule: whose weights teach
-            needs_start: whether the objective reads the start model
+            needs_start: whether the objective reads the reference model
             layout: how sequences run together
             other: the model that teaches where the rule names one of its own
             place: puts a model that only reads where it will run; by itself it stays where it is
@@ -79,45 +79,47 @@ class Teaching:
         self.still = False
         """Whether the teacher was told to stay as it is."""
         has_adapter = adapted(student)
-        if has_adapter and rule.reads_start:
+        if has_adapter and rule.reads_ref:
             raise ValueError("teacher: a trust region of weights does not go with adapters; use trust_region_logits")
-        still = Reader(student, adapter=False, body=body) if has_adapter else None  # the start model, at no cost
-        self.itself = Reader(student, body=body)
+        still = (
+            ScoringModel(student, adapter=False, body=body) if has_adapter else None
+        )  # the reference model, at no cost
+        self.itself = ScoringModel(student, body=body)
 
-        def copied() -> Reader:
+        def copied() -> ScoringModel:
             model = _copy(student)
-            return Reader(model, body=place(model))
+            return ScoringModel(model, body=place(model))
 
         if other is not None:
             body = place(other.requires_grad_(False).eval())
-            self.teacher = Reader(other, vocabulary=_vocabulary(student), body=body)
+            self.teacher = ScoringModel(other, vocabulary=_vocabulary(student), body=body)
         elif not rule.copies:
             self.teacher = self.itself
         else:
             self.teacher = still if still and rule.update is None else copied()
-        self.start: Reader | None = None
-        if needs_start or rule.reads_start:
+        self.start: ScoringModel | None = None
+        if needs_ref or rule.reads_ref:
             unmoved = self.teacher if rule.copies and rule.update is None and other is None else None
             self.start = unmoved or still or copied()
 
-    def read(self, examples: Sequence[Example], *, budget: int, with_start: bool) -> Taught:
-        """What the teacher sees in every view of every rollout, and the start model where it is wanted.
+    def read(self, examples: Sequence[Example], *, budget: int, with_ref: bool) -> Taught:
+        """What the teacher sees in every context of every rollout, and the reference model where it is wanted.
 
         No graph is kept, so this runs apart from the student's micro-batches: whatever one model reads goes through it
         together, with each privileged prompt once for all rollouts that share it.
         """
-        wanted: dict[Reader, list[tuple[int, str, Row]]] = {reader: [] for reader in self.readers}
-        if with_start:
+        wanted: dict[ScoringModel, list[tuple[int, str, Row]]] = {reader: [] for reader in self.readers}
+        if with_ref:
             assert self.start is not None
             wanted.setdefault(self.start, [])
         for i, example in enumerate(examples):
             completion = example.rollout.completion_ids
-            for view, prompt in example.teacher_prompt_ids.items():
+            for context, prompt in example.teacher_prompt_ids.items():
                 for reader in self.readers:
-                    wanted[reader].append((i, view, (prompt, completion)))
-            if with_start:
+                    wanted[reader].append((i, context, (prompt, completion)))
+            if with_ref:
                 assert self.start is not None
-                wanted[self.start].append((i, START, (example.rollout.prompt_ids, completion)))
+                wanted[self.start].append((i, REF, (example.rollout.prompt_ids, completion)))
         found: list[dict[str, list[Tensor]]] = [{} for _ in examples]
         for reader, rows in wanted.items():
             for (i, name, _), hidden in zip(rows, self._hidden(reader, [row for *_, row in rows], budget), strict=True):
@@ -127,39 +129,41 @@ class Teaching:
             for example, names in zip(examples, found, strict=True)
         }
 
-    def tokens(self, examples: Sequence[Example], *, with_start: bool) -> int:
-        """How many tokens ``read`` has scored: prompt and completion of each view of each rollout, once for each model that reads
+    def tokens(self, examples: Sequence[Example], *, with_ref: bool) -> int:
+        """How many tokens ``read`` has scored: prompt and completion of each context of each rollout, once for each model that reads
         them, though a prompt that several rollouts share goes through it once."""
         found = 0
         for example in examples:
             completion = len(example.rollout.completion_ids)
             found += len(self.readers) * sum(len(ids) + completion for ids in example.teacher_prompt_ids.values())
-            found += (len(example.rollout.prompt_ids) + completion) * with_start
+            found += (len(example.rollout.prompt_ids) + completion) * with_ref
         return found
 
-    def states(self, batch: TrainBatch, taught: Taught) -> dict[str, States]:
-        """By view, and for the start model if it was read, the states at all N sampled tokens; zeros, which the mask hides,
+    def states(self, batch: TrainBatch, taught: Taught) -> dict[str, HiddenStates]:
+        """By context, and for the reference model if it was read, the states at all N sampled tokens; zeros, which the mask hides,
         where a rollout has no context."""
-        heads = dict.fromkeys(batch.views, (self.head, tuple(w for r in self.readers for w in head_weights(r.model))))
+        heads = dict.fromkeys(
+            batch.context_masks, (self.head, tuple(w for r in self.readers for w in head_weights(r.model)))
+        )
         rows = [taught[id(example)] for example in batch.examples]
-        if any(START in row for row in rows):
+        if any(REF in row for row in rows):
             assert self.start is not None
-            heads[START] = self.start.head, head_weights(self.start.model)
+            heads[REF] = self.start.head, head_weights(self.start.model)
         lengths = [len(e.rollout.completion_ids) for e in batch.examples]
         states = {}
         for name, (head, weights) in heads.items():
             known = next((row[name] for row in rows if name in row), None)
             if known is None:
                 width = self.teacher.model.config.get_text_config().hidden_size * len(self.readers)
-                known = torch.zeros(1, width, device=batch.response_mask.device)
+                known = torch.zeros(1, width, device=batch.sampled_mask.device)
             parts = [
                 row[name] if name in row else known.new_zeros(n, known.shape[-1])
                 for row, n in zip(rows, lengths, strict=True)
             ]
-            states[name] = States(torch.cat(parts), head, weights)
+            states[name] = HiddenStates(torch.cat(parts), head, weights)
         return states
 
-    def _hidden(self, reader: Reader, rows: Sequence[Row], budget: int) -> list[Tensor]:
+    def _hidden(self, reader: ScoringModel, rows: Sequence[Row], budget: int) -> list[Tensor]:
         """By row ``[T, H]``."""
         hidden: list[Tensor] = [torch.zeros(0)] * len(rows)
         batches = list(micro_batches(rows, budget, packed=self.layout == "packed"))
@@ -171,12 +175,12 @@ class Teaching:
                 hidden[i] = own
         return hidden
 
-    def _run(self, reader: Reader, rows: Sequence[Row]) -> Tensor:
+    def _run(self, reader: ScoringModel, rows: Sequence[Row]) -> Tensor:
         with reader.plain():
             return completion_states(reader.model, rows, layout=self.layout, body=reader.body).hidden
 
     @property
-    def readers(self) -> tuple[Reader, ...]:
+    def readers(self) -> tuple[ScoringModel, ...]:
         """The teacher; and the student, where its logits have a share in the teacher's."""
         return (self.teacher, self.itself) if self.rule.student_share else (self.teacher,)
 
@@ -194,7 +198,7 @@ class Teaching:
         """After an optimizer step."""
         if self.rule.update is None or self.still:
             return
-        starts = dict(self.start.model.named_parameters()) if self.start is not None and self.rule.reads_start else {}
+        starts = dict(self.start.model.named_parameters()) if self.start is not None and self.rule.reads_ref else {}
         teacher = dict(self.teacher.model.named_parameters())
         for name, student in self.student.named_parameters():
             if student.requires_grad:

@@ -20,12 +20,12 @@ class WeightRule:
     """Whether the teacher has weights of its own; if not it is the student itself, as it is when it scores."""
     update: Update | None = None
     """None: they never change."""
-    reads_start: bool = False
-    """Whether ``update`` wants the start model's tensor."""
+    reads_ref: bool = False
+    """Whether ``update`` wants the reference model's tensor."""
     student_share: float = 0.0
     """Share of the current student in the teacher's logits; both read the privileged prompt."""
     path: str | None = None
-    """The model that teaches instead of the start model."""
+    """The model that teaches instead of the reference model."""
 
 
 def live() -> WeightRule:
@@ -34,7 +34,10 @@ def live() -> WeightRule:
 
 
 def frozen() -> WeightRule:
-    """The start model, never changed (the main runs of arXiv 2603.24472; OPSD's fixed teacher). Under LoRA the adapter is switched off."""
+    """The reference model, never changed (the main runs of arXiv 2603.24472; OPSD's fixed teacher).
+
+    Under LoRA the adapter is switched off.
+    """
     return WeightRule(copies=True)
 
 
@@ -92,13 +95,13 @@ def trust_region_weights(*, student_share: float = 0.05) -> WeightRule:
         with torch.no_grad():
             teacher.copy_(start).lerp_(student.to(teacher), share)
 
-    return WeightRule(copies=True, update=update, reads_start=True)
+    return WeightRule(copies=True, update=update, reads_ref=True)
 
 
 def trust_region_logits(*, student_share: float = 0.05) -> WeightRule:
     """Teacher logits = (1 - student_share) start + student_share student, both reading the privileged prompt (SDPO's trust region).
 
-    SDPO (arXiv 2601.20802): the distribution is the normalised geometric mean of the two. Two forward passes a view.
+    SDPO (arXiv 2601.20802): the distribution is the normalised geometric mean of the two. Two forward passes a context.
 
     Args:
         student_share: 0 is `frozen`, 1 is `live`

@@ -10,22 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from onpolicy.config.schema import TrainerFrame
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.epistemic.tokens import TokenTelemetry
-from onpolicy.losses.objective import Objective, Tally
+from onpolicy.losses.objective import MetricAccumulator, Objective
 from onpolicy.trainer import prefix_sharing
-from onpolicy.trainer.chunked_head import States, read
+from onpolicy.trainer.chunked_head import HiddenStates, read
 from onpolicy.trainer.collate import collate
-from onpolicy.trainer.collectives import Alone
+from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.lora import adapted, adapter_tensors, add_adapter, merged
 from onpolicy.trainer.loss_inputs import loss_inputs, observe, stacked, to_device
 from onpolicy.trainer.micro_batches import Row, micro_batches
-from onpolicy.trainer.teacher import Taught, Teaching
+from onpolicy.trainer.teacher import Taught, TeacherScorer
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.zero3 import wholes
 from onpolicy.types import Example, LossInputs, Metrics, TrainBatch
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,10 +49,10 @@ class LocalTrainer:
         model: PreTrainedModel,
         objective: Objective,
         teacher: WeightRule,
-        settings: TrainerFrame,
+        settings: TrainerSettings,
         total_steps: int,
-        views: Sequence[str],
-        clock: Clock,
+        contexts: Sequence[str],
+        clock: PhaseTimer,
         spans: Sequence[str] = (),
         marker_ids: Mapping[str, Sequence[int]] | None = None,
         teacher_model: PreTrainedModel | None = None,
@@ -80,7 +80,7 @@ class LocalTrainer:
         self.student = model.to(torch.float32).eval()  # no dropout: teacher = student must give exactly 0
         self.objective, self.rule, self.settings = objective, teacher, settings
         self.together = self._together()
-        self.views, self.clock = tuple(views), clock
+        self.contexts, self.clock = tuple(contexts), clock
         self.layout = _layout(layout, *(m for m in (model, teacher_model) if m is not None))
         self.autocast, self.steps_done, self._halvings = precision == "bfloat16", 0, 0
         if gradient_checkpointing:
@@ -88,10 +88,10 @@ class LocalTrainer:
             self.student.gradient_checkpointing_enable({"use_reentrant": False})
         if lora_rank:
             add_adapter(self.student, rank=lora_rank, alpha=lora_alpha, targets=lora_targets)
-        self.teaching = Teaching(
+        self.teaching = TeacherScorer(
             self.student,
             teacher,
-            needs_start=objective.needs_ref,
+            needs_ref=objective.needs_ref,
             layout=self.layout,
             other=None if teacher_model is None else teacher_model.to(torch.float32),
             place=self._place,
@@ -105,7 +105,7 @@ class LocalTrainer:
 
     def step(self, examples: Sequence[Example]) -> Metrics:
         """One pass over the step's rollouts: ``updates_per_step`` optimizer updates, then the teacher's."""
-        tally, losses, norms = Tally(), [], []
+        tally, losses, norms = MetricAccumulator(), [], []
         lr = self.settings.lr * self.lr_factor(self.steps_done)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
@@ -130,13 +130,15 @@ class LocalTrainer:
             }
         )
 
-    def _update(self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: Tally) -> tuple[float, float]:
+    def _update(
+        self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: MetricAccumulator
+    ) -> tuple[float, float]:
         """One optimizer update; one whose gradient is not finite, or exactly 0, is left out and counted.
 
         Where memory runs out it is begun again with micro-batches of half the size.
         """
         while True:
-            before, own = copy.deepcopy(self.telemetry), Tally()
+            before, own = copy.deepcopy(self.telemetry), MetricAccumulator()
             try:
                 loss = self._accumulate(examples, old, own)
                 break
@@ -147,10 +149,12 @@ class LocalTrainer:
         tally.absorb(own)
         if loss is None:
             return 0.0, 0.0
-        with self.clock("update"):
+        with self.clock.phase("update"):
             return loss, self._apply()
 
-    def _accumulate(self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: Tally) -> float | None:
+    def _accumulate(
+        self, examples: Sequence[Example], old: Mapping[int, Tensor], tally: MetricAccumulator
+    ) -> float | None:
         """Adds up the gradient and returns the loss; None where no term has a token."""
         share = self.together.share(examples)
         batches = list(self.batches(share))
@@ -162,10 +166,10 @@ class LocalTrainer:
         # a rank that has fewer micro-batches than another computes along with it, for nothing
         idle = [min(examples, key=_length)] * (self.together.rounds(len(batches)) - len(batches))
         total, taught = 0.0, self.taught([*share, *idle[:1]])
-        tally.count("teacher/tokens", self.teaching.tokens(share, with_start=self.objective.needs_ref))
+        tally.count("teacher/tokens", self.teaching.tokens(share, with_ref=self.objective.needs_ref))
         for batch in batches:
             inputs = self.inputs(batch, stacked(batch, old), taught=taught)
-            with self.clock("update"):
+            with self.clock.phase("update"):
                 loss = self.objective(inputs, denominators, tally)
                 self._backward(loss)
             total += loss.item()
@@ -175,8 +179,8 @@ class LocalTrainer:
             self._backward(0.0 * self.objective(inputs, denominators))
         return self.together.summed({"": total})[""]
 
-    def _together(self) -> Alone:
-        return Alone()
+    def _together(self) -> SingleProcess:
+        return SingleProcess()
 
     def _place(self, model: PreTrainedModel) -> None:
         """Puts a teacher where it reads."""
@@ -213,7 +217,7 @@ class LocalTrainer:
         old_logprobs: Tensor | None = None,
         *,
         taught: Taught | None = None,
-        through: Callable[[States], States] | None = None,
+        through: Callable[[HiddenStates], HiddenStates] | None = None,
     ) -> LossInputs:
         """Runs the student over one micro-batch, and compares it with the teacher.
 
@@ -224,10 +228,10 @@ class LocalTrainer:
             through: what the student's states pass on their way to the head
         """
         teachers = self.teaching.states(batch, self.taught(batch.examples) if taught is None else taught)
-        with self.clock("update"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with self.clock.phase("update"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             student = self._states(batch)
             student = student if through is None else through(student)
-            ids, comparisons = batch.completion_ids[batch.response_mask], self.objective.comparisons
+            ids, comparisons = batch.completion_ids[batch.sampled_mask], self.objective.comparisons
             readings = read(student, teachers, ids, comparisons, marker_ids=self.marker_ids)
         return loss_inputs(batch, readings, old_logprobs)
 
@@ -249,7 +253,7 @@ class LocalTrainer:
         idle = self.together.rounds(len(batches)) - len(batches)
         for batch in [*batches, *batches[:1] * idle]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-                flat = read(self._states(batch), {}, batch.completion_ids[batch.response_mask]).logprobs
+                flat = read(self._states(batch), {}, batch.completion_ids[batch.sampled_mask]).logprobs
             lengths = [len(e.rollout.completion_ids) for e in batch.examples]
             found |= {id(e): row for e, row in zip(batch.examples, flat.split(lengths), strict=True)}
         return [found[id(e)] for e in examples]
@@ -262,7 +266,7 @@ class LocalTrainer:
         self.teaching.still = True
 
     def state(self) -> dict[str, Any]:
-        """Optimizer, progress, adapters and a teacher that moves; the start model is read from ``model.path`` again."""
+        """Optimizer, progress, adapters and a teacher that moves; the reference model is read from ``model.path`` again."""
         return {
             "optimizer": self._moments(),
             "steps_done": self.steps_done,
@@ -303,16 +307,16 @@ class LocalTrainer:
     def batch(self, examples: Sequence[Example]) -> TrainBatch:
         """Collated, on the device."""
         return to_device(
-            collate(examples, views=self.views, routes=self.objective.routes, spans=self.spans), self.device
+            collate(examples, contexts=self.contexts, routes=self.objective.routes, spans=self.spans), self.device
         )
 
     @torch.no_grad()
     def taught(self, examples: Sequence[Example]) -> Taught:
         """What the teacher, as it is now, sees in these rollouts."""
-        with self.clock("score"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
-            return self.teaching.read(examples, budget=WITHOUT_GRAPH * self.budget, with_start=self.objective.needs_ref)
+        with self.clock.phase("score"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            return self.teaching.read(examples, budget=WITHOUT_GRAPH * self.budget, with_ref=self.objective.needs_ref)
 
-    def _states(self, batch: TrainBatch) -> States:
+    def _states(self, batch: TrainBatch) -> HiddenStates:
         return completion_states(self.student, _rows(batch.examples), layout=self.layout, body=self._body)
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:
@@ -338,7 +342,7 @@ class LocalTrainer:
 
     def _old_logprobs(self, shares: Sequence[Sequence[Example]]) -> dict[int, Tensor]:
         examples = [e for share in shares for e in self.together.share(share)]
-        with self.clock("score"):
+        with self.clock.phase("score"):
             return {id(e): row for e, row in zip(examples, self.logprobs(examples), strict=True)}
 
 
@@ -355,7 +359,7 @@ def _layout(wanted: Layout | None, *models: PreTrainedModel) -> Layout:
     """Packed where it can be, unless told otherwise; models that will be packed are made ready for it."""
     if wanted == "padded":
         return "padded"
-    unfit = [type(m).__name__ for m in models if not prefix_sharing.can_grow(m)]
+    unfit = [type(m).__name__ for m in models if not prefix_sharing.supports_prefix_sharing(m)]
     unfit = unfit or [type(m).__name__ for m in models if not prefix_sharing.prepare(m)]
     if wanted == "packed" and unfit:
         raise ValueError(
@@ -381,7 +385,7 @@ def split(examples: Sequence[Example], parts: int) -> list[Sequence[Example]]:
     return [examples[i : i + size] for i in range(0, len(examples), size)]
 
 
-def lr_factor(settings: TrainerFrame, total_steps: int) -> Callable[[int], float]:
+def lr_factor(settings: TrainerSettings, total_steps: int) -> Callable[[int], float]:
     """Step (from 0) -> share of the peak learning rate."""
 
     def factor(step: int) -> float:
@@ -394,7 +398,7 @@ def lr_factor(settings: TrainerFrame, total_steps: int) -> Callable[[int], float
     return factor
 
 
-def adamw(model: PreTrainedModel, settings: TrainerFrame) -> torch.optim.AdamW:
+def adamw(model: PreTrainedModel, settings: TrainerSettings) -> torch.optim.AdamW:
     """Over everything that learns."""
     return torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],

@@ -25,12 +25,12 @@ from onpolicy.annotation.contexts.template import ContextError
 from onpolicy.annotation.contexts.without_thinking import without_thinking
 from onpolicy.annotation.contexts.wrong_answer import wrong_answer
 from onpolicy.annotation.credit import group_mean, group_std, leave_one_out
-from onpolicy.annotation.queries import Inquiry
-from onpolicy.annotation.scoring import Judge, Reward
+from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.experiments.lab.siblings import sibling_answer
 from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
-from onpolicy.utils.rng import step_seed
+from onpolicy.utils.seeds import step_seed
 from tests.tiny import byte_tokenizer
 
 PROMPT = Prompt(
@@ -145,22 +145,22 @@ def short(num_tokens: int) -> float:
 
 def annotate(groups: Sequence[RolloutGroup], *, version: int = 0, **changes: Any) -> tuple[list[Example], Metrics]:
     rewards = changes.pop("rewards", [Reward("right", 1.0, right), Reward("short", 0.5, short, bonus=True)])
-    judge = Judge(rewards, final_part=str)
+    judge = Scorer(rewards, final_part=str, correctness=rewards[0].name)
     settings: dict[str, Any] = {
         "renderer": Renderer(byte_tokenizer()),
         "contexts": {"teacher": successful_sibling, "hint": final_answer},
         "credit": group_mean,
-        "inquiry": Inquiry(None, judge, [], step_seed, Renderer(byte_tokenizer()), 1000, False),  # type: ignore[arg-type]
+        "queries": ContextQueries(None, judge, [], step_seed, Renderer(byte_tokenizer()), 1000, False),  # type: ignore[arg-type]
         "max_teacher_prompt_tokens": 1000,
         "drop_too_long": False,
     }
-    return Annotator(**{**settings, **changes})(judge(groups), version=version)
+    return Annotator(**{**settings, **changes}).annotate(judge(groups), version=version)
 
 
 def test_rewards_contexts_and_credit_together() -> None:
     examples, metrics = annotate([group("wrong", "right")])
     assert [e.reward for e in examples] == pytest.approx([-0.1, 0.9])
-    assert examples[1].reward_parts == {"right": 1.0, "short": -0.2}
+    assert examples[1].reward_breakdown == {"right": 1.0, "short": -0.2}
     assert [e.advantage for e in examples] == pytest.approx([-0.5, 0.5])
     assert set(examples[0].teacher_prompt_ids) == {"teacher", "hint"} and set(examples[1].teacher_prompt_ids) == {
         "hint"

@@ -25,20 +25,18 @@ from onpolicy.annotation.contexts.key_points import key_points
 from onpolicy.annotation.contexts.none import none
 from onpolicy.annotation.contexts.other_problem import other_problem
 from onpolicy.annotation.contexts.regenerated import regenerated
-from onpolicy.annotation.contexts.requests import Ask
 from onpolicy.annotation.contexts.revision import revision
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.annotation.credit import group_std
 from onpolicy.annotation.leakage import repeated_share
-from onpolicy.annotation.queries import Inquiry, InquiryError
-from onpolicy.annotation.scoring import Judge, Reward
+from onpolicy.annotation.queries import ContextQueries, QueryError
+from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import PromptTooLong, Renderer
-from onpolicy.rollout.sampler import Rollouts
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
-from onpolicy.utils.rng import step_seed
-from onpolicy.utils.timer import Clock
+from onpolicy.rollout.sampler import RolloutSampler
+from onpolicy.types import AskModel, Example, Metrics, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.seeds import step_seed
+from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import byte_tokenizer
 
@@ -82,16 +80,17 @@ class Scripted:
 
 
 def annotate(groups: Sequence[RolloutGroup], generator: Any = None, **changes: Any) -> tuple[list[Example], Metrics]:
-    judge = Judge(changes.pop("rewards", [Reward("right", 1.0, right)]), str)
+    rewards = changes.pop("rewards", [Reward("right", 1.0, right)])
+    judge = Scorer(rewards, str, rewards[0].name)
     limit, drop = changes.pop("limit", 2000), changes.get("drop_too_long", False)
-    inquiry = Inquiry(generator, judge, changes.pop("prompts", []), step_seed, RENDERER, limit, drop)
-    parts: dict[str, Any] = {"renderer": RENDERER, "contexts": {}, "credit": group_std, "inquiry": inquiry,
+    queries = ContextQueries(generator, judge, changes.pop("prompts", []), step_seed, RENDERER, limit, drop)
+    parts: dict[str, Any] = {"renderer": RENDERER, "contexts": {}, "credit": group_std, "queries": queries,
                              "max_teacher_prompt_tokens": 2000, "drop_too_long": False}  # fmt: skip
-    return Annotator(**{**parts, **changes})(judge(groups), version=0)
+    return Annotator(**{**parts, **changes}).annotate(judge(groups), version=0)
 
 
-def reads(example: Example, view: str = "teacher") -> str:
-    return RENDERER.decode(example.teacher_prompt_ids[view])
+def reads(example: Example, context: str = "teacher") -> str:
+    return RENDERER.decode(example.teacher_prompt_ids[context])
 
 
 def test_regenerated_shows_the_first_right_answer_and_asks_once_for_a_group() -> None:
@@ -120,11 +119,11 @@ def test_the_same_question_with_more_samples() -> None:
     replies: dict[int, int] = {}
 
     def asks(samples: int, group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
-        replies[samples] = len((yield Ask(({"role": "user", "content": "well?"},), samples=samples)))
+        replies[samples] = len((yield AskModel(({"role": "user", "content": "well?"},), samples=samples)))
 
     for order in ((1, 3), (3, 1)):
         replies.clear()
-        contexts = {f"view{n}": partial(asks, n) for n in order}
+        contexts = {f"context{n}": partial(asks, n) for n in order}
         annotate([group("a")], Scripted(["a", "b", "c", "d"]), contexts=contexts)
         assert replies == {1: 1, 3: 3}
 
@@ -159,7 +158,7 @@ def test_another_problem_is_the_same_for_a_group_and_never_its_own() -> None:
     examples, _ = annotate([group("a", "b")], prompts=problems, contexts={"teacher": other_problem})
     first, second = map(reads, examples)
     assert first == second and "the solution of p1" not in first and "the solution of p" in first and "p1?" in first
-    with pytest.raises(InquiryError, match="'p1': the dataset has no other problem"):
+    with pytest.raises(QueryError, match="'p1': the dataset has no other problem"):
         annotate([group("a")], prompts=problems[:1], contexts={"teacher": other_problem})
 
 
@@ -185,7 +184,7 @@ def test_a_context_that_asks_for_nonsense_is_named() -> None:
     def odd(group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
         yield "what?"
 
-    with pytest.raises(InquiryError, match="'what\\?'; wanted Ask or AnotherProblem"):
+    with pytest.raises(QueryError, match="'what\\?'; wanted AskModel or SampleProblem"):
         annotate([group("a")], contexts={"teacher": odd})
 
 
@@ -194,7 +193,7 @@ def test_a_context_may_ask_several_times_but_not_for_ever() -> None:
         def context(group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
             said = []
             for turn in range(count):
-                (reply,) = yield Ask(({"role": "user", "content": f"turn {turn}"},))
+                (reply,) = yield AskModel(({"role": "user", "content": f"turn {turn}"},))
                 said.append(reply.text)
             return ({"role": "user", "content": " ".join(said)},)
 
@@ -202,7 +201,7 @@ def test_a_context_may_ask_several_times_but_not_for_ever() -> None:
 
     (example,), _ = annotate([group("a")], Scripted(["word"]), contexts={"teacher": times(5)})
     assert "word word word word word" in reads(example)
-    with pytest.raises(InquiryError, match="more than 32 times"):
+    with pytest.raises(QueryError, match="more than 32 times"):
         annotate([group("a")], Scripted(["word"]), contexts={"teacher": times(40)})
 
 
@@ -247,7 +246,7 @@ def test_the_leak_check_by_hand() -> None:
     assert repeated_share(context, known, [9, 9], n=3) == 0.0 and repeated_share(known, known, known, n=3) is None
 
 
-def test_the_leak_check_is_logged_by_view() -> None:
+def test_the_leak_check_is_logged_by_context() -> None:
     text = "the solution of p1, copied"
     contexts = {"teacher": lambda g, i, r: ({"role": "user", "content": "Read the solution of p1!"},), "same": none}
     _, facts = annotate([group(text)], contexts=contexts)
@@ -269,9 +268,9 @@ def test_bonuses_are_added_after_normalisation() -> None:
 
 
 def test_every_reward_but_correctness_is_a_bonus_unless_told_otherwise(tmp_path: Path) -> None:
-    from onpolicy.config.resolve import plan
+    from onpolicy.annotation.build import build_rewards
+    from onpolicy.config.resolve import resolve
     from onpolicy.config.schema import build
-    from onpolicy.run.assemble import build_rewards
 
     base = {"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "objective": ["policy_gradient"]}
     three = [
@@ -279,16 +278,16 @@ def test_every_reward_but_correctness_is_a_bonus_unless_told_otherwise(tmp_path:
         {"name": "brevity", "budget": 9},
         {"name": "overlong", "max_tokens": 9, "buffer": 3, "bonus": False},
     ]
-    assert [r.bonus for r in build_rewards(plan(build({**base, "rewards": three})))] == [False, True, False]
+    assert [r.bonus for r in build_rewards(resolve(build({**base, "rewards": three})))] == [False, True, False]
     named = {**base, "rewards": three, "correctness": "brevity"}
-    assert [r.bonus for r in build_rewards(plan(build(named)))] == [True, False, False]
+    assert [r.bonus for r in build_rewards(resolve(build(named)))] == [True, False, False]
 
 
 def test_a_bonus_for_right_answers_alone() -> None:
     long = Reward("long", 0.5, lambda num_tokens: float(num_tokens > 5), bonus=True, when="correct")
     rewards = [Reward("right", 1.0, right), long, replace(long, name="cost", weight=-0.5, when="wrong")]
     examples, _ = annotate([group("right and long", "right", "wrong and long", "wrong")], rewards=rewards)
-    assert [e.reward_parts["long"] for e in examples] == [1.0, 0.0, 0.0, 0.0]
+    assert [e.reward_breakdown["long"] for e in examples] == [1.0, 0.0, 0.0, 0.0]
     assert [e.reward for e in examples] == [1.5, 1.0, -0.5, 0.0]
 
 
@@ -305,7 +304,7 @@ def test_correctness_and_not_the_sum_decides_contexts_and_routes() -> None:
 
 def test_advantages_sum_to_zero_with_any_bonus() -> None:
     rewards = [Reward("right", 1.0, right), Reward("length", 0.1, lambda num_tokens: float(num_tokens), bonus=True)]
-    (judged,) = Judge(rewards, str)([group("right", "no", "wrong, and long")])
+    (judged,) = Scorer(rewards, str, "right")([group("right", "no", "wrong, and long")])
     assert sum(advantages(judged, group_std)) == pytest.approx(0.0, abs=1e-9)
 
 
@@ -337,7 +336,9 @@ def test_dynamic_sampling_fills_the_step_with_mixed_groups(batches: int, kept: i
     ]
     problems = [problem(f"{name} {i}") for i, name in enumerate(names)]
     cursor = PromptCursor(problems, batch_size=4, seed=0, shuffle=False)
-    sample = Rollouts(Taking(), cursor, Judge([Reward("right", 1.0, right)], str), Clock(), lambda s: s, batches)  # type: ignore[arg-type]
+    sample = RolloutSampler(
+        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str, "right"), PhaseTimer(), lambda s: s, batches
+    )  # type: ignore[arg-type]
     groups, facts = sample(1)
     assert len(groups) == kept and cursor.position == 4 * drawn
     assert not batches or all(g.group.prompt.id.startswith("mixed") for g in groups)
@@ -346,7 +347,9 @@ def test_dynamic_sampling_fills_the_step_with_mixed_groups(batches: int, kept: i
 
 def test_a_step_without_any_mixed_group_keeps_the_last_batch() -> None:
     cursor = PromptCursor([problem("never 1"), problem("always 2")], batch_size=2, seed=0)
-    sample = Rollouts(Taking(), cursor, Judge([Reward("right", 1.0, right)], str), Clock(), lambda s: s, 3)  # type: ignore[arg-type]
+    sample = RolloutSampler(
+        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str, "right"), PhaseTimer(), lambda s: s, 3
+    )  # type: ignore[arg-type]
     groups, facts = sample(1)
     assert len(groups) == 2 and facts["rollout/mixed_groups"] == 0.0
 

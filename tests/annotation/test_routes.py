@@ -24,7 +24,7 @@ from onpolicy.losses.divergences import jsd
 from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import student_topk
 from onpolicy.losses.targets import identity
-from onpolicy.losses.terms.base import TermFacts, facts_of
+from onpolicy.losses.terms.base import TermSpec, spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.types import LossInputs, TeacherScores, TermOutput
 
@@ -59,14 +59,14 @@ def three_rows(route: list[float]) -> LossInputs:
     zero = torch.zeros(3, 3)
     return LossInputs(
         logprobs=logprobs, entropy=zero, old_logprobs=zero, rollout_logprobs=zero, ref_logprobs=None, advantages=zero,
-        response_mask=mask, teacher={}, divergences={}, routes={"term": torch.tensor(route)},
+        sampled_mask=mask, teacher={}, divergences={}, routes={"term": torch.tensor(route)},
     )  # fmt: skip
 
 
 def loss_of(given: LossInputs, normalize: str, parts: list[slice]) -> float:
-    term = Term("term", 1.0, lambda i: TermOutput(per_token=i.logprobs), TermFacts(), normalize=normalize, max_tokens=5)
+    term = Term("term", 1.0, lambda i: TermOutput(per_token=i.logprobs), TermSpec(), normalize=normalize, max_tokens=5)
     cut = [
-        replace(given, **{n: getattr(given, n)[p] for n in ("logprobs", "response_mask")}, routes={"term": given.routes["term"][p]})
+        replace(given, **{n: getattr(given, n)[p] for n in ("logprobs", "sampled_mask")}, routes={"term": given.routes["term"][p]})
         for p in parts
     ]  # fmt: skip
     denominators = Objective((term,)).denominators(cut)  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def test_how_rows_are_batched_never_matters(seed: int, normalize: str, cuts: set
     zero = torch.zeros(6, 4)
     whole = LossInputs(
         logprobs=torch.randn(6, 4, generator=random), entropy=zero, old_logprobs=zero, rollout_logprobs=zero, ref_logprobs=None,
-        advantages=zero, response_mask=mask, teacher={}, divergences={}, routes={"term": torch.randint(0, 3, (6,), generator=random) / 2},
+        advantages=zero, sampled_mask=mask, teacher={}, divergences={}, routes={"term": torch.randint(0, 3, (6,), generator=random) / 2},
     )  # fmt: skip
     edges = [0, *sorted(cuts), 6]
     parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
@@ -153,12 +153,10 @@ def test_sdpos_loss_is_the_published_formula() -> None:
     scores = TeacherScores(logprobs=torch.zeros(4, 5), entropy=torch.zeros(4, 5), mask=mask & (sample > 0)[:, None])
     facts = LossInputs(
         logprobs=current, entropy=torch.zeros(4, 5), old_logprobs=old, rollout_logprobs=rollout, ref_logprobs=None,
-        advantages=torch.zeros(4, 5), response_mask=mask, teacher={"teacher": scores}, divergences={comparison: comparison(student, seen)},
+        advantages=torch.zeros(4, 5), sampled_mask=mask, teacher={"teacher": scores}, divergences={comparison: comparison(student, seen)},
     )  # fmt: skip
     bound = partial(distill, divergence=divergence, support=support, importance_cap=2.0)
-    term = Term(
-        "distill", 1.0, bound, facts_of(distill), ("teacher",), normalize="all_sequences", comparison=comparison
-    )
+    term = Term("distill", 1.0, bound, spec_of(distill), ("teacher",), normalize="all_sequences", comparison=comparison)
     objective = Objective((term,))
     ours = objective(facts, {"distill": 4})
     theirs = published_sdpo(student, teacher, sampled, old, rollout, mask, sample)

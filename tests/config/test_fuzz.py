@@ -22,7 +22,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from onpolicy.cli import FOR_USERS
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load, to_yaml
 from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer
@@ -90,9 +90,9 @@ def spoilt(draw: st.DrawFn) -> Any:
         if what == "remove":
             del inside[last]
         elif what == "add" and isinstance(inside, dict):
-            inside[draw(st.sampled_from(["name", "lr", "seed", "view", "marked", "lexicon"]) | st.text(max_size=4))] = (
-                draw(JUNK)
-            )
+            inside[
+                draw(st.sampled_from(["name", "lr", "seed", "context", "marked", "lexicon"]) | st.text(max_size=4))
+            ] = draw(JUNK)
         elif what == "move":
             inside[last] = {"name": inside[last]} if draw(st.booleans()) else [inside[last]]
         else:
@@ -157,7 +157,7 @@ def known_lexicons() -> Any:
 
 def read_config(path: Path, overrides: list[str]) -> None:
     config = load(path, overrides)
-    plan(config)
+    resolve(config)
     to_yaml(config)
 
 

@@ -13,7 +13,7 @@ import yaml
 
 from onpolicy.cli import main
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import build, load, to_yaml
 from onpolicy.contracts import ContractError, keep_to_contracts
 from onpolicy.experiments.methods.axes import read
@@ -30,7 +30,7 @@ pytestmark = pytest.mark.omegaconf
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid(path: Path) -> None:
-    keep_to_contracts(plan(read(path)))
+    keep_to_contracts(resolve(read(path)))
     assert path.read_text().startswith("# "), "a config opens with what it reproduces"
 
 
@@ -63,10 +63,10 @@ MISTAKES = [
         "rewards=[onpolicy.rewards.answer:math_anser]",
         ["rewards[0]: module 'onpolicy.rewards.answer' has no 'math_anser'", "Did you mean 'math_answer'"],
     ),
-    ("contexts.hint=final_answer", ["contexts.hint: no term of the objective reads this view"]),
-    ("objective[0].view=hint", ["objective[0].view", "'hint'", "contexts"]),
-    ("objective[1].advantage={name: add, view: hint}", ["objective[1].advantage.view", "'hint'"]),
-    ("objective[0].token_weights={name: gap, view: hint}", ["objective[0].token_weights.view", "'hint'"]),
+    ("contexts.hint=final_answer", ["contexts.hint: no term of the objective reads this context"]),
+    ("objective[0].context=hint", ["objective[0].context", "'hint'", "contexts"]),
+    ("objective[1].advantage={name: add, context: hint}", ["objective[1].advantage.context", "'hint'"]),
+    ("objective[0].token_weights={name: gap, context: hint}", ["objective[0].token_weights.context", "'hint'"]),
     ("generator.temperature=-1", ["generator.temperature: got -1"]),
     ("generator.temperature=warm", ["generator.temperature", "warm"]),
     ("teacher={name: ema, ema_decay: soon}", ["teacher.ema_decay: got 'soon', wanted float"]),
@@ -86,7 +86,7 @@ MISTAKES = [
 @pytest.mark.parametrize(("override", "words"), MISTAKES, ids=[m[0] for m in MISTAKES])
 def test_mistakes_are_named(override: str, words: list[str], tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
-        plan(load(write_config(tmp_path), [override]))
+        resolve(load(write_config(tmp_path), [override]))
     missing = [word for word in words if word not in str(caught.value)]
     assert not missing, f"{missing} not in: {caught.value}"
 
@@ -101,7 +101,7 @@ def test_mistakes_are_named(override: str, words: list[str], tmp_path: Path) -> 
 )
 def test_values_that_only_the_function_can_judge(override: str, words: list[str], tmp_path: Path) -> None:
     with pytest.raises(ContractError) as caught:
-        keep_to_contracts(plan(load(write_config(tmp_path), [override])))
+        keep_to_contracts(resolve(load(write_config(tmp_path), [override])))
     assert all(word in str(caught.value) for word in words), caught.value
 
 
@@ -133,9 +133,11 @@ def test_overrides_reach_into_lists_and_types_are_kept(tmp_path: Path) -> None:
         write_config(tmp_path),
         ["objective[0].weight=2", "trainer.lr=1e-4", "eval.k=[1]", "run_dir=", "teacher.ema_decay=1"],
     )
-    checked = plan(config)
-    assert checked.objective[0].frame.weight == 2.0 and checked.trainer.frame.lr == 1e-4 and config.run_dir is None
-    assert checked.teacher.options["ema_decay"] == 1.0
+    resolved = resolve(config)
+    assert (
+        resolved.objective[0].settings.weight == 2.0 and resolved.trainer.settings.lr == 1e-4 and config.run_dir is None
+    )
+    assert resolved.teacher.options["ema_decay"] == 1.0
 
 
 def test_the_resolved_config_loads_again(tmp_path: Path) -> None:

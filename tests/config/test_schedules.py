@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from onpolicy.config.registry import ConfigError, resolve
-from onpolicy.config.resolve import plan
+from onpolicy.config.registry import ConfigError, resolve_plugin
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import (
     Bound,
     Coefficient,
@@ -111,11 +111,11 @@ def test_coefficients_of_nested_plug_ins_are_found_and_saved() -> None:
         "objective": [{"name": "policy_gradient", "weight": multiplier, "advantage": {"name": "multiply", "share": fading}},
                       {"name": "distill", "divergence": {"name": "jsd", "beta": {**fading, "initial": 0.9, "final": 0.1}}}],
     })  # fmt: skip
-    found = plan(config).coefficients
+    found = resolve(config).coefficients
     keys = {c.key for c in found}
     assert keys == {"contexts.teacher.share", "rewards[1].weight", "teacher.ema_decay", "objective[0].weight",
                     "objective[0].advantage.share", "objective[1].divergence.beta"}  # fmt: skip
-    one, other = Coefficients(found), Coefficients(plan(config).coefficients)
+    one, other = Coefficients(found), Coefficients(resolve(config).coefficients)
     for step in (1, 2, 3):
         one.set(step, {"reward/mean": 0.0})
     assert one.metrics()["schedule/objective[0].weight"] == 1.0 and one.metrics()[
@@ -144,7 +144,7 @@ def test_a_wrong_schedule_is_named(spec: dict[str, Any], message: str) -> None:
     config = {"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "contexts": {"teacher": "none"},
               "objective": [{"name": "distill", "divergence": "forward_kl", "weight": spec}]}  # fmt: skip
     with pytest.raises(ConfigError, match=message):
-        plan(build(config))
+        resolve(build(config))
 
 
 def test_an_option_that_is_read_once_cannot_be_scheduled() -> None:
@@ -152,12 +152,12 @@ def test_an_option_that_is_read_once_cannot_be_scheduled() -> None:
               "generator": {"name": "vllm", "gpu_memory_utilization": {"name": "linear", "initial": 0.1, "final": 0.4, "end": 3}},
               "objective": [{"name": "distill", "divergence": "forward_kl"}]}  # fmt: skip
     with pytest.raises(ConfigError, match=r"generator\.gpu_memory_utilization: a schedule has no effect here"):
-        plan(build(config))
+        resolve(build(config))
 
 
 def test_only_numbers_can_be_scheduled() -> None:
     with pytest.raises(ConfigError, match=r"support\.k: got"):
-        resolve(
+        resolve_plugin(
             "support", {"name": "student_topk", "k": {"name": "linear", "initial": 1, "final": 2, "end": 3}}, "support"
         )
 

@@ -30,19 +30,18 @@ import pytest
 from torch import Tensor
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import build
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.generator_pool import Replicas
-from onpolicy.distributed.supervisor import Seat
-from onpolicy.distributed.weight_transfer import Shipped, pack
+from onpolicy.distributed.supervisor import ActorSupervisor
+from onpolicy.distributed.weight_transfer import WeightRefs, pack
+from onpolicy.models import open_model
+from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.seeds import StaleWeights
-from onpolicy.run.assemble import own_generator
-from onpolicy.run.loading import read_model
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.rollout.weight_version import StaleWeights
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 from tests.runs import metrics, run_here, start, write_config
 from tests.tiny import tiny_model, tiny_model_dir
@@ -58,8 +57,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_dir(tmp_path_factory.mktemp("replicas") / "model").parent
 
 
-def checked(folder: Path, generator: str = AS_TOLD, **roles: Any) -> Plan:
-    return plan(
+def checked(folder: Path, generator: str = AS_TOLD, **roles: Any) -> ResolvedConfig:
+    return resolve(
         build(
             {
                 "model": {"path": str(folder / "model")},
@@ -82,12 +81,12 @@ def until(true: Callable[[], bool]) -> None:
 class Site:
     """Replicas, what they said, and the generator they stand for."""
 
-    def __init__(self, plan_: Plan) -> None:
+    def __init__(self, plan_: ResolvedConfig) -> None:
         self.said: list[str] = []
         self.faults = Faults(self._hear, plan_.config.roles.apart)
-        self.model = read_model(plan_)
+        self.model = open_model(plan_)
         self.replicas = Replicas(plan_, self.model, self.faults)
-        self.own = own_generator(plan_, self.model)
+        self.own = local_generator(plan_, self.model)
         self.orders = Path(plan_.config.model.path).parent / "orders"
 
     def _hear(self, line: str) -> None:
@@ -98,11 +97,11 @@ class Site:
         self.replicas.crew.roles = replace(self.replicas.crew.roles, patience=seconds)
 
     def begin(self) -> Site:
-        """As new: the start model's weights in all replicas, once they are up, nothing said and nothing ordered."""
+        """As new: the reference model's weights in all replicas, once they are up, nothing said and nothing ordered."""
         for order in self.orders.glob("*"):
             order.unlink()
         assert self.processes
-        self.replicas.rewind()
+        self.replicas.reset_version()
         self.update(0, 0)
         self.said.clear()
         return self
@@ -245,7 +244,7 @@ def test_the_same_rollouts_as_in_this_process_and_progress(pair: Site) -> None:
 def test_weights_reach_every_replica_and_threads_share_them(pair: Site) -> None:
     s = pair
     before = s.replicas.generate(PROMPTS, seed=0)
-    for version, handed in ((2, weights(1)), (3, Shipped([_put(p) for p in pack(weights(2), 50_000)]))):
+    for version, handed in ((2, weights(1)), (3, WeightRefs([_put(p) for p in pack(weights(2), 50_000)]))):
         s.replicas.update_weights(iter(handed) if isinstance(handed, list) else handed, version=version)
         s.own.update_weights(iter(handed), version=version)
         with ThreadPoolExecutor(3) as threads:
@@ -278,13 +277,13 @@ def test_weights_in_the_middle_of_sampling(pair: Site) -> None:
 
 def test_a_slow_replica_gets_less(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     s = pair
-    pids, counts, finish = s.processes, {1: 0, 2: 0}, Seat._finish
+    pids, counts, finish = s.processes, {1: 0, 2: 0}, ActorSupervisor._finish
 
-    def counted(seat: Seat, *arguments: Any) -> None:
+    def counted(seat: ActorSupervisor, *arguments: Any) -> None:
         finish(seat, *arguments)
         counts[seat.number] += 1
 
-    monkeypatch.setattr(Seat, "_finish", counted)
+    monkeypatch.setattr(ActorSupervisor, "_finish", counted)
     os.kill(pids[0], signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(1) as threads:
@@ -328,13 +327,13 @@ def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(pair: Site, m
     until(lambda: bool(s.said))
     assert victim not in s.processes
     assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
-    pings, receive = {1: 0, 2: 0}, Seat._receive
+    pings, receive = {1: 0, 2: 0}, ActorSupervisor._receive
 
-    def counted(seat: Seat, ref: Any) -> None:
+    def counted(seat: ActorSupervisor, ref: Any) -> None:
         pings[seat.number] += ref is seat._ping
         receive(seat, ref)
 
-    monkeypatch.setattr(Seat, "_receive", counted)
+    monkeypatch.setattr(ActorSupervisor, "_receive", counted)
     s.set_patience(4.0)
     until(lambda: min(pings.values()) >= 6)  # one a second
     s.set_patience(120.0)
@@ -381,7 +380,7 @@ def test_a_run_that_goes_back(pair: Site) -> None:
     s = pair
     s.update(1, 7)
     with s.stopped(seed=0) as call:
-        s.replicas.rewind()
+        s.replicas.reset_version()
         with pytest.raises(CancelledError):
             call.result()
     s.update(2, 3)
@@ -446,8 +445,8 @@ def test_too_few_gpus(ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_cluster_that_is_not_there(folder: Path) -> None:
     code = (
-        "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import RolesConfig\n"
-        "ray_cluster.join(RolesConfig(address='127.0.0.1:1'))"
+        "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import RolesSettings\n"
+        "ray_cluster.join(RolesSettings(address='127.0.0.1:1'))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ConfigError: roles.address: cannot join '127.0.0.1:1'" in found.stderr

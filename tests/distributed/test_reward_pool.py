@@ -17,13 +17,13 @@ from typing import Any
 
 import pytest
 
-from onpolicy.annotation.scoring import Judge
-from onpolicy.config.resolve import plan
+from onpolicy.annotation.build import build_rewards
+from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import Coefficients
 from onpolicy.config.schema import build
-from onpolicy.distributed.reward_pool import RemoteJudge, remote_judge
+from onpolicy.distributed.reward_pool import RemoteScorer, remote_scorer
 from onpolicy.rewards.base import RewardError
-from onpolicy.run.assemble import build_rewards
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from onpolicy.utils.faults import Faults, GaveUp
 
@@ -59,11 +59,11 @@ class Pair:
             "objective": [{"name": "policy_gradient"}],
             "roles": {"rewards": workers, "patience": patience},
         }
-        self.plan = plan(build(config))
+        self.resolved = resolve(build(config))
         self.said: list[str] = []
-        self.faults = Faults(self.said.append, self.plan.config.roles.apart)
-        self.here = Judge(build_rewards(self.plan), str.strip)
-        self.apart: RemoteJudge = remote_judge(self.plan, self.here, self.faults)
+        self.faults = Faults(self.said.append, self.resolved.config.roles.apart)
+        self.here = Scorer(build_rewards(self.resolved), str.strip, self.resolved.correctness_name)
+        self.apart: RemoteScorer = remote_scorer(self.resolved, self.here, self.faults)
 
 
 @pytest.fixture
@@ -126,13 +126,13 @@ GROUPS = [group(f"p{i}", TEXTS[i % 3 :] + TEXTS[: i % 3]) for i in range(7)]
 
 def test_exactly_what_the_judge_here_says(pair: Any) -> None:
     p = pair(BUILT_IN)
-    coefficients = Coefficients(p.plan.coefficients)
+    coefficients = Coefficients(p.resolved.coefficients)
     totals = []
     for step in (1, 2, 3, 4):
         coefficients.set(step, {})
         here, apart = p.here(GROUPS), p.apart(GROUPS)
         assert apart == here
-        assert p.apart.right == p.here.right == "math_answer"
+        assert p.apart.correctness == p.here.correctness == "math_answer"
         totals.append([s.total for judged in apart for s in judged.scored])
     parts = {name for judged in apart for s in judged.scored for name in s.parts}
     assert parts == {r["name"] for r in BUILT_IN}

@@ -18,9 +18,8 @@ from onpolicy.config.resolve import section
 from onpolicy.config.schema import GUARDS
 from onpolicy.epistemic.audit import audit, compression, uses_of
 from onpolicy.epistemic.calibration import auroc, auroc_within, brier, ece, scoreboard
-from onpolicy.epistemic.marked import Marked
-from onpolicy.run.assemble import build_guards
-from onpolicy.run.guards import Guards
+from onpolicy.epistemic.marked import MarkedRollout
+from onpolicy.run.guards import Guards, build_guards
 from tests.epistemic.test_telemetry import marked
 
 HONEST = [
@@ -39,7 +38,7 @@ STUFFED = [
 ] * 4  # fmt: skip
 
 
-def step(texts: list[str]) -> list[Marked]:
+def step(texts: list[str]) -> list[MarkedRollout]:
     return marked([(t, len(t) // 4, 1.0) for t in texts])
 
 
@@ -84,9 +83,9 @@ def guards() -> Guards:
 def test_a_stuffed_step_trips_what_an_honest_one_does_not() -> None:
     watched = guards()
     honest, stuffed = audit(step(HONEST), "A"), audit(step(STUFFED), "A")
-    assert not watched(0, honest)
-    assert not watched(1, audit(step(list(reversed(HONEST))), "A"))
-    reasons = " ".join(reason for reason, _ in watched(2, stuffed))
+    assert not watched.check(0, honest)
+    assert not watched.check(1, audit(step(list(reversed(HONEST))), "A"))
+    reasons = " ".join(reason for reason, _ in watched.check(2, stuffed))
     for sign in ("vacuous", "after_answer", "crowded", "carrier"):
         assert f"audit/A/{sign} rose" in reasons
     assert "audit/repetition rose" in reasons

@@ -16,15 +16,15 @@ import numpy as np
 import pytest
 import torch
 
-from onpolicy.annotation.scoring import JudgedGroup, Scored
-from onpolicy.epistemic.baseline import Baseline, Habit, habits
-from onpolicy.epistemic.marked import Marked, mark
+from onpolicy.epistemic.baseline import Baseline, ProblemBaseline, problem_baselines
+from onpolicy.epistemic.ids import span_name
+from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.epistemic.suppression import mantel_haenszel, suppression
 from onpolicy.epistemic.text import marker_rates
-from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference, span_name
+from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference
 from onpolicy.rewards.doubt import target_rate
 from onpolicy.rewards.lexicon import LEXICONS, count
-from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores
+from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup, TeacherScores
 from onpolicy.utils.thinking import split_thinking
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import random_examples
@@ -44,15 +44,15 @@ def rollout(text: str, tokens: int) -> Rollout:
     )  # fmt: skip
 
 
-def marked(*groups: list[tuple[str, int, float]], lexicons: tuple[str, ...] = ("A", "B")) -> list[Marked]:
+def marked(*groups: list[tuple[str, int, float]], lexicons: tuple[str, ...] = ("A", "B")) -> list[MarkedRollout]:
     """Rollouts of several problems, each given by its text, its tokens and its score."""
     judged = []
     for number, rows in enumerate(groups):
         prompt = Prompt(id=f"p{number}", messages=({"role": "user", "content": "q"},))
         group = RolloutGroup(prompt=prompt, rollouts=tuple(rollout(text, tokens) for text, tokens, _ in rows))
-        scored = tuple(Scored(score, 0.0, {}) for *_, score in rows)
-        judged.append(JudgedGroup(group, scored, tuple(score for *_, score in rows)))
-    return mark(judged, lexicons, lambda text: split_thinking(text, opened=True))
+        scored = tuple(RolloutReward(score, 0.0, {}) for *_, score in rows)
+        judged.append(ScoredGroup(group, scored, tuple(score for *_, score in rows)))
+    return locate_markers(judged, lexicons, lambda text: split_thinking(text, opened=True))
 
 
 def rates(*groups: list[tuple[str, int, float]]) -> dict[str, float]:
@@ -106,7 +106,7 @@ def loss_inputs(marked: list[bool]) -> LossInputs:
     scores = TeacherScores(logprobs=row(-3.0, -1.0, -1.5, -1.0), entropy=row(0, 0, 0, 0), mask=mask)
     return LossInputs(
         logprobs=row(-1.0, -1.0, -1.0, -1.0), entropy=row(1.0, 1.0, 0.1, 3.0), old_logprobs=zero, rollout_logprobs=zero,
-        ref_logprobs=None, advantages=zero, response_mask=mask, teacher={"teacher": scores}, divergences={},
+        ref_logprobs=None, advantages=zero, sampled_mask=mask, teacher={"teacher": scores}, divergences={},
         spans={span_name("A"): torch.tensor([marked]), span_name("number"): torch.tensor([[False, False, True, False]])},
         marker_mass={("<student>", "A"): row(0.2, 0.001, 0.1, 0.001).log(), ("teacher", "A"): row(0.1, 0.9, 0.1, 0.001).log()},
     )  # fmt: skip
@@ -220,14 +220,14 @@ def test_a_run_logs_it_resumes_with_it_and_can_leave_it_out(tmp_path: Path) -> N
 
 
 def test_suppression_by_hand() -> None:
-    start = Habit(tokens=[100, 100], right=[True, False], paid=[0, 1], markers={"A": [0, 1], "B": [1, 3]})
+    start = ProblemBaseline(tokens=[100, 100], right=[True, False], paid=[0, 1], markers={"A": [0, 1], "B": [1, 3]})
     now = marked([("wait", 100, 1.0), ("no", 100, 0.0)], [("wait", 100, 1.0)])
     found = suppression(now, {"p0": start}, ("A", "B"), "A")
     assert found["epistemic/A/suppression"] == 0.0 and found["epistemic/A/suppression/problems"] == 1.0
     assert found["epistemic/B/suppression"] == pytest.approx(math.log(0.5 / 20.5))
     assert found["audit/A/lead"] == pytest.approx(-math.log(0.5 / 20.5)), "doubt that stays while the held-out words go"
     prompt = Baseline({"p0": start}).with_columns(now[0].prompt)
-    assert prompt.fields["start_rate"] == 5.0 and prompt.fields["start_std"] == 5.0
+    assert prompt.fields["ref_rate"] == 5.0 and prompt.fields["ref_std"] == 5.0
     assert suppression(now, {}, ("A",), "A") == {}
 
 
@@ -235,15 +235,15 @@ def test_the_start_models_markers_are_counted_as_the_rewards_count() -> None:
     text = "wait one more wait two more wait three more"
     (one,) = marked([(text, 10, 1.0)], lexicons=("A",))
     for spacing, counted in ((0, 3), (20, 1)):
-        (habit,) = habits([one], "A", spacing).values()
-        prompt = Baseline({"p0": habit}).with_columns(one.prompt)
-        start = {name: prompt.fields[name] for name in ("start_rate", "start_std")}
-        assert habit.paid == [counted] and target_rate(text, 10, **start, spacing=spacing) == 0.0
+        (problem_baseline,) = problem_baselines([one], "A", spacing).values()
+        prompt = Baseline({"p0": problem_baseline}).with_columns(one.prompt)
+        start = {name: prompt.fields[name] for name in ("ref_rate", "ref_std")}
+        assert problem_baseline.paid == [counted] and target_rate(text, 10, **start, spacing=spacing) == 0.0
 
 
 def test_length_alone_does_not_suppress() -> None:
     # short answers have no marker and long ones have; the model now gives short ones more often, with the same habit at each length
-    start = Habit(tokens=[100, 1000], right=[True, True], paid=[0, 0], markers={"A": [0, 10]})
+    start = ProblemBaseline(tokens=[100, 1000], right=[True, True], paid=[0, 0], markers={"A": [0, 10]})
     long = ("wait . " + "so ") * 10
     now = marked([("so", 100, 1.0), ("so", 100, 1.0), ("so", 100, 1.0), (long, 1000, 1.0)], lexicons=("A",))
     found = suppression(now, {"p0": start}, ("A",), "A")
@@ -272,15 +272,15 @@ def test_a_run_aims_at_the_start_models_own_rate(tmp_path: Path, capsys: pytest.
         assert run_here(config, f"run_dir={tmp_path / 'parts'}", "steps=1") == 0
         assert run_here(config, f"run_dir={tmp_path / 'parts'}") == 0
         assert metrics(tmp_path / "parts")[1:] == metrics(tmp_path / "whole")[1:], (
-            "measured with the start model's weights all the same"
+            "measured with the reference model's weights all the same"
         )
         assert run_here(config, f"run_dir={tmp_path / 'run'}", "rewards[1].lexicon=A") == 2
-        assert "rewards[1].lexicon: got 'A', but the start model's markers are counted with 'letters'" in (
+        assert "rewards[1].lexicon: got 'A', but the reference model's markers are counted with 'letters'" in (
             capsys.readouterr().err
         )
         assert run_here(config, f"run_dir={tmp_path / 'run'}", "epistemic.baseline=0") == 2
         assert (
-            "rewards[1]: 'target_rate' compares with the start model's rate; set epistemic.baseline"
+            "rewards[1]: 'target_rate' compares with the reference model's rate; set epistemic.baseline"
             in capsys.readouterr().err
         )
     finally:

@@ -13,19 +13,18 @@ from transformers import AutoModelForCausalLM
 
 from onpolicy.annotation.contexts.final_answer import final_answer
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
-from onpolicy.annotation.queries import Inquiry
-from onpolicy.annotation.scoring import Judge, JudgedGroup, Reward
+from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.analysis.collect import EVERYTHING, within_band
 from onpolicy.experiments.analysis.contexts import UNGUIDED, rows
 from onpolicy.experiments.analysis.guided import Guided, guide
 from onpolicy.experiments.analysis.richness import richness
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.run.loading import read_model
-from onpolicy.types import Message, Prompt, RolloutGroup
-from onpolicy.utils.rng import step_seed
+from onpolicy.models import open_model
+from onpolicy.types import Message, Prompt, RolloutGroup, Sampling, ScoredGroup
+from onpolicy.utils.seeds import step_seed
 from tests.annotation.test_queries import RENDERER, problem, right, rollout
 from tests.runs import write_config
 from tests.tiny import byte_tokenizer, tiny_model
@@ -47,14 +46,14 @@ class Doubtful:
 
 def compared(band: tuple[float, float] = EVERYTHING, problems: int = 9) -> Any:
     generator: Any = Doubtful()
-    judge = Judge([Reward("right", 1.0, right)], str)
+    judge = Scorer([Reward("right", 1.0, right)], str, "right")
     prompts = [problem(f"p{i}") for i in range(1, 4)]
     unguided = list(
         within_band(prompts, generator=generator, judge=judge, band=band, problems=problems, seed=0, note=print)
     )
-    inquiry = Inquiry(generator, judge, prompts, step_seed, RENDERER, 2000, False)
-    views: dict[str, Any] = {"answer": final_answer, "sibling": partial(successful_sibling, threshold=0.5)}
-    guided = guide(unguided, views, generator=generator, judge=judge, inquiry=inquiry, seed=0)
+    queries = ContextQueries(generator, judge, prompts, step_seed, RENDERER, 2000, False)
+    contexts: dict[str, Any] = {"answer": final_answer, "sibling": partial(successful_sibling, threshold=0.5)}
+    guided = guide(unguided, contexts, generator=generator, judge=judge, queries=queries, seed=0)
     return rows(unguided, guided, {}, ["A"], RENDERER.split_thinking) if unguided else []
 
 
@@ -94,7 +93,7 @@ def test_collecting_goes_on_until_there_are_enough() -> None:
 
     generator: Any = Hard()
     prompts, notes = [problem(f"p{i}") for i in range(1, 40)], list[str]()
-    judge = Judge([Reward("right", 1.0, right)], str)
+    judge = Scorer([Reward("right", 1.0, right)], str, "right")
     found = within_band(
         prompts, generator=generator, judge=judge, band=(0.4, 0.6), problems=4, seed=0, note=notes.append
     )
@@ -105,13 +104,13 @@ def test_collecting_goes_on_until_there_are_enough() -> None:
 
 def test_what_a_context_tells_by_hand(tmp_path: Path) -> None:
     """Against the model's own probabilities, one sequence at a time."""
-    checked = plan(load(write_config(tmp_path)))
-    model = read_model(checked)
+    resolved = resolve(load(write_config(tmp_path)))
+    model = open_model(resolved)
     question = problem("p1")
     shown: tuple[Message, ...] = ({"role": "user", "content": "p1? Hint: right"},)
 
-    def judged(texts: list[str], scores: tuple[float, ...]) -> JudgedGroup:
-        return JudgedGroup(RolloutGroup(prompt=question, rollouts=tuple(map(rollout, texts))), (), scores)
+    def judged(texts: list[str], scores: tuple[float, ...]) -> ScoredGroup:
+        return ScoredGroup(RolloutGroup(prompt=question, rollouts=tuple(map(rollout, texts))), (), scores)
 
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").requires_grad_(False)
 
@@ -125,18 +124,18 @@ def test_what_a_context_tells_by_hand(tmp_path: Path) -> None:
 
     without = judged(["wrong", "right, at last", "right?"], (0, 1, 1))
     hinted = Guided({"p1": shown}, [judged(["right", "right!", "wrong"], (1, 1, 0))])
-    found = richness(checked, model, [without], {"hint": hinted, "nothing": Guided({})})
+    found = richness(resolved, model, [without], {"hint": hinted, "nothing": Guided({})})
     assert set(found) == {"hint"} and found["hint"].problems == 1
     assert found["hint"].guided.mean == pytest.approx((gain("right") + gain("right!")) / 2, abs=1e-4)
     assert found["hint"].unguided is not None
     assert found["hint"].unguided.mean == pytest.approx((gain("right, at last") + gain("right?")) / 2, abs=1e-4)
     silent = Guided({"p1": question.messages}, [without])
-    assert richness(checked, model, [without], {"silent": silent})["silent"].guided.mean == 0.0
+    assert richness(resolved, model, [without], {"silent": silent})["silent"].guided.mean == 0.0
 
 
 def test_contexts_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     both = {"teacher": {"name": "reference_solution"}, "answer": {"name": "final_answer"}}
-    terms = [{"name": "distill", "divergence": "forward_kl"}, {"name": "sampled_kl", "view": "answer", "weight": 0}]
+    terms = [{"name": "distill", "divergence": "forward_kl"}, {"name": "sampled_kl", "context": "answer", "weight": 0}]
     config = write_config(tmp_path, contexts=both, objective=terms)
     out = ["--output", str(tmp_path / "out.json"), "--plot", str(tmp_path / "out.svg")]
     assert main(["analyze", "contexts", str(config), "--problems", "3", *out]) == 0

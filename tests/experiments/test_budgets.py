@@ -25,7 +25,7 @@ def test_tokens_that_teachers_read() -> None:
         found = one.step(examples)["teacher/tokens"]
         times = readers or len(one.teaching.readers)
         assert found == times * teacher + (start if one.objective.needs_ref else 0), (
-            "the start model reads every rollout"
+            "the reference model reads every rollout"
         )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from onpolicy.cli import main
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.forecast.forecast import (
     GIB,
@@ -21,8 +21,9 @@ from onpolicy.experiments.forecast.forecast import (
     step_flops,
     trainer_bytes,
 )
-from onpolicy.run.assemble import assemble, first_rollouts
+from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
+from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.trainer import LocalTrainer
 from tests.runs import write_config
 
@@ -57,17 +58,17 @@ def test_layers_with_a_window() -> None:
 @pytest.mark.parametrize("rule", ["live", "frozen", "ema"])
 def test_what_a_trainer_holds(rule: str, tmp_path: Path) -> None:
     """Weights, gradients, moments and the teacher's copy, tensor by tensor."""
-    checked = plan(load(write_config(tmp_path, teacher={"name": rule}), [f"run_dir={tmp_path / 'run'}"]))
-    run = assemble(checked, tmp_path / "run", Display(1))
+    resolved = resolve(load(write_config(tmp_path, teacher={"name": rule}), [f"run_dir={tmp_path / 'run'}"]))
+    run = assemble(resolved, tmp_path / "run", Display(1))
     try:
         trainer = run.trainer
         assert isinstance(trainer, LocalTrainer)
-        trainer.step(first_rollouts(run, checked))
+        trainer.step(first_rollouts(run, resolved))
         state = trainer.optimizer.state.values()
         held = {
             "weights": sum(p.nbytes for p in trainer.student.parameters()),
             "moments": sum(s["exp_avg"].nbytes + s["exp_avg_sq"].nbytes for s in state),
-            "teacher and start model": sum(
+            "teacher and reference model": sum(
                 p.nbytes
                 for r in trainer.teaching.readers
                 if r.model is not trainer.student
@@ -76,7 +77,7 @@ def test_what_a_trainer_holds(rule: str, tmp_path: Path) -> None:
         }
     finally:
         run.close()
-    foreseen = trainer_bytes(checked, shape_of(str(tmp_path / "model")), 1)
+    foreseen = trainer_bytes(resolved, shape_of(str(tmp_path / "model")), 1)
     assert {name: foreseen[name] for name in held} == held and foreseen["gradients"] == held["weights"]
     assert foreseen["ZeRO's copy"] == 0.0
 
@@ -84,10 +85,10 @@ def test_what_a_trainer_holds(rule: str, tmp_path: Path) -> None:
 def test_zero_divides_what_it_divides(tmp_path: Path) -> None:
     def parts(*overrides: str, ranks: int = 4) -> dict[str, float]:
         own = ["trainer.name=deepspeed", "teacher.name=ema", *overrides]
-        return {k: v / 4e6 for k, v in trainer_bytes(plan(load(write_config(tmp_path), own)), TINY, ranks).items()}
+        return {k: v / 4e6 for k, v in trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, ranks).items()}
 
     two, three = parts(), parts("trainer.config=configs/deepspeed/zero3.json")
-    names = ("weights", "gradients", "moments", "ZeRO's copy", "teacher and start model")
+    names = ("weights", "gradients", "moments", "ZeRO's copy", "teacher and reference model")
     assert [two[n] for n in names] == [1.0, 0.25, 0.5, 0.25, 1.0], "stage 2"
     assert [three[n] for n in names] == [0.25, 0.25, 0.5, 0.25, 0.25], "stage 3"
     offloaded = parts("trainer.config=configs/deepspeed/zero3_offload.json")
@@ -95,26 +96,24 @@ def test_zero_divides_what_it_divides(tmp_path: Path) -> None:
 
 
 def test_models_beside_the_student(tmp_path: Path) -> None:
-    start = (
-        "objective=[{name: distill, divergence: forward_kl}, {name: policy_gradient}, {name: start_kl, weight: 0.1}]"
-    )
+    start = "objective=[{name: distill, divergence: forward_kl}, {name: policy_gradient}, {name: ref_kl, weight: 0.1}]"
     for overrides, wanted in (
         (["teacher={name: live}"], 0), (["teacher={name: frozen}"], 1), (["teacher={name: frozen}", start], 1),
         (["teacher={name: ema}", start], 2), (["teacher={name: live}", start], 1),
         (["teacher={name: model, path: other}"], 1), (["teacher={name: model, path: other}", "trainer.lora_rank=4"], 1),
         (["teacher={name: frozen}", "trainer.lora_rank=4"], 0),
     ):  # fmt: skip
-        assert models_beside(plan(load(write_config(tmp_path), overrides))) == wanted, overrides
+        assert models_beside(resolve(load(write_config(tmp_path), overrides))) == wanted, overrides
 
 
 def test_time_by_hand(tmp_path: Path) -> None:
-    checked = plan(load(write_config(tmp_path), ["generator.max_tokens=100", "eval.every=0", "steps=36"]))
+    resolved = resolve(load(write_config(tmp_path), ["generator.max_tokens=100", "eval.every=0", "steps=36"]))
     assumed = Assumed("h100", utilisation=0.5, bandwidth=0.25, prompt_tokens=20, completion_tokens=50)
     # two problems, three answers: 300 tokens and two prompts, in sequences of 70; the teacher reads as much again
     plain = 340 * (2e6 + 2 * 10 * 100 * 70)
-    flops = step_flops(checked, TINY, assumed, 6, 50.0)
+    flops = step_flops(resolved, TINY, assumed, 6, 50.0)
     assert flops == {"score": pytest.approx(640 * (2e6 + 2000 * 120)), "learn": pytest.approx(3 * plain)}
-    found = forecast(checked, TINY, assumed)
+    found = forecast(resolved, TINY, assumed)
     assert found.seconds["learn"] == pytest.approx(3 * plain / (989e12 * 0.5))
     # all six at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each, once for each of 50 tokens
     assert found.seconds["sample"] == pytest.approx(50 * (2e6 + 6 * 45 * 2000) / (3.35e12 * 0.25))

@@ -12,7 +12,7 @@ from random import Random
 
 import pytest
 
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.lab import route, sums
@@ -24,7 +24,7 @@ from onpolicy.experiments.lab.problem import HINT, Problem, direct, failed, mist
 from onpolicy.experiments.lab.readout import pooled_metrics
 from onpolicy.experiments.lab.sets import families
 from onpolicy.experiments.lab.words import vocabulary, write_tokenizer
-from onpolicy.experiments.sweep.sweep import cells, read_grid
+from onpolicy.experiments.sweep.grid import cells, read_grid
 from onpolicy.rewards.answer import exact_answer
 
 
@@ -78,17 +78,19 @@ def test_examples_for_the_reasoner() -> None:
     problems = families()["route-b-3"].pretrain
     problem, draw, kinds = problems[0], Random(1), set()
     for _ in range(400):
-        prompt, begun, rest = example(problem, problems, draw)
+        prompt, completion_prefix_ids, rest = example(problem, problems, draw)
         assert exact_answer(rest, problem.answer), "whatever is shown, the answer is right"
         hint = prompt.removeprefix(problem.question).removeprefix(f" {HINT} ")
         own = exact_answer(hint, problem.answer)
         if own:
-            assert rest == direct(problem) and [t.verdict for t in tried(begun)] == [False] * len(tried(begun))
+            assert rest == direct(problem) and [t.verdict for t in tried(completion_prefix_ids)] == [False] * len(
+                tried(completion_prefix_ids)
+            )
         elif hint == problem.first:
             assert all(t.said.startswith(problem.first) for t in tried(rest)), "it looks where it is told to"
         else:
             assert tried(rest), "nothing that helps: a search"
-        kinds.add((own, bool(tried(hint)), bool(begun), hint == problem.first, bool(hint)))
+        kinds.add((own, bool(tried(hint)), bool(completion_prefix_ids), hint == problem.first, bool(hint)))
     assert len(kinds) == 8, (
         "with and without thought, begun or not; its beginning; another's, with and without thought; nothing"
     )
@@ -107,8 +109,10 @@ def test_traces_are_true_and_end_right() -> None:
         assert doubt_precision(text, problem.id) in (None, 1.0) and doubt_recall(text, problem.id) in (None, 1.0)
         assert tried(text)[-1].verdict is True
         assert len({t.said for t in tried(text)}) == len(tried(text)), "nothing is tried twice"
-        begun = failed(problem, draw, 2)
-        assert [t.verdict for t in tried(begun)] == [False] * len(tried(begun)) and begun.endswith(" no")
+        completion_prefix_ids = failed(problem, draw, 2)
+        assert [t.verdict for t in tried(completion_prefix_ids)] == [False] * len(
+            tried(completion_prefix_ids)
+        ) and completion_prefix_ids.endswith(" no")
         assert exact_answer(direct(problem), problem.answer) and not tried(direct(problem))
         assert not exact_answer(mistaken(problem, draw), problem.answer)
 
@@ -162,7 +166,7 @@ def test_grids_are_valid(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["contexts", "self_distillation"])
 def test_configs_are_valid(name: str) -> None:
-    plan(load(f"configs/lab/{name}.yaml"))
+    resolve(load(f"configs/lab/{name}.yaml"))
 
 
 def test_controls_are_arms() -> None:

@@ -22,8 +22,7 @@ from onpolicy.experiments.sweep.compare import right_by_problem
 from onpolicy.models import load_tokenizer, resolve_model
 from onpolicy.rewards.answer import exact_answer
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt
+from onpolicy.types import Prompt, Sampling
 from tests.runs import run_here
 
 REASONER = resolve_model("lab-reasoner")

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import Config, load, to_yaml
 from onpolicy.experiments.sweep.grid import cells
 from tests.runs import metrics, run_here, write_config
@@ -58,7 +58,7 @@ def one_of_each(path: Path, folder: Path) -> list[tuple[str, tuple[str, ...]]]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_config_is_valid_and_says_where_it_comes_from(name: str) -> None:
     path = CONFIGS[name]
-    plan(load(path, ["model.path=some/model"]))
+    resolve(load(path, ["model.path=some/model"]))
     assert "arXiv" in path.read_text() and "# Source: " in path.read_text()
 
 
@@ -79,7 +79,7 @@ def test_every_arm_takes_a_step(name: str, tmp_path: Path) -> None:
             (taken[settings],) = metrics(run)
         row = taken[settings]
         assert row["train/skipped_updates"] == 0 and row["rollout/tokens"] > 0, arm
-        informed = plan(load(config, kept)).contexts
+        informed = resolve(load(config, kept)).contexts
         assert not informed or row["context/teacher/share"] > 0, arm
 
 

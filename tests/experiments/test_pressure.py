@@ -18,12 +18,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from onpolicy.epistemic.tokens import span_name
-from onpolicy.experiments.analysis.pressure import Watch, pressures
+from onpolicy.epistemic.ids import span_name
+from onpolicy.experiments.analysis.pressure import GradientProbe, pressures
 from onpolicy.losses.comparison import Distributions
 from onpolicy.losses.divergences import forward_kl, reverse_kl
 from onpolicy.losses.targets import identity, marker_mass_floor
-from onpolicy.trainer.chunked_head import Head, States
+from onpolicy.trainer.chunked_head import Head, HiddenStates
 from onpolicy.trainer.teacher_rules import frozen
 from tests.tiny import random_examples
 from tests.trainer.test_teacher import distill_term, trainer, twins
@@ -39,8 +39,8 @@ def pressure_of(loss: Callable[[Tensor], Tensor]) -> float:
 
 def noted(logits: Tensor, loss: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     """[N] dM of the markers ``ids``."""
-    watch = Watch({"A": ids})
-    watch(States(logits, Head(torch.eye(logits.shape[-1], dtype=logits.dtype))))
+    watch = GradientProbe({"A": ids})
+    watch(HiddenStates(logits, Head(torch.eye(logits.shape[-1], dtype=logits.dtype))))
     leaf = logits.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf.log_softmax(-1)).sum(), leaf)
     watch.note(torch.arange(len(logits)), logits, gradient)

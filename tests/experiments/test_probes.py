@@ -12,13 +12,12 @@ from typing import Any
 
 import pytest
 
-from onpolicy.annotation.scoring import Judge, Reward
+from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
 from onpolicy.config.registry import ConfigError
 from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.analysis.probes import DOUBT, NEUTRAL, Answer, Probe, Prober, compared
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.runs import write_config
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -49,12 +48,14 @@ class Scripted:
         ]
 
     def _rollout(self, prompt: Prompt, max_tokens: int) -> Rollout:
-        text = self.rule(prompt.id.partition("/")[0], RENDERER.completion_text(prompt.begun), prompt.banned)
+        text = self.rule(
+            prompt.id.partition("/")[0], RENDERER.completion_text(prompt.completion_prefix_ids), prompt.banned_token_ids
+        )
         ids = tuple(RENDERER.tokenizer.encode(text, add_special_tokens=False))
         reason: Any = "length" if len(ids) > max_tokens else "stop"
         kept = ids[:max_tokens]
         return Rollout(
-            prompt_ids=(5, *prompt.begun), completion_ids=kept, rollout_logprobs=(-1.0,) * len(kept),
+            prompt_ids=(5, *prompt.completion_prefix_ids), completion_ids=kept, rollout_logprobs=(-1.0,) * len(kept),
             text=RENDERER.completion_text(kept), finish_reason=reason, policy_version=0,
         )  # fmt: skip
 
@@ -63,23 +64,23 @@ def probes(
     rule: Callable[[str, str, Sequence[int]], str], *names: str, window: int = 1000
 ) -> dict[tuple[str, str], Probe]:
     generator: Any = Scripted(rule)
-    judge = Judge([Reward("right", 1.0, right)], str)
+    judge = Scorer([Reward("right", 1.0, right)], str, "right")
     prober = Prober(generator, judge, RENDERER, "A", window=window, continuations=3, seed=0)
     return {(p.arm, p.against): p for p in prober([problem(name) for name in names])}
 
 
-def functional(name: str, begun: str, banned: Sequence[int]) -> str:
+def functional(name: str, completion_prefix_ids: str, banned_token_ids: Sequence[int]) -> str:
     """Doubt, once said, finds the answer; without it the first guess stays. p2 never doubts by itself."""
-    if "wait" in begun.casefold():
+    if "wait" in completion_prefix_ids.casefold():
         return " no, 2 + 2 is not 5. The answer is 4."
-    if name == "p2" or "it is 5" in begun or IDS["wait"] in banned:
+    if name == "p2" or "it is 5" in completion_prefix_ids or IDS["wait"] in banned_token_ids:
         return "it is 5. no doubt. The answer is 5."
     return "it is 5. wait no, 2 + 2 is not 5. The answer is 4."
 
 
-def idle(name: str, begun: str, banned: Sequence[int]) -> str:
+def idle(name: str, completion_prefix_ids: str, banned_token_ids: Sequence[int]) -> str:
     """Says "wait" by habit; the outcome hangs on the problem alone."""
-    marker = "" if IDS["wait"] in banned or "it is" in begun else "it is so. wait. "
+    marker = "" if IDS["wait"] in banned_token_ids or "it is" in completion_prefix_ids else "it is so. wait. "
     return f"{marker} go on. The answer is {'4' if name == 'p1' else '5'}."
 
 
@@ -113,7 +114,7 @@ def test_the_arms_are_as_long() -> None:
 
 
 def test_where_there_is_no_place_there_is_no_probe() -> None:
-    found = probes(lambda name, begun, banned: "4", "p1")
+    found = probes(lambda name, completion_prefix_ids, banned_token_ids: "4", "p1")
     assert {name for name, _ in found} == {"A banned", "F banned"}
 
 
@@ -139,8 +140,8 @@ def test_probes_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main([*command, "generator.max_tokens=60", "generator.group_size=4"]) == 0
     assert "A banned" in capsys.readouterr().out
     report = json.loads((tmp_path / "out.json").read_text())
-    banned = next(p for p in report["probes"] if p["arm"] == "A banned")
-    assert banned["problems"] == 4 and banned["answers"] == 32
+    banned_token_ids = next(p for p in report["probes"] if p["arm"] == "A banned")
+    assert banned_token_ids["problems"] == 4 and banned_token_ids["answers"] == 32
     assert any(p["arm"] == "A kept" for p in report["probes"]), "a random model says wait now and then"
     assert main([*command, "rewards=[]"]) == 2 and "wants a reward" in capsys.readouterr().err
 
@@ -152,8 +153,14 @@ def lucky(completion: str) -> bool:
 def test_a_ban_for_one_token_is_for_one_token() -> None:
     """The arm that leaves a marker out may doubt later: only the place is taken away."""
 
-    def rule(name: str, begun: str, banned: Sequence[int]) -> str:
-        return "so " if banned else " wait. The answer is 4." if "so" in begun else "it is. wait no. The answer is 5."
+    def rule(name: str, completion_prefix_ids: str, banned_token_ids: Sequence[int]) -> str:
+        return (
+            "so "
+            if banned_token_ids
+            else " wait. The answer is 4."
+            if "so" in completion_prefix_ids
+            else "it is. wait no. The answer is 5."
+        )
 
     (probe,) = (p for key, p in probes(rule, "p1").items() if key[0] == "A kept")
     assert probe.score.mean == 0.0 and probe.difference.mean == -1.0

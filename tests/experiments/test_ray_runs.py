@@ -20,7 +20,7 @@ from rich.console import Console
 
 from onpolicy.cli import main
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.schema import RolesConfig
+from onpolicy.config.schema import RolesSettings
 from onpolicy.distributed import ray_cluster
 from onpolicy.experiments.sweep import ray_runs
 from onpolicy.experiments.sweep.grid import Cell, cells
@@ -165,7 +165,7 @@ def test_what_cannot_run_is_refused() -> None:
 
 
 def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(roles: RolesConfig) -> None:
+    def refuse(roles: RolesSettings) -> None:
         raise ConfigError(f"roles.address: cannot join {roles.address!r}: nobody is there")
 
     monkeypatch.setattr(ray_cluster, "join", refuse)

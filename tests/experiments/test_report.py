@@ -37,7 +37,7 @@ def test_a_record_says_what_the_trainer_computes() -> None:
     length = len(example.rollout.completion_ids)
     assert len(record["tokens"]) == length
     assert unpacked(record["logprob"]) == pytest.approx(inputs.logprobs[0].tolist(), abs=0.006)
-    assert unpacked(record["views"]["teacher"]["logprob"]) == pytest.approx(
+    assert unpacked(record["contexts"]["teacher"]["logprob"]) == pytest.approx(
         inputs.teacher["teacher"].logprobs[0].tolist(), abs=0.006
     )
     (divergence,) = inputs.divergences.values()
@@ -98,7 +98,7 @@ def fake_run(folder: Path, *, rollouts: int, tokens: int, lr: float = 0.1, seed:
             teacher = {"logprob": numbers(), "entropy": numbers()}
             record = {
                 "step": step, "prompt_id": "p", "reward": 1.0, "advantage": 0.5, "finish_reason": "stop", "logprob": numbers(),
-                "entropy": numbers(), "tokens": draw.choices(words, k=tokens), "views": {"teacher": teacher},
+                "entropy": numbers(), "tokens": draw.choices(words, k=tokens), "contexts": {"teacher": teacher},
                 "terms": {"distill": {"loss": numbers(), "token_weight": numbers(), "advantage": 0.5}},
                 "marks": {f"<{name}>": bits([i % 2 == 1 for i in range(tokens)]) for name in
                           ("A", "B", "C", "D", "F", "seed10", "number", "operator", "style")},

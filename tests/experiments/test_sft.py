@@ -16,7 +16,7 @@ import yaml
 from rich.console import Console
 
 from onpolicy.cli import main
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.sft.collect import COLUMN, GUIDED, UNGUIDED, Wanted, collect, write_rows
 from onpolicy.experiments.sft.sft import Training, grid, prepare
@@ -36,7 +36,10 @@ def trace_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 def test_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("onpolicy.experiments.sft.collect.AT_ONCE", 8)  # four problems at a time
-    checked, wanted = plan(load(CONFIG, [*SMALL, "data.coverage={problems: 30}"])), Wanted(10, (0.0, 1.0), "teacher")
+    resolved, wanted = (
+        resolve(load(CONFIG, [*SMALL, "data.coverage={problems: 30}"])),
+        Wanted(10, (0.0, 1.0), "teacher"),
+    )
     notes: list[str] = []
 
     def until_the_second(text: str) -> None:
@@ -45,11 +48,11 @@ def test_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        collect(checked, wanted, tmp_path / "cut", until_the_second)
-    rows = collect(checked, wanted, tmp_path / "cut", notes.append)
-    whole = collect(checked, wanted, tmp_path / "whole", notes.append)
+        collect(resolved, wanted, tmp_path / "cut", until_the_second)
+    rows = collect(resolved, wanted, tmp_path / "cut", notes.append)
+    whole = collect(resolved, wanted, tmp_path / "whole", notes.append)
     assert rows == whole and notes[-1].startswith("10 of 10 problems")
-    assert collect(checked, wanted, tmp_path / "whole", lambda text: pytest.fail("nothing is left to do")) == whole
+    assert collect(resolved, wanted, tmp_path / "whole", lambda text: pytest.fail("nothing is left to do")) == whole
     for kind in (UNGUIDED, GUIDED):
         found = trace_rows(tmp_path / "whole", kind)
         assert found == whole[kind] and len(found) == 10
@@ -97,8 +100,8 @@ def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
     """Seed 1 keeps four of six examples; the ratio of tokens is that of what is learned from."""
     wanted, training = Wanted(6, (0.0, 1.0), "teacher"), Training(1, 2, (0, 1))
 
-    def scarce(checked: Any, wanted: Any, folder: Path, note: Any) -> dict[str, list[dict[str, Any]]]:
-        count = 4 if checked.config.seed == 0 else 6
+    def scarce(resolved: Any, wanted: Any, folder: Path, note: Any) -> dict[str, list[dict[str, Any]]]:
+        count = 4 if resolved.config.seed == 0 else 6
         lengths: dict[str, Any] = {UNGUIDED: lambda i: 3 + i, GUIDED: lambda i: 2}
         return {k: [{"id": f"{i}\u2028", COLUMN: [1] * n(i)} for i in range(count)] for k, n in lengths.items()}
 
@@ -115,18 +118,18 @@ def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
 
 
 def test_traces_with_line_separators_are_read_again(tmp_path: Path) -> None:
-    checked, wanted = plan(load(CONFIG, [*SMALL, "data.coverage={problems: 4}"])), Wanted(2, (0.0, 1.0), "teacher")
-    rows = collect(checked, wanted, tmp_path, lambda text: None)
+    resolved, wanted = resolve(load(CONFIG, [*SMALL, "data.coverage={problems: 4}"])), Wanted(2, (0.0, 1.0), "teacher")
+    rows = collect(resolved, wanted, tmp_path, lambda text: None)
     for kind, found in rows.items():
         write_rows(tmp_path / f"{kind}.jsonl", [row | {"note": "a\u2028b\x85c"} for row in found])
-    again = collect(checked, wanted, tmp_path, lambda text: None)
+    again = collect(resolved, wanted, tmp_path, lambda text: None)
     assert [row["note"] for row in again[GUIDED]] == ["a\u2028b\x85c"] * 2
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--view", "other"], "a context 'other' that guided answers see; the config has the contexts teacher"),
+        (["--context", "other"], "a context 'other' that guided answers see; the config has the contexts teacher"),
         (["eval.sets={}"], "eval.sets: empty"),
         (["--band", "0.4", "0.4"], "no problem was solved both with 'teacher' and without it"),
     ],

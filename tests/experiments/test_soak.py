@@ -42,8 +42,8 @@ def test_steps_logged_once_pass() -> None:
     assert checks.steps_once(logged(1, 2, 3, 4), 4).ok
 
 
-def trained(plan: dict[int, list[str]]) -> list[dict[str, Any]]:
-    return [{"step": step, "prompt_id": prompt} for step, prompts in plan.items() for prompt in prompts]
+def trained(resolved: dict[int, list[str]]) -> list[dict[str, Any]]:
+    return [{"step": step, "prompt_id": prompt} for step, prompts in resolved.items() for prompt in prompts]
 
 
 GOOD = {1: ["a", "b", "a", "b"], 2: ["c", "d", "c", "d"], 3: ["d", "b", "d", "b"], 4: ["a", "c", "a", "c"]}

@@ -49,21 +49,21 @@ def inputs(u: Tensor, advantages: Tensor | None = None, **others: Any) -> LossIn
     """One row; the student's log-probabilities are -1, the teacher's u above."""
     mask = torch.ones_like(u, dtype=torch.bool)
     logprobs = torch.full_like(u, -1.0)
-    views = {
+    contexts = {
         name: TeacherScores(logprobs=logprobs + gaps, entropy=torch.zeros_like(u), mask=mask)
-        for name, gaps in {"teacher": u, **others.pop("views", {})}.items()
+        for name, gaps in {"teacher": u, **others.pop("contexts", {})}.items()
     }
     facts = LossInputs(
         logprobs=logprobs, entropy=torch.zeros_like(u), old_logprobs=logprobs, rollout_logprobs=logprobs, ref_logprobs=None,
-        advantages=torch.ones_like(u) if advantages is None else advantages, response_mask=mask, divergences={}, teacher=views,
+        advantages=torch.ones_like(u) if advantages is None else advantages, sampled_mask=mask, divergences={}, teacher=contexts,
     )  # fmt: skip
     return replace(facts, **others)
 
 
-def only(given: LossInputs, keep: list[bool], view: str = "teacher") -> LossInputs:
-    """The view on some of the tokens alone."""
-    part = replace(given.teacher[view], mask=torch.tensor([keep]))
-    return replace(given, teacher={**given.teacher, view: part})
+def only(given: LossInputs, keep: list[bool], context: str = "teacher") -> LossInputs:
+    """The context on some of the tokens alone."""
+    part = replace(given.teacher[context], mask=torch.tensor([keep]))
+    return replace(given, teacher={**given.teacher, context: part})
 
 
 def test_reopolds_floor() -> None:
@@ -92,7 +92,7 @@ def test_antisds_bound(u: float, advantage: float, coefficient: float) -> None:
 @given(st.floats(-5, 5), st.floats(-3, 3), st.floats(-10, 10))
 @settings(max_examples=60, deadline=None)
 def test_the_sign_of_an_advantage_is_kept(u: float, advantage: float, wrong: float) -> None:
-    given_ = inputs(row(u), row(advantage), views={"contrast": row(wrong)})
+    given_ = inputs(row(u), row(advantage), contexts={"contrast": row(wrong)})
     for changed in (
         add_keeping_sign(given_, coefficient=2.0),
         contrastive(given_),
@@ -104,13 +104,15 @@ def test_the_sign_of_an_advantage_is_kept(u: float, advantage: float, wrong: flo
 
 def test_contrast_by_hand() -> None:
     """e = log q+ - log mean q-: .04 gives tanh(2); a common change of style gives nothing; small changes are left out."""
-    given_ = inputs(row(0.04, -9.0, 0.0004), row(1.0, 1.0, 1.0), views={"contrast": row(0.0, -9.0, 0.0)})
+    given_ = inputs(row(0.04, -9.0, 0.0004), row(1.0, 1.0, 1.0), contexts={"contrast": row(0.0, -9.0, 0.0)})
     assert contrastive(given_)[0].tolist() == pytest.approx([1 + 0.5 * math.tanh(2.0), 1.0, 1.0], abs=1e-5)
-    against = inputs(row(0.0, 1.0), row(-0.3, -0.3), views={"a": row(math.log(2.0), 0.0), "b": row(math.log(4.0), 5.0)})
-    found = contrastive(only(against, [True, False], "b"), contrast_views=["a", "b"], temperature=10.0)
+    against = inputs(
+        row(0.0, 1.0), row(-0.3, -0.3), contexts={"a": row(math.log(2.0), 0.0), "b": row(math.log(4.0), 5.0)}
+    )
+    found = contrastive(only(against, [True, False], "b"), contrast_contexts=["a", "b"], temperature=10.0)
     first = -0.3 + 0.5 * math.tanh(-math.log(3.0) / 10)
     assert found[0].tolist() == pytest.approx([first, -0.3 + 0.5 * math.tanh(0.1)], abs=1e-5)
-    untaught = only(inputs(row(1.0), row(-0.3), views={"contrast": row(0.0)}), [False], "contrast")
+    untaught = only(inputs(row(1.0), row(-0.3), contexts={"contrast": row(0.0)}), [False], "contrast")
     assert contrastive(untaught).item() == pytest.approx(-0.3), "without a wrong hint nothing changes"
 
 
@@ -160,7 +162,7 @@ def test_minillms_split_is_the_gradient_of_the_sequences_kl() -> None:
             both = torch.stack([reverse_kl(p_first, q_first), reverse_kl(p_second[a], q_second[a])])[None]
             facts = LossInputs(
                 logprobs=logprobs, entropy=torch.zeros(1, 2), old_logprobs=logprobs.detach(), rollout_logprobs=logprobs.detach(),
-                ref_logprobs=None, advantages=torch.zeros(1, 2), response_mask=mask, divergences={comparison: both},
+                ref_logprobs=None, advantages=torch.zeros(1, 2), sampled_mask=mask, divergences={comparison: both},
                 teacher={"teacher": TeacherScores(logprobs=taught, entropy=torch.zeros(1, 2), mask=mask)},
             )  # fmt: skip
             loss = (

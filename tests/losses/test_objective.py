@@ -13,8 +13,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from onpolicy.losses.objective import Objective, Tally, Term, unique_names
-from onpolicy.losses.terms.base import TermFacts
+from onpolicy.config.resolve import unique_names
+from onpolicy.losses.objective import MetricAccumulator, Objective, Term
+from onpolicy.losses.terms.base import TermSpec
 from onpolicy.types import LossInputs, TeacherScores, TermOutput
 
 
@@ -23,13 +24,18 @@ def inputs(logprobs: Tensor, mask: Tensor, teacher_mask: Tensor | None = None) -
     teacher = TeacherScores(logprobs=zero, entropy=zero, mask=mask if teacher_mask is None else teacher_mask)
     return LossInputs(
         logprobs=logprobs, entropy=zero, old_logprobs=logprobs.detach(), rollout_logprobs=zero, ref_logprobs=None,
-        advantages=torch.ones_like(logprobs), response_mask=mask, teacher={"teacher": teacher}, divergences={},
+        advantages=torch.ones_like(logprobs), sampled_mask=mask, teacher={"teacher": teacher}, divergences={},
     )  # fmt: skip
 
 
-def term(name: str, function, weight: float = 1.0, tokens: Any = "response_mask") -> Term:  # type: ignore[no-untyped-def]
+def term(name: str, function, weight: float = 1.0, tokens: Any = "sampled_mask") -> Term:  # type: ignore[no-untyped-def]
     return Term(
-        name=name, weight=weight, function=function, facts=TermFacts(tokens=tokens), views=("teacher",), comparison=None
+        name=name,
+        weight=weight,
+        function=function,
+        facts=TermSpec(tokens=tokens),
+        contexts=("teacher",),
+        comparison=None,
     )
 
 
@@ -46,7 +52,7 @@ def test_by_hand() -> None:
     mask = torch.tensor([[True, True], [True, False]])
     taught = torch.tensor([[True, True], [False, False]])
     objective = Objective((term("nll", nll), term("square", square, weight=0.5, tokens="teacher_mask")))
-    tally = Tally()
+    tally = MetricAccumulator()
     loss = objective(inputs(logprobs, mask, taught), {"nll": 3, "square": 2}, tally)
     # (1 + 2 + 3) / 3 + .5 (1 + 4) / 2
     assert loss.item() == pytest.approx(2.0 + 1.25)
@@ -101,7 +107,7 @@ def test_a_term_without_tokens_contributes_nothing() -> None:
     given = inputs(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))
     objective = Objective((term("square", square, tokens="teacher_mask"),))
     assert objective(given, {"square": 0}).item() == 0.0
-    tally = Tally()
+    tally = MetricAccumulator()
     objective(replace(given), {"square": 0}, tally)
     assert tally.means() == {}, "a mean over nothing is no number"
 

@@ -1,7 +1,7 @@
 """The whole comparison against a slow oracle in float64: every target, on every support and tail, under every divergence.
 
 The oracle below is plain Python over lists of probabilities, written from the formulas and not from the code; its gradient
-is taken by central differences. 1. values; 2. gradients to the student's logits; 3. nothing reaches teacher or start model;
+is taken by central differences. 1. values; 2. gradients to the student's logits; 3. nothing reaches teacher or reference model;
 4. where all models agree the comparison is 0, for every target that leaves an agreeing teacher alone.
 """
 
@@ -107,7 +107,7 @@ TARGETS: dict[str, tuple[Callable[..., Any], Callable[[P, P, P, P], P]]] = {
     "arithmetic_mix": (partial(targets.arithmetic_mix, share=0.3), lambda t, s, start, other: mixed(0.3, start, t)),
     "prior_anchor": (partial(targets.prior_anchor, scale=0.5), prior_anchor),
     "geometric_mix": (partial(targets.geometric_mix, share=0.3), geometric),
-    "pmi_residual": (partial(targets.pmi_residual, reference_view="other", kappa=2.0, beta=0.7), pmi_residual),
+    "pmi_residual": (partial(targets.pmi_residual, reference_context="other", kappa=2.0, beta=0.7), pmi_residual),
     "marker_mass_floor": (partial(targets.marker_mass_floor, lexicon="A", share=0.8), floored),
 }  # fmt: skip
 

@@ -25,7 +25,7 @@ IDS = torch.tensor([1, 4])
 ALL: list[Any] = [
     targets.identity, partial(targets.temperature, temperature=0.5), partial(targets.top_k, k=2), targets.arithmetic_mix,
     targets.prior_anchor,
-    targets.geometric_mix, partial(targets.pmi_residual, reference_view="other"), partial(targets.marker_mass_floor, lexicon="A"),
+    targets.geometric_mix, partial(targets.pmi_residual, reference_context="other"), partial(targets.marker_mass_floor, lexicon="A"),
     partial(targets.marker_mass_floor, lexicon="A", control="others"),
 ]  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 1. distill: divergence times the truncated importance weight; 2. teacher_advantage: -A rho, clipped, and its gradient is
 that of the reverse KL in expectation; 3. policy_gradient: every corner of the clip, importance weight, gradient;
-4. start_kl: k3 by hand, zero at equality, never negative.
+4. ref_kl: k3 by hand, zero at equality, never negative.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.divergences import forward_kl, reverse_kl
 from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
-from onpolicy.losses.terms.base import facts_of
+from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.cispo import cispo
 from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.gspo import gspo
 from onpolicy.losses.terms.policy_gradient import policy_gradient
-from onpolicy.losses.terms.ref_kl import start_kl
+from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.terms.teacher_advantage import teacher_advantage
 from onpolicy.types import LossInputs, TeacherScores
 
@@ -40,7 +40,7 @@ def inputs(logprobs: Tensor, **others: Any) -> LossInputs:
     mask = torch.ones_like(logprobs, dtype=torch.bool)
     given = LossInputs(
         logprobs=logprobs, entropy=torch.zeros_like(logprobs), old_logprobs=logprobs.detach(), rollout_logprobs=logprobs.detach(),
-        ref_logprobs=None, advantages=torch.ones_like(logprobs), response_mask=mask, divergences={},
+        ref_logprobs=None, advantages=torch.ones_like(logprobs), sampled_mask=mask, divergences={},
         teacher={"teacher": TeacherScores(logprobs=teacher, entropy=torch.zeros_like(teacher), mask=mask)},
     )  # fmt: skip
     return replace(given, **others)
@@ -166,5 +166,5 @@ def test_cispo_keeps_every_tokens_gradient() -> None:
 def test_start_kl_by_hand() -> None:
     given = inputs(row(-1.0, -1.0, -3.0), ref_logprobs=row(-1.0, -2.0, -1.0))
     expected = [0.0, math.exp(-1) + 1 - 1, math.exp(2) - 2 - 1]
-    assert start_kl(given).per_token[0].tolist() == pytest.approx(expected, abs=1e-5)
-    assert facts_of(start_kl).needs_ref and facts_of(distill).tokens == "teacher_mask"
+    assert ref_kl(given).per_token[0].tolist() == pytest.approx(expected, abs=1e-5)
+    assert spec_of(ref_kl).needs_ref and spec_of(distill).tokens == "teacher_mask"

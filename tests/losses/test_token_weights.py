@@ -36,8 +36,7 @@ from onpolicy.losses.token_weights import (
     teacher_entropy,
     uniform,
 )
-from onpolicy.trainer.chunked_head import START
-from onpolicy.types import LossInputs, TeacherScores
+from onpolicy.types import REF, LossInputs, TeacherScores
 
 MASK = torch.tensor([[True] * 10, [True] * 5 + [False] * 5])
 
@@ -48,7 +47,7 @@ def inputs(mask: torch.Tensor = MASK, **changes: Any) -> LossInputs:
     teacher = TeacherScores(logprobs=draw(), entropy=-draw(), mask=mask)
     given = LossInputs(
         logprobs=draw(), entropy=-draw(), old_logprobs=draw(), rollout_logprobs=draw(), ref_logprobs=None, advantages=draw(),
-        response_mask=mask, teacher={"teacher": teacher}, divergences={},
+        sampled_mask=mask, teacher={"teacher": teacher}, divergences={},
     )  # fmt: skip
     return replace(given, **changes)
 
@@ -109,7 +108,7 @@ def test_a_rows_weights_depend_on_the_row_alone(rule: Any) -> None:
     alone = LossInputs(
         logprobs=given.logprobs[1:, :5], entropy=given.entropy[1:, :5], old_logprobs=given.old_logprobs[1:, :5],
         rollout_logprobs=given.rollout_logprobs[1:, :5], ref_logprobs=None, advantages=given.advantages[1:, :5],
-        response_mask=MASK[1:, :5], divergences={},
+        sampled_mask=MASK[1:, :5], divergences={},
         teacher={"teacher": TeacherScores(logprobs=taught.logprobs[1:, :5], entropy=taught.entropy[1:, :5], mask=MASK[1:, :5])},
     )  # fmt: skip
     torch.testing.assert_close(rule(given, MASK)[1:, :5], rule(alone, MASK[1:, :5]))
@@ -163,7 +162,7 @@ def test_thresholds_and_certainty_by_hand() -> None:
 def test_opportunities_and_spans_by_hand() -> None:
     mask = torch.ones(1, 3, dtype=torch.bool)
     mass = torch.tensor([[0.0001, 0.025, 0.3]]).log()
-    given = inputs(mask, marker_mass={(START, "A"): mass}, spans={"key": torch.tensor([[True, False, True]])})
+    given = inputs(mask, marker_mass={(REF, "A"): mass}, spans={"key": torch.tensor([[True, False, True]])})
     assert opportunity(given, mask, minimum=0.2, saturation=0.05)[0].tolist() == pytest.approx([0.9984, 0.6, 0.2])
     assert spans(given, mask, marked="key").tolist() == [[1.0, 0.0, 1.0]]
     assert spans(given, mask, marked="key", inside=0.5, outside=2.0).tolist() == [[0.5, 2.0, 0.5]]

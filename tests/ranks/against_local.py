@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.config.schema import TrainerFrame
-from onpolicy.epistemic.tokens import TokenTelemetry, span_name
+from onpolicy.config.schema import TrainerSettings
+from onpolicy.epistemic.ids import span_name
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import Objective, Term
-from onpolicy.losses.terms.base import TermFacts
+from onpolicy.losses.terms.base import TermSpec
 from onpolicy.losses.terms.policy_gradient import policy_gradient
-from onpolicy.losses.terms.ref_kl import start_kl
+from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.trainer.deepspeed import DeepSpeedTrainer
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, trust_region_weights
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example, LossInputs, TermOutput
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 from tests.tiny import random_examples, tiny_model
 from tests.trainer.test_trainer import distill_term, plain_term
 
@@ -44,7 +45,7 @@ def batch(n: int = 9, *, seed: int = 0, groups: int = 5) -> list[Example]:
 
 
 def terms() -> tuple[Term, ...]:
-    return distill_term(weight=0.7), plain_term(policy_gradient), plain_term(start_kl, 0.1)
+    return distill_term(weight=0.7), plain_term(policy_gradient), plain_term(ref_kl, 0.1)
 
 
 def make(kind: Callable[..., Any], rule: WeightRule, objective: Sequence[Term] = (), **options: Any) -> Any:
@@ -54,8 +55,8 @@ def make(kind: Callable[..., Any], rule: WeightRule, objective: Sequence[Term] =
     family = options.pop("family", "qwen3")
     return kind(
         model=tiny_model(family), objective=Objective(tuple(objective) or terms()), teacher=rule,
-        settings=TrainerFrame(**{"lr": 1e-3, "micro_batch_tokens": 60, "max_grad_norm": 1e9, **names}), total_steps=10,
-        views=("teacher",), clock=Clock(), spans=[span_name(n) for n in NAMES], marker_ids={"hedge": [5, 9, 77]},
+        settings=TrainerSettings(**{"lr": 1e-3, "micro_batch_tokens": 60, "max_grad_norm": 1e9, **names}), total_steps=10,
+        contexts=("teacher",), clock=PhaseTimer(), spans=[span_name(n) for n in NAMES], marker_ids={"hedge": [5, 9, 77]},
         telemetry=TokenTelemetry("hedge", NAMES), **options,
     )  # fmt: skip
 
@@ -125,7 +126,7 @@ def poisoned(inputs: LossInputs) -> TermOutput:
 
 def faults(stage: int, folder: Path) -> dict[str, Any]:
     """A gradient that is not finite on one rank, one that is 0, fewer rollouts than ranks."""
-    term = Term("poisoned", 1.0, poisoned, TermFacts("response_mask"))
+    term = Term("poisoned", 1.0, poisoned, TermSpec("sampled_mask"))
     pair = Pair(stage, live, folder, objective=[term, plain_term(policy_gradient)])
     good, found = batch(), {}
     pair.step(good)

@@ -51,12 +51,12 @@ def stop(run_dir: Path, resume_at: int, *, step: int) -> Harm:
 
 def greedy(inputs: LossInputs, *, most: int) -> TermOutput:
     """Runs out of memory where a micro-batch of a run has more tokens."""
-    if inputs.response_mask.shape[1] == LENGTH and inputs.response_mask.sum() > most:
+    if inputs.sampled_mask.shape[1] == LENGTH and inputs.sampled_mask.sum() > most:
         raise torch.OutOfMemoryError("no room")
     return TermOutput(per_token=-inputs.logprobs)
 
 
 def broken(inputs: LossInputs) -> TermOutput:
-    if inputs.response_mask.shape[1] == LENGTH:
+    if inputs.sampled_mask.shape[1] == LENGTH:
         raise ZeroDivisionError("a term of the user's")
     return TermOutput(per_token=-inputs.logprobs)

@@ -49,19 +49,19 @@ def test_what_is_paid() -> None:
 def test_values_by_hand() -> None:
     assert density("wait wait", 100, scale=10.0) == 2.0
     assert saturating_floor("wait a b", 1000, floor=4.0) == 0.25 and saturating_floor("wait a b", 10, floor=4.0) == 1.0
-    near = partial(target_rate, num_tokens=1000, start_rate=4.0, start_std=1.0)
+    near = partial(target_rate, num_tokens=1000, ref_rate=4.0, ref_std=1.0)
     text = {n: "".join(f"wait {thought(i)}" for i in range(n)) for n in (0, 3, 4, 6, 9)}
     assert [near(text[n]) for n in (3, 4, 6, 9, 0)] == pytest.approx([0.0, 0.0, -1.0, -1.0, -1.0])
     assert near(text[9], one_sided=True) == 0.0 and near(text[0], one_sided=True) == -1.0
-    assert target_rate(text[0], 1000, start_rate=0.6, start_std=0.0) == pytest.approx(-0.2)  # (.6 / .5) - 1
+    assert target_rate(text[0], 1000, ref_rate=0.6, ref_std=0.0) == pytest.approx(-0.2)  # (.6 / .5) - 1
     assert repetition("a b c d e a b c d") == pytest.approx(-1 / 6) and repetition("a b") == 0.0
     assert repetition("wait so " * 50) < -0.9
 
 
 PROTECTED: list[Any] = [
     partial(saturating_floor, floor=10.0),
-    partial(target_rate, start_rate=18.0, start_std=2.0),
-    partial(target_rate, start_rate=18.0, start_std=2.0, one_sided=True),
+    partial(target_rate, ref_rate=18.0, ref_std=2.0),
+    partial(target_rate, ref_rate=18.0, ref_std=2.0, one_sided=True),
 ]
 
 

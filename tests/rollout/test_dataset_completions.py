@@ -19,7 +19,7 @@ from onpolicy.cli import main
 from onpolicy.data import DataError, load_prompts
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.terms.cross_entropy import cross_entropy
-from onpolicy.rollout.dataset_completions import Recorded
+from onpolicy.rollout.dataset_completions import DatasetCompletions
 from onpolicy.types import LossInputs
 from tests.runs import metrics, row, run_here, write_config
 from tests.tiny import byte_tokenizer
@@ -31,9 +31,9 @@ class Version3:
     policy_version = 3
 
 
-def recorded(column: str, max_tokens: int = 50) -> Recorded:
+def recorded(column: str, max_tokens: int = 50) -> DatasetCompletions:
     generator: Any = Version3()
-    return Recorded(generator, RENDERER, column, max_tokens)
+    return DatasetCompletions(generator, RENDERER, column, max_tokens)
 
 
 def sft_config(folder: Path, **changes: Any) -> Path:
@@ -48,7 +48,7 @@ def test_the_term_by_hand() -> None:
     logprobs, mask = torch.tensor([[-0.5, -2.0, -9.0]]), torch.tensor([[True, True, False]])
     given = LossInputs(
         logprobs=logprobs, entropy=logprobs * 0, old_logprobs=logprobs, rollout_logprobs=logprobs, ref_logprobs=None,
-        advantages=logprobs * 0, response_mask=mask, divergences={}, teacher={},
+        advantages=logprobs * 0, sampled_mask=mask, divergences={}, teacher={},
     )  # fmt: skip
     assert cross_entropy(given).per_token[0, :2].tolist() == [0.5, 2.0]
     double = cross_entropy(given, token_weights=lambda inputs, mask: 2.0 * mask.float())

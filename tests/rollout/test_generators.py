@@ -19,9 +19,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.hf_generator import HFGenerator, sample
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.seeds import StaleWeights
-from onpolicy.types import Prompt, Rollout
+from onpolicy.rollout.weight_version import StaleWeights
+from onpolicy.types import Prompt, Rollout, Sampling
 from tests.tiny import byte_tokenizer
 
 SAMPLING = Sampling(group_size=3, max_tokens=12)
@@ -95,8 +94,12 @@ def test_an_answer_that_is_begun_goes_on(generator: Any, model_dir: Path) -> Non
     restart(generator, model_dir)
     greedy = Sampling(group_size=1, max_tokens=12, temperature=0)
     whole = [g.rollouts[0] for g in generator.generate(PROMPTS, seed=0, sampling=greedy)]
-    begun = [replace(p, begun=r.completion_ids[:5]) for p, r in zip(PROMPTS, whole, strict=True)]
-    rest = [g.rollouts[0] for g in generator.generate(begun, seed=0, sampling=replace(greedy, max_tokens=7))]
+    completion_prefix_ids = [
+        replace(p, completion_prefix_ids=r.completion_ids[:5]) for p, r in zip(PROMPTS, whole, strict=True)
+    ]
+    rest = [
+        g.rollouts[0] for g in generator.generate(completion_prefix_ids, seed=0, sampling=replace(greedy, max_tokens=7))
+    ]
     for one, other in zip(whole, rest, strict=True):
         assert other.completion_ids == one.completion_ids[5:]
         assert other.prompt_ids == (*one.prompt_ids, *one.completion_ids[:5])
@@ -109,7 +112,7 @@ def test_banned_tokens_do_not_come(generator: Any, model_dir: Path, temperature:
     sampling = replace(SAMPLING, temperature=temperature)
     free = generator.generate(PROMPTS, seed=0, sampling=sampling)
     common = tuple({r.completion_ids[0] for g in free for r in g.rollouts})
-    held = generator.generate([replace(p, banned=common) for p in PROMPTS], seed=0, sampling=sampling)
+    held = generator.generate([replace(p, banned_token_ids=common) for p in PROMPTS], seed=0, sampling=sampling)
     drawn = [set(r.completion_ids) for g in held for r in g.rollouts]
     assert not set(common) & set.union(*drawn)
     assert largest_gap(fresh(model_dir), held) < 1e-5, "log-probs stay those of the model, without the ban"

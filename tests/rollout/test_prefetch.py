@@ -24,19 +24,17 @@ from typing import Any
 import pytest
 
 from onpolicy.annotation.annotate import StaleRollouts, _refuse_stale, staleness_metrics
-from onpolicy.annotation.scoring import JudgedGroup, Scored
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.data.cursor import PromptCursor
-from onpolicy.rollout.prefetch import Pipeline
-from onpolicy.rollout.sampler import Rollouts
-from onpolicy.rollout.sampling import Sampling
+from onpolicy.rollout.prefetch import RolloutPrefetcher
+from onpolicy.rollout.sampler import RolloutSampler
 from onpolicy.run.assemble import assemble
 from onpolicy.run.checkpoint import read_state
 from onpolicy.run.display import Display
 from onpolicy.train import train
-from onpolicy.types import Prompt, Rollout, RolloutGroup
-from onpolicy.utils.timer import Clock
+from onpolicy.types import Prompt, Rollout, RolloutGroup, RolloutReward, Sampling, ScoredGroup
+from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, start, wait_for_a_step, write_config
 from tests.tiny import example
 
@@ -54,7 +52,7 @@ class Slow:
         self.fails: int | None = None
         self.lock = threading.Lock()
 
-    def rewind(self) -> None:
+    def reset_version(self) -> None:
         self.policy_version = -1
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
@@ -85,28 +83,31 @@ def rollout(versions: Sequence[int]) -> Rollout:
     return replace(made, policy_version=min(versions), token_versions=tuple(versions))
 
 
-def judge(groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
+def judge(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
     """The even problems are of use to dynamic sampling, the others are all right."""
-    return [JudgedGroup(group, (Scored(1.0, 0.0, {}),) * 2, (1.0, float(int(group.prompt.id) % 2))) for group in groups]
+    return [
+        ScoredGroup(group, (RolloutReward(1.0, 0.0, {}),) * 2, (1.0, float(int(group.prompt.id) % 2)))
+        for group in groups
+    ]
 
 
-def pipeline(generator: Slow, *, staleness: int, steps: int, batches: int = 0) -> Pipeline:
+def pipeline(generator: Slow, *, staleness: int, steps: int, batches: int = 0) -> RolloutPrefetcher:
     cursor = PromptCursor(PROMPTS, batch_size=2, seed=0)
-    clock = Clock()
-    rollouts = Rollouts(generator, cursor, judge, clock, lambda step: step, batches=batches)
-    return Pipeline(rollouts, clock, staleness=staleness, steps=steps)
+    clock = PhaseTimer()
+    rollouts = RolloutSampler(generator, cursor, judge, clock, lambda step: step, batches=batches)
+    return RolloutPrefetcher(rollouts, clock, staleness=staleness, steps=steps)
 
 
-def problems_of(groups: Sequence[JudgedGroup]) -> list[str]:
+def problems_of(groups: Sequence[ScoredGroup]) -> list[str]:
     return [judged.group.prompt.id for judged in groups]
 
 
-def run_through(sample: Pipeline, steps: range, delay: float = 0.004) -> list[list[str]]:
+def run_through(sample: RolloutPrefetcher, steps: range, delay: float = 0.004) -> list[list[str]]:
     """The loop, with training that takes a while; the problems of each step."""
     generator: Any = sample.rollouts.generator
     seen = []
     for step in steps:
-        groups, _ = sample(step)
+        groups, _ = sample.sample(step)
         for judged in groups:
             _refuse_stale(judged.group, step - 1, sample.staleness)
         seen.append(problems_of(groups))
@@ -136,26 +137,26 @@ def test_in_order_once_an_epoch_and_never_too_old(seed: int, batches: int) -> No
 def test_so_many_batches_are_on_their_way() -> None:
     generator = Slow(0)
     sample = pipeline(generator, staleness=2, steps=5)
-    for step, begun in (
+    for step, completion_prefix_ids in (
         (1, {1, 2, 3}),
         (2, {1, 2, 3, 4}),
         (3, {1, 2, 3, 4, 5}),
         (4, {1, 2, 3, 4, 5}),
         (5, {1, 2, 3, 4, 5}),
     ):
-        found = sample(step)[1]
+        found = sample.sample(step)[1]
         assert sample.position == 2 * step, "a resumed run begins behind the batch that is being trained"
         assert {"pipeline/generate", "pipeline/reward"} <= set(found)
-        while not {seed for seed, _ in generator.asked} >= begun:
+        while not {seed for seed, _ in generator.asked} >= completion_prefix_ids:
             time.sleep(0.001)
-        assert {seed for seed, _ in generator.asked} == begun
+        assert {seed for seed, _ in generator.asked} == completion_prefix_ids
     sample.close()
 
 
 def test_with_a_bound_of_0_nothing_happens_elsewhere() -> None:
     threads = set()
 
-    def watched(groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
+    def watched(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         threads.add(threading.current_thread())
         return judge(groups)
 
@@ -163,7 +164,7 @@ def test_with_a_bound_of_0_nothing_happens_elsewhere() -> None:
     sample.rollouts = replace(sample.rollouts, judge=watched)
     run_through(sample, range(1, 4))
     assert threads == {threading.main_thread()}
-    assert sample.position == 6 and {"time/generate", "time/reward"} == set(sample.clock.read())
+    assert sample.position == 6 and {"time/generate", "time/reward"} == set(sample.clock.pop())
 
 
 def test_what_goes_wrong_is_raised_in_its_step_and_closing_does_not_hang() -> None:
@@ -172,7 +173,7 @@ def test_what_goes_wrong_is_raised_in_its_step_and_closing_does_not_hang() -> No
     sample = pipeline(generator, staleness=2, steps=9)
     assert run_through(sample, range(1, 3))
     with pytest.raises(RuntimeError, match="no rollouts for step 3"):
-        sample(3)
+        sample.sample(3)
     assert sample.position == 4, "step 3 is still to be trained"
     sample.close()
     sample.close()
@@ -233,37 +234,35 @@ def test_a_negative_bound_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "generator.staleness: got -1, wanted 0 or more" in capsys.readouterr().err
 
 
-class Recorded:
+class DatasetCompletions:
     """A step's rollouts on their way into training."""
 
-    def __init__(self, sample: Any) -> None:
-        self.sample, self.ids = sample, list[Any]()
+    def __init__(self, sampler: Any) -> None:
+        self.sampler, self.ids = sampler, list[Any]()
 
-    def __call__(self, step: int) -> Any:
-        groups, found = self.sample(step)
+    def sample(self, step: int) -> Any:
+        groups, found = self.sampler.sample(step)
         self.ids.append([(j.group.prompt.id, [r.completion_ids for r in j.group.rollouts]) for j in groups])
         return groups, found
 
-    @property
-    def position(self) -> int:
-        return self.sample.position
+    def state(self) -> Any:
+        return self.sampler.state()
 
     def close(self) -> None:
-        self.sample.close()
+        self.sampler.close()
 
 
 class Direct:
     """The synchronous loop: rollouts are asked for when they are wanted."""
 
-    def __init__(self, rollouts: Rollouts) -> None:
-        self.sample = rollouts
+    def __init__(self, rollouts: RolloutSampler) -> None:
+        self.rollouts = rollouts
 
-    def __call__(self, step: int) -> Any:
-        return self.sample(step)
+    def sample(self, step: int) -> Any:
+        return self.rollouts(step)
 
-    @property
-    def position(self) -> int:
-        return self.sample.prompts.position
+    def state(self) -> Any:
+        return self.rollouts.prompts.state()
 
     def close(self) -> None:
         pass
@@ -274,10 +273,10 @@ def test_a_bound_of_0_is_the_synchronous_run_to_the_last_bit(tmp_path: Path, dyn
     config, ids = write_config(tmp_path), []
     for name in ("pipeline", "direct"):
         settings = load(config, ["steps=4", f"data.dynamic_sampling={dynamic_sampling}"])
-        run = assemble(plan(settings), tmp_path / name, Display(4))
+        run = assemble(resolve(settings), tmp_path / name, Display(4))
         if name == "direct":
-            run.sample = Direct(run.sample.rollouts)  # type: ignore[assignment]
-        run.sample = recorded = Recorded(run.sample)  # type: ignore[assignment]
+            run.sampler = Direct(run.sampler.rollouts)  # type: ignore[assignment]
+        run.sampler = recorded = DatasetCompletions(run.sampler)  # type: ignore[assignment]
         train(run)
         run.close()
         ids.append(recorded.ids)
@@ -341,7 +340,7 @@ def test_evaluation_and_contexts_sample_meanwhile(tmp_path: Path) -> None:
         eval={"every": 2, "samples": 2, "k": [1, 2], "sets": {"easy": {"name": "gym", "task": "chain_sum", "size": 3}}},
         steps=4,
     )
-    run = assemble(plan(load(config, [])), tmp_path / "run", Display(4))
+    run = assemble(resolve(load(config, [])), tmp_path / "run", Display(4))
     seen, generate, main = [], run.generator.generate, threading.main_thread()
 
     def watched(*args: Any, **kwargs: Any) -> Any:
@@ -361,7 +360,7 @@ def test_evaluation_and_contexts_sample_meanwhile(tmp_path: Path) -> None:
 def test_batches_are_judged_one_at_a_time() -> None:
     inside, most = [], []
 
-    def slowly(groups: Sequence[RolloutGroup]) -> list[JudgedGroup]:
+    def slowly(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.005)
@@ -377,6 +376,6 @@ def test_batches_are_judged_one_at_a_time() -> None:
 
 def test_closing_with_batches_on_their_way() -> None:
     sample = pipeline(Slow(0, 0.05), staleness=3, steps=8)
-    sample(1)
+    sample.sample(1)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(sample.close).result()

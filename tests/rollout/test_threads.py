@@ -21,10 +21,9 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
-from onpolicy.rollout.fair_lock import Closed, Turns
+from onpolicy.rollout.fair_lock import Closed, FairLock
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.rollout.test_generators import PROMPTS, arguments, by_the_model, fresh, restart
 from tests.tiny import example
 
@@ -49,7 +48,7 @@ def pool() -> Iterator[ThreadPoolExecutor]:
 
 def endless(generator: Any) -> list[Prompt]:
     """Problems whose rollouts all become as long as they may."""
-    return [replace(p, banned=tuple(generator.renderer.eos_ids)) for p in PROMPTS]
+    return [replace(p, banned_token_ids=tuple(generator.renderer.eos_ids)) for p in PROMPTS]
 
 
 def changed(model: PreTrainedModel, seed: int) -> PreTrainedModel:
@@ -136,10 +135,10 @@ def test_more_rollouts_than_the_engine_holds_go_on_under_new_weights(
 
 def test_a_rollout_of_transformers_has_one_version(hf: HFGenerator, model_dir: Path, pool: ThreadPoolExecutor) -> None:
     restart(hf, model_dir)
-    first, begun = hf.policy_version, threading.Event()
-    hf.on_progress = lambda done, total: begun.set()
+    first, completion_prefix_ids = hf.policy_version, threading.Event()
+    hf.on_progress = lambda done, total: completion_prefix_ids.set()
     groups = pool.submit(hf.generate, endless(hf), seed=3, sampling=LONG)
-    assert begun.wait()
+    assert completion_prefix_ids.wait()
     new = changed(fresh(model_dir), 1)
     hf.update_weights(new.state_dict().items(), version=first + 1)
     assert not groups.done(), "the weights came in between"
@@ -176,7 +175,7 @@ def test_new_weights_are_not_kept_out(generator: Any, model_dir: Path, pool: Thr
 
 
 def test_turns_go_to_whoever_has_waited_longest(pool: ThreadPoolExecutor) -> None:
-    turns, order = Turns(), list[int]()
+    turns, order = FairLock(), list[int]()
 
     def take(number: int) -> None:
         with turns():
@@ -195,7 +194,7 @@ def test_turns_go_to_whoever_has_waited_longest(pool: ThreadPoolExecutor) -> Non
 
 def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoolExecutor) -> None:
     for _ in range(30):
-        turns, stop, taken = Turns(), threading.Event(), list[int]()
+        turns, stop, taken = FairLock(), threading.Event(), list[int]()
         with turns():
             threads = [pool.submit(come_back, turns, stop, number, taken) for number in range(3)]
             while len(turns._line) < 4:
@@ -208,21 +207,21 @@ def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoo
         assert sorted(taken[:3]) == [0, 1, 2] and taken[3] == -1, "one turn for each of the three before it"
 
 
-def come_back(turns: Turns, stop: threading.Event, number: int, taken: list[int]) -> None:
+def come_back(turns: FairLock, stop: threading.Event, number: int, taken: list[int]) -> None:
     """Takes one turn after the other."""
     while not stop.is_set():
         with turns():
             taken.append(number)
 
 
-def take_last(turns: Turns, stop: threading.Event, taken: list[int]) -> None:
+def take_last(turns: FairLock, stop: threading.Event, taken: list[int]) -> None:
     with turns():
         taken.append(-1)
     stop.set()
 
 
 def test_an_interrupt_while_waiting_blocks_nobody(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
-    turns = Turns()
+    turns = FairLock()
 
     class Interrupted:
         """A lock whose waiting ends with Ctrl-C."""

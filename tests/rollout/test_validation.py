@@ -9,9 +9,8 @@ from typing import Any
 import pytest
 
 from onpolicy.data.rendering import Renderer
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.validation import Check, Garbage
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.tiny import byte_tokenizer
 
 PROMPTS = [Prompt(id=str(i), messages=({"role": "user", "content": "x" * (i + 1)},)) for i in range(2)]
@@ -55,12 +54,12 @@ NONSENSE: dict[str, tuple[Any, str]] = {
 def test_nonsense(name: str) -> None:
     groups, words = NONSENSE[name]
     check = functools.partial(
-        Check(Renderer(byte_tokenizer()), 264),
+        RolloutValidator(Renderer(byte_tokenizer()), 264),
         prompts=PROMPTS[:1],
         sampling=Sampling(group_size=2, max_tokens=3),
         oldest=3,
         newest=5,
     )
     check([answer()])
-    with pytest.raises(Garbage, match=words):
+    with pytest.raises(InvalidRollout, match=words):
         check(groups)

@@ -33,20 +33,19 @@ from onpolicy.annotation.contexts.final_answer import final_answer
 from onpolicy.annotation.contexts.reference_solution import reference_solution
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import build, load, to_yaml
 from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer, RenderingError
 from onpolicy.experiments.report.page import write_report
+from onpolicy.experiments.sweep.grid import read_grid
 from onpolicy.experiments.sweep.live import curves
-from onpolicy.experiments.sweep.sweep import read_grid
-from onpolicy.models import ModelError, context_window, load_causal_lm, load_tokenizer
+from onpolicy.models import ModelError, ModelHandle, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.gym import gym_answer, is_code
-from onpolicy.run.assemble import build_generator
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights, write_state
 from onpolicy.run.display import Display, closing_table, evaluation_table
-from onpolicy.run.loading import Model
+from onpolicy.run.placement import build_generator
 from onpolicy.run.preflight import Preflight
 from onpolicy.types import Rollout, RolloutGroup
 from tests.runs import run_here, write_config
@@ -99,7 +98,7 @@ def logged_run(folder: Path, text: str) -> Path:
     numbers = base64.b64encode(b"\0\0").decode()
     tokens = {
         "step": 1, "prompt_id": text, "reward": 1.0, "advantage": 0.0, "finish_reason": text, "tokens": [text], "logprob": numbers,
-        "entropy": numbers, "views": {text: {"logprob": numbers, "entropy": numbers}}, "terms": {text: {"loss": 0.0}},
+        "entropy": numbers, "contexts": {text: {"logprob": numbers, "entropy": numbers}}, "terms": {text: {"loss": 0.0}},
         "marks": {text: base64.b64encode(b"\x80").decode()}, "student_prompt": text, "teacher_prompts": {text: text},
     }  # fmt: skip
     sample = {
@@ -216,8 +215,8 @@ def test_generators_trust_a_models_code_only_when_asked(
     monkeypatch.setitem(sys.modules, "vllm", fake)
     monkeypatch.setattr("onpolicy.rollout.hf_generator.load_causal_lm", engine)
     asked = ["model.trust_remote_code=true", "model.revision=abc"] if trusted else []
-    checked = plan(load(write_config(tmp_path), [f"generator={{name: {generator}}}", *asked]))
-    build_generator(checked, Model(str(tmp_path), None, Renderer(byte_tokenizer()), 10, 10))
+    resolved = resolve(load(write_config(tmp_path), [f"generator={{name: {generator}}}", *asked]))
+    build_generator(resolved, ModelHandle(str(tmp_path), None, Renderer(byte_tokenizer()), 10, 10))
     assert given["trust_remote_code"] is trusted and given["revision"] == ("abc" if trusted else None)
 
 
@@ -373,7 +372,7 @@ def test_a_config_reads_no_environment(
     monkeypatch.setenv("ONPOLICY_SECRET", SECRET)
     config = write_config(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        plan(load(config, [f"{key}={json.dumps(reference)}"]))
+        resolve(load(config, [f"{key}={json.dumps(reference)}"]))
     assert key in str(caught.value) and SECRET not in str(caught.value)
     assert "override from the shell" in str(caught.value)
 
@@ -405,7 +404,7 @@ def test_a_reference_cannot_be_put_together_from_harmless_parts(
         "data.path='${rendering.too_long}${correctness}'",
     ]
     with pytest.raises(ConfigError) as caught:
-        plan(load(write_config(tmp_path), parts))
+        resolve(load(write_config(tmp_path), parts))
     assert SECRET not in str(caught.value)
 
 
@@ -422,7 +421,7 @@ def test_values_may_point_to_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", "a\\b", "x\x1b[2J", ""])
 def test_names_do_not_lead_out_of_their_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval\.sets"):
-        plan(load(write_config(tmp_path), [f"eval.sets={json.dumps({name: {'name': 'gym'}})}"]))
+        resolve(load(write_config(tmp_path), [f"eval.sets={json.dumps({name: {'name': 'gym'}})}"]))
     (tmp_path / "grid.yaml").write_text(json.dumps({"config": "config.yaml", "arms": {name: {}}}))
     with pytest.raises(ConfigError, match=r"arms"):
         read_grid(tmp_path / "grid.yaml")
@@ -463,9 +462,9 @@ def test_special_tokens_in_data_are_text(tmp_path: Path) -> None:
         policy_version=0,
     )
     group = RolloutGroup(prompt=prompt, rollouts=(rollout, rollout))
-    views = [context(group, 0, [0.0, 1.0]) for context in (reference_solution, final_answer, successful_sibling)]
+    contexts = [context(group, 0, [0.0, 1.0]) for context in (reference_solution, final_answer, successful_sibling)]
     wanted = [i for i in renderer.prompt_ids([{"role": "user", "content": "x"}]) if i in acting]
-    for messages in (prompt.messages, odd_role.messages, *views):
+    for messages in (prompt.messages, odd_role.messages, *contexts):
         assert messages is not None
         ids = renderer.prompt_ids(messages)
         assert [i for i in ids if i in acting] == wanted

@@ -16,7 +16,7 @@ from onpolicy.trainer.chunked_head import read
 from onpolicy.trainer.collate import collate
 from onpolicy.trainer.forward import completion_states, head_error
 from onpolicy.trainer.micro_batches import Row
-from onpolicy.trainer.teacher import Teaching
+from onpolicy.trainer.teacher import TeacherScorer
 from onpolicy.trainer.teacher_rules import live
 from tests.tiny import example, random_examples, tiny_model
 
@@ -62,10 +62,10 @@ def test_the_teacher_scores_the_same_tokens_under_its_own_prompt(family: str, la
     model, examples = model_for(family, layout), random_examples(6, seed=3, with_teacher=0.5)
     with_view = [e for e in examples if "teacher" in e.teacher_prompt_ids]
     assert 0 < len(with_view) < len(examples), "the example set must hold both kinds of rows"
-    teaching = Teaching(model, live(), needs_start=False, layout=layout)  # type: ignore[arg-type]
-    batch = collate(examples, views=["teacher"])
-    states = teaching.states(batch, teaching.read(examples, budget=60, with_start=False))["teacher"]
-    flat = read(states, {}, batch.completion_ids[batch.response_mask]).logprobs
+    teaching = TeacherScorer(model, live(), needs_ref=False, layout=layout)  # type: ignore[arg-type]
+    batch = collate(examples, contexts=["teacher"])
+    states = teaching.states(batch, teaching.read(examples, budget=60, with_ref=False))["teacher"]
+    flat = read(states, {}, batch.completion_ids[batch.sampled_mask]).logprobs
     for found, one in zip(flat.split([len(e.rollout.completion_ids) for e in examples]), examples, strict=True):
         if one in with_view:
             expected = alone(model, one.teacher_prompt_ids["teacher"], one.rollout.completion_ids)
@@ -74,10 +74,10 @@ def test_the_teacher_scores_the_same_tokens_under_its_own_prompt(family: str, la
 
 def test_columns_by_hand() -> None:
     """Column t is completion token t, whatever the prompt."""
-    batch = collate([example([5, 6], [7, 8, 2], teacher=[9, 5, 6]), example([4], [3])], views=["teacher"])
+    batch = collate([example([5, 6], [7, 8, 2], teacher=[9, 5, 6]), example([4], [3])], contexts=["teacher"])
     assert batch.completion_ids.tolist() == [[7, 8, 2], [3, 0, 0]]
-    assert batch.response_mask.tolist() == [[True] * 3, [True, False, False]]
-    assert batch.views["teacher"].tolist() == [[True] * 3, [False] * 3]
+    assert batch.sampled_mask.tolist() == [[True] * 3, [True, False, False]]
+    assert batch.context_masks["teacher"].tolist() == [[True] * 3, [False] * 3]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -17,7 +17,7 @@ from onpolicy.losses.divergences import forward_kl, jsd, reverse_kl
 from onpolicy.losses.supports import full, student_topk, teacher_topk
 from onpolicy.losses.targets import identity, temperature
 from onpolicy.trainer import chunked_head
-from onpolicy.trainer.chunked_head import Head, States, read
+from onpolicy.trainer.chunked_head import Head, HiddenStates, read
 
 FULL = Comparison("teacher", full, identity, forward_kl)
 TOP = Comparison("teacher", student_topk, identity, reverse_kl)
@@ -55,7 +55,7 @@ def test_equals_the_plain_computation(
     monkeypatch.setitem(chunked_head.SLICE, "cpu", 3 * 150)
     hidden, own, taught, other, ids = parts()
     own, other = replace(own, **head), replace(other, **head)  # type: ignore[arg-type]
-    readings = read(States(hidden, own), {"teacher": States(taught, other)}, ids, comparisons, chunk=chunk)
+    readings = read(HiddenStates(hidden, own), {"teacher": HiddenStates(taught, other)}, ids, comparisons, chunk=chunk)
     s, t = own(hidden).log_softmax(-1), other(taught).log_softmax(-1).detach()
     torch.testing.assert_close(readings.logprobs, s.gather(-1, ids[:, None])[:, 0])
     torch.testing.assert_close(readings.entropy, -(s.exp() * s).sum(-1).detach())
@@ -84,7 +84,9 @@ def test_where_the_top_entries_hold_nearly_everything() -> None:
     comparison = Comparison("teacher", partial(student_topk, k=2), identity, forward_kl)
     single, double = (logits.to(d).requires_grad_() for d in (torch.float32, torch.float64))
     eye = torch.eye(5)
-    readings = read(States(single, Head(eye)), {"teacher": States(teacher, Head(eye))}, torch.tensor([0]), [comparison])
+    readings = read(
+        HiddenStates(single, Head(eye)), {"teacher": HiddenStates(teacher, Head(eye))}, torch.tensor([0]), [comparison]
+    )
     (mine,) = torch.autograd.grad(readings.divergences[comparison].sum(), single)
     seen = Distributions(double.detach(), {"teacher": teacher.double()}, None, torch.tensor([0]), {})
     (theirs,) = torch.autograd.grad(comparison(double.log_softmax(-1), seen).sum(), double)
@@ -94,7 +96,7 @@ def test_where_the_top_entries_hold_nearly_everything() -> None:
 def test_under_autocast_only_the_product_is_rounded() -> None:
     hidden, head, taught, other, ids = parts()
     with torch.autocast("cpu", torch.bfloat16):
-        readings = read(States(hidden, head), {"teacher": States(taught, other)}, ids, [FULL, TOP])
+        readings = read(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL, TOP])
     (readings.divergences[FULL] + readings.divergences[TOP]).sum().backward()
     assert readings.logprobs.dtype == torch.float32 and hidden.grad is not None and head.weight.grad is not None
     s, t = (
@@ -106,7 +108,7 @@ def test_under_autocast_only_the_product_is_rounded() -> None:
 
 def test_no_gradient_reaches_the_teacher() -> None:
     hidden, head, taught, other, ids = parts()
-    readings = read(States(hidden, head), {"teacher": States(taught, other)}, ids, [FULL])
+    readings = read(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL])
     readings.divergences[FULL].sum().backward()
     assert taught.grad is None and other.weight.grad is None
     assert hidden.grad is not None and not readings.entropy.requires_grad
@@ -121,14 +123,14 @@ def test_nothing_of_vocabulary_size_is_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        read(States(hidden, head), {"teacher": States(taught, other)}, ids, [FULL], chunk=8)
+        read(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL], chunk=8)
     assert max(kept, default=0) < 8 * 1000 + 1, "a chunk's log-probabilities survive the forward pass"
     assert sum(kept) < 64 * 1000
 
 
 def test_no_tokens_give_empty_readings() -> None:
     hidden, head, taught, other, ids = parts()
-    readings = read(States(hidden[:0], head), {"teacher": States(taught[:0], other)}, ids[:0], [FULL])
+    readings = read(HiddenStates(hidden[:0], head), {"teacher": HiddenStates(taught[:0], other)}, ids[:0], [FULL])
     assert readings.logprobs.shape == readings.divergences[FULL].shape == (0,)
 
 
@@ -140,8 +142,8 @@ def test_logits_instead_of_states(comparisons: list[Comparison], chunk: int) -> 
     found = []
     for given in (False, True):
         logits = own(hidden).detach().requires_grad_()
-        student = States(logits, Head()) if given else States(hidden, own)
-        teacher = States(other(taught), Head()) if given else States(taught, other)
+        student = HiddenStates(logits, Head()) if given else HiddenStates(hidden, own)
+        teacher = HiddenStates(other(taught), Head()) if given else HiddenStates(taught, other)
         readings = read(student, {"teacher": teacher}, ids, comparisons, chunk=chunk)
         loss = readings.logprobs.sum() + sum(d.sum() for d in readings.divergences.values())
         (gradient,) = torch.autograd.grad(loss, logits if given else hidden)

@@ -22,9 +22,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onpolicy.losses.objective import Term
-from onpolicy.losses.terms.base import facts_of
+from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.policy_gradient import policy_gradient
-from onpolicy.losses.terms.ref_kl import start_kl
+from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.terms.teacher_advantage import teacher_advantage
 from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.forward import Layout, completion_states
@@ -46,7 +46,7 @@ LAYOUTS = st.booleans()
 def computed(rows: Sequence[Row], *, packed: bool) -> int:
     """Tokens that go through the model for these rows together."""
     if packed:
-        return len(prefix_sharing.plant(rows)[1])
+        return len(prefix_sharing.pack(rows)[1])
     return len(rows) * (max(len(prompt) for prompt, _ in rows) + max(len(completion) for _, completion in rows))
 
 
@@ -187,9 +187,9 @@ def rollouts_of_shared_prompts(seed: int = 0) -> list[Example]:
 
 
 def mixed_trainer(layout: str, budget: int, **options: Any) -> LocalTrainer:
-    """Terms of every kind: without a teacher, on whole distributions, on the teacher's log-probs, on the start model."""
-    taught = Term("teacher_advantage", 0.5, teacher_advantage, facts_of(teacher_advantage), ("teacher",))
-    terms = (plain_term(policy_gradient), distill_term(weight=0.7), taught, plain_term(start_kl, 0.3))
+    """Terms of every kind: without a teacher, on whole distributions, on the teacher's log-probs, on the reference model."""
+    taught = Term("teacher_advantage", 0.5, teacher_advantage, spec_of(teacher_advantage), ("teacher",))
+    terms = (plain_term(policy_gradient), distill_term(weight=0.7), taught, plain_term(ref_kl, 0.3))
     return trainer(*terms, layout=layout, micro_batch_tokens=budget, **options)
 
 
@@ -205,7 +205,7 @@ def tokens_run(layout: str, budget: int, examples: Sequence[Example]) -> dict[st
 
 
 def rows_of(examples: Sequence[Example]) -> dict[str, list[Row]]:
-    """What the student reads; and the teacher, who is the start model too."""
+    """What the student reads; and the teacher, who is the reference model too."""
     own = [(e.rollout.prompt_ids, e.rollout.completion_ids) for e in examples]
     taught = [(p, e.rollout.completion_ids) for e in examples for p in e.teacher_prompt_ids.values()]
     return {"student": own, "teacher": own + taught}

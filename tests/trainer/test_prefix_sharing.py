@@ -25,15 +25,15 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
-from onpolicy.config.schema import TrainerFrame
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.objective import Objective
 from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.micro_batches import Row
-from onpolicy.trainer.prefix_sharing import Forest, Tree, plant
+from onpolicy.trainer.prefix_sharing import PackedTrees, PrefixTree, pack
 from onpolicy.trainer.teacher_rules import live
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 from tests.tiny import random_examples, tiny_model
 from tests.trainer.test_trainer import distill_term
 
@@ -130,8 +130,8 @@ def assert_alike(
 
 def test_planting_by_hand() -> None:
     rows: list[Row] = [((5, 6), (7, 8, 9)), ((4,), (3,)), ((5, 6), (1, 2)), ((4,), (7, 7, 7))]
-    planted, ids, positions, places = plant(rows)
-    assert planted == Forest((Tree(2, (2, 1)), Tree(1, (0, 2))))
+    planted, ids, positions, places = pack(rows)
+    assert planted == PackedTrees((PrefixTree(2, (2, 1)), PrefixTree(1, (0, 2))))
     assert [tree.size for tree in planted.trees] == [5, 3]
     #               prompt |7 8 |1 | prompt |7 7
     assert ids == [5, 6, 7, 8, 1, 4, 7, 7]
@@ -142,14 +142,14 @@ def test_planting_by_hand() -> None:
 
 def test_planting_keeps_the_rows_order_whatever_order_they_come_in() -> None:
     for rows in (ROWS, ROWS[::-1]):
-        _, ids, positions, places = plant(rows)
+        _, ids, positions, places = pack(rows)
         for (prompt, completion), place in zip(rows, places, strict=True):
             assert len(place) == len(completion)
             assert [ids[p] for p in place[1:]] == list(completion[:-1]) and ids[place[0]] == prompt[-1]
             assert [positions[p] for p in place] == list(range(len(prompt) - 1, len(prompt) + len(completion) - 1))
 
 
-def dense(trees: Sequence[Tree], qkv: Sequence[Tensor], scale: float | None, window: int | None) -> Tensor:
+def dense(trees: Sequence[PrefixTree], qkv: Sequence[Tensor], scale: float | None, window: int | None) -> Tensor:
     """Softmax over a mask written out token by token."""
     where = [  # tree, branch (-1: the trunk), position
         (t, b, p)
@@ -168,14 +168,16 @@ def dense(trees: Sequence[Tree], qkv: Sequence[Tensor], scale: float | None, win
 
 @given(
     trees=st.lists(
-        st.builds(Tree, st.integers(1, 6), st.lists(st.integers(0, 5), max_size=3).map(tuple)), min_size=1, max_size=3
+        st.builds(PrefixTree, st.integers(1, 6), st.lists(st.integers(0, 5), max_size=3).map(tuple)),
+        min_size=1,
+        max_size=3,
     ),
     window=st.none() | st.integers(1, 12),
     scale=st.sampled_from([None, 0.3]),
 )
 @settings(max_examples=60, deadline=None)
 def test_the_attention_is_a_dense_one_with_the_mask_written_out(
-    trees: list[Tree], window: int | None, scale: float | None
+    trees: list[PrefixTree], window: int | None, scale: float | None
 ) -> None:
     length, random = sum(tree.size for tree in trees), torch.Generator().manual_seed(0)
     shapes = [(1, 2, length, width) for width in (4, 4, 3)]
@@ -183,7 +185,7 @@ def test_the_attention_is_a_dense_one_with_the_mask_written_out(
         [torch.randn(s, generator=random.manual_seed(i), dtype=torch.double).requires_grad_() for i, s in enumerate(shapes)]
         for _ in range(2)
     )  # fmt: skip
-    found = Forest(tuple(trees)).attend(one[0], one[1], one[2], scale=scale, window=window)
+    found = PackedTrees(tuple(trees)).attend(one[0], one[1], one[2], scale=scale, window=window)
     expected = dense(trees, other, scale, window)
     torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
     weights = torch.randn(expected.shape, generator=random, dtype=torch.double)
@@ -196,7 +198,7 @@ def test_the_attention_is_a_dense_one_with_the_mask_written_out(
 @pytest.mark.parametrize("name", FAMILIES)
 def test_packed_is_padded_in_value_and_gradient(name: str) -> None:
     model = family(name)
-    assert prefix_sharing.can_grow(model)
+    assert prefix_sharing.supports_prefix_sharing(model)
     assert_alike(states_and_gradients(prepared(model), "packed"), states_and_gradients(model, "padded"))
 
 
@@ -302,7 +304,7 @@ def test_a_prepared_model_is_saved_as_ever(tmp_path) -> None:  # type: ignore[no
     assert not [path for path in tmp_path.glob("*.json") if prefix_sharing.NAME in path.read_text()]
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "qwen3"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
-    assert loaded.config._attn_implementation == "sdpa" and prefix_sharing.can_grow(loaded)
+    assert loaded.config._attn_implementation == "sdpa" and prefix_sharing.supports_prefix_sharing(loaded)
     ids = torch.tensor([TRUNK])
     torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
 
@@ -310,7 +312,7 @@ def test_a_prepared_model_is_saved_as_ever(tmp_path) -> None:  # type: ignore[no
 def test_a_copy_of_a_prepared_model_runs_forests() -> None:
     model = family("gemma3")
     twin = copy.deepcopy(prepared(model))
-    assert prefix_sharing.can_grow(twin)
+    assert prefix_sharing.supports_prefix_sharing(twin)
     assert_alike(states_and_gradients(twin, "packed"), states_and_gradients(model, "padded"))
     prefix_sharing.prepare(twin)  # twice is once
     assert_alike(states_and_gradients(twin, "packed"), states_and_gradients(model, "padded"))
@@ -334,27 +336,27 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_what_is_not_plain_attention_cannot_grow(name: str) -> None:
     kind, options = OTHERS[name]
-    assert not prefix_sharing.can_grow(model_of(kind, **options))
+    assert not prefix_sharing.supports_prefix_sharing(model_of(kind, **options))
 
 
 def test_another_implementation_of_attention_cannot_grow() -> None:
     model = family("qwen3")
-    assert prefix_sharing.can_grow(model)
+    assert prefix_sharing.supports_prefix_sharing(model)
     for implementation in ("eager", "flex_attention"):
         model.set_attn_implementation(implementation)
-        assert not prefix_sharing.can_grow(model)
+        assert not prefix_sharing.supports_prefix_sharing(model)
     model.config._attn_implementation = "flash_attention_2"  # which is not installed here
-    assert not prefix_sharing.can_grow(model)
+    assert not prefix_sharing.supports_prefix_sharing(model)
     model.set_attn_implementation("sdpa")
-    assert prefix_sharing.can_grow(model)
+    assert prefix_sharing.supports_prefix_sharing(model)
 
 
 def trainer_of(
     model: PreTrainedModel, layout: Layout | None, teacher_model: PreTrainedModel | None = None
 ) -> LocalTrainer:
     return LocalTrainer(
-        model=model, objective=Objective((distill_term(),)), teacher=live(), total_steps=10, views=("teacher",), clock=Clock(),
-        settings=TrainerFrame(lr=1e-3, micro_batch_tokens=100), layout=layout, teacher_model=teacher_model,
+        model=model, objective=Objective((distill_term(),)), teacher=live(), total_steps=10, contexts=("teacher",), clock=PhaseTimer(),
+        settings=TrainerSettings(lr=1e-3, micro_batch_tokens=100), layout=layout, teacher_model=teacher_model,
     )  # fmt: skip
 
 
@@ -419,6 +421,6 @@ def test_no_model_gives_wrong_numbers(name: str) -> None:
     kind, options = AWKWARD[name]
     model = model_of(kind, **options)
     before = completion_states(model, ROWS).hidden
-    assert not (prefix_sharing.can_grow(model) and prefix_sharing.prepare(model))
+    assert not (prefix_sharing.supports_prefix_sharing(model) and prefix_sharing.prepare(model))
     assert model.config._attn_implementation == "sdpa"
     torch.testing.assert_close(completion_states(model, ROWS).hidden, before)

@@ -1,9 +1,9 @@
 """Who teaches: trust regions, another model, adapters; on real small models.
 
 1. a trust region of weights lies where its formula says, of logits too; both ends are frozen and live; 2. another model
-scores with its own weights and width; 3. under LoRA the frozen teacher is the start model at no cost, merged weights compute what
+scores with its own weights and width; 3. under LoRA the frozen teacher is the reference model at no cost, merged weights compute what
 the adapted model does, only adapters learn, and the state comes back to the last bit; 4. zero at equality for all of them;
-5. the start model's marker mass reaches token weights and targets.
+5. the reference model's marker mass reaches token weights and targets.
 """
 
 from __future__ import annotations
@@ -16,19 +16,18 @@ from typing import Any
 import pytest
 import torch
 
-from onpolicy.config.schema import TrainerFrame
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.divergences import forward_kl
 from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity, marker_mass_floor
-from onpolicy.losses.terms.base import TermFacts, facts_of
+from onpolicy.losses.terms.base import TermSpec, spec_of
 from onpolicy.losses.terms.distill import distill
-from onpolicy.losses.terms.ref_kl import start_kl
+from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.token_weights import opportunity
+from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import Checkpoints, read_state, read_weights
-from onpolicy.run.loading import model_writer
-from onpolicy.trainer.chunked_head import START, STUDENT
 from onpolicy.trainer.lora import adapter_off
 from onpolicy.trainer.teacher_rules import (
     WeightRule,
@@ -40,8 +39,8 @@ from onpolicy.trainer.teacher_rules import (
     trust_region_weights,
 )
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.types import Example
-from onpolicy.utils.timer import Clock
+from onpolicy.types import REF, STUDENT, Example
+from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import byte_tokenizer, random_examples, tiny_model, tiny_model_dir
 
@@ -49,14 +48,14 @@ from tests.tiny import byte_tokenizer, random_examples, tiny_model, tiny_model_d
 def distill_term(target: Any = identity, **options: Any) -> Term:
     bound = partial(distill, divergence=forward_kl, target=target, **options)
     comparison = Comparison("teacher", full, target, forward_kl)
-    return Term("distill", 1.0, bound, TermFacts("teacher_mask", needs_ref=True), ("teacher",), comparison=comparison)
+    return Term("distill", 1.0, bound, TermSpec("teacher_mask", needs_ref=True), ("teacher",), comparison=comparison)
 
 
 def trainer(rule: WeightRule, *terms: Term, **options: Any) -> LocalTrainer:
-    settings = TrainerFrame(lr=options.pop("lr", 1e-2), micro_batch_tokens=100)
+    settings = TrainerSettings(lr=options.pop("lr", 1e-2), micro_batch_tokens=100)
     return LocalTrainer(
         model=tiny_model(), objective=Objective(terms or (distill_term(),)), teacher=rule, settings=settings, total_steps=10,
-        views=("teacher",), clock=Clock(), **options,
+        contexts=("teacher",), clock=PhaseTimer(), **options,
     )  # fmt: skip
 
 
@@ -75,7 +74,7 @@ RULES = [live(), frozen(), ema(), trust_region_weights(student_share=0.3), trust
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("lora_rank", [0, 4])
 def test_zero_at_equality(rule: WeightRule, lora_rank: int) -> None:
-    if lora_rank and rule.reads_start:
+    if lora_rank and rule.reads_ref:
         with pytest.raises(ValueError, match="does not go with adapters"):
             trainer(rule, lora_rank=lora_rank)
         return
@@ -109,7 +108,7 @@ def test_a_trust_region_of_logits() -> None:
     half.student.load_state_dict(still.student.state_dict())
     # the normalised geometric mean: log q = (log q0 + log q1) / 2 + c, where c >= 0 is the same for the whole vocabulary
     mean = (teacher_logprobs(still, examples) + teacher_logprobs(now, examples)) / 2
-    excess = (teacher_logprobs(half, examples) - mean)[half.batch(examples).response_mask]
+    excess = (teacher_logprobs(half, examples) - mean)[half.batch(examples).sampled_mask]
     assert (excess > -1e-5).all() and excess.max() > 1e-4
 
 
@@ -206,15 +205,15 @@ def test_the_start_models_marker_mass_reaches_weights_and_targets() -> None:
     one = trainer(frozen(), distill_term(target, token_weights=weights), marker_ids={"A": markers})
     examples = random_examples(4, with_teacher=1.0)
     inputs = one.inputs(one.batch(examples))
-    mask = inputs.response_mask
-    start = inputs.marker_mass[START, "A"].exp()[mask]
+    mask = inputs.sampled_mask
+    start = inputs.marker_mass[REF, "A"].exp()[mask]
     torch.testing.assert_close(inputs.marker_mass[STUDENT, "A"].exp()[mask], start)  # before the first step
     assert start.min() > 0 and start.max() < 1
     expected = 1 - 0.9 * (start / 0.2).clamp(max=1)
     torch.testing.assert_close(weights(inputs, mask)[mask], expected)
     plain = trainer(frozen(), distill_term(token_weights=weights), marker_ids={"A": markers})
     (edited,), (unedited,) = (list(t.inputs(t.batch(examples)).divergences.values()) for t in (one, plain))
-    gap = (inputs.marker_mass["teacher", "A"] - inputs.marker_mass[START, "A"])[mask]
+    gap = (inputs.marker_mass["teacher", "A"] - inputs.marker_mass[REF, "A"])[mask]
     torch.testing.assert_close(
         edited[mask][gap > 1e-4], unedited[mask][gap > 1e-4]
     )  # the teacher keeps the mass: nothing changes
@@ -224,8 +223,8 @@ def test_the_start_models_marker_mass_reaches_weights_and_targets() -> None:
 
 
 def test_the_penalty_towards_the_start_model_under_adapters() -> None:
-    kl = Term("start_kl", 1.0, start_kl, facts_of(start_kl))
+    kl = Term("ref_kl", 1.0, ref_kl, spec_of(ref_kl))
     one = trainer(live(), distill_term(), kl, lora_rank=4)
     examples = random_examples(4, with_teacher=1.0)
-    assert one.step(examples)["start_kl/kl"] == pytest.approx(0.0, abs=1e-6)
-    assert one.step(examples)["start_kl/kl"] > 1e-6
+    assert one.step(examples)["ref_kl/kl"] == pytest.approx(0.0, abs=1e-6)
+    assert one.step(examples)["ref_kl/kl"] > 1e-6

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 import torch
 
-from onpolicy.config.schema import TrainerFrame
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.divergences import forward_kl, jsd
 from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import full, student_topk
 from onpolicy.losses.targets import identity
-from onpolicy.losses.terms.base import facts_of
+from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.policy_gradient import policy_gradient
-from onpolicy.losses.terms.ref_kl import start_kl
+from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, snapshot
 from onpolicy.trainer.trainer import LocalTrainer, lr_factor, split
 from onpolicy.types import Example
-from onpolicy.utils.timer import Clock
+from onpolicy.utils.timer import PhaseTimer
 from tests.tiny import random_examples, tiny_model
 
 
@@ -43,22 +43,22 @@ def distill_term(divergence: Any = forward_kl, support: Any = full, weight: floa
         "distill",
         weight,
         bound,
-        facts_of(distill),
+        spec_of(distill),
         ("teacher",),
         comparison=Comparison("teacher", support, identity, divergence),
     )
 
 
 def plain_term(function: Any, weight: float = 1.0) -> Term:
-    return Term(function.__name__, weight, function, facts_of(function))
+    return Term(function.__name__, weight, function, spec_of(function))
 
 
 def trainer(*terms: Term, rule: WeightRule | None = None, seed: int = 0, **settings: Any) -> LocalTrainer:
     layout = settings.pop("layout", "padded")
     return LocalTrainer(
         model=tiny_model(seed=seed), objective=Objective(terms or (distill_term(),)), teacher=rule or live(),
-        settings=TrainerFrame(**{"lr": 1e-3, "micro_batch_tokens": 150, **settings}), total_steps=10, views=("teacher",),
-        clock=Clock(), layout=layout,
+        settings=TrainerSettings(**{"lr": 1e-3, "micro_batch_tokens": 150, **settings}), total_steps=10, contexts=("teacher",),
+        clock=PhaseTimer(), layout=layout,
     )  # fmt: skip
 
 
@@ -86,7 +86,7 @@ def test_a_teacher_with_the_students_prompt_gives_no_loss_and_no_gradient(rule: 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
 def test_the_gradient_does_not_depend_on_the_micro_batch(layout: str) -> None:
-    terms = (distill_term(half_jsd, student_topk, weight=0.7), plain_term(policy_gradient), plain_term(start_kl, 0.1))
+    terms = (distill_term(half_jsd, student_topk, weight=0.7), plain_term(policy_gradient), plain_term(ref_kl, 0.1))
     examples = random_examples(8, seed=1)
     reference = gradient(trainer(*terms, micro_batch_tokens=1000), examples)
     assert len(reference) > 10 and any(g.abs().max() > 1e-3 for g in reference.values())
@@ -140,13 +140,13 @@ def test_the_live_teacher_is_the_student() -> None:
 
 
 def test_the_start_model_is_shared_with_a_frozen_teacher_and_kept_apart_otherwise() -> None:
-    assert (one := trainer(plain_term(start_kl), rule=frozen()).teaching).start is one.teacher
-    moving = trainer(plain_term(start_kl), distill_term(), rule=ema(ema_decay=0.5))
+    assert (one := trainer(plain_term(ref_kl), rule=frozen()).teaching).start is one.teacher
+    moving = trainer(plain_term(ref_kl), distill_term(), rule=ema(ema_decay=0.5))
     start = moving.teaching.start
     assert start is not None and start.model is not moving.teaching.teacher.model and start.model is not moving.student
     first = moving.step(random_examples(4))
     second = moving.step(random_examples(4))
-    assert first["start_kl/kl"] == pytest.approx(0.0, abs=1e-6) and second["start_kl/kl"] > 1e-6
+    assert first["ref_kl/kl"] == pytest.approx(0.0, abs=1e-6) and second["ref_kl/kl"] > 1e-6
 
 
 def test_several_updates_compare_with_the_policy_before_the_first() -> None:
@@ -205,7 +205,8 @@ def test_thirty_steps_move_the_student_towards_its_privileged_teacher() -> None:
 
 def test_learning_rate_schedules() -> None:
     rates = {
-        name: lr_factor(TrainerFrame(lr_schedule=name, warmup_steps=2), 6) for name in ("constant", "linear", "cosine")
+        name: lr_factor(TrainerSettings(lr_schedule=name, warmup_steps=2), 6)
+        for name in ("constant", "linear", "cosine")
     }
     assert [rates["constant"](i) for i in range(4)] == [0.5, 1.0, 1.0, 1.0]
     assert [rates["linear"](i) for i in (2, 4, 6)] == [1.0, 0.5, 0.0]
@@ -224,15 +225,16 @@ def test_recomputed_layers_drop_nothing_out(layout: str) -> None:
     for layer in model.base_model.layers:  # type: ignore[union-attr]
         layer.self_attn.attention_dropout = 0.5
     one = LocalTrainer(
-        model=model, objective=Objective((distill_term(),)), teacher=live(), settings=TrainerFrame(), total_steps=1, views=("teacher",),
-        clock=Clock(), layout=layout, gradient_checkpointing=True,  # type: ignore[arg-type]
+        model=model, objective=Objective((distill_term(),)), teacher=live(), settings=TrainerSettings(),
+        total_steps=1, contexts=("teacher",),
+        clock=PhaseTimer(), layout=layout, gradient_checkpointing=True,  # type: ignore[arg-type]
     )  # fmt: skip
     metrics = one.step([replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in random_examples(5)])
     assert abs(metrics["train/loss"]) < 1e-6
 
 
 def test_the_teachers_numbers_stand_beside_its_own_tokens() -> None:
-    """Rollouts without a context before those with one: the mask is the view's, the numbers are the rollout's."""
+    """Rollouts without a context before those with one: the mask is the context's, the numbers are the rollout's."""
     examples = sorted(random_examples(8, seed=4), key=lambda e: bool(e.teacher_prompt_ids))
     one = trainer(distill_term())
     batch = one.batch(examples)

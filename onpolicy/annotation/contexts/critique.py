@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from onpolicy.annotation.contexts.requests import Ask, Asking, Reply
 from onpolicy.annotation.contexts.template import replace_question
-from onpolicy.types import RolloutGroup
+from onpolicy.types import AskModel, ContextCoroutine, Reply, RolloutGroup
 
 QUESTION = (
     "{question}\n\nCorrect solution:\n\n{solution}\n\nAn attempt at this problem:\n\n{attempt}"
@@ -27,7 +26,7 @@ def critique(
     threshold: float = 1.0,
     question: str = QUESTION,
     template: str = CRITIQUE,
-) -> Asking:
+) -> ContextCoroutine:
     """The model, shown the solution, says where this very rollout goes wrong; a rollout that succeeded needs no critique.
 
     The step-aligned feedback of arXiv 2606.11173, which moves only the tokens where the reasoning fails; its critic is
@@ -41,5 +40,5 @@ def critique(
     if rewards[index] >= threshold:
         return None
     asked = replace_question(group.prompt, question, attempt=group.rollouts[index].text)
-    (reply,) = cast(tuple[Reply, ...], (yield Ask(asked)))
+    (reply,) = cast(tuple[Reply, ...], (yield AskModel(asked)))
     return replace_question(group.prompt, template, critique=reply.text)

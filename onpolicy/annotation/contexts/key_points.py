@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from onpolicy.annotation.contexts.requests import Ask, Asking, Reply
 from onpolicy.annotation.contexts.template import replace_question
-from onpolicy.types import RolloutGroup
+from onpolicy.types import AskModel, ContextCoroutine, Reply, RolloutGroup
 from onpolicy.utils.thinking import strip_thinking
 
 QUESTION = (
@@ -25,7 +24,7 @@ def key_points(
     field: str | None = None,
     question: str = QUESTION,
     template: str = KEY_POINTS,
-) -> Asking:
+) -> ContextCoroutine:
     """What lies between the final answer and the whole solution: about 280 of 530 tokens in arXiv 2609.20612, whose control it is.
 
     Args:
@@ -35,6 +34,6 @@ def key_points(
     """
     if field is not None:
         return replace_question(group.prompt, template, key_points=group.prompt.fields.get(field))
-    (reply,) = cast(tuple[Reply, ...], (yield Ask(replace_question(group.prompt, question))))
+    (reply,) = cast(tuple[Reply, ...], (yield AskModel(replace_question(group.prompt, question))))
     points = strip_thinking(reply.text, opened=False)  # the steps would be in there
     return replace_question(group.prompt, template, key_points=points) if points.strip() else None

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from onpolicy.annotation.contexts.requests import AnotherProblem, Asking
 from onpolicy.annotation.contexts.template import replace_question
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.types import ContextCoroutine, Prompt, RolloutGroup, SampleProblem
 
 OTHER = (
     "Here is another problem:\n\n{other_question}\n\nIts correct solution:\n\n{other_solution}"
@@ -17,7 +16,7 @@ OTHER = (
 
 def other_problem(
     group: RolloutGroup, index: int, rewards: Sequence[float], *, field: str = "solution", template: str = OTHER
-) -> Asking:
+) -> ContextCoroutine:
     """The teacher reads a solved example that does not help with the answer: what the form of a solution does alone.
 
     OP2SD (arXiv 2608.09228) finds it competitive with the problem's own solution.
@@ -26,6 +25,6 @@ def other_problem(
         field: column of the dataset that holds the solution
         template: text with `{question}`, `{other_question}` and `{other_solution}`
     """
-    other = cast(Prompt, (yield AnotherProblem()))
+    other = cast(Prompt, (yield SampleProblem()))
     question = next(m["content"] for m in reversed(other.messages) if m["role"] == "user")
     return replace_question(group.prompt, template, other_question=question, other_solution=other.fields.get(field))

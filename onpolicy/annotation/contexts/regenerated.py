@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from onpolicy.annotation.contexts.reference_solution import reference_solution
-from onpolicy.annotation.contexts.requests import Ask, Asking, Reply
 from onpolicy.annotation.contexts.template import SOLUTION, replace_question
-from onpolicy.types import Message, RolloutGroup
+from onpolicy.types import AskModel, ContextCoroutine, Message, Reply, RolloutGroup
 
 Shown = Callable[[RolloutGroup, int, Sequence[float]], tuple[Message, ...] | None]
 
@@ -22,7 +21,7 @@ def regenerated(
     samples: int = 1,
     threshold: float = 0.5,
     template: str = SOLUTION,
-) -> Asking:
+) -> ContextCoroutine:
     """The model answers under another context, and its first right answer, else its first, is what the teacher reads.
 
     Setting 4 of arXiv 2603.24472, section 3.
@@ -36,6 +35,6 @@ def regenerated(
     shown = context(group, index, rewards)
     if shown is None:
         return None
-    replies = cast(tuple[Reply, ...], (yield Ask(shown, samples)))
+    replies = cast(tuple[Reply, ...], (yield AskModel(shown, samples)))
     chosen = next((reply for reply in replies if reply.score >= threshold), replies[0])
     return replace_question(group.prompt, template, solution=chosen.text)

@@ -10,8 +10,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from onpolicy.annotation.build import build_queries
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.analysis.collect import Band, within_band
 from onpolicy.experiments.analysis.commands import write
@@ -19,7 +20,6 @@ from onpolicy.experiments.analysis.contexts import Row, rows
 from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.richness import richness
 from onpolicy.experiments.analysis.session import session
-from onpolicy.run.assemble import build_inquiry
 from onpolicy.utils.stats import Measured
 from onpolicy.utils.terminal import plain
 
@@ -46,7 +46,7 @@ def analyze_contexts(
     """Generates under every context of the config and prints score, length, markers and information of each."""
     if drawing is not None:
         drawing_library(drawing)  # before hours of sampling
-    found = measure_contexts(plan(load(config_path, overrides)), problems, band)
+    found = measure_contexts(resolve(load(config_path, overrides)), problems, band)
     console = Console()
     for table in contexts_tables(found):
         console.print(table)
@@ -57,16 +57,16 @@ def analyze_contexts(
     return 0
 
 
-def measure_contexts(checked: Plan, problems: int, band: Band) -> Found:
+def measure_contexts(resolved: ResolvedConfig, problems: int, band: Band) -> Found:
     """A row without context, and one for each.
 
     Raises:
         ConfigError: the config has no context or no reward, or no problem's solve rate lies within the band.
     """
-    if not checked.contexts or not checked.rewards:
+    if not resolved.contexts or not resolved.rewards:
         raise ConfigError("analyze contexts: wants contexts to compare and a reward that says what is right")
-    seed = checked.config.seed
-    with session(checked, guided=True) as s:
+    seed = resolved.config.seed
+    with session(resolved, guided=True) as s:
         unguided = list(
             within_band(
                 s.prompts,
@@ -84,14 +84,14 @@ def measure_contexts(checked: Plan, problems: int, band: Band) -> Found:
             )
         guided = guide(
             unguided,
-            {view: plugin.bind() for view, plugin in checked.contexts.items()},
+            {context: plugin.bind() for context, plugin in resolved.contexts.items()},
             generator=s.generator,
             judge=s.judge,
-            inquiry=build_inquiry(checked, s.model, s.prompts, s.generator, s.judge),
+            queries=build_queries(resolved, s.model, s.prompts, s.generator, s.judge),
             seed=seed,
         )
-    gains = richness(checked, s.model, unguided, guided)
-    lexicons = checked.config.epistemic.lexicons or ["seed10", "A"]
+    gains = richness(resolved, s.model, unguided, guided)
+    lexicons = resolved.config.epistemic.lexicons or ["seed10", "A"]
     return Found(rows(unguided, guided, gains, lexicons, s.model.renderer.split_thinking), band, problems)
 
 

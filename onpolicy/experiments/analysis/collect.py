@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import Judge, JudgedGroup
+from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import Prompt
+from onpolicy.types import RIGHT, Prompt, ScoredGroup
 
 Band = tuple[float, float]
 EVERYTHING: Band = (0.0, 1.0)
@@ -19,12 +18,12 @@ def within_band(
     prompts: Sequence[Prompt],
     *,
     generator: Generator,
-    judge: Judge,
+    judge: Scorer,
     band: Band,
     problems: int,
     seed: int,
     note: Callable[[str], None],
-) -> Iterator[JudgedGroup]:
+) -> Iterator[ScoredGroup]:
     """Goes through the dataset in order until so many problems are found, or it ends.
 
     Args:
@@ -48,7 +47,7 @@ def within_band(
             note(f"{found} of {problems} problems within {band[0]:g} to {band[1]:g}, after {tried} of {len(prompts)}")
 
 
-def solved(judged: JudgedGroup) -> float:
+def solved(judged: ScoredGroup) -> float:
     """Share of right answers."""
     return fmean(score >= RIGHT for score in judged.scores)
 

@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.epistemic.ids import LexiconError
 from onpolicy.experiments.analysis.pressure import Pressure, pressures
 from onpolicy.experiments.analysis.probes import Probe, Prober
 from onpolicy.experiments.analysis.session import session
-from onpolicy.run.assemble import assemble, first_rollouts
+from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
+from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.build import tokens_of
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.utils.terminal import plain
@@ -33,26 +34,26 @@ MARGIN = 64
 
 def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path | None) -> int:
     """Prints what the config's loss would do to each lexicon's markers."""
-    found, rollouts = measure_pressure(plan(load(config_path, overrides)))
+    found, rollouts = measure_pressure(resolve(load(config_path, overrides)))
     Console().print(pressure_table(found))
     write(output, config_path, overrides, rollouts=rollouts, pressure={k: asdict(v) for k, v in found.items()})
     return 0
 
 
-def measure_pressure(checked: Plan) -> tuple[dict[str, Pressure], int]:
-    """By lexicon, and the number of rollouts: one step's, sampled from the start model.
+def measure_pressure(resolved: ResolvedConfig) -> tuple[dict[str, Pressure], int]:
+    """By lexicon, and the number of rollouts: one step's, sampled from the reference model.
 
     Raises:
         LexiconError: no lexicon has a marker that is one token of the model's tokenizer.
     """
-    keep_to_contracts(checked)
+    keep_to_contracts(resolved)
     with tempfile.TemporaryDirectory() as folder:
-        run = assemble(checked, Path(folder), Display(1))
+        run = assemble(resolved, Path(folder), Display(1))
         try:
-            examples = first_rollouts(run, checked)
+            examples = first_rollouts(run, resolved)
             trainer = run.trainer
             assert isinstance(trainer, LocalTrainer)
-            ids = tokens_of(run.renderer.tokenizer, checked.config.epistemic.lexicons)
+            ids = tokens_of(run.log.renderer.tokenizer, resolved.config.epistemic.lexicons)
             if not ids:
                 raise LexiconError(
                     "epistemic.lexicons: none has a marker that is a single token of this model's tokenizer"
@@ -92,18 +93,18 @@ def analyze_probes(
         ConfigError: the config has no reward.
         LexiconError: the lexicon has no marker that is one token of the model's tokenizer.
     """
-    checked = plan(load(config_path, overrides))
-    if not checked.rewards:
+    resolved = resolve(load(config_path, overrides))
+    if not resolved.rewards:
         raise ConfigError("analyze probes: wants a reward that says what is right")
-    with session(checked, room=checked.generator.frame.max_tokens + MARGIN) as s:
+    with session(resolved, room=resolved.generator.settings.max_tokens + MARGIN) as s:
         probe = Prober(
             generator=s.generator,
             judge=s.judge,
             renderer=s.model.renderer,
-            lexicon=checked.config.epistemic.lexicon,
+            lexicon=resolved.config.epistemic.lexicon,
             window=s.model.max_model_len,
             continuations=continuations,
-            seed=checked.config.seed,
+            seed=resolved.config.seed,
         )
         found = probe(s.prompts[:problems])
     Console().print(probes_table(found))

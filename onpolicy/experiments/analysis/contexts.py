@@ -10,13 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from onpolicy.annotation.scoring import JudgedGroup
-from onpolicy.epistemic.marked import Split, mark
+from onpolicy.epistemic.marked import Split, locate_markers
 from onpolicy.epistemic.text import pooled_rate
 from onpolicy.experiments.analysis.collect import solved
 from onpolicy.experiments.analysis.guided import Guided
 from onpolicy.experiments.analysis.richness import Gain
 from onpolicy.rewards.lexicon import count
+from onpolicy.types import ScoredGroup
 from onpolicy.utils.stats import Measured, measured
 
 UNGUIDED = "unguided"
@@ -56,7 +56,7 @@ class Row:
 
 
 def rows(
-    unguided: Sequence[JudgedGroup],
+    unguided: Sequence[ScoredGroup],
     guided: Mapping[str, Guided],
     gains: Mapping[str, Gain],
     lexicons: Sequence[str],
@@ -72,11 +72,11 @@ def rows(
     ]
 
 
-def numbers(judged: Sequence[JudgedGroup], lexicons: Sequence[str], split: Split) -> dict[str, Numbers]:
+def numbers(judged: Sequence[ScoredGroup], lexicons: Sequence[str], split: Split) -> dict[str, Numbers]:
     """Of each problem, over its answers."""
     found: dict[str, Numbers] = {}
     for g in judged:
-        marked = mark([g], lexicons, split)
+        marked = locate_markers([g], lexicons, split)
         tokens = sum(m.tokens for m in marked)
         paper = sum(sum(count(m.text, "seed10", "paper").values()) for m in marked)
         found[g.group.prompt.id] = {

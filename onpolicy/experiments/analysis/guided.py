@@ -6,11 +6,10 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from onpolicy.annotation.queries import Inquiry
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import Judge, JudgedGroup
+from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
-from onpolicy.types import Message, Prompt
+from onpolicy.types import RIGHT, Message, Prompt, ScoredGroup
 
 
 @dataclass(frozen=True)
@@ -19,16 +18,16 @@ class Guided:
 
     shown: Mapping[str, tuple[Message, ...]]
     """Problem -> what the model read."""
-    judged: Sequence[JudgedGroup] = field(default_factory=list)
+    judged: Sequence[ScoredGroup] = field(default_factory=list)
 
 
 def guide(
-    unguided: Sequence[JudgedGroup],
+    unguided: Sequence[ScoredGroup],
     contexts: Mapping[str, Callable[..., Any]],
     *,
     generator: Generator,
-    judge: Judge,
-    inquiry: Inquiry,
+    judge: Scorer,
+    queries: ContextQueries,
     seed: int,
 ) -> dict[str, Guided]:
     """Context -> answers, ``group_size`` to each problem for which it has something to show.
@@ -45,8 +44,8 @@ def guide(
     for number, (name, context) in enumerate(contexts.items(), start=1):
         shown = {
             problem: messages
-            for problem, messages in _shown(unguided, context, inquiry).items()
-            if inquiry.fits(messages, f"prompt {problem!r} with the context {name!r}")
+            for problem, messages in _shown(unguided, context, queries).items()
+            if queries.fits(messages, f"prompt {problem!r} with the context {name!r}")
         }
         prompts = [g.group.prompt for g in unguided if g.group.prompt.id in shown]
         asked = [replace(p, id=f"{p.id}@{name}", messages=shown[p.id]) for p in prompts]
@@ -63,7 +62,7 @@ def guide(
 
 
 def _shown(
-    unguided: Sequence[JudgedGroup], context: Callable[..., Any], inquiry: Inquiry
+    unguided: Sequence[ScoredGroup], context: Callable[..., Any], queries: ContextQueries
 ) -> dict[str, tuple[Message, ...]]:
     """Problem -> what the context shows beside the first of its answers for which it has something, wrong ones first.
 
@@ -75,9 +74,9 @@ def _shown(
         started: dict[Hashable, tuple[Prompt, Any]] = {
             g.group.prompt.id: (g.group.prompt, context(g.group, _wrong_first(g)[turn], g.scores)) for g in left
         }
-        shown |= {str(k): tuple(built) for k, built in inquiry.settle(started, version=0).items() if built is not None}
+        shown |= {str(k): tuple(built) for k, built in queries.settle(started, version=0).items() if built is not None}
     return shown
 
 
-def _wrong_first(judged: JudgedGroup) -> list[int]:
+def _wrong_first(judged: ScoredGroup) -> list[int]:
     return sorted(range(len(judged.scores)), key=lambda j: judged.scores[j] >= RIGHT)

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from onpolicy.epistemic.tokens import OPPORTUNITY, span_name
-from onpolicy.trainer.chunked_head import STUDENT, Head, States
+from onpolicy.epistemic.ids import span_name
+from onpolicy.epistemic.tokens import OPPORTUNITY
+from onpolicy.trainer.chunked_head import Head, HiddenStates
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.types import Example, LossInputs, TrainBatch
+from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch
 
 
 @dataclass(frozen=True)
@@ -41,18 +42,18 @@ class Pressure:
 
 
 @dataclass
-class Watch:
+class GradientProbe:
     """Stands at the student's head and notes what the loss asks of its logits."""
 
     ids: Mapping[str, Tensor]
     changes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
     """[N, lexicons] dM; 0 where the loss asks nothing."""
 
-    def __call__(self, states: States) -> States:
+    def __call__(self, states: HiddenStates) -> HiddenStates:
         """The same states, cut off from the body, with a head that reports its gradient."""
         assert isinstance(states.head, Head)
         self.changes = states.hidden.new_zeros(len(states.hidden), len(self.ids))
-        return States(states.hidden.detach().requires_grad_(), replace(states.head, watch=self.note))
+        return HiddenStates(states.hidden.detach().requires_grad_(), replace(states.head, watch=self.note))
 
     @torch.no_grad()
     def note(self, rows: Tensor, logits: Tensor, gradient: Tensor) -> None:
@@ -72,12 +73,12 @@ def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, P
     """
     batches = list(trainer.batches(examples))
     denominators = trainer.objective.denominators(batches)
-    watch = Watch(trainer.marker_ids)
+    watch = GradientProbe(trainer.marker_ids)
     found = []
     for batch in batches:
         inputs = trainer.inputs(batch, through=watch)
         trainer.objective(inputs, denominators).backward()  # type: ignore[no-untyped-call]
-        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.response_mask] for name in watch.ids], -1)
+        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.sampled_mask] for name in watch.ids], -1)
         found.append((watch.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
     change, mass, said = (torch.cat(column).double() for column in zip(*found, strict=True))
     trainer.optimizer.zero_grad(set_to_none=True)
@@ -86,7 +87,7 @@ def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, P
 
 def _said(batch: TrainBatch, inputs: LossInputs, lexicons: Sequence[str]) -> Tensor:
     """[N, lexicons] whether a marker was sampled."""
-    return torch.stack([inputs.spans[span_name(name)][batch.response_mask] for name in lexicons], -1)
+    return torch.stack([inputs.spans[span_name(name)][batch.sampled_mask] for name in lexicons], -1)
 
 
 def _pressure(change: Tensor, mass: Tensor, said: Tensor) -> Pressure:

@@ -21,14 +21,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import Judge, JudgedGroup
+from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.registry import ConfigError
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import marker_ids
-from onpolicy.epistemic.marked import Marked, mark
+from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.protocols import Generator
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import RIGHT, Prompt, Rollout, RolloutGroup, ScoredGroup
 from onpolicy.utils.stats import Measured, measured
 
 DOUBT = " Wait, maybe that is wrong. Let me double-check."
@@ -82,7 +81,7 @@ class Prober:
     """Runs the interventions with one model."""
 
     generator: Generator
-    judge: Judge
+    judge: Scorer
     renderer: Renderer
     lexicon: str
     """Whose markers are left out and banned."""
@@ -100,10 +99,10 @@ class Prober:
             ConfigError: answers fill the window.
         """
         judged = self.judge(self.generator.generate(prompts, seed=self.seed))
-        answers = mark(judged, [self.lexicon], self.renderer.split_thinking)
+        answers = locate_markers(judged, [self.lexicon], self.renderer.split_thinking)
         return [*self.kept_or_left_out(answers), *self.injected(answers), *self.banned(prompts, answers)]
 
-    def kept_or_left_out(self, answers: Sequence[Marked]) -> Iterable[Probe]:
+    def kept_or_left_out(self, answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """At one marker of each answer, drawn at random from those before its final answer."""
         draw = random.Random(self.seed)
         kept, left_out = [], []
@@ -119,7 +118,7 @@ class Prober:
             arms = self._continued({"kept": kept, "left out": left_out})
             yield compared(f"{self.lexicon} kept", arms["kept"], f"{self.lexicon} left out", arms["left out"])
 
-    def injected(self, answers: Sequence[Marked]) -> Iterable[Probe]:
+    def injected(self, answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """Behind the sentence that ends nearest to each place."""
         for was_right, fate in ((False, "wrong answers"), (True, "right answers")):
             chosen = [m for m in answers if m.right == was_right]
@@ -135,12 +134,12 @@ class Prober:
                 for other in ("neutral words", "nothing"):
                     yield compared(f"doubt {where}", arms["doubt"], other, arms[other])
 
-    def banned(self, prompts: Sequence[Prompt], answers: Sequence[Marked]) -> Iterable[Probe]:
+    def banned(self, prompts: Sequence[Prompt], answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """With the same seeds as the answers without a ban."""
         free = [Answer(m.prompt.id, m.right, m.tokens) for m in answers]
         for lexicon in (self.lexicon, CONTROL):
             ids = self._ids(lexicon)
-            held = self.generator.generate([replace(p, banned=ids) for p in prompts], seed=self.seed)
+            held = self.generator.generate([replace(p, banned_token_ids=ids) for p in prompts], seed=self.seed)
             yield compared(f"{lexicon} banned", _answers_of(self.judge(held)), "nothing banned", free)
 
     def _continued(self, arms: Mapping[str, Sequence[Begun]]) -> dict[str, list[Answer]]:
@@ -159,12 +158,13 @@ class Prober:
         """The first token by itself, since a ban may hold for it alone."""
         sampling = replace(self.generator.sampling, group_size=self.continuations, max_tokens=1)
         asked = [
-            replace(b.prompt, id=f"{b.prompt.id}/{i}", begun=b.ids, banned=b.banned_first) for i, b in enumerate(begun)
+            replace(b.prompt, id=f"{b.prompt.id}/{i}", completion_prefix_ids=b.ids, banned_token_ids=b.banned_first)
+            for i, b in enumerate(begun)
         ]
         groups = self.generator.generate(asked, seed=self.seed, sampling=sampling)
         heads = [(b.prompt, b.ids, r) for b, g in zip(begun, groups, strict=True) for r in g.rollouts]
         asked = [
-            replace(prompt, id=f"{prompt.id}/{i}", begun=(*ids, *head.completion_ids))
+            replace(prompt, id=f"{prompt.id}/{i}", completion_prefix_ids=(*ids, *head.completion_ids))
             for i, (prompt, ids, head) in enumerate(heads)
             if head.finish_reason == "length"
         ]
@@ -189,7 +189,7 @@ class Prober:
             text=self.renderer.completion_text(whole),
         )
 
-    def _sentence_end(self, m: Marked, place: float) -> int | None:
+    def _sentence_end(self, m: MarkedRollout, place: float) -> int | None:
         """Tokens up to the end of the sentence that ends nearest to a share of the text before the final answer."""
         ends = [e.end() for e in _SENTENCE_END.finditer(m.text) if e.end() <= m.final_at]
         if not ends:
@@ -222,7 +222,7 @@ def compared(arm: str, answers: Sequence[Answer], against: str, others: Sequence
     )
 
 
-def _answers_of(judged: Sequence[JudgedGroup]) -> list[Answer]:
+def _answers_of(judged: Sequence[ScoredGroup]) -> list[Answer]:
     return [
         Answer(g.group.prompt.id, score >= RIGHT, len(r.completion_ids))
         for g in judged

@@ -1,6 +1,6 @@
 """How much a context tells: an estimate of I(y; c | x) = H(y | x) - H(y | x, c) (arXiv 2603.24472, equation 2).
 
-The paper never estimates it and orders its contexts by what is a part of what. With p the start model and
+The paper never estimates it and orders its contexts by what is a part of what. With p the reference model and
 
     gain(y) = log p(y | x, c) - log p(y | x)
 
@@ -22,18 +22,16 @@ from statistics import fmean
 
 import torch
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import JudgedGroup
-from onpolicy.config.resolve import Plan
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import PromptTooLong
 from onpolicy.experiments.analysis.guided import Guided
-from onpolicy.run.loading import Model, load_weights
+from onpolicy.models import ModelHandle, load_weights
 from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.chunked_head import read
 from onpolicy.trainer.forward import completion_states
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.trainer import WITHOUT_GRAPH
-from onpolicy.types import Message
+from onpolicy.types import RIGHT, Message, ScoredGroup
 from onpolicy.utils.stats import Measured, measured
 
 BUDGET = {"cpu": 1024, "cuda": 8192}
@@ -56,7 +54,7 @@ Answers = Mapping[str, Sequence[tuple[int, ...]]]
 """Problem -> its right answers."""
 
 
-def right_answers(judged: Sequence[JudgedGroup]) -> dict[str, list[tuple[int, ...]]]:
+def right_answers(judged: Sequence[ScoredGroup]) -> dict[str, list[tuple[int, ...]]]:
     return {
         g.group.prompt.id: [r.completion_ids for r, s in zip(g.group.rollouts, g.scores, strict=True) if s >= RIGHT]
         for g in judged
@@ -64,9 +62,9 @@ def right_answers(judged: Sequence[JudgedGroup]) -> dict[str, list[tuple[int, ..
 
 
 def richness(
-    checked: Plan, model: Model, unguided: Sequence[JudgedGroup], guided: Mapping[str, Guided]
+    resolved: ResolvedConfig, model: ModelHandle, unguided: Sequence[ScoredGroup], guided: Mapping[str, Guided]
 ) -> dict[str, Gain]:
-    """Context -> gain; loads the start model. A context that is too long for the window is left out of the mean.
+    """Context -> gain; loads the reference model. A context that is too long for the window is left out of the mean.
 
     Args:
         checked: names the model
@@ -87,7 +85,7 @@ def richness(
                     if ids is not None:
                         rows[name, kind, problem, informed] = [(ids, answer) for answer in found]
     flat = list(dict.fromkeys(row for group in rows.values() for row in group))
-    likelihood = dict(zip(flat, log_likelihoods(checked, model.path, flat), strict=True))
+    likelihood = dict(zip(flat, log_likelihoods(resolved, model.path, flat), strict=True))
     means = {key: fmean(likelihood[row] for row in group) for key, group in rows.items() if group}
     gains = {k[:3]: v - means[*k[:3], False] for k, v in means.items() if k[3] and (*k[:3], False) in means}
     return {name: gain for name in guided if (gain := _gain({k[1:]: v for k, v in gains.items() if k[0] == name}))}
@@ -99,7 +97,7 @@ def _gain(found: Mapping[tuple[str, str], float]) -> Gain | None:
     return Gain(measured(guided), measured(unguided) if unguided else None, len(guided)) if guided else None
 
 
-def _prompt(model: Model, messages: Sequence[Message]) -> tuple[int, ...] | None:
+def _prompt(model: ModelHandle, messages: Sequence[Message]) -> tuple[int, ...] | None:
     """None where it is too long."""
     try:
         return model.renderer.prompt_ids(messages, limit=model.max_teacher_prompt_tokens)
@@ -108,12 +106,12 @@ def _prompt(model: Model, messages: Sequence[Message]) -> tuple[int, ...] | None
 
 
 @torch.no_grad()
-def log_likelihoods(checked: Plan, path: str, rows: Sequence[Row]) -> list[float]:
+def log_likelihoods(resolved: ResolvedConfig, path: str, rows: Sequence[Row]) -> list[float]:
     """log p(completion | prompt) of each row under the model, in nats."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    model = load_weights(checked, path).to(device).eval()
-    packed = prefix_sharing.can_grow(model) and prefix_sharing.prepare(model)
-    budget = WITHOUT_GRAPH * (checked.trainer.frame.micro_batch_tokens or BUDGET[device.type])
+    model = load_weights(resolved, path).to(device).eval()
+    packed = prefix_sharing.supports_prefix_sharing(model) and prefix_sharing.prepare(model)
+    budget = WITHOUT_GRAPH * (resolved.trainer.settings.micro_batch_tokens or BUDGET[device.type])
     found = [0.0] * len(rows)
     for numbers in micro_batches(rows, budget, packed=packed):
         chosen = [rows[i] for i in numbers]

@@ -6,12 +6,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from onpolicy.annotation.scoring import Judge
-from onpolicy.config.resolve import Plan
+from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
-from onpolicy.run.assemble import build_generator, build_judge
 from onpolicy.run.display import Display
-from onpolicy.run.loading import Model, read_model, training_prompts
+from onpolicy.run.loading import training_prompts
+from onpolicy.run.placement import build_generator, build_scorer
 from onpolicy.types import Prompt
 from onpolicy.utils.faults import Faults
 
@@ -20,16 +21,16 @@ from onpolicy.utils.faults import Faults
 class Session:
     """A model that answers the config's problems, and a judge of its answers."""
 
-    checked: Plan
-    model: Model
+    resolved: ResolvedConfig
+    model: ModelHandle
     prompts: Sequence[Prompt]
     generator: Generator
-    judge: Judge
+    judge: Scorer
     display: Display
 
 
 @contextmanager
-def session(checked: Plan, *, room: int = 0, guided: bool = False) -> Iterator[Session]:
+def session(resolved: ResolvedConfig, *, room: int = 0, guided: bool = False) -> Iterator[Session]:
     """With a progress bar, until the block ends.
 
     Args:
@@ -37,16 +38,16 @@ def session(checked: Plan, *, room: int = 0, guided: bool = False) -> Iterator[S
         room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
         guided: it answers under the config's contexts too
     """
-    model = read_model(checked, room=room, guided=guided)
-    prompts = training_prompts(checked, model.renderer)
+    model = open_model(resolved, extra_tokens=room, guided=guided)
+    prompts = training_prompts(resolved, model.renderer)
     display = Display(1)
     faults = Faults(display.note)
-    generator = build_generator(checked, model, faults)
+    generator = build_generator(resolved, model, faults)
     generator.on_progress = display.progress
-    judge = build_judge(checked, model, faults)
+    judge = build_scorer(resolved, model, faults)
     try:
         with display:
-            yield Session(checked, model, prompts, generator, judge, display)
+            yield Session(resolved, model, prompts, generator, judge, display)
     finally:
         generator.close()
         judge.close()

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.forecast.forecast import GPUS, Assumed, Forecast, forecast, shape_of
 from onpolicy.models import resolve_model
@@ -21,8 +21,8 @@ def print_forecast(
     config: Path, overrides: Sequence[str], shape: Path | None, assumed: Assumed, output: Path | None
 ) -> int:
     """Two tables and what they rest on; 1 where something does not fit."""
-    checked = plan(load(config, overrides))
-    settings = checked.config.model
+    resolved = resolve(load(config, overrides))
+    settings = resolved.config.model
     if shape is None:
         found = shape_of(
             resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
@@ -31,11 +31,11 @@ def print_forecast(
         raise ConfigError(f"--shape: got {str(shape)!r}, which is no file; wanted a model's config.json")
     else:
         found = shape_of(str(shape))
-    foreseen = forecast(checked, found, assumed)
+    foreseen = forecast(resolved, found, assumed)
     console = Console()
     console.print(f"{found.parameters / 1e9:.2f} billion parameters, {foreseen.gpus} GPUs of kind {assumed.gpu}")
     console.print(memory_table(foreseen, GPUS[assumed.gpu].gib))
-    console.print(time_table(foreseen, checked.config.steps))
+    console.print(time_table(foreseen, resolved.config.steps))
     for note in foreseen.notes:
         console.print(f"[dim]assumed: {note}[/dim]", highlight=False)
     for reason in foreseen.refusals:

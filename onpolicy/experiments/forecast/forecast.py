@@ -3,7 +3,7 @@
 Bytes of N parameters over R ranks, everything in float32 (``onpolicy.distributed``; s is the ZeRO stage, 0 without DeepSpeed):
 
     weights 4N [/R if s = 3]   gradients 4N [/R if s >= 2]   moments 8N [/R if s >= 1]   ZeRO's own copy 4N/R [s >= 1]
-    a teacher or start model with weights of its own 4N [/R if s = 3]
+    a teacher or reference model with weights of its own 4N [/R if s = 3]
 
 A step's time is that of its floating-point operations at an assumed utilisation: 2 per parameter and token read, and 4 x width for each
 token that a layer attends to (half the length on average; at most its window); three times as many to learn from it, four where layers
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.config.registry import ConfigError, suggest
-from onpolicy.config.resolve import Plan
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.trainer.build import build_objective, teacher_rule
 
 GIB = 2.0**30
@@ -131,27 +131,27 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
     )
 
 
-def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
+def forecast(resolved: ResolvedConfig, shape: Shape, assumed: Assumed) -> Forecast:
     """Raises ConfigError for a GPU that is not known."""
     if assumed.gpu not in GPUS:
         raise ConfigError(f"--gpu: got {assumed.gpu!r}, wanted one of {', '.join(GPUS)}.{suggest(assumed.gpu, GPUS)}")
-    gpu, roles = GPUS[assumed.gpu], checked.config.roles
+    gpu, roles = GPUS[assumed.gpu], resolved.config.roles
     engines, ranks = max(roles.generators, 1), max(roles.trainers, 1)
     apart = bool(roles.generators) and bool(roles.trainers)
-    tensor_parallel = int(checked.generator.plugin.options.get("tensor_parallel_size", 1))
-    trainer = {k: v / GIB for k, v in trainer_bytes(checked, shape, ranks).items()}
-    generator = {k: v / GIB for k, v in generator_bytes(checked, shape, gpu, tensor_parallel).items()}
+    tensor_parallel = int(resolved.generator.plugin.options.get("tensor_parallel_size", 1))
+    trainer = {k: v / GIB for k, v in trainer_bytes(resolved, shape, ranks).items()}
+    generator = {k: v / GIB for k, v in generator_bytes(resolved, shape, gpu, tensor_parallel).items()}
     memory = {"a trainer's": trainer, "a generator's": generator} if apart else {"each": trainer | generator}
-    length = assumed.completion_tokens or checked.generator.frame.max_tokens / 2
-    rollouts = checked.data.frame.prompts_per_step * checked.generator.frame.group_size
-    rate = functools.partial(sampled_a_second, checked, shape, gpu, assumed, length, tensor_parallel)
+    length = assumed.completion_tokens or resolved.generator.settings.max_tokens / 2
+    rollouts = resolved.data.settings.prompts_per_step * resolved.generator.settings.group_size
+    rate = functools.partial(sampled_a_second, resolved, shape, gpu, assumed, length, tensor_parallel)
     compute = gpu.flops * assumed.utilisation * ranks
     seconds = {"sample": rollouts * length / (engines * rate(rollouts / engines))} | {
-        what: flops / compute for what, flops in step_flops(checked, shape, assumed, rollouts, length).items()
+        what: flops / compute for what, flops in step_flops(resolved, shape, assumed, rollouts, length).items()
     }
-    settings = checked.config.eval
-    times = 0 if not (settings.every and checked.eval_sets) else math.ceil(checked.config.steps / settings.every) + 1
-    cap = settings.max_tokens or checked.generator.frame.max_tokens
+    settings = resolved.config.eval
+    times = 0 if not (settings.every and resolved.eval_sets) else math.ceil(resolved.config.steps / settings.every) + 1
+    cap = settings.max_tokens or resolved.generator.settings.max_tokens
     answer = min(length, cap)
     answers = assumed.eval_problems * settings.samples
     evaluations = times * answers * answer / (engines * rate(answers / engines)) / 3600
@@ -159,30 +159,30 @@ def forecast(checked: Plan, shape: Shape, assumed: Assumed) -> Forecast:
         memory=memory,
         seconds=seconds,
         evaluation_hours=evaluations,
-        hours=checked.config.steps * sum(seconds.values()) / 3600 + evaluations,
+        hours=resolved.config.steps * sum(seconds.values()) / 3600 + evaluations,
         gpus=engines * tensor_parallel + ranks if apart else max(engines * tensor_parallel, ranks),
         notes=[
             f"{assumed.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.gib:.0f} GiB (data sheet)",
             f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",
             f"prompts of {assumed.prompt_tokens:.0f} tokens, answers of {length:.0f}; a teacher reads as much again as an answer",
             f"{times} evaluations of {assumed.eval_problems} problems, {settings.samples} answers of {answer:.0f} tokens each",
-            *_left_out(checked, shape),
+            *_left_out(resolved, shape),
         ],
-        refusals=_refusals(checked, shape, gpu, assumed, length, tensor_parallel, memory),
+        refusals=_refusals(resolved, shape, gpu, assumed, length, tensor_parallel, memory),
     )
 
 
-def _left_out(checked: Plan, shape: Shape) -> Iterator[str]:
+def _left_out(resolved: ResolvedConfig, shape: Shape) -> Iterator[str]:
     if shape.experts:
         yield "every expert counted as read for every token: too long for a mixture of experts"
-    if teacher_rule(checked).path:
+    if teacher_rule(resolved).path:
         yield "another model as the teacher is counted as one of this size"
-    if checked.askers:
+    if resolved.querying_plugins:
         yield "what contexts may ask the model is not counted"
 
 
 def _refusals(
-    checked: Plan,
+    resolved: ResolvedConfig,
     shape: Shape,
     gpu: Gpu,
     assumed: Assumed,
@@ -195,7 +195,7 @@ def _refusals(
         for kind, parts in memory.items()
         if (total := sum(parts.values())) > gpu.gib
     ]
-    engine = generator_bytes(checked, shape, gpu, tensor_parallel)
+    engine = generator_bytes(resolved, shape, gpu, tensor_parallel)
     if engine["engine: keys and values"] * tensor_parallel < shape.kv_bytes(assumed.prompt_tokens + length):
         found.append(
             f"generator.gpu_memory_utilization: of its share of {gpu.gib:.0f} GiB an engine has "
@@ -205,16 +205,16 @@ def _refusals(
     return found
 
 
-def trainer_bytes(checked: Plan, shape: Shape, ranks: int) -> dict[str, float]:
+def trainer_bytes(resolved: ResolvedConfig, shape: Shape, ranks: int) -> dict[str, float]:
     """Of one rank: what stays, and what one micro-batch needs."""
-    zero = zero_of(checked)
+    zero = zero_of(resolved)
     stage, n = int(zero.get("stage", 0)), 4.0 * shape.parameters
-    sharded, learns = (n / ranks if stage >= 3 else n), _learning(checked)
+    sharded, learns = (n / ranks if stage >= 3 else n), _learning(resolved)
     on_gpu = 0.0 if "offload_param" in zero else 1.0
     moments_on_gpu = 0.0 if "offload_optimizer" in zero else 1.0
-    readers = models_beside(checked)
-    options = checked.trainer.plugin.options
-    tokens = checked.trainer.frame.micro_batch_tokens or 8192
+    readers = models_beside(resolved)
+    options = resolved.trainer.plugin.options
+    tokens = resolved.trainer.settings.micro_batch_tokens or 8192
     kept = 2.0 if options.get("precision") == "bfloat16" else 4.0
     layer = tokens * shape.hidden * 34.0 * kept / 2
     return {
@@ -222,55 +222,61 @@ def trainer_bytes(checked: Plan, shape: Shape, ranks: int) -> dict[str, float]:
         "gradients": learns * (n / ranks if stage >= 2 else n),
         "moments": learns * 2 * (n / ranks if stage >= 1 else n) * moments_on_gpu,
         "ZeRO's copy": learns * (n / ranks if stage >= 1 else 0.0) * moments_on_gpu,
-        "teacher and start model": readers * sharded * on_gpu,
+        "teacher and reference model": readers * sharded * on_gpu,
         "gathered layers": 2 * n / shape.layers if stage >= 3 else 0.0,
         "activations": (
             tokens * shape.hidden * kept * shape.layers + layer
             if options.get("gradient_checkpointing")
             else layer * shape.layers
         ),
-        "states that teachers left": 4.0 * len(checked.contexts) * tokens * shape.hidden * 4,
+        "states that teachers left": 4.0 * len(resolved.contexts) * tokens * shape.hidden * 4,
     }
 
 
-def _learning(checked: Plan) -> float:
+def _learning(resolved: ResolvedConfig) -> float:
     """Share of the parameters that learn; adapters are small beside the rest."""
-    return 0.0 if checked.trainer.plugin.options.get("lora_rank") else 1.0
+    return 0.0 if resolved.trainer.plugin.options.get("lora_rank") else 1.0
 
 
-def models_beside(checked: Plan) -> int:
-    """Copies of the model beside the student: a teacher's, and the start model where it is another."""
-    rule, starts = teacher_rule(checked), build_objective(checked).needs_ref
-    if checked.trainer.plugin.options.get("lora_rank"):
+def models_beside(resolved: ResolvedConfig) -> int:
+    """Copies of the model beside the student: a teacher's, and the reference model where it is another."""
+    rule, starts = teacher_rule(resolved), build_objective(resolved).needs_ref
+    if resolved.trainer.plugin.options.get("lora_rank"):
         return int(rule.copies and (rule.update is not None or rule.path is not None))
     unmoved = rule.copies and rule.update is None and rule.path is None
-    return int(rule.copies) + int((starts or rule.reads_start) and not unmoved)
+    return int(rule.copies) + int((starts or rule.reads_ref) and not unmoved)
 
 
-def zero_of(checked: Plan) -> dict[str, Any]:
+def zero_of(resolved: ResolvedConfig) -> dict[str, Any]:
     """DeepSpeed's section; empty where it does not run."""
-    options = checked.trainer.plugin.options
-    if not hasattr(checked.trainer.plugin.function, "stage"):
+    options = resolved.trainer.plugin.options
+    if not hasattr(resolved.trainer.plugin.function, "stage"):
         return {}
     path = options.get("config")
     found: dict[str, Any] = json.loads(Path(path).read_text()) if path else {"zero_optimization": {"stage": 2}}
     return dict(found.get("zero_optimization", {}))
 
 
-def generator_bytes(checked: Plan, shape: Shape, gpu: Gpu, tensor_parallel: int) -> dict[str, float]:
+def generator_bytes(resolved: ResolvedConfig, shape: Shape, gpu: Gpu, tensor_parallel: int) -> dict[str, float]:
     """What the engine reserves; weights in bfloat16, the rest keys and values."""
-    share = float(checked.generator.plugin.options.get("gpu_memory_utilization", 0.4))
+    share = float(resolved.generator.plugin.options.get("gpu_memory_utilization", 0.4))
     weights = 2.0 * shape.parameters / tensor_parallel
     return {"engine: weights": weights, "engine: keys and values": max(share * gpu.gib * GIB - weights, 0.0)}
 
 
 def sampled_a_second(
-    checked: Plan, shape: Shape, gpu: Gpu, assumed: Assumed, length: float, tensor_parallel: int, answers: float
+    resolved: ResolvedConfig,
+    shape: Shape,
+    gpu: Gpu,
+    assumed: Assumed,
+    length: float,
+    tensor_parallel: int,
+    answers: float,
 ) -> float:
     """Tokens of one engine: as many of its answers at a time as fit, each pass reading the weights and their keys and values."""
-    room = generator_bytes(checked, shape, gpu, tensor_parallel)["engine: keys and values"] * tensor_parallel
+    room = generator_bytes(resolved, shape, gpu, tensor_parallel)["engine: keys and values"] * tensor_parallel
     each = shape.kv_bytes(assumed.prompt_tokens + length / 2)
-    most = float(checked.generator.plugin.options.get("max_num_seqs", 256))
+    most = float(resolved.generator.plugin.options.get("max_num_seqs", 256))
     at_once = max(min(room / each, most, answers), 1.0)
     read = 2.0 * shape.parameters + at_once * each
     memory = read / (gpu.bandwidth * assumed.bandwidth * tensor_parallel)
@@ -278,13 +284,15 @@ def sampled_a_second(
     return at_once / max(memory, compute)
 
 
-def step_flops(checked: Plan, shape: Shape, assumed: Assumed, rollouts: int, length: float) -> dict[str, float]:
+def step_flops(
+    resolved: ResolvedConfig, shape: Shape, assumed: Assumed, rollouts: int, length: float
+) -> dict[str, float]:
     """What scoring and learning cost in all; prompts that a group shares are read once."""
-    prompts = checked.data.frame.prompts_per_step * assumed.prompt_tokens
+    prompts = resolved.data.settings.prompts_per_step * assumed.prompt_tokens
     plain = shape.flops(rollouts * length + prompts, assumed.prompt_tokens + length)
     privileged = shape.flops(rollouts * 2 * length + prompts, assumed.prompt_tokens + 2 * length)
-    objective = build_objective(checked)
-    score = len(checked.contexts) * privileged + (plain if objective.needs_ref else 0.0)
-    score += plain if checked.trainer.frame.updates_per_step > 1 else 0.0
-    again = 4.0 if checked.trainer.plugin.options.get("gradient_checkpointing") else 3.0
+    objective = build_objective(resolved)
+    score = len(resolved.contexts) * privileged + (plain if objective.needs_ref else 0.0)
+    score += plain if resolved.trainer.settings.updates_per_step > 1 else 0.0
+    again = 4.0 if resolved.trainer.plugin.options.get("gradient_checkpointing") else 3.0
     return {"score": score, "learn": again * plain}

@@ -18,18 +18,19 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.experiments.analysis.commands import measure_pressure
 from onpolicy.experiments.lab.readout import pooled_metrics, readout, rounded, versions
 from onpolicy.experiments.sweep.compare import (
     Difference,
-    against_start,
+    against_reference,
     differences,
     equal_budgets,
     last_metrics,
     right_at,
 )
-from onpolicy.experiments.sweep.sweep import Cell, cells, read_grid, sweep
+from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
+from onpolicy.experiments.sweep.sweep import sweep
 
 GRID = Path("configs/lab/decisive.yaml")
 CONTROLS = {
@@ -70,7 +71,7 @@ def decisive(output: Path, jobs: int) -> int:
         "seeds": grid.seeds,
         "runs": own,
         "arms": summary(finished, pressure, grid.pools),
-        "from_start": [asdict(d) for d in against_start(runs, grid.pools)],
+        "from_start": [asdict(d) for d in against_reference(runs, grid.pools)],
         "against_unprotected": [asdict(d) for d in differences(runs, grid.pools, reference)],
         "against_unprotected_at_equal_tokens": [asdict(d) for d in equal],
         "equal_tokens": {c.cross: budgets[c.folder] for c in finished},
@@ -96,14 +97,17 @@ def against_controls(finished: Sequence[Cell], pools: Mapping[str, Sequence[str]
 
 
 def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, float]]:
-    """Arm -> lexicon -> relative pressure on the start model, before any training, by one run of each arm; kept in ``pressure.json``."""
+    """Arm -> lexicon -> relative pressure on the reference model before any training, from one run of each arm.
+
+    Kept in ``pressure.json``.
+    """
     path = output / "pressure.json"
     known: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.is_file() else {}
     first = {c.arm: c for c in reversed(finished)}
     for arm in track(
         [a for a in first if a not in known], description="pressure", disable=all(a in known for a in first)
     ):
-        found, _ = measure_pressure(plan(first[arm].settings))
+        found, _ = measure_pressure(resolve(first[arm].settings))
         known[arm] = {lexicon: p.relative for lexicon, p in found.items()}
         path.write_text(json.dumps(known, indent=1) + "\n")
     return known

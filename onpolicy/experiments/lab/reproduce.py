@@ -19,7 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.analysis.answers import measure_contexts
 from onpolicy.experiments.analysis.collect import EVERYTHING
@@ -27,8 +27,9 @@ from onpolicy.experiments.lab.readout import rounded, versions
 from onpolicy.experiments.lab.sets import families
 from onpolicy.experiments.sft.collect import UNGUIDED, Wanted
 from onpolicy.experiments.sft.sft import Training, prepare
-from onpolicy.experiments.sweep.compare import Comparison, Difference, against_start, compare, differences, interval
-from onpolicy.experiments.sweep.sweep import Cell, cells, read_grid, sweep
+from onpolicy.experiments.sweep.compare import Comparison, Difference, against_reference, compare, differences, interval
+from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
+from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.run.run_dir import logged
 
 CONTEXTS, COVERAGE = Path("configs/lab/contexts.yaml"), Path("configs/lab/coverage.yaml")
@@ -102,7 +103,7 @@ def _kept(path: Path, make: Any) -> Any:
 
 def _contexts(seed: int) -> list[dict[str, Any]]:
     own = (f"seed={seed}", f"data.coverage={{problems: {PROBLEMS}, seed: {seed}}}")  # other problems with each seed
-    rows: list[dict[str, Any]] = measure_contexts(plan(load(CONTEXTS, own)), PROBLEMS, EVERYTHING).as_json()["rows"]
+    rows: list[dict[str, Any]] = measure_contexts(resolve(load(CONTEXTS, own)), PROBLEMS, EVERYTHING).as_json()["rows"]
     return [{k: v for k, v in row.items() if k != "by_problem"} for row in rows]
 
 
@@ -158,7 +159,7 @@ def narrowest(finished: Sequence[Cell], found: Comparison, pools: Mapping[str, S
     for seed in dict.fromkeys(c.seed for c in finished):
         chosen = [c for c in finished if (c.arm, c.seed) == ("distilled", seed)]
         if len(chosen) > 1:
-            changes = against_start([c.run for c in chosen], pools)
+            changes = against_reference([c.run for c in chosen], pools)
             own = {d.cross: d.difference for d in changes if d.set == OUT_OF_DOMAIN}
             slopes.append(
                 linear_regression([math.log10(seen(c)) for c in chosen], [own[c.cross] for c in chosen]).slope
@@ -173,13 +174,13 @@ def narrowest(finished: Sequence[Cell], found: Comparison, pools: Mapping[str, S
 
 def seen(cell: Cell) -> int:
     """Different problems that a run trains on: not more than it has time for."""
-    checked = plan(cell.settings)
-    visited = cell.settings.steps * checked.data.frame.prompts_per_step
-    return min(visited, checked.data.frame.coverage.problems or len(families()["route-a-2"].train))
+    resolved = resolve(cell.settings)
+    visited = cell.settings.steps * resolved.data.settings.prompts_per_step
+    return min(visited, resolved.data.settings.coverage.problems or len(families()["route-a-2"].train))
 
 
 def other_arms(finished: Sequence[Cell], found: Comparison) -> Iterator[Claim]:
-    """c. A moving teacher against a still one; d. GRPO against the start model."""
+    """c. A moving teacher against a still one; d. GRPO against the reference model."""
     for d in found.differences:
         if (d.arm, d.set) == ("moving_teacher", OUT_OF_DOMAIN):
             yield _claim(

@@ -9,12 +9,12 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from onpolicy.config.registry import ConfigError, find, is_schedule
-from onpolicy.config.resolve import plan
-from onpolicy.config.schema import FRAMES, Config, build
+from onpolicy.config.registry import ConfigError, find_function, is_schedule
+from onpolicy.config.resolve import resolve
+from onpolicy.config.schema import SHARED_FIELDS, Config, build
 from onpolicy.config.yaml_io import read_yaml
-from onpolicy.losses.terms.base import facts_of
-from onpolicy.rollout.sampling import Sampling
+from onpolicy.losses.terms.base import spec_of
+from onpolicy.types import Sampling
 
 MISSING = "…"
 """Stands for a value that the config leaves to its user."""
@@ -31,7 +31,7 @@ def read(path: Path) -> Config:
     if not path.is_file():
         raise ConfigError(f"config file {str(path)!r} does not exist.")
     config = build(_filled(OmegaConf.to_container(read_yaml(path), resolve=False)))
-    plan(config)
+    resolve(config)
     return config
 
 
@@ -41,7 +41,7 @@ def axes(config: Config) -> dict[str, str]:
     terms = [term if isinstance(term, Mapping) else {"name": term} for term in config.objective]
     return {
         "rollout": ", ".join(f"{name} {value}" for name, value in sampling.items() if value != _rest_state(name)),
-        "context": "; ".join(f"{view}: {short(spec)}" for view, spec in config.contexts.items()),
+        "context": "; ".join(f"{context}: {short(spec)}" for context, spec in config.contexts.items()),
         "spans": "; ".join(f"{name}: {short(spec)}" for name, spec in config.spans.items()),
         "teacher": short(config.teacher) if config.contexts else "",
         "objective": " | ".join(_term(term) for term in terms),
@@ -62,7 +62,7 @@ def settings(config: Config) -> dict[str, str]:
     assert isinstance(tree, dict)
     chosen = {name: tree[name] for name in kept}
     for section in ("data", "trainer"):
-        chosen[section] = asdict(FRAMES[section]()) | chosen[section]
+        chosen[section] = asdict(SHARED_FIELDS[section]()) | chosen[section]
     chosen["generator"] = {k: v for k, v in chosen["generator"].items() if k not in vars(Sampling())}
     for axis in ("coverage", "dynamic_sampling"):
         chosen["data"].pop(axis, None)
@@ -88,7 +88,7 @@ def _rest_state(name: str) -> Any:
 
 def _reads_rewards(name: str) -> bool:
     """Whether a term trains every sampled token, as those that read advantages do."""
-    return facts_of(find("term", name, "objective")).tokens == "response_mask"
+    return spec_of(find_function("term", name, "objective")).tokens == "sampled_mask"
 
 
 def _term(term: Mapping[str, Any]) -> str:

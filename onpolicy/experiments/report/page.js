@@ -13,7 +13,7 @@ const GROUPS = [
   ["Accuracy", (n) => /^eval\/[^/]+\/(avg|pass|maj)@\d+$/.test(n) || n === "reward/mean"],
   ["Length", (n) => /completion_length(\/mean)?$|^rollout\/truncated$|^eval\/[^/]+\/truncated/.test(n)],
   ["Expressed doubt: markers per 1,000 tokens", (n) => /^(eval\/[^/]+\/)?epistemic\/[^/]+\/rate_per_1k$/.test(n)],
-  ["Expressed doubt against the start model", (n) => /^epistemic\/[^/]+\/suppression(\/at_length)?$|\/lead$/.test(n)],
+  ["Expressed doubt against the reference model", (n) => /^epistemic\/[^/]+\/suppression(\/at_length)?$|\/lead$/.test(n)],
   ["Where the markers stand", (n) => /^epistemic\/[^/]+\/rate_per_1k\/(correct|wrong|thinking|answer|easy|hard)$/.test(n)],
   ["Is doubt real?", (n) => n.startsWith("audit/") && !/\/lead$/.test(n)],
   ["Calibration", (n) => /^(eval\/[^/]+\/)?calibration\/[^/]+\/(brier|ece|auroc|auroc_within|gap)$/.test(n)],
@@ -139,7 +139,7 @@ function comparison(found) {
     make("h3", { textContent: "Tokens a run, mean over seeds; times the first arm's" }),
     byArm(found.budgets, [...new Set(found.budgets.map((b) => b.kind))], (b) => b.kind, (b) => [Math.round(b.mean).toLocaleString("en"), ...(b.relative === null ? [] : [make("small", { textContent: `×${b.relative.toFixed(2)}` })])]),
     ...(new Set(dear.map((b) => b.mean)).size > 1 ? differences(`Share right when each run had sampled as many tokens (${spent}); difference from the first arm`, found.at_equal_tokens, first) : []),
-    ...differences("Share right; difference from the start model, 95 % over seeds and problems", found.from_start));
+    ...differences("Share right; difference from the reference model, 95 % over seeds and problems", found.from_start));
 }
 
 // ---- tokens
@@ -164,7 +164,7 @@ function paint(value, c) {
 }
 let tokens = [];
 function load() {
-  const { r } = rollouts[$("rollout").value], view = $("view").value, scores = r.views[view];
+  const { r } = rollouts[$("rollout").value], context = $("context").value, scores = r.contexts[context];
   const [p, h] = [numbers(r.logprob), numbers(r.entropy)];
   const [q, g] = scores ? [numbers(scores.logprob), numbers(scores.entropy)] : [[], []];
   const all = (value) => typeof value === "number" ? r.tokens.map(() => value) : numbers(value);
@@ -177,7 +177,7 @@ function load() {
     classes: marks.filter(([, marked]) => marked(i)).map(([name]) => name.replace(/[<>]/g, "")) }));
   const inside = tokens.filter((t) => t.u !== undefined), mean = inside.reduce((s, t) => s + t.u, 0) / (inside.length || 1);
   $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${tokens.length} tokens · reward ${short(r.reward)} · advantage ${short(r.advantage)} · ${r.finish_reason}` + (inside.length ? ` · mean u ${short(mean)}` : "");
-  $("teacher").textContent = r.teacher_prompts[view] ?? "nothing: this rollout has no teacher in this view";
+  $("teacher").textContent = r.teacher_prompts[context] ?? "nothing: this rollout has no teacher in this context";
   $("student").textContent = r.student_prompt;
   draw();
 }
@@ -209,14 +209,14 @@ function tokenPage() {
   if (!rollouts.length) { $("tokens").replaceChildren(make("h2", { textContent: "Tokens" }), make("p", { className: "none", textContent: "No rollout was kept token by token: logging.tokens_every is 0." })); return; }
   rollouts.forEach(({ run, r }, i) => $("rollout").append(make("option", { value: i, textContent: `${runs.length > 1 ? run.name + " · " : ""}step ${r.step} · ${r.prompt_id} · reward ${short(r.reward)} · ${r.tokens.length} tokens` })));
   for (const name of Object.keys(COLOURS)) $("colour").append(make("option", { textContent: name }));
-  const views = () => { const { r } = rollouts[$("rollout").value], before = $("view").value, known = Object.keys(r.teacher_prompts);
-    $("view").replaceChildren(...(known.length ? known : ["–"]).map((v) => make("option", { value: v, textContent: v }))); if (known.includes(before)) $("view").value = before; };
-  $("rollout").addEventListener("change", () => { views(); load(); });
-  $("view").addEventListener("change", load);
+  const contexts = () => { const { r } = rollouts[$("rollout").value], before = $("context").value, known = Object.keys(r.teacher_prompts);
+    $("context").replaceChildren(...(known.length ? known : ["–"]).map((v) => make("option", { value: v, textContent: v }))); if (known.includes(before)) $("context").value = before; };
+  $("rollout").addEventListener("change", () => { contexts(); load(); });
+  $("context").addEventListener("change", load);
   $("colour").addEventListener("change", draw);
   $("text").addEventListener("mousemove", (event) => { const i = event.target.dataset?.i; i === undefined ? hide() : tip(event, describe(tokens[i])); });
   $("text").addEventListener("mouseleave", hide);
-  views(); load();
+  contexts(); load();
 }
 
 arms.forEach((arm, i) => { const line = make("i"); line.style.background = colourOf(i); $("legend").append(make("span", { className: "key" }, line, arm.name)); });

@@ -8,18 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import JudgedGroup
+from onpolicy.annotation.build import build_queries
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.config.schema import to_yaml
 from onpolicy.experiments.analysis.collect import Band, solved
 from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.session import Session, session
-from onpolicy.run.assemble import build_inquiry
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import Prompt, Rollout
-from onpolicy.utils.disk import write_whole
+from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
+from onpolicy.utils.disk import atomic_write
 
 COLUMN = "completion_ids"
 UNGUIDED, GUIDED = "unguided", "guided"
@@ -34,12 +32,12 @@ class Wanted:
     """Problems with a right answer of both kinds."""
     band: Band
     """Only problems whose unguided share of right answers lies within."""
-    view: str
+    context: str
     """The context under which the guided answers are written."""
 
 
 def collect(
-    checked: Plan, wanted: Wanted, folder: Path, note: Callable[[str], None]
+    resolved: ResolvedConfig, wanted: Wanted, folder: Path, note: Callable[[str], None]
 ) -> dict[str, list[dict[str, Any]]]:
     """``unguided`` and ``guided`` rows, in files of these names too; goes on where an earlier attempt was cut off.
 
@@ -47,28 +45,28 @@ def collect(
     differ in nothing but how their answers were written (arXiv 2603.24472, section 4, where only the guided set lacks them).
 
     Raises:
-        ConfigError: no view or reward of that kind, no problem with both, or the folder holds traces made otherwise.
+        ConfigError: no context or reward of that kind, no problem with both, or the folder holds traces made otherwise.
     """
-    if not checked.rewards or wanted.view not in checked.contexts:
+    if not resolved.rewards or wanted.context not in resolved.contexts:
         raise ConfigError(
-            f"onpolicy sft: wants a reward that says what is right, and a context {wanted.view!r} that guided answers see; the config "
-            f"has the contexts {', '.join(checked.contexts) or 'none'}"
+            f"onpolicy sft: wants a reward that says what is right, and a context {wanted.context!r} that guided answers see; the config "
+            f"has the contexts {', '.join(resolved.contexts) or 'none'}"
         )
-    rows, tried = _read(folder, checked, wanted)
+    rows, tried = _read(folder, resolved, wanted)
     if len(rows[GUIDED]) < wanted.examples and tried >= 0:
-        with session(checked, guided=True) as s:
+        with session(resolved, guided=True) as s:
             while len(rows[GUIDED]) < wanted.examples and tried < len(s.prompts):
                 part = s.prompts[tried : tried + max(1, AT_ONCE // s.generator.sampling.group_size)]
                 for name, more in _of(s, part, wanted).items():
                     rows[name] = [*rows[name], *more][: wanted.examples]
                 tried += len(part)
-                _write(folder, rows, tried if tried < len(s.prompts) else -1, checked, wanted)
+                _write(folder, rows, tried if tried < len(s.prompts) else -1, resolved, wanted)
                 note(
                     f"{len(rows[GUIDED])} of {wanted.examples} problems with right answers of both kinds, after {tried}"
                 )
     if not rows[GUIDED]:
         raise ConfigError(
-            f"onpolicy sft: no problem was solved both with {wanted.view!r} and without it; other problems, or a wider --band"
+            f"onpolicy sft: no problem was solved both with {wanted.context!r} and without it; other problems, or a wider --band"
         )
     return rows
 
@@ -81,20 +79,20 @@ def tokens(rows: Sequence[Mapping[str, Any]]) -> int:
 def _of(s: Session, prompts: Sequence[Prompt], wanted: Wanted) -> dict[str, list[dict[str, Any]]]:
     """The rows that these problems give."""
     low, high = wanted.band
-    seed = s.checked.config.seed
+    seed = s.resolved.config.seed
     judged = s.judge(s.generator.generate(prompts, seed=seed))
     plain = {g.group.prompt.id: g for g in judged if _first_right(g) and low <= solved(g) <= high}
-    inquiry = build_inquiry(s.checked, s.model, s.prompts, s.generator, s.judge)
-    views = {wanted.view: s.checked.contexts[wanted.view].bind()}
-    guided = guide(list(plain.values()), views, generator=s.generator, judge=s.judge, inquiry=inquiry, seed=seed)
-    both = [(plain[g.group.prompt.id], g) for g in guided[wanted.view].judged if _first_right(g)]
+    queries = build_queries(s.resolved, s.model, s.prompts, s.generator, s.judge)
+    contexts = {wanted.context: s.resolved.contexts[wanted.context].bind()}
+    guided = guide(list(plain.values()), contexts, generator=s.generator, judge=s.judge, queries=queries, seed=seed)
+    both = [(plain[g.group.prompt.id], g) for g in guided[wanted.context].judged if _first_right(g)]
     return {
         UNGUIDED: [_row(one.group.prompt, _first_right(one)) for one, _ in both],
         GUIDED: [_row(one.group.prompt, _first_right(other)) for one, other in both],
     }
 
 
-def _first_right(judged: JudgedGroup) -> Rollout | None:
+def _first_right(judged: ScoredGroup) -> Rollout | None:
     found = zip(judged.group.rollouts, judged.scores, strict=True)
     return next((rollout for rollout, score in found if score >= RIGHT), None)
 
@@ -106,13 +104,13 @@ def _row(prompt: Prompt, rollout: Rollout | None) -> dict[str, Any]:
     return {**prompt.fields, "id": prompt.id, "messages": [dict(m) for m in prompt.messages], **answer}
 
 
-def _read(folder: Path, checked: Plan, wanted: Wanted) -> tuple[dict[str, list[dict[str, Any]]], int]:
+def _read(folder: Path, resolved: ResolvedConfig, wanted: Wanted) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """What is there, and how many problems have been tried; -1: all."""
     state = folder / STATE
     if not state.is_file():
         return {UNGUIDED: [], GUIDED: []}, 0
     known = json.loads(state.read_text())
-    if known["made"] != _made(checked, wanted):
+    if known["made"] != _made(resolved, wanted):
         raise ConfigError(f"onpolicy sft: {str(folder)!r} holds traces that were made otherwise; give another --output")
     rows = {
         name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().split("\n") if line]
@@ -122,7 +120,7 @@ def _read(folder: Path, checked: Plan, wanted: Wanted) -> tuple[dict[str, list[d
 
 
 def _write(
-    folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], tried: int, checked: Plan, wanted: Wanted
+    folder: Path, rows: Mapping[str, Sequence[Mapping[str, Any]]], tried: int, resolved: ResolvedConfig, wanted: Wanted
 ) -> None:
     """The state last: what stands in the files beyond it is collected again."""
     for name, found in rows.items():
@@ -131,18 +129,18 @@ def _write(
         "examples": len(rows[GUIDED]),
         "tried": tried,
         "tokens": {n: tokens(r) for n, r in rows.items()},
-        "made": _made(checked, wanted),
+        "made": _made(resolved, wanted),
     }
-    write_whole(folder / STATE, json.dumps(state, indent=1) + "\n")
+    atomic_write(folder / STATE, json.dumps(state, indent=1) + "\n")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One a line."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
-def _made(checked: Plan, wanted: Wanted) -> dict[str, Any]:
+def _made(resolved: ResolvedConfig, wanted: Wanted) -> dict[str, Any]:
     """What decides the traces."""
-    config = checked.config
+    config = resolved.config
     named = ("model", "rendering", "data", "generator", "rewards", "correctness", "contexts", "seed")
     return {"config": to_yaml(config, named), "wanted": json.loads(json.dumps(asdict(wanted)))}

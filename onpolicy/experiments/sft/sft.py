@@ -18,11 +18,11 @@ import yaml
 from rich.console import Console
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import plan
+from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import Config, load, to_yaml
 from onpolicy.experiments.sft.collect import COLUMN, GUIDED, UNGUIDED, Wanted, collect, tokens, write_rows
 from onpolicy.experiments.sweep.sweep import sweep
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.terminal import plain
 
 CONFIG, GRID = "config.yaml", "grid.yaml"
@@ -53,10 +53,10 @@ def prepare(
     found = []
     for seed in training.seeds:
         folder = output / "traces" / f"seed-{seed}"
-        checked = plan(load(config_path, [*overrides, f"seed={seed}"]))
-        if not checked.eval_sets:
+        resolved = resolve(load(config_path, [*overrides, f"seed={seed}"]))
+        if not resolved.eval_sets:
             raise ConfigError("eval.sets: empty; name at least one set on which the arms are compared")
-        rows = collect(checked, wanted, folder, lambda text: console.print(plain(text), highlight=False))
+        rows = collect(resolved, wanted, folder, lambda text: console.print(plain(text), highlight=False))
         found.append(rows)
         sizes = ", ".join(f"{name} {tokens(r)}" for name, r in rows.items())
         console.print(f"seed {seed}: {len(rows[GUIDED])} answers of each kind; tokens: {sizes}", highlight=False)
@@ -66,11 +66,11 @@ def prepare(
         for name, r in rows.items():
             write_rows(_trained_on(output, seed) / f"{name}.jsonl", r)
     config = load(config_path, overrides)
-    write_whole(output / CONFIG, to_yaml(config))
+    atomic_write(output / CONFIG, to_yaml(config))
     made = grid(config, training, output, found)
     if EQUAL not in made["arms"]:
         console.print(f"{EQUAL} would be {GUIDED} again: its answers are as many tokens", highlight=False)
-    write_whole(output / GRID, yaml.safe_dump(made, sort_keys=False))
+    atomic_write(output / GRID, yaml.safe_dump(made, sort_keys=False))
     return output / GRID
 
 

@@ -30,9 +30,12 @@ class Budget:
     arm: str
     cross: str
     kind: str
-    """``generated``: sampled for training, or read from a dataset's answers in its place, with those that were left out, what contexts
-    asked for, and the start model's baseline; ``scored``: prompt and completion of every view, as often as teachers and the start model
-    read them; ``trained``: of completions that were trained on."""
+    """
+    - ``generated``: sampled for training (or read from a dataset's completions instead), groups that were left out, what
+      contexts asked for and the reference model's baseline included
+    - ``scored``: prompt and completion of every context, once for each time that a teacher or the reference model reads them
+    - ``trained``: tokens of completions that were trained on
+    """
     seeds: int
     total: float
     """Over the arm's runs."""

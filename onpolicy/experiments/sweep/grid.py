@@ -15,9 +15,9 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onpolicy.config.canonical import spelled_out
+from onpolicy.config.canonical import canonicalize
 from onpolicy.config.registry import ConfigError, suggest
-from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import Config, load
 from onpolicy.config.yaml_io import file_name, read_yaml
 from onpolicy.experiments.sweep.budgets import Run
@@ -26,7 +26,7 @@ from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.run_dir import logged, refuse_other_settings
 from onpolicy.run.trackers import jsonl
 
-APART = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
+IGNORED_KEYS = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
 """Keys that never count between arms: what a run keeps, where and how fast it runs, not what a step computes."""
 MOST_NAMED = 4
 """Keys that a refusal names."""
@@ -154,7 +154,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
     """
     grid = read_grid(path)
     _refuse_own(path, grid, overrides)
-    config, told = path.parent / grid.config, Told(path, grid)
+    config, told = path.parent / grid.config, ConfoundCheck(path, grid)
     crosses = grid.cross or {"": {}}
     for seed in grid.seeds:
         for cross, crossed in crosses.items():
@@ -164,12 +164,14 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 changes = [f"{k}={_yaml(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
                 own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
                 try:
-                    checked = plan(load(config, own))
-                    _refuse_without_metrics(checked)
+                    resolved = resolve(load(config, own))
+                    _refuse_without_metrics(resolved)
                 except ConfigError as error:
                     raise ConfigError(f"{_where(path, arm, cross)}: {error}") from error
-                check_pools(path, grid, checked.config.eval.sets)
-                side_by_side.append(Cell(arm, cross, seed, config, own, folder, checked.config, spelled_out(checked)))
+                check_pools(path, grid, resolved.config.eval.sets)
+                side_by_side.append(
+                    Cell(arm, cross, seed, config, own, folder, resolved.config, canonicalize(resolved))
+                )
             told.look_at(side_by_side)
             yield from side_by_side
 
@@ -186,10 +188,10 @@ def _refuse_own(path: Path, grid: Grid, overrides: Sequence[str]) -> None:
             )
 
 
-def _refuse_without_metrics(checked: Plan) -> None:
+def _refuse_without_metrics(resolved: ResolvedConfig) -> None:
     """Raises ConfigError where a run would not log what arms are compared by."""
-    if not any(tracker.function is jsonl for tracker in checked.trackers):
-        raise ConfigError(f"logging.trackers: got {checked.config.logging.trackers!r}, wanted jsonl among them")
+    if not any(tracker.function is jsonl for tracker in resolved.trackers):
+        raise ConfigError(f"logging.trackers: got {resolved.config.logging.trackers!r}, wanted jsonl among them")
 
 
 def _yaml(value: Any) -> str:
@@ -202,7 +204,7 @@ def refuse_doubles(runs: Sequence[Cell], overrides: Sequence[str]) -> None:
     """Raises ConfigError where two runs with the same seed are the same run under two names."""
     known: dict[str, Cell] = {}
     for cell in runs:
-        settings = [(k, v) for k, v, _ in differing(cell.spelled, ABSENT) if not under(k, APART)]
+        settings = [(k, v) for k, v, _ in differing(cell.spelled, ABSENT) if not under(k, IGNORED_KEYS)]
         other = known.setdefault(json.dumps([cell.seed, *settings]), cell)
         if other is not cell:
             why = f" Do the overrides ({', '.join(overrides)}) take away what they differ in?" if overrides else ""
@@ -228,13 +230,13 @@ def chosen(everything: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
 
 def confounds(path: Path, grid: Grid, runs: Sequence[Cell]) -> list[Confound]:
     """What arms differ in beside the axes, as the grid tells; the same with every seed is said once."""
-    told = Told(path, grid)
+    told = ConfoundCheck(path, grid)
     for place in dict.fromkeys((c.cross, c.seed) for c in runs):
         told.look_at([c for c in runs if (c.cross, c.seed) == place])
     return list(told.confounds)
 
 
-class Told:
+class ConfoundCheck:
     """What the arms of a grid may differ in, and what they do differ in."""
 
     def __init__(self, path: Path, grid: Grid) -> None:
@@ -254,7 +256,7 @@ class Told:
         for cell in others:
             unswept = []
             for key, value, there in differing(cell.spelled, reference):
-                if under(key, APART):
+                if under(key, IGNORED_KEYS):
                     continue
                 if under(key, self.grid.confounds) and not under(key, self.grid.axes):
                     self.confounds[Confound(cell.arm, cell.cross, key, value, there)] = None

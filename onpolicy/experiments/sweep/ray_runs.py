@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.schema import RolesConfig
+from onpolicy.config.schema import RolesSettings
 from onpolicy.distributed import ray_cluster
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.processes import STOPPED, run
@@ -40,7 +40,7 @@ class RayRuns:
             ConfigError: nobody answers there, or no node has so much.
         """
         try:
-            ray_cluster.join(RolesConfig(address=None if address == LOCAL else address))
+            ray_cluster.join(RolesSettings(address=None if address == LOCAL else address))
         except ConfigError as error:
             raise ConfigError(str(error).replace("roles.address", "--ray", 1)) from error
         self._cpus, self._gpus = cpus, float(bool(ray_cluster.gpus_there())) if gpus is None else gpus

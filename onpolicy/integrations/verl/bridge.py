@@ -12,9 +12,9 @@ from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.rows import padded, train_batch
-from onpolicy.losses.objective import Objective, Tally
+from onpolicy.losses.objective import MetricAccumulator, Objective
 from onpolicy.trainer.chunked_head import read
-from onpolicy.trainer.collectives import Alone
+from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.loss_inputs import loss_inputs, observe
 from onpolicy.types import Metrics, TrainBatch
 
@@ -33,20 +33,20 @@ class Bridge:
         self,
         objective: Objective,
         *,
-        views: Sequence[str],
+        contexts: Sequence[str],
         spans: Sequence[str],
         marker_ids: Mapping[str, Sequence[int]],
         telemetry: TokenTelemetry | None,
-        together: Alone,
+        together: SingleProcess,
         device: torch.device | str,
     ) -> None:
-        self.objective, self.views, self.spans = objective, tuple(views), tuple(spans)
+        self.objective, self.contexts, self.spans = objective, tuple(contexts), tuple(spans)
         self.telemetry, self.together = telemetry, together
         self.marker_ids = {name: torch.tensor(ids, device=device) for name, ids in marker_ids.items()}
         self._denominators: dict[str, int] = {}
         self.empty = False
         """Whether no term has a token in the update under way."""
-        self._tally = Tally()
+        self._tally = MetricAccumulator()
 
     def begin(self, data: TensorDict) -> None:
         """Counts what each term is a mean over, in the whole update and on all ranks."""
@@ -55,7 +55,7 @@ class Bridge:
         counts = self.together.summed({**self.objective.denominators([batch]), "": tokens})
         self._denominators = {name: int(count) for name, count in counts.items()}
         self.empty = not self._denominators.pop("")
-        self._tally = Tally()
+        self._tally = MetricAccumulator()
 
     def __call__(
         self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None
@@ -65,7 +65,7 @@ class Bridge:
         readings = read(
             model_output["student"],
             model_output["teachers"],
-            batch.completion_ids[batch.response_mask],
+            batch.completion_ids[batch.sampled_mask],
             self.objective.comparisons,
             marker_ids=self.marker_ids,
         )
@@ -84,12 +84,12 @@ class Bridge:
         return {f"{PREFIX}{name}": [value] for name, value in found.items()}
 
     def batch(self, data: TensorDict) -> TrainBatch:
-        return train_batch(data, views=self.views, terms=self.objective.routes, spans=self.spans)
+        return train_batch(data, contexts=self.contexts, terms=self.objective.routes, spans=self.spans)
 
 
 def _real(batch: TrainBatch) -> TrainBatch:
     """Without the rows that verl made up: nothing in them was sampled."""
-    keep = batch.response_mask.any(-1)
+    keep = batch.sampled_mask.any(-1)
     return TrainBatch(**{f.name: _kept(getattr(batch, f.name), keep) for f in fields(batch)})
 
 

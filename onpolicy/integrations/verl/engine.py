@@ -16,7 +16,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.teachers import Teachers
-from onpolicy.trainer.chunked_head import Head, States
+from onpolicy.trainer.chunked_head import Head, HiddenStates
 
 
 class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
@@ -24,7 +24,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
 
     _bridge: Bridge | None = None
     _teachers: Teachers
-    _taught: dict[str, States] | None = None
+    _taught: dict[str, HiddenStates] | None = None
     """What the teachers see in the micro-batch under way."""
 
     def learn(self, bridge: Bridge, teachers: Teachers) -> None:
@@ -86,7 +86,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         if self._taught is None:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         logits = _rows(output.logits, micro_batch)[sampled(micro_batch)]
-        return {"student": States(logits, Head()), "teachers": self._taught}
+        return {"student": HiddenStates(logits, Head()), "teachers": self._taught}
 
     @torch.no_grad()
     def response_logits(

@@ -7,21 +7,22 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from onpolicy.config.resolve import Plan
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION
 from onpolicy.integrations.verl.rows import MOST_SPANS
-from onpolicy.trainer.build import build_objective, teacher_rule, token_classes
+from onpolicy.trainer.build import build_objective, teacher_rule
 
 UNWANTED = {
     "actor_rollout_ref.model.use_fused_kernels": "the loss reads the student's logits, which fused kernels never make",
     "actor_rollout_ref.model.enable_activation_offload": "it counts forward passes, and teachers make some without a backward",
     "actor_rollout_ref.actor.fsdp_config.pad_to_length": "the teacher's rows are found by their lengths",
     "distillation.enabled": "verl's own distillation takes the place of ours; see docs/verl.md for the served teacher",
-    "algorithm.use_kl_in_reward": "advantages are made of rewards alone; use a term, e.g. {name: start_kl}",
+    "algorithm.use_kl_in_reward": "advantages are made of rewards alone; use a term, e.g. {name: ref_kl}",
 }
 CLIPS = "the options clip_low, clip_high and dual_clip of policy_gradient"
 REPLACED: dict[str, tuple[Any, str]] = {
-    "actor_rollout_ref.actor.use_kl_loss": (False, "{name: start_kl}"),
+    "actor_rollout_ref.actor.use_kl_loss": (False, "{name: ref_kl}"),
     "actor_rollout_ref.actor.entropy_coeff": (0, "a term of your own"),
     "actor_rollout_ref.actor.policy_loss.loss_mode": (
         "vanilla",
@@ -46,20 +47,20 @@ NOT_OUR_CREDIT: dict[str, tuple[Any, str]] = {
 REJECTION = "algorithm.rollout_correction.rollout_rs"
 
 
-def problems(config: DictConfig, result: Plan) -> Iterator[str]:
+def problems(config: DictConfig, result: ResolvedConfig) -> Iterator[str]:
     yield from _of_the_engine(config)
     yield from _of_the_rollouts(config)
     yield from _of_the_rewards(config, result)
     yield from _without_effect(config)
     yield from _of_the_teacher(config, result)
     yield from of_who_asks(result)
-    marked = [*result.spans, *token_classes(result)]
+    marked = list(span_names(result))
     if len(marked) > MOST_SPANS:
         yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; wanted at most {MOST_SPANS}."
 
 
-def of_who_asks(result: Plan) -> Iterator[str]:
-    for key, plugin in result.askers.items():
+def of_who_asks(result: ResolvedConfig) -> Iterator[str]:
+    for key, plugin in result.querying_plugins.items():
         yield (
             f"{SECTION}.{key}: {plugin.name!r} asks the model while a step is made, which verl has no place for; "
             "put what it would ask for into a column of the data."
@@ -97,7 +98,7 @@ def _of_the_rollouts(config: DictConfig) -> Iterator[str]:
         )
 
 
-def _of_the_rewards(config: DictConfig, result: Plan) -> Iterator[str]:
+def _of_the_rewards(config: DictConfig, result: ResolvedConfig) -> Iterator[str]:
     manager = config.reward.reward_manager.name
     if result.rewards and manager != MANAGER:
         yield (
@@ -130,16 +131,16 @@ def _without_effect(config: DictConfig) -> Iterator[str]:
             )
 
 
-def _of_the_teacher(config: DictConfig, result: Plan) -> Iterator[str]:
+def _of_the_teacher(config: DictConfig, result: ResolvedConfig) -> Iterator[str]:
     rule, name = teacher_rule(result), result.teacher.name
     moves = rule.update is not None
     if rule.path is not None:
         yield f"{SECTION}.teacher: another model than the student cannot teach here; wanted live, frozen, ema or snapshot."
-    if rule.reads_start:
-        yield f"{SECTION}.teacher: {name!r} needs start model and teacher beside the student; use trust_region_logits."
+    if rule.reads_ref:
+        yield f"{SECTION}.teacher: {name!r} needs reference model and teacher beside the student; use trust_region_logits."
     if moves and build_objective(result).needs_ref:
         yield (
-            f"{SECTION}.teacher: {name!r} moves, and the objective reads the start model: that would be a third copy of the weights; "
+            f"{SECTION}.teacher: {name!r} moves, and the objective reads the reference model: that would be a third copy of the weights; "
             "use a frozen or live teacher."
         )
     if moves and adapters(config):

@@ -3,7 +3,7 @@
 A row is one trajectory: ``prompts`` and ``responses`` without padding, the columns of the dataset, and what the reward said.
 What travels to the workers beside verl's own columns, one tensor a row:
 
-    onpolicy_prompt_<view>   [P'] ids that the teacher reads before the response; a single -1 where it has no context
+    onpolicy_prompt_<context>   [P'] ids that the teacher reads before the response; a single -1 where it has no context
     onpolicy_spans           [T] whole numbers, bit k: inside the k-th span
     onpolicy_routes          [terms] how much of the row goes to each term
 """
@@ -22,7 +22,7 @@ from onpolicy.data.rows import to_prompt
 from onpolicy.types import Example, Rollout, RolloutGroup, TrainBatch
 
 NOTHING = -1
-"""In place of the ids of a prompt that a view does not have."""
+"""In place of the ids of a prompt that a context does not have."""
 MOST_SPANS = 63
 """Bits of a column's numbers, but for the sign."""
 FIELDS = ("prompts", "responses", "rollout_log_probs", "rm_scores", "raw_prompt", "uid", "extra_fields")
@@ -30,8 +30,8 @@ FIELDS = ("prompts", "responses", "rollout_log_probs", "rm_scores", "raw_prompt"
 ROUTES, SPANS = "onpolicy_routes", "onpolicy_spans"
 
 
-def prompt_column(view: str) -> str:
-    return f"onpolicy_prompt_{view}"
+def prompt_column(context: str) -> str:
+    return f"onpolicy_prompt_{context}"
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
@@ -93,7 +93,7 @@ def columns(
     examples: Sequence[Example | None],
     lengths: Sequence[int],
     *,
-    views: Sequence[str],
+    contexts: Sequence[str],
     terms: Sequence[str],
     spans: Sequence[str],
 ) -> dict[str, list[Tensor]]:
@@ -103,11 +103,11 @@ def columns(
         examples: one a row
         lengths: of the rows' responses
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in (*map(prompt_column, views), ROUTES, SPANS)}
+    found: dict[str, list[Tensor]] = {name: [] for name in (*map(prompt_column, contexts), ROUTES, SPANS)}
     for example, length in zip(examples, lengths, strict=True):
-        for view in views:
-            ids = example.teacher_prompt_ids.get(view) if example else None
-            found[prompt_column(view)].append(torch.tensor(ids or (NOTHING,)))
+        for context in contexts:
+            ids = example.teacher_prompt_ids.get(context) if example else None
+            found[prompt_column(context)].append(torch.tensor(ids or (NOTHING,)))
         shares = example.routes if example else dict.fromkeys(terms, 0.0)
         found[ROUTES].append(torch.tensor([shares.get(term, 1.0) for term in terms], dtype=torch.float32))
         marks = torch.zeros(length, dtype=torch.int64)
@@ -118,22 +118,23 @@ def columns(
     return found
 
 
-def train_batch(data: TensorDict, *, views: Sequence[str], terms: Sequence[str], spans: Sequence[str]) -> TrainBatch:
+def train_batch(data: TensorDict, *, contexts: Sequence[str], terms: Sequence[str], spans: Sequence[str]) -> TrainBatch:
     """A micro-batch of verl's as the losses know it; ``advantages`` may be missing where only tokens are counted."""
     responses = data["responses"]
     mask = padded(data["response_mask"]).bool()
     have = {
-        view: data[prompt_column(view)].values()[data[prompt_column(view)].offsets()[:-1]] != NOTHING for view in views
+        context: data[prompt_column(context)].values()[data[prompt_column(context)].offsets()[:-1]] != NOTHING
+        for context in contexts
     }
     marks, routes = padded(data[SPANS]), padded(data[ROUTES])
     zeros = torch.zeros(mask.shape, device=mask.device)
     return TrainBatch(
         examples=(),
         completion_ids=padded(responses),
-        response_mask=mask,
+        sampled_mask=mask,
         rollout_logprobs=_floats(data, "rollout_log_probs", zeros),
         advantages=_floats(data, "advantages", zeros),
-        views={view: mask & rows[:, None] for view, rows in have.items()},
+        context_masks={context: mask & rows[:, None] for context, rows in have.items()},
         routes={term: routes[:, i] for i, term in enumerate(terms)},
         spans={name: (marks >> bit & 1).bool() for bit, name in enumerate(spans)},
     )

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onpolicy.annotation.scoring import FinalPart, JudgedGroup, Reward, Scored, measure, reward_inputs, weigh
+from onpolicy.annotation.scoring import FinalPart, Reward, measure, reward_inputs, weigh
 from onpolicy.integrations.verl.rows import parts_of, score_of
-from onpolicy.types import RolloutGroup
+from onpolicy.types import RolloutGroup, RolloutReward, ScoredGroup
 
 
 def sees_siblings(function: Callable[..., Any]) -> bool:
@@ -23,7 +23,7 @@ def judged(
     final_part: FinalPart,
     *,
     right: str,
-) -> JudgedGroup:
+) -> ScoredGroup:
     """Weighs what was measured of each trajectory; without rewards of ours, verl's score is the only part.
 
     Args:
@@ -32,12 +32,12 @@ def judged(
     if not rewards:
         scores = tuple(map(score_of, rows))
         parts = [{"score": score} | parts_of(row) for score, row in zip(scores, rows, strict=True)]
-        scored = [Scored(credited=s, bonus=0.0, parts=p) for s, p in zip(scores, parts, strict=True)]
-        return JudgedGroup(group, tuple(scored), scores)
+        scored = [RolloutReward(credited=s, bonus=0.0, parts=p) for s, p in zip(scores, parts, strict=True)]
+        return ScoredGroup(group, tuple(scored), scores)
     names = {r.name for r in rewards}
     together = measure(
         {r.name: r.function for r in rewards if sees_siblings(r.function)}, reward_inputs(group, final_part)
     )
     alone = [{name: value for name, value in parts_of(row).items() if name in names} for row in rows]
     weighed = weigh([{**one, **other} for one, other in zip(alone, together, strict=True)], rewards, right=right)
-    return JudgedGroup(group, tuple(weighed), tuple(s.parts.get(right, s.total) for s in weighed))
+    return ScoredGroup(group, tuple(weighed), tuple(s.parts.get(right, s.total) for s in weighed))

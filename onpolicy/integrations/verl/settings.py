@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import Plan, plan
+from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import Config, build
 from onpolicy.integrations.verl import refusals
 from onpolicy.integrations.verl.names import SECTION
@@ -48,14 +48,14 @@ THEIRS = {
 """The others, and what verl has in their place."""
 
 
-def method(config: DictConfig) -> Plan:
+def method(config: DictConfig) -> ResolvedConfig:
     """The checked plan of a verl config.
 
     Raises:
         ConfigError: a key that is wrong, or that verl has a key of its own for, or a combination that cannot work on verl.
     """
     try:
-        result = plan(build(_embedded(config)))
+        result = resolve(build(_embedded(config)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or SECTION}: {str(error).splitlines()[0]}") from error
     for problem in refusals.problems(config, result):
@@ -63,11 +63,11 @@ def method(config: DictConfig) -> Plan:
     return result
 
 
-def served(config: DictConfig) -> Plan:
+def served(config: DictConfig) -> ResolvedConfig:
     """Of a run whose teacher is verl's own: the section says what that teacher reads, and nothing else.
 
     Raises:
-        ConfigError: no view or several, another section, a context that asks.
+        ConfigError: no context or several, another section, a context that asks.
     """
     given = OmegaConf.select(config, SECTION) or {}
     for key in given:
@@ -75,11 +75,11 @@ def served(config: DictConfig) -> Plan:
             raise ConfigError(
                 f"{SECTION}.{key}: a served teacher has verl's own loss and rewards; wanted contexts and rendering alone."
             )
-    views = list(given.get("contexts") or {})
-    if len(views) != 1:
-        raise ConfigError(f"{SECTION}.contexts: got {views}, wanted one view, which the served teacher reads.")
-    term = {"name": "distill", "divergence": "forward_kl", "view": views[0]}
-    result = plan(build({**_embedded(config), "objective": [term]}))
+    contexts = list(given.get("contexts") or {})
+    if len(contexts) != 1:
+        raise ConfigError(f"{SECTION}.contexts: got {contexts}, wanted one context, which the served teacher reads.")
+    term = {"name": "distill", "divergence": "forward_kl", "context": contexts[0]}
+    result = resolve(build({**_embedded(config), "objective": [term]}))
     for problem in refusals.of_who_asks(result):
         raise ConfigError(problem)
     manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
@@ -96,9 +96,9 @@ def packed(config: Config) -> DictConfig:
     return OmegaConf.create(dataclasses.asdict(config))
 
 
-def unpacked(config: DictConfig) -> Plan:
+def unpacked(config: DictConfig) -> ResolvedConfig:
     """What ``packed`` was given, checked again."""
-    return plan(build(config))
+    return resolve(build(config))
 
 
 def _embedded(config: DictConfig) -> dict[str, Any]:
@@ -144,15 +144,15 @@ def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_prompt_tokens": config.data.max_prompt_length, **given, "thinking": ours}
 
 
-def needs_reference(config: DictConfig, result: Plan) -> bool:
-    """Whether a second model has to stand beside the student: a teacher with weights of its own, or the start model.
+def needs_reference(config: DictConfig, result: ResolvedConfig) -> bool:
+    """Whether a second model has to stand beside the student: a teacher with weights of its own, or the reference model.
 
-    Adapters need none: without them the student is the start model.
+    Adapters need none: without them the student is the reference model.
     """
     return not refusals.adapters(config) and (teacher_rule(result).copies or build_objective(result).needs_ref)
 
 
-def prepare(config: DictConfig, result: Plan, mode: str) -> None:
+def prepare(config: DictConfig, result: ResolvedConfig, mode: str) -> None:
     """Puts the method where workers find it, and the trainer's mode back to one of verl's own, which verl compares with."""
     with open_dict(config):
         config.trainer.v1.trainer_mode = mode

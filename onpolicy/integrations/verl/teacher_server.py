@@ -34,10 +34,10 @@ class Worker(AgentLoopWorker):  # type: ignore[misc]
 
         tq.init()
         self.background_tasks: set[Any] = set()
-        plan = served(self.config)
-        ((self._view, context),) = plan.contexts.items()
-        self._context, self._longest = context.bind(), plan.config.rendering.max_teacher_prompt_tokens
-        self._renderer = Renderer(self.tokenizer, thinking=plan.config.rendering.thinking)
+        resolved = served(self.config)
+        ((self._name, plugin),) = resolved.contexts.items()
+        self._context, self._longest = plugin.bind(), resolved.config.rendering.max_teacher_prompt_tokens
+        self._renderer = Renderer(self.tokenizer, thinking=resolved.config.rendering.thinking)
 
     generate_sequences = _of_verl.generate_sequences
     _run_prompt = _of_verl._run_prompt
@@ -59,8 +59,8 @@ class Worker(AgentLoopWorker):  # type: ignore[misc]
         messages = self._context(group, 0, [float(output.reward_score or 0.0)])
         if messages is None:
             raise ConfigError(
-                f"onpolicy.contexts.{self._view}: nothing to show for prompt {group.prompt.id!r}; a served teacher needs a context that "
-                "every row has, e.g. reference_solution"
+                f"onpolicy.contexts.{self._name}: nothing to show for prompt {group.prompt.id!r}; a served teacher needs a "
+                "context that every row has, e.g. reference_solution"
             )
         privileged = list(self._renderer.prompt_ids(messages, limit=self._longest))
         await super()._compute_teacher_logprobs(output, privileged, response_ids, validate, sample_kwargs)

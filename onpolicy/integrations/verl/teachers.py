@@ -15,16 +15,17 @@ from verl.utils.device import get_torch_device
 
 from onpolicy.integrations.verl.rows import NOTHING, prompt_column
 from onpolicy.run.checkpoint import CheckpointError
-from onpolicy.trainer.chunked_head import START, Head, States
-from onpolicy.trainer.collectives import Alone
+from onpolicy.trainer.chunked_head import Head, HiddenStates
+from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.teacher_rules import WeightRule
+from onpolicy.types import REF
 
 if TYPE_CHECKING:
     from onpolicy.integrations.verl.engine import TeachingEngine
 
 
 class Teachers:
-    """Reads what the student said in every view, and follows its weights where the rule says so."""
+    """Reads what the student said in every context, and follows its weights where the rule says so."""
 
     def __init__(
         self,
@@ -32,31 +33,31 @@ class Teachers:
         reference: TeachingEngine | None,
         rule: WeightRule,
         *,
-        views: Sequence[str],
-        needs_start: bool,
-        together: Alone,
+        contexts: Sequence[str],
+        needs_ref: bool,
+        together: SingleProcess,
     ) -> None:
         """
         Args:
-            reference: the engine with weights of its own; None where there is none: without its adapters the student is the start model
+            reference: the engine with weights of its own; None where there is none: without its adapters the student is the reference model
         """
         self.student, self.reference, self.rule = student, reference, rule
-        self.views, self.needs_start, self.together = tuple(views), needs_start, together
+        self.contexts, self.needs_ref, self.together = tuple(contexts), needs_ref, together
         self.steps = 0
 
-    def read(self, data: TensorDict) -> dict[str, States]:
-        """By view, and START where it is wanted, the logits at all sampled tokens; zeros, which the mask hides, without a context."""
+    def read(self, data: TensorDict) -> dict[str, HiddenStates]:
+        """By context, and REF where it is wanted, the logits at all sampled tokens; zeros, which the mask hides, without a context."""
         responses, masks = list(data["responses"].unbind()), [m.bool() for m in data["response_mask"].unbind()]
         found = {}
-        for view in self.views:
-            prompts = list(data[prompt_column(view)].unbind())
+        for context in self.contexts:
+            prompts = list(data[prompt_column(context)].unbind())
             wanted = [i for i, ids in enumerate(prompts) if int(ids[0]) != NOTHING and bool(masks[i].any())]
             logits = self._logits([prompts[i] for i in wanted], [responses[i] for i in wanted], data)
-            found[view] = _laid_out(dict(zip(wanted, logits, strict=True)), masks, *self._like)
-        if self.needs_start:
+            found[context] = _laid_out(dict(zip(wanted, logits, strict=True)), masks, *self._like)
+        if self.needs_ref:
             logits = self._start(list(data["prompts"].unbind()), responses, data)
-            found[START] = _laid_out(dict(enumerate(logits)), masks, *self._like)
-        return {name: States(logits, Head()) for name, logits in found.items()}
+            found[REF] = _laid_out(dict(enumerate(logits)), masks, *self._like)
+        return {name: HiddenStates(logits, Head()) for name, logits in found.items()}
 
     def _logits(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
         if not self.rule.copies:
@@ -68,7 +69,7 @@ class Teachers:
         return [(1.0 - share) * one + share * other for one, other in zip(theirs, own, strict=True)]
 
     def _start(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
-        """Of the weights beside the student's: the start model's, or a teacher's that has moved since."""
+        """Of the weights beside the student's: the reference model's, or a teacher's that has moved since."""
         reader = self.reference or self.student
         return reader.response_logits(
             prompts, responses, data, rounds=self.together.rounds, plain=self.reference is None

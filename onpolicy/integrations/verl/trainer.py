@@ -16,20 +16,19 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.build import build_annotator, build_rewards
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.rendering import Renderer
+from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import settings, store
-from onpolicy.integrations.verl.annotator import build_annotator
 from onpolicy.integrations.verl.bridge import PREFIX
 from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE
 from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_group
 from onpolicy.integrations.verl.scoring import judged
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
-from onpolicy.models import context_window
-from onpolicy.run.assemble import build_rewards
+from onpolicy.models import context_window, teacher_prompt_limit
 from onpolicy.run.checkpoint import CheckpointError
-from onpolicy.trainer.build import term_names, token_classes
 from onpolicy.types import Example, Metrics
 
 STATE = "onpolicy.json"
@@ -43,7 +42,7 @@ class Teaching:
     """The mode of the trainer that this is mixed into; verl compares with its own names."""
     worker: type
     """What takes the place of its actor's worker."""
-    annotate: Annotator
+    annotator: Annotator
     renderer: Renderer
 
     def __init__(self, config: Any) -> None:
@@ -51,11 +50,11 @@ class Teaching:
         Raises:
             ConfigError: the section ``onpolicy`` is wrong, or does not go with verl's keys.
         """
-        self.plan = settings.method(config)
-        settings.prepare(config, self.plan, self.mode)
+        self.resolved = settings.method(config)
+        settings.prepare(config, self.resolved, self.mode)
         super().__init__(config)  # type: ignore[call-arg]
-        self.rewards = build_rewards(self.plan)
-        self.coefficients = Coefficients(self.plan.coefficients)
+        self.rewards = build_rewards(self.resolved)
+        self.coefficients = Coefficients(self.resolved.coefficients)
         self._last: Metrics = {}
         self._saved: int | None = None
         """Step of the checkpoint written last by this process."""
@@ -63,10 +62,15 @@ class Teaching:
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()  # type: ignore[misc]
-        self.renderer = Renderer(self.tokenizer, thinking=self.plan.config.rendering.thinking)  # type: ignore[attr-defined]
+        self.renderer = Renderer(self.tokenizer, thinking=self.resolved.config.rendering.thinking)  # type: ignore[attr-defined]
         model = self.config.actor_rollout_ref.model  # type: ignore[attr-defined]
         window = context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))
-        self.annotate = build_annotator(self.plan, self.renderer, window)
+        self.annotator = build_annotator(
+            self.resolved,
+            self.renderer,
+            max_teacher_prompt_tokens=teacher_prompt_limit(self.resolved, window),
+            queries=None,  # ``settings.problems`` has refused every context that asks
+        )
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()  # type: ignore[misc]
@@ -84,7 +88,7 @@ class Teaching:
         pools: dict[Any, str] = self.mapping  # type: ignore[attr-defined]
         (role,) = [r for r in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef) if r in roles]
         wanted = role
-        if settings.needs_reference(self.config, self.plan):  # type: ignore[attr-defined]
+        if settings.needs_reference(self.config, self.resolved):  # type: ignore[attr-defined]
             if role is Role.Actor:
                 raise ConfigError(
                     "onpolicy.teacher: verl's separate trainer keeps the reference model apart; wanted live."
@@ -107,18 +111,18 @@ class Teaching:
         rows, tags = store.fetch(batch, [*FIELDS, *self._columns]), store.tags(batch)
         real = [i for i, tag in enumerate(tags) if not store.synthetic(tag)]
         sets = [[real[k] for k in numbers] for numbers in grouped([rows[i] for i in real])]
-        longest = self.plan.generator.frame.max_tokens
+        longest = self.resolved.generator.settings.max_tokens
         groups = [
             judged(
                 rollout_group(own := [rows[i] for i in numbers], self.renderer, max_tokens=longest),
                 own,
                 self.rewards,
-                lambda text: self.renderer.split_thinking(text).answer,
-                right=self._right,
+                self.renderer.final_answer_text,
+                right=self.resolved.correctness_name,
             )
             for numbers in sets
         ]
-        found, metrics = self.annotate(groups, version=0)
+        found, metrics = self.annotator.annotate(groups, version=0)
         examples: list[Example | None] = [None] * len(rows)
         for i, example in zip((i for numbers in sets for i in numbers), found, strict=True):
             examples[i] = example
@@ -128,9 +132,9 @@ class Teaching:
             columns(
                 examples,
                 lengths,
-                views=tuple(self.plan.contexts),
-                terms=term_names(self.plan),
-                spans=(*self.plan.spans, *token_classes(self.plan)),
+                contexts=tuple(self.resolved.contexts),
+                terms=self.resolved.term_names,
+                spans=span_names(self.resolved),
             ),
         )
         self._put_scores(batch, examples, lengths)
@@ -192,7 +196,7 @@ class Teaching:
         folder = Path(trainer.resume_from_path) if trainer.resume_mode == "resume_path" else self._checkpoint
         path = folder / STATE
         if not path.is_file():
-            if self.plan.coefficients:
+            if self.resolved.coefficients:
                 raise CheckpointError(f"{str(folder)!r} holds no {STATE}, in which scheduled numbers are kept")
             return
         state: Mapping[str, Any] = json.loads(path.read_text())
@@ -216,10 +220,6 @@ class Teaching:
                 f"{self.renderer.decode(theirs[max(0, same - 5) :][:12])!r} and {self.renderer.decode(ours[max(0, same - 5) :][:12])!r}. "
                 "A teacher that is shown nothing more will not agree with the student exactly."
             )
-
-    @property
-    def _right(self) -> str:
-        return self.plan.config.correctness or (self.rewards[0].name if self.rewards else "")
 
 
 class SyncTrainer(Teaching, PPOTrainerSync):  # type: ignore[misc]

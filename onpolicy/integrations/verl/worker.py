@@ -15,13 +15,14 @@ from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from onpolicy.config.schedules import Coefficients
+from onpolicy.epistemic.ids import class_names, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.names import COEFFICIENTS, SECTION, VENDOR
 from onpolicy.integrations.verl.settings import unpacked
 from onpolicy.integrations.verl.teachers import Teachers
-from onpolicy.trainer.build import build_objective, class_names, lexicon_ids, teacher_rule, token_classes
-from onpolicy.trainer.collectives import Ranks
+from onpolicy.trainer.build import build_objective, lexicon_ids, teacher_rule
+from onpolicy.trainer.collectives import ProcessGroup
 
 
 class Teaching:
@@ -37,32 +38,32 @@ class Teaching:
 
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR  # by which verl's registry picks our engine
         super().init_model()  # type: ignore[misc]
-        plan = unpacked(self.config[SECTION])  # type: ignore[attr-defined]
+        resolved = unpacked(self.config[SECTION])  # type: ignore[attr-defined]
         worker, reference = self.actor, self.ref  # type: ignore[attr-defined]
         if not isinstance(worker.engine, TeachingEngine):
             raise TypeError(
                 f"verl made a {type(worker.engine).__name__} where onpolicy's engine was registered; run: onpolicy doctor verl"
             )
         objective, together = (
-            build_objective(plan),
-            Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size()),
+            build_objective(resolved),
+            ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size()),
         )
-        epistemic = plan.config.epistemic
-        self._coefficients = Coefficients(plan.coefficients)
+        epistemic = resolved.config.epistemic
+        self._coefficients = Coefficients(resolved.coefficients)
         self._teachers = Teachers(
             worker.engine,
             reference.engine if reference is not None else None,
-            teacher_rule(plan),
-            views=tuple(plan.contexts),
-            needs_start=objective.needs_ref,
+            teacher_rule(resolved),
+            contexts=tuple(resolved.contexts),
+            needs_ref=objective.needs_ref,
             together=together,
         )
         self._bridge = Bridge(
             objective,
-            views=tuple(plan.contexts),
-            spans=(*plan.spans, *token_classes(plan)),
-            marker_ids=lexicon_ids(plan, worker.model_config.tokenizer),
-            telemetry=TokenTelemetry(epistemic.lexicon, class_names(plan)) if epistemic.lexicons else None,
+            contexts=tuple(resolved.contexts),
+            spans=span_names(resolved),
+            marker_ids=lexicon_ids(resolved, worker.model_config.tokenizer),
+            telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
             together=together,
             device=get_device_name(),
         )

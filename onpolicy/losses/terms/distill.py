@@ -19,7 +19,7 @@ def distill(
     support: Support = full,
     target: Target = identity,
     token_weights: TokenWeight = uniform,
-    view: str = "teacher",
+    context: str = "teacher",
     token_clip: float | None = None,
     importance_cap: float | None = None,
 ) -> TermOutput:
@@ -33,12 +33,12 @@ def distill(
         support: the vocabulary entries on which they are compared
         target: what the student is drawn to: the teacher's distribution or an edit of it
         token_weights: how much each token counts
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
         token_clip: a token's divergence is cut here, nats, and then has no gradient; null: not at all
         importance_cap: cap of each of the two importance weights; null: no weights
     """
-    distance = inputs.divergences[Comparison(view=view, support=support, target=target, divergence=divergence)]
-    teacher = inputs.teacher[view]
+    distance = inputs.divergences[Comparison(context=context, support=support, target=target, divergence=divergence)]
+    teacher = inputs.teacher[context]
     clipped = distance if token_clip is None else distance.clamp(max=token_clip)
     importance = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)
     weights = token_weights(inputs, teacher.mask)

@@ -12,7 +12,7 @@ from onpolicy.losses.token_weights import TokenWeight, uniform
 from onpolicy.types import LossInputs, TermOutput
 
 
-@loss_term(tokens="response_mask")
+@loss_term(tokens="sampled_mask")
 def policy_gradient(
     inputs: LossInputs,
     *,
@@ -27,7 +27,7 @@ def policy_gradient(
 
     PPO's clipped objective (arXiv 1707.06347, equation 7) with the group-relative advantages of GRPO (2402.03300) from
     ``credit``; w_t = min(pi_old / pi_rollout, cap) corrects for the sampler, v_t are the token weights. A higher
-    ``clip_high`` is DAPO's clip-higher (2503.14476). For GRPO's penalty towards the start model add the term ``start_kl``.
+    ``clip_high`` is DAPO's clip-higher (2503.14476). For GRPO's penalty towards the reference model add the term ``ref_kl``.
 
     Args:
         advantage: what the teacher does to the group's advantage
@@ -39,7 +39,7 @@ def policy_gradient(
     """
     advantages = advantage(inputs).detach()
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high, dual_clip)
-    importance, weights = sampler_weight(inputs, importance_cap), token_weights(inputs, inputs.response_mask)
+    importance, weights = sampler_weight(inputs, importance_cap), token_weights(inputs, inputs.sampled_mask)
     return TermOutput(
         per_token=-importance * weights * objective,
         metrics={

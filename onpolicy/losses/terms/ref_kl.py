@@ -1,4 +1,4 @@
-"""A penalty for leaving the start model; its ``weight`` is what others call ``kl_coef``."""
+"""A penalty for leaving the reference model; its ``weight`` is what others call ``kl_coef``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from onpolicy.losses.terms.base import loss_term
 from onpolicy.types import LossInputs, TermOutput
 
 
-@loss_term(tokens="response_mask", needs_ref=True)
-def start_kl(inputs: LossInputs) -> TermOutput:
+@loss_term(tokens="sampled_mask", needs_ref=True)
+def ref_kl(inputs: LossInputs) -> TermOutput:
     """L_t = exp(d_t) - d_t - 1 with d_t = log start(y_t) - log student(y_t): the estimator k3 of KL(student || start).
 
     GRPO (arXiv 2402.03300, equation 4): unbiased, never negative, 0 at equality.

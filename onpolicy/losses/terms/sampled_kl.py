@@ -16,7 +16,7 @@ def sampled_kl(
     *,
     estimator: Literal["k1", "k2", "k3"] = "k1",
     token_weights: TokenWeight = uniform,
-    view: str = "teacher",
+    context: str = "teacher",
     importance_cap: float | None = None,
 ) -> TermOutput:
     """L_t = v_t w_t k(u_t), u_t = log teacher(y_t) - log student(y_t), v_t the token weights, w_t as in `distill`.
@@ -30,10 +30,10 @@ def sampled_kl(
     Args:
         estimator: `k1`, `k2` or `k3`
         token_weights: how much each token counts
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
         importance_cap: cap of each of the two importance weights; null: no weights
     """
-    teacher = inputs.teacher[view]
+    teacher = inputs.teacher[context]
     gap = teacher.logprobs - inputs.logprobs
     losses = {
         "k1": lambda: -gap.detach() * inputs.logprobs,

@@ -16,7 +16,7 @@ def teacher_advantage(
     *,
     advantage: Advantage | None = None,
     token_weights: TokenWeight = uniform,
-    view: str = "teacher",
+    context: str = "teacher",
     clip_low: float | None = None,
     clip_high: float | None = None,
     importance_cap: float | None = 2.0,
@@ -30,13 +30,13 @@ def teacher_advantage(
     Args:
         advantage: what stands for A_t; null: u_t itself
         token_weights: how much each token counts
-        view: the context under which the teacher reads
+        context: the context under which the teacher reads
         clip_low: the ratio rho_t = pi / pi_old is not rewarded for falling below 1 - clip_low; null: no bound
         clip_high: nor for rising above 1 + clip_high; null: no bound
         importance_cap: cap of the weight pi_old / pi_rollout; null: no weight
     """
-    teacher = inputs.teacher[view]
-    advantages = (gap(inputs, view=view) if advantage is None else advantage(inputs)).detach()
+    teacher = inputs.teacher[context]
+    advantages = (gap(inputs, context=context) if advantage is None else advantage(inputs)).detach()
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high)
     weights = token_weights(inputs, teacher.mask)
     return TermOutput(

@@ -25,25 +25,26 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from verl.trainer.config import CheckpointConfig
+from verl.trainer.config import CheckpointSettings
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
 from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.trainer.collectives import Ranks
+from onpolicy.trainer.collectives import ProcessGroup
 from onpolicy.integrations.verl.bridge import PREFIX, Bridge
 from onpolicy.integrations.verl.rows import columns
 from onpolicy.integrations.verl.teachers import Teachers
-from onpolicy.utils.timer import Clock
-from onpolicy.config.schema import TrainerFrame
+from onpolicy.utils.timer import PhaseTimer
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.divergences import forward_kl, jsd
 from onpolicy.losses.supports import student_topk
-from onpolicy.epistemic.tokens import TokenTelemetry, span_name
+from onpolicy.epistemic.ids import span_name
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import Objective, Term
 from onpolicy.models import load_causal_lm
 from onpolicy.losses.terms.policy_gradient import policy_gradient
-from onpolicy.losses.terms.ref_kl import start_kl
+from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.terms.teacher_advantage import teacher_advantage
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, snapshot, trust_region_logits
 from onpolicy.types import Example
@@ -67,8 +68,8 @@ def methods() -> dict[str, tuple[Term, ...]]:
     return {
         "sdpo": (sdpo,),
         "opsd": (distill_term(partial(forward_kl, entry_clip=0.05)),),
-        "sampled": (replace(plain_term(teacher_advantage), views=("teacher",)),),
-        "mixed": (distill_term(weight=0.7), plain_term(policy_gradient), plain_term(start_kl, 0.1)),
+        "sampled": (replace(plain_term(teacher_advantage), contexts=("teacher",)),),
+        "mixed": (distill_term(weight=0.7), plain_term(policy_gradient), plain_term(ref_kl, 0.1)),
     }
 
 
@@ -78,7 +79,10 @@ class Side:
     def __init__(
         self, folder: Path, rule: WeightRule, terms: Sequence[Term], *, packed: bool = True, **more: Any
     ) -> None:
-        self.packed, self.together = packed, Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        self.packed, self.together = (
+            packed,
+            ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size()),
+        )
         objective = Objective(tuple(terms))
         kept = more.pop("kept", False)
         self.worker = worker(folder, **more)
@@ -92,13 +96,13 @@ class Side:
             self.worker.engine,
             self.reference.engine if self.reference else None,
             rule,
-            views=("teacher",),
-            needs_start=objective.needs_ref,
+            contexts=("teacher",),
+            needs_ref=objective.needs_ref,
             together=self.together,
         )
         spans = [span_name(name) for name in NAMES]
         self.bridge = Bridge(
-            objective, views=("teacher",), spans=spans, marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES),
+            objective, contexts=("teacher",), spans=spans, marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES),
             together=self.together, device="cpu",
         )  # fmt: skip
         self.worker.engine.learn(self.bridge, self.teachers)
@@ -124,7 +128,7 @@ class Side:
         return float(loss), found, {name.removeprefix(PREFIX): value[0] for name, value in output["metrics"].items()}
 
     def step(self, examples: Sequence[Example]) -> None:
-        """As ``Teaching.update_actor`` does it."""
+        """As ``TeacherScorer.update_actor`` does it."""
         engine = self.worker.engine
         with engine.train_mode():
             engine.train_batch(self.data(examples), self.bridge)
@@ -150,7 +154,7 @@ def worker(
     made = TrainingWorker(
         TrainingWorkerConfig(
             model_type="language_model", model_config=model, engine_config=engine, optimizer_config=optimizer,
-            checkpoint_config=CheckpointConfig(),
+            checkpoint_config=CheckpointSettings(),
         )
     )  # fmt: skip
     made.reset()
@@ -165,7 +169,11 @@ def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool)
     masks = [torch.full((len(r),), int(e is not None)) for e, r in zip(examples, responses, strict=True)]
     advantages = [m.float() * (e.advantage if e else 0.0) for e, m in zip(examples, masks, strict=True)]
     ours = columns(
-        examples, [len(r) for r in responses], views=bridge.views, terms=bridge.objective.routes, spans=bridge.spans
+        examples,
+        [len(r) for r in responses],
+        contexts=bridge.contexts,
+        terms=bridge.objective.routes,
+        spans=bridge.spans,
     )
     given = {
         "input_ids": ids, "position_ids": [torch.arange(len(i)) for i in ids], "prompts": prompts, "responses": responses,
@@ -186,15 +194,16 @@ def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool)
 def local(folder: Path, rule: WeightRule, terms: Sequence[Term], **more: Any) -> LocalTrainer:
     return LocalTrainer(
         model=load_causal_lm(str(folder / "model"), dtype="float32"), objective=Objective(tuple(terms)), teacher=rule,
-        settings=TrainerFrame(lr=1e-3, micro_batch_tokens=60, max_grad_norm=1e9), total_steps=10, views=("teacher",), clock=Clock(),
+        settings=TrainerSettings(lr=1e-3, micro_batch_tokens=60, max_grad_norm=1e9), total_steps=10,
+        contexts=("teacher",), clock=PhaseTimer(),
         spans=[span_name(n) for n in NAMES], marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES), **more,
     )  # fmt: skip
 
 
 def local_gradient(trainer: LocalTrainer, examples: Sequence[Example]) -> tuple[float, dict[str, Tensor]]:
-    from onpolicy.losses.objective import Tally
+    from onpolicy.losses.objective import MetricAccumulator
 
-    loss = trainer._accumulate(examples, {}, Tally())
+    loss = trainer._accumulate(examples, {}, MetricAccumulator())
     found = {n: p.grad.clone() for n, p in trainer.student.named_parameters() if p.grad is not None}
     trainer.optimizer.zero_grad(set_to_none=True)
     return float(loss or 0.0), found

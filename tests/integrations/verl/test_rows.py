@@ -20,7 +20,7 @@ from tensordict import TensorDict
 
 from onpolicy.annotation.scoring import Reward
 from onpolicy.data.rendering import Renderer
-from onpolicy.epistemic.tokens import span_name
+from onpolicy.epistemic.ids import span_name
 from onpolicy.integrations.verl import store
 from onpolicy.integrations.verl.rows import columns, grouped, rollout_group, train_batch
 from onpolicy.integrations.verl.scoring import judged, sees_siblings
@@ -103,7 +103,11 @@ def as_data(examples: list[Example | None]) -> TensorDict:
     responses = [torch.tensor(e.rollout.completion_ids if e else (2,)) for e in examples]
     masks = [torch.full((len(r),), int(e is not None)) for e, r in zip(examples, responses, strict=True)]
     ours = columns(
-        examples, [len(r) for r in responses], views=("teacher",), terms=("distill",), spans=list(map(span_name, NAMES))
+        examples,
+        [len(r) for r in responses],
+        contexts=("teacher",),
+        terms=("distill",),
+        spans=list(map(span_name, NAMES)),
     )
     given = {
         "responses": responses,
@@ -119,11 +123,11 @@ def as_data(examples: list[Example | None]) -> TensorDict:
 
 def test_a_workers_batch_is_the_embedded_trainers() -> None:
     examples, spans = batch(), [span_name(name) for name in NAMES]
-    theirs = train_batch(as_data([*examples, None]), views=("teacher",), terms=("distill",), spans=spans)
-    ours = collate(examples, views=("teacher",), routes=("distill",), spans=spans)
+    theirs = train_batch(as_data([*examples, None]), contexts=("teacher",), terms=("distill",), spans=spans)
+    ours = collate(examples, contexts=("teacher",), routes=("distill",), spans=spans)
     assert (
-        not theirs.response_mask[-1].any()
-        and not theirs.views["teacher"][-1].any()
+        not theirs.sampled_mask[-1].any()
+        and not theirs.context_masks["teacher"][-1].any()
         and theirs.routes["distill"][-1] == 0
     )
     for f in fields(ours):

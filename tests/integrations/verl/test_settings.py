@@ -23,7 +23,7 @@ pytestmark = pytest.mark.verl
 
 OURS_ON_VERL = sorted((ROOT / "configs" / "verl").glob("*.yaml"))
 EMBEDDED = sorted((ROOT / "configs").glob("*.yaml"))
-REASONS = ("asks the model", "another model", "third copy", "needs start model")
+REASONS = ("asks the model", "another model", "third copy", "needs reference model")
 """Why a method of the embedded trainer may not go over."""
 
 
@@ -120,9 +120,9 @@ def test_what_cannot_work_is_refused(given: list[str], override: str, wanted: st
 @pytest.mark.parametrize(
     ("key", "value", "wanted"),
     [
-        ("teacher", {"name": "trust_region_weights"}, "onpolicy.teacher: 'trust_region_weights' needs start model"),
+        ("teacher", {"name": "trust_region_weights"}, "onpolicy.teacher: 'trust_region_weights' needs reference model"),
         ("teacher", {"name": "model", "path": "other/model"}, "onpolicy.teacher: another model than the student"),
-        ("objective", [{"name": "distill", "divergence": "forward_kl"}, "start_kl"], "that would be a third copy"),
+        ("objective", [{"name": "distill", "divergence": "forward_kl"}, "ref_kl"], "that would be a third copy"),
         ("contexts", {"teacher": {"name": "regenerated"}}, "onpolicy.contexts.teacher: 'regenerated' asks the model"),
     ],
 )
@@ -155,10 +155,10 @@ def test_missing_files_are_named(given: list[str]) -> None:
 
 def test_the_method_travels_to_the_workers_as_it_is(given: list[str]) -> None:
     config = composed(given)
-    plan = method(config)
-    prepare(config, plan, "sync")
+    resolved = method(config)
+    prepare(config, resolved, "sync")
     assert config.trainer.v1.trainer_mode == "sync"
-    assert unpacked(config.actor_rollout_ref.onpolicy).config == plan.config
+    assert unpacked(config.actor_rollout_ref.onpolicy).config == resolved.config
 
 
 def test_a_served_teacher_takes_one_view_and_nothing_else(given: list[str]) -> None:
@@ -195,7 +195,7 @@ def test_every_trainer_of_verls_takes_the_mixin(given: list[str], mode: str) -> 
     config = composed(given, f"trainer.v1.trainer_mode={mode}")
     kind: Any = TRAINERS[mode]
     trainer = kind.__new__(kind)
-    trainer.plan, trainer.config = method(config), config
+    trainer.resolved, trainer.config = method(config), config
     assert issubclass(kind, Teaching)
     trainer._init_resource_pool_mgr()
     assert list(trainer.role_worker_mapping) == [Role.ActorRolloutRef]
