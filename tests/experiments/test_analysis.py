@@ -154,6 +154,8 @@ def test_contexts_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "--plot: got" in capsys.readouterr().err
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray")
 def test_a_context_longer_than_a_prompt_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What only teachers read in training is an ordinary prompt here; beyond its own limit it is refused by name, or left out."""
     config = write_config(tmp_path, contexts={"teacher": {"name": "reference_solution"}})

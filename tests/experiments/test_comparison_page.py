@@ -7,6 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.compare import Comparison, Confound, compare
 from tests.experiments.test_report import browse, drawn, fake_run
@@ -51,6 +53,7 @@ def test_the_page_holds_the_comparison(tmp_path: Path) -> None:
 
 
 @drawn
+@pytest.mark.process
 def test_a_browser_draws_the_comparison(tmp_path: Path) -> None:
     runs, found = sweep_of(tmp_path, {"plain": (10, 0.5), "<b>floor</b>": (20, 0.75)})
     write_report(runs, tmp_path / "report.html", found.plain())
