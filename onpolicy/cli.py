@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.utils.arguments import Band, above_zero, new_file, share, whole
-from onpolicy.utils.quiet import quiet_libraries
-from onpolicy.utils.terminal import plain, printable
+from onpolicy.utils.terminal import plain, printable, quiet_libraries
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -33,7 +33,7 @@ def resolve_model(path: str) -> str:
     if path == BUNDLED:
         return str(_bundled())
     if path == REASONER:
-        return str(Path(__file__).parent / "lab" / "reasoner")
+        return str(Path(__file__).parent / "experiments" / "lab" / "reasoner")
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

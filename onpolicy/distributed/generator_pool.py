@@ -64,7 +64,7 @@ class Replica(Worker):
         from onpolicy.config.resolve import resolve
         from onpolicy.run.assemble import local_generator
         from onpolicy.run.loading import open_model
-        from onpolicy.utils.quiet import quiet_libraries
+        from onpolicy.utils.terminal import quiet_libraries
 
         quiet_libraries()
         resolved = resolve(self._config)

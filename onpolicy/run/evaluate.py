@@ -20,7 +20,7 @@ from onpolicy.protocols import Generator
 from onpolicy.rollout.sampling import Sampling
 from onpolicy.types import Metrics, Prompt, Rollout, RolloutGroup
 from onpolicy.utils.disk import Room, write_whole
-from onpolicy.utils.stats import interval
+from onpolicy.utils.stats import bootstrap_ci
 
 AT_ONCE = 1024
 """Rollouts in one call of the generator: what an evaluation that is cut off can lose."""
@@ -175,7 +175,7 @@ def summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
     """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems, ``/<grader>`` is that grader's."""
     n = len(results[0].right)
     per_problem = [fmean(r.right) for r in results]
-    low, high = interval(per_problem)
+    low, high = bootstrap_ci(per_problem)
     metrics = {f"avg@{n}": fmean(per_problem), f"avg@{n}/low": low, f"avg@{n}/high": high}
     for k in ks:
         metrics[f"pass@{k}"] = fmean(pass_at_k(n, sum(r.right), k) for r in results)

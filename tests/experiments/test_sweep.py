@@ -21,11 +21,12 @@ import yaml
 
 from onpolicy.cli import main
 from onpolicy.config.registry import ConfigError
-from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, interval, right_at
+from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, right_at
 from onpolicy.experiments.sweep.grid import cells, chosen
-from onpolicy.experiments.sweep.live import curves, sparkline
+from onpolicy.experiments.sweep.live_curves import curves_table, sparkline
 from onpolicy.experiments.sweep.processes import LOOK, STOPPED, Processes, run
 from onpolicy.experiments.sweep.sweep import drawn
+from onpolicy.utils.stats import two_way_t_ci
 from tests.runs import metrics, write_config
 
 
@@ -145,16 +146,16 @@ def test_equal_tokens_by_hand(tmp_path: Path) -> None:
 
 def test_an_interval_for_other_seeds_and_problems() -> None:
     # one seed: a t-interval over its problems; no spread over problems: one over seeds
-    assert interval(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(
+    assert two_way_t_ci(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(
         (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
     )
-    assert interval(np.array([[1.0] * 5, [2.0] * 5, [3.0] * 5])) == pytest.approx(
+    assert two_way_t_ci(np.array([[1.0] * 5, [2.0] * 5, [3.0] * 5])) == pytest.approx(
         (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
     )
-    assert interval(np.array([[1.0, 1.0], [1.0, 1.0]])) == (1.0, 1.0)
+    assert two_way_t_ci(np.array([[1.0, 1.0], [1.0, 1.0]])) == (1.0, 1.0)
     draw, hits = np.random.default_rng(0), 0
     for _ in range(400):
-        low, high = interval(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
+        low, high = two_way_t_ci(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
         hits += low <= 0 <= high
     assert 0.94 <= hits / 400 <= 0.99, "covers the truth as often as it says"
 
@@ -175,8 +176,8 @@ def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"step": 9, "rew')  # being written
-    table = curves([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
-    assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "doubt per 1k", "set"]
+    table = curves_table([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
+    assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "markers per 1k", "set"]
     cells = [list(c.cells) for c in table.columns]
     assert cells[1] == ["8/20", "0/20"] and cells[3] == ["", ""]
     assert cells[2] == ["▁▂▃▄▅▅▆▇█ 0.8", ""] and cells[4][0] == "█▇▆▅▅▄▃▂▁ 0"

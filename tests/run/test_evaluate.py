@@ -25,7 +25,7 @@ from onpolicy.run.evaluate import Evaluator, maj_at_k, pass_at_k
 from onpolicy.run.exports import export
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from onpolicy.utils.disk import Room
-from onpolicy.utils.stats import interval
+from onpolicy.utils.stats import bootstrap_ci
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (4, 0, 2), (4, 4, 2), (6, 1, 6)])
@@ -48,9 +48,9 @@ def test_majorities() -> None:
 
 
 def test_intervals() -> None:
-    assert interval([1.0, 1.0]) == (1.0, 1.0)
-    low, high = interval([0.0, 1.0] * 50)
-    assert 0.38 < low < 0.45 < 0.55 < high < 0.62 and interval([0.0, 1.0] * 50) == (low, high)
+    assert bootstrap_ci([1.0, 1.0]) == (1.0, 1.0)
+    low, high = bootstrap_ci([0.0, 1.0] * 50)
+    assert 0.38 < low < 0.45 < 0.55 < high < 0.62 and bootstrap_ci([0.0, 1.0] * 50) == (low, high)
 
 
 class Scripted:

@@ -38,7 +38,7 @@ from onpolicy.config.schema import build, load, to_yaml
 from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer, RenderingError
 from onpolicy.experiments.report.page import write_report
-from onpolicy.experiments.sweep.live import curves
+from onpolicy.experiments.sweep.live_curves import curves_table
 from onpolicy.experiments.sweep.sweep import read_grid
 from onpolicy.models import ModelError, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
@@ -502,7 +502,9 @@ def test_a_terminal_shows_text_as_text(tmp_path: Path) -> None:
             {k: v for k, v in metrics.items() if k.startswith("eval/") and k.count("/") < 4 and "low" not in k}
         ),
     )
-    text = shown(preflight, display, *tables, closing_table(metrics, metrics), curves([(ODD, folder, 1, "A")], "t"))
+    text = shown(
+        preflight, display, *tables, closing_table(metrics, metrics), curves_table([(ODD, folder, 1, "A")], "t")
+    )
     assert text.count("[red]x[/red]") >= 5 and "[/INST]" in text and "[link=http://e.vil]" in text
     for control in ("\x1b]0;", "\x1b]8", "\x07", "\x9b", "\r", "\u202e", "\x1b[31m\x1b]"):
         assert control not in text, f"{control!r} came through"

@@ -20,7 +20,7 @@ from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.richness import richness
 from onpolicy.experiments.analysis.session import session
 from onpolicy.run.assemble import build_queries
-from onpolicy.utils.stats import Measured
+from onpolicy.utils.stats import Estimate
 from onpolicy.utils.terminal import plain
 
 MOST_LEXICONS = 6
@@ -136,7 +136,7 @@ def _table(title: str) -> Table:
     return table
 
 
-def _cell(value: Measured) -> str:
+def _cell(value: Estimate) -> str:
     return f"{value.mean:.3g}\n[dim]{_short(value.low)}…{_short(value.high)}[/dim]"
 
 

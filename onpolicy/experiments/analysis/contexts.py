@@ -17,7 +17,7 @@ from onpolicy.experiments.analysis.collect import solved
 from onpolicy.experiments.analysis.guided import Guided
 from onpolicy.experiments.analysis.richness import Gain
 from onpolicy.rewards.lexicon import count
-from onpolicy.utils.stats import Measured, measured
+from onpolicy.utils.stats import Estimate, estimate_mean
 
 UNGUIDED = "unguided"
 
@@ -46,13 +46,13 @@ class Row:
     def measures(self) -> list[str]:
         return list(next(iter(self.by_problem.values())))
 
-    def mean(self, measure: str) -> Measured:
+    def mean(self, measure: str) -> Estimate:
         """Over problems."""
-        return measured([numbers[measure] for numbers in self.by_problem.values()])
+        return estimate_mean([numbers[measure] for numbers in self.by_problem.values()])
 
-    def difference(self, measure: str) -> Measured:
+    def difference(self, measure: str) -> Estimate:
         """Less the unguided answers, problem by problem."""
-        return measured([numbers[measure] - self.against[p][measure] for p, numbers in self.by_problem.items()])
+        return estimate_mean([numbers[measure] - self.against[p][measure] for p, numbers in self.by_problem.items()])
 
 
 def rows(

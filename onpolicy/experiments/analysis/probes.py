@@ -29,7 +29,7 @@ from onpolicy.epistemic.ids import marker_ids
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.protocols import Generator
 from onpolicy.types import Prompt, Rollout, RolloutGroup
-from onpolicy.utils.stats import Measured, measured
+from onpolicy.utils.stats import Estimate, estimate_mean
 
 DOUBT = " Wait, maybe that is wrong. Let me double-check."
 NEUTRAL = " So, then that is done. Let me continue."
@@ -50,11 +50,11 @@ class Probe:
     problems: int
     answers: int
     """In both arms together."""
-    score: Measured
+    score: Estimate
     """Share right in the arm, mean over problems."""
-    difference: Measured
+    difference: Estimate
     """Less the share right in the other, problem by problem."""
-    tokens: Measured
+    tokens: Estimate
     """Difference of the answers' lengths, in tokens."""
 
 
@@ -217,9 +217,9 @@ def compared(arm: str, answers: Sequence[Answer], against: str, others: Sequence
         against=against,
         problems=len(one),
         answers=len(answers) + len(others),
-        score=measured(list(score.values())),
-        difference=measured([score[p] - fmean(a.right for a in found) for p, found in other.items()]),
-        tokens=measured([length[p] - fmean(a.tokens for a in found) for p, found in other.items()]),
+        score=estimate_mean(list(score.values())),
+        difference=estimate_mean([score[p] - fmean(a.right for a in found) for p, found in other.items()]),
+        tokens=estimate_mean([length[p] - fmean(a.tokens for a in found) for p, found in other.items()]),
     )
 
 

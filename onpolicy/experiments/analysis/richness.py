@@ -34,7 +34,7 @@ from onpolicy.trainer.forward import completion_states
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.trainer import WITHOUT_GRAPH
 from onpolicy.types import Message
-from onpolicy.utils.stats import Measured, measured
+from onpolicy.utils.stats import Estimate, estimate_mean
 
 BUDGET = {"cpu": 1024, "cuda": 8192}
 """Tokens that learn in one micro-batch, of which those without a gradient are a multiple."""
@@ -44,9 +44,9 @@ BUDGET = {"cpu": 1024, "cuda": 8192}
 class Gain:
     """Of one context; nats an answer, mean over problems."""
 
-    guided: Measured
+    guided: Estimate
     """Of right answers sampled with the context: what it tells."""
-    unguided: Measured | None
+    unguided: Estimate | None
     """Of right answers sampled without it; None where the problems that it helped with had none."""
     problems: int
     """Those with a right answer under the context."""
@@ -96,7 +96,7 @@ def richness(
 def _gain(found: Mapping[tuple[str, str], float]) -> Gain | None:
     """Of (kind of answers, problem) -> nats."""
     guided, unguided = ([v for (kind, _), v in found.items() if kind == wanted] for wanted in ("guided", "unguided"))
-    return Gain(measured(guided), measured(unguided) if unguided else None, len(guided)) if guided else None
+    return Gain(estimate_mean(guided), estimate_mean(unguided) if unguided else None, len(guided)) if guided else None
 
 
 def _prompt(model: Model, messages: Sequence[Message]) -> tuple[int, ...] | None:

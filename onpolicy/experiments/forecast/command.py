@@ -15,6 +15,7 @@ from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.forecast.forecast import GPUS, Assumed, Forecast, forecast, shape_of
 from onpolicy.models import resolve_model
+from onpolicy.utils.tables import coloured, table
 
 
 def print_forecast(
@@ -48,28 +49,28 @@ def print_forecast(
 
 
 def memory_table(foreseen: Forecast, gib: float) -> Table:
-    table = Table(title="memory of a GPU, GiB", title_justify="left")
-    table.add_column("part")
-    for kind in foreseen.memory:
-        table.add_column(kind, justify="right")
-    for part in dict.fromkeys(p for parts in foreseen.memory.values() for p in parts):
-        values = [parts.get(part, 0.0) for parts in foreseen.memory.values()]
-        if any(values):
-            table.add_row(part, *(f"{v:.1f}" if v else "" for v in values))
-    totals = [sum(parts.values()) for parts in foreseen.memory.values()]
-    shown = [f"[{'green' if total <= gib else 'red'}]{total:.1f} of {gib:.0f}[/]" for total in totals]
-    table.add_section()
-    table.add_row("in all", *shown)
-    return table
+    parts = dict.fromkeys(part for parts in foreseen.memory.values() for part in parts)
+    values = {part: [held.get(part, 0.0) for held in foreseen.memory.values()] for part in parts}
+    totals = [sum(held.values()) for held in foreseen.memory.values()]
+    return table(
+        "memory of a GPU, GiB",
+        ["part", *foreseen.memory],
+        [
+            *((part, *(f"{v:.1f}" if v else "" for v in row)) for part, row in values.items() if any(row)),
+            None,
+            ("total", *(coloured(f"{t:.1f} of {gib:.0f}", "green" if t <= gib else "red") for t in totals)),
+        ],
+    )
 
 
 def time_table(foreseen: Forecast, steps: int) -> Table:
-    table = Table(title="time", title_justify="left")
-    for head in ("", "seconds a step", "hours"):
-        table.add_column(head, justify="left" if not head else "right")
-    for what, seconds in foreseen.seconds.items():
-        table.add_row(what, f"{seconds:.3g}", f"{seconds * steps / 3600:.2g}")
-    table.add_row("evaluate", "", f"{foreseen.evaluation_hours:.2g}")
-    table.add_section()
-    table.add_row(f"in all, {steps} steps", f"{sum(foreseen.seconds.values()):.4g}", f"{foreseen.hours:.3g}")
-    return table
+    return table(
+        "time",
+        ["", "seconds per step", "hours"],
+        [
+            *((what, f"{s:.3g}", f"{s * steps / 3600:.2g}") for what, s in foreseen.seconds.items()),
+            ("evaluate", "", f"{foreseen.evaluation_hours:.2g}"),
+            None,
+            (f"total, {steps} steps", f"{sum(foreseen.seconds.values()):.4g}", f"{foreseen.hours:.3g}"),
+        ],
+    )

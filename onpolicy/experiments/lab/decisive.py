@@ -30,6 +30,7 @@ from onpolicy.experiments.sweep.compare import (
     right_at,
 )
 from onpolicy.experiments.sweep.sweep import Cell, cells, read_grid, sweep
+from onpolicy.utils.tables import left, table
 
 GRID = Path("configs/lab/decisive.yaml")
 CONTROLS = {
@@ -165,13 +166,12 @@ def summary(
 
 
 def controls_table(found: Sequence[tuple[str, Difference]]) -> Table:
-    table = Table(
-        title="share right out of domain: protections less their controls, 95 % over seeds and problems",
-        title_justify="left",
+    return table(
+        "accuracy out of domain: each protection minus its control, 95 % t interval over seeds and problems",
+        ["arm", left("control"), left("problems trained on"), "difference", "95 %"],
+        (
+            (d.arm, control, d.cross, f"{d.difference:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}")
+            for control, d in found
+            if d.set == OUT
+        ),
     )
-    for head in ("arm", "control", "problems trained on", "difference", "95 %"):
-        table.add_column(head, justify="right" if head in ("difference", "95 %") else "left", overflow="fold")
-    for control, d in found:
-        if d.set == OUT:
-            table.add_row(d.arm, control, d.cross, f"{d.difference:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}")
-    return table

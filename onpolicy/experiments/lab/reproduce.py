@@ -27,9 +27,11 @@ from onpolicy.experiments.lab.readout import rounded, versions
 from onpolicy.experiments.lab.sets import families
 from onpolicy.experiments.sft.collect import UNGUIDED, Wanted
 from onpolicy.experiments.sft.sft import Training, prepare
-from onpolicy.experiments.sweep.compare import Comparison, Difference, against_reference, compare, differences, interval
+from onpolicy.experiments.sweep.compare import Comparison, Difference, against_reference, compare, differences
 from onpolicy.experiments.sweep.sweep import Cell, cells, read_grid, sweep
 from onpolicy.run.run_dir import logged
+from onpolicy.utils.stats import two_way_t_ci
+from onpolicy.utils.tables import coloured, left, table
 
 CONTEXTS, COVERAGE = Path("configs/lab/contexts.yaml"), Path("configs/lab/coverage.yaml")
 PROBLEMS = 100
@@ -203,7 +205,7 @@ def fine_tuned(measured: Sequence[Difference]) -> Iterator[Claim]:
 def over_seeds(letter: str, text: str, gaps: Sequence[float], *, positive: bool) -> Claim:
     """The mean over seeds with a t-interval; with one seed everything is possible."""
     mean = fmean(gaps)
-    low, high = interval(np.array(gaps)[:, None]) if len(gaps) > 1 else (mean - 1e9, mean + 1e9)
+    low, high = two_way_t_ci(np.array(gaps)[:, None]) if len(gaps) > 1 else (mean - 1e9, mean + 1e9)
     return Claim(letter, text, mean, low, high, positive)
 
 
@@ -218,21 +220,22 @@ def curves(finished: Sequence[Cell]) -> list[dict[str, Any]]:
 
 
 def claims_table(claims: Sequence[Claim]) -> Table:
-    table = Table(title="findings of arXiv 2603.24472 in miniature", title_justify="left")
-    for head in ("", "claim", "measured", "95 %", "paper says", ""):
-        table.add_column(head, justify="right" if head in ("measured", "95 %") else "left", overflow="fold")
     colours = {"holds": "green", "fails": "red", "open": "yellow"}
-    for c in claims:
-        verdict = f"[{colours[c.verdict]}]{c.verdict}[/]"
-        table.add_row(
-            c.letter,
-            c.text,
-            f"{c.value:+.3g}",
-            f"{c.low:+.2g} to {c.high:+.2g}",
-            "> 0" if c.positive else "< 0",
-            verdict,
-        )
-    return table
+    return table(
+        "findings of arXiv 2603.24472 in miniature",
+        ["", left("claim"), "measured", "95 %", left("the paper"), left("here")],
+        (
+            (
+                c.letter,
+                c.text,
+                f"{c.value:+.3g}",
+                f"{c.low:+.2g} to {c.high:+.2g}",
+                "> 0" if c.positive else "< 0",
+                coloured(c.verdict, colours[c.verdict]),
+            )
+            for c in claims
+        ),
+    )
 
 
 def _claim(letter: str, text: str, d: Difference, *, positive: bool) -> Claim:

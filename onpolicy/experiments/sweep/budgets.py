@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Protocol, TypeVar
 
 from rich.table import Table
 
 from onpolicy.run.run_dir import logged
 from onpolicy.types import Metrics
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.tables import left, table, with_note
 
-Run = tuple[str, str, int, Path]
+RunKey = tuple[str, str, int, Path]
 """Arm, cross, seed, folder."""
 BUDGETS = {
     "tokens/generated": ("rollout/sampled_tokens", "context/sampled_tokens"),
@@ -56,7 +57,7 @@ def costs(folder: Path) -> Metrics:
     return found
 
 
-def budgets(runs: Sequence[Run], reference: str) -> list[Budget]:
+def budgets(runs: Sequence[RunKey], reference: str) -> list[Budget]:
     """Of each arm under each cross, kind by kind; nothing of a kind that one of its runs did not log."""
     spent = {(arm, cross, seed): costs(folder) for arm, cross, seed, folder in runs}
     found = []
@@ -84,17 +85,40 @@ def budgets(runs: Sequence[Run], reference: str) -> list[Budget]:
 
 def budgets_table(found: Sequence[Budget]) -> Table:
     """A row for each arm and cross, a column for each kind."""
-    table = Table(title="tokens a run, mean over seeds; times the first arm's", title_justify="left")
-    kinds, crossed = dict.fromkeys(b.kind for b in found), any(b.cross for b in found)
-    for head in ("arm", *([""] if crossed else []), *kinds):
-        table.add_column(plain(head), justify="left" if head in ("arm", "") else "right", overflow="fold")
-    for arm, cross in dict.fromkeys((b.arm, b.cross) for b in found):
-        cells = {b.kind: b for b in found if (b.arm, b.cross) == (arm, cross)}
-        names = [plain(arm), *([plain(cross)] if crossed else [])]
-        table.add_row(*names, *(_cell(cells[kind]) if kind in cells else "–" for kind in kinds))
-    return table
+    title = "tokens per run, mean over seeds; ×: relative to the first arm"
+    return arm_table(title, found, lambda b: b.kind, _budget_cell)
 
 
-def _cell(budget: Budget) -> str:
-    times = "" if budget.relative is None else f" [dim]×{budget.relative:.2f}[/dim]"
-    return f"{budget.mean:,.0f}{times}"
+def _budget_cell(budget: Budget) -> str:
+    times = "" if budget.relative is None else f"×{budget.relative:.2f}"
+    return with_note(f"{budget.mean:,.0f}", times, between=" ")
+
+
+class _OfArm(Protocol):
+    """What is known of one arm under one cross."""
+
+    @property
+    def arm(self) -> str: ...
+    @property
+    def cross(self) -> str: ...
+
+
+T = TypeVar("T", bound=_OfArm)
+
+
+def arm_table(title: str, found: Sequence[T], column: Callable[[T], str], cell: Callable[[T], str]) -> Table:
+    """A row for each arm and cross, and a column of crosses where there are several.
+
+    Args:
+        title: of the table
+        found: the contents of the cells
+        column: the heading under which an entry stands
+        cell: an entry as text
+    """
+    columns, crossed = list(dict.fromkeys(map(column, found))), any(entry.cross for entry in found)
+    entries = {(entry.arm, entry.cross, column(entry)): cell(entry) for entry in found}
+    rows = (
+        (arm, *([cross] if crossed else []), *(entries.get((arm, cross, head), "–") for head in columns))
+        for arm, cross in dict.fromkeys((entry.arm, entry.cross) for entry in found)
+    )
+    return table(title, [left("arm"), *([left("")] if crossed else []), *columns], rows)

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from onpolicy.experiments.sweep.budgets import BUDGETS, Budget, Run, budgets, costs
+from onpolicy.experiments.sweep.budgets import BUDGETS, Budget, RunKey, arm_table, budgets, costs
 from onpolicy.run.run_dir import logged
 from onpolicy.types import Metrics
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.stats import two_way_t_ci
+from onpolicy.utils.tables import with_note
 
 Right = Mapping[str, Mapping[str, float]]
 """Set -> problem -> share right."""
@@ -39,7 +40,7 @@ class Difference:
     difference: float
     low: float
     high: float
-    """95 % interval for other seeds and other problems of the kind, the same problems in both arms (``interval``)."""
+    """95 % interval for other seeds and other problems of the kind, the same problems in both arms (``two_way_t_ci``)."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def _finite(difference: Difference) -> dict[str, Any]:
 
 
 def compare(
-    runs: Sequence[Run],
+    runs: Sequence[RunKey],
     pools: Mapping[str, Sequence[str]] | None = None,
     reference: str | None = None,
     axes: Sequence[str] = (),
@@ -122,7 +123,7 @@ def compare(
 
 
 def differences(
-    runs: Sequence[Run],
+    runs: Sequence[RunKey],
     pools: Mapping[str, Sequence[str]],
     reference: str | None = None,
     right: Callable[[Path], Right] | None = None,
@@ -162,7 +163,7 @@ def _in_common(
     return found
 
 
-def against_reference(runs: Sequence[Run], pools: Mapping[str, Sequence[str]]) -> list[Difference]:
+def against_reference(runs: Sequence[RunKey], pools: Mapping[str, Sequence[str]]) -> list[Difference]:
     """Each arm's last evaluation less its evaluation at step 0; nothing of runs without one."""
     pairs: dict[tuple[str, str], list[tuple[Right, Right]]] = {}
     for arm, cross, _, folder in runs:
@@ -205,7 +206,7 @@ def pooled(right: Right, pools: Mapping[str, Sequence[str]]) -> dict[str, Mappin
 
 
 def equally_dear(
-    runs: Sequence[Run], pools: Mapping[str, Sequence[str]], reference: str
+    runs: Sequence[RunKey], pools: Mapping[str, Sequence[str]], reference: str
 ) -> tuple[dict[str, float], list[Difference]]:
     """Cross -> tokens that its cheapest run sampled, and ``differences`` when each run had sampled so many. Runs that were not
     evaluated until then are left out."""
@@ -216,7 +217,7 @@ def equally_dear(
     return by_cross, differences(known, pools, reference, lambda folder: right_at(folder, tokens[folder]))
 
 
-def equal_budgets(runs: Sequence[Run]) -> dict[Path, float]:
+def equal_budgets(runs: Sequence[RunKey]) -> dict[Path, float]:
     """Folder -> tokens: what the cheapest run of the same cross sampled in all."""
     spent = {folder: max(_tokens_by_evaluation(folder).values()) for *_, folder in runs}
     cheapest = {cross: min(spent[f] for _, c, _, f in runs if c == cross) for _, cross, *_ in runs}
@@ -252,7 +253,7 @@ def _difference(
     problems = sorted(both[0][0])
     own = np.array([[one[p] for p in problems] for one, _ in both])
     gaps = own - np.array([[other[p] for p in problems] for _, other in both])
-    low, high = interval(gaps)
+    low, high = two_way_t_ci(gaps)
     by_seed = own.mean(1)
     return Difference(
         arm=arm, cross=cross, set=name, seeds=len(both), problems=len(problems), mean=float(own.mean()),
@@ -260,52 +261,17 @@ def _difference(
     )  # fmt: skip
 
 
-def interval(gaps: np.ndarray) -> tuple[float, float]:
-    """95 % for the mean of ``[seeds, problems]`` where both are samples: mean -+ sqrt(t_s^2 v_s + t_p^2 v_p).
-
-    v_s and v_p are the variances of the row and of the column means over their numbers, each with the t of its own degrees of freedom;
-    both contain what neither explains, so it errs on the wide side. A bootstrap over three seeds would be too narrow by far. With one
-    seed it speaks of other problems alone, with one problem of other seeds; of one of each nothing can be said (nan).
-    """
-    mean = float(gaps.mean())
-    if gaps.size == 1:
-        return float("nan"), float("nan")
-    half = (_part(gaps.mean(1)) + _part(gaps.mean(0))) ** 0.5
-    return mean - half, mean + half
-
-
-def _part(means: np.ndarray) -> float:
-    """t^2 times the variance of the means over their number; 0 of a single one."""
-    from scipy.stats import t
-
-    n = len(means)
-    return float(t.ppf(0.975, n - 1)) ** 2 * float(means.var(ddof=1)) / n if n > 1 else 0.0
-
-
 def differences_table(found: Sequence[Difference], when: str = "") -> Table:
     """A row for each arm and cross, a column for each set.
 
     Args:
-        found: what it shows
-        when: in the title, of what state of the runs it speaks
+        found: the differences to show
+        when: added to the title: the state of the runs that the numbers describe
     """
-    sets = list(dict.fromkeys(d.set for d in found))
-    table = Table(
-        title=f"share right{when}; difference from the first arm, 95 % over seeds and problems", title_justify="left"
-    )
-    crossed = any(d.cross for d in found)
-    for head in ("arm", *([""] if crossed else []), *sets):
-        table.add_column(plain(head), justify="left" if head in ("arm", "") else "right", overflow="fold")
-    for arm, cross in dict.fromkeys((d.arm, d.cross) for d in found):
-        cells = {d.set: d for d in found if (d.arm, d.cross) == (arm, cross)}
-        table.add_row(
-            plain(arm),
-            *([plain(cross)] if crossed else []),
-            *(_cell(cells[name]) if name in cells else "–" for name in sets),
-        )
-    return table
+    title = f"accuracy{when}; difference from the first arm, 95 % t interval over seeds and problems"
+    return arm_table(title, found, lambda d: d.set, _difference_cell)
 
 
-def _cell(d: Difference) -> str:
+def _difference_cell(d: Difference) -> str:
     known = "" if math.isnan(d.low) else f" ({d.low:+.3f} to {d.high:+.3f})"
-    return f"{d.mean:.3f}\n[dim]{d.difference:+.3f}{known}[/dim]"
+    return with_note(f"{d.mean:.3f}", f"{d.difference:+.3f}{known}")

@@ -20,7 +20,7 @@ from onpolicy.config.registry import ConfigError, suggest
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import Config, load
 from onpolicy.config.yaml_io import file_name, read_yaml
-from onpolicy.experiments.sweep.budgets import Run
+from onpolicy.experiments.sweep.budgets import RunKey
 from onpolicy.experiments.sweep.compare import Confound
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.run_dir import logged, refuse_other_settings
@@ -67,7 +67,7 @@ class Cell:
         return " ".join(part for part in (self.arm, self.cross, f"seed {self.seed}") if part)
 
     @property
-    def run(self) -> Run:
+    def run(self) -> RunKey:
         """As ``onpolicy.experiments.sweep.compare`` wants it."""
         return self.arm, self.cross, self.seed, self.folder
 

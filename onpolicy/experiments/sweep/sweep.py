@@ -38,7 +38,7 @@ from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.budgets import budgets_table
 from onpolicy.experiments.sweep.compare import Comparison, compare, differences_table
 from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
-from onpolicy.experiments.sweep.live import curves
+from onpolicy.experiments.sweep.live_curves import curves_table
 from onpolicy.experiments.sweep.processes import Processes, Runs
 from onpolicy.utils.terminal import plain
 
@@ -122,7 +122,7 @@ def print_comparison(found: Comparison, console: Console) -> None:
         console.print(f"arm {arm} differs in {key} as well: {value}, in the first arm {reference}", soft_wrap=True)
     console.print(budgets_table(found.budgets))
     if len({b.mean for b in found.budgets if b.kind == "generated"}) > 1 and found.at_equal_tokens:
-        tokens = ", ".join(f"{f'{plain(cross)}: ' if cross else ''}{n:,.0f}" for cross, n in found.equal_tokens.items())
+        tokens = ", ".join(f"{f'{cross}: ' if cross else ''}{n:,.0f}" for cross, n in found.equal_tokens.items())
         console.print(differences_table(found.at_equal_tokens, f" when each run had sampled as many tokens ({tokens})"))
 
 
@@ -150,4 +150,4 @@ def run_all(missing: Sequence[Cell], place: Runs, console: Console) -> list[Cell
 
 
 def _curves(shown: Sequence[Cell], title: str) -> Table:
-    return curves([(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown], title)
+    return curves_table([(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown], title)
