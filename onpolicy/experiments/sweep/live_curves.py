@@ -18,11 +18,11 @@ CURVES = {
     "length": ("rollout/completion_length/mean",),
     "markers per 1k": ("epistemic/{followed}/rate_per_1k",),
 }
-"""Heading -> metric of every step; ``{followed}`` is the run's ``epistemic.lexicon``. Every set of the evaluation has one too."""
+"""Heading -> metric of every step; ``{followed}`` is the run's ``epistemic.lexicon``. Every evaluation set has a column too."""
 
 
 def sparkline(values: Sequence[float], low: float, high: float) -> str:
-    """At most ``WIDTH`` blocks for the values in order, between two bounds."""
+    """The values as at most ``WIDTH`` blocks, scaled between two bounds."""
     if not values:
         return ""
     chosen = [values[i * len(values) // min(WIDTH, len(values))] for i in range(min(WIDTH, len(values)) - 1)]
@@ -32,10 +32,10 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
 
 
 def curves_table(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
-    """A row for each run, a column for each curve, all rows of a column to one scale.
+    """A row for each run, a column for each curve; all rows of a column have the same scale.
 
     Args:
-        runs: name, folder, steps in all, and the lexicon that is followed
+        runs: name, folder, total steps, and the lexicon that is followed
         title: of the table
     """
     found = [(name, steps, followed, logged(folder)) for name, folder, steps, followed in runs]

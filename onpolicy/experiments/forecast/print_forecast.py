@@ -1,4 +1,4 @@
-"""How a forecast is asked for and shown."""
+"""``onpolicy forecast``: reads the config and the model's shape, prints the forecast."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ from rich.table import Table
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
-from onpolicy.experiments.forecast.forecast import GPUS, Assumed, Forecast, forecast, shape_of
+from onpolicy.experiments.forecast.forecast import GPUS, Assumptions, Forecast, forecast, shape_of
 from onpolicy.models import resolve_model
 from onpolicy.utils.tables import coloured, table
 
 
 def print_forecast(
-    config: Path, overrides: Sequence[str], shape: Path | None, assumed: Assumed, output: Path | None
+    config: Path, overrides: Sequence[str], model_config: Path | None, assumed: Assumptions, output: Path | None
 ) -> int:
-    """Two tables and what they rest on; 1 where something does not fit."""
+    """Prints two tables and the assumptions behind them; returns 1 where something does not fit."""
     resolved = resolve(load(config, overrides))
     settings = resolved.config.model
-    if shape is None:
+    if model_config is None:
         found = shape_of(
             resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
         )
-    elif not shape.is_file():
-        raise ConfigError(f"--shape: got {str(shape)!r}, which is no file; wanted a model's config.json")
+    elif not model_config.is_file():
+        raise ConfigError(
+            f"--model-config: got {str(model_config)!r}, which is not a file; expected a model's config.json"
+        )
     else:
-        found = shape_of(str(shape))
+        found = shape_of(str(model_config))
     foreseen = forecast(resolved, found, assumed)
     console = Console()
     console.print(f"{found.parameters / 1e9:.2f} billion parameters, {foreseen.gpus} GPUs of kind {assumed.gpu}")
