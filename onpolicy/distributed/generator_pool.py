@@ -61,7 +61,7 @@ class Replica(Worker):
 
     def set_up(self) -> None:
         from onpolicy.config.resolve import resolve
-        from onpolicy.utils.quiet import quiet_libraries
+        from onpolicy.utils.terminal import quiet_libraries
 
         quiet_libraries()
         resolved = resolve(self._config)

@@ -38,7 +38,7 @@ class Rank(Worker):
         self._config, self._rank, self._size = config, rank, size
 
     def set_up(self) -> None:
-        from onpolicy.utils.quiet import quiet_libraries
+        from onpolicy.utils.terminal import quiet_libraries
 
         quiet_libraries()
 

@@ -22,7 +22,7 @@ from onpolicy.rewards.extract import extract_answer
 from onpolicy.run.evaluation_files import ProblemResult, read_results, write_results
 from onpolicy.run.loading import drop_overlong, read_prompts
 from onpolicy.types import RIGHT, Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
-from onpolicy.utils.stats import interval
+from onpolicy.utils.stats import bootstrap_ci
 
 AT_ONCE = 1024
 """Rollouts in one call of the generator: the most that an evaluation that is cut off can lose."""
@@ -176,7 +176,7 @@ def summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
     """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems, ``/<grader>`` is by that grader."""
     n = len(results[0].right)
     per_problem = [fmean(r.right) for r in results]
-    low, high = interval(per_problem)
+    low, high = bootstrap_ci(per_problem)
     metrics = {f"avg@{n}": fmean(per_problem), f"avg@{n}/low": low, f"avg@{n}/high": high}
     for k in ks:
         metrics[f"pass@{k}"] = fmean(pass_at_k(n, sum(r.right), k) for r in results)

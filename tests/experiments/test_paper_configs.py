@@ -49,10 +49,10 @@ def small(folder: Path) -> list[str]:
 
 
 def one_of_each(path: Path, folder: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Every arm under the first cross and every cross of the first arm, with the overrides that make it."""
+    """Every arm under the first factor and every factor of the first arm, with the overrides that make it."""
     everything = [cell for cell in cells(path, folder / "out") if cell.seed == 0]
     first = everything[0]
-    return [(f"{c.arm} {c.cross}", c.overrides) for c in everything if c.arm == first.arm or c.cross == first.cross]
+    return [(f"{c.arm} {c.factor}", c.overrides) for c in everything if c.arm == first.arm or c.factor == first.factor]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -117,7 +117,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("grid", "arm", "cross", "wanted"),
+    ("grid", "arm", "factor", "wanted"),
     [
         ("section_5", "sdpo", "r1_distill_7b", SDPO),
         ("section_5", "sdpo_without_think", "olmo3_7b", SDPO | {"keep": False}),
@@ -131,8 +131,8 @@ def settings(config: Config) -> dict[str, Any]:
         ("section_6", "grpo", "1", GRPO | SIX),
     ],
 )
-def test_the_papers_settings(grid: str, arm: str, cross: str, wanted: dict[str, Any], tmp_path: Path) -> None:
-    cell = next(c for c in cells(GRIDS[grid], tmp_path) if (c.arm, c.cross) == (arm, cross))
+def test_the_papers_settings(grid: str, arm: str, factor: str, wanted: dict[str, Any], tmp_path: Path) -> None:
+    cell = next(c for c in cells(GRIDS[grid], tmp_path) if (c.arm, c.factor) == (arm, factor))
     found = settings(load(FOLDER / "math.yaml", cell.overrides))
     assert found == wanted
     if "grpo" in arm:

@@ -25,11 +25,12 @@ import yaml
 from onpolicy.cli import main
 from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.sweep import processes
-from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, interval, right_at
+from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, pass_rates_at
 from onpolicy.experiments.sweep.grid import cells, chosen
-from onpolicy.experiments.sweep.live import curves, sparkline
-from onpolicy.experiments.sweep.processes import STOPPED, Processes, run
+from onpolicy.experiments.sweep.live_curves import curves_table, sparkline
+from onpolicy.experiments.sweep.processes import STOPPED, Processes, run_cell
 from onpolicy.experiments.sweep.sweep import drawn
+from onpolicy.utils.stats import two_way_t_ci
 from tests.runs import metrics, write_config
 
 
@@ -40,7 +41,7 @@ def grid(folder: Path, **changes: Any) -> Path:
         rewards=[{"name": "tests.experiments.test_probes:lucky"}], eval={"every": 2, "sets": sets, "samples": 2, "k": [2]},
     )  # fmt: skip
     whole: dict[str, Any] = {
-        "config": "config.yaml", "seeds": [0, 1], "pools": {"both": ["sums"]},
+        "config": "config.yaml", "seeds": [0, 1], "eval_groups": {"both": ["sums"]},
         "arms": {"plain": {}, "slow": {"trainer.lr": 1e-6, "objective[1].weight": 0.5}},
         "axes": ["objective"], "confounds": ["trainer.lr"],
     }  # fmt: skip
@@ -128,7 +129,7 @@ def test_differences_by_hand(tmp_path: Path) -> None:
     # means .25 and .75 over seeds, .5 and .5 over problems: +-12.706 x .25
     assert (other.low, other.high) == pytest.approx((0.5 - 12.7062 * 0.25, 0.5 + 12.7062 * 0.25), abs=1e-3)
     assert other.spread == pytest.approx(0.3535533906)
-    assert found.runs[0] | {"arm": 0} == {"arm": 0, "cross": "x", "seed": 0.0, "step": 2, "rollout/sampled_tokens": 10,
+    assert found.runs[0] | {"arm": 0} == {"arm": 0, "factor": "x", "seed": 0.0, "step": 2, "rollout/sampled_tokens": 10,
         "rollout/tokens": 9, "m": 2, "tokens/generated": 20.0, "tokens/trained": 18.0}  # fmt: skip
 
 
@@ -149,9 +150,9 @@ def test_equal_tokens_by_hand(tmp_path: Path) -> None:
     runs = [("cheap", "", 0, cheap), ("dear", "", 0, dear)]
     budgets = equal_budgets(runs)
     assert budgets == {cheap: 20.0, dear: 20.0}, "the cheaper one ends at 20"
-    assert right_at(dear, 20.0) == {"set": {"p": 0.625}}, "20 of the 32 tokens between its two evaluations"
-    assert right_at(dear, 99.0) == {"set": {"p": 1.0}} and right_at(dear, 0.0) == {"set": {"p": 0.0}}
-    (_, other) = differences(runs, {}, right=lambda folder: right_at(folder, budgets[folder]))
+    assert pass_rates_at(dear, 20.0) == {"set": {"p": 0.625}}, "20 of the 32 tokens between its two evaluations"
+    assert pass_rates_at(dear, 99.0) == {"set": {"p": 1.0}} and pass_rates_at(dear, 0.0) == {"set": {"p": 0.0}}
+    (_, other) = differences(runs, {}, read=lambda folder: pass_rates_at(folder, budgets[folder]))
     assert other.difference == -0.375
     found = compare(runs)
     assert found.equal_tokens == {"": 20.0} and [d.difference for d in found.at_equal_tokens] == [0.0, -0.375]
@@ -165,16 +166,16 @@ def test_equal_tokens_by_hand(tmp_path: Path) -> None:
 
 def test_an_interval_for_other_seeds_and_problems() -> None:
     # one seed: a t-interval over its problems; no spread over problems: one over seeds
-    assert interval(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(
+    assert two_way_t_ci(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(
         (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
     )
-    assert interval(np.array([[1.0] * 5, [2.0] * 5, [3.0] * 5])) == pytest.approx(
+    assert two_way_t_ci(np.array([[1.0] * 5, [2.0] * 5, [3.0] * 5])) == pytest.approx(
         (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
     )
-    assert interval(np.array([[1.0, 1.0], [1.0, 1.0]])) == (1.0, 1.0)
+    assert two_way_t_ci(np.array([[1.0, 1.0], [1.0, 1.0]])) == (1.0, 1.0)
     draw, hits = np.random.default_rng(0), 0
     for _ in range(400):
-        low, high = interval(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
+        low, high = two_way_t_ci(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
         hits += low <= 0 <= high
     assert 0.94 <= hits / 400 <= 0.99, "covers the truth as often as it says"
 
@@ -195,8 +196,8 @@ def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"step": 9, "rew')  # being written
-    table = curves([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
-    assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "doubt per 1k", "set"]
+    table = curves_table([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
+    assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "markers per 1k", "set"]
     cells = [list(c.cells) for c in table.columns]
     assert cells[1] == ["8/20", "0/20"] and cells[3] == ["", ""]
     assert cells[2] == ["▁▂▃▄▅▅▆▇█ 0.8", ""] and cells[4][0] == "█▇▆▅▅▄▃▂▁ 0"
@@ -204,20 +205,20 @@ def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
 
 
 def test_every_combination(tmp_path: Path) -> None:
-    path = grid(tmp_path, cross={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
+    path = grid(tmp_path, factors={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
     found = list(cells(path, tmp_path / "out", ["steps=1"]))
-    assert [(c.arm, c.cross, c.seed) for c in found] == [
+    assert [(c.arm, c.factor, c.seed) for c in found] == [
         ("plain", "one", 3), ("slow", "one", 3), ("plain", "all", 3), ("slow", "all", 3)
     ]  # fmt: skip
     assert found[1].folder == tmp_path / "out/slow/one/seed-3" and found[1].settings.steps == 1
-    names = lambda only: [(c.arm, c.cross) for c in chosen(found, only)]  # noqa: E731
+    names = lambda only: [(c.arm, c.factor) for c in chosen(found, only)]  # noqa: E731
     assert names(["slow"]) == [("slow", "one"), ("slow", "all")] and names(["all"]) == [
         ("plain", "all"),
         ("slow", "all"),
     ]
     assert names(["one", "plain"]) == [("plain", "one")] and len(names([])) == 4
     with pytest.raises(
-        ConfigError, match=r"--only: got 'slwo', wanted arms or crosses: all, one, plain, slow\. Did you mean 'slow'"
+        ConfigError, match=r"--arm: got 'slwo', wanted arms or factors: all, one, plain, slow\. Did you mean 'slow'"
     ):
         names(["slwo"])
 
@@ -229,12 +230,13 @@ def test_every_combination(tmp_path: Path) -> None:
         ({"arms": {}}, "wanted at least one arm"),
         ({"seeds": "many"}, "seeds"),
         ({"arm": {}}, "arm: unknown key. Did you mean 'arms'?"),
-        ({"pools": {"out": ["summs"]}}, "pools.out: got 'summs', wanted sets of eval.sets: sums"),
-        ({"pools": {"out": []}}, "pools.out: got [], wanted at least one set of eval.sets"),
-        ({"pools": {"sums": ["sums"]}}, "pools.sums: got ['sums'], wanted a name that is no set's own"),
+        ({"pools": {"out": ["sums"]}}, "pools: this key is now called 'eval_groups'"),
+        ({"eval_groups": {"out": ["summs"]}}, "eval_groups.out: got 'summs', wanted sets of eval.sets: sums"),
+        ({"eval_groups": {"out": []}}, "eval_groups.out: got [], wanted at least one set of eval.sets"),
+        ({"eval_groups": {"sums": ["sums"]}}, "eval_groups.sums: got ['sums'], wanted a name that is no set's own"),
         ({"arms": {"plain": {}, "same": {}}}, "the runs 'plain seed 0' and 'same seed 0' have the same settings"),
         (
-            {"cross": {"quiet": {"logging.trackers": ["tensorboard"]}}},
+            {"factors": {"quiet": {"logging.trackers": ["tensorboard"]}}},
             "logging.trackers: got ['tensorboard'], wanted jsonl",
         ),
     ],
@@ -262,16 +264,16 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: 
 def test_some_of_a_sweep(swept: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was run before stays in the comparison, which is against the grid's first arm whatever runs now."""
     path, output = grid(tmp_path, seeds=[0]), tmp_path / "out"
-    assert main(["sweep", str(path), "--only", "plain", "--output", str(output)]) == 0
+    assert main(["sweep", str(path), "--arm", "plain", "--output", str(output)]) == 0
     assert "1 runs, 0 finished" in capsys.readouterr().out and not (output / "slow").exists()
     already_run(swept, ["slow/seed-0"], tmp_path, output)
-    assert main(["sweep", str(path), "--only", "slow", "--output", str(output)]) == 0
+    assert main(["sweep", str(path), "--arm", "slow", "--output", str(output)]) == 0
     found = json.loads((output / "comparison.json").read_text())
     assert found["reference"] == "plain" and {d["arm"] for d in found["differences"]} == {"plain", "slow"}
-    assert main(["sweep", str(path), "--only", "slow", "trainer.weight_decay=0.1", "--output", str(output)]) == 2
+    assert main(["sweep", str(path), "--arm", "slow", "trainer.weight_decay=0.1", "--output", str(output)]) == 2
     other = tmp_path / "other"
     already_run(swept, ["slow/seed-0"], tmp_path, other)
-    assert main(["sweep", str(path), "--only", "slow", "--output", str(other)]) == 0
+    assert main(["sweep", str(path), "--arm", "slow", "--output", str(other)]) == 0
     found = json.loads((other / "comparison.json").read_text())
     assert not found["differences"] and [d["arm"] for d in found["from_start"]] == ["slow"] * 2
 
@@ -388,7 +390,7 @@ def test_a_run_that_an_earlier_sweep_left_behind_is_waited_for(tmp_path: Path, m
         until(lambda: "mine" in cell.log.read_text(), left)
         stop = threading.Event()
         with ThreadPoolExecutor(1) as pool:
-            stopped = pool.submit(run, cell, os.environ, stop)
+            stopped = pool.submit(run_cell, cell, os.environ, stop)
             until(lambda: len(looks) > 5, left)
             stop.set()
             assert stopped.result() == STOPPED, "nothing is started beside it"

@@ -23,7 +23,7 @@ from onpolicy.rewards.extract import extract_answer
 from onpolicy.run.evaluate import Evaluator, maj_at_k, pass_at_k
 from onpolicy.run.exports import export
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
-from onpolicy.utils.stats import interval
+from onpolicy.utils.stats import bootstrap_ci
 
 
 @pytest.mark.parametrize(("n", "c", "k"), [(5, 2, 1), (5, 2, 3), (4, 0, 2), (4, 4, 2), (6, 1, 6)])
@@ -46,9 +46,9 @@ def test_majorities() -> None:
 
 
 def test_intervals() -> None:
-    assert interval([1.0, 1.0]) == (1.0, 1.0)
-    low, high = interval([0.0, 1.0] * 50)
-    assert 0.38 < low < 0.45 < 0.55 < high < 0.62 and interval([0.0, 1.0] * 50) == (low, high)
+    assert bootstrap_ci([1.0, 1.0]) == (1.0, 1.0)
+    low, high = bootstrap_ci([0.0, 1.0] * 50)
+    assert 0.38 < low < 0.45 < 0.55 < high < 0.62 and bootstrap_ci([0.0, 1.0] * 50) == (low, high)
 
 
 class Scripted:

@@ -39,7 +39,7 @@ from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer, RenderingError
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.grid import read_grid
-from onpolicy.experiments.sweep.live import curves
+from onpolicy.experiments.sweep.live_curves import curves_table
 from onpolicy.models import ModelError, ModelHandle, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.gym import gym_answer, is_code
@@ -507,7 +507,9 @@ def test_a_terminal_shows_text_as_text(tmp_path: Path) -> None:
             {k: v for k, v in metrics.items() if k.startswith("eval/") and k.count("/") < 4 and "low" not in k}
         ),
     )
-    text = shown(preflight, display, *tables, closing_table(metrics, metrics), curves([(ODD, folder, 1, "A")], "t"))
+    text = shown(
+        preflight, display, *tables, closing_table(metrics, metrics), curves_table([(ODD, folder, 1, "A")], "t")
+    )
     assert text.count("[red]x[/red]") >= 5 and "[/INST]" in text and "[link=http://e.vil]" in text
     for control in ("\x1b]0;", "\x1b]8", "\x07", "\x9b", "\r", "\u202e", "\x1b[31m\x1b]"):
         assert control not in text, f"{control!r} came through"
