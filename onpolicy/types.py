@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abort"]
 
+REF = "<reference model>"
+"""Stands in place of a context for the reference model on the student's own prompt; no context can have this name in YAML by accident."""
+STUDENT = "<student>"
+"""Stands in place of a context for the student itself."""
+
 
 class Message(TypedDict):
     """One turn of a conversation."""

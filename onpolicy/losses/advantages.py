@@ -15,8 +15,7 @@ from torch import Tensor
 
 from onpolicy.losses.comparison import reads_ref
 from onpolicy.losses.token_weights import permuted
-from onpolicy.trainer.chunked_head import STUDENT
-from onpolicy.types import LossInputs
+from onpolicy.types import STUDENT, LossInputs
 
 Advantage = Callable[[LossInputs], Tensor]
 
@@ -66,7 +65,7 @@ def add(inputs: LossInputs, *, coefficient: float = 0.1, context: str = "teacher
         coefficient: of u_t, per nat
         context: the context under which the teacher reads
     """
-    return _where_taught(inputs, context, inputs.advantages + coefficient * _gap(inputs, context))
+    return _where_in_context(inputs, context, inputs.advantages + coefficient * _gap(inputs, context))
 
 
 def add_keeping_sign(inputs: LossInputs, *, coefficient: float = 0.1, context: str = "teacher") -> Tensor:
@@ -76,7 +75,7 @@ def add_keeping_sign(inputs: LossInputs, *, coefficient: float = 0.1, context: s
         coefficient: of u_t, per nat
         context: the context under which the teacher reads
     """
-    return _where_taught(inputs, context, _keeping_sign(inputs.advantages, coefficient * _gap(inputs, context)))
+    return _where_in_context(inputs, context, _keeping_sign(inputs.advantages, coefficient * _gap(inputs, context)))
 
 
 def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, context: str = "teacher") -> Tensor:
@@ -91,7 +90,7 @@ def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, conte
     """
     advantages = inputs.advantages
     weight = (advantages.sign() * _gap(inputs, context)).exp().clamp(1.0 - clip, 1.0 + clip)
-    return _where_taught(inputs, context, advantages * ((1.0 - share) + share * weight))
+    return _where_in_context(inputs, context, advantages * ((1.0 - share) + share * weight))
 
 
 def rebellious(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, context: str = "teacher") -> Tensor:
@@ -108,7 +107,7 @@ def rebellious(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, con
     advantages = inputs.advantages
     weight = (-_gap(inputs, context)).exp().clamp(1.0 - clip, 1.0 + clip)
     changed = advantages * ((1.0 - share) + share * weight)
-    return _where_taught(inputs, context, torch.where(advantages > 0, changed, advantages))
+    return _where_in_context(inputs, context, torch.where(advantages > 0, changed, advantages))
 
 
 def contrastive(
@@ -140,7 +139,7 @@ def contrastive(
     mean = torch.where(count > 0, wrong.logsumexp(0) - count.clamp(min=1).log(), 0.0)
     change = (coefficient * torch.tanh((inputs.teacher[context].logprobs - mean) / temperature)).clamp(-bound, bound)
     change = torch.where((change.abs() > deadband) & (count > 0), change, 0.0)
-    return _where_taught(inputs, context, _keeping_sign(inputs.advantages, change))
+    return _where_in_context(inputs, context, _keeping_sign(inputs.advantages, change))
 
 
 def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, context: str = "teacher") -> Tensor:
@@ -154,7 +153,7 @@ def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, context: s
         context: the context under which the teacher reads
     """
     phi = 0.5 * (torch.nn.functional.softplus(_gap(inputs, context)) - math.log(2.0))
-    return _where_taught(inputs, context, inputs.advantages - coefficient * phi)
+    return _where_in_context(inputs, context, inputs.advantages - coefficient * phi)
 
 
 def entropy_directed(
@@ -180,7 +179,7 @@ def entropy_directed(
     threshold = entropy.masked_fill(~mask, torch.nan).nanquantile(1.0 - share, dim=-1, keepdim=True).nan_to_num()
     direction = torch.tanh((threshold - entropy) / mean((entropy - mean(entropy)).abs()).clamp(min=tiny))
     changed = inputs.advantages + coefficient * direction * torch.sigmoid(scaled.abs() - 1.0) * scaled
-    return _where_taught(inputs, context, changed)
+    return _where_in_context(inputs, context, changed)
 
 
 def on_markers(
@@ -270,5 +269,5 @@ def _keeping_sign(advantages: Tensor, change: Tensor) -> Tensor:
     return torch.where(summed * advantages > 0, summed, 0.0)
 
 
-def _where_taught(inputs: LossInputs, context: str, changed: Tensor) -> Tensor:
+def _where_in_context(inputs: LossInputs, context: str, changed: Tensor) -> Tensor:
     return torch.where(inputs.teacher[context].mask, changed, inputs.advantages)

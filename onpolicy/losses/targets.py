@@ -49,7 +49,7 @@ def arithmetic_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) 
     Args:
         share: the reference model's, 0 to 1
     """
-    return _mix(_start(seen), teacher, torch.full_like(teacher[..., 0], _share(share)))
+    return _mix(_ref(seen), teacher, torch.full_like(teacher[..., 0], _share(share)))
 
 
 @reads_ref
@@ -62,7 +62,7 @@ def prior_anchor(teacher: Tensor, seen: Distributions, *, scale: float = 1.0) ->
         scale: nats
     """
     student, theirs = (_pick(logprobs, seen.token_ids) for logprobs in (seen.student, teacher))
-    return _mix(_start(seen), teacher, torch.sigmoid(student.exp() * (student - theirs) / scale))
+    return _mix(_ref(seen), teacher, torch.sigmoid(student.exp() * (student - theirs) / scale))
 
 
 @reads_ref
@@ -76,7 +76,7 @@ def geometric_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) -
     """
     share = _share(share)
     finite = torch.finfo(teacher.dtype).min / 4  # 0 * -inf is not 0
-    return (share * _start(seen).clamp(min=finite) + (1.0 - share) * teacher.clamp(min=finite)).log_softmax(-1)
+    return (share * _ref(seen).clamp(min=finite) + (1.0 - share) * teacher.clamp(min=finite)).log_softmax(-1)
 
 
 @reads_ref
@@ -100,7 +100,7 @@ def pmi_residual(
     """
     difference = teacher - seen.teachers[reference_context]
     centred = difference - difference.mean(-1, keepdim=True)
-    return (_start(seen) + kappa * torch.tanh(centred / kappa) / beta).log_softmax(-1)
+    return (_ref(seen) + kappa * torch.tanh(centred / kappa) / beta).log_softmax(-1)
 
 
 @reads_ref
@@ -125,19 +125,19 @@ def marker_mass_floor(
     ids = seen.marker_ids[lexicon]
     finite = teacher.clamp(min=torch.finfo(teacher.dtype).min / 4)  # a teacher without any marker keeps them all alike
     inside = teacher[..., ids].logsumexp(-1, keepdim=True)
-    wanted = _start(seen)[..., ids].logsumexp(-1, keepdim=True) + math.log(max(_share(share), 1e-30))
+    wanted = _ref(seen)[..., ids].logsumexp(-1, keepdim=True) + math.log(max(_share(share), 1e-30))
     wanted = wanted.clamp(max=-torch.finfo(teacher.dtype).eps)
     others = finite.index_fill(-1, ids, -torch.inf).log_softmax(-1) + torch.log1p(-wanted.exp())
     floored = others.index_copy(-1, ids, finite[..., ids].log_softmax(-1) + wanted)
     if control == "others":
         moved = (wanted.exp() - inside.exp()).clamp(0.0, 1.0)[..., 0]
-        floored = _mix(_start(seen).index_fill(-1, ids, -torch.inf).log_softmax(-1), teacher, moved)
+        floored = _mix(_ref(seen).index_fill(-1, ids, -torch.inf).log_softmax(-1), teacher, moved)
     return torch.where(wanted > inside, floored, teacher)
 
 
-def _start(seen: Distributions) -> Tensor:
-    assert seen.start is not None
-    return seen.start
+def _ref(seen: Distributions) -> Tensor:
+    assert seen.ref is not None
+    return seen.ref
 
 
 def _share(share: float) -> float:

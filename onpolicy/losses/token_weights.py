@@ -15,8 +15,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.losses.comparison import reads_ref
-from onpolicy.trainer.chunked_head import REF
-from onpolicy.types import LossInputs
+from onpolicy.types import REF, LossInputs
 
 TokenWeight = Callable[[LossInputs, Tensor], Tensor]
 """``(inputs, mask [B, T] bool: the term's tokens)`` -> weights ``[B, T]``."""

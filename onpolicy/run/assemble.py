@@ -10,6 +10,7 @@ from pathlib import Path
 from rich.text import Text
 
 from onpolicy.annotation.annotate import Annotator, rollout_metrics
+from onpolicy.annotation.build import token_classes
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.config.registry import options_of
@@ -45,7 +46,7 @@ from onpolicy.run.run import Run
 from onpolicy.run.run_dir import prepare_folder
 from onpolicy.run.token_trace import token_record
 from onpolicy.run.trackers import Jsonl, Logs
-from onpolicy.trainer.build import local_trainer, term_names, token_classes
+from onpolicy.trainer.build import local_trainer, term_names
 from onpolicy.types import Example, Prompt
 from onpolicy.utils.disk import Room
 from onpolicy.utils.faults import Faults

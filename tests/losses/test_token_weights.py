@@ -36,8 +36,7 @@ from onpolicy.losses.token_weights import (
     teacher_entropy,
     uniform,
 )
-from onpolicy.trainer.chunked_head import REF
-from onpolicy.types import LossInputs, TeacherScores
+from onpolicy.types import REF, LossInputs, TeacherScores
 
 MASK = torch.tensor([[True] * 10, [True] * 5 + [False] * 5])
 

@@ -17,14 +17,13 @@ from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.contracts import keep_to_contracts
-from onpolicy.epistemic.ids import LexiconError
+from onpolicy.epistemic.ids import LexiconError, tokens_of
 from onpolicy.experiments.analysis.pressure import Pressure, pressures
 from onpolicy.experiments.analysis.probes import Probe, Prober
 from onpolicy.experiments.analysis.session import session
 from onpolicy.run.assemble import assemble, first_rollouts
 from onpolicy.run.display import Display
-from onpolicy.trainer.build import tokens_of
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.utils.terminal import plain
 
 MARGIN = 64
@@ -51,7 +50,7 @@ def measure_pressure(resolved: ResolvedConfig) -> tuple[dict[str, Pressure], int
         try:
             examples = first_rollouts(run, resolved)
             trainer = run.trainer
-            assert isinstance(trainer, LocalTrainer)
+            assert isinstance(trainer, PolicyTrainer)
             ids = tokens_of(run.renderer.tokenizer, resolved.config.epistemic.lexicons)
             if not ids:
                 raise LexiconError(

@@ -17,10 +17,11 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from onpolicy.epistemic.tokens import OPPORTUNITY, span_name
-from onpolicy.trainer.chunked_head import STUDENT, Head, HiddenStates
-from onpolicy.trainer.trainer import LocalTrainer
-from onpolicy.types import Example, LossInputs, TrainBatch
+from onpolicy.epistemic.ids import span_name
+from onpolicy.epistemic.tokens import OPPORTUNITY
+from onpolicy.trainer.head import Head, HiddenStates
+from onpolicy.trainer.trainer import PolicyTrainer
+from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class GradientProbe:
         """The same states, cut off from the body, with a head that reports its gradient."""
         assert isinstance(states.head, Head)
         self.changes = states.hidden.new_zeros(len(states.hidden), len(self.ids))
-        return HiddenStates(states.hidden.detach().requires_grad_(), replace(states.head, watch=self.note))
+        return HiddenStates(states.hidden.detach().requires_grad_(), replace(states.head, on_gradient=self.note))
 
     @torch.no_grad()
     def note(self, rows: Tensor, logits: Tensor, gradient: Tensor) -> None:
@@ -63,24 +64,24 @@ class GradientProbe:
         self.changes[rows] = torch.stack([moved[:, i].sum(-1) for i in self.ids.values()], -1).to(self.changes.dtype)
 
 
-def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, Pressure]:
+def pressures(trainer: PolicyTrainer, examples: Sequence[Example]) -> dict[str, Pressure]:
     """By lexicon, over all examples; no weight is changed.
 
     Args:
         trainer: with the config's objective, and the ids of each lexicon in ``marker_ids``
         examples: annotated rollouts; their spans ``<lexicon>`` say where markers were sampled
     """
-    batches = list(trainer.batches(examples))
+    batches = list(trainer.batching.batches(examples))
     denominators = trainer.objective.denominators(batches)
     watch = GradientProbe(trainer.marker_ids)
     found = []
     for batch in batches:
         inputs = trainer.inputs(batch, through=watch)
-        trainer.objective(inputs, denominators).backward()  # type: ignore[no-untyped-call]
+        trainer.objective.loss(inputs, denominators).backward()  # type: ignore[no-untyped-call]
         mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.response_mask] for name in watch.ids], -1)
         found.append((watch.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
     change, mass, said = (torch.cat(column).double() for column in zip(*found, strict=True))
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.engine.discard_gradient()
     return {name: _pressure(change[:, i], mass[:, i], said[:, i] > 0) for i, name in enumerate(trainer.marker_ids)}
 
 

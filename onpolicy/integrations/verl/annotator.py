@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.build import token_classes
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
-from onpolicy.trainer.build import term_names, token_classes
+from onpolicy.trainer.build import term_names
 
 
 def build_annotator(resolved: ResolvedConfig, renderer: Renderer, window: int | None) -> Annotator:

@@ -19,6 +19,7 @@ from onpolicy.annotation.annotate import Annotator
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.rendering import Renderer
+from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import settings, store
 from onpolicy.integrations.verl.annotator import build_annotator
 from onpolicy.integrations.verl.bridge import PREFIX
@@ -29,7 +30,7 @@ from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, Tea
 from onpolicy.models import context_window
 from onpolicy.run.assemble import build_rewards
 from onpolicy.run.checkpoint import CheckpointError
-from onpolicy.trainer.build import term_names, token_classes
+from onpolicy.trainer.build import term_names
 from onpolicy.types import Example, Metrics
 
 STATE = "onpolicy.json"
@@ -130,7 +131,7 @@ class Teaching:
                 lengths,
                 contexts=tuple(self.resolved.contexts),
                 terms=term_names(self.resolved),
-                spans=(*self.resolved.spans, *token_classes(self.resolved)),
+                spans=span_names(self.resolved),
             ),
         )
         self._put_scores(batch, examples, lengths)
