@@ -213,15 +213,15 @@ def deepspeed(
     """The trainer of one rank among several, sharded by DeepSpeed ZeRO.
 
     Args:
-        config: a DeepSpeed config (JSON) for its `zero_optimization` and whatever else no key here sets, e.g.
+        config: path of a DeepSpeed config (JSON) with `zero_optimization` and anything else that no key here sets, e.g.
             configs/deepspeed/zero3_offload.json; null: ZeRO stage 2
-        precision: what the forward pass runs in; weights, optimizer and log-probabilities stay float32
-        layout: `packed` runs a micro-batch as one row without padding, a prompt that several rollouts share only once;
-            `padded` runs it row by row; null: packed where the model's attention is transformers' sdpa
-        gradient_checkpointing: recompute the model's layers in the backward pass: less memory, a third more time
-        lora_rank: rank of low-rank adapters, which then are all that learns; 0: every weight learns
-        lora_alpha: the adapters' output counts lora_alpha / lora_rank
-        lora_targets: ends of the names of the layers that get one; null: every linear layer but the head
+        precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32
+        layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
+            `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
+        gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time
+        lora_rank: rank of low-rank adapters, the only weights then trained; 0: all weights are trained
+        lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank
+        lora_targets: suffixes of the names of the layers that get an adapter; null: every linear layer but the head
     """
     return PolicyTrainer(
         setup,

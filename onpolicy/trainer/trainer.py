@@ -171,7 +171,7 @@ class PolicyTrainer:
 
         Args:
             examples: the update's, of all ranks
-            old: of each example of this rank's shard the log-probabilities before the first update ``[T]``; None: the current ones
+            old: ``[T]`` log-probabilities of each example of this rank's shard before the first update; None: the current ones
             metrics: gets what is measured on this rank
         """
         shard = self.collectives.shard(examples)
@@ -300,7 +300,7 @@ class PolicyTrainer:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast_enabled)
 
     def _old_logprobs(self, updates: Sequence[Sequence[Example]]) -> list[list[Tensor]]:
-        """Of each update the log-probabilities of this rank's shard, before the first update."""
+        """For each update, the log-probabilities of this rank's shard before the first update."""
         shards = [self.collectives.shard(update) for update in updates]
         with self.clock("score"):
             rows = iter(self.logprobs([e for shard in shards for e in shard]))
@@ -321,14 +321,14 @@ def local(
     """The trainer in one process, on one device.
 
     Args:
-        device: torch device; null: the GPU where there is one, else the CPU
-        precision: what the forward pass runs in; weights, optimizer and log-probabilities stay float32
-        layout: `packed` runs a micro-batch as one row without padding, a prompt that several rollouts share only once;
-            `padded` runs it row by row; null: packed where the model's attention is transformers' sdpa
-        gradient_checkpointing: recompute the model's layers in the backward pass: less memory, a third more time
-        lora_rank: rank of low-rank adapters, which then are all that learns; 0: every weight learns
-        lora_alpha: the adapters' output counts lora_alpha / lora_rank
-        lora_targets: ends of the names of the layers that get one; null: every linear layer but the head
+        device: torch device; null: the GPU if there is one, else the CPU
+        precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32
+        layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
+            `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
+        gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time
+        lora_rank: rank of low-rank adapters, the only weights then trained; 0: all weights are trained
+        lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank
+        lora_targets: suffixes of the names of the layers that get an adapter; null: every linear layer but the head
     """
     return PolicyTrainer(
         setup,
