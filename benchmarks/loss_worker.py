@@ -17,7 +17,8 @@ from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.divergences import jsd
 from onpolicy.losses.supports import full, student_topk
 from onpolicy.losses.targets import identity
-from onpolicy.trainer.chunked_head import Head, HiddenStates, read
+from onpolicy.trainer.chunked_head import token_stats
+from onpolicy.trainer.head import Head, HiddenStates
 
 
 def work(channel: Channel) -> None:
@@ -44,8 +45,8 @@ def step(
         assert tensor.grad is not None
         tensor.grad.zero_()
     memory, start = PeakMemory(), time.perf_counter()
-    readings = read(HiddenStates(student, head), {"teacher": HiddenStates(teacher, head)}, ids, [comparison])
-    loss = readings.divergences[comparison].mean()
+    stats = token_stats(HiddenStates(student, head), {"teacher": HiddenStates(teacher, head)}, ids, [comparison])
+    loss = stats.divergences[comparison].mean()
     loss.backward()  # type: ignore[no-untyped-call]
     return {
         "seconds": time.perf_counter() - start,

@@ -33,7 +33,7 @@ from onpolicy.losses.terms.distill import distill
 from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
 from onpolicy.rewards.doubt import SPACING
 from onpolicy.trainer.teacher_rules import frozen
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import TrainerSetup, local
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
 from onpolicy.utils.timer import PhaseTimer
 
@@ -73,10 +73,11 @@ def measure() -> dict[str, list[float]]:
     term = Term(
         "distill", 1.0, Bound(distill, divergence=forward_kl), spec_of(distill), ("teacher",), comparison=comparison
     )
-    trainer = LocalTrainer(
-        model=model, objective=Objective((term,)), teacher=frozen(), settings=TrainerSettings(micro_batch_tokens=3000), total_steps=100,
+    setup = TrainerSetup(
+        student=model, objective=Objective((term,)), rule=frozen(), settings=TrainerSettings(micro_batch_tokens=3000), total_steps=100,
         contexts=("teacher",), clock=PhaseTimer(),
     )  # fmt: skip
+    trainer = local(setup=setup)
     groups = [_judged(r, i) for i, r in enumerate(rollouts)]
     plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)
     text = replace(plain, baseline=plain.start(groups, SPACING))
@@ -86,7 +87,7 @@ def measure() -> dict[str, list[float]]:
     for watched in [False, True] * REPEATS:
         watch = Timed("A", (*LEXICONS, *CLASSES))
         trainer.telemetry = watch if watched else None
-        trainer.spans = tuple(finders) if watched else ()
+        trainer.batching.spans = tuple(finders) if watched else ()
         start = time.perf_counter()
         examples = [_example(r, i, renderer, finders if watched else {}) for i, r in enumerate(rollouts)]
         if watched:

@@ -159,8 +159,8 @@ TABLES: dict[str, Mapping[str, str]] = {
         "stays": "onpolicy.run.guards:stays",
     },
     "trainer": {
-        "local": "onpolicy.trainer.trainer:LocalTrainer",
-        "deepspeed": "onpolicy.trainer.deepspeed:DeepSpeedTrainer",
+        "local": "onpolicy.trainer.trainer:local",
+        "deepspeed": "onpolicy.trainer.deepspeed:deepspeed",
     },
     "tracker": {
         "jsonl": "onpolicy.run.trackers:jsonl",

@@ -285,19 +285,7 @@ SHARED_FIELDS: dict[str, type] = {
 
 INJECTED: dict[str, tuple[str, ...]] = {
     "generator": ("renderer", "model", "sampling", "max_model_len", "source"),
-    "trainer": (
-        "model",
-        "objective",
-        "teacher",
-        "settings",
-        "total_steps",
-        "contexts",
-        "clock",
-        "spans",
-        "marker_ids",
-        "teacher_model",
-        "telemetry",
-    ),
+    "trainer": ("setup",),
 }
 """Keyword-only parameters that the framework fills."""
 

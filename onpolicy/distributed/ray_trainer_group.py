@@ -80,7 +80,7 @@ class Rank(Worker):
         resolved, clock = resolve(self._config), PhaseTimer()
         clock.on_phase = self.alive
         self._work = TrainerWorker(resolved, open_model(resolved), clock, size=self._size)
-        return self._work.trainer.budget
+        return self._work.trainer.batching.budget
 
 
 class RayTrainerGroup(TrainerGroup):

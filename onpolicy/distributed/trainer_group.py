@@ -37,7 +37,7 @@ class TrainerWorker:
         self.clock, self.coefficients = clock, Coefficients(resolved.coefficients)
         self.trainer = local_trainer(resolved, model, clock)
         self.generator: Generator | None = None
-        if self.trainer.together.size != size:
+        if self.trainer.collectives.size != size:
             raise ConfigError(
                 f"trainer.name: {resolved.trainer.plugin.name!r} runs in one process, and there are {size} ranks; wanted deepspeed"
             )
@@ -60,7 +60,7 @@ class TrainerWorker:
     def state(self) -> dict[str, Any] | None:
         """On rank 0; the others help to gather it."""
         state = self.trainer.state()
-        return state if self.trainer.together.rank == 0 else None
+        return state if self.trainer.collectives.rank == 0 else None
 
     def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         self.trainer.load_state(weights, state)
@@ -73,10 +73,10 @@ class TrainerWorker:
     def generate(self, prompts: Sequence[Prompt], seed: int, sampling: Sampling | None) -> list[RolloutGroup]:
         """Every rank samples its share and has all of it in the end."""
         assert self.generator is not None
-        together = self.trainer.together
+        together = self.trainer.collectives
         own = prompts[together.rank :: together.size]
         groups = self.generator.generate(own, seed=seed, sampling=sampling) if own else []
-        shares = together.gathered(groups)
+        shares = together.all_gather(groups)
         return [shares[i % together.size][i // together.size] for i in range(len(prompts))]
 
     def sync(self, version: int) -> None:

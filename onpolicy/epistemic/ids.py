@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from onpolicy.config.resolve import ResolvedConfig
@@ -66,3 +68,18 @@ def class_names(resolved: ResolvedConfig) -> tuple[str, ...]:
 def span_names(resolved: ResolvedConfig) -> tuple[str, ...]:
     """Every span of an example: those of the config, and one for each token class."""
     return (*resolved.spans, *map(span_name, class_names(resolved)))
+
+
+def lexicon_ids(resolved: ResolvedConfig, tokenizer: Any) -> dict[str, list[int]]:
+    """Marker ids of each lexicon that the objective reads, and of the tracked one if any of its markers is one token."""
+    tracked = (resolved.config.epistemic.lexicon,) if resolved.config.epistemic.lexicons else ()
+    return tokens_of(tokenizer, tracked) | {name: marker_ids(tokenizer, name) for name in resolved.lexicons}
+
+
+def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
+    """Marker ids of those lexicons that have a marker which is one token."""
+    ids = {}
+    for name in lexicons:
+        with contextlib.suppress(LexiconError):
+            ids[name] = marker_ids(tokenizer, name)
+    return ids

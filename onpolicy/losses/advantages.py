@@ -1,7 +1,8 @@
-"""What the teacher does to an advantage: ``(inputs) -> [B, T]``, without gradient.
+"""Token advantages that use the teacher: ``(inputs) -> [B, T]``, without gradient.
 
-All read u_t = log teacher(y_t) - log old student(y_t), positive where the teacher would rather have said the token. Those
-that change the group's advantage A leave it as it is where a rollout has no context; those that replace it give 0 there.
+All read u_t = log teacher(y_t) - log old student(y_t), which is positive where the teacher finds the token likelier than the
+student does. For a rollout without a context, functions that modify the group's advantage A return A, and functions that
+replace it return 0.
 """
 
 from __future__ import annotations
@@ -28,14 +29,14 @@ def group(inputs: LossInputs) -> Tensor:
 def gap(
     inputs: LossInputs, *, floor: float | None = None, clip: float | None = None, context: str = "teacher"
 ) -> Tensor:
-    """A_t = u_t: the teacher replaces the reward (Thinking Machines, On-Policy Distillation, 2025).
+    """A_t = u_t: the teacher's log-ratio replaces the reward (Thinking Machines, On-Policy Distillation, 2025).
 
     REOPOLD (arXiv 2603.11137) floors it at log(l) / (1 - l), l = .1: -2.558.
 
     Args:
-        floor: u_t is not below this, nats; null: no floor
-        clip: |u_t| is cut here, nats; null: not at all
-        context: the context under which the teacher reads
+        floor: lower bound of u_t, nats; null: none
+        clip: upper bound of |u_t|, nats; null: none
+        context: the context that the teacher reads
     """
     replaced = _gap(inputs, context) if floor is None else _gap(inputs, context).clamp(min=floor)
     replaced = replaced if clip is None else replaced.clamp(-clip, clip)
@@ -45,11 +46,11 @@ def gap(
 def future_gap(inputs: LossInputs, *, context: str = "teacher") -> Tensor:
     """A_t = (sum of u over the tokens after t) / (number of them): the long-term part of MiniLLM's gradient.
 
-    MiniLLM (arXiv 2306.08543, section 2.2) with its single-step split and length normalisation: the immediate part is the
-    exact reverse KL at t, the term `distill` with `reverse_kl`.
+    MiniLLM (arXiv 2306.08543, section 2.2) with its single-step decomposition and length normalisation. The single-step part
+    is the exact reverse KL at t: the term `distill` with `reverse_kl`.
 
     Args:
-        context: the context under which the teacher reads
+        context: the context that the teacher reads
     """
     mask = inputs.teacher[context].mask
     gaps = torch.where(mask, _gap(inputs, context), 0.0)
@@ -62,52 +63,52 @@ def add(inputs: LossInputs, *, coefficient: float = 0.1, context: str = "teacher
     """A_t = A + coefficient u_t: reward and reverse KL in one advantage.
 
     Args:
-        coefficient: of u_t, per nat
-        context: the context under which the teacher reads
+        coefficient: factor of u_t, per nat
+        context: the context that the teacher reads
     """
-    return _where_taught(inputs, context, inputs.advantages + coefficient * _gap(inputs, context))
+    return _where_in_context(inputs, context, inputs.advantages + coefficient * _gap(inputs, context))
 
 
 def add_keeping_sign(inputs: LossInputs, *, coefficient: float = 0.1, context: str = "teacher") -> Tensor:
-    """A_t = A + coefficient u_t, but 0 where that would turn the sign of A: the teacher scales blame and praise, never swaps them.
+    """A_t = A + coefficient u_t, but 0 where the sum would change sign: the teacher changes the size of an advantage, not its sign.
 
     Args:
-        coefficient: of u_t, per nat
-        context: the context under which the teacher reads
+        coefficient: factor of u_t, per nat
+        context: the context that the teacher reads
     """
-    return _where_taught(inputs, context, _keeping_sign(inputs.advantages, coefficient * _gap(inputs, context)))
+    return _where_in_context(inputs, context, _keeping_sign(inputs.advantages, coefficient * _gap(inputs, context)))
 
 
 def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, context: str = "teacher") -> Tensor:
     """A_t = A ((1 - share) + share w_t), w_t = clip(exp(sign(A) u_t), 1 - clip, 1 + clip).
 
-    RLSD (arXiv 2604.03128): the reward decides the direction, the teacher how much of it each token gets.
+    RLSD (arXiv 2604.03128): the reward gives the sign, and the teacher gives each token's magnitude.
 
     Args:
-        share: how far the weights replace 1, 0 to 1
+        share: weight of w_t in the average with 1, 0 to 1
         clip: w_t stays within 1 - clip and 1 + clip
-        context: the context under which the teacher reads
+        context: the context that the teacher reads
     """
     advantages = inputs.advantages
     weight = (advantages.sign() * _gap(inputs, context)).exp().clamp(1.0 - clip, 1.0 + clip)
-    return _where_taught(inputs, context, advantages * ((1.0 - share) + share * weight))
+    return _where_in_context(inputs, context, advantages * ((1.0 - share) + share * weight))
 
 
 def rebellious(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, context: str = "teacher") -> Tensor:
     """Where A > 0: A_t = A ((1 - share) + share w_t), w_t = clip(exp(-u_t), 1 - clip, 1 + clip); elsewhere A_t = A.
 
-    RLRT (arXiv 2605.10781): in an answer that was right, what the informed teacher would *not* have said counts more. Its
-    gate on reward is the sign of A here: in a group of equal rewards A is 0 anyway.
+    RLRT (arXiv 2605.10781): in a correct answer, tokens that are *un*likely under the informed teacher count more. Its gate on
+    reward is the sign of A here: in a group of equal rewards A is 0 anyway.
 
     Args:
-        share: how far the weights replace 1, 0 to 1
+        share: weight of w_t in the average with 1, 0 to 1
         clip: w_t stays within 1 - clip and 1 + clip
-        context: the context under which the teacher reads
+        context: the context that the teacher reads
     """
     advantages = inputs.advantages
     weight = (-_gap(inputs, context)).exp().clamp(1.0 - clip, 1.0 + clip)
     changed = advantages * ((1.0 - share) + share * weight)
-    return _where_taught(inputs, context, torch.where(advantages > 0, changed, advantages))
+    return _where_in_context(inputs, context, torch.where(advantages > 0, changed, advantages))
 
 
 def contrastive(
@@ -120,17 +121,17 @@ def contrastive(
     context: str = "teacher",
     contrast_contexts: list[str] = ["contrast"],  # noqa: B006 read, never changed
 ) -> Tensor:
-    """A_t = A + r_t, but 0 where that would turn the sign of A; r_t = clip(coefficient tanh(e_t / temperature), -bound, bound).
+    """A_t = A + r_t, but 0 where the sum would change sign; r_t = clip(coefficient tanh(e_t / temperature), -bound, bound).
 
-    RLCSD (arXiv 2606.11709): e_t = log q(y_t) - log mean_k q_k(y_t), with q the teacher that reads a right sibling and q_k
-    those that read wrong ones, so that what *any* hint does to the style cancels. r_t within the deadband counts as 0.
+    RLCSD (arXiv 2606.11709): e_t = log q(y_t) - log mean_k q_k(y_t), with q the teacher that reads a correct sibling and
+    q_k those that read wrong ones, so that the effect of *any* hint on style cancels. r_t within the deadband counts as 0.
 
     Args:
         coefficient: largest change of an advantage
         temperature: nats over which the change grows
-        bound: hard limit of the change
-        deadband: changes up to this are left out
-        context: the context with the right hint
+        bound: largest absolute value of r_t
+        deadband: changes up to this are set to 0
+        context: the context with the correct hint
         contrast_contexts: the contexts with wrong hints; a rollout needs at least one of them
     """
     present = torch.stack([inputs.teacher[v].mask for v in contrast_contexts])
@@ -139,36 +140,36 @@ def contrastive(
     mean = torch.where(count > 0, wrong.logsumexp(0) - count.clamp(min=1).log(), 0.0)
     change = (coefficient * torch.tanh((inputs.teacher[context].logprobs - mean) / temperature)).clamp(-bound, bound)
     change = torch.where((change.abs() > deadband) & (count > 0), change, 0.0)
-    return _where_taught(inputs, context, _keeping_sign(inputs.advantages, change))
+    return _where_in_context(inputs, context, _keeping_sign(inputs.advantages, change))
 
 
 def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, context: str = "teacher") -> Tensor:
-    """A_t = A - coefficient phi(u_t), phi(u) = (softplus(u) - ln 2) / 2: away from the teacher, within bounds.
+    """A_t = A - coefficient phi(u_t), phi(u) = (softplus(u) - ln 2) / 2: a bounded push away from the teacher.
 
-    AntiSD (arXiv 2605.11609): a token the teacher would never have said gains at most coefficient (ln 2) / 2; one it would
-    have insisted on loses in proportion to u. Its entropy gate is the schedule `schmitt_gate` on the coefficient.
+    AntiSD (arXiv 2605.11609): a token that is impossible under the teacher gains at most coefficient (ln 2) / 2; one that is
+    much likelier under the teacher loses in proportion to u. Its entropy gate is the schedule `schmitt_gate` on the coefficient.
 
     Args:
         coefficient: strength
-        context: the context under which the teacher reads
+        context: the context that the teacher reads
     """
     phi = 0.5 * (torch.nn.functional.softplus(_gap(inputs, context)) - math.log(2.0))
-    return _where_taught(inputs, context, inputs.advantages - coefficient * phi)
+    return _where_in_context(inputs, context, inputs.advantages - coefficient * phi)
 
 
 def entropy_directed(
     inputs: LossInputs, *, coefficient: float = 0.1, share: float = 0.2, context: str = "teacher"
 ) -> Tensor:
     """A_t = A + coefficient omega_t d_t, omega_t = tanh((h - H_t) / s) sigmoid(|d_t| - 1): towards the teacher where the student
-    is sure, away from it where it is not.
+    is certain, away from it where it is not.
 
-    DASD (arXiv 2605.22263): d_t is u_t over its root mean square in the rollout, h the entropy that the given share of the
-    rollout's tokens exceed, s the mean absolute deviation of its entropies.
+    DASD (arXiv 2605.22263): d_t is u_t over its root mean square in the rollout, h the entropy that the given fraction of
+    the rollout's tokens exceed, s the mean absolute deviation of its entropies.
 
     Args:
         coefficient: strength
-        share: part of a rollout's tokens that move away from the teacher, 0 to 1
-        context: the context under which the teacher reads
+        share: fraction of a rollout's tokens that move away from the teacher, 0 to 1
+        context: the context that the teacher reads
     """
     mask = inputs.teacher[context].mask
     count = mask.sum(-1, keepdim=True).clamp(min=1)
@@ -179,7 +180,7 @@ def entropy_directed(
     threshold = entropy.masked_fill(~mask, torch.nan).nanquantile(1.0 - share, dim=-1, keepdim=True).nan_to_num()
     direction = torch.tanh((threshold - entropy) / mean((entropy - mean(entropy)).abs()).clamp(min=tiny))
     changed = inputs.advantages + coefficient * direction * torch.sigmoid(scaled.abs() - 1.0) * scaled
-    return _where_taught(inputs, context, changed)
+    return _where_in_context(inputs, context, changed)
 
 
 def on_markers(
@@ -191,17 +192,17 @@ def on_markers(
     control: Literal["none", "others", "any", "like_entropy"] = "none",
     seed: int = 0,
 ) -> Tensor:
-    """Another rule's advantage at markers of doubt and where one could have been said, the group's advantage elsewhere.
+    """Another function's advantage at markers and at positions where one was likely, the group's advantage elsewhere.
 
-    With `bounded_reversal` it asks whether reversal works *because* of the markers; the answer lies in its controls.
+    With `bounded_reversal` and its controls it tests whether reversal works *because* of the markers.
 
     Args:
-        advantage: the rule
-        lexicon: whose markers
-        opportunity: the student's mass on the lexicon's markers from which one could have been said
-        control: `others`: all other tokens; `any`: as many tokens of each answer, at random; `like_entropy`: the same, among
-            tokens of like entropy
-        seed: of the random controls
+        advantage: the other function
+        lexicon: the lexicon of the markers
+        opportunity: student's probability of all markers together from which a position counts as one where a marker was likely
+        control: applies it elsewhere: `others`, all other tokens; `any`, the same number of random tokens of each answer;
+            `like_entropy`, the same among tokens of similar entropy
+        seed: for the random controls
     """
     mask = inputs.sampled_mask
     chosen = inputs.spans[f"<{lexicon}>"] & mask
@@ -228,21 +229,21 @@ def surprise(
     control: Literal["none", "any", "like_entropy"] = "none",
     seed: int = 0,
 ) -> Tensor:
-    """Where A > 0: A_t = A + b_t, b_t = coefficient min(bound, max(0, -u_t)) at markers where the reference model was at a fork.
+    """Where A > 0: A_t = A + b_t, b_t = coefficient min(bound, max(0, -u_t)) at markers where the reference model's entropy is high.
 
-    Pays only for doubt that the informed teacher would have removed, at a real fork, in an answer that did better than its siblings:
-    a right one, unless a bonus says otherwise (then give the term `route: correct`). The sum over an answer is cut at `total`, by scaling.
-    No paper behind it.
+    Rewards only markers that are unlikely under the informed teacher, at a position of high entropy, in an answer that scored
+    better than its siblings: a correct one unless bonuses change that (then give the term `route: correct`). The bonuses of
+    one answer are scaled down if their sum exceeds `total`. Not from a paper.
 
     Args:
-        coefficient: per nat
-        bound: -u_t counts up to this, nats
-        fork: entropy of the reference model above which a position is a fork, nats
-        total: largest sum of the bonus over one answer
-        lexicon: whose markers
-        context: the context under which the teacher reads
-        control: the same bonuses on other tokens of the answer: `any`, at random; `like_entropy`, among tokens of like entropy
-        seed: of the controls
+        coefficient: bonus per nat
+        bound: largest -u_t that counts, nats
+        fork: entropy of the reference model from which a position counts, nats
+        total: largest sum of bonuses in one answer
+        lexicon: the lexicon of the markers
+        context: the context that the teacher reads
+        control: puts the same bonuses on other tokens of the answer: `any`, random ones; `like_entropy`, ones of similar entropy
+        seed: for the controls
     """
     assert inputs.ref_entropy is not None
     paid = (
@@ -264,10 +265,10 @@ def _gap(inputs: LossInputs, context: str) -> Tensor:
 
 
 def _keeping_sign(advantages: Tensor, change: Tensor) -> Tensor:
-    """advantages + change, 0 where that has not the sign of the advantage."""
+    """advantages + change, but 0 where the sum has another sign than the advantage."""
     summed = advantages + change
     return torch.where(summed * advantages > 0, summed, 0.0)
 
 
-def _where_taught(inputs: LossInputs, context: str, changed: Tensor) -> Tensor:
+def _where_in_context(inputs: LossInputs, context: str, changed: Tensor) -> Tensor:
     return torch.where(inputs.teacher[context].mask, changed, inputs.advantages)

@@ -1,4 +1,4 @@
-"""One comparison of student and teacher: which context, towards which target, on which support, by which divergence."""
+"""A comparison of student and teacher: the context, the target, the support and the divergence."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Distributions:
     student: Tensor
     teachers: Mapping[str, Tensor]
     """By context."""
-    start: Tensor | None
+    ref: Tensor | None
     """The reference model's on the student's prompt; None unless something declares ``reads_ref``."""
     token_ids: Tensor
     """[...] the sampled tokens."""
@@ -32,28 +32,28 @@ Support = Callable[[Tensor, Tensor], Entries]
 Divergence = Callable[[Tensor, Tensor], Tensor]
 """``(student [..., K], teacher [..., K])`` log-probabilities -> ``[...]``."""
 Target = Callable[[Tensor, Distributions], Tensor]
-"""``(teacher [..., V], all distributions)`` -> what the student is drawn to, log-probabilities ``[..., V]``."""
+"""``(teacher [..., V], all distributions)`` -> the target that the student is trained towards, log-probabilities ``[..., V]``."""
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def reads_ref(function: Function) -> Function:
-    """States that a plug-in reads the reference model's distribution, for which the trainer then keeps that model."""
+    """Declares that a plug-in reads the reference model's distribution; the trainer then keeps that model."""
     function.reads_ref = True  # type: ignore[attr-defined]
     return function
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Asked for by a loss term, computed once over the vocabulary, read from ``LossInputs.divergences``."""
+    """Requested by a loss term, computed once over the vocabulary, read from ``LossInputs.divergences``."""
 
     context: str
     support: Support
     target: Target
     divergence: Divergence
 
-    def __call__(self, student: Tensor, seen: Distributions) -> Tensor:
-        """[..., V] -> [...]; gradient flows into ``student`` alone."""
+    def compare(self, student: Tensor, seen: Distributions) -> Tensor:
+        """The student's log-probabilities ``[..., V]`` -> the divergence ``[...]`` in nats; only ``student`` carries gradient."""
         with torch.no_grad():
             target = self.target(seen.teachers[self.context], seen).detach()
             entries = self.support(student, target)

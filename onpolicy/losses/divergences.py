@@ -1,6 +1,6 @@
-"""How far two distributions are apart: two ``[..., K]`` log-distributions that each sum to one -> ``[...]`` in nats.
+"""Divergences: two log-distributions ``[..., K]``, each of which sums to one -> ``[...]`` in nats.
 
-The order of the arguments is always ``(student, teacher)``; the name says the direction. Entries of probability 0
+The order of the arguments is always ``(student, teacher)``; the name gives the direction. Entries of probability 0
 contribute 0. A plug-in of this kind has the same shape: ``fn(student, teacher, *, options)``.
 """
 
@@ -13,23 +13,23 @@ from torch import Tensor
 
 
 def forward_kl(student: Tensor, teacher: Tensor, *, entry_clip: float | None = None) -> Tensor:
-    """KL(teacher || student) = sum_v teacher_v (log teacher_v - log student_v). Covers the teacher's modes.
+    """KL(teacher || student) = sum_v teacher_v (log teacher_v - log student_v). Mode-covering.
 
     GKD (arXiv 2306.13649), OPSD (2601.18734, later versions) and SDFT (2601.19897, as run) train with it.
 
     Args:
-        entry_clip: each entry's contribution is cut here before the sum (OPSD: 0.05); the result can be negative
+        entry_clip: upper bound of each entry's contribution before the sum (OPSD: 0.05); the result can be negative
     """
     return _expectation(teacher, teacher - student, entry_clip)
 
 
 def reverse_kl(student: Tensor, teacher: Tensor, *, entry_clip: float | None = None) -> Tensor:
-    """KL(student || teacher) = sum_v student_v (log student_v - log teacher_v). Seeks the teacher's mode.
+    """KL(student || teacher) = sum_v student_v (log student_v - log teacher_v). Mode-seeking.
 
     MiniLLM (arXiv 2306.08543), equation 1 of arXiv 2603.24472.
 
     Args:
-        entry_clip: each entry's contribution is cut here before the sum; the result can be negative
+        entry_clip: upper bound of each entry's contribution before the sum; the result can be negative
     """
     return _expectation(student, student - teacher, entry_clip)
 
@@ -38,11 +38,11 @@ def jsd(student: Tensor, teacher: Tensor, *, beta: float) -> Tensor:
     """beta KL(teacher || m) + (1 - beta) KL(student || m), with m = beta teacher + (1 - beta) student.
 
     The generalised Jensen-Shannon divergence of GKD (arXiv 2306.13649, equation 1); bounded by the entropy of
-    (beta, 1 - beta), ln 2 at one half. It vanishes at both ends, where others special-case it to a KL that is
-    thousands of times larger: there the KL has to be named.
+    (beta, 1 - beta), ln 2 at one half. It vanishes at both ends, where other libraries special-case it to a KL that is
+    thousands of times larger: here the KL has to be named.
 
     Args:
-        beta: the teacher's share of the mixture, strictly between 0 and 1
+        beta: weight of the teacher in the mixture, strictly between 0 and 1
     """
     if not 0.0 < beta < 1.0:
         right = "reverse_kl" if beta >= 1.0 else "forward_kl"
@@ -52,12 +52,12 @@ def jsd(student: Tensor, teacher: Tensor, *, beta: float) -> Tensor:
 
 
 def skew_forward_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.1) -> Tensor:
-    """KL(teacher || alpha teacher + (1 - alpha) student): the forward KL with a mixture that is never 0 where the teacher is not.
+    """KL(teacher || alpha teacher + (1 - alpha) student): a forward KL to a mixture that is never 0 where the teacher is not.
 
     DistiLLM (arXiv 2402.03898); bounded by -log alpha, and the forward KL at alpha 0.
 
     Args:
-        alpha: the teacher's share of the mixture, 0 to below 1
+        alpha: weight of the teacher in the mixture, 0 to below 1
     """
     return forward_kl(_mixture(teacher, student, alpha), teacher)
 
@@ -68,7 +68,7 @@ def skew_reverse_kl(student: Tensor, teacher: Tensor, *, alpha: float = 0.1) -> 
     DistiLLM (arXiv 2402.03898).
 
     Args:
-        alpha: the student's share of the mixture, 0 to below 1
+        alpha: weight of the student in the mixture, 0 to below 1
     """
     return reverse_kl(student, _mixture(student, teacher, alpha))
 
@@ -84,7 +84,7 @@ def _mixture(one: Tensor, other: Tensor, share: float) -> Tensor:
 
 
 def _expectation(logprobs: Tensor, values: Tensor, cap: float | None = None) -> Tensor:
-    """sum_v min(p_v values_v, cap), with 0 where p_v = 0: there ``values`` may be infinite, and must not reach the gradient."""
+    """sum_v min(p_v values_v, cap), with 0 where p_v = 0: ``values`` may be infinite there and must not reach the gradient."""
     dead = logprobs == -torch.inf
     contributions = logprobs.masked_fill(dead, 0.0).exp() * values.masked_fill(dead, 0.0)
     return (contributions if cap is None else contributions.clamp(max=cap)).sum(-1)

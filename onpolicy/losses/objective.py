@@ -1,13 +1,13 @@
 """The loss: a sum of weighted terms, each over its own tokens and its own denominator. The only place that divides.
 
-    L = sum_i weight_i * sum over the tokens of term_i of (share of its rollout x loss of the token) / denominator_i
+    L = sum_i weight_i * sum over the tokens of term_i of (route of its rollout x loss of the token) / denominator_i
 
 The denominator says what a term is a mean over (`normalize`):
 
     tokens          its tokens in the whole optimizer update
     sequences       each completion's tokens, then the completions that have any (GRPO as published, arXiv 2402.03300)
-    all_sequences   the same, but completions without a token of the term count too: what SDPO's code does, so that its
-                    step shrinks with the share of rollouts that have no teacher
+    all_sequences   the same, but completions without a token of the term count too: SDPO's code does this, so its
+                    step shrinks with the fraction of rollouts that have no teacher
     max_tokens      completions x `generator.max_tokens`, a constant: no bias from length (Dr. GRPO, arXiv 2503.20783)
 
 The denominators are counted over all micro-batches before the first of them runs, so how an update is cut into
@@ -31,40 +31,41 @@ from onpolicy.types import LossInputs, Metrics, TrainBatch
 
 @dataclass(frozen=True)
 class Term:
-    """One summand."""
+    """One term of the sum."""
 
     name: str
     """Names its metrics; unique within the objective."""
     weight: float | Coefficient
     function: TermFunction
     """``LossInputs -> TermOutput``, options bound."""
-    facts: TermSpec
+    spec: TermSpec
     contexts: tuple[str, ...] = ()
-    """The contexts it reads, itself or through its options."""
+    """The contexts that it reads, itself or through its options."""
     normalize: str = "tokens"
     """``tokens``, ``sequences``, ``all_sequences`` or ``max_tokens``."""
     max_tokens: int = 1
     """``generator.max_tokens``."""
     comparison: Comparison | None = None
-    """What has to be compared over the vocabulary for it."""
+    """The comparison over the vocabulary that it reads, if any."""
 
     def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
         """[B, T] bool: the tokens this term trains."""
         mask = batch.sampled_mask
-        if self.facts.tokens == "teacher_mask":
+        if self.spec.tokens == "teacher_mask":
             for context in self.contexts:
                 mask = mask & (
                     batch.context_masks[context] if isinstance(batch, TrainBatch) else batch.teacher[context].mask
                 )
         return mask if self.name not in batch.routes else mask & (batch.routes[self.name] > 0)[:, None]
 
-    def shares(self, mask: Tensor, inputs: LossInputs) -> Tensor:
-        """[B, T] what each token counts before the division: its rollout's share, by its row's tokens where rows are means."""
-        shares = mask.float() if self.name not in inputs.routes else mask * inputs.routes[self.name][:, None]
-        return shares / mask.sum(-1, keepdim=True).clamp(min=1) if self.normalize.endswith("sequences") else shares
+    def token_scale(self, mask: Tensor, inputs: LossInputs) -> Tensor:
+        """[B, T] the factor of each token's loss before the division: its rollout's route, divided by the row's tokens if the
+        term is a mean over sequences."""
+        scale = mask.float() if self.name not in inputs.routes else mask * inputs.routes[self.name][:, None]
+        return scale / mask.sum(-1, keepdim=True).clamp(min=1) if self.normalize.endswith("sequences") else scale
 
-    def units(self, mask: Tensor) -> int:
-        """What the term is a mean over."""
+    def denominator(self, mask: Tensor) -> int:
+        """How many tokens or sequences the term is a mean over, in rows with this mask ``[B, T]``."""
         return {
             "tokens": int(mask.sum()),
             "sequences": int(mask.any(-1).sum()),
@@ -74,7 +75,7 @@ class Term:
 
 
 class MetricAccumulator:
-    """Sums and counts of per-token quantities, over micro-batches; gives means at the end, and sums of what is only counted."""
+    """Sums and counts over micro-batches: means of per-token quantities, and totals."""
 
     def __init__(self) -> None:
         self.sums: defaultdict[str, float] = defaultdict(float)
@@ -86,24 +87,26 @@ class MetricAccumulator:
         self.counts[name] += int(mask.sum())
 
     def count(self, name: str, number: int) -> None:
-        """Adds to a total, which is given as it is."""
+        """Adds to a total, which is logged as a sum."""
         self.totals[name] += number
 
     def absorb(self, other: MetricAccumulator) -> None:
-        """Adds what another has counted."""
+        """Adds the sums and counts of another accumulator."""
         for name, value in other.sums.items():
             self.sums[name] += value
         self.counts.update(other.counts)
         self.totals.update(other.totals)
 
     def means(self) -> Metrics:
-        """A quantity without a single token is absent rather than 0; totals are there as soon as they were counted."""
+        """Means and totals by name; a quantity without a single token is absent rather than 0."""
         means = {name: self.sums[name] / count for name, count in self.counts.items() if count}
         return means | {name: float(total) for name, total in self.totals.items()}
 
 
 @dataclass(frozen=True)
 class Objective:
+    """The loss of one optimizer update: a weighted sum of terms."""
+
     terms: tuple[Term, ...]
 
     @property
@@ -113,24 +116,33 @@ class Objective:
     @property
     def needs_ref(self) -> bool:
         """Whether a term, or a plug-in among its options, reads the reference model."""
-        return any(t.facts.needs_ref for t in self.terms)
+        return any(t.spec.needs_ref for t in self.terms)
 
     @property
     def routes(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.terms)
 
     def denominators(self, batches: Iterable[TrainBatch]) -> Mapping[str, int]:
-        """What each term is a mean over, counted over all micro-batches of one optimizer update."""
+        """Each term's denominator, counted over all micro-batches of one optimizer update."""
         counts: Counter[str] = Counter({t.name: 0 for t in self.terms})
         for batch in batches:
             for term in self.terms:
-                counts[term.name] += term.units(term.tokens(batch))
+                counts[term.name] += term.denominator(term.tokens(batch))
         return counts
 
-    def __call__(
-        self, inputs: LossInputs, denominators: Mapping[str, int], tally: MetricAccumulator | None = None
+    def loss(
+        self, inputs: LossInputs, denominators: Mapping[str, int], metrics: MetricAccumulator | None = None
     ) -> Tensor:
-        """This micro-batch's share of the loss; the shares of all micro-batches add up to the loss of the update."""
+        """This micro-batch's part of the loss; the parts of all micro-batches add up to the loss of the update.
+
+        Args:
+            inputs: of one micro-batch
+            denominators: by term, counted over the whole update
+            metrics: gets the terms' losses and metrics
+
+        Raises:
+            ValueError: a term's loss is not ``[B, T]``.
+        """
         total = inputs.logprobs.sum() * 0.0  # keeps the graph where no term has a token in this micro-batch
         for term in self.terms:
             output, mask = term.function(inputs), term.tokens(inputs)
@@ -141,10 +153,10 @@ class Objective:
                 )
             # where, not multiplication: 0 * nan from a padded position would poison the sum
             per_token = torch.where(mask, output.per_token, 0.0)
-            share = (per_token * term.shares(mask, inputs)).sum() / max(denominators[term.name], 1)
-            total = total + float(term.weight) * share
-            if tally is not None:
-                tally.add(f"{term.name}/loss", per_token.detach(), mask)
+            part = (per_token * term.token_scale(mask, inputs)).sum() / max(denominators[term.name], 1)
+            total = total + float(term.weight) * part
+            if metrics is not None:
+                metrics.add(f"{term.name}/loss", per_token.detach(), mask)
                 for name, values in output.metrics.items():
-                    tally.add(f"{term.name}/{name}", values.detach(), mask)
+                    metrics.add(f"{term.name}/{name}", values.detach(), mask)
         return total

@@ -1,8 +1,8 @@
-"""Where two distributions are compared: ``(student, teacher)`` of ``[..., V]`` -> the entries of the vocabulary.
+"""Supports: ``(student, teacher)`` of ``[..., V]`` -> the vocabulary entries on which the two are compared.
 
-Every divergence works on every support, as both distributions are brought onto the entries so that each sums to one. With
-``tail="bucket"`` whatever lies outside them is lumped into one more entry, and a divergence never exceeds the full one
-(merging outcomes can only hide differences). With ``tail="renormalize"`` the rest is forgotten and no such bound holds.
+Every divergence works on every support, because both distributions are restricted to the entries so that each sums to one.
+With ``tail="bucket"`` everything outside is merged into one more entry, and a divergence never exceeds the full one
+(merging outcomes can only hide differences). With ``tail="renormalize"`` the rest is dropped and no such bound holds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Tail = Literal["bucket", "renormalize"]
 
 @dataclass(frozen=True)
 class Entries:
-    """Entries of the vocabulary, and what becomes of the others."""
+    """Entries of the vocabulary, and how the others are treated."""
 
     ids: Tensor | None
     """[..., k], each once; None: all of them."""
@@ -31,27 +31,27 @@ def full(student: Tensor, teacher: Tensor) -> Entries:
 
 
 def teacher_topk(student: Tensor, teacher: Tensor, *, k: int = 100, tail: Tail = "bucket") -> Entries:
-    """The teacher's k likeliest tokens. K = k + 1 with a tail bucket.
+    """The teacher's k most likely tokens. K = k + 1 with a tail bucket.
 
     Args:
-        k: entries compared
-        tail: `bucket` lumps the rest into one entry, `renormalize` forgets it
+        k: number of entries
+        tail: `bucket` merges the rest into one entry, `renormalize` drops it
     """
     return Entries(_top(teacher, k), tail)
 
 
 def student_topk(student: Tensor, teacher: Tensor, *, k: int = 100, tail: Tail = "bucket") -> Entries:
-    """The student's k likeliest tokens (SDPO; arXiv 2603.24472 runs it with k = 100 and a bucket). K = k + 1 with a tail bucket.
+    """The student's k most likely tokens (SDPO; arXiv 2603.24472 runs it with k = 100 and a bucket). K = k + 1 with a tail bucket.
 
     Args:
-        k: entries compared
-        tail: `bucket` lumps the rest into one entry, `renormalize` forgets it
+        k: number of entries
+        tail: `bucket` merges the rest into one entry, `renormalize` drops it
     """
     return Entries(_top(student, k), tail)
 
 
 def restrict(logprobs: Tensor, entries: Entries) -> Tensor:
-    """A distribution ``[..., V]`` on the entries ``[..., K]``, summing to one; which were chosen carries no gradient, their values do."""
+    """A distribution ``[..., V]`` restricted to the entries ``[..., K]``, summing to one; the selection carries no gradient."""
     if entries.ids is None:
         return logprobs
     # summing the rest itself instead of 1 - sum(top): exact where the top holds all but 1e-9, and its gradient is finite

@@ -1,6 +1,7 @@
-"""What the student is drawn to: the teacher's distribution, or an edit of it. ``(teacher, seen) -> [..., V]``, log-probabilities.
+"""Targets that the student is trained towards: ``(teacher, seen) -> [..., V]``, log-probabilities.
 
-A target acts across the vocabulary, a token weight along the completion. No gradient flows through a target.
+A target edits the teacher's distribution over the vocabulary; a token weight scales the loss along the completion. No
+gradient flows through a target.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ def identity(teacher: Tensor, seen: Distributions) -> Tensor:
 
 
 def temperature(teacher: Tensor, seen: Distributions, *, temperature: float) -> Tensor:
-    """q^(1 / temperature), normalised: above 1 a less confident teacher (TS-OPSD, arXiv 2606.00755).
+    """q^(1 / temperature), normalised: above 1 the teacher is less confident (TS-OPSD, arXiv 2606.00755).
 
     Args:
         temperature: above 0
@@ -44,25 +45,26 @@ def top_k(teacher: Tensor, seen: Distributions, *, k: int = 16) -> Tensor:
 
 @reads_ref
 def arithmetic_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) -> Tensor:
-    """share pi_0 + (1 - share) q: what the reference model would still have said keeps at least its share.
+    """share pi_0 + (1 - share) q: every token keeps at least that fraction of the reference model's probability.
 
     Args:
-        share: the reference model's, 0 to 1
+        share: weight of the reference model, 0 to 1
     """
-    return _mix(_start(seen), teacher, torch.full_like(teacher[..., 0], _share(share)))
+    return _mix(_ref(seen), teacher, torch.full_like(teacher[..., 0], _share(share)))
 
 
 @reads_ref
 def prior_anchor(teacher: Tensor, seen: Distributions, *, scale: float = 1.0) -> Tensor:
     """U pi_0 + (1 - U) q, U = sigmoid(p(y) (log p(y) - log q(y)) / scale), p the student, y the sampled token.
 
-    AD-OPSD (arXiv 2607.10805): the more the teacher rejects a token that the student means, the more of the prior comes back.
+    AD-OPSD (arXiv 2607.10805): the more the teacher rejects a token that the student is confident in, the more of the reference
+    model returns.
 
     Args:
-        scale: nats
+        scale: scale of the log-ratio, nats
     """
     student, theirs = (_pick(logprobs, seen.token_ids) for logprobs in (seen.student, teacher))
-    return _mix(_start(seen), teacher, torch.sigmoid(student.exp() * (student - theirs) / scale))
+    return _mix(_ref(seen), teacher, torch.sigmoid(student.exp() * (student - theirs) / scale))
 
 
 @reads_ref
@@ -72,11 +74,11 @@ def geometric_mix(teacher: Tensor, seen: Distributions, *, share: float = 0.5) -
     beta-OPSD (arXiv 2607.28582) with share = 1 - beta.
 
     Args:
-        share: the reference model's, 0 to 1
+        share: weight of the reference model, 0 to 1
     """
     share = _share(share)
     finite = torch.finfo(teacher.dtype).min / 4  # 0 * -inf is not 0
-    return (share * _start(seen).clamp(min=finite) + (1.0 - share) * teacher.clamp(min=finite)).log_softmax(-1)
+    return (share * _ref(seen).clamp(min=finite) + (1.0 - share) * teacher.clamp(min=finite)).log_softmax(-1)
 
 
 @reads_ref
@@ -90,17 +92,17 @@ def pmi_residual(
 ) -> Tensor:
     """softmax(log pi_0 + kappa tanh(d / kappa) / beta), d = log q - log q_ref centred over the vocabulary.
 
-    Purified OPSD (arXiv 2607.02234, section 3.2): what the reference text induces without the question is subtracted from
-    what it induces with it; the rest is put onto the reference model.
+    Purified OPSD (arXiv 2607.02234, section 3.2): the effect of the reference text without the question is subtracted from
+    its effect with the question; the difference is added to the reference model.
 
     Args:
         reference_context: the context whose teacher reads the reference without the question
-        kappa: the difference is bounded by this, nats
+        kappa: bound of the difference, nats
         beta: temperature of the difference
     """
     difference = teacher - seen.teachers[reference_context]
     centred = difference - difference.mean(-1, keepdim=True)
-    return (_start(seen) + kappa * torch.tanh(centred / kappa) / beta).log_softmax(-1)
+    return (_ref(seen) + kappa * torch.tanh(centred / kappa) / beta).log_softmax(-1)
 
 
 @reads_ref
@@ -115,29 +117,32 @@ def marker_mass_floor(
     """The distribution nearest to q whose mass M on a lexicon's markers is at least share times the reference model's.
 
     With E the markers and m = max(M(q), share M(pi_0)): q m / M(q) on E, q (1 - m) / (1 - M(q)) elsewhere. It minimises
-    KL(. || q) under the constraint, so among the markers and among the others the teacher's preferences stay as they are.
+    KL(. || q) under the constraint, so the teacher's relative probabilities among the markers, and among the other tokens, do
+    not change.
 
     Args:
-        lexicon: whose markers; those that are one token of the tokenizer
-        share: of the reference model's mass, 0 to 1
-        control: `others`: the same mass m - M(q) goes back to the reference model's other words instead: (1 - d) q + d pi_0 without E
+        lexicon: the lexicon of the markers; only those that are one token of the tokenizer
+        share: fraction of the reference model's mass that is kept, 0 to 1
+        control: `others` gives the same mass m - M(q) to the reference model's other tokens instead: (1 - d) q + d pi_0 without E
     """
     ids = seen.marker_ids[lexicon]
-    finite = teacher.clamp(min=torch.finfo(teacher.dtype).min / 4)  # a teacher without any marker keeps them all alike
+    finite = teacher.clamp(
+        min=torch.finfo(teacher.dtype).min / 4
+    )  # a teacher without any marker gives them equal shares
     inside = teacher[..., ids].logsumexp(-1, keepdim=True)
-    wanted = _start(seen)[..., ids].logsumexp(-1, keepdim=True) + math.log(max(_share(share), 1e-30))
-    wanted = wanted.clamp(max=-torch.finfo(teacher.dtype).eps)
-    others = finite.index_fill(-1, ids, -torch.inf).log_softmax(-1) + torch.log1p(-wanted.exp())
-    floored = others.index_copy(-1, ids, finite[..., ids].log_softmax(-1) + wanted)
+    floor = _ref(seen)[..., ids].logsumexp(-1, keepdim=True) + math.log(max(_share(share), 1e-30))
+    floor = floor.clamp(max=-torch.finfo(teacher.dtype).eps)
+    others = finite.index_fill(-1, ids, -torch.inf).log_softmax(-1) + torch.log1p(-floor.exp())
+    floored = others.index_copy(-1, ids, finite[..., ids].log_softmax(-1) + floor)
     if control == "others":
-        moved = (wanted.exp() - inside.exp()).clamp(0.0, 1.0)[..., 0]
-        floored = _mix(_start(seen).index_fill(-1, ids, -torch.inf).log_softmax(-1), teacher, moved)
-    return torch.where(wanted > inside, floored, teacher)
+        moved = (floor.exp() - inside.exp()).clamp(0.0, 1.0)[..., 0]
+        floored = _mix(_ref(seen).index_fill(-1, ids, -torch.inf).log_softmax(-1), teacher, moved)
+    return torch.where(floor > inside, floored, teacher)
 
 
-def _start(seen: Distributions) -> Tensor:
-    assert seen.start is not None
-    return seen.start
+def _ref(seen: Distributions) -> Tensor:
+    assert seen.ref is not None
+    return seen.ref
 
 
 def _share(share: float) -> float:

@@ -1,9 +1,9 @@
-"""How much each token counts: ``(inputs, mask) -> [B, T]``, without gradient, 0 or more.
+"""Token weights: ``(inputs, mask) -> [B, T]``, without gradient, at least 0.
 
-A weight multiplies a term's loss per token; the term still divides by its number of tokens, so weights below one also
-lower the loss as a whole; ``normalized`` undoes that. Every rule has its controls: ``shuffled`` and ``entropy_matched``
-put the same weights, hence the same mass, elsewhere; ``random`` chooses as many tokens; another ``lexicon``, such as the
-neutral words of ``F``, asks whether the words matter.
+A weight multiplies a term's loss per token; the term still divides by its number of tokens, so weights below 1 also lower
+the loss as a whole; ``normalized`` undoes that. Controls: ``shuffled`` and ``entropy_matched`` move the same weights to
+other tokens, ``random`` selects the same number of tokens, and another ``lexicon``, such as the neutral words of ``F``, tests
+whether the words matter.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ def position(
     PW-OPSD (arXiv 2605.21606), its moderate setting: .29 at the start, .63 at 30 %, .91 at half of the row's own length.
 
     Args:
-        minimum: weight that no token goes below
-        midpoint: place of the rise, as a share of the completion
-        width: how gradual the rise is, in the same unit
+        minimum: smallest weight
+        midpoint: position of the rise, as a fraction of the completion
+        width: width of the rise, in the same unit
     """
     lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
     place = torch.arange(mask.shape[1], device=mask.device) / lengths
@@ -44,7 +44,7 @@ def position(
 
 
 def skip_first(inputs: LossInputs, mask: Tensor, *, tokens: int = 3) -> Tensor:
-    """0 on the first tokens of each completion, 1 elsewhere; SDFT (arXiv 2601.19897) leaves out three.
+    """0 on the first tokens of each completion, 1 elsewhere; SDFT (arXiv 2601.19897) skips three.
 
     Args:
         tokens: how many
@@ -55,25 +55,25 @@ def skip_first(inputs: LossInputs, mask: Tensor, *, tokens: int = 3) -> Tensor:
 def entropy(
     inputs: LossInputs, mask: Tensor, *, share: float = 0.2, keep: Literal["high", "low", "not_high"] = "high"
 ) -> Tensor:
-    """1 on the share of each row's tokens where the student is least (or most) sure, 0 elsewhere.
+    """1 on the given fraction of each row's tokens where the student's entropy is highest (or lowest), 0 elsewhere.
 
     The forks of arXiv 2506.01939 (high), or all but them (not_high).
 
     Args:
-        share: part of the row's tokens that is chosen, 0 to 1; at least one token
-        keep: `high` keeps the tokens of highest entropy, `low` those of lowest, `not_high` all that `high` leaves
+        share: fraction of the row's tokens that is selected, 0 to 1; at least one token
+        keep: `high` keeps the tokens of highest entropy, `low` those of lowest, `not_high` all but those that `high` keeps
     """
     chosen = _top_share(-inputs.entropy if keep == "low" else inputs.entropy, mask, share)
     return mask.to(chosen.dtype) - chosen if keep == "not_high" else chosen
 
 
 def gap(inputs: LossInputs, mask: Tensor, *, context: str = "teacher", scale: float = 1.0) -> Tensor:
-    """w_t = sigmoid(u_t / scale), u_t = log teacher(y_t) - log student(y_t): what the teacher would not have said counts less.
+    """w_t = sigmoid(u_t / scale), u_t = log teacher(y_t) - log student(y_t): tokens that are unlikely under the teacher count less.
 
     The gate of SDAR (arXiv 2605.15155).
 
     Args:
-        context: the context under which the teacher reads
+        context: the context that the teacher reads
         scale: nats
     """
     return torch.sigmoid((inputs.teacher[context].logprobs - inputs.logprobs.detach()) / scale)
@@ -84,7 +84,7 @@ def gap_above(inputs: LossInputs, mask: Tensor, *, threshold: float, context: st
 
     Args:
         threshold: nats
-        context: the context under which the teacher reads
+        context: the context that the teacher reads
     """
     return (inputs.teacher[context].logprobs - inputs.old_logprobs >= threshold).to(inputs.entropy.dtype)
 
@@ -99,23 +99,23 @@ def teacher_entropy(
 ) -> Tensor:
     """1 where the teacher's entropy lies above (or not above) the threshold, 0 elsewhere (EOPD, arXiv 2603.07079).
 
-    Two terms with the two halves switch their loss per token.
+    Two terms, one with `above` and one with `below`, choose between two losses per token.
 
     Args:
         threshold: nats
         keep: `above` or `below`
-        context: the context under which the teacher reads
+        context: the context that the teacher reads
     """
     above = inputs.teacher[context].entropy > threshold
     return (above if keep == "above" else ~above).to(inputs.entropy.dtype)
 
 
 def teacher_certainty(inputs: LossInputs, mask: Tensor, *, scale: float = 1.0, context: str = "teacher") -> Tensor:
-    """w_t = exp(-H(teacher_t) / scale): an unsure teacher counts less (SRPO, arXiv 2604.02288; the form is ours).
+    """w_t = exp(-H(teacher_t) / scale): tokens where the teacher is uncertain count less (SRPO, arXiv 2604.02288; the form is ours).
 
     Args:
         scale: nats
-        context: the context under which the teacher reads
+        context: the context that the teacher reads
     """
     return torch.exp(-inputs.teacher[context].entropy / scale)
 
@@ -126,13 +126,13 @@ def opportunity(
 ) -> Tensor:
     """w_t = 1 - (1 - minimum) min(1, M_t / saturation), M_t the reference model's mass on the lexicon's markers at t.
 
-    Spares the positions where a marker *could* have been said, not only those where it was: there a loss over the
-    vocabulary does most of the suppression.
+    Reduces the loss wherever a marker was *likely*, not only where one was sampled: a loss over the vocabulary suppresses
+    markers mostly at the former.
 
     Args:
-        lexicon: whose markers; those that are one token of the tokenizer
-        minimum: weight where the reference model would gladly have said a marker
-        saturation: mass from which the weight is the minimum
+        lexicon: the lexicon of the markers; only those that are one token of the tokenizer
+        minimum: weight where the reference model's marker mass is at least `saturation`
+        saturation: marker mass from which the weight is the minimum
     """
     mass = inputs.marker_mass[REF, lexicon].exp()
     return 1.0 - (1.0 - minimum) * (mass / saturation).clamp(max=1.0)
@@ -156,12 +156,12 @@ def normalized(
     token_weights: TokenWeight,
     mean: Literal["arithmetic", "geometric"] = "arithmetic",
 ) -> Tensor:
-    """The weights of another rule divided by their mean over each row: they redistribute and never amplify.
+    """The weights of another function divided by their mean over each row: they redistribute the loss without changing its size.
 
     The geometric mean is Distilled RL's (arXiv 2607.17247); it needs weights above 0.
 
     Args:
-        token_weights: the rule
+        token_weights: the other function
         mean: `arithmetic` or `geometric`
     """
     weights, count = token_weights(inputs, mask), mask.sum(-1, keepdim=True).clamp(min=1)
@@ -172,21 +172,21 @@ def normalized(
 
 
 def random(inputs: LossInputs, mask: Tensor, *, share: float = 0.2, seed: int = 0) -> Tensor:
-    """1 on a random share of each row's tokens: the control for `entropy` and any other choice of as many tokens.
+    """1 on a random fraction of each row's tokens: the control for `entropy` and any other selection of the same size.
 
     Args:
-        share: part of the row's tokens that is kept, 0 to 1; at least one token
-        seed: which tokens; the same rows get the same ones
+        share: fraction of the row's tokens that is kept, 0 to 1; at least one token
+        seed: selects the tokens; equal rows get the same ones
     """
     return _top_share(_noise(inputs, seed), mask, share)
 
 
 def shuffled(inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight, seed: int = 0) -> Tensor:
-    """The weights of another rule in random order within each row: the same values and the same mass, in other places.
+    """The weights of another function in random order within each row: the same values and sum, on other tokens.
 
     Args:
-        token_weights: the rule this is the control for
-        seed: which order; the same rows get the same one
+        token_weights: the function that this is the control for
+        seed: selects the order; equal rows get the same one
     """
     return permuted(inputs, token_weights(inputs, mask), mask, seed=seed)
 
@@ -194,20 +194,20 @@ def shuffled(inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight, se
 def entropy_matched(
     inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight, strata: int = 10, seed: int = 0
 ) -> Tensor:
-    """The weights of another rule shuffled among tokens of like entropy: the same mass on as many uncertain tokens.
+    """The weights of another function shuffled among tokens of similar entropy: the same sum on equally uncertain tokens.
 
-    What remains of an effect under this control is not owed to the rule's favouring forks.
+    An effect that survives this control is explained by the weights' preference for uncertain tokens.
 
     Args:
-        token_weights: the rule this is the control for
-        strata: parts of equal size into which a row's tokens are sorted by the student's entropy
-        seed: which order; the same rows get the same one
+        token_weights: the function that this is the control for
+        strata: number of equally large bins of the student's entropy within which weights are shuffled
+        seed: selects the order; equal rows get the same one
     """
     return permuted(inputs, token_weights(inputs, mask), mask, strata=strata, seed=seed)
 
 
 def permuted(inputs: LossInputs, weights: Tensor, mask: Tensor, *, strata: int = 1, seed: int = 0) -> Tensor:
-    """Each row's weights in random order, within so many strata of the student's entropy."""
+    """Each row's weights in random order within bins of the student's entropy."""
     out, noise = torch.zeros_like(weights), _noise(inputs, seed)
     for row in range(len(mask)):
         places = mask[row].nonzero()[:, 0]

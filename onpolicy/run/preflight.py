@@ -21,9 +21,8 @@ from onpolicy.losses.objective import Term
 from onpolicy.losses.targets import identity
 from onpolicy.rollout.build import prompt_cursor
 from onpolicy.run.run import Run
-from onpolicy.trainer.chunked_head import HiddenStates
-from onpolicy.trainer.forward import head_error
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.head import HiddenStates, head_error
+from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import Example
 from onpolicy.utils.terminal import plain, printable
 
@@ -40,7 +39,7 @@ class PreflightError(RuntimeError):
 class Preflight:
     """The checks of one run, on rollouts sampled before the first step."""
 
-    trainer: LocalTrainer
+    trainer: PolicyTrainer
     renderer: Renderer
     contexts: Sequence[str]
     logprob_tolerance: float | None
@@ -119,7 +118,7 @@ class Preflight:
             kept.append(states)
             return states
 
-        inputs = self.trainer.inputs(self.trainer.batch([twin]), through=keep)
+        inputs = self.trainer.inputs(self.trainer.batching.batch([twin]), through=keep)
         gaps = [(scores.logprobs - inputs.logprobs) ** 2 for scores in inputs.teacher.values()]
         plain = [value for comparison, value in inputs.divergences.items() if comparison.target is identity]
         loss = torch.stack([*gaps, *plain]).sum() / len(example.rollout.completion_ids)
@@ -146,7 +145,7 @@ class Preflight:
             )
         taught_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
         same = all(ids == e.rollout.prompt_ids for e, ids in taught_prompts)
-        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.facts.tokens == "sampled_mask")
+        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.spec.tokens == "sampled_mask")
         if taught_prompts and same and not self.trainer.rule.copies and not rewarded:
             raise PreflightError(
                 "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
@@ -161,7 +160,7 @@ class Preflight:
 
 
 def report_of(
-    trainer: LocalTrainer,
+    trainer: PolicyTrainer,
     renderer: Renderer,
     contexts: Sequence[str],
     logprob_tolerance: float | None,
@@ -211,6 +210,6 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
 def has_signal(term: Term, example: Example) -> bool:
     """Whether a term can learn from a rollout: it is routed there, and has the contexts or the advantage that the term reads."""
     taught = all(context in example.teacher_prompt_ids for context in term.contexts)
-    if term.facts.tokens == "sampled_mask" and not term.facts.unrewarded:
+    if term.spec.tokens == "sampled_mask" and not term.spec.unrewarded:
         taught = example.advantage != 0.0 or (bool(term.contexts) and taught)
     return example.routes.get(term.name, 1.0) > 0 and taught

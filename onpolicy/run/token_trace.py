@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.objective import Term
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import Example, LossInputs
 
 SCALE = 100.0
@@ -24,14 +24,14 @@ SHOWN = ("token_weight", "advantage")
 
 
 @torch.no_grad()
-def token_record(trainer: LocalTrainer, renderer: Renderer, example: Example) -> dict[str, Any]:
-    """The log-probabilities, entropies and losses of each token of a rollout, under the weights now in the trainer.
+def token_record(trainer: PolicyTrainer, renderer: Renderer, example: Example) -> dict[str, Any]:
+    """What teacher and student make of each token, under the weights now in the trainer.
 
     Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by context the
     teacher's ``logprob`` and ``entropy``; by loss term the ``loss`` of each token, its ``token_weight`` and ``advantage`` (one
     number where all tokens have the same); ``marks`` are bits, 1 on markers.
     """
-    inputs = trainer.inputs(trainer.batch([example]))
+    inputs = trainer.inputs(trainer.batching.batch([example]))
     contexts = {
         context: {"logprob": packed(scores.logprobs[0]), "entropy": packed(scores.entropy[0])}
         for context, scores in inputs.teacher.items()

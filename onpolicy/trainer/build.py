@@ -1,14 +1,11 @@
-"""From a checked plan to what learns: the objective, the teacher's rule, the trainer. Every rank of a trainer does this for itself."""
+"""From a resolved config to the objective, the teacher's rule and the trainer. Every rank of a trainer builds its own."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
 
 from onpolicy.config.resolve import ResolvedConfig, Section, contexts_of, plug_ins_in
-from onpolicy.epistemic.ids import LexiconError, class_names, marker_ids, span_names
+from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.objective import Objective, Term
@@ -17,12 +14,12 @@ from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.models import ModelHandle, load_teacher, load_weights
 from onpolicy.trainer.teacher_rules import WeightRule
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup
 from onpolicy.utils.timer import PhaseTimer
 
 
 def build_objective(resolved: ResolvedConfig) -> Objective:
-    """The loss, with what each term needs compared over the vocabulary."""
+    """The loss, and for each term the comparison over the vocabulary that it reads."""
     max_tokens = resolved.generator.settings.max_tokens
     return Objective(
         tuple(
@@ -33,7 +30,7 @@ def build_objective(resolved: ResolvedConfig) -> Objective:
 
 
 def _term(name: str, section: Section, max_tokens: int) -> Term:
-    plugin, facts = section.plugin, spec_of(section.plugin.function)
+    plugin, spec = section.plugin, spec_of(section.plugin.function)
     options, contexts = plugin.options, tuple(contexts_of(plugin))
     comparison = None
     if "divergence" in options:  # a term with this option reads LossInputs.divergences
@@ -50,14 +47,14 @@ def _term(name: str, section: Section, max_tokens: int) -> Term:
         normalize=section.settings.normalize,
         max_tokens=max_tokens,
         function=plugin.bind(),
-        facts=dataclasses.replace(facts, needs_ref=facts.needs_ref or reads_ref),
+        spec=dataclasses.replace(spec, needs_ref=spec.needs_ref or reads_ref),
         contexts=contexts,
         comparison=comparison,
     )
 
 
 def teacher_rule(resolved: ResolvedConfig) -> WeightRule:
-    """The rule, whose options, where they are scheduled, are read again at each update."""
+    """The teacher's rule; scheduled options are read again at each update."""
     make = resolved.teacher.bind()
     rule: WeightRule = make()
     if rule.update is None:
@@ -65,37 +62,21 @@ def teacher_rule(resolved: ResolvedConfig) -> WeightRule:
     return dataclasses.replace(rule, update=lambda *tensors_and_step: make().update(*tensors_and_step))
 
 
-def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> LocalTrainer:
-    """The trainer in this process; one rank of it where there are several."""
-    rule = teacher_rule(resolved)
-    trainer: LocalTrainer = resolved.trainer.plugin.bind()(
-        model=load_weights(resolved, model.path),
+def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> PolicyTrainer:
+    """The trainer in this process, which is one rank if there are several."""
+    rule, epistemic = teacher_rule(resolved), resolved.config.epistemic
+    setup = TrainerSetup(
+        student=load_weights(resolved, model.path),
         objective=build_objective(resolved),
-        teacher=rule,
+        rule=rule,
         settings=resolved.trainer.settings,
         total_steps=resolved.config.steps,
         contexts=tuple(resolved.contexts),
         clock=clock,
         spans=span_names(resolved),
         marker_ids=lexicon_ids(resolved, model.tokenizer),
-        telemetry=TokenTelemetry(resolved.config.epistemic.lexicon, class_names(resolved))
-        if resolved.config.epistemic.lexicons
-        else None,
+        telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
         teacher_model=None if rule.path is None else load_teacher(resolved, model, rule.path),
     )
+    trainer: PolicyTrainer = resolved.trainer.plugin.bind()(setup=setup)
     return trainer
-
-
-def lexicon_ids(resolved: ResolvedConfig, tokenizer: Any) -> dict[str, list[int]]:
-    """Of every lexicon the objective reads, and of the one that telemetry follows, if its markers are tokens."""
-    followed = (resolved.config.epistemic.lexicon,) if resolved.config.epistemic.lexicons else ()
-    return tokens_of(tokenizer, followed) | {name: marker_ids(tokenizer, name) for name in resolved.lexicons}
-
-
-def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
-    """The ids of those lexicons that have a marker which is one token."""
-    ids = {}
-    for name in lexicons:
-        with contextlib.suppress(LexiconError):
-            ids[name] = marker_ids(tokenizer, name)
-    return ids

@@ -1,4 +1,4 @@
-"""Examples -> tensors; the alignment rule of ``onpolicy.types`` is laid down here and nowhere else."""
+"""Examples to tensors, by the alignment rule of ``onpolicy.types``."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ def collate(
 
     Args:
         examples: B rollouts with their advantages and privileged prompts
-        contexts: the contexts every batch carries, whether or not a rollout has them
-        routes: the loss terms that ask how much of a rollout is theirs
+        contexts: the contexts that every batch has a mask for, whether or not a rollout has them
+        routes: the loss terms, each with the fraction of a rollout that goes to it
         spans: the names under which completion tokens are marked
     """
     completions = [e.rollout.completion_ids for e in examples]
     width = max(map(len, completions))  # T
     sampled_mask = _right([[True] * len(c) for c in completions], width, torch.bool)
     advantages = [[e.advantage] * len(c) for e, c in zip(examples, completions, strict=True)]
-    taught = {context: torch.tensor([context in e.teacher_prompt_ids for e in examples]) for context in contexts}
+    has_context = {context: torch.tensor([context in e.teacher_prompt_ids for e in examples]) for context in contexts}
     return TrainBatch(
         examples=tuple(examples),
         completion_ids=_right(completions, width, torch.long),
         sampled_mask=sampled_mask,
         rollout_logprobs=_right([e.rollout.rollout_logprobs for e in examples], width, torch.float32),
         advantages=_right(advantages, width, torch.float32),
-        context_masks={context: sampled_mask & rows[:, None] for context, rows in taught.items()},
+        context_masks={context: sampled_mask & rows[:, None] for context, rows in has_context.items()},
         routes={term: torch.tensor([e.routes.get(term, 1.0) for e in examples]) for term in routes},
         spans={name: _right([e.spans[name] for e in examples], width, torch.bool) for name in spans},
     )
 
 
 def _right(rows: Sequence[Sequence[float]], width: int, dtype: torch.dtype) -> Tensor:
-    """Padded with 0, or False, at the right."""
+    """Padded on the right with 0 or False."""
     return torch.tensor([[*row, *([0] * (width - len(row)))] for row in rows], dtype=dtype)

@@ -1,4 +1,4 @@
-"""What the ranks of a trainer share out and add up. ``SingleProcess`` is a trainer without others."""
+"""Sharding and reductions across a trainer's ranks. ``SingleProcess`` is the no-op of one rank."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from onpolicy.types import Example
 
 
 class SingleProcess:
-    """One rank: everything is its own."""
+    """One rank, which has everything."""
 
     rank, size = 0, 1
 
-    def share(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """The rollouts of this rank."""
+    def shard(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """The rollouts that this rank trains on."""
         return examples
 
-    def rounds(self, passes: int) -> int:
-        """The most forward passes that any rank has to make."""
+    def max_passes(self, passes: int) -> int:
+        """The largest number of forward passes that any rank makes."""
         return passes
 
-    def gathered(self, value: Any) -> list[Any]:
-        """Every rank's value, in order."""
+    def all_gather(self, value: Any) -> list[Any]:
+        """The value of every rank, in order of rank."""
         return [value]
 
-    def summed(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        """Each number added up over the ranks."""
+    def all_sum(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        """Each number summed over the ranks."""
         return dict(numbers)
 
-    def collect(self, tally: MetricAccumulator, telemetry: TokenTelemetry | None) -> None:
-        """Puts into both what all ranks have seen."""
+    def merge(self, metrics: MetricAccumulator, telemetry: TokenTelemetry | None) -> None:
+        """Adds to both what the other ranks have measured."""
 
 
 class ProcessGroup(SingleProcess):
-    """The ranks of a process group of torch. Each knows all rollouts of a step, so that they agree without asking."""
+    """The ranks of torch's process group. Each knows all rollouts of a step, so the shards need no communication."""
 
     def __init__(self, rank: int, size: int) -> None:
         self.rank, self.size = rank, size
 
-    def share(self, examples: Sequence[Example]) -> Sequence[Example]:
-        """About as many tokens as the other ranks have; a group stays together where there are enough groups."""
+    def shard(self, examples: Sequence[Example]) -> Sequence[Example]:
+        """About the same number of tokens on every rank; a group is not split if there are at least two groups per rank."""
         groups: dict[Any, list[int]] = {}
         for i, example in enumerate(examples):
             groups.setdefault(example.group_id, []).append(i)
@@ -55,24 +55,24 @@ class ProcessGroup(SingleProcess):
             mine += unit if rank == self.rank else []
         return [examples[i] for i in sorted(mine)]
 
-    def rounds(self, passes: int) -> int:
-        return max(self.gathered(passes))
+    def max_passes(self, passes: int) -> int:
+        return max(self.all_gather(passes))
 
-    def summed(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        everyone = self.gathered(dict(numbers))
-        return {name: sum(own[name] for own in everyone) for name in numbers}
+    def all_sum(self, numbers: Mapping[str, float]) -> dict[str, float]:
+        ranks = self.all_gather(dict(numbers))
+        return {name: sum(own[name] for own in ranks) for name in numbers}
 
-    def collect(self, tally: MetricAccumulator, telemetry: TokenTelemetry | None) -> None:
-        seen = self.gathered((tally, None if telemetry is None else telemetry.seen()))
-        for rank, (other, observed) in enumerate(seen):
+    def merge(self, metrics: MetricAccumulator, telemetry: TokenTelemetry | None) -> None:
+        ranks = self.all_gather((metrics, None if telemetry is None else telemetry.seen()))
+        for rank, (other, observed) in enumerate(ranks):
             if rank != self.rank:
-                tally.absorb(other)
+                metrics.absorb(other)
                 if telemetry is not None:
                     telemetry.absorb(observed)
 
-    def gathered(self, value: Any) -> list[Any]:
+    def all_gather(self, value: Any) -> list[Any]:
         import torch.distributed as dist
 
-        everyone: list[Any] = [None] * self.size
-        dist.all_gather_object(everyone, value)
-        return everyone
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found

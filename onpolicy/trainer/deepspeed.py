@@ -1,9 +1,9 @@
-"""The trainer for several ranks: DeepSpeed ZeRO 0 to 3 around the same steps as the local trainer's.
+"""The engine for several ranks: DeepSpeed ZeRO 0 to 3 under the same trainer.
 
-Each rank of a process group holds one of these and computes its share of a step's rollouts. The loss is divided by what all
-ranks have together, so gradients are added up over ranks and never averaged: DeepSpeed averages, hence the loss times the
-number of ranks. Weights, optimizer and gradients are float32 in every stage; ``precision`` is what the forward pass runs in,
-so a teacher that follows slowly loses nothing to rounding.
+Each rank of a process group holds one engine and computes its shard of a step's rollouts. The loss is divided by the
+denominators of all ranks, so gradients are summed over ranks and never averaged: DeepSpeed averages, hence the loss is
+multiplied by the number of ranks. Weights, optimizer and gradients are float32 in every stage; ``precision`` is what the
+forward pass runs in, so an EMA teacher loses nothing to rounding.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 import os
 import socket
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -25,15 +25,13 @@ from torch import Tensor
 
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import TrainerSettings
-from onpolicy.epistemic.tokens import TokenTelemetry
-from onpolicy.losses.objective import Objective
 from onpolicy.trainer.collectives import ProcessGroup, SingleProcess
-from onpolicy.trainer.forward import Layout, head_weights
-from onpolicy.trainer.teacher_rules import WeightRule
-from onpolicy.trainer.trainer import LocalTrainer, adamw
+from onpolicy.trainer.engine import OptimizerState, adamw, load_state_by_name, set_lr, state_by_name
+from onpolicy.trainer.forward import Layout
+from onpolicy.trainer.head import head_weights
+from onpolicy.trainer.lora import LoraSettings
+from onpolicy.trainer.trainer import ForwardSettings, PolicyTrainer, TrainerSetup
 from onpolicy.trainer.zero3 import whole, written
-from onpolicy.types import Example
-from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -50,174 +48,135 @@ OURS = {
     "fp16": "trainer.precision",
     "torch_autocast": "trainer.precision",
 }
-"""Keys of DeepSpeed's config that say what a key of ours says."""
-WAIT = timedelta(hours=6)
-"""A rank waits so long for another, which may be saving, or sampling for an evaluation."""
+"""DeepSpeed's keys that a key of our config sets."""
+COLLECTIVE_TIMEOUT = timedelta(hours=6)
+"""How long a rank waits for another, which may be saving a checkpoint or sampling for an evaluation."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class DeepSpeedTrainer(LocalTrainer):
-    """One rank of a trainer; ZeRO-3 shards student and teachers."""
+class DeepSpeedEngine:
+    """One rank; ZeRO-3 shards student and teachers."""
 
-    def __init__(
-        self,
-        *,
-        model: PreTrainedModel,
-        objective: Objective,
-        teacher: WeightRule,
-        settings: TrainerSettings,
-        total_steps: int,
-        contexts: Sequence[str],
-        clock: PhaseTimer,
-        spans: Sequence[str] = (),
-        marker_ids: Mapping[str, Sequence[int]] | None = None,
-        teacher_model: PreTrainedModel | None = None,
-        telemetry: TokenTelemetry | None = None,
-        config: str | None = None,
-        precision: Literal["float32", "bfloat16"] = "float32",
-        layout: Layout | None = None,
-        gradient_checkpointing: bool = False,
-        lora_rank: int = 0,
-        lora_alpha: int = 32,
-        lora_targets: list[str] | None = None,
-    ) -> None:
-        """
+    student: PreTrainedModel
+    _zero: Any
+    """DeepSpeed's engine around the student."""
+
+    def __init__(self, settings: TrainerSettings, config: str | None = None) -> None:
+        """Joins the process group, or a group of one.
+
         Args:
-            config: a DeepSpeed config (JSON) for its `zero_optimization` and whatever else no key here sets, e.g.
-                configs/deepspeed/zero3_offload.json; null: ZeRO stage 2
-            precision: what the forward pass runs in; weights, optimizer and log-probabilities stay float32
-            layout: `packed` runs a micro-batch as one row without padding, a prompt that several rollouts share only once;
-                `padded` runs it row by row; null: packed where the model's attention is transformers' sdpa
-            gradient_checkpointing: recompute the model's layers in the backward pass: less memory, a third more time
-            lora_rank: rank of low-rank adapters, which then are all that learns; 0: every weight learns
-            lora_alpha: the adapters' output counts lora_alpha / lora_rank
-            lora_targets: ends of the names of the layers that get one; null: every linear layer but the head
+            settings: learning rate, AdamW's constants and the largest norm of a gradient
+            config: path of a DeepSpeed config (JSON); None: ZeRO stage 2
         """
-        self._config, self._max_grad_norm = read_config(config), settings.max_grad_norm
-        super().__init__(
-            model=model,
-            objective=objective,
-            teacher=teacher,
-            settings=settings,
-            total_steps=total_steps,
-            contexts=contexts,
-            clock=clock,
-            spans=spans,
-            marker_ids=marker_ids,
-            teacher_model=teacher_model,
-            telemetry=telemetry,
-            device=join(),
-            precision=precision,
-            layout=layout,
-            gradient_checkpointing=gradient_checkpointing,
-            lora_rank=lora_rank,
-            lora_alpha=lora_alpha,
-            lora_targets=lora_targets,
-        )
+        self._config, self.settings = read_config(config), settings
+        self.device = torch.device(join())
+        import torch.distributed as dist
+
+        self.collectives: SingleProcess = ProcessGroup(dist.get_rank(), dist.get_world_size())
 
     @property
     def stage(self) -> int:
         return int(self._config["zero_optimization"].get("stage", 0))
 
-    def _together(self) -> SingleProcess:
-        import torch.distributed as dist
+    @property
+    def body(self) -> Callable[..., Any]:
+        return lambda **inputs: _run(self._zero, self.device, inputs)
 
-        return ProcessGroup(dist.get_rank(), dist.get_world_size())
-
-    def _place(self, model: PreTrainedModel) -> Any:
-        """A teacher is sharded, and offloaded, as the student is; none of it stays whole, so that its shards are all there is."""
+    def prepare_frozen(self, model: PreTrainedModel) -> Callable[..., Any] | None:
+        """A teacher is sharded, and offloaded, as the student is; no parameter of it stays whole, so its shards are all it holds."""
         if self.stage < 3:
-            return super()._place(model)
+            model.to(self.device)
+            return None
         import deepspeed
 
         zero = {**self._config["zero_optimization"], "stage3_param_persistence_threshold": 0}
         zero.pop("offload_optimizer", None)
-        engine, *_ = deepspeed.initialize(model=Body(model), config=self._whole_config(zero))
-        return _Runner(engine, self.device)
+        engine, *_ = deepspeed.initialize(model=Body(model), config=self._full_config(zero))
+        return lambda **inputs: _run(engine, self.device, inputs)
 
-    def _optimizer(self) -> Any:
+    def prepare_student(self, student: PreTrainedModel) -> None:
         import deepspeed
 
-        zero = self._config["zero_optimization"]
+        self.student, zero = student, self._config["zero_optimization"]
         if self.stage < 3:
-            self.student.to(self.device)
-        self._own = adamw(self.student, self.settings)
+            student.to(self.device)
+        self._adamw = adamw(student, self.settings)
         if "offload_optimizer" in zero:  # which then runs on the CPU, in one pass over its tensors
-            self._own.defaults["fused"] = self._own.param_groups[0]["fused"] = True
-            self._own.param_groups[0]["foreach"] = False
-        self.engine, _, _, _ = deepspeed.initialize(
-            model=Body(self.student), optimizer=self._own, config=self._whole_config(zero)
+            self._adamw.defaults["fused"] = self._adamw.param_groups[0]["fused"] = True
+            self._adamw.param_groups[0]["foreach"] = False
+        self._zero, _, _, _ = deepspeed.initialize(
+            model=Body(student), optimizer=self._adamw, config=self._full_config(zero)
         )
-        self._guard(self._own)
-        return self.engine.optimizer
+        self._guard(self._adamw)
 
-    def _body(self, **inputs: Any) -> Any:
-        return _Runner(self.engine, self.device)(**inputs)
+    def set_lr(self, lr: float) -> None:
+        set_lr(self._zero.optimizer, lr)
 
-    def _backward(self, loss: Tensor) -> None:
+    def backward(self, loss: Tensor) -> None:
         with whole(*head_weights(self.student)):  # until its gradient has been added up: no module of its own runs
-            self.engine.backward(loss * self.together.size)
+            self._zero.backward(loss * self.collectives.size)
 
-    def _apply(self) -> float:
+    def step(self) -> float:
         self._norm = math.inf
-        self.engine.step()
+        self._zero.step()
         return self._norm
+
+    def discard_gradient(self) -> bool:
+        """Never: the other ranks wait in a collective. This rank fails, and the job starts again."""
+        return False
 
     def _clipped(self) -> float:
         """The norm of the gradient that the optimizer is about to use. Stage 0 of DeepSpeed would clip what is not finite."""
         if self.stage:
-            return float(self.engine.optimizer._global_grad_norm)
-        return float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self._max_grad_norm))
+            return float(self._zero.optimizer._global_grad_norm)
+        return float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
 
     def _guard(self, optimizer: torch.optim.Optimizer) -> None:
-        """What is not finite moves nothing, nor does a gradient of exactly 0, as in the local trainer; Adam's momentum alone would."""
-        moving = optimizer.step
+        """A gradient that is 0 or not finite changes nothing, as under ``TorchEngine``; Adam's momentum alone would move the weights."""
+        apply = optimizer.step
 
         def step(closure: Any = None) -> Any:
             self._norm = self._clipped()
-            return moving(closure) if math.isfinite(self._norm) and self._norm > 0.0 else None
+            return apply(closure) if math.isfinite(self._norm) and self._norm > 0.0 else None
 
         optimizer.step = step  # type: ignore[method-assign]
 
-    def _halve(self, examples: Sequence[Example]) -> bool:
-        """The other ranks wait in a collective: this one ends, and the job starts again."""
-        return False
-
-    def _moments(self) -> dict[str, dict[str, Tensor]]:
-        """Gathered one by one; only rank 0 keeps them."""
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """Gathered parameter by parameter; only rank 0 keeps them."""
         if self.stage == 0:
-            return super()._moments()
+            return state_by_name(self.student, self._zero.optimizer)
         from deepspeed.utils import safe_get_full_optimizer_state
 
-        steps = {float(state["step"]) for state in self._own.state.values() if "step" in state}
+        steps = {float(state["step"]) for state in self._adamw.state.values() if "step" in state}
         found: dict[str, dict[str, Tensor]] = {}
         for name, parameter in self.student.named_parameters() if steps else ():
             if parameter.requires_grad:
                 full = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-                if self.together.rank == 0:
+                if self.collectives.rank == 0:
                     found[name] = {"step": torch.tensor(max(steps)), **{k: v.cpu() for k, v in full.items()}}
         return found
 
-    def _load_moments(self, moments: Mapping[str, Mapping[str, Tensor]]) -> None:
+    def load_optimizer_state(self, state: OptimizerState) -> None:
         if self.stage == 0:
-            return super()._load_moments(moments)
+            return load_state_by_name(self.student, self._zero.optimizer, state)
         from deepspeed.utils import safe_set_full_optimizer_state
 
-        if not moments:
+        if not state:
             return
-        step = max(float(kept["step"]) for kept in moments.values())
-        inner = self.engine.optimizer
+        step = max(float(moments["step"]) for moments in state.values())
+        inner = self._zero.optimizer
         for flat in inner.fp32_partitioned_groups_flat if self.stage == 3 else inner.single_partition_of_fp32_groups:
             zeros = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
-            self._own.state[flat] = {"step": torch.tensor(step), **zeros}
+            self._adamw.state[flat] = {"step": torch.tensor(step), **zeros}
         if self.stage < 3:
             inner._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.student.named_parameters():
-            if name in moments:
+            if name in state:
                 for key in MOMENTS:
-                    safe_set_full_optimizer_state(parameter, moments[name][key].to(self.device), key)
+                    safe_set_full_optimizer_state(parameter, state[name][key].to(self.device), key)
 
-    def _assign(self, weights: Mapping[str, Tensor]) -> None:
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
 
         for name, parameter in self.student.named_parameters():
@@ -227,17 +186,49 @@ class DeepSpeedTrainer(LocalTrainer):
                 if self.stage:  # the optimizer has a copy of its own
                     safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
 
-    def _whole_config(self, zero: Mapping[str, Any]) -> dict[str, Any]:
+    def _full_config(self, zero: Mapping[str, Any]) -> dict[str, Any]:
         return {
             **self._config,
             "zero_optimization": dict(zero),
-            "train_micro_batch_size_per_gpu": 1,  # of no meaning here, but DeepSpeed wants one
+            "train_micro_batch_size_per_gpu": 1,  # has no effect here, but DeepSpeed requires it
             "managed_gradient_accumulation": False,  # as many micro-batches as it takes, then step
-            "gradient_clipping": self._max_grad_norm if self.stage else 0.0,
+            "gradient_clipping": self.settings.max_grad_norm if self.stage else 0.0,
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
         }
+
+
+def deepspeed(
+    *,
+    setup: TrainerSetup,
+    config: str | None = None,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    layout: Layout | None = None,
+    gradient_checkpointing: bool = False,
+    lora_rank: int = 0,
+    lora_alpha: int = 32,
+    lora_targets: list[str] | None = None,
+) -> PolicyTrainer:
+    """The trainer of one rank among several, sharded by DeepSpeed ZeRO.
+
+    Args:
+        config: path of a DeepSpeed config (JSON) with `zero_optimization` and anything else that no key here sets, e.g.
+            configs/deepspeed/zero3_offload.json; null: ZeRO stage 2
+        precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32
+        layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
+            `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
+        gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time
+        lora_rank: rank of low-rank adapters, the only weights then trained; 0: all weights are trained
+        lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank
+        lora_targets: suffixes of the names of the layers that get an adapter; null: every linear layer but the head
+    """
+    return PolicyTrainer(
+        setup,
+        DeepSpeedEngine(setup.settings, config),
+        ForwardSettings(precision, layout, gradient_checkpointing),
+        LoraSettings(lora_rank, lora_alpha, lora_targets),
+    )
 
 
 class Body(torch.nn.Module):
@@ -251,14 +242,9 @@ class Body(torch.nn.Module):
         return self.model.base_model(**inputs)
 
 
-class _Runner:
-    """Runs an engine on whatever device its inputs come from."""
-
-    def __init__(self, engine: Any, device: torch.device) -> None:
-        self.engine, self.device = engine, device
-
-    def __call__(self, **inputs: Any) -> Any:
-        return self.engine(**{k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
+def _run(engine: Any, device: torch.device, inputs: Mapping[str, Any]) -> Any:
+    """Runs a DeepSpeed engine on inputs from whatever device."""
+    return engine(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
 
 
 def read_config(path: str | None) -> dict[str, Any]:
@@ -289,11 +275,11 @@ def read_config(path: str | None) -> dict[str, Any]:
     return config
 
 
-def join(meeting_point: str | None = None) -> str:
-    """Enters the process group that the environment describes, or a group of one; returns this rank's device.
+def join(init_method: str | None = None) -> str:
+    """Joins the process group that the environment describes, or a group of one; returns this rank's device.
 
     Args:
-        meeting_point: where its ranks find each other, as torch's ``init_method``; None: where the launcher said
+        init_method: torch's ``init_method``, by which the ranks find each other; None: the launcher's environment variables
     """
     device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
     if device == "cpu":
@@ -305,7 +291,7 @@ def join(meeting_point: str | None = None) -> str:
 
     if dist.is_initialized():
         return device
-    if "RANK" not in os.environ or (meeting_point is None and "MASTER_PORT" not in os.environ):
+    if "RANK" not in os.environ or (init_method is None and "MASTER_PORT" not in os.environ):
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -316,13 +302,13 @@ def join(meeting_point: str | None = None) -> str:
             "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(port),
         }
-    where = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])} if meeting_point else {}
+    where = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])} if init_method else {}
     warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's own calls
     with contextlib.redirect_stdout(io.StringIO()):  # it prints what it compiles
         deepspeed.init_distributed(
             "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-            init_method=meeting_point,
-            timeout=WAIT,
+            init_method=init_method,
+            timeout=COLLECTIVE_TIMEOUT,
             auto_mpi_discovery=False,
             verbose=False,
             **where,

@@ -1,9 +1,10 @@
-"""Low-rank adapters (peft) inside a model: the base weights are the reference model, so a frozen teacher costs no memory."""
+"""Low-rank adapters (peft): the base weights are the reference model, so a frozen teacher costs no memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn, no_grad
@@ -16,18 +17,31 @@ if TYPE_CHECKING:
 ADAPTER = "default"
 
 
-def add_adapter(model: PreTrainedModel, *, rank: int, alpha: int, targets: Sequence[str] | None) -> None:
-    """Puts adapters into the model and freezes everything else; they start as zero.
+@dataclass(frozen=True)
+class LoraSettings:
+    """Low-rank adapters; their output is scaled by alpha / rank."""
+
+    rank: int = 0
+    """0: no adapters, every weight is trained."""
+    alpha: int = 32
+    targets: Sequence[str] | None = None
+    """Ends of the names of the layers that get one; None: every linear layer but the head."""
+
+
+def add_adapter(model: PreTrainedModel, settings: LoraSettings) -> None:
+    """Puts adapters into the model, initialised to zero, and freezes everything else; does nothing at rank 0.
 
     Raises:
         ImportError: peft is not installed.
     """
+    if not settings.rank:
+        return
     try:
         from peft import LoraConfig
     except ImportError as error:
         raise ImportError("trainer.lora_rank needs the package peft: pip install 'onpolicy[lora]'") from error
-    chosen: Any = list(targets) if targets else "all-linear"
-    model.add_adapter(LoraConfig(r=rank, lora_alpha=alpha, target_modules=chosen, lora_dropout=0.0))
+    targets: Any = list(settings.targets) if settings.targets else "all-linear"
+    model.add_adapter(LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules=targets, lora_dropout=0.0))
 
 
 def adapted(model: nn.Module) -> bool:
@@ -36,7 +50,7 @@ def adapted(model: nn.Module) -> bool:
 
 @contextmanager
 def adapter_off(model: nn.Module) -> Iterator[None]:
-    """The model as it was before its adapters."""
+    """Inside, the model computes what it did before it got adapters."""
     layers = list(_layers(model))
     for layer in layers:
         layer.enable_adapters(False)
@@ -48,7 +62,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
 
 
 def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The tensors of the model without adapters that computes the same, one at a time, under their own names."""
+    """The weights with the adapters merged in, one full tensor at a time, under the names of a model without adapters."""
     layers = set(_layers(model))
     deltas = {f"{name}.weight": layer for name, layer in model.named_modules() if layer in layers}
     for name, tensor in model.state_dict(keep_vars=True).items():

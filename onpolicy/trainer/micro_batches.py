@@ -1,4 +1,4 @@
-"""Which sequences run together: micro-batches under a budget of tokens, those that share a prompt side by side."""
+"""Which sequences run together: micro-batches under a budget of tokens, with rows of one prompt next to each other."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field
 
 TokenIds = tuple[int, ...]
 Row = tuple[TokenIds, TokenIds]
-"""A prompt and a completion, as whoever scores the completion reads them."""
+"""Prompt and completion, as a model reads them."""
 
 
 def micro_batches(rows: Sequence[Row], budget: int, *, packed: bool) -> Iterator[list[int]]:
-    """The rows' numbers, each once; the longest first, so that memory runs out in the first micro-batch or in none.
+    """Indices of the rows, each in one micro-batch; the longest first, so that memory runs out in the first micro-batch or never.
 
     Args:
-        rows: of one reader
-        budget: most tokens in a micro-batch; a row that has more runs alone
-        packed: whether a prompt counts once for all rows that share it, and there is no padding
+        rows: those that one model reads
+        budget: most tokens in a micro-batch; a longer row runs alone
+        packed: whether a prompt counts once for all rows that share it, and nothing is padded
     """
     load: _Packed | _Padded = _Packed() if packed else _Padded()
     batch: list[int] = []
@@ -34,11 +34,11 @@ def _ordered(rows: Sequence[Row], *, packed: bool) -> list[int]:
     length = [len(prompt) + len(completion) for prompt, completion in rows]
     if not packed:
         return sorted(range(len(rows)), key=lambda i: -length[i])
-    trees: dict[TokenIds, list[int]] = {}
+    by_prompt: dict[TokenIds, list[int]] = {}
     for i, (prompt, _) in enumerate(rows):
-        trees.setdefault(prompt, []).append(i)
-    largest = sorted(trees.values(), key=lambda tree: -max(length[i] for i in tree))
-    return [i for tree in largest for i in sorted(tree, key=lambda i: -length[i])]
+        by_prompt.setdefault(prompt, []).append(i)
+    largest = sorted(by_prompt.values(), key=lambda group: -max(length[i] for i in group))
+    return [i for group in largest for i in sorted(group, key=lambda i: -length[i])]
 
 
 @dataclass

@@ -1,12 +1,12 @@
-"""Sequences side by side in one row, a prompt that several of them share only once, and the attention that keeps them apart.
+"""Sequences packed into one row, a prompt that several of them share only once, and the attention that separates them.
 
-A tree is a prompt (the trunk) and the completions that follow it (the branches). Everything in a transformer but its
-attention looks at one token at a time, so a forest of trees runs through it as one row without padding:
+A prefix tree is a prompt (the prefix) and the completions that follow it. Everything in a transformer but its attention
+works on one token at a time, so several trees run through it as one row without padding:
 
     [ prompt 1 | completion | completion | prompt 2 | completion ]
 
-with positions that begin anew at each prompt and go on from the prompt's end at each completion. In the attention a
-completion sees its prompt and itself, which is what it would have seen alone: exact, forwards and backwards.
+Positions restart at 0 at each prompt and continue from the prompt's end at each completion. In the attention a completion
+sees its prompt and itself, which is what it would have seen alone: exact in the forward and the backward pass.
 """
 
 from __future__ import annotations
@@ -25,46 +25,47 @@ from onpolicy.trainer.micro_batches import Row, TokenIds
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-NAME = "onpolicy_forest"
-"""Under which transformers finds the attention."""
-UNKNOWN = ("softcap", "s_aux", "position_bias")
-"""What some models ask of their attention beside the scaled dot product."""
+ATTENTION_NAME = "onpolicy_prefix_sharing"
+"""The name under which the attention is registered with transformers."""
+UNSUPPORTED = ("softcap", "s_aux", "position_bias")
+"""Options that some models pass to their attention, beyond the scaled dot product."""
 
 
 @dataclass(frozen=True)
 class PrefixTree:
     """Lengths, in tokens."""
 
-    trunk: int
-    branches: tuple[int, ...]
+    prefix: int
+    completions: tuple[int, ...]
 
     @property
     def size(self) -> int:
-        return self.trunk + sum(self.branches)
+        return self.prefix + sum(self.completions)
 
 
 @dataclass(frozen=True)
 class PackedTrees:
-    """Trees side by side in one row."""
+    """Prefix trees next to each other in one row."""
 
     trees: tuple[PrefixTree, ...]
 
     def attend(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
-        """[1, heads, S, D] -> the same; keys and values of as many heads as the query's."""
+        """[1, heads, S, D] -> the same shape; keys and values must have as many heads as the query."""
         rows, start = [], 0
         for tree in self.trees:
             q, k, v = (x[:, :, start : start + tree.size] for x in (query, key, value))
-            trunk, *branches = zip(*(x.split([tree.trunk, *tree.branches], dim=2) for x in (q, k, v)), strict=True)
-            rows.append(_attention(*trunk, scale=scale, window=window))
-            for branch in branches:
-                seen = (torch.cat(both, 2) for both in zip(trunk[1:], branch[1:], strict=True))
-                rows.append(_attention(branch[0], *seen, scale=scale, window=window))
+            lengths = [tree.prefix, *tree.completions]
+            prefix, *completions = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
+            rows.append(_attention(*prefix, scale=scale, window=window))
+            for completion in completions:
+                seen = (torch.cat(both, 2) for both in zip(prefix[1:], completion[1:], strict=True))
+                rows.append(_attention(completion[0], *seen, scale=scale, window=window))
             start += tree.size
         return torch.cat(rows, 2)
 
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
-    """The queries stand at the end of the keys."""
+    """Causal attention; the queries belong to the last of the keys."""
     queries, keys = query.shape[2], key.shape[2]
     if window is None or window >= keys:
         if queries == keys:
@@ -75,56 +76,56 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None
 
 
 def pack(rows: Sequence[Row]) -> tuple[PackedTrees, list[int], list[int], list[Tensor]]:
-    """The forest of some rows: equal prompts become one trunk. Completions are left without their last token, which predicts nothing.
+    """Packs rows, equal prompts once. Completions are packed without their last token, which predicts nothing.
 
     Returns:
-        the forest; the tokens of its row ``[S]``; their positions ``[S]``; for each row the places in ``[S]`` whose states
-        predict its completion ``[T]``
+        the trees; the tokens of the packed row ``[S]``; their positions ``[S]``; for each row the columns of ``[S]`` whose
+        hidden states predict its completion ``[T]``
     """
-    together: dict[TokenIds, list[int]] = {}
+    by_prompt: dict[TokenIds, list[int]] = {}
     for number, (prompt, _) in enumerate(rows):
-        together.setdefault(prompt, []).append(number)
+        by_prompt.setdefault(prompt, []).append(number)
     trees: list[PrefixTree] = []
     ids: list[int] = []
     positions: list[int] = []
-    places: list[Tensor] = [torch.zeros(0)] * len(rows)
-    for prompt, numbers in together.items():
+    columns: list[Tensor] = [torch.zeros(0)] * len(rows)
+    for prompt, numbers in by_prompt.items():
         last = len(ids) + len(prompt) - 1
-        branches = [rows[number][1][:-1] for number in numbers]
+        completions = [rows[number][1][:-1] for number in numbers]
         ids += prompt
         positions += range(len(prompt))
-        for number, branch in zip(numbers, branches, strict=True):
-            places[number] = torch.tensor([last, *range(len(ids), len(ids) + len(branch))])
-            ids += branch
-            positions += range(len(prompt), len(prompt) + len(branch))
-        trees.append(PrefixTree(len(prompt), tuple(map(len, branches))))
-    return PackedTrees(tuple(trees)), ids, positions, places
+        for number, completion in zip(numbers, completions, strict=True):
+            columns[number] = torch.tensor([last, *range(len(ids), len(ids) + len(completion))])
+            ids += completion
+            positions += range(len(prompt), len(prompt) + len(completion))
+        trees.append(PrefixTree(len(prompt), tuple(map(len, completions))))
+    return PackedTrees(tuple(trees)), ids, positions, columns
 
 
 def supports_prefix_sharing(model: PreTrainedModel) -> bool:
-    """Whether every layer is attention that goes through transformers' interface and is the plain scaled dot product."""
+    """Whether every layer is plain scaled dot-product attention that goes through transformers' attention interface."""
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     plain = not any(getattr(config, key, None) for key in ("attn_logit_softcapping", "alibi"))
-    sdpa = config._attn_implementation in ("sdpa", NAME)
+    sdpa = config._attn_implementation in ("sdpa", ATTENTION_NAME)
     backend = sdpa and getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)
     return bool(backend and plain and layers <= {"full_attention", "sliding_attention"})
 
 
 def prepare(model: PreTrainedModel) -> bool:
-    """From now on the model runs forests too; whatever else it is given goes through its usual sdpa.
+    """Makes the model accept packed trees; any other input still goes through its usual sdpa.
 
-    Whether it does is tried on a few tokens. False, and the model is as it was, where they come out differently, where the
-    model does not hand the forest on, or where it has windows of which its attention is not told.
+    Tested on a few tokens. Returns False, and leaves the model as it was, if the packed results differ, if the model does not
+    pass the trees on to its attention, or if it has sliding windows that its attention is not told about.
     """
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, _interface)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionInterface.register(ATTENTION_NAME, _interface)
+    AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
     before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
-    if not _grows(model):
+    model.set_attn_implementation(ATTENTION_NAME)
+    if not _self_test(model):
         model.set_attn_implementation(before)
         return False
     return True
@@ -132,7 +133,7 @@ def prepare(model: PreTrainedModel) -> bool:
 
 @dataclass(frozen=True)
 class _Probe(PackedTrees):
-    """Remembers what the model's attention was told."""
+    """Records the windows that the model passes to its attention."""
 
     windows: set[int | None] = field(default_factory=set)
 
@@ -142,21 +143,18 @@ class _Probe(PackedTrees):
 
 
 @torch.no_grad()
-def _grows(model: PreTrainedModel) -> bool:
+def _self_test(model: PreTrainedModel) -> bool:
     rows: list[Row] = [((1, 2, 3), (4, 5, 6)), ((1, 2, 3), (6, 4)), ((2,), (3, 5, 4, 6))]
     device, config = model.device, model.config.get_text_config()
-    planted, ids, positions, places = pack(rows)
-    probe = _Probe(planted.trees)
+    packed, ids, positions, columns = pack(rows)
+    probe = _Probe(packed.trees)
     try:
-        together = run(
-            model.base_model, probe, torch.tensor(ids, device=device), torch.tensor(positions, device=device)
-        )
-        for (prompt, completion), place in zip(rows, places, strict=True):
+        hidden = run(model.base_model, probe, torch.tensor(ids, device=device), torch.tensor(positions, device=device))
+        for (prompt, completion), own in zip(rows, columns, strict=True):
             alone = model.base_model(input_ids=torch.tensor([[*prompt, *completion]], device=device), use_cache=False)
             expected = alone.last_hidden_state[0, len(prompt) - 1 : -1]
-            if not torch.allclose(
-                together[place.to(device)], expected, rtol=1e-2, atol=1e-2 * float(expected.abs().max())
-            ):
+            atol = 1e-2 * float(expected.abs().max())
+            if not torch.allclose(hidden[own.to(device)], expected, rtol=1e-2, atol=atol):
                 return False
     except (
         RuntimeError,
@@ -164,18 +162,22 @@ def _grows(model: PreTrainedModel) -> bool:
         TypeError,
         ValueError,
         IndexError,
-    ):  # a model may stumble over it anywhere
+    ):  # an unsuited model may fail anywhere
         return False
     windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
     return not windowed or probe.windows != {None}
 
 
-def run(body: Any, forest: PackedTrees, ids: Tensor, positions: Tensor) -> Tensor:
-    """Hidden states ``[S, H]`` of the forest's row."""
-    # a mask of four dimensions is handed on as it is; this one says that the forest must have arrived beside it
-    sign = torch.empty(1, 1, 0, 0, device=ids.device, dtype=torch.bool)
+def run(body: Any, packed_trees: PackedTrees, ids: Tensor, positions: Tensor) -> Tensor:
+    """Hidden states ``[S, H]`` of a packed row."""
+    # transformers passes a mask of four dimensions on as it is; an empty one tells the attention that trees must come with it
+    sentinel_mask = torch.empty(1, 1, 0, 0, device=ids.device, dtype=torch.bool)
     output = body(
-        input_ids=ids[None], position_ids=positions[None], attention_mask=sign, use_cache=False, forest=forest
+        input_ids=ids[None],
+        position_ids=positions[None],
+        attention_mask=sentinel_mask,
+        use_cache=False,
+        packed_trees=packed_trees,
     )
     return output.last_hidden_state[0]  # type: ignore[no-any-return]
 
@@ -186,19 +188,20 @@ def _interface(
     """transformers' attention interface: ``[B, heads, S, D]`` -> ``[B, S, heads, D]``."""
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
-    forest = options.pop("forest", None)
-    if forest is None:
+    trees = options.pop("packed_trees", None)
+    if trees is None:
         if attention_mask is not None and attention_mask.numel() == 0:
             raise NotImplementedError(
-                f"{type(module).__name__} does not hand options on to its attention: set trainer.layout=padded"
+                f"{type(module).__name__} does not pass options on to its attention: set trainer.layout=padded"
             )
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
-    if unknown := [name for name in UNKNOWN if options.get(name) is not None]:
+    if unsupported := [name for name in UNSUPPORTED if options.get(name) is not None]:
         raise NotImplementedError(
-            f"{type(module).__name__} asks for {unknown[0]}, which forests lack: set trainer.layout=padded"
+            f"{type(module).__name__} passes {unsupported[0]} to its attention, which prefix sharing does not support: "
+            "set trainer.layout=padded"
         )
     groups = query.shape[1] // key.shape[1]
     key, value = repeat_kv(key, groups), repeat_kv(value, groups)
     query, key = query.to(value.dtype), key.to(value.dtype)  # under autocast positions are turned in float32
-    attended = forest.attend(query, key, value, scale=options.get("scaling"), window=options.get("sliding_window"))
+    attended = trees.attend(query, key, value, scale=options.get("scaling"), window=options.get("sliding_window"))
     return attended.transpose(1, 2).contiguous(), None

@@ -1,4 +1,4 @@
-"""The models that teach, beside the student: which they are, what they read, and how they follow."""
+"""Teacher and reference model: which models they are, what they score, and how the teacher's weights are updated."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from onpolicy.trainer.chunked_head import HiddenStates
-from onpolicy.trainer.forward import Layout, completion_states, head_of, head_weights
+from onpolicy.trainer.engine import Engine
+from onpolicy.trainer.forward import Layout, completion_states
+from onpolicy.trainer.head import HeadLike, HiddenStates, head_of, head_weights
 from onpolicy.trainer.lora import adapted, adapter_off
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.teacher_rules import WeightRule
@@ -23,30 +24,63 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-Taught = Mapping[int, Mapping[str, Tensor]]
-"""``id`` of an example -> context or REF -> hidden states ``[T, H]``."""
-Place = Callable[["PreTrainedModel"], Callable[..., Any] | None]
-"""Puts a model where it runs; returns what runs it without its head, or None for the model's own body."""
+TeacherHidden = Mapping[str, Tensor]
+"""What is scored of one rollout: context or REF -> hidden states ``[T, H]`` that predict its completion tokens."""
 
 
 @dataclass(frozen=True)
 class ScoringModel:
-    """A model that reads, with or without its adapters."""
+    """A model that scores completions, with or without its adapters."""
 
     model: PreTrainedModel
     adapter: bool = True
     vocabulary: int | None = None
-    """Length of the logits wanted, where it is not the model's own."""
+    """Length of the logits, if it differs from the model's own."""
     body: Callable[..., Any] | None = None
-    """What runs the model without its head; None: the model itself."""
+    """Runs the model without its head; None: the model itself."""
 
     @property
-    def head(self) -> Callable[[Tensor], Tensor]:
-        own, wanted = head_of(self.model), self.vocabulary
-        return own if wanted in (None, _vocabulary(self.model)) else lambda hidden: _resized(own(hidden), wanted)
+    def head(self) -> HeadLike:
+        own, length = head_of(self.model), self.vocabulary
+        return own if length is None or length == _vocabulary(self.model) else ResizedHead(own, length)
 
-    def plain(self) -> AbstractContextManager[None]:
+    def adapters(self) -> AbstractContextManager[None]:
+        """Inside, the model's adapters are on or off as ``adapter`` says."""
         return nullcontext() if self.adapter else adapter_off(self.model)
+
+
+@dataclass(frozen=True)
+class ResizedHead:
+    """A head whose logits are cut, or filled up, to the student's length.
+
+    Models of one family pad their vocabularies to different lengths; the tokenizer never produces the ids beyond its own.
+    """
+
+    head: HeadLike
+    length: int
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        logits = self.head.logits(hidden)
+        missing = self.length - logits.shape[-1]
+        if missing <= 0:
+            return logits[..., : self.length]
+        lowest = logits.amin(-1, keepdim=True)  # finite, so that a reverse KL stays finite too
+        return torch.cat([logits, lowest.expand(*lowest.shape[:-1], missing)], -1)
+
+
+@dataclass(frozen=True)
+class MixedHead:
+    """(1 - share) teacher logits + share student logits, from their hidden states side by side ``[..., H_teacher + H_student]``."""
+
+    teacher: HeadLike
+    student: HeadLike
+    share: float
+    width: int
+    """H_teacher."""
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        teacher, student = hidden[..., : self.width], hidden[..., self.width :]
+        return (1.0 - self.share) * self.teacher.logits(teacher) + self.share * self.student.logits(student)
 
 
 class TeacherScorer:
@@ -56,82 +90,80 @@ class TeacherScorer:
         self,
         student: PreTrainedModel,
         rule: WeightRule,
+        engine: Engine,
         *,
-        needs_ref: bool,
         layout: Layout,
-        other: PreTrainedModel | None = None,
-        place: Place = lambda model: None,
-        body: Callable[..., Any] | None = None,
-        rounds: Callable[[int], int] = int,
+        needs_ref: bool,
+        teacher_model: PreTrainedModel | None = None,
     ) -> None:
         """
         Args:
-            student: the model that learns
-            rule: whose weights teach
-            needs_start: whether the objective reads the reference model
+            student: the model that is trained
+            rule: which weights the teacher has
+            engine: places the models that have no gradient, and runs the student
             layout: how sequences run together
-            other: the model that teaches where the rule names one of its own
-            place: puts a model that only reads where it will run; by itself it stays where it is
-            body: what runs the student without its head
-            rounds: how many forward passes all ranks make where this one needs so many; by itself each makes its own
+            needs_ref: whether the objective reads the reference model
+            teacher_model: the teacher, if the rule names a model of its own
+
+        Raises:
+            ValueError: a trust region of weights under adapters.
         """
-        self.student, self.rule, self.layout, self.rounds = student, rule, layout, rounds
-        self.still = False
-        """Whether the teacher was told to stay as it is."""
+        self.student, self.rule, self.layout, self.engine = student, rule, layout, engine
+        self.frozen = False
+        """Whether the teacher's weights are no longer updated."""
         has_adapter = adapted(student)
         if has_adapter and rule.reads_ref:
             raise ValueError("teacher: a trust region of weights does not go with adapters; use trust_region_logits")
-        still = (
-            ScoringModel(student, adapter=False, body=body) if has_adapter else None
-        )  # the reference model, at no cost
-        self.itself = ScoringModel(student, body=body)
+        # without its adapters the student is the reference model, at no cost
+        base = ScoringModel(student, adapter=False, body=engine.body) if has_adapter else None
+        self.student_reader = ScoringModel(student, body=engine.body)
 
         def copied() -> ScoringModel:
             model = _copy(student)
-            return ScoringModel(model, body=place(model))
+            return ScoringModel(model, body=engine.prepare_frozen(model))
 
-        if other is not None:
-            body = place(other.requires_grad_(False).eval())
-            self.teacher = ScoringModel(other, vocabulary=_vocabulary(student), body=body)
+        if teacher_model is not None:
+            body = engine.prepare_frozen(teacher_model.requires_grad_(False).eval())
+            self.teacher = ScoringModel(teacher_model, vocabulary=_vocabulary(student), body=body)
         elif not rule.copies:
-            self.teacher = self.itself
+            self.teacher = self.student_reader
         else:
-            self.teacher = still if still and rule.update is None else copied()
-        self.start: ScoringModel | None = None
+            self.teacher = base if base and rule.update is None else copied()
+        self.reference: ScoringModel | None = None
         if needs_ref or rule.reads_ref:
-            unmoved = self.teacher if rule.copies and rule.update is None and other is None else None
-            self.start = unmoved or still or copied()
+            unmoved = self.teacher if rule.copies and rule.update is None and teacher_model is None else None
+            self.reference = unmoved or base or copied()
 
-    def read(self, examples: Sequence[Example], *, budget: int, with_ref: bool) -> Taught:
-        """What the teacher sees in every context of every rollout, and the reference model where it is wanted.
+    def score(self, examples: Sequence[Example], *, budget: int, with_ref: bool) -> list[TeacherHidden]:
+        """The hidden states of the teacher in every context of every rollout, and of the reference model if requested.
 
-        No graph is kept, so this runs apart from the student's micro-batches: whatever one model reads goes through it
-        together, with each privileged prompt once for all rollouts that share it.
+        No graph is kept, so this runs apart from the student's micro-batches: each model reads all its rows together, and
+        a privileged prompt that several rollouts share runs once.
+
+        Returns:
+            one entry per example, in order
         """
-        wanted: dict[ScoringModel, list[tuple[int, str, Row]]] = {reader: [] for reader in self.readers}
+        requests: dict[ScoringModel, list[tuple[int, str, Row]]] = {reader: [] for reader in self.readers}
         if with_ref:
-            assert self.start is not None
-            wanted.setdefault(self.start, [])
+            assert self.reference is not None
+            requests.setdefault(self.reference, [])
         for i, example in enumerate(examples):
             completion = example.rollout.completion_ids
             for context, prompt in example.teacher_prompt_ids.items():
                 for reader in self.readers:
-                    wanted[reader].append((i, context, (prompt, completion)))
+                    requests[reader].append((i, context, (prompt, completion)))
             if with_ref:
-                assert self.start is not None
-                wanted[self.start].append((i, REF, (example.rollout.prompt_ids, completion)))
+                assert self.reference is not None
+                requests[self.reference].append((i, REF, (example.rollout.prompt_ids, completion)))
         found: list[dict[str, list[Tensor]]] = [{} for _ in examples]
-        for reader, rows in wanted.items():
+        for reader, rows in requests.items():
             for (i, name, _), hidden in zip(rows, self._hidden(reader, [row for *_, row in rows], budget), strict=True):
                 found[i].setdefault(name, []).append(hidden)
-        return {
-            id(example): {name: torch.cat(hidden, -1) for name, hidden in names.items()}
-            for example, names in zip(examples, found, strict=True)
-        }
+        return [{name: torch.cat(hidden, -1) for name, hidden in names.items()} for names in found]
 
     def tokens(self, examples: Sequence[Example], *, with_ref: bool) -> int:
-        """How many tokens ``read`` has scored: prompt and completion of each context of each rollout, once for each model that reads
-        them, though a prompt that several rollouts share goes through it once."""
+        """How many tokens ``score`` reads: prompt and completion of each context of each rollout, once per model that reads them,
+        although a prompt that several rollouts share runs once."""
         found = 0
         for example in examples:
             completion = len(example.rollout.completion_ids)
@@ -139,26 +171,29 @@ class TeacherScorer:
             found += (len(example.rollout.prompt_ids) + completion) * with_ref
         return found
 
-    def states(self, batch: TrainBatch, taught: Taught) -> dict[str, HiddenStates]:
-        """By context, and for the reference model if it was read, the states at all N sampled tokens; zeros, which the mask hides,
-        where a rollout has no context."""
+    def states(self, batch: TrainBatch, hidden: Sequence[TeacherHidden]) -> dict[str, HiddenStates]:
+        """By context, and for the reference model if it was scored, the hidden states at all N sampled tokens of a micro-batch.
+
+        Args:
+            batch: B rollouts
+            hidden: B entries of ``score``; where a rollout lacks a context the result is 0, which the context's mask hides
+        """
         heads = dict.fromkeys(
             batch.context_masks, (self.head, tuple(w for r in self.readers for w in head_weights(r.model)))
         )
-        rows = [taught[id(example)] for example in batch.examples]
-        if any(REF in row for row in rows):
-            assert self.start is not None
-            heads[REF] = self.start.head, head_weights(self.start.model)
+        if any(REF in row for row in hidden):
+            assert self.reference is not None
+            heads[REF] = self.reference.head, head_weights(self.reference.model)
         lengths = [len(e.rollout.completion_ids) for e in batch.examples]
         states = {}
         for name, (head, weights) in heads.items():
-            known = next((row[name] for row in rows if name in row), None)
+            known = next((row[name] for row in hidden if name in row), None)
             if known is None:
-                width = self.teacher.model.config.get_text_config().hidden_size * len(self.readers)
+                width = _width(self.teacher.model) * len(self.readers)
                 known = torch.zeros(1, width, device=batch.sampled_mask.device)
             parts = [
                 row[name] if name in row else known.new_zeros(n, known.shape[-1])
-                for row, n in zip(rows, lengths, strict=True)
+                for row, n in zip(hidden, lengths, strict=True)
             ]
             states[name] = HiddenStates(torch.cat(parts), head, weights)
         return states
@@ -167,46 +202,45 @@ class TeacherScorer:
         """By row ``[T, H]``."""
         hidden: list[Tensor] = [torch.zeros(0)] * len(rows)
         batches = list(micro_batches(rows, budget, packed=self.layout == "packed"))
-        for _ in range(self.rounds(len(batches)) - len(batches)):
-            self._run(reader, [((0,), (0,))])  # for the sake of the ranks that have more to read
-        for numbers in batches:
-            together = self._run(reader, [rows[i] for i in numbers])
-            for i, own in zip(numbers, together.split([len(rows[i][1]) for i in numbers]), strict=True):
+        for _ in range(self.engine.collectives.max_passes(len(batches)) - len(batches)):
+            self._run(reader, [((0,), (0,))])  # takes part in the collectives of ranks that have more to score
+        for indices in batches:
+            states = self._run(reader, [rows[i] for i in indices])
+            for i, own in zip(indices, states.split([len(rows[i][1]) for i in indices]), strict=True):
                 hidden[i] = own
         return hidden
 
     def _run(self, reader: ScoringModel, rows: Sequence[Row]) -> Tensor:
-        with reader.plain():
+        with reader.adapters():
             return completion_states(reader.model, rows, layout=self.layout, body=reader.body).hidden
 
     @property
     def readers(self) -> tuple[ScoringModel, ...]:
-        """The teacher; and the student, where its logits have a share in the teacher's."""
-        return (self.teacher, self.itself) if self.rule.student_share else (self.teacher,)
+        """The teacher; and the student, if the rule mixes its logits with the teacher's."""
+        return (self.teacher, self.student_reader) if self.rule.student_share else (self.teacher,)
 
     @property
-    def head(self) -> Callable[[Tensor], Tensor]:
-        """Of the readers' states side by side: one teacher's, or its logits mixed with the student's."""
+    def head(self) -> HeadLike:
+        """The head over the readers' hidden states side by side."""
         if len(self.readers) == 1:
             return self.teacher.head
-        one, two = (reader.head for reader in self.readers)
-        share, width = self.rule.student_share, self.student.config.get_text_config().hidden_size
-        return lambda h: (1.0 - share) * one(h[..., :width]) + share * two(h[..., width:])
+        return MixedHead(self.teacher.head, self.student_reader.head, self.rule.student_share, _width(self.student))
 
     @torch.no_grad()
-    def follow(self, step: int) -> None:
-        """After an optimizer step."""
-        if self.rule.update is None or self.still:
+    def update(self, step: int) -> None:
+        """Applies the rule after optimizer step ``step``, unless the teacher is frozen."""
+        if self.rule.update is None or self.frozen:
             return
-        starts = dict(self.start.model.named_parameters()) if self.start is not None and self.rule.reads_ref else {}
+        reads_ref = self.reference is not None and self.rule.reads_ref
+        reference = dict(self.reference.model.named_parameters()) if self.reference is not None and reads_ref else {}
         teacher = dict(self.teacher.model.named_parameters())
         for name, student in self.student.named_parameters():
             if student.requires_grad:
-                start = shard(starts[name]) if name in starts else None
-                self.rule.update(shard(teacher[name]), shard(student), start, step)
+                ref = shard(reference[name]) if name in reference else None
+                self.rule.update(shard(teacher[name]), shard(student), ref, step)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Of a teacher that moves; the others are read again from where they came."""
+        """The weights of a teacher that is updated; the others are loaded again from their source."""
         if self.rule.update is not None:
             yield from wholes(self.teacher.model.named_parameters())
 
@@ -222,11 +256,8 @@ def _vocabulary(model: PreTrainedModel) -> int:
     return int(model.get_output_embeddings().weight.shape[0])
 
 
-def _resized(logits: Tensor, length: int) -> Tensor:
-    """Models of one family pad their vocabularies to different lengths; ids beyond the tokenizer's are never said."""
-    missing = length - logits.shape[-1]
-    lowest = logits.amin(-1, keepdim=True)  # finite, so that a reverse KL stays finite too
-    return logits[..., :length] if missing <= 0 else torch.cat([logits, lowest.expand(*lowest.shape[:-1], missing)], -1)
+def _width(model: PreTrainedModel) -> int:
+    return int(model.config.get_text_config().hidden_size)
 
 
 def _copy(model: PreTrainedModel) -> PreTrainedModel:

@@ -1,4 +1,4 @@
-"""Whose weights teach. Rules only: the forward pass belongs to the backend that holds the weights."""
+"""Rules for the teacher's weights. The forward pass belongs to whatever holds the weights."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import torch
 from torch import Tensor
 
 Update = Callable[[Tensor, Tensor, Tensor | None, int], None]
-"""``(teacher, student, start, step)``: changes one teacher tensor in place after an optimizer step, whole or a shard of it."""
+"""``(teacher, student, ref, step)``: updates one teacher tensor in place after an optimizer step, a full tensor or a shard; ``ref`` is the
+reference model's tensor, None unless ``reads_ref``."""
 
 
 @dataclass(frozen=True)
 class WeightRule:
-    """How the teacher's weights follow the student's."""
+    """Which weights the teacher has, and how they are updated."""
 
     copies: bool
-    """Whether the teacher has weights of its own; if not it is the student itself, as it is when it scores."""
+    """Whether the teacher has weights of its own; otherwise it is the student with its current weights."""
     update: Update | None = None
     """None: they never change."""
     reads_ref: bool = False
-    """Whether ``update`` wants the reference model's tensor."""
+    """Whether ``update`` reads the reference model's tensor."""
     student_share: float = 0.0
-    """Share of the current student in the teacher's logits; both read the privileged prompt."""
+    """Fraction of the current student in the teacher's logits; both read the privileged prompt."""
     path: str | None = None
-    """The model that teaches instead of the reference model."""
+    """Another model as the teacher: a local folder or hub id."""
 
 
 def live() -> WeightRule:
@@ -54,11 +55,11 @@ def ema(*, ema_decay: float = 0.95) -> WeightRule:
     """teacher <- ema_decay teacher + (1 - ema_decay) student after each step; SDPO's update rate .05 is a decay of .95.
 
     Args:
-        ema_decay: share of the old teacher that is kept, 0 to 1
+        ema_decay: fraction of the old teacher that is kept, 0 to 1
     """
     decay = _share("ema_decay", ema_decay)
 
-    def update(teacher: Tensor, student: Tensor, start: Tensor | None, step: int) -> None:
+    def update(teacher: Tensor, student: Tensor, ref: Tensor | None, step: int) -> None:
         with torch.no_grad():
             teacher.mul_(decay).add_(student.to(teacher), alpha=1.0 - decay)
 
@@ -74,7 +75,7 @@ def snapshot(*, every: int = 10) -> WeightRule:
     if every < 1:
         raise ValueError(f"teacher.every must be at least 1, got {every}")
 
-    def update(teacher: Tensor, student: Tensor, start: Tensor | None, step: int) -> None:
+    def update(teacher: Tensor, student: Tensor, ref: Tensor | None, step: int) -> None:
         if step % every == 0:
             with torch.no_grad():
                 teacher.copy_(student)
@@ -83,25 +84,25 @@ def snapshot(*, every: int = 10) -> WeightRule:
 
 
 def trust_region_weights(*, student_share: float = 0.05) -> WeightRule:
-    """teacher = (1 - student_share) start + student_share student, weight by weight, after each step: it never goes farther.
+    """teacher = (1 - student_share) ref + student_share student, weight by weight, after each step.
 
     Args:
-        student_share: 0 is `frozen`, 1 the student of the last step
+        student_share: distance from the reference model; 0 is `frozen`, 1 the student after the last step
     """
     share = _share("student_share", student_share)
 
-    def update(teacher: Tensor, student: Tensor, start: Tensor | None, step: int) -> None:
-        assert start is not None
+    def update(teacher: Tensor, student: Tensor, ref: Tensor | None, step: int) -> None:
+        assert ref is not None
         with torch.no_grad():
-            teacher.copy_(start).lerp_(student.to(teacher), share)
+            teacher.copy_(ref).lerp_(student.to(teacher), share)
 
     return WeightRule(copies=True, update=update, reads_ref=True)
 
 
 def trust_region_logits(*, student_share: float = 0.05) -> WeightRule:
-    """Teacher logits = (1 - student_share) start + student_share student, both reading the privileged prompt (SDPO's trust region).
+    """Teacher logits = (1 - student_share) ref + student_share student, both reading the privileged prompt (SDPO's trust region).
 
-    SDPO (arXiv 2601.20802): the distribution is the normalised geometric mean of the two. Two forward passes a context.
+    SDPO (arXiv 2601.20802): the distribution is the normalised geometric mean of the two. It takes two forward passes per context.
 
     Args:
         student_share: 0 is `frozen`, 1 is `live`

@@ -1,7 +1,7 @@
-"""Weights of which a rank holds a part (DeepSpeed ZeRO-3); for weights that are whole nothing here does anything.
+"""Access to weights that DeepSpeed ZeRO-3 has sharded; on full weights all of this does nothing.
 
-DeepSpeed marks a parameter that it has sharded with a ``ds_id`` and gathers it where its module runs. Whoever touches weights
-otherwise, as the vocabulary's chunks do with the head, gathers them here. All ranks have to do so at the same time.
+DeepSpeed marks a sharded parameter with a ``ds_id`` and gathers it while its module runs. Code that uses a weight outside of
+its module, as the chunked head does, gathers it here. All ranks have to do so at the same time.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ def sharded(tensor: Tensor) -> bool:
 
 
 def whole(*tensors: Tensor | None) -> AbstractContextManager[Any]:
-    """Inside, these weights are whole on every rank; what is written to them is lost."""
-    # one that is whole already belongs to somebody further out, who needs it for longer
+    """Inside, these weights are full on every rank; what is written to them is lost."""
+    # one that is gathered already belongs to an outer caller, who needs it for longer
     parts = {id(t): t for t in tensors if t is not None and sharded(t) and t.ds_status.name == "NOT_AVAILABLE"}  # type: ignore[attr-defined]
     if not parts:
         return nullcontext()
@@ -30,7 +30,7 @@ def whole(*tensors: Tensor | None) -> AbstractContextManager[Any]:
 
 
 def written(*tensors: Tensor) -> AbstractContextManager[Any]:
-    """Inside, these weights are whole, and what rank 0 writes to them is every rank's afterwards."""
+    """Inside, these weights are full; what rank 0 writes to them is kept on every rank."""
     parts = [t for t in tensors if sharded(t)]
     if not parts:
         return nullcontext()
@@ -41,7 +41,7 @@ def written(*tensors: Tensor) -> AbstractContextManager[Any]:
 
 
 def wholes(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
-    """One tensor at a time: a whole one as it is, a sharded one as a copy on the CPU."""
+    """Full tensors, one at a time: an unsharded one as it is, a sharded one as a copy on the CPU."""
     for name, tensor in named:
         if sharded(tensor):
             with whole(tensor):
@@ -52,6 +52,6 @@ def wholes(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
 
 
 def shard(tensor: Tensor) -> Tensor:
-    """The part that this rank holds, flat; of a whole weight the weight itself."""
+    """The flat shard that this rank holds; an unsharded weight itself."""
     part: Tensor = tensor.ds_tensor if sharded(tensor) else tensor  # type: ignore[attr-defined]
     return part

@@ -70,7 +70,7 @@ def loss_of(given: LossInputs, normalize: str, parts: list[slice]) -> float:
         for p in parts
     ]  # fmt: skip
     denominators = Objective((term,)).denominators(cut)  # type: ignore[arg-type]
-    return sum(Objective((term,))(part, denominators).item() for part in cut)
+    return sum(Objective((term,)).loss(part, denominators).item() for part in cut)
 
 
 @pytest.mark.parametrize(
@@ -151,14 +151,15 @@ def test_sdpos_loss_is_the_published_formula() -> None:
     comparison = Comparison("teacher", support, identity, divergence)
     seen = Distributions(student.detach(), {"teacher": teacher}, None, sampled, {})
     scores = TeacherScores(logprobs=torch.zeros(4, 5), entropy=torch.zeros(4, 5), mask=mask & (sample > 0)[:, None])
-    facts = LossInputs(
+    divergences = {comparison: comparison.compare(student, seen)}
+    given = LossInputs(
         logprobs=current, entropy=torch.zeros(4, 5), old_logprobs=old, rollout_logprobs=rollout, ref_logprobs=None,
-        advantages=torch.zeros(4, 5), sampled_mask=mask, teacher={"teacher": scores}, divergences={comparison: comparison(student, seen)},
+        advantages=torch.zeros(4, 5), sampled_mask=mask, teacher={"teacher": scores}, divergences=divergences,
     )  # fmt: skip
     bound = partial(distill, divergence=divergence, support=support, importance_cap=2.0)
     term = Term("distill", 1.0, bound, spec_of(distill), ("teacher",), normalize="all_sequences", comparison=comparison)
     objective = Objective((term,))
-    ours = objective(facts, {"distill": 4})
+    ours = objective.loss(given, {"distill": 4})
     theirs = published_sdpo(student, teacher, sampled, old, rollout, mask, sample)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     mine, expected = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, theirs))

@@ -17,17 +17,17 @@ if moment:
 
     def _prepare(moment: str) -> None:
         import onpolicy.run.checkpoint as checkpoint
-        import onpolicy.trainer.trainer as local
+        import onpolicy.trainer.trainer as trainer
 
         if moment == "step":
-            original = local.LocalTrainer._update
+            original = trainer.PolicyTrainer._update
 
             def update(self, *arguments):  # type: ignore[no-untyped-def]
                 if self.steps_done == 2:
                     os.kill(os.getpid(), signal.SIGKILL)
                 return original(self, *arguments)
 
-            local.LocalTrainer._update = update  # type: ignore[method-assign]
+            trainer.PolicyTrainer._update = update  # type: ignore[method-assign]
         else:
             written = checkpoint.write_state
 

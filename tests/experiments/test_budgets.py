@@ -23,7 +23,7 @@ def test_tokens_that_teachers_read() -> None:
     for rule, readers in ((frozen(), 1), (live(), 1), (trust_region_logits(), None)):
         one = trainer(rule, distill_term())
         found = one.step(examples)["teacher/tokens"]
-        times = readers or len(one.teaching.readers)
+        times = readers or len(one.teacher_scorer.readers)
         assert found == times * teacher + (start if one.objective.needs_ref else 0), (
             "the reference model reads every rollout"
         )

@@ -24,7 +24,8 @@ from onpolicy.experiments.forecast.forecast import (
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.preflight import first_rollouts
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.engine import TorchEngine
+from onpolicy.trainer.trainer import PolicyTrainer
 from tests.runs import write_config
 
 SHAPES = Path(__file__).parent / "shapes"
@@ -62,15 +63,15 @@ def test_what_a_trainer_holds(rule: str, tmp_path: Path) -> None:
     run = assemble(resolved, tmp_path / "run", Display(1))
     try:
         trainer = run.trainer
-        assert isinstance(trainer, LocalTrainer)
+        assert isinstance(trainer, PolicyTrainer) and isinstance(trainer.engine, TorchEngine)
         trainer.step(first_rollouts(run, resolved))
-        state = trainer.optimizer.state.values()
+        state = trainer.engine.optimizer.state.values()
         held = {
             "weights": sum(p.nbytes for p in trainer.student.parameters()),
             "moments": sum(s["exp_avg"].nbytes + s["exp_avg_sq"].nbytes for s in state),
             "teacher and reference model": sum(
                 p.nbytes
-                for r in trainer.teaching.readers
+                for r in trainer.teacher_scorer.readers
                 if r.model is not trainer.student
                 for p in r.model.parameters()
             ),

@@ -23,7 +23,7 @@ from onpolicy.experiments.analysis.pressure import GradientProbe, pressures
 from onpolicy.losses.comparison import Distributions
 from onpolicy.losses.divergences import forward_kl, reverse_kl
 from onpolicy.losses.targets import identity, marker_mass_floor
-from onpolicy.trainer.chunked_head import Head, HiddenStates
+from onpolicy.trainer.head import Head, HiddenStates
 from onpolicy.trainer.teacher_rules import frozen
 from tests.tiny import random_examples
 from tests.trainer.test_teacher import distill_term, trainer, twins

@@ -33,7 +33,7 @@ def test_a_record_says_what_the_trainer_computes() -> None:
     one, renderer = trainer(frozen(), distill_term()), Renderer(byte_tokenizer())
     example = random_examples(1, with_teacher=1.0)[0]
     record = token_record(one, renderer, example)
-    inputs = one.inputs(one.batch([example]))
+    inputs = one.inputs(one.batching.batch([example]))
     length = len(example.rollout.completion_ids)
     assert len(record["tokens"]) == length
     assert unpacked(record["logprob"]) == pytest.approx(inputs.logprobs[0].tolist(), abs=0.006)

@@ -128,7 +128,7 @@ def ours(
         {"A": torch.tensor(MARKERS)},
     )  # fmt: skip
     comparison = Comparison("teacher", SUPPORTS[names[1]][0], TARGETS[names[0]][0], DIVERGENCES[names[2]][0])
-    return comparison(logp["student"], seen)[0], leaves["student"], leaves
+    return comparison.compare(logp["student"], seen)[0], leaves["student"], leaves
 
 
 def oracle(given: dict[str, P], names: tuple[str, str, str]) -> float:

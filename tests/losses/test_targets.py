@@ -62,11 +62,11 @@ def test_the_floor_is_an_i_projection() -> None:
 
 def test_the_floors_control_moves_as_much_mass_to_other_words() -> None:
     teacher, seen = draw(5)
-    assert seen.start is not None
+    assert seen.ref is not None
     floored, control = (
         targets.marker_mass_floor(teacher, seen, share=1.0, control=c).exp() for c in ("none", "others")
     )
-    q, start, mass = teacher.exp(), seen.start.exp(), lambda p: p[:, IDS].sum(-1)
+    q, start, mass = teacher.exp(), seen.ref.exp(), lambda p: p[:, IDS].sum(-1)
     moved = (mass(start) - mass(q)).clamp(min=0.0)
     assert (moved > 0).any() and (mass(floored) - mass(q)).tolist() == pytest.approx(moved.tolist(), abs=1e-5)
     torch.testing.assert_close(mass(control), (1 - moved) * mass(q))  # markers lose what all words lose
@@ -94,10 +94,10 @@ def test_a_teacher_that_has_lost_the_markers_altogether_gets_finite_ones_back() 
 
 def test_the_ends_of_the_mixtures() -> None:
     teacher, seen = draw(0)
-    assert seen.start is not None
+    assert seen.ref is not None
     for mix in (targets.arithmetic_mix, targets.geometric_mix):
         torch.testing.assert_close(mix(teacher, seen, share=0.0), teacher)
-        torch.testing.assert_close(mix(teacher, seen, share=1.0), seen.start)
+        torch.testing.assert_close(mix(teacher, seen, share=1.0), seen.ref)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""One rank of a DeepSpeed trainer beside a local trainer on the same batch; rank 0 writes how far they are apart.
+"""One rank of a trainer over DeepSpeed next to one over plain torch on the same batch; rank 0 writes how far they are apart.
 
 torchrun --nproc-per-node N -m tests.ranks.against_local FOLDER STAGE
 """
@@ -23,9 +23,9 @@ from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.terms.base import TermSpec
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
-from onpolicy.trainer.deepspeed import DeepSpeedTrainer
+from onpolicy.trainer.deepspeed import deepspeed
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, trust_region_weights
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local
 from onpolicy.types import Example, LossInputs, TermOutput
 from onpolicy.utils.timer import PhaseTimer
 from tests.tiny import random_examples, tiny_model
@@ -48,17 +48,20 @@ def terms() -> tuple[Term, ...]:
     return distill_term(weight=0.7), plain_term(policy_gradient), plain_term(ref_kl, 0.1)
 
 
-def make(kind: Callable[..., Any], rule: WeightRule, objective: Sequence[Term] = (), **options: Any) -> Any:
+def make(
+    plugin: Callable[..., PolicyTrainer], rule: WeightRule, objective: Sequence[Term] = (), **options: Any
+) -> PolicyTrainer:
     names: dict[str, Any] = {
         f: options.pop(f) for f in ("lr", "max_grad_norm", "updates_per_step", "weight_decay") if f in options
     }
     family = options.pop("family", "qwen3")
-    return kind(
-        model=tiny_model(family), objective=Objective(tuple(objective) or terms()), teacher=rule,
+    setup = TrainerSetup(
+        student=tiny_model(family), objective=Objective(tuple(objective) or terms()), rule=rule,
         settings=TrainerSettings(**{"lr": 1e-3, "micro_batch_tokens": 60, "max_grad_norm": 1e9, **names}), total_steps=10,
         contexts=("teacher",), clock=PhaseTimer(), spans=[span_name(n) for n in NAMES], marker_ids={"hedge": [5, 9, 77]},
-        telemetry=TokenTelemetry("hedge", NAMES), **options,
+        telemetry=TokenTelemetry("hedge", NAMES),
     )  # fmt: skip
+    return plugin(setup=setup, **options)
 
 
 class Pair:
@@ -69,8 +72,8 @@ class Pair:
             folder / f"stage{stage}-{torch.distributed.get_rank() if torch.distributed.is_initialized() else 0}.json"
         )
         config.write_text(json.dumps({"zero_optimization": {"stage": stage, **options.pop("zero", {})}}))
-        self.ranked: DeepSpeedTrainer = make(DeepSpeedTrainer, rule(), config=str(config), **options)
-        self.local: LocalTrainer = make(LocalTrainer, rule(), **options)
+        self.ranked = make(deepspeed, rule(), config=str(config), **options)
+        self.local = make(local, rule(), **options)
 
     def step(self, examples: Sequence[Example]) -> float:
         """Both take it; the largest difference among their metrics."""
@@ -82,7 +85,7 @@ class Pair:
         return _largest(dict(self.ranked.weights()), dict(self.local.weights()))
 
     def teacher(self) -> float:
-        return _largest(dict(self.ranked.teaching.weights()), dict(self.local.teaching.weights()))
+        return _largest(dict(self.ranked.teacher_scorer.weights()), dict(self.local.teacher_scorer.weights()))
 
     def moments(self) -> float | None:
         """Where the first step leaves (1 - beta) times the gradient; None on other ranks than 0."""

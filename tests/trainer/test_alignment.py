@@ -11,10 +11,13 @@ import pytest
 import torch
 from transformers import PreTrainedModel
 
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.trainer import prefix_sharing
-from onpolicy.trainer.chunked_head import read
+from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.collate import collate
-from onpolicy.trainer.forward import completion_states, head_error
+from onpolicy.trainer.engine import TorchEngine
+from onpolicy.trainer.forward import completion_states
+from onpolicy.trainer.head import head_error
 from onpolicy.trainer.micro_batches import Row
 from onpolicy.trainer.teacher import TeacherScorer
 from onpolicy.trainer.teacher_rules import live
@@ -39,7 +42,7 @@ def alone(model: PreTrainedModel, prompt: tuple[int, ...], completion: tuple[int
 
 def scored(model: PreTrainedModel, rows: list[Row], layout: str) -> list[torch.Tensor]:
     states = completion_states(model, rows, layout=layout)  # type: ignore[arg-type]
-    flat = read(states, {}, torch.tensor([token for _, completion in rows for token in completion])).logprobs
+    flat = token_stats(states, {}, torch.tensor([token for _, completion in rows for token in completion])).logprobs
     return list(flat.split([len(completion) for _, completion in rows]))
 
 
@@ -62,10 +65,10 @@ def test_the_teacher_scores_the_same_tokens_under_its_own_prompt(family: str, la
     model, examples = model_for(family, layout), random_examples(6, seed=3, with_teacher=0.5)
     with_view = [e for e in examples if "teacher" in e.teacher_prompt_ids]
     assert 0 < len(with_view) < len(examples), "the example set must hold both kinds of rows"
-    teaching = TeacherScorer(model, live(), needs_ref=False, layout=layout)  # type: ignore[arg-type]
+    scorer = TeacherScorer(model, live(), TorchEngine(TrainerSettings(), "cpu"), needs_ref=False, layout=layout)  # type: ignore[arg-type]
     batch = collate(examples, contexts=["teacher"])
-    states = teaching.states(batch, teaching.read(examples, budget=60, with_ref=False))["teacher"]
-    flat = read(states, {}, batch.completion_ids[batch.sampled_mask]).logprobs
+    states = scorer.states(batch, scorer.score(examples, budget=60, with_ref=False))["teacher"]
+    flat = token_stats(states, {}, batch.completion_ids[batch.sampled_mask]).logprobs
     for found, one in zip(flat.split([len(e.rollout.completion_ids) for e in examples]), examples, strict=True):
         if one in with_view:
             expected = alone(model, one.teacher_prompt_ids["teacher"], one.rollout.completion_ids)

@@ -1,4 +1,4 @@
-"""Reading numbers off the vocabulary in chunks.
+"""Per-token numbers from the vocabulary, in chunks.
 
 1. equal to the plain computation on whole logits, value and gradient, whatever the chunk; 2. no gradient reaches the
 teacher; 3. nothing of the size tokens x vocabulary is kept for the backward pass.
@@ -17,7 +17,8 @@ from onpolicy.losses.divergences import forward_kl, jsd, reverse_kl
 from onpolicy.losses.supports import full, student_topk, teacher_topk
 from onpolicy.losses.targets import identity, temperature
 from onpolicy.trainer import chunked_head
-from onpolicy.trainer.chunked_head import Head, HiddenStates, read
+from onpolicy.trainer.chunked_head import token_stats
+from onpolicy.trainer.head import Head, HiddenStates
 
 FULL = Comparison("teacher", full, identity, forward_kl)
 TOP = Comparison("teacher", student_topk, identity, reverse_kl)
@@ -52,21 +53,23 @@ COMPARISONS = {
 def test_equals_the_plain_computation(
     comparisons: list[Comparison], chunk: int, head: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(chunked_head.SLICE, "cpu", 3 * 150)
+    monkeypatch.setitem(chunked_head.LOGITS_PER_SLICE, "cpu", 3 * 150)
     hidden, own, taught, other, ids = parts()
     own, other = replace(own, **head), replace(other, **head)  # type: ignore[arg-type]
-    readings = read(HiddenStates(hidden, own), {"teacher": HiddenStates(taught, other)}, ids, comparisons, chunk=chunk)
-    s, t = own(hidden).log_softmax(-1), other(taught).log_softmax(-1).detach()
-    torch.testing.assert_close(readings.logprobs, s.gather(-1, ids[:, None])[:, 0])
-    torch.testing.assert_close(readings.entropy, -(s.exp() * s).sum(-1).detach())
-    torch.testing.assert_close(readings.teacher_logprobs["teacher"], t.gather(-1, ids[:, None])[:, 0])
-    torch.testing.assert_close(readings.teacher_entropy["teacher"], -(t.exp() * t).sum(-1))
+    stats = token_stats(
+        HiddenStates(hidden, own), {"teacher": HiddenStates(taught, other)}, ids, comparisons, chunk=chunk
+    )
+    s, t = own.logits(hidden).log_softmax(-1), other.logits(taught).log_softmax(-1).detach()
+    torch.testing.assert_close(stats.logprobs, s.gather(-1, ids[:, None])[:, 0])
+    torch.testing.assert_close(stats.entropy, -(s.exp() * s).sum(-1).detach())
+    torch.testing.assert_close(stats.teacher_logprobs["teacher"], t.gather(-1, ids[:, None])[:, 0])
+    torch.testing.assert_close(stats.teacher_entropy["teacher"], -(t.exp() * t).sum(-1))
     seen = Distributions(s.detach(), {"teacher": t}, None, ids, {})
     shares = torch.rand(len(ids), 1 + len(comparisons))
     shares[2:5] = 0.0  # tokens that no term trains
     shares[6, :-1] = 0.0  # and one that a single term trains
-    plain = [s.gather(-1, ids[:, None])[:, 0], *(c(s, seen) for c in comparisons)]
-    ours = [readings.logprobs, *(readings.divergences[c] for c in comparisons)]
+    plain = [s.gather(-1, ids[:, None])[:, 0], *(c.compare(s, seen) for c in comparisons)]
+    ours = [stats.logprobs, *(stats.divergences[c] for c in comparisons)]
     torch.testing.assert_close(ours, plain)
     leaves = [hidden, own.weight, own.bias]
     gradients = [
@@ -84,34 +87,34 @@ def test_where_the_top_entries_hold_nearly_everything() -> None:
     comparison = Comparison("teacher", partial(student_topk, k=2), identity, forward_kl)
     single, double = (logits.to(d).requires_grad_() for d in (torch.float32, torch.float64))
     eye = torch.eye(5)
-    readings = read(
+    stats = token_stats(
         HiddenStates(single, Head(eye)), {"teacher": HiddenStates(teacher, Head(eye))}, torch.tensor([0]), [comparison]
     )
-    (mine,) = torch.autograd.grad(readings.divergences[comparison].sum(), single)
+    (mine,) = torch.autograd.grad(stats.divergences[comparison].sum(), single)
     seen = Distributions(double.detach(), {"teacher": teacher.double()}, None, torch.tensor([0]), {})
-    (theirs,) = torch.autograd.grad(comparison(double.log_softmax(-1), seen).sum(), double)
+    (theirs,) = torch.autograd.grad(comparison.compare(double.log_softmax(-1), seen).sum(), double)
     torch.testing.assert_close(mine.double(), theirs, rtol=1e-5, atol=1e-6)
 
 
 def test_under_autocast_only_the_product_is_rounded() -> None:
     hidden, head, taught, other, ids = parts()
     with torch.autocast("cpu", torch.bfloat16):
-        readings = read(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL, TOP])
-    (readings.divergences[FULL] + readings.divergences[TOP]).sum().backward()
-    assert readings.logprobs.dtype == torch.float32 and hidden.grad is not None and head.weight.grad is not None
+        stats = token_stats(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL, TOP])
+    (stats.divergences[FULL] + stats.divergences[TOP]).sum().backward()
+    assert stats.logprobs.dtype == torch.float32 and hidden.grad is not None and head.weight.grad is not None
     s, t = (
         (h.bfloat16() @ w.weight.bfloat16().T + w.bias).float().log_softmax(-1)
         for h, w in ((hidden, head), (taught, other))
     )  # type: ignore[operator]
-    torch.testing.assert_close(readings.divergences[FULL], forward_kl(s, t.detach()), rtol=0.03, atol=2e-3)
+    torch.testing.assert_close(stats.divergences[FULL], forward_kl(s, t.detach()), rtol=0.03, atol=2e-3)
 
 
 def test_no_gradient_reaches_the_teacher() -> None:
     hidden, head, taught, other, ids = parts()
-    readings = read(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL])
-    readings.divergences[FULL].sum().backward()
+    stats = token_stats(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL])
+    stats.divergences[FULL].sum().backward()
     assert taught.grad is None and other.weight.grad is None
-    assert hidden.grad is not None and not readings.entropy.requires_grad
+    assert hidden.grad is not None and not stats.entropy.requires_grad
 
 
 def test_nothing_of_vocabulary_size_is_kept() -> None:
@@ -123,15 +126,15 @@ def test_nothing_of_vocabulary_size_is_kept() -> None:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        read(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL], chunk=8)
+        token_stats(HiddenStates(hidden, head), {"teacher": HiddenStates(taught, other)}, ids, [FULL], chunk=8)
     assert max(kept, default=0) < 8 * 1000 + 1, "a chunk's log-probabilities survive the forward pass"
     assert sum(kept) < 64 * 1000
 
 
-def test_no_tokens_give_empty_readings() -> None:
+def test_no_tokens_give_empty_stats() -> None:
     hidden, head, taught, other, ids = parts()
-    readings = read(HiddenStates(hidden[:0], head), {"teacher": HiddenStates(taught[:0], other)}, ids[:0], [FULL])
-    assert readings.logprobs.shape == readings.divergences[FULL].shape == (0,)
+    stats = token_stats(HiddenStates(hidden[:0], head), {"teacher": HiddenStates(taught[:0], other)}, ids[:0], [FULL])
+    assert stats.logprobs.shape == stats.divergences[FULL].shape == (0,)
 
 
 @pytest.mark.parametrize("chunk", [4, 100])
@@ -141,11 +144,11 @@ def test_logits_instead_of_states(comparisons: list[Comparison], chunk: int) -> 
     hidden, own, taught, other, ids = parts()
     found = []
     for given in (False, True):
-        logits = own(hidden).detach().requires_grad_()
+        logits = own.logits(hidden).detach().requires_grad_()
         student = HiddenStates(logits, Head()) if given else HiddenStates(hidden, own)
-        teacher = HiddenStates(other(taught), Head()) if given else HiddenStates(taught, other)
-        readings = read(student, {"teacher": teacher}, ids, comparisons, chunk=chunk)
-        loss = readings.logprobs.sum() + sum(d.sum() for d in readings.divergences.values())
+        teacher = HiddenStates(other.logits(taught), Head()) if given else HiddenStates(taught, other)
+        stats = token_stats(student, {"teacher": teacher}, ids, comparisons, chunk=chunk)
+        loss = stats.logprobs.sum() + sum(d.sum() for d in stats.divergences.values())
         (gradient,) = torch.autograd.grad(loss, logits if given else hidden)
-        found.append((loss, readings.entropy, gradient @ own.weight if given else gradient))
+        found.append((loss, stats.entropy, gradient @ own.weight if given else gradient))
     torch.testing.assert_close(found[0], found[1])

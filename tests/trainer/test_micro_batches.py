@@ -30,7 +30,7 @@ from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.teacher_rules import frozen
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import Example
 from tests.tiny import example, tiny_model
 from tests.trainer.test_trainer import distill_term, gradient, plain_term, trainer
@@ -140,7 +140,7 @@ def test_a_huge_row_runs_alone(packed: bool) -> None:
 
 def test_cut_by_hand() -> None:
     rows: list[Row] = [((1, 2), (7,) * n) for n in (3, 1, 2)] + [((3, 4, 5), (7,) * n) for n in (4, 4)]
-    # one tree of 3 + 4 + 4 and one of 2 + 3 + 2 + 1
+    # one prompt with 3 + 4 + 4 tokens and one with 2 + 3 + 2 + 1
     assert list(micro_batches(rows, 19, packed=True)) == [[3, 4, 0, 2, 1]]
     assert list(micro_batches(rows, 16, packed=True)) == [[3, 4, 0], [2, 1]]
     assert list(micro_batches(rows, 10, packed=True)) == [[3], [4], [0, 2, 1]]
@@ -186,7 +186,7 @@ def rollouts_of_shared_prompts(seed: int = 0) -> list[Example]:
     return rows
 
 
-def mixed_trainer(layout: str, budget: int, **options: Any) -> LocalTrainer:
+def mixed_trainer(layout: str, budget: int, **options: Any) -> PolicyTrainer:
     """Terms of every kind: without a teacher, on whole distributions, on the teacher's log-probs, on the reference model."""
     taught = Term("teacher_advantage", 0.5, teacher_advantage, spec_of(teacher_advantage), ("teacher",))
     terms = (plain_term(policy_gradient), distill_term(weight=0.7), taught, plain_term(ref_kl, 0.3))
@@ -196,7 +196,7 @@ def mixed_trainer(layout: str, budget: int, **options: Any) -> LocalTrainer:
 def tokens_run(layout: str, budget: int, examples: Sequence[Example]) -> dict[str, list[int]]:
     """By model the tokens of each forward pass of one step."""
     one, counted = mixed_trainer(layout, budget, rule=frozen()), {}
-    for name, model in (("student", one.student), ("teacher", one.teaching.teacher.model)):
+    for name, model in (("student", one.student), ("teacher", one.teacher_scorer.teacher.model)):
         sizes = counted[name] = list[int]()
         hook = lambda _, args, __, c=sizes: c.append(args[0].numel())  # noqa: E731
         model.get_input_embeddings().register_forward_hook(hook)

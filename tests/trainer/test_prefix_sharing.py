@@ -1,11 +1,11 @@
 """Sequences in one row give what they give alone, in value and in gradient, and a prompt that several share is run once.
 
-1. planting, worked by hand; 2. the attention equals a dense one whose mask is written out, in float64; 3. for many
+1. packing, worked by hand; 2. the attention equals a dense one whose mask is written out, in float64; 3. for many
 families hidden states and gradients are those of the padded layout: shared prompts, prompts that begin alike, sliding
 windows, completions of one token; in float64 to 1e-10, and with gradient checkpointing; 4. a shared prompt enters the
 model once, a completion without its last token; 5. a prepared model reads and generates as ever, is saved as ever, and
-its copies run forests; 6. what is not plain attention is not packed: refused by the name of the setting, or run padded;
-7. a model that loses the forest on the way says so, and none gives wrong numbers silently.
+its copies run packed; 6. what is not plain attention is not packed: refused by the name of the setting, or run padded;
+7. a model that loses the packed trees on the way says so, and none gives wrong numbers silently.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.micro_batches import Row
 from onpolicy.trainer.prefix_sharing import PackedTrees, PrefixTree, pack
 from onpolicy.trainer.teacher_rules import live
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local
 from onpolicy.utils.timer import PhaseTimer
 from tests.tiny import random_examples, tiny_model
 from tests.trainer.test_trainer import distill_term
@@ -72,13 +72,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "deepseek_v3, heads of two widths": ("DeepseekV3", LATENT),
     "gpt2, learned positions": ("GPT2", GPT),
 }
-TRUNK, OTHER = (5, 6, 7, 8, 9, 10, 11, 12, 13), (40, 41, 42, 43, 44, 45)
+PREFIX, OTHER = (5, 6, 7, 8, 9, 10, 11, 12, 13), (40, 41, 42, 43, 44, 45)
 ROWS: list[Row] = [
-    (TRUNK, (20, 21, 22, 23, 24, 25, 26)),
+    (PREFIX, (20, 21, 22, 23, 24, 25, 26)),
     (OTHER, (3, 4, 5)),
-    (TRUNK, (30,)),
-    (TRUNK[:-2], (12, 13, 20)),  # begins alike but is another prompt
-    (TRUNK, (20, 21, 60, 61, 62)),
+    (PREFIX, (30,)),
+    (PREFIX[:-2], (12, 13, 20)),  # begins alike but is another prompt
+    (PREFIX, (20, 21, 60, 61, 62)),
     ((7,), (8, 9)),
     (OTHER, (3, 4, 5)),  # the same row twice
     ((50, 51, 52), (2,)),
@@ -98,7 +98,7 @@ def family(name: str) -> PreTrainedModel:
 
 
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy that runs forests."""
+    """A copy that runs packed."""
     twin = copy.deepcopy(model)
     prefix_sharing.prepare(twin)
     return twin
@@ -128,34 +128,34 @@ def assert_alike(
     assert largest > 0.1, "a gradient that is nothing but rounding proves nothing"
 
 
-def test_planting_by_hand() -> None:
+def test_packing_by_hand() -> None:
     rows: list[Row] = [((5, 6), (7, 8, 9)), ((4,), (3,)), ((5, 6), (1, 2)), ((4,), (7, 7, 7))]
-    planted, ids, positions, places = pack(rows)
-    assert planted == PackedTrees((PrefixTree(2, (2, 1)), PrefixTree(1, (0, 2))))
-    assert [tree.size for tree in planted.trees] == [5, 3]
+    packed, ids, positions, columns = pack(rows)
+    assert packed == PackedTrees((PrefixTree(2, (2, 1)), PrefixTree(1, (0, 2))))
+    assert [tree.size for tree in packed.trees] == [5, 3]
     #               prompt |7 8 |1 | prompt |7 7
     assert ids == [5, 6, 7, 8, 1, 4, 7, 7]
     assert positions == [0, 1, 2, 3, 2, 0, 1, 2]
     # what predicts the first token of a completion is its prompt's last
-    assert [place.tolist() for place in places] == [[1, 2, 3], [5], [1, 4], [5, 6, 7]]
+    assert [column.tolist() for column in columns] == [[1, 2, 3], [5], [1, 4], [5, 6, 7]]
 
 
-def test_planting_keeps_the_rows_order_whatever_order_they_come_in() -> None:
+def test_packing_keeps_the_rows_order_whatever_order_they_come_in() -> None:
     for rows in (ROWS, ROWS[::-1]):
-        _, ids, positions, places = pack(rows)
-        for (prompt, completion), place in zip(rows, places, strict=True):
-            assert len(place) == len(completion)
-            assert [ids[p] for p in place[1:]] == list(completion[:-1]) and ids[place[0]] == prompt[-1]
-            assert [positions[p] for p in place] == list(range(len(prompt) - 1, len(prompt) + len(completion) - 1))
+        _, ids, positions, columns = pack(rows)
+        for (prompt, completion), own in zip(rows, columns, strict=True):
+            assert len(own) == len(completion)
+            assert [ids[p] for p in own[1:]] == list(completion[:-1]) and ids[own[0]] == prompt[-1]
+            assert [positions[p] for p in own] == list(range(len(prompt) - 1, len(prompt) + len(completion) - 1))
 
 
 def dense(trees: Sequence[PrefixTree], qkv: Sequence[Tensor], scale: float | None, window: int | None) -> Tensor:
     """Softmax over a mask written out token by token."""
-    where = [  # tree, branch (-1: the trunk), position
+    where = [  # tree, completion (-1: the prefix), position
         (t, b, p)
         for t, tree in enumerate(trees)
-        for b, p in [(-1, p) for p in range(tree.trunk)]
-        + [(b, tree.trunk + p) for b, length in enumerate(tree.branches) for p in range(length)]
+        for b, p in [(-1, p) for p in range(tree.prefix)]
+        + [(b, tree.prefix + p) for b, length in enumerate(tree.completions) for p in range(length)]
     ]
     seen = [
         [t == u and c in (-1, b) and o <= p and (window is None or p - o < window) for u, c, o in where]
@@ -252,7 +252,7 @@ def tokens_entering(model: PreTrainedModel, run: Callable[[], object]) -> list[i
 @torch.no_grad()
 def test_a_shared_prompt_is_run_once_and_the_last_token_never(name: str) -> None:
     model = prepared(family(name))
-    # 9 + 6 + 0 + 4 behind the trunk, 6 + 2 + 2, 7 + 2, 1 + 1, 3 + 0
+    # 9 + 6 + 0 + 4 after the prefix, 6 + 2 + 2, 7 + 2, 1 + 1, 3 + 0
     assert tokens_entering(model, lambda: completion_states(model, ROWS, layout="packed")) == [19 + 10 + 9 + 2 + 3]
     assert tokens_entering(model, lambda: completion_states(model, ROWS, layout="padded")) == [len(ROWS) * (9 + 7)]
 
@@ -268,8 +268,8 @@ def test_the_gradient_of_a_shared_prompt_is_the_sum_over_its_completions() -> No
         assert found is not None
         return found.clone()
 
-    one: Row = (TRUNK, (20, 21, 22))
-    other: Row = (TRUNK, (30, 31))
+    one: Row = (PREFIX, (20, 21, 22))
+    other: Row = (PREFIX, (30, 31))
     both = gradient([one, other], slice(None))
     torch.testing.assert_close(
         both, gradient([one], slice(None)) + gradient([other], slice(None)), atol=1e-4, rtol=1e-4
@@ -285,7 +285,7 @@ def test_a_prepared_model_reads_and_generates_as_ever(name: str) -> None:
     model = family(name)
     twin = prepared(model)
     completion_states(twin, ROWS, layout="packed")  # leaves nothing behind
-    ids = torch.tensor([[0, 0, 0, *OTHER], TRUNK])
+    ids = torch.tensor([[0, 0, 0, *OTHER], PREFIX])
     mask = (ids != 0).long()
     for options in ({}, {"attention_mask": mask}):
         expected = model(input_ids=ids, **options).logits[mask.bool()]
@@ -301,15 +301,15 @@ def test_a_prepared_model_reads_and_generates_as_ever(name: str) -> None:
 def test_a_prepared_model_is_saved_as_ever(tmp_path) -> None:  # type: ignore[no-untyped-def]
     model = prepared(family("qwen3"))
     model.save_pretrained(tmp_path)
-    assert not [path for path in tmp_path.glob("*.json") if prefix_sharing.NAME in path.read_text()]
+    assert not [path for path in tmp_path.glob("*.json") if prefix_sharing.ATTENTION_NAME in path.read_text()]
     assert json.loads((tmp_path / "config.json").read_text())["model_type"] == "qwen3"
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path)
     assert loaded.config._attn_implementation == "sdpa" and prefix_sharing.supports_prefix_sharing(loaded)
-    ids = torch.tensor([TRUNK])
+    ids = torch.tensor([PREFIX])
     torch.testing.assert_close(loaded(input_ids=ids).logits, model(input_ids=ids).logits)
 
 
-def test_a_copy_of_a_prepared_model_runs_forests() -> None:
+def test_a_copy_of_a_prepared_model_runs_packed() -> None:
     model = family("gemma3")
     twin = copy.deepcopy(prepared(model))
     assert prefix_sharing.supports_prefix_sharing(twin)
@@ -334,12 +334,12 @@ OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_what_is_not_plain_attention_cannot_grow(name: str) -> None:
+def test_what_is_not_plain_attention_is_not_packed(name: str) -> None:
     kind, options = OTHERS[name]
     assert not prefix_sharing.supports_prefix_sharing(model_of(kind, **options))
 
 
-def test_another_implementation_of_attention_cannot_grow() -> None:
+def test_another_implementation_of_attention_is_not_packed() -> None:
     model = family("qwen3")
     assert prefix_sharing.supports_prefix_sharing(model)
     for implementation in ("eager", "flex_attention"):
@@ -353,15 +353,16 @@ def test_another_implementation_of_attention_cannot_grow() -> None:
 
 def trainer_of(
     model: PreTrainedModel, layout: Layout | None, teacher_model: PreTrainedModel | None = None
-) -> LocalTrainer:
-    return LocalTrainer(
-        model=model, objective=Objective((distill_term(),)), teacher=live(), total_steps=10, contexts=("teacher",), clock=PhaseTimer(),
-        settings=TrainerSettings(lr=1e-3, micro_batch_tokens=100), layout=layout, teacher_model=teacher_model,
+) -> PolicyTrainer:
+    setup = TrainerSetup(
+        student=model, objective=Objective((distill_term(),)), rule=live(), total_steps=10, contexts=("teacher",), clock=PhaseTimer(),
+        settings=TrainerSettings(lr=1e-3, micro_batch_tokens=100), teacher_model=teacher_model,
     )  # fmt: skip
+    return local(setup=setup, layout=layout)
 
 
 @pytest.mark.parametrize("unfit", ["student", "teacher"])
-def test_a_model_that_cannot_grow_is_refused_or_run_padded(unfit: str) -> None:
+def test_a_model_that_cannot_be_packed_is_refused_or_run_padded(unfit: str) -> None:
     models = [tiny_model(), tiny_model(seed=1)]
     models[unfit == "teacher"].set_attn_implementation("eager")
     with pytest.raises(ValueError, match=r"trainer\.layout: Qwen3ForCausalLM .* padded"):
@@ -373,7 +374,7 @@ def test_a_model_that_cannot_grow_is_refused_or_run_padded(unfit: str) -> None:
     assert one.step(random_examples(4))["train/grad_norm"] > 0.0
 
 
-def test_what_can_grow_is_packed_unless_told_otherwise() -> None:
+def test_what_can_be_packed_is_packed_unless_told_otherwise() -> None:
     for wanted, layout in ((None, "packed"), ("packed", "packed"), ("padded", "padded")):
         one = trainer_of(tiny_model(), wanted, tiny_model(seed=1))  # type: ignore[arg-type]
         assert one.layout == layout
@@ -384,12 +385,12 @@ class Forgetful(LlamaAttention):
     """Hands no options on."""
 
     def forward(self, *args: Any, **options: Any) -> Any:
-        options.pop("forest", None)
+        options.pop("packed_trees", None)
         return super().forward(*args, **options)
 
 
 @pytest.mark.parametrize("layer", [0, 1])
-def test_a_model_that_loses_the_forest_says_so(layer: int) -> None:
+def test_a_model_that_loses_the_packed_trees_says_so(layer: int) -> None:
     model = prepared(family("llama"))
     attention = model.base_model.layers[layer].self_attn
     attention.__class__ = Forgetful
@@ -398,7 +399,7 @@ def test_a_model_that_loses_the_forest_says_so(layer: int) -> None:
     completion_states(model, ROWS, layout="padded")
 
 
-def test_what_forests_lack_is_left_alone() -> None:
+def test_what_is_not_supported_is_left_alone() -> None:
     model = model_of("Gemma2")
     assert not prefix_sharing.prepare(model) and model.config._attn_implementation == "sdpa"
     completion_states(model, ROWS)

@@ -38,7 +38,7 @@ from onpolicy.trainer.teacher_rules import (
     trust_region_logits,
     trust_region_weights,
 )
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local
 from onpolicy.types import REF, STUDENT, Example
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config
@@ -51,12 +51,14 @@ def distill_term(target: Any = identity, **options: Any) -> Term:
     return Term("distill", 1.0, bound, TermSpec("teacher_mask", needs_ref=True), ("teacher",), comparison=comparison)
 
 
-def trainer(rule: WeightRule, *terms: Term, **options: Any) -> LocalTrainer:
+def trainer(rule: WeightRule, *terms: Term, **options: Any) -> PolicyTrainer:
     settings = TrainerSettings(lr=options.pop("lr", 1e-2), micro_batch_tokens=100)
-    return LocalTrainer(
-        model=tiny_model(), objective=Objective(terms or (distill_term(),)), teacher=rule, settings=settings, total_steps=10,
-        contexts=("teacher",), clock=PhaseTimer(), **options,
+    given = {name: options.pop(name) for name in ("teacher_model", "marker_ids") if name in options}
+    setup = TrainerSetup(
+        student=tiny_model(), objective=Objective(terms or (distill_term(),)), rule=rule, settings=settings, total_steps=10,
+        contexts=("teacher",), clock=PhaseTimer(), **given,
     )  # fmt: skip
+    return local(setup=setup, **options)
 
 
 def twins() -> list[Example]:
@@ -64,8 +66,8 @@ def twins() -> list[Example]:
     return [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in random_examples(4)]
 
 
-def teacher_logprobs(one: LocalTrainer, examples: list[Example]) -> torch.Tensor:
-    return one.inputs(one.batch(examples)).teacher["teacher"].logprobs
+def teacher_logprobs(one: PolicyTrainer, examples: list[Example]) -> torch.Tensor:
+    return one.inputs(one.batching.batch(examples)).teacher["teacher"].logprobs
 
 
 RULES = [live(), frozen(), ema(), trust_region_weights(student_share=0.3), trust_region_logits(student_share=0.3)]
@@ -87,7 +89,7 @@ def test_a_trust_region_of_weights() -> None:
     start = {n: p.detach().clone() for n, p in one.student.named_parameters()}
     for _ in range(2):
         one.step(examples)
-    teacher = dict(one.teaching.teacher.model.named_parameters())
+    teacher = dict(one.teacher_scorer.teacher.model.named_parameters())
     for name, student in one.student.named_parameters():
         torch.testing.assert_close(teacher[name], 0.7 * start[name] + 0.3 * student.detach())
 
@@ -108,7 +110,7 @@ def test_a_trust_region_of_logits() -> None:
     half.student.load_state_dict(still.student.state_dict())
     # the normalised geometric mean: log q = (log q0 + log q1) / 2 + c, where c >= 0 is the same for the whole vocabulary
     mean = (teacher_logprobs(still, examples) + teacher_logprobs(now, examples)) / 2
-    excess = (teacher_logprobs(half, examples) - mean)[half.batch(examples).sampled_mask]
+    excess = (teacher_logprobs(half, examples) - mean)[half.batching.batch(examples).sampled_mask]
     assert (excess > -1e-5).all() and excess.max() > 1e-4
 
 
@@ -126,7 +128,7 @@ def test_another_model_teaches_with_its_own_weights_and_width() -> None:
     before = [p.clone() for p in other.parameters()]
     assert one.step(examples)["train/grad_norm"] > 0
     assert all(torch.equal(a, b) for a, b in zip(before, other.parameters(), strict=True))
-    assert one.teaching.start is not None and one.teaching.start.model is not other
+    assert one.teacher_scorer.reference is not None and one.teacher_scorer.reference.model is not other
 
 
 @pytest.mark.parametrize("rows", [240, 264, 320])
@@ -148,10 +150,10 @@ def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path, capsys: pytest
     assert "teacher.path" in (error := capsys.readouterr().err) and "another vocabulary" in error
 
 
-def test_under_lora_the_frozen_teacher_and_the_start_model_cost_nothing() -> None:
+def test_under_lora_the_frozen_teacher_and_the_reference_model_cost_nothing() -> None:
     plain, one = trainer(frozen()), trainer(frozen(), lora_rank=4)
-    assert one.teaching.teacher.model is one.student and one.teaching.start is not None
-    assert one.teaching.start.model is one.student
+    assert one.teacher_scorer.teacher.model is one.student and one.teacher_scorer.reference is not None
+    assert one.teacher_scorer.reference.model is one.student
     examples = random_examples(6, with_teacher=1.0)
     start = teacher_logprobs(plain, examples)
     torch.testing.assert_close(teacher_logprobs(one, examples), start)
@@ -198,13 +200,13 @@ def test_a_whole_run_with_adapters(tmp_path: Path) -> None:
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "trainer.lora_rank=4", "trainer.lr=0.01", "steps=4") == 0
 
 
-def test_the_start_models_marker_mass_reaches_weights_and_targets() -> None:
+def test_the_reference_models_marker_mass_reaches_weights_and_targets() -> None:
     weights = partial(opportunity, lexicon="A", minimum=0.1, saturation=0.2)
     target = partial(marker_mass_floor, lexicon="A", share=1.0)
     markers = list(range(3, 60))
     one = trainer(frozen(), distill_term(target, token_weights=weights), marker_ids={"A": markers})
     examples = random_examples(4, with_teacher=1.0)
-    inputs = one.inputs(one.batch(examples))
+    inputs = one.inputs(one.batching.batch(examples))
     mask = inputs.sampled_mask
     start = inputs.marker_mass[REF, "A"].exp()[mask]
     torch.testing.assert_close(inputs.marker_mass[STUDENT, "A"].exp()[mask], start)  # before the first step
@@ -212,7 +214,7 @@ def test_the_start_models_marker_mass_reaches_weights_and_targets() -> None:
     expected = 1 - 0.9 * (start / 0.2).clamp(max=1)
     torch.testing.assert_close(weights(inputs, mask)[mask], expected)
     plain = trainer(frozen(), distill_term(token_weights=weights), marker_ids={"A": markers})
-    (edited,), (unedited,) = (list(t.inputs(t.batch(examples)).divergences.values()) for t in (one, plain))
+    (edited,), (unedited,) = (list(t.inputs(t.batching.batch(examples)).divergences.values()) for t in (one, plain))
     gap = (inputs.marker_mass["teacher", "A"] - inputs.marker_mass[REF, "A"])[mask]
     torch.testing.assert_close(
         edited[mask][gap > 1e-4], unedited[mask][gap > 1e-4]
@@ -222,7 +224,7 @@ def test_the_start_models_marker_mass_reaches_weights_and_targets() -> None:
     assert report["train/grad_norm"] > 0
 
 
-def test_the_penalty_towards_the_start_model_under_adapters() -> None:
+def test_the_penalty_towards_the_reference_model_under_adapters() -> None:
     kl = Term("ref_kl", 1.0, ref_kl, spec_of(ref_kl))
     one = trainer(live(), distill_term(), kl, lora_rank=4)
     examples = random_examples(4, with_teacher=1.0)

@@ -1,4 +1,4 @@
-"""The local trainer, on real small models.
+"""The trainer in one process, on real small models.
 
 1. teacher = student prompt gives loss 0 and gradient 0; 2. the gradient does not depend on the micro-batch (1, 3, 8) nor
 on the layout; 3. the frozen teacher never moves, EMA follows its formula, neither has gradients; 4. several updates a
@@ -24,8 +24,9 @@ from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
+from onpolicy.trainer.engine import TorchEngine
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, snapshot
-from onpolicy.trainer.trainer import LocalTrainer, lr_factor, split
+from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local, lr_factor, split
 from onpolicy.types import Example
 from onpolicy.utils.timer import PhaseTimer
 from tests.tiny import random_examples, tiny_model
@@ -53,23 +54,29 @@ def plain_term(function: Any, weight: float = 1.0) -> Term:
     return Term(function.__name__, weight, function, spec_of(function))
 
 
-def trainer(*terms: Term, rule: WeightRule | None = None, seed: int = 0, **settings: Any) -> LocalTrainer:
+def trainer(*terms: Term, rule: WeightRule | None = None, seed: int = 0, **settings: Any) -> PolicyTrainer:
     layout = settings.pop("layout", "padded")
-    return LocalTrainer(
-        model=tiny_model(seed=seed), objective=Objective(terms or (distill_term(),)), teacher=rule or live(),
+    setup = TrainerSetup(
+        student=tiny_model(seed=seed), objective=Objective(terms or (distill_term(),)), rule=rule or live(),
         settings=TrainerSettings(**{"lr": 1e-3, "micro_batch_tokens": 150, **settings}), total_steps=10, contexts=("teacher",),
-        clock=PhaseTimer(), layout=layout,
+        clock=PhaseTimer(),
     )  # fmt: skip
+    return local(setup=setup, layout=layout)
 
 
-def gradient(one: LocalTrainer, examples: list[Example]) -> dict[str, torch.Tensor]:
+def optimizer_of(one: PolicyTrainer) -> torch.optim.Optimizer:
+    assert isinstance(one.engine, TorchEngine)
+    return one.engine.optimizer
+
+
+def gradient(one: PolicyTrainer, examples: list[Example]) -> dict[str, torch.Tensor]:
     """Of one update, caught before the optimizer uses it."""
     caught: dict[str, torch.Tensor] = {}
 
     def catch(optimizer: Any, args: Any, kwargs: Any) -> None:
         caught.update({n: p.grad.clone() for n, p in one.student.named_parameters() if p.grad is not None})
 
-    handle = one.optimizer.register_step_pre_hook(catch)
+    handle = optimizer_of(one).register_step_pre_hook(catch)
     one.step(examples)
     handle.remove()
     return caught
@@ -106,44 +113,48 @@ def test_the_order_of_the_rollouts_does_not_matter() -> None:
 def test_ema_follows_its_formula_and_frozen_never_moves() -> None:
     examples = random_examples(6)
     one, still = trainer(rule=ema(ema_decay=0.9)), trainer(rule=frozen())
-    before = {n: p.clone() for n, p in one.teaching.teacher.model.named_parameters()}
-    start = {n: p.clone() for n, p in still.teaching.teacher.model.named_parameters()}
+    before = {n: p.clone() for n, p in one.teacher_scorer.teacher.model.named_parameters()}
+    start = {n: p.clone() for n, p in still.teacher_scorer.teacher.model.named_parameters()}
     for _ in range(2):
         one.step(examples)
         still.step(examples)
-        for name, parameter in one.teaching.teacher.model.named_parameters():
+        for name, parameter in one.teacher_scorer.teacher.model.named_parameters():
             before[name] = 0.9 * before[name] + 0.1 * dict(one.student.named_parameters())[name].detach()
             torch.testing.assert_close(parameter, before[name])
             assert parameter.grad is None and not parameter.requires_grad
-    assert all(torch.equal(p, start[n]) for n, p in still.teaching.teacher.model.named_parameters())
+    assert all(torch.equal(p, start[n]) for n, p in still.teacher_scorer.teacher.model.named_parameters())
     assert any(not torch.equal(p, start[n]) for n, p in still.student.named_parameters())
 
 
 def test_a_snapshot_teacher_is_the_student_of_some_steps_ago() -> None:
     one, examples = trainer(rule=snapshot(every=2)), random_examples(4)
-    start = [p.clone() for p in one.teaching.teacher.model.parameters()]
+    start = [p.clone() for p in one.teacher_scorer.teacher.model.parameters()]
     one.step(examples)
-    assert all(torch.equal(a, b) for a, b in zip(start, one.teaching.teacher.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(start, one.teacher_scorer.teacher.model.parameters(), strict=True))
     one.step(examples)
     assert all(
         torch.equal(a, b)
-        for a, b in zip(one.student.parameters(), one.teaching.teacher.model.parameters(), strict=True)
+        for a, b in zip(one.student.parameters(), one.teacher_scorer.teacher.model.parameters(), strict=True)
     )
     second = [p.clone() for p in one.student.parameters()]
     one.step(examples)
-    assert all(torch.equal(a, b) for a, b in zip(second, one.teaching.teacher.model.parameters(), strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(second, one.teacher_scorer.teacher.model.parameters(), strict=True))
 
 
 def test_the_live_teacher_is_the_student() -> None:
     one = trainer(rule=live())
-    assert one.teaching.teacher.model is one.student and not one.state()["teacher"]
+    assert one.teacher_scorer.teacher.model is one.student and not one.state()["teacher"]
 
 
-def test_the_start_model_is_shared_with_a_frozen_teacher_and_kept_apart_otherwise() -> None:
-    assert (one := trainer(plain_term(ref_kl), rule=frozen()).teaching).start is one.teacher
+def test_the_reference_model_is_shared_with_a_frozen_teacher_and_kept_apart_otherwise() -> None:
+    assert (one := trainer(plain_term(ref_kl), rule=frozen()).teacher_scorer).reference is one.teacher
     moving = trainer(plain_term(ref_kl), distill_term(), rule=ema(ema_decay=0.5))
-    start = moving.teaching.start
-    assert start is not None and start.model is not moving.teaching.teacher.model and start.model is not moving.student
+    start = moving.teacher_scorer.reference
+    assert (
+        start is not None
+        and start.model is not moving.teacher_scorer.teacher.model
+        and start.model is not moving.student
+    )
     first = moving.step(random_examples(4))
     second = moving.step(random_examples(4))
     assert first["ref_kl/kl"] == pytest.approx(0.0, abs=1e-6) and second["ref_kl/kl"] > 1e-6
@@ -154,7 +165,7 @@ def test_several_updates_compare_with_the_policy_before_the_first() -> None:
     once = trainer(plain_term(policy_gradient), updates_per_step=1).step(examples)
     twice = trainer(plain_term(policy_gradient), updates_per_step=2, lr=0.05)
     steps: list[int] = []
-    twice.optimizer.register_step_post_hook(lambda *_: steps.append(1))
+    optimizer_of(twice).register_step_post_hook(lambda *_: steps.append(1))
     metrics = twice.step(examples)
     assert len(steps) == 2
     # on-policy, ratio 1: the loss is minus the mean advantage; off-policy the ratio has moved
@@ -191,7 +202,9 @@ def test_state_comes_back_to_the_last_bit(tmp_path) -> None:  # type: ignore[no-
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(one.weights(), other.weights(), strict=True))
     assert all(
         torch.equal(a, b)
-        for a, b in zip(one.teaching.teacher.model.parameters(), other.teaching.teacher.model.parameters(), strict=True)
+        for a, b in zip(
+            one.teacher_scorer.teacher.model.parameters(), other.teacher_scorer.teacher.model.parameters(), strict=True
+        )
     )
 
 
@@ -224,11 +237,11 @@ def test_recomputed_layers_drop_nothing_out(layout: str) -> None:
     model = tiny_model("llama")
     for layer in model.base_model.layers:  # type: ignore[union-attr]
         layer.self_attn.attention_dropout = 0.5
-    one = LocalTrainer(
-        model=model, objective=Objective((distill_term(),)), teacher=live(), settings=TrainerSettings(),
-        total_steps=1, contexts=("teacher",),
-        clock=PhaseTimer(), layout=layout, gradient_checkpointing=True,  # type: ignore[arg-type]
+    setup = TrainerSetup(
+        student=model, objective=Objective((distill_term(),)), rule=live(), settings=TrainerSettings(), total_steps=1,
+        contexts=("teacher",), clock=PhaseTimer(),
     )  # fmt: skip
+    one = local(setup=setup, layout=layout, gradient_checkpointing=True)  # type: ignore[arg-type]
     metrics = one.step([replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in random_examples(5)])
     assert abs(metrics["train/loss"]) < 1e-6
 
@@ -237,12 +250,12 @@ def test_the_teachers_numbers_stand_beside_its_own_tokens() -> None:
     """Rollouts without a context before those with one: the mask is the context's, the numbers are the rollout's."""
     examples = sorted(random_examples(8, seed=4), key=lambda e: bool(e.teacher_prompt_ids))
     one = trainer(distill_term())
-    batch = one.batch(examples)
+    batch = one.batching.batch(examples)
     together = one.inputs(batch).teacher["teacher"]
     taught = [bool(e.teacher_prompt_ids) for e in examples]
     assert together.mask.any(-1).tolist() == taught and not taught[0] and taught[-1]
     for row, example in enumerate(examples):
         if taught[row]:
-            alone = one.inputs(one.batch([example])).teacher["teacher"]
+            alone = one.inputs(one.batching.batch([example])).teacher["teacher"]
             length = len(example.rollout.completion_ids)
             torch.testing.assert_close(together.logprobs[row, :length], alone.logprobs[0], atol=1e-5, rtol=1e-4)

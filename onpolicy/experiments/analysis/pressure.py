@@ -24,15 +24,14 @@ from torch import Tensor
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.contracts import keep_to_contracts
-from onpolicy.epistemic.ids import LexiconError, span_name
+from onpolicy.epistemic.ids import LexiconError, span_name, tokens_of
 from onpolicy.epistemic.tokens import OPPORTUNITY
 from onpolicy.experiments.analysis.session import write_findings
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.preflight import first_rollouts
-from onpolicy.trainer.build import tokens_of
-from onpolicy.trainer.chunked_head import Head, HiddenStates
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.head import Head, HiddenStates
+from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch
 from onpolicy.utils.tables import table
 
@@ -66,7 +65,7 @@ class GradientProbe:
         """The same states, cut off from the body, with a head that reports its gradient."""
         assert isinstance(states.head, Head)
         self.changes = states.hidden.new_zeros(len(states.hidden), len(self.ids))
-        return HiddenStates(states.hidden.detach().requires_grad_(), replace(states.head, watch=self.note))
+        return HiddenStates(states.hidden.detach().requires_grad_(), replace(states.head, on_gradient=self.note))
 
     @torch.no_grad()
     def note(self, rows: Tensor, logits: Tensor, gradient: Tensor) -> None:
@@ -77,24 +76,24 @@ class GradientProbe:
         self.changes[rows] = torch.stack([moved[:, i].sum(-1) for i in self.ids.values()], -1).to(self.changes.dtype)
 
 
-def pressures(trainer: LocalTrainer, examples: Sequence[Example]) -> dict[str, Pressure]:
+def pressures(trainer: PolicyTrainer, examples: Sequence[Example]) -> dict[str, Pressure]:
     """By lexicon, over all examples; no weight is changed.
 
     Args:
         trainer: with the config's objective, and the ids of each lexicon in ``marker_ids``
         examples: annotated rollouts; their spans ``<lexicon>`` say where markers were sampled
     """
-    batches = list(trainer.batches(examples))
+    batches = list(trainer.batching.batches(examples))
     denominators = trainer.objective.denominators(batches)
     watch = GradientProbe(trainer.marker_ids)
     found = []
     for batch in batches:
         inputs = trainer.inputs(batch, through=watch)
-        trainer.objective(inputs, denominators).backward()  # type: ignore[no-untyped-call]
+        trainer.objective.loss(inputs, denominators).backward()  # type: ignore[no-untyped-call]
         mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.sampled_mask] for name in watch.ids], -1)
         found.append((watch.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
     change, mass, said = (torch.cat(column).double() for column in zip(*found, strict=True))
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.engine.discard_gradient()
     return {name: _pressure(change[:, i], mass[:, i], said[:, i] > 0) for i, name in enumerate(trainer.marker_ids)}
 
 
@@ -136,7 +135,7 @@ def measure_pressure(resolved: ResolvedConfig) -> tuple[dict[str, Pressure], int
         try:
             examples = first_rollouts(run, resolved)
             trainer = run.trainer
-            assert isinstance(trainer, LocalTrainer)
+            assert isinstance(trainer, PolicyTrainer)
             ids = tokens_of(run.log.renderer.tokenizer, resolved.config.epistemic.lexicons)
             if not ids:
                 raise LexiconError(

@@ -27,10 +27,10 @@ from onpolicy.data.rendering import PromptTooLong
 from onpolicy.experiments.analysis.context_answers import ContextAnswers
 from onpolicy.models import ModelHandle, load_weights
 from onpolicy.trainer import prefix_sharing
-from onpolicy.trainer.chunked_head import read
+from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.forward import completion_states
 from onpolicy.trainer.micro_batches import Row, micro_batches
-from onpolicy.trainer.trainer import WITHOUT_GRAPH
+from onpolicy.trainer.trainer import NO_GRAPH_FACTOR
 from onpolicy.types import RIGHT, Message, ScoredGroup
 from onpolicy.utils.stats import Estimate, estimate_mean
 
@@ -112,13 +112,13 @@ def log_likelihoods(resolved: ResolvedConfig, path: str, rows: Sequence[Row]) ->
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_weights(resolved, path).to(device).eval()
     packed = prefix_sharing.supports_prefix_sharing(model) and prefix_sharing.prepare(model)
-    budget = WITHOUT_GRAPH * (resolved.trainer.settings.micro_batch_tokens or BUDGET[device.type])
+    budget = NO_GRAPH_FACTOR * (resolved.trainer.settings.micro_batch_tokens or BUDGET[device.type])
     found = [0.0] * len(rows)
     for numbers in micro_batches(rows, budget, packed=packed):
         chosen = [rows[i] for i in numbers]
         states = completion_states(model, chosen, layout="packed" if packed else "padded")
         ids = torch.tensor([i for _, completion in chosen for i in completion], device=device)
-        flat = read(states, {}, ids).logprobs.double()
+        flat = token_stats(states, {}, ids).logprobs.double()
         for i, logprobs in zip(numbers, flat.split([len(c) for _, c in chosen]), strict=True):
             found[i] = float(logprobs.sum())
     return found

@@ -13,7 +13,7 @@ from torch import Tensor
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.rows import padded, train_batch
 from onpolicy.losses.objective import MetricAccumulator, Objective
-from onpolicy.trainer.chunked_head import read
+from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.loss_inputs import loss_inputs, observe
 from onpolicy.types import Metrics, TrainBatch
@@ -52,7 +52,7 @@ class Bridge:
         """Counts what each term is a mean over, in the whole update and on all ranks."""
         batch = _real(self.batch(data))
         tokens = sum(int(term.tokens(batch).sum()) for term in self.objective.terms)
-        counts = self.together.summed({**self.objective.denominators([batch]), "": tokens})
+        counts = self.together.all_sum({**self.objective.denominators([batch]), "": tokens})
         self._denominators = {name: int(count) for name, count in counts.items()}
         self.empty = not self._denominators.pop("")
         self._tally = MetricAccumulator()
@@ -62,7 +62,7 @@ class Bridge:
     ) -> tuple[Tensor, Metrics]:
         """This rank's share of the loss, from what ``TeachingEngine`` read."""
         batch = self.batch(data)
-        readings = read(
+        stats = token_stats(
             model_output["student"],
             model_output["teachers"],
             batch.completion_ids[batch.sampled_mask],
@@ -70,16 +70,16 @@ class Bridge:
             marker_ids=self.marker_ids,
         )
         old = padded(data["old_log_probs"]).float() if "old_log_probs" in data.keys() else None  # noqa: SIM118
-        inputs = loss_inputs(batch, readings, old)
+        inputs = loss_inputs(batch, stats, old)
         if "rollout_log_probs" not in data.keys():  # noqa: SIM118 the sampler did not say: it counts as the trainer
             inputs = replace(inputs, rollout_logprobs=inputs.old_logprobs)
-        loss = self.objective(inputs, self._denominators, self._tally) * self.together.size
+        loss = self.objective.loss(inputs, self._denominators, self._tally) * self.together.size
         observe(inputs, self._tally, self.telemetry)
         return loss, {}
 
     def end(self) -> dict[str, list[float]]:
         """Means over all ranks' tokens; in lists, as verl has a value from each micro-batch."""
-        self.together.collect(self._tally, self.telemetry)
+        self.together.merge(self._tally, self.telemetry)
         found = self._tally.means() | (self.telemetry.metrics() if self.telemetry else {})
         return {f"{PREFIX}{name}": [value] for name, value in found.items()}
 

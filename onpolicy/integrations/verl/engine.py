@@ -16,7 +16,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.teachers import Teachers
-from onpolicy.trainer.chunked_head import Head, HiddenStates
+from onpolicy.trainer.head import Head, HiddenStates
 
 
 class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]

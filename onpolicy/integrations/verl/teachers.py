@@ -15,8 +15,8 @@ from verl.utils.device import get_torch_device
 
 from onpolicy.integrations.verl.rows import NOTHING, prompt_column
 from onpolicy.run.checkpoint import CheckpointError
-from onpolicy.trainer.chunked_head import Head, HiddenStates
 from onpolicy.trainer.collectives import SingleProcess
+from onpolicy.trainer.head import Head, HiddenStates
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.types import REF
 
@@ -61,18 +61,18 @@ class Teachers:
 
     def _logits(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
         if not self.rule.copies:
-            return self.student.response_logits(prompts, responses, data, rounds=self.together.rounds)
+            return self.student.response_logits(prompts, responses, data, rounds=self.together.max_passes)
         theirs = self._start(prompts, responses, data)
         if not (share := self.rule.student_share):
             return theirs
-        own = self.student.response_logits(prompts, responses, data, rounds=self.together.rounds)
+        own = self.student.response_logits(prompts, responses, data, rounds=self.together.max_passes)
         return [(1.0 - share) * one + share * other for one, other in zip(theirs, own, strict=True)]
 
     def _start(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
         """Of the weights beside the student's: the reference model's, or a teacher's that has moved since."""
         reader = self.reference or self.student
         return reader.response_logits(
-            prompts, responses, data, rounds=self.together.rounds, plain=self.reference is None
+            prompts, responses, data, rounds=self.together.max_passes, plain=self.reference is None
         )
 
     @property

@@ -15,13 +15,13 @@ from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from onpolicy.config.schedules import Coefficients
-from onpolicy.epistemic.ids import class_names, span_names
+from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.names import COEFFICIENTS, SECTION, VENDOR
 from onpolicy.integrations.verl.settings import unpacked
 from onpolicy.integrations.verl.teachers import Teachers
-from onpolicy.trainer.build import build_objective, lexicon_ids, teacher_rule
+from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.trainer.collectives import ProcessGroup
 
 

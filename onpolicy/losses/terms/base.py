@@ -1,4 +1,4 @@
-"""What a loss term says about itself; it registers nothing."""
+"""What a loss term declares about itself; declaring registers nothing."""
 
 from __future__ import annotations
 
@@ -11,12 +11,14 @@ TermFunction = Callable[..., Any]
 
 @dataclass(frozen=True)
 class TermSpec:
+    """Which tokens a term trains, and what it reads."""
+
     tokens: Literal["sampled_mask", "teacher_mask"] = "sampled_mask"
-    """Which tokens it trains: all that were sampled, or those whose rollout has a context in the term's ``context``."""
+    """All sampled tokens, or only those of rollouts that have the term's ``context``."""
     needs_ref: bool = False
-    """Whether it reads ``ref_logprobs``, for which the trainer keeps the reference model."""
+    """Whether it reads ``ref_logprobs``; the trainer then keeps the reference model."""
     unrewarded: bool = False
-    """Whether it learns from sampled tokens that have no advantage."""
+    """Whether it also trains tokens whose advantage is 0."""
 
 
 def loss_term(
@@ -25,14 +27,15 @@ def loss_term(
     needs_ref: bool = False,
     unrewarded: bool = False,
 ) -> Callable[[TermFunction], TermFunction]:
-    """States facts about a term function; one without them trains all sampled tokens."""
+    """Declares the spec of a term function; without it a term trains all sampled tokens."""
 
-    def state(function: TermFunction) -> TermFunction:
-        function.facts = TermSpec(tokens=tokens, needs_ref=needs_ref, unrewarded=unrewarded)  # type: ignore[attr-defined]
+    def declare(function: TermFunction) -> TermFunction:
+        function.spec = TermSpec(tokens=tokens, needs_ref=needs_ref, unrewarded=unrewarded)  # type: ignore[attr-defined]
         return function
 
-    return state
+    return declare
 
 
 def spec_of(function: TermFunction) -> TermSpec:
-    return getattr(function, "facts", TermSpec())
+    """What ``loss_term`` declared, or the defaults."""
+    return getattr(function, "spec", TermSpec())

@@ -13,12 +13,12 @@ def cispo(
 ) -> TermOutput:
     """L_t = -w_t sg(clip(rho_t, 1 - clip_low, 1 + clip_high)) A_t log pi(y_t), rho_t = pi / pi_old.
 
-    CISPO (MiniMax-M1, arXiv 2506.13585, equation 4): no token ever loses its gradient, so rare words that open a new line
-    of thought keep learning. A ``clip_low`` of 1 leaves the lower side open, as the paper does.
+    CISPO (MiniMax-M1, arXiv 2506.13585, equation 4): no token ever loses its gradient, so rare words that start a new line
+    of thought are still trained. A ``clip_low`` of 1 leaves the lower side open, as the paper does.
 
     Args:
-        clip_low: the weight does not fall below 1 - clip_low
-        clip_high: nor rise above 1 + clip_high
+        clip_low: the weight is at least 1 - clip_low
+        clip_high: the weight is at most 1 + clip_high
         importance_cap: cap of the weight pi_old / pi_rollout; null: no weight
     """
     ratio = (inputs.logprobs.detach() - inputs.old_logprobs).exp()

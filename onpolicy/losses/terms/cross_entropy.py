@@ -1,4 +1,4 @@
-"""Likelihood of given answers: fine-tuning on what a dataset holds, or on what was sampled."""
+"""Likelihood of given completions: fine-tuning on those of a dataset, or on sampled ones."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from onpolicy.types import LossInputs, TermOutput
 def cross_entropy(inputs: LossInputs, *, token_weights: TokenWeight = uniform) -> TermOutput:
     """L_t = -v_t log student(y_t), v_t the token weights: supervised fine-tuning.
 
-    With `data.completions` the answers are a dataset's, as in the off-policy self-distillation of arXiv 2603.24472, section 4; on
-    sampled answers with `route: correct` it is rejection sampling fine-tuning (STaR, arXiv 2203.14465).
+    With `data.completions` the completions are a dataset's, as in the off-policy self-distillation of arXiv 2603.24472, section 4; on
+    sampled completions with `route: correct` it is rejection sampling fine-tuning (STaR, arXiv 2203.14465).
 
     Args:
-        token_weights: how much each token counts
+        token_weights: weight of each token
     """
     weights = token_weights(inputs, inputs.sampled_mask)
     return TermOutput(per_token=-weights * inputs.logprobs, metrics={"token_weight": weights})

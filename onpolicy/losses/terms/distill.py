@@ -26,15 +26,15 @@ def distill(
     """L_t = v_t w_t min(D(student_t, target_t), token_clip), D over the next-token distribution at each sampled position.
 
     Equation 1 of arXiv 2603.24472 with any divergence. v_t are the token weights;
-    w_t = min(pi_old / pi_rollout, cap) min(pi / pi_old, cap), without gradient, as its code (SDPO's) has it; 1 without a cap.
+    w_t = min(pi_old / pi_rollout, cap) min(pi / pi_old, cap), without gradient, as in its code (SDPO's); 1 without a cap.
 
     Args:
-        divergence: how far the two distributions are apart
+        divergence: the divergence between the two distributions
         support: the vocabulary entries on which they are compared
-        target: what the student is drawn to: the teacher's distribution or an edit of it
-        token_weights: how much each token counts
-        context: the context under which the teacher reads
-        token_clip: a token's divergence is cut here, nats, and then has no gradient; null: not at all
+        target: the distribution that the student is trained towards: the teacher's or an edit of it
+        token_weights: weight of each token
+        context: the context that the teacher reads
+        token_clip: upper bound of a token's divergence, nats, above which it has no gradient; null: none
         importance_cap: cap of each of the two importance weights; null: no weights
     """
     distance = inputs.divergences[Comparison(context=context, support=support, target=target, divergence=divergence)]

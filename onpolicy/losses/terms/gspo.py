@@ -19,8 +19,8 @@ def gspo(
     whose gradient is spread over its tokens. With ``normalize: sequences`` the sum is exactly the paper's objective.
 
     Args:
-        clip_low: the sequence's ratio is not rewarded for falling below 1 - clip_low
-        clip_high: nor for rising above 1 + clip_high
+        clip_low: the sequence's ratio is clipped at 1 - clip_low
+        clip_high: the sequence's ratio is clipped at 1 + clip_high
         importance_cap: cap of the weight pi_old / pi_rollout; null: no weight
     """
     mask = inputs.sampled_mask

@@ -1,4 +1,4 @@
-"""Corrections for tokens that another policy sampled: the engine's numbers differ from the trainer's, and weights move on."""
+"""Importance weights for tokens that another policy sampled: the engine's log-probabilities differ, and weights are updated."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ def staleness_weight(inputs: LossInputs, cap: float | None) -> Tensor:
 
 
 def truncated_ratio(logprobs: Tensor, behaviour: Tensor, cap: float | None) -> Tensor:
+    """min(exp(logprobs - behaviour), cap), without gradient."""
     if cap is None:
         return torch.ones_like(behaviour)
     return (logprobs.detach() - behaviour).exp().clamp(max=cap)

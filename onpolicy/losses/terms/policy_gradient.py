@@ -30,10 +30,10 @@ def policy_gradient(
     ``clip_high`` is DAPO's clip-higher (2503.14476). For GRPO's penalty towards the reference model add the term ``ref_kl``.
 
     Args:
-        advantage: what the teacher does to the group's advantage
-        token_weights: how much each token counts
-        clip_low: the ratio is not rewarded for falling below 1 - clip_low; null: no bound
-        clip_high: nor for rising above 1 + clip_high; null: no bound
+        advantage: the advantage of each token; by default the group's
+        token_weights: weight of each token
+        clip_low: the ratio is clipped at 1 - clip_low; null: no lower bound
+        clip_high: the ratio is clipped at 1 + clip_high; null: no upper bound
         dual_clip: where A < 0 the loss is at most -dual_clip A (arXiv 1912.09729); null: no bound
         importance_cap: cap of the weight pi_old / pi_rollout; null: no weight
     """
@@ -58,7 +58,7 @@ def clipped_objective(
     clip_high: float | None,
     dual_clip: float | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """min(rho A, clip(rho) A), from below bounded by dual_clip A where A < 0; and 1 where the clip is active. Both ``[B, T]``."""
+    """min(rho A, clip(rho) A), at least dual_clip A where A < 0; and 1 where the clip is active. Both ``[B, T]``."""
     ratio = (inputs.logprobs - inputs.old_logprobs).exp()
     plain = ratio * advantages
     low = 0.0 if clip_low is None else 1.0 - clip_low

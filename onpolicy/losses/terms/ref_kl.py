@@ -1,4 +1,4 @@
-"""A penalty for leaving the reference model; its ``weight`` is what others call ``kl_coef``."""
+"""The KL penalty towards the reference model; its ``weight`` is the ``kl_coef`` of other libraries."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from onpolicy.types import LossInputs, TermOutput
 
 @loss_term(tokens="sampled_mask", needs_ref=True)
 def ref_kl(inputs: LossInputs) -> TermOutput:
-    """L_t = exp(d_t) - d_t - 1 with d_t = log start(y_t) - log student(y_t): the estimator k3 of KL(student || start).
+    """L_t = exp(d_t) - d_t - 1 with d_t = log ref(y_t) - log student(y_t): the estimator k3 of KL(student || ref).
 
     GRPO (arXiv 2402.03300, equation 4): unbiased, never negative, 0 at equality.
     """

@@ -22,15 +22,15 @@ def sampled_kl(
     """L_t = v_t w_t k(u_t), u_t = log teacher(y_t) - log student(y_t), v_t the token weights, w_t as in `distill`.
 
     k1 = sg(-u) log student(y): SDPO's sampled-token loss (arXiv 2601.20802); its *gradient* is an unbiased estimate of that
-    of the reverse KL, its value means nothing. (Differentiating -u itself would give 0 in expectation.)
+    of the reverse KL; its value has no meaning. (Differentiating -u itself would give 0 in expectation.)
     k2 = u^2 / 2: the same gradient, and a value near the KL while the two are close.
     k3 = exp(u) - u - 1: the reverse KL's value without bias, but the *forward* KL's gradient.
     The estimators are those of John Schulman, Approximating KL Divergence (2020).
 
     Args:
         estimator: `k1`, `k2` or `k3`
-        token_weights: how much each token counts
-        context: the context under which the teacher reads
+        token_weights: weight of each token
+        context: the context that the teacher reads
         importance_cap: cap of each of the two importance weights; null: no weights
     """
     teacher = inputs.teacher[context]

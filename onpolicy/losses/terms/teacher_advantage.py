@@ -28,11 +28,11 @@ def teacher_advantage(
     rollout has a context are trained.
 
     Args:
-        advantage: what stands for A_t; null: u_t itself
-        token_weights: how much each token counts
-        context: the context under which the teacher reads
-        clip_low: the ratio rho_t = pi / pi_old is not rewarded for falling below 1 - clip_low; null: no bound
-        clip_high: nor for rising above 1 + clip_high; null: no bound
+        advantage: A_t; null: u_t itself
+        token_weights: weight of each token
+        context: the context that the teacher reads
+        clip_low: the ratio rho_t = pi / pi_old is clipped at 1 - clip_low; null: no lower bound
+        clip_high: the ratio is clipped at 1 + clip_high; null: no upper bound
         importance_cap: cap of the weight pi_old / pi_rollout; null: no weight
     """
     teacher = inputs.teacher[context]

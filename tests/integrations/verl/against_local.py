@@ -30,7 +30,7 @@ from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
 
-from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local as local_trainer
 from onpolicy.trainer.collectives import ProcessGroup
 from onpolicy.integrations.verl.bridge import PREFIX, Bridge
 from onpolicy.integrations.verl.rows import columns
@@ -191,21 +191,22 @@ def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool)
     return data
 
 
-def local(folder: Path, rule: WeightRule, terms: Sequence[Term], **more: Any) -> LocalTrainer:
-    return LocalTrainer(
-        model=load_causal_lm(str(folder / "model"), dtype="float32"), objective=Objective(tuple(terms)), teacher=rule,
+def local(folder: Path, rule: WeightRule, terms: Sequence[Term], **more: Any) -> PolicyTrainer:
+    setup = TrainerSetup(
+        student=load_causal_lm(str(folder / "model"), dtype="float32"), objective=Objective(tuple(terms)), rule=rule,
         settings=TrainerSettings(lr=1e-3, micro_batch_tokens=60, max_grad_norm=1e9), total_steps=10,
         contexts=("teacher",), clock=PhaseTimer(),
-        spans=[span_name(n) for n in NAMES], marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES), **more,
+        spans=[span_name(n) for n in NAMES], marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES),
     )  # fmt: skip
+    return local_trainer(setup=setup, **more)
 
 
-def local_gradient(trainer: LocalTrainer, examples: Sequence[Example]) -> tuple[float, dict[str, Tensor]]:
+def local_gradient(trainer: PolicyTrainer, examples: Sequence[Example]) -> tuple[float, dict[str, Tensor]]:
     from onpolicy.losses.objective import MetricAccumulator
 
-    loss = trainer._accumulate(examples, {}, MetricAccumulator())
+    loss = trainer._accumulate(examples, None, MetricAccumulator())
     found = {n: p.grad.clone() for n, p in trainer.student.named_parameters() if p.grad is not None}
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.engine.discard_gradient()
     return float(loss or 0.0), found
 
 
@@ -264,7 +265,7 @@ def steps(folder: Path) -> dict[str, float]:
         found[name] = _largest(side.weights(), dict(other.student.named_parameters()))
         if rule().update is not None:
             assert side.reference is not None
-            teacher = dict(other.teaching.teacher.model.named_parameters())
+            teacher = dict(other.teacher_scorer.teacher.model.named_parameters())
             found[f"{name}/teacher"] = _largest(side.weights(side.reference.engine), teacher)
             found |= {f"{name}/{what}": value for what, value in resumed(folder, side, rule()).items()}
     return found
@@ -291,7 +292,9 @@ def special(folder: Path) -> dict[str, float]:
         other.step(batch(seed=seed))
     assert side.reference is not None
     return found | {
-        "kept": _largest(side.weights(side.reference.engine), dict(other.teaching.teacher.model.named_parameters()))
+        "kept": _largest(
+            side.weights(side.reference.engine), dict(other.teacher_scorer.teacher.model.named_parameters())
+        )
     }
 
 

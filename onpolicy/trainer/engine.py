@@ -1,0 +1,157 @@
+"""What runs under a trainer: it holds the weights, computes gradients and updates.
+
+``TorchEngine`` is one process on one device, and the reference that ``DeepSpeedEngine`` is compared with.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from onpolicy.config.schema import TrainerSettings
+from onpolicy.trainer.collectives import SingleProcess
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+OptimizerState = Mapping[str, Mapping[str, Tensor]]
+"""Parameter -> name of the optimizer's tensor (``step``, ``exp_avg``, ``exp_avg_sq``) -> the full tensor."""
+
+
+class Engine(Protocol):
+    """The weights of student and teachers on one rank, and the optimizer."""
+
+    device: torch.device
+    collectives: SingleProcess
+    """Sharding and reductions across the ranks."""
+
+    @property
+    def body(self) -> Callable[..., Any] | None:
+        """Runs the student without its head; None: the model's own body."""
+        ...
+
+    def prepare_frozen(self, model: PreTrainedModel) -> Callable[..., Any] | None:
+        """Puts a model that has no gradient where it runs; returns what runs it without its head, as ``body``."""
+        ...
+
+    def prepare_student(self, student: PreTrainedModel) -> None:
+        """Puts the student where it learns and makes its optimizer; called once, after all calls of ``prepare_frozen``."""
+        ...
+
+    def set_lr(self, lr: float) -> None: ...
+
+    def backward(self, loss: Tensor) -> None:
+        """Adds the gradient of this rank's part of the loss; parts and ranks are summed, never averaged."""
+        ...
+
+    def step(self) -> float:
+        """Clips and applies the gradient, then clears it; returns its norm before clipping.
+
+        A gradient whose norm is 0 or not finite changes nothing: momentum alone would move the weights.
+        """
+        ...
+
+    def discard_gradient(self) -> bool:
+        """Clears the gradient; False if the update cannot be repeated because other ranks wait in a collective."""
+        ...
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        """Full tensors, which any other engine can load; on rank 0 only."""
+        ...
+
+    def load_optimizer_state(self, state: OptimizerState) -> None: ...
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Copies full tensors into the parameters that are trained."""
+        ...
+
+
+class TorchEngine:
+    """Plain torch in one process on one device; weights and optimizer in float32."""
+
+    body = None
+    student: PreTrainedModel
+    optimizer: torch.optim.Optimizer
+
+    def __init__(self, settings: TrainerSettings, device: str | None = None) -> None:
+        """
+        Args:
+            settings: learning rate, AdamW's constants and the largest norm of a gradient
+            device: torch device; None: the GPU if there is one, else the CPU
+        """
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.settings, self.collectives = settings, SingleProcess()
+
+    def prepare_frozen(self, model: PreTrainedModel) -> None:
+        model.to(self.device)
+
+    def prepare_student(self, student: PreTrainedModel) -> None:
+        self.student = student.to(self.device)
+        self.optimizer = adamw(student, self.settings)
+
+    def set_lr(self, lr: float) -> None:
+        set_lr(self.optimizer, lr)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def step(self) -> float:
+        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
+        if math.isfinite(norm) and norm > 0.0:
+            self.optimizer.step()
+        self.discard_gradient()
+        return norm
+
+    def discard_gradient(self) -> bool:
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
+
+    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+        return state_by_name(self.student, self.optimizer)
+
+    def load_optimizer_state(self, state: OptimizerState) -> None:
+        load_state_by_name(self.student, self.optimizer, state)
+
+    @torch.no_grad()
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        for name, parameter in self.student.named_parameters():
+            if parameter.requires_grad:
+                parameter.copy_(weights[name])
+
+
+def adamw(model: PreTrainedModel, settings: TrainerSettings) -> torch.optim.AdamW:
+    """AdamW over the parameters that are trained."""
+    return torch.optim.AdamW(
+        [p for p in model.parameters() if p.requires_grad],
+        lr=settings.lr,
+        betas=(settings.betas[0], settings.betas[1]),
+        weight_decay=settings.weight_decay,
+    )
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+
+
+def state_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+    """The state of an optimizer whose tensors are whole, by name of the parameter."""
+    return {
+        name: dict(optimizer.state[parameter])
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+    }
+
+
+def load_state_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
+    """Puts back what ``state_by_name`` returned; the step counter stays on the CPU, as AdamW keeps it."""
+    for name, parameter in model.named_parameters():
+        if name in state:
+            optimizer.state[parameter] = {
+                key: value.to("cpu" if key == "step" else parameter.device, copy=True)
+                for key, value in state[name].items()
+            }
