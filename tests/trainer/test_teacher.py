@@ -54,7 +54,9 @@ def distill_term(target: Any = identity, **options: Any) -> Term:
 
 def trainer(rule: WeightRule, *terms: Term, **options: Any) -> PolicyTrainer:
     settings = TrainerSettings(lr=options.pop("lr", 1e-2), micro_batch_tokens=100)
-    given = {name: options.pop(name) for name in ("teacher_model", "marker_ids") if name in options}
+    given = {
+        name: options.pop(name) for name in ("teacher_model", "marker_ids", "spans", "telemetry") if name in options
+    }
     setup = TrainerSetup(
         student=tiny_model(), objective=Objective(terms or (distill_term(),)), rule=rule, settings=settings, total_steps=10,
         contexts=("teacher",), clock=PhaseTimer(), **given,
