@@ -72,11 +72,11 @@ class Rank(Worker):
 
     def _enter(self, meeting_point: str) -> int:
         from onpolicy.models import open_model
-        from onpolicy.trainer.deepspeed import join
+        from onpolicy.trainer.deepspeed import init_process_group
 
         os.environ |= {"RANK": str(self._rank), "WORLD_SIZE": str(self._size), "LOCAL_RANK": "0"}
         if self._size > 1:
-            join(meeting_point)
+            init_process_group(meeting_point)
         resolved, clock = resolve(self._config), PhaseTimer()
         clock.on_phase = self.alive
         self._work = TrainerWorker(resolved, open_model(resolved), clock, size=self._size)

@@ -26,7 +26,7 @@ from onpolicy.losses.comparison import Comparison, Distributions
 from onpolicy.losses.supports import joined
 from onpolicy.losses.targets import identity
 from onpolicy.trainer.head import Head, HiddenStates
-from onpolicy.trainer.zero3 import whole
+from onpolicy.trainer.zero3 import gathered
 from onpolicy.types import REF, STUDENT
 
 TOKENS_PER_CHUNK = 256
@@ -72,7 +72,7 @@ def token_stats(
         chunk: tokens whose logits are in memory at once; None: chosen by the size of the vocabulary
     """
     assert isinstance(student.head, Head)
-    with whole(*student.weights, *(w for teacher in teachers.values() for w in teacher.weights)):
+    with gathered(*student.weights, *(w for teacher in teachers.values() for w in teacher.weights)):
         request = _Request(
             student.head,
             student.weights,
@@ -371,7 +371,7 @@ class _ChunkedHead(torch.autograd.Function):
         (hidden,) = ctx.saved_tensors
         backward = _BackwardPass(ctx.request, ctx.selected)
         again = [w for states in backward.teachers.values() for w in states.weights]
-        with torch.autocast(hidden.device.type, enabled=False), whole(*ctx.request.weights, *again):
+        with torch.autocast(hidden.device.type, enabled=False), gathered(*ctx.request.weights, *again):
             gradients = backward.run(hidden, ctx.needs_input_grad[1:], logprobs, divergences)
         return None, *gradients
 

@@ -31,7 +31,7 @@ from onpolicy.trainer.forward import Layout
 from onpolicy.trainer.head import head_weights
 from onpolicy.trainer.lora import LoraSettings
 from onpolicy.trainer.trainer import ForwardSettings, PolicyTrainer, TrainerSetup
-from onpolicy.trainer.zero3 import whole, written
+from onpolicy.trainer.zero3 import gathered, gathered_for_write
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -69,7 +69,7 @@ class DeepSpeedEngine:
             config: path of a DeepSpeed config (JSON); None: ZeRO stage 2
         """
         self._config, self.settings = read_config(config), settings
-        self.device = torch.device(join())
+        self.device = torch.device(init_process_group())
         import torch.distributed as dist
 
         self.collectives: SingleProcess = ProcessGroup(dist.get_rank(), dist.get_world_size())
@@ -113,7 +113,7 @@ class DeepSpeedEngine:
         set_lr(self._zero.optimizer, lr)
 
     def backward(self, loss: Tensor) -> None:
-        with whole(*head_weights(self.student)):  # until its gradient has been added up: no module of its own runs
+        with gathered(*head_weights(self.student)):  # until its gradient has been added up: no module of its own runs
             self._zero.backward(loss * self.collectives.size)
 
     def step(self) -> float:
@@ -181,7 +181,7 @@ class DeepSpeedEngine:
 
         for name, parameter in self.student.named_parameters():
             if parameter.requires_grad:
-                with written(parameter):
+                with gathered_for_write(parameter):
                     parameter.copy_(weights[name])
                 if self.stage:  # the optimizer has a copy of its own
                     safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
@@ -275,7 +275,7 @@ def read_config(path: str | None) -> dict[str, Any]:
     return config
 
 
-def join(init_method: str | None = None) -> str:
+def init_process_group(init_method: str | None = None) -> str:
     """Joins the process group that the environment describes, or a group of one; returns this rank's device.
 
     Args:

@@ -28,7 +28,7 @@ def completion_states(
     """The hidden states that predict every token of the rows' completions, N together, row after row.
 
     Args:
-        model: a causal language model of transformers; for ``packed`` it must have been through ``prefix_sharing.prepare``
+        model: a causal language model of transformers; for ``packed`` it must have been through ``prefix_sharing.enable_prefix_sharing``
         rows: prompts and completions
         layout: ``padded`` runs the rows as they are; ``packed`` runs them as one row without padding, equal prompts once
         body: runs the model without its head; None: the model itself
@@ -56,5 +56,7 @@ def _padded(body: Callable[..., Any], rows: Sequence[Row], device: torch.device)
 
 def _packed(body: Callable[..., Any], rows: Sequence[Row], device: torch.device) -> Tensor:
     packed, ids, positions, columns = prefix_sharing.pack(rows)
-    hidden = prefix_sharing.run(body, packed, torch.tensor(ids, device=device), torch.tensor(positions, device=device))
+    hidden = prefix_sharing.forward_packed(
+        body, packed, torch.tensor(ids, device=device), torch.tensor(positions, device=device)
+    )
     return hidden[torch.cat(columns).to(hidden.device)]

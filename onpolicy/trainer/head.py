@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from onpolicy.trainer.zero3 import whole
+from onpolicy.trainer.zero3 import gathered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -85,6 +85,6 @@ def head_weights(model: PreTrainedModel) -> tuple[Tensor, ...]:
 def head_error(model: PreTrainedModel, input_ids: Tensor) -> float:
     """Largest difference between ``head_of`` and the model's own logits on ``[1, S]``; more than rounding means an unknown head."""
     hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    with whole(*head_weights(model)):
+    with gathered(*head_weights(model)):
         ours = head_of(model).logits(hidden)
     return float((ours - model(input_ids=input_ids, use_cache=False).logits).abs().max())

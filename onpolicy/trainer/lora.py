@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn, no_grad
 
-from onpolicy.trainer.zero3 import whole, wholes
+from onpolicy.trainer.zero3 import full_tensors, gathered
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,7 +61,7 @@ def adapter_off(model: nn.Module) -> Iterator[None]:
             layer.enable_adapters(True)
 
 
-def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+def merged_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The weights with the adapters merged in, one full tensor at a time, under the names of a model without adapters."""
     layers = set(_layers(model))
     deltas = {f"{name}.weight": layer for name, layer in model.named_modules() if layer in layers}
@@ -71,9 +71,9 @@ def merged(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         plain = name.replace(".base_layer.", ".")
         layer = deltas.get(plain)
         if layer is None:
-            yield from wholes([(plain, tensor)])
+            yield from full_tensors([(plain, tensor)])
         else:
-            with no_grad(), whole(tensor, *(p for n, p in layer.named_parameters() if ".lora_" in f".{n}")):
+            with no_grad(), gathered(tensor, *(p for n, p in layer.named_parameters() if ".lora_" in f".{n}")):
                 full = tensor + layer.get_delta_weight(ADAPTER).to(tensor)
             yield plain, full
 

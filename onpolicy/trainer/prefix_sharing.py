@@ -112,7 +112,7 @@ def supports_prefix_sharing(model: PreTrainedModel) -> bool:
     return bool(backend and plain and layers <= {"full_attention", "sliding_attention"})
 
 
-def prepare(model: PreTrainedModel) -> bool:
+def enable_prefix_sharing(model: PreTrainedModel) -> bool:
     """Makes the model accept packed trees; any other input still goes through its usual sdpa.
 
     Tested on a few tokens. Returns False, and leaves the model as it was, if the packed results differ, if the model does not
@@ -149,7 +149,9 @@ def _self_test(model: PreTrainedModel) -> bool:
     packed, ids, positions, columns = pack(rows)
     probe = _Probe(packed.trees)
     try:
-        hidden = run(model.base_model, probe, torch.tensor(ids, device=device), torch.tensor(positions, device=device))
+        hidden = forward_packed(
+            model.base_model, probe, torch.tensor(ids, device=device), torch.tensor(positions, device=device)
+        )
         for (prompt, completion), own in zip(rows, columns, strict=True):
             alone = model.base_model(input_ids=torch.tensor([[*prompt, *completion]], device=device), use_cache=False)
             expected = alone.last_hidden_state[0, len(prompt) - 1 : -1]
@@ -168,7 +170,7 @@ def _self_test(model: PreTrainedModel) -> bool:
     return not windowed or probe.windows != {None}
 
 
-def run(body: Any, packed_trees: PackedTrees, ids: Tensor, positions: Tensor) -> Tensor:
+def forward_packed(body: Any, packed_trees: PackedTrees, ids: Tensor, positions: Tensor) -> Tensor:
     """Hidden states ``[S, H]`` of a packed row."""
     # transformers passes a mask of four dimensions on as it is; an empty one tells the attention that trees must come with it
     sentinel_mask = torch.empty(1, 1, 0, 0, device=ids.device, dtype=torch.bool)

@@ -17,7 +17,7 @@ from onpolicy.trainer.head import HeadLike, HiddenStates, head_of, head_weights
 from onpolicy.trainer.lora import adapted, adapter_off
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.teacher_rules import WeightRule
-from onpolicy.trainer.zero3 import shard, wholes, written
+from onpolicy.trainer.zero3 import full_tensors, gathered_for_write, local_shard
 from onpolicy.types import REF, Example, TrainBatch
 
 if TYPE_CHECKING:
@@ -236,19 +236,19 @@ class TeacherScorer:
         teacher = dict(self.teacher.model.named_parameters())
         for name, student in self.student.named_parameters():
             if student.requires_grad:
-                ref = shard(reference[name]) if name in reference else None
-                self.rule.update(shard(teacher[name]), shard(student), ref, step)
+                ref = local_shard(reference[name]) if name in reference else None
+                self.rule.update(local_shard(teacher[name]), local_shard(student), ref, step)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights of a teacher that is updated; the others are loaded again from their source."""
         if self.rule.update is not None:
-            yield from wholes(self.teacher.model.named_parameters())
+            yield from full_tensors(self.teacher.model.named_parameters())
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         for name, parameter in self.teacher.model.named_parameters():
             if name in weights and self.rule.update is not None:
-                with written(parameter):
+                with gathered_for_write(parameter):
                     parameter.copy_(weights[name])
 
 

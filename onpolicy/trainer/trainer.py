@@ -20,11 +20,11 @@ from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.engine import Engine, TorchEngine
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.head import HiddenStates
-from onpolicy.trainer.lora import LoraSettings, adapted, adapter_tensors, add_adapter, merged
+from onpolicy.trainer.lora import LoraSettings, adapted, adapter_tensors, add_adapter, merged_weights
 from onpolicy.trainer.loss_inputs import loss_inputs, observe, stacked
 from onpolicy.trainer.teacher import TeacherHidden, TeacherScorer
 from onpolicy.trainer.teacher_rules import WeightRule
-from onpolicy.trainer.zero3 import wholes
+from onpolicy.trainer.zero3 import full_tensors
 from onpolicy.types import Example, LossInputs, Metrics, TrainBatch
 from onpolicy.utils.timer import PhaseTimer
 
@@ -230,9 +230,9 @@ class PolicyTrainer:
         vLLM on the CPU repacks the head's matrix, so one that is tied to the embedding has to be named again.
         """
         if adapted(self.student):
-            yield from merged(self.student)
+            yield from merged_weights(self.student)
         else:
-            yield from wholes(self.student.state_dict(keep_vars=True).items())
+            yield from full_tensors(self.student.state_dict(keep_vars=True).items())
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:
@@ -271,7 +271,7 @@ class PolicyTrainer:
             "steps_done": self.steps_done,
             "teacher": dict(self.teacher_scorer.weights()),
             "teacher_frozen": self.teacher_scorer.frozen,
-            "adapter": dict(wholes(adapter_tensors(self.student))),
+            "adapter": dict(full_tensors(adapter_tensors(self.student))),
             "telemetry": self.telemetry.state() if self.telemetry else {},
         }
 
@@ -347,7 +347,7 @@ def choose_layout(requested: Layout | None, *models: PreTrainedModel) -> Layout:
     if requested == "padded":
         return "padded"
     unfit = [type(m).__name__ for m in models if not prefix_sharing.supports_prefix_sharing(m)]
-    unfit = unfit or [type(m).__name__ for m in models if not prefix_sharing.prepare(m)]
+    unfit = unfit or [type(m).__name__ for m in models if not prefix_sharing.enable_prefix_sharing(m)]
     if requested == "packed" and unfit:
         raise ValueError(
             f"trainer.layout: {unfit[0]} cannot be packed, its attention is not transformers' sdpa; wanted padded or null"

@@ -17,7 +17,7 @@ def sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "ds_id")
 
 
-def whole(*tensors: Tensor | None) -> AbstractContextManager[Any]:
+def gathered(*tensors: Tensor | None) -> AbstractContextManager[Any]:
     """Inside, these weights are full on every rank; what is written to them is lost."""
     # one that is gathered already belongs to an outer caller, who needs it for longer
     parts = {id(t): t for t in tensors if t is not None and sharded(t) and t.ds_status.name == "NOT_AVAILABLE"}  # type: ignore[attr-defined]
@@ -25,33 +25,33 @@ def whole(*tensors: Tensor | None) -> AbstractContextManager[Any]:
         return nullcontext()
     import deepspeed
 
-    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(list(parts.values()))
-    return gathered
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(list(parts.values()))
+    return context
 
 
-def written(*tensors: Tensor) -> AbstractContextManager[Any]:
+def gathered_for_write(*tensors: Tensor) -> AbstractContextManager[Any]:
     """Inside, these weights are full; what rank 0 writes to them is kept on every rank."""
     parts = [t for t in tensors if sharded(t)]
     if not parts:
         return nullcontext()
     import deepspeed
 
-    gathered: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parts, modifier_rank=0)
-    return gathered
+    context: AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(parts, modifier_rank=0)
+    return context
 
 
-def wholes(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+def full_tensors(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
     """Full tensors, one at a time: an unsharded one as it is, a sharded one as a copy on the CPU."""
     for name, tensor in named:
         if sharded(tensor):
-            with whole(tensor):
+            with gathered(tensor):
                 full = tensor.detach().to("cpu", copy=True)
             yield name, full
         else:
             yield name, tensor.detach()
 
 
-def shard(tensor: Tensor) -> Tensor:
+def local_shard(tensor: Tensor) -> Tensor:
     """The flat shard that this rank holds; an unsharded weight itself."""
     part: Tensor = tensor.ds_tensor if sharded(tensor) else tensor  # type: ignore[attr-defined]
     return part

@@ -29,7 +29,7 @@ FAMILIES = ("qwen3", "llama")
 def model_for(family: str, layout: str) -> PreTrainedModel:
     model = tiny_model(family)
     if layout == "packed":
-        prefix_sharing.prepare(model)
+        prefix_sharing.enable_prefix_sharing(model)
     return model
 
 

@@ -58,7 +58,7 @@ def batches_of(rows: Sequence[Row], budget: int, *, packed: bool) -> list[list[R
 @torch.no_grad()
 def test_what_is_counted_here_is_what_enters_the_model(layout: Layout) -> None:
     model, counted = tiny_model(), []
-    prefix_sharing.prepare(model)
+    prefix_sharing.enable_prefix_sharing(model)
     model.get_input_embeddings().register_forward_hook(lambda _, args, __: counted.append(args[0].numel()))
     rows: list[Row] = [(PROMPTS[4], (7,) * 5), (PROMPTS[1], (7,)), (PROMPTS[4], (7, 8)), (PROMPTS[2], (7,) * 30)]
     completion_states(model, rows, layout=layout)

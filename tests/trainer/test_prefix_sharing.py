@@ -100,7 +100,7 @@ def family(name: str) -> PreTrainedModel:
 def prepared(model: PreTrainedModel) -> PreTrainedModel:
     """A copy that runs packed."""
     twin = copy.deepcopy(model)
-    prefix_sharing.prepare(twin)
+    prefix_sharing.enable_prefix_sharing(twin)
     return twin
 
 
@@ -314,7 +314,7 @@ def test_a_copy_of_a_prepared_model_runs_packed() -> None:
     twin = copy.deepcopy(prepared(model))
     assert prefix_sharing.supports_prefix_sharing(twin)
     assert_alike(states_and_gradients(twin, "packed"), states_and_gradients(model, "padded"))
-    prefix_sharing.prepare(twin)  # twice is once
+    prefix_sharing.enable_prefix_sharing(twin)  # twice is once
     assert_alike(states_and_gradients(twin, "packed"), states_and_gradients(model, "padded"))
 
 
@@ -401,7 +401,7 @@ def test_a_model_that_loses_the_packed_trees_says_so(layer: int) -> None:
 
 def test_what_is_not_supported_is_left_alone() -> None:
     model = model_of("Gemma2")
-    assert not prefix_sharing.prepare(model) and model.config._attn_implementation == "sdpa"
+    assert not prefix_sharing.enable_prefix_sharing(model) and model.config._attn_implementation == "sdpa"
     completion_states(model, ROWS)
 
 
@@ -422,6 +422,6 @@ def test_no_model_gives_wrong_numbers(name: str) -> None:
     kind, options = AWKWARD[name]
     model = model_of(kind, **options)
     before = completion_states(model, ROWS).hidden
-    assert not (prefix_sharing.supports_prefix_sharing(model) and prefix_sharing.prepare(model))
+    assert not (prefix_sharing.supports_prefix_sharing(model) and prefix_sharing.enable_prefix_sharing(model))
     assert model.config._attn_implementation == "sdpa"
     torch.testing.assert_close(completion_states(model, ROWS).hidden, before)

@@ -3,11 +3,12 @@
 1. a trust region of weights lies where its formula says, of logits too; both ends are frozen and live; 2. another model
 scores with its own weights and width; 3. under LoRA the frozen teacher is the reference model at no cost, merged weights compute what
 the adapted model does, only adapters learn, and the state comes back to the last bit; 4. zero at equality for all of them;
-5. the reference model's marker mass reaches token weights and targets.
+5. the reference model's marker mass reaches token weights and targets; 6. the teacher's states are aligned with the examples.
 """
 
 from __future__ import annotations
 
+import pickle
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,9 @@ def distill_term(target: Any = identity, **options: Any) -> Term:
 
 def trainer(rule: WeightRule, *terms: Term, **options: Any) -> PolicyTrainer:
     settings = TrainerSettings(lr=options.pop("lr", 1e-2), micro_batch_tokens=100)
-    given = {name: options.pop(name) for name in ("teacher_model", "marker_ids") if name in options}
+    given = {
+        name: options.pop(name) for name in ("teacher_model", "marker_ids", "spans", "telemetry") if name in options
+    }
     setup = TrainerSetup(
         student=tiny_model(), objective=Objective(terms or (distill_term(),)), rule=rule, settings=settings, total_steps=10,
         contexts=("teacher",), clock=PhaseTimer(), **given,
@@ -139,6 +142,22 @@ def test_a_teacher_whose_head_has_other_padding(rows: int) -> None:
     examples = [replace(e, teacher_prompt_ids={"teacher": (5, 6, 7)}) for e in examples]
     report = one.step(examples)
     assert report["train/grad_norm"] > 0 and report["train/skipped_updates"] == 0
+
+
+def test_teacher_states_are_aligned_with_the_examples() -> None:
+    """One entry per example, whatever its identity: the same rollout twice, and after a trip through another process."""
+    one, examples = trainer(frozen(), distill_term()), random_examples(4)
+    twice = [*examples, examples[0], replace(examples[1])]
+    hidden = pickle.loads(pickle.dumps(one.teacher_hidden(twice)))
+    assert [set(row) for row in hidden] == [{*e.teacher_prompt_ids, REF} for e in twice]
+    assert all(
+        states.shape == (len(e.rollout.completion_ids), 64)
+        for e, row in zip(twice, hidden, strict=True)
+        for states in row.values()
+    )
+    again = one.inputs(one.batching.batch(twice), teacher_hidden=hidden)
+    direct = one.inputs(one.batching.batch(twice))
+    assert torch.equal(again.teacher["teacher"].logprobs, direct.teacher["teacher"].logprobs)
 
 
 def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,7 +111,7 @@ def log_likelihoods(resolved: ResolvedConfig, path: str, rows: Sequence[Row]) ->
     """log p(completion | prompt) of each row under the model, in nats."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model = load_weights(resolved, path).to(device).eval()
-    packed = prefix_sharing.supports_prefix_sharing(model) and prefix_sharing.prepare(model)
+    packed = prefix_sharing.supports_prefix_sharing(model) and prefix_sharing.enable_prefix_sharing(model)
     budget = NO_GRAPH_FACTOR * (resolved.trainer.settings.micro_batch_tokens or BUDGET[device.type])
     found = [0.0] * len(rows)
     for numbers in micro_batches(rows, budget, packed=packed):
