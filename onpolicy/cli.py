@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from onpolicy.rewards.base import RewardError
 from onpolicy.utils.arguments import Band, above_zero, new_file, share, whole
+from onpolicy.utils.disk import is_full
+from onpolicy.utils.errors import UserError
 from onpolicy.utils.quiet import quiet_libraries
 from onpolicy.utils.terminal import plain, printable
 
@@ -347,27 +350,4 @@ def _verl(arguments: argparse.Namespace) -> int:
 
 def _is_for_users(error: Exception) -> bool:
     """Errors whose message says what to change; everything else is a bug and keeps its traceback."""
-    from onpolicy.utils.disk import is_full
-
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & FOR_USERS) or is_full(error)
-
-
-FOR_USERS = {
-    "ConfigError",
-    "ContextError",
-    "ContractError",
-    "DataError",
-    "GaveUp",
-    "ModelError",
-    "RenderingError",
-    "PromptTooLong",
-    "RewardError",
-    "PreflightError",
-    "CheckpointError",
-    "DiskFull",
-    "StaleRollouts",
-    "ScheduleError",
-    "LexiconError",
-    "QueryError",
-}
+    return isinstance(error, UserError | RewardError) or is_full(error)

@@ -22,9 +22,10 @@ from onpolicy.losses.comparison import Distributions
 from onpolicy.losses.supports import Entries, restrict
 from onpolicy.rewards.base import RewardInput, name_of, score
 from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
+from onpolicy.utils.errors import ConfigError
 
 
-class ContractError(ValueError):
+class ContractError(ConfigError):
     """A plug-in breaks a rule that the framework relies on."""
 
 

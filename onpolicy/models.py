@@ -11,6 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onpolicy.utils.errors import UserError
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -20,7 +22,7 @@ REASONER = "lab-reasoner"
 """The lab's own model (``onpolicy.experiments.lab``), which ships with the package."""
 
 
-class ModelError(ValueError):
+class ModelError(UserError, ValueError):
     """A model that cannot be used; the message names the key, the path and what is missing."""
 
 

@@ -9,7 +9,6 @@ so every process that can import the module finds the plug-in.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import importlib
 import inspect
 import sys
@@ -24,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.config.schedules import Bound, Coefficient
 from onpolicy.rewards import BUILTIN as REWARDS
+from onpolicy.utils.errors import ConfigError, suggest
 
 TABLES: dict[str, Mapping[str, str]] = {
     "data": {
@@ -171,10 +171,6 @@ TABLES: dict[str, Mapping[str, str]] = {
 """Kind -> name -> ``module:function``. An option whose name is a kind takes a plug-in of that kind, unless it is annotated ``str``."""
 
 
-class ConfigError(ValueError):
-    """A config that cannot be run; the message names the full key, the value given and what is wanted."""
-
-
 @dataclasses.dataclass(frozen=True)
 class Plugin:
     """A plug-in found and checked."""
@@ -190,12 +186,6 @@ class Plugin:
     def bind(self) -> Callable[..., Any]:
         """The function with its options filled in; of a module-level function, so it can be pickled."""
         return Bound(self.function, **self.options) if self.options else self.function
-
-
-def suggest(given: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` or nothing."""
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
 
 
 def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:

@@ -12,12 +12,13 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onpolicy.config.registry import ConfigError, Plugin, coefficient, is_schedule, options_of, resolve_plugin, suggest
+from onpolicy.config.registry import Plugin, coefficient, is_schedule, options_of, resolve_plugin
 from onpolicy.config.schedules import Coefficient, coefficients_in
 from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
 from onpolicy.config.yaml_io import file_name
 from onpolicy.rewards import lexicon
 from onpolicy.rewards.doubt import SPACING
+from onpolicy.utils.errors import ConfigError, suggest
 
 NORMALIZE = ("tokens", "sequences", "all_sequences", "max_tokens")
 SCHEDULED = ("weight",)

@@ -18,9 +18,9 @@ import yaml
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from onpolicy.config.registry import ConfigError, suggest
 from onpolicy.config.yaml_io import read_value, read_yaml, refuse_functions, refuse_leftovers
 from onpolicy.rollout.sampling import Sampling
+from onpolicy.utils.errors import ConfigError, suggest
 
 
 def opt(default: Any, meaning: str) -> Any:

@@ -12,8 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.registry import TABLES, ConfigError, find_function, options_of, suggest
+from onpolicy.config.registry import TABLES, find_function, options_of
 from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
+from onpolicy.utils.errors import ConfigError, suggest
 from onpolicy.utils.terminal import plain
 
 SECTION_OF = {

@@ -16,7 +16,7 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onpolicy.config.registry import ConfigError
+from onpolicy.utils.errors import ConfigError
 
 MOST_VALUES = 10_000
 """Values that a file may come to, anchors written out."""

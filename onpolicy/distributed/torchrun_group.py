@@ -10,7 +10,6 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.distributed.env import world_size
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
@@ -18,6 +17,7 @@ from onpolicy.protocols import Generator
 from onpolicy.rollout.sampling import Sampling
 from onpolicy.run.loading import Model, open_model
 from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:

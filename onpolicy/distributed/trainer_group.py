@@ -6,13 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.rollout.sampling import Sampling
 from onpolicy.run.loading import Model
 from onpolicy.trainer.build import local_trainer
 from onpolicy.types import Example, Metrics, Prompt, RolloutGroup
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:

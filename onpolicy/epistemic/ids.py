@@ -6,9 +6,10 @@ import re
 from typing import Any
 
 from onpolicy.rewards.lexicon import LEXICONS
+from onpolicy.utils.errors import UserError
 
 
-class LexiconError(ValueError):
+class LexiconError(UserError, ValueError):
     """A lexicon that cannot be used with this tokenizer."""
 
 

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.contracts import keep_to_contracts
@@ -22,6 +21,7 @@ from onpolicy.run.run import Interrupted, Run
 from onpolicy.run.run_dir import begin_evaluation, default_folder
 from onpolicy.train import train
 from onpolicy.utils.disk import Room
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.faults import Faults, RoleLost
 from onpolicy.utils.terminal import plain
 

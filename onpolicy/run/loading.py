@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig, Section
 from onpolicy.data import DataError
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.data.subset import coverage
 from onpolicy.models import context_window, load_causal_lm, load_tokenizer, resolve_model, skeleton, tied
 from onpolicy.types import Prompt
+from onpolicy.utils.errors import ConfigError
 
 
 @dataclass(frozen=True)

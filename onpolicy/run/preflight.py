@@ -20,6 +20,7 @@ from onpolicy.trainer.chunked_head import HiddenStates
 from onpolicy.trainer.forward import head_error
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example
+from onpolicy.utils.errors import UserError
 from onpolicy.utils.terminal import plain, printable
 
 HEAD_TOLERANCE = 1e-3
@@ -27,7 +28,7 @@ ENOUGH = 8
 """Rollouts on which generator and trainer are compared."""
 
 
-class PreflightError(RuntimeError):
+class PreflightError(UserError, RuntimeError):
     """The run would not mean anything; the message says why and what to do."""
 
 

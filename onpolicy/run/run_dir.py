@@ -9,10 +9,10 @@ from typing import Any
 
 import yaml
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import Config, to_yaml
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import write_whole
+from onpolicy.utils.errors import ConfigError
 
 RESUMABLE = (
     *("steps", "run_dir", "logging", "checkpoint", "preflight", "roles"),

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import Objective
@@ -33,6 +32,7 @@ from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.trainer import LocalTrainer, adamw
 from onpolicy.trainer.zero3 import whole, written
 from onpolicy.types import Example
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:

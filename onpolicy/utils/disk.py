@@ -12,6 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from onpolicy.utils.errors import UserError
+
 T = TypeVar("T")
 
 LIMIT = 600.0
@@ -22,7 +24,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk, the quota, or what one file may hold."""
 
 
-class DiskFull(RuntimeError):
+class DiskFull(UserError, RuntimeError):
     """There was no room for a file of the run; names it and what is still there."""
 
 

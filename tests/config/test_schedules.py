@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from onpolicy.config.registry import ConfigError, resolve_plugin
+from onpolicy.config.registry import resolve_plugin
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import (
     Bound,
@@ -28,6 +28,7 @@ from onpolicy.config.schedules import (
     trapezoid,
 )
 from onpolicy.config.schema import build
+from onpolicy.utils.errors import ConfigError
 from tests.runs import metrics, run_here, write_config
 
 

@@ -26,7 +26,6 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import RolesSettings, build
 from onpolicy.data.rendering import PromptTooLong, Renderer
@@ -41,6 +40,7 @@ from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
 from onpolicy.run.assemble import local_generator
 from onpolicy.run.loading import open_model
 from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.faults import Faults, GaveUp
 from tests.runs import metrics, run_here, start, write_config
 from tests.tiny import byte_tokenizer, tiny_model, tiny_model_dir

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.sweep.grid import cells, confounds, differing, read_grid, refuse_doubles, under
+from onpolicy.utils.errors import ConfigError
 from tests.experiments.test_sweep import grid
 
 SLOW = {"trainer.lr": 1e-6}

@@ -20,12 +20,12 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
-from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, interval, right_at
 from onpolicy.experiments.sweep.grid import cells, chosen
 from onpolicy.experiments.sweep.live import curves, sparkline
 from onpolicy.experiments.sweep.processes import LOOK, STOPPED, Processes, run
 from onpolicy.experiments.sweep.sweep import drawn
+from onpolicy.utils.errors import ConfigError
 from tests.runs import metrics, write_config
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.experiments.analysis.collect import Band, within_band
@@ -20,6 +19,7 @@ from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.richness import richness
 from onpolicy.experiments.analysis.session import session
 from onpolicy.run.assemble import build_queries
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import Measured
 from onpolicy.utils.terminal import plain
 

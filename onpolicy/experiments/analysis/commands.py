@@ -13,7 +13,6 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.contracts import keep_to_contracts
@@ -25,6 +24,7 @@ from onpolicy.run.assemble import assemble, first_rollouts
 from onpolicy.run.display import Display
 from onpolicy.trainer.build import tokens_of
 from onpolicy.trainer.trainer import LocalTrainer
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
 MARGIN = 64

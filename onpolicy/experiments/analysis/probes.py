@@ -23,12 +23,12 @@ from statistics import fmean
 
 from onpolicy.annotation.routes import RIGHT
 from onpolicy.annotation.scoring import ScoredGroup, Scorer
-from onpolicy.config.registry import ConfigError
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import marker_ids
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.protocols import Generator
 from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import Measured, measured
 
 DOUBT = " Wait, maybe that is wrong. Let me double-check."

@@ -9,12 +9,13 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from onpolicy.config.registry import ConfigError, find_function, is_schedule
+from onpolicy.config.registry import find_function, is_schedule
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import SHARED_FIELDS, Config, build
 from onpolicy.config.yaml_io import read_yaml
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.rollout.sampling import Sampling
+from onpolicy.utils.errors import ConfigError
 
 MISSING = "…"
 """Stands for a value that the config leaves to its user."""

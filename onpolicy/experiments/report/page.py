@@ -16,8 +16,8 @@ from typing import Any
 
 import yaml
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.run.run_dir import logged
+from onpolicy.utils.errors import ConfigError
 
 SAMPLE = ("step", "student_prompt", "completion", "answer", "reward", "finish_reason", "tokens")
 MOST_ROLLOUTS = 12

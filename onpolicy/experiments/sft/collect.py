@@ -10,7 +10,6 @@ from typing import Any
 
 from onpolicy.annotation.routes import RIGHT
 from onpolicy.annotation.scoring import ScoredGroup
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.config.schema import to_yaml
 from onpolicy.experiments.analysis.collect import Band, solved
@@ -20,6 +19,7 @@ from onpolicy.run.assemble import build_queries
 from onpolicy.run.evaluate import AT_ONCE
 from onpolicy.types import Prompt, Rollout
 from onpolicy.utils.disk import write_whole
+from onpolicy.utils.errors import ConfigError
 
 COLUMN = "completion_ids"
 UNGUIDED, GUIDED = "unguided", "guided"

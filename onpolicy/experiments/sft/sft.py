@@ -17,12 +17,12 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import Config, load, to_yaml
 from onpolicy.experiments.sft.collect import COLUMN, GUIDED, UNGUIDED, Wanted, collect, tokens, write_rows
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.utils.disk import write_whole
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
 CONFIG, GRID = "config.yaml", "grid.yaml"

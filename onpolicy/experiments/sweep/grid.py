@@ -16,7 +16,6 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.config.canonical import canonicalize
-from onpolicy.config.registry import ConfigError, suggest
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import Config, load
 from onpolicy.config.yaml_io import file_name, read_yaml
@@ -25,6 +24,7 @@ from onpolicy.experiments.sweep.compare import Confound
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.run_dir import logged, refuse_other_settings
 from onpolicy.run.trackers import jsonl
+from onpolicy.utils.errors import ConfigError, suggest
 
 IGNORED_KEYS = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
 """Keys that never count between arms: what a run keeps, where and how fast it runs, not what a step computes."""

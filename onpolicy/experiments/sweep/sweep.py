@@ -33,13 +33,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.budgets import budgets_table
 from onpolicy.experiments.sweep.compare import Comparison, compare, differences_table
 from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
 from onpolicy.experiments.sweep.live import curves
 from onpolicy.experiments.sweep.processes import Processes, Runs
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
 __all__ = ["REPORT", "Cell", "cells", "read_grid", "sweep"]

@@ -16,7 +16,6 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from onpolicy.annotation.annotate import Annotator
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.rendering import Renderer
 from onpolicy.integrations.verl import settings, store
@@ -31,6 +30,7 @@ from onpolicy.run.assemble import build_rewards
 from onpolicy.run.checkpoint import CheckpointError
 from onpolicy.trainer.build import term_names, token_classes
 from onpolicy.types import Example, Metrics
+from onpolicy.utils.errors import ConfigError
 
 STATE = "onpolicy.json"
 """In a checkpoint's folder: what the driver has to know again."""
