@@ -19,8 +19,8 @@ import torch
 from benchmarks.peers.channel import Channel, PeakMemory, serve
 from onpolicy.annotation.contexts.template import SOLUTION
 from onpolicy.annotation.scoring import ScoredGroup
+from onpolicy.config.load import build
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import build
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampling import Sampling
 from onpolicy.rollout.seeds import require_newer

@@ -13,7 +13,7 @@ from onpolicy.annotation.annotate import Annotator, rollout_metrics
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.config.registry import options_of
-from onpolicy.config.resolve import ResolvedConfig, Section
+from onpolicy.config.resolved import ResolvedConfig, Section
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.distributed.env import launched
@@ -45,7 +45,7 @@ from onpolicy.run.run import Run
 from onpolicy.run.run_dir import prepare_folder
 from onpolicy.run.token_trace import token_record
 from onpolicy.run.trackers import Jsonl, Logs
-from onpolicy.trainer.build import local_trainer, term_names, token_classes
+from onpolicy.trainer.build import local_trainer, token_classes
 from onpolicy.types import Example, Prompt
 from onpolicy.utils.disk import Room
 from onpolicy.utils.faults import Faults
@@ -190,7 +190,7 @@ def build_annotator(
         max_teacher_prompt_tokens=model.max_teacher_prompt_tokens,
         drop_too_long=resolved.config.rendering.too_long == "drop",
         staleness=resolved.generator.settings.staleness,
-        routes={name: term.settings.route for name, term in zip(term_names(resolved), resolved.objective, strict=True)},
+        routes={name: term.settings.route for name, term in zip(resolved.term_names, resolved.objective, strict=True)},
         spans={name: plugin.bind() for name, plugin in resolved.spans.items()},
         classes=token_classes(resolved),
         telemetry=text_telemetry(resolved, model, baseline),

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import load
-from onpolicy.contracts import keep_to_contracts
+from onpolicy.config.resolve import load_resolved
+from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.contracts import check_config
 from onpolicy.distributed.env import follower
 from onpolicy.distributed.torchrun_group import follow
 from onpolicy.run.assemble import assemble, build_evaluator, build_generator, preflight
@@ -28,9 +28,8 @@ from onpolicy.utils.terminal import plain
 
 def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     """Trains to the last step; 130 when interrupted after a save."""
-    config = load(config_path, overrides)
-    resolved = resolve(config)
-    keep_to_contracts(resolved)
+    resolved = check_config(config_path, overrides)
+    config = resolved.config
     if follower():
         return follow(resolved)
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
@@ -77,8 +76,8 @@ def keep_training(run: Run, resolved: ResolvedConfig) -> None:
 
 def launch_evaluation(config_path: Path, overrides: Sequence[str]) -> int:
     """Measures ``model.path`` on every set and prints a table; one that was cut off goes on in its ``run_dir``."""
-    config = load(config_path, overrides)
-    resolved = resolve(config)
+    resolved = load_resolved(config_path, overrides)
+    config = resolved.config
     if not resolved.eval_sets:
         raise ConfigError("eval.sets: empty; name at least one set to measure on")
     folder = (

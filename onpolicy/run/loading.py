@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from onpolicy.config.resolve import ResolvedConfig, Section
+from onpolicy.config.resolved import ResolvedConfig, Section
 from onpolicy.data import DataError
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.data.subset import coverage

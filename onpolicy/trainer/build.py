@@ -8,12 +8,12 @@ from collections.abc import Iterable
 from typing import Any
 
 from onpolicy.annotation.spans import markers, pattern
-from onpolicy.config.resolve import ResolvedConfig, Section, contexts_of, plug_ins_in
+from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, plug_ins_in
 from onpolicy.config.schedules import Bound
 from onpolicy.epistemic.ids import LexiconError, marker_ids
 from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
 from onpolicy.losses.comparison import Comparison
-from onpolicy.losses.objective import Objective, Term, unique_names
+from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
@@ -23,17 +23,13 @@ from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.utils.timer import PhaseTimer
 
 
-def term_names(resolved: ResolvedConfig) -> list[str]:
-    return unique_names([t.plugin.name.rpartition(":")[2] for t in resolved.objective])
-
-
 def build_objective(resolved: ResolvedConfig) -> Objective:
     """The loss, with what each term needs compared over the vocabulary."""
     max_tokens = resolved.generator.settings.max_tokens
     return Objective(
         tuple(
             _term(name, section, max_tokens)
-            for name, section in zip(term_names(resolved), resolved.objective, strict=True)
+            for name, section in zip(resolved.term_names, resolved.objective, strict=True)
         )
     )
 

@@ -11,7 +11,7 @@ class UserError(Exception):
 
 
 class ConfigError(UserError, ValueError):
-    """A config that cannot be run. Each problem is one line: the full key, the value given and what is expected."""
+    """A config that cannot be run. Each argument is one problem: the full key, the value given, what is expected."""
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -23,7 +23,12 @@ class ConfigError(UserError, ValueError):
         return f"{len(self.args)} problems:" + "".join(f"\n  {i}. {text}" for i, text in enumerate(self.problems, 1))
 
 
+def nearest(given: str, known: Iterable[str]) -> str | None:
+    """The known name that is most like the given one, if any is."""
+    return next(iter(difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)), None)
+
+
 def suggest(given: str, known: Iterable[str]) -> str:
     """`` Did you mean 'x'?`` or nothing."""
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest(given, known)
+    return f" Did you mean {near!r}?" if near else ""

@@ -21,8 +21,8 @@ import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from onpolicy.config.load import load, to_yaml
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load, to_yaml
 from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer
 from onpolicy.rewards.lexicon import LEXICONS

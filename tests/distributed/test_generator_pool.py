@@ -26,8 +26,10 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import RolesSettings, build
+from onpolicy.config.load import build
+from onpolicy.config.resolve import resolve
+from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.schema import RolesSettings
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.generator_pool import Replicas

@@ -18,9 +18,10 @@ from typing import Any
 import pytest
 
 from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.load import build
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import Coefficients
-from onpolicy.config.schema import RolesSettings, build
+from onpolicy.config.schema import RolesSettings
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.reward_pool import RemoteScorer, remote_scorer
 from onpolicy.rewards.base import RewardError

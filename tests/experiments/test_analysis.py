@@ -16,8 +16,8 @@ from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, ScoredGroup, Scorer
 from onpolicy.cli import main
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.experiments.analysis.collect import EVERYTHING, within_band
 from onpolicy.experiments.analysis.contexts import UNGUIDED, rows
 from onpolicy.experiments.analysis.guided import Guided, guide

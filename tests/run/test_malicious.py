@@ -32,8 +32,8 @@ from rich.console import Console
 from onpolicy.annotation.contexts.final_answer import final_answer
 from onpolicy.annotation.contexts.reference_solution import reference_solution
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
+from onpolicy.config.load import build, load, to_yaml
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import build, load, to_yaml
 from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer, RenderingError
 from onpolicy.experiments.report.page import write_report

@@ -22,7 +22,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from onpolicy.config.schema import load
+from onpolicy.config.load import load
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
 from onpolicy.run.loading import model_writer
 from tests.runs import metrics, run_here, start, wait_for_a_step, write_config

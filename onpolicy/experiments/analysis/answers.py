@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import load
+from onpolicy.config.resolve import load_resolved
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.experiments.analysis.collect import Band, within_band
 from onpolicy.experiments.analysis.commands import write
 from onpolicy.experiments.analysis.contexts import Row, rows
@@ -46,7 +46,7 @@ def analyze_contexts(
     """Generates under every context of the config and prints score, length, markers and information of each."""
     if drawing is not None:
         drawing_library(drawing)  # before hours of sampling
-    found = measure_contexts(resolve(load(config_path, overrides)), problems, band)
+    found = measure_contexts(load_resolved(config_path, overrides), problems, band)
     console = Console()
     for table in contexts_tables(found):
         console.print(table)

@@ -13,8 +13,8 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import load
+from onpolicy.config.resolve import load_resolved
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.epistemic.ids import LexiconError
 from onpolicy.experiments.analysis.pressure import Pressure, pressures
@@ -33,7 +33,7 @@ MARGIN = 64
 
 def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path | None) -> int:
     """Prints what the config's loss would do to each lexicon's markers."""
-    found, rollouts = measure_pressure(resolve(load(config_path, overrides)))
+    found, rollouts = measure_pressure(load_resolved(config_path, overrides))
     Console().print(pressure_table(found))
     write(output, config_path, overrides, rollouts=rollouts, pressure={k: asdict(v) for k, v in found.items()})
     return 0
@@ -92,7 +92,7 @@ def analyze_probes(
         ConfigError: the config has no reward.
         LexiconError: the lexicon has no marker that is one token of the model's tokenizer.
     """
-    resolved = resolve(load(config_path, overrides))
+    resolved = load_resolved(config_path, overrides)
     if not resolved.rewards:
         raise ConfigError("analyze probes: wants a reward that says what is right")
     with session(resolved, room=resolved.generator.settings.max_tokens + MARGIN) as s:

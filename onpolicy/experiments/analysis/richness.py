@@ -24,7 +24,7 @@ import torch
 
 from onpolicy.annotation.routes import RIGHT
 from onpolicy.annotation.scoring import ScoredGroup
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import PromptTooLong
 from onpolicy.experiments.analysis.guided import Guided
 from onpolicy.run.loading import Model, load_weights

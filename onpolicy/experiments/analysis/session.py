@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from onpolicy.annotation.scoring import Scorer
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.protocols import Generator
 from onpolicy.run.assemble import build_generator, build_scorer
 from onpolicy.run.display import Display

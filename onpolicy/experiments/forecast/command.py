@@ -10,8 +10,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
+from onpolicy.config.resolve import load_resolved
 from onpolicy.experiments.forecast.forecast import GPUS, Assumed, Forecast, forecast, shape_of
 from onpolicy.models import resolve_model
 from onpolicy.utils.errors import ConfigError
@@ -21,7 +20,7 @@ def print_forecast(
     config: Path, overrides: Sequence[str], shape: Path | None, assumed: Assumed, output: Path | None
 ) -> int:
     """Two tables and what they rest on; 1 where something does not fit."""
-    resolved = resolve(load(config, overrides))
+    resolved = load_resolved(config, overrides)
     settings = resolved.config.model
     if shape is None:
         found = shape_of(

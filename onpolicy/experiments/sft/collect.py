@@ -10,8 +10,8 @@ from typing import Any
 
 from onpolicy.annotation.routes import RIGHT
 from onpolicy.annotation.scoring import ScoredGroup
-from onpolicy.config.resolve import ResolvedConfig
-from onpolicy.config.schema import to_yaml
+from onpolicy.config.load import to_yaml
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.experiments.analysis.collect import Band, solved
 from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.session import Session, session

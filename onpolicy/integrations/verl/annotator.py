@@ -6,10 +6,10 @@ from typing import Any
 
 from onpolicy.annotation.annotate import Annotator
 from onpolicy.annotation.queries import ContextQueries
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
-from onpolicy.trainer.build import term_names, token_classes
+from onpolicy.trainer.build import token_classes
 
 
 def build_annotator(resolved: ResolvedConfig, renderer: Renderer, window: int | None) -> Annotator:
@@ -32,7 +32,7 @@ def build_annotator(resolved: ResolvedConfig, renderer: Renderer, window: int | 
         if window is None
         else min(longest, window - resolved.generator.settings.max_tokens),
         drop_too_long=rendering.too_long == "drop",
-        routes={name: term.settings.route for name, term in zip(term_names(resolved), resolved.objective, strict=True)},
+        routes={name: term.settings.route for name, term in zip(resolved.term_names, resolved.objective, strict=True)},
         spans={name: plugin.bind() for name, plugin in resolved.spans.items()},
         classes=token_classes(resolved),
         telemetry=TextTelemetry(epistemic.lexicons, epistemic.lexicon, renderer.split_thinking)

@@ -28,7 +28,7 @@ from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, Tea
 from onpolicy.models import context_window
 from onpolicy.run.assemble import build_rewards
 from onpolicy.run.checkpoint import CheckpointError
-from onpolicy.trainer.build import term_names, token_classes
+from onpolicy.trainer.build import token_classes
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.errors import ConfigError
 
@@ -129,7 +129,7 @@ class Teaching:
                 examples,
                 lengths,
                 contexts=tuple(self.resolved.contexts),
-                terms=term_names(self.resolved),
+                terms=self.resolved.term_names,
                 spans=(*self.resolved.spans, *token_classes(self.resolved)),
             ),
         )
