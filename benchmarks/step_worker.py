@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.peers.channel import Channel, PeakMemory, serve
 from onpolicy.annotation.contexts.template import SOLUTION
+from onpolicy.config.load import build
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import build
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.run.assemble import assemble

@@ -1,35 +1,75 @@
-"""The command line: ``onpolicy train``, ``eval``, ``sweep`` ... (``onpolicy --help``)."""
+"""The command line: ``onpolicy train``, ``eval``, ``sweep`` ... (``onpolicy --help``).
+
+COMMANDS holds, for each command, what it runs and the arguments that it passes on, in that order.
+"""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from onpolicy.config.shipped import find_config
+from onpolicy.rewards.base import RewardError
 from onpolicy.utils.arguments import Band, Renamed, above_zero, new_file, share, whole
+from onpolicy.utils.disk import is_full
+from onpolicy.utils.errors import UserError
 from onpolicy.utils.terminal import plain, printable, quiet_libraries
 
 
+@dataclass(frozen=True)
+class Argument:
+    """One argument of a command, as ``argparse`` takes it."""
+
+    flags: tuple[str, ...]
+    options: Mapping[str, Any]
+    is_config: bool = False
+    """A file, or the name of a shipped config."""
+    exclusive: bool = False
+    """Cannot be given together with the command's other exclusive arguments."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """What a command runs; it returns the exit status."""
+
+    run: str | Callable[[argparse.Namespace], int | None]
+    """``module:function`` is imported when the command is run, and called with the arguments in their order. A function of
+    this file is called with the parsed arguments."""
+    help: str
+    arguments: tuple[Argument, ...] = ()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Commands under a common word: ``onpolicy analyze pressure``."""
+
+    help: str
+    commands: Mapping[str, Command]
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs one command; errors that a user can mend are printed without a traceback."""
+    """Runs one command; errors meant for users are printed without a traceback."""
     quiet_libraries()
     parsed = _parsed(_parser(), arguments)
     try:
-        return int(parsed.run(parsed) or 0)
+        return int(_run(parsed) or 0)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if not _is_for_users(error):
+        if not (isinstance(error, UserError | RewardError) or is_full(error)):
             raise
         print(printable(f"onpolicy {parsed.command}: {error}"), file=sys.stderr)
         return 2
 
 
 def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """``key=value`` may stand behind options too."""
+    """``key=value`` may also follow options."""
     parsed, rest = parser.parse_known_args(arguments)
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(parsed, "overrides")):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
@@ -38,241 +78,80 @@ def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) ->
     return parsed
 
 
+def _run(parsed: argparse.Namespace) -> int | None:
+    for name, argument in parsed.passed_on.items():
+        if argument.is_config:
+            setattr(parsed, name, find_config(getattr(parsed, name)))
+    if not isinstance(parsed.run, str):
+        status: int | None = parsed.run(parsed)
+        return status
+    module, _, function = parsed.run.partition(":")
+    status = getattr(importlib.import_module(module), function)(*(getattr(parsed, name) for name in parsed.passed_on))
+    return status
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="onpolicy", description="On-policy self-distillation for reasoning models.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, run, meaning in (
-        ("train", _train, "train; `run_dir=FOLDER` of an earlier run resumes it"),
-        ("eval", _eval, "measure a model on the config's eval.sets"),
-        ("check", _check, "resolve and validate a config without loading a model, and print it"),
-    ):
-        command = commands.add_parser(name, help=meaning, description=meaning)
-        command.add_argument("config", type=Path, help="YAML file, e.g. configs/opsd.yaml")
-        command.add_argument("overrides", nargs="*", metavar="key=value", help="e.g. generator.max_tokens=512")
-        command.set_defaults(run=run)
-    _add_analyze(commands)
-    report = commands.add_parser("report", help="runs as one HTML page: curves, tables, rollouts token by token")
-    report.add_argument("runs", nargs="+", type=Path, help="run folders; several are laid side by side")
-    report.add_argument("--output", type=Path, help="the page; by default report.html in the first run's folder")
-    report.set_defaults(run=_report)
-    _add_sweep(commands)
-    _add_sft(commands)
-    _add_forecast(commands)
-    lab = commands.add_parser("lab", help="the paper's effect in miniature, on a reasoner of a million parameters")
-    lab.add_argument(
-        "what",
-        nargs="?",
-        default="demo",
-        choices=("demo", "reproduce", "decisive", "pretrain"),
-        help="demo (default): three arms and their report; reproduce: the paper's findings; decisive: protections against their "
-        "controls; pretrain: the reasoner itself",
-    )
-    lab.add_argument("--output", type=Path, help="folder for what comes out; by default under runs/")
-    lab.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
-    lab.set_defaults(run=_lab)
-    diff = commands.add_parser("diff", help="what two configs change, axis by axis")
-    diff.add_argument("one", type=Path, help="YAML file")
-    diff.add_argument("other", type=Path, help="YAML file")
-    diff.set_defaults(run=_diff)
-    show = commands.add_parser("show", help="every option: default, meaning, source")
-    show.add_argument("prefix", nargs="?", default="", help="only keys that start with this, e.g. generator")
-    show.add_argument("--markdown", action="store_true", help="as docs/configuration.md")
-    show.set_defaults(run=_show)
-    listing = commands.add_parser("list", help="what can be named in a config")
-    listing.add_argument("kind", nargs="?", help="context, divergence, reward, ...")
-    listing.set_defaults(run=_list)
-    doctor = commands.add_parser("doctor", help="what is installed, what works here, what to do about the rest")
-    doctor.add_argument(
-        "what", nargs="?", choices=("verl",), help="verl: whether verl finds our plug-in, also in Ray's workers"
-    )
-    doctor.set_defaults(run=_doctor)
-    _add_verl(commands)
+    for name, entry in COMMANDS.items():
+        if isinstance(entry, Command):
+            _add(commands, name, entry)
+            continue
+        kinds = commands.add_parser(name, help=entry.help, description=entry.help)
+        inner = kinds.add_subparsers(dest="what", required=True, metavar="WHAT")
+        for kind, command in entry.commands.items():
+            _add(inner, kind, command)
     return parser
 
 
-def _add_sft(commands: Any) -> None:
-    sft = commands.add_parser(
-        "sft",
-        help="off-policy self-distillation: fine-tune on the model's own correct answers, with and without a context",
-    )
-    sft.add_argument("config", type=Path, help="YAML file with a context, rewards and eval.sets")
-    sft.add_argument("overrides", nargs="*", metavar="key=value")
-    sft.add_argument("--examples", type=whole, default=800, help="problems answered correctly both ways (default 800)")
-    sft.add_argument("--epochs", type=whole, default=3, help="times each answer is learned from (default 3)")
-    sft.add_argument("--batch", type=whole, default=32, help="answers a step (default 32)")
-    sft.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
-    sft.add_argument(
-        "--pass-rate", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-        help="keep problems whose pass rate without a context lies in [LOW, HIGH] (the paper: 0.125 0.5)",
-    )  # fmt: skip
-    sft.add_argument("--band", action=Renamed, to="--pass-rate")
-    sft.add_argument("--context", default="teacher", help="the context that guided answers see (default teacher)")
-    sft.add_argument("--output", type=Path, help="folder; by default runs/sft- and the config's name")
-    sft.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
-    sft.set_defaults(run=_sft)
+def _add(commands: Any, name: str, command: Command) -> None:
+    parser = commands.add_parser(name, help=command.help, description=command.help)
+    exclusive = parser.add_mutually_exclusive_group()
+    passed_on = {}
+    for argument in command.arguments:
+        place = exclusive if argument.exclusive else parser
+        added = place.add_argument(*argument.flags, **argument.options)
+        if not isinstance(added, Renamed):
+            passed_on[added.dest] = argument
+    parser.set_defaults(run=command.run, passed_on=passed_on)
 
 
-def _add_forecast(commands: Any) -> None:
-    forecast = commands.add_parser("forecast", help="memory and hours that a run will need on GPUs, by arithmetic")
-    forecast.add_argument("config", type=Path, help="YAML file, e.g. configs/paper/math.yaml")
-    forecast.add_argument("overrides", nargs="*", metavar="key=value")
-    forecast.add_argument("--gpu", default="h100", help="kind: a100, h100, h200 or b200 (default h100)")
-    forecast.add_argument(
-        "--model-config", type=Path, help="the model's config.json, if the model itself is not at hand"
-    )
-    forecast.add_argument("--shape", action=Renamed, to="--model-config")
-    forecast.add_argument(
-        "--completion-tokens", type=above_zero, help="mean answer; by default half of generator.max_tokens"
-    )
-    forecast.add_argument("--prompt-tokens", type=above_zero, default=200.0, help="mean problem (default 200)")
-    forecast.add_argument("--utilisation", type=share, default=0.35, help="share of the FLOP/s (default 0.35)")
-    forecast.add_argument("--bandwidth", type=share, default=0.5, help="share of it when sampling (default 0.5)")
-    forecast.add_argument("--eval-problems", type=whole, default=600, help="in all sets together (default 600)")
-    forecast.add_argument("--output", type=new_file, help="JSON file to write")
-    forecast.set_defaults(run=_forecast)
+def _argument(*flags: str, is_config: bool = False, exclusive: bool = False, **options: Any) -> Argument:
+    return Argument(flags, options, is_config, exclusive)
 
 
-def _add_sweep(commands: Any) -> None:
-    sweep = commands.add_parser(
-        "sweep", help="every arm of a grid with several seeds, compared; finished runs are kept"
-    )
-    sweep.add_argument("grid", type=Path, help="YAML file, e.g. configs/lab/decisive.yaml")
-    sweep.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
-    sweep.add_argument(
-        "--arm",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="an arm, or a level of the grid's factors, to run; may be given several times",
-    )
-    sweep.add_argument("--only", action=Renamed, to="--arm")
-    sweep.add_argument("--output", type=Path, help="folder of the runs; by default runs/ and the grid's name")
-    place = sweep.add_mutually_exclusive_group()
-    place.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
-    place.add_argument(
-        "--ray",
-        metavar="ADDRESS",
-        help="as many as a Ray cluster has room for: auto, host:port, or local for this machine alone",
-    )
-    sweep.add_argument("--cpus-per-run", type=whole, default=1, help="with --ray: cores of a run (default 1)")
-    sweep.add_argument(
-        "--gpus-per-run", type=float, help="with --ray: GPUs of a run, e.g. 0.5; by default 1 where the cluster has any"
-    )
-    sweep.set_defaults(run=_sweep)
+def _config(
+    name: str = "config", meaning: str = "YAML file, or a shipped config's name (`onpolicy list configs`)"
+) -> Argument:
+    return Argument((name,), {"type": Path, "help": meaning}, is_config=True)
 
 
-def _add_verl(commands: Any) -> None:
-    verl = commands.add_parser("verl", help="the same methods on released verl, in its environment (docs/verl.md)")
-    kinds = verl.add_subparsers(dest="verl", required=True, metavar="WHAT")
-    for name, meaning in (
-        ("train", "check, then `python -m verl.trainer.main_ppo` with the config"),
-        ("check", "compose and validate a config without loading a model, and print the method"),
-    ):
-        command = kinds.add_parser(name, help=meaning, description=meaning)
-        command.add_argument("config", type=Path, help="YAML file, e.g. configs/verl/sdpo.yaml")
-        command.add_argument(
-            "overrides", nargs="*", metavar="key=value", help="in hydra's syntax, e.g. trainer.nnodes=2"
-        )
-        command.set_defaults(run=_verl)
+def _overrides(meaning: str = "settings for this run, e.g. generator.max_tokens=512") -> Argument:
+    return _argument("overrides", nargs="*", metavar="key=value", help=meaning)
 
 
-def _add_analyze(commands: Any) -> None:
-    analyze = commands.add_parser("analyze", help="questions to a config or a model, without training")
-    kinds = analyze.add_subparsers(dest="analysis", required=True, metavar="WHAT")
-    pressure = kinds.add_parser(
-        "pressure", help="how hard the config's loss pushes epistemic markers down, before any training"
-    )
-    pressure.add_argument("config", type=Path, help="YAML file")
-    pressure.add_argument("overrides", nargs="*", metavar="key=value")
-    pressure.add_argument("--output", type=new_file, help="JSON file to write")
-    pressure.set_defaults(run=_pressure)
-    contexts = kinds.add_parser(
-        "contexts", help="what the model's own answers are like under each context of the config"
-    )
-    contexts.add_argument("config", type=Path, help="YAML file")
-    contexts.add_argument("overrides", nargs="*", metavar="key=value")
-    contexts.add_argument(
-        "--problems", type=whole, default=100, help="the first so many problems within --pass-rate (default 100)"
-    )
-    contexts.add_argument(
-        "--pass-rate", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-        help="keep problems whose pass rate without a context lies in [LOW, HIGH] (the paper: 0.125 0.5)",
-    )  # fmt: skip
-    contexts.add_argument("--band", action=Renamed, to="--pass-rate")
-    contexts.add_argument("--output", type=new_file, help="JSON file to write, with every problem")
-    contexts.add_argument("--plot", type=new_file, help="drawing to write, e.g. contexts.svg")
-    contexts.set_defaults(run=_contexts)
-    probes = kinds.add_parser(
-        "probes", help="what leaving out, injecting and banning epistemic markers does to the model's own answers"
-    )
-    probes.add_argument("config", type=Path, help="YAML file")
-    probes.add_argument("overrides", nargs="*", metavar="key=value")
-    probes.add_argument("--problems", type=whole, default=100, help="the first so many problems (default 100)")
-    probes.add_argument("--continuations", type=whole, default=4, help="answers after each cut (default 4)")
-    probes.add_argument("--output", type=new_file, help="JSON file to write")
-    probes.set_defaults(run=_probes)
-
-
-def _train(arguments: argparse.Namespace) -> int:
-    from onpolicy.run.launch import launch_training
-
-    return launch_training(arguments.config, arguments.overrides)
-
-
-def _eval(arguments: argparse.Namespace) -> int:
-    from onpolicy.run.evaluate_command import launch_evaluation
-
-    return launch_evaluation(arguments.config, arguments.overrides)
-
-
-def _check(arguments: argparse.Namespace) -> int:
+def _check(arguments: argparse.Namespace) -> None:
     from rich.console import Console
     from rich.syntax import Syntax
 
-    from onpolicy.config.resolve import resolve
-    from onpolicy.config.schema import load, to_yaml
-    from onpolicy.contracts import keep_to_contracts
+    from onpolicy.config.load import to_yaml
+    from onpolicy.contracts import check_config
 
-    config = load(arguments.config, arguments.overrides)
-    keep_to_contracts(resolve(config))
+    text = to_yaml(check_config(arguments.config, arguments.overrides).config)
     console = Console()
-    text = to_yaml(config)
     console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text, markup=False)
     console.print(
         f"[green]✓[/green] {plain(arguments.config)} is valid: every key, name and option was found", highlight=False
     )
-    return 0
 
 
-def _pressure(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.analysis.pressure import analyze_pressure
-
-    return analyze_pressure(arguments.config, arguments.overrides, arguments.output)
-
-
-def _contexts(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.analysis.contexts import analyze_contexts
-
-    a, (low, high) = arguments, arguments.pass_rate
-    return analyze_contexts(a.config, a.overrides, a.output, a.plot, a.problems, (low, high))
-
-
-def _probes(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.analysis.probes import analyze_probes
-
-    return analyze_probes(
-        arguments.config, arguments.overrides, arguments.output, arguments.problems, arguments.continuations
-    )
-
-
-def _report(arguments: argparse.Namespace) -> int:
+def _report(arguments: argparse.Namespace) -> None:
     from onpolicy.experiments.report.page import write_report
 
     output = arguments.output or arguments.runs[0] / "report.html"
     shown = write_report(arguments.runs, output)
     size = output.stat().st_size / 2**20
     print(f"{output}  ({size:.1f} MB; {', '.join(f'{name}: {steps} steps' for name, steps in shown.items())})")
-    return 0
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
@@ -311,69 +190,198 @@ def _forecast(arguments: argparse.Namespace) -> int:
     return print_forecast(a.config, a.overrides, a.model_config, assumed, a.output)
 
 
-def _lab(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.lab.lab_command import run_lab
-
-    return run_lab(arguments.what, arguments.output, arguments.jobs)
-
-
-def _diff(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.methods.diff import print_difference
-
-    return print_difference(arguments.one, arguments.other)
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    from onpolicy.config.show import print_markdown, print_options
-
-    return print_markdown() if arguments.markdown else print_options(arguments.prefix)
-
-
-def _list(arguments: argparse.Namespace) -> int:
-    from onpolicy.config.show import print_names
-
-    return print_names(arguments.kind)
-
-
 def _doctor(arguments: argparse.Namespace) -> int:
     from onpolicy.run.doctor import doctor, report
 
-    if arguments.what is None:
+    if arguments.environment is None:
         return doctor()
     from onpolicy.integrations.verl.doctor import checks
 
     return report("onpolicy doctor verl", checks())
 
 
-def _verl(arguments: argparse.Namespace) -> int:
-    from onpolicy.integrations.verl.command import print_check, train
-
-    return (train if arguments.verl == "train" else print_check)(arguments.config, arguments.overrides)
+def _output(meaning: str, **options: Any) -> Argument:
+    return _argument("--output", type=options.pop("type", Path), help=meaning, **options)
 
 
-def _is_for_users(error: Exception) -> bool:
-    """Errors whose message says what to change; everything else is a bug and keeps its traceback."""
-    from onpolicy.utils.disk import is_full
+CONFIG, OVERRIDES = _config(), _overrides()
+JSON_OUTPUT = _output("JSON file to write", type=new_file)
+JOBS = _argument("--jobs", type=whole, default=1, help="number of runs at the same time (default 1)")
+PASS_RATE = _argument(
+    "--pass-rate", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+    help="keep problems whose pass rate without a context lies in [LOW, HIGH] (the paper: 0.125 0.5)",
+)  # fmt: skip
+WAS_BAND = _argument("--band", action=Renamed, to="--pass-rate")
+VERL_CONFIG = (
+    _config("config", "YAML file, or a shipped config's name, e.g. verl/sdpo"),
+    _overrides("in hydra's syntax, e.g. trainer.nnodes=2"),
+)
 
-    names = {kind.__name__ for kind in type(error).__mro__}
-    return bool(names & FOR_USERS) or is_full(error)
-
-
-FOR_USERS = {
-    "ConfigError",
-    "ContextError",
-    "ContractError",
-    "DataError",
-    "GaveUp",
-    "ModelError",
-    "RenderingError",
-    "PromptTooLong",
-    "RewardError",
-    "PreflightError",
-    "CheckpointError",
-    "DiskFull",
-    "StaleRollouts",
-    "ScheduleError",
-    "LexiconError",
-    "QueryError",
-}
+COMMANDS: dict[str, Command | Group] = {
+    "train": Command(
+        "onpolicy.run.launch:launch_training",
+        "train a model; with `run_dir=FOLDER` of an earlier run, resume that run",
+        (CONFIG, OVERRIDES),
+    ),
+    "eval": Command(
+        "onpolicy.run.evaluate_command:launch_evaluation",
+        "evaluate a model on the sets under eval.sets",
+        (CONFIG, OVERRIDES),
+    ),
+    "check": Command(
+        _check,
+        "validate a config without loading a model; report every problem, or print the config with all defaults",
+        (CONFIG, OVERRIDES),
+    ),
+    "analyze": Group(
+        "measure a config or a model without training",
+        {
+            "pressure": Command(
+                "onpolicy.experiments.analysis.pressure:analyze_pressure",
+                "how strongly the config's loss lowers the probability of hedging words, before any training",
+                (CONFIG, OVERRIDES, JSON_OUTPUT),
+            ),
+            "contexts": Command(
+                "onpolicy.experiments.analysis.contexts:analyze_contexts",
+                "how each context of the config changes the model's own answers",
+                (
+                    CONFIG,
+                    OVERRIDES,
+                    _output("JSON file to write, with every problem", type=new_file),
+                    _argument("--plot", type=new_file, help="figure to write, e.g. contexts.svg"),
+                    _argument("--problems", type=whole, default=100, help="number of problems (default 100)"),
+                    PASS_RATE,
+                    WAS_BAND,
+                ),
+            ),
+            "probes": Command(
+                "onpolicy.experiments.analysis.probes:analyze_probes",
+                "what removing, inserting and banning hedging words does to the model's own answers",
+                (
+                    CONFIG,
+                    OVERRIDES,
+                    JSON_OUTPUT,
+                    _argument("--problems", type=whole, default=100, help="number of problems (default 100)"),
+                    _argument("--continuations", type=whole, default=4, help="completions after each cut (default 4)"),
+                ),
+            ),
+        },
+    ),
+    "report": Command(
+        _report,
+        "write one HTML page about runs: curves, tables, rollouts token by token",
+        (
+            _argument("runs", nargs="+", type=Path, help="run folders; several are compared"),
+            _output("HTML file to write (default: report.html in the first run folder)"),
+        ),
+    ),
+    "sweep": Command(
+        _sweep,
+        "run every arm of a grid with several seeds and compare the arms; finished runs are kept",
+        (
+            _config("grid", "YAML file, or a shipped grid's name, e.g. lab/decisive"),
+            _overrides("settings for every run"),
+            _argument("--arm", action="append", default=[], metavar="NAME", help="run only this arm, or level of a factor; can be repeated"),
+            _argument("--only", action=Renamed, to="--arm"),
+            _output("folder of the runs (default: runs/ and the grid's name)"),
+            _argument("--jobs", exclusive=True, type=whole, default=1, help="number of runs at the same time (default 1)"),
+            _argument(
+                "--ray", exclusive=True, metavar="ADDRESS",
+                help="run on a Ray cluster, as many at a time as it has resources for: auto, host:port, or local (this machine)",
+            ),
+            _argument("--cpus-per-run", type=whole, default=1, help="with --ray: cores per run (default 1)"),
+            _argument("--gpus-per-run", type=float, help="with --ray: GPUs per run, e.g. 0.5 (default: 1 if the cluster has any)"),
+        ),
+    ),
+    "sft": Command(
+        _sft,
+        "off-policy self-distillation: fine-tune on the model's own correct answers, with and without a context",
+        (
+            _config("config", "YAML file with a context, rewards and eval.sets, or a shipped config's name"),
+            OVERRIDES,
+            _argument("--examples", type=whole, default=800, help="problems answered correctly in both ways (default 800)"),
+            _argument("--epochs", type=whole, default=3, help="passes over the answers (default 3)"),
+            _argument("--batch", type=whole, default=32, help="answers per step (default 32)"),
+            _argument("--seeds", type=int, nargs="+", default=[0], help="one run per arm and seed (default 0)"),
+            PASS_RATE,
+            WAS_BAND,
+            _argument("--view", action=Renamed, to="--context"),
+            _argument("--context", default="teacher", help="context that guided answers are sampled with (default teacher)"),
+            _output("folder (default: runs/sft- and the config's name)"),
+            JOBS,
+        ),
+    ),
+    "forecast": Command(
+        _forecast,
+        "estimate the GPU memory and hours of a run by arithmetic",
+        (
+            CONFIG,
+            OVERRIDES,
+            _argument("--gpu", default="h100", help="a100, h100, h200 or b200 (default h100)"),
+            _argument("--shape", action=Renamed, to="--model-config"),
+            _argument("--model-config", type=Path, help="config.json of the model, if the model itself is not available"),
+            _argument("--completion-tokens", type=above_zero, help="mean completion length (default: half of generator.max_tokens)"),
+            _argument("--prompt-tokens", type=above_zero, default=200.0, help="mean prompt length (default 200)"),
+            _argument("--utilisation", type=share, default=0.35, help="fraction of the peak FLOP/s that is reached (default 0.35)"),
+            _argument("--bandwidth", type=share, default=0.5, help="fraction of the memory bandwidth that sampling reaches (default 0.5)"),
+            _argument("--eval-problems", type=whole, default=600, help="problems in all evaluation sets (default 600)"),
+            JSON_OUTPUT,
+        ),
+    ),
+    "lab": Command(
+        "onpolicy.experiments.lab.lab_command:run_lab",
+        "reproduce the paper's effect in miniature, with a model of one million parameters",
+        (
+            _argument(
+                "what", nargs="?", default="demo", choices=("demo", "reproduce", "decisive", "pretrain"),
+                help="demo (default): three arms and their report; reproduce: the paper's findings; decisive: protections of hedging "
+                "words against their controls; pretrain: train the model itself",
+            ),
+            _output("folder for the results (default: under runs/)"),
+            JOBS,
+        ),
+    ),
+    "diff": Command(
+        "onpolicy.experiments.methods.diff:print_difference",
+        "show how two configs differ, axis by axis",
+        (_config("one"), _config("other")),
+    ),
+    "show": Command(
+        "onpolicy.config.show:show",
+        "show every option: default, meaning, source",
+        (
+            _argument("prefix", nargs="?", default="", help="only keys that begin with this, e.g. generator"),
+            _argument("--markdown", action="store_true", help="as docs/configuration.md"),
+        ),
+    ),
+    "list": Command(
+        "onpolicy.config.show:print_names",
+        "list the plug-ins that a config can name, or the shipped configs",
+        (_argument("kind", nargs="?", help="configs, context, divergence, reward, ..."),),
+    ),
+    "doctor": Command(
+        _doctor,
+        "check what is installed, what works on this machine, and how to fix the rest",
+        (
+            _argument(
+                "environment", nargs="?", choices=("verl",),
+                help="verl: check that verl finds our plug-in, also in Ray's workers",
+            ),
+        ),
+    ),
+    "verl": Group(
+        "run the same methods on released verl, in its own environment (docs/verl.md)",
+        {
+            "train": Command(
+                "onpolicy.integrations.verl.command:train",
+                "check the config, then run `python -m verl.trainer.main_ppo` with it",
+                VERL_CONFIG,
+            ),
+            "check": Command(
+                "onpolicy.integrations.verl.command:print_check",
+                "compose and validate a config without loading a model, and print the method",
+                VERL_CONFIG,
+            ),
+        },
+    ),
+}  # fmt: skip

@@ -10,20 +10,25 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.load import load
+from onpolicy.config.problems import Problems, collected
+from onpolicy.config.resolve import resolve
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.losses.comparison import Distributions
 from onpolicy.losses.supports import Entries, restrict
 from onpolicy.rewards.base import RewardInput, name_of, score
 from onpolicy.types import AskModel, LossInputs, Prompt, Reply, Rollout, RolloutGroup, TeacherScores, TermOutput
+from onpolicy.utils.errors import ConfigError
 
 
-class ContractError(ValueError):
+class ContractError(ConfigError):
     """A plug-in breaks a rule that the framework relies on."""
 
 
@@ -208,27 +213,51 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
 }
 
 
-def keep_to_contracts(resolved: ResolvedConfig) -> None:
-    """Runs the checks on what a config names for the loss, options bound: a beta of 1 or a k of 0 is found before any model is.
+def check_config(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedConfig:
+    """Everything that can be checked of a config without a model: names, keys, types, values, and the plug-ins' contracts.
+
+    Raises:
+        ConfigError: with every problem of the config.
+    """
+    with collected(None) as problems:
+        resolved = resolve(load(path, overrides, problems), problems)
+        keep_to_contracts(resolved, problems)
+        return resolved
+
+
+def keep_to_contracts(resolved: ResolvedConfig, problems: Problems | None = None) -> None:
+    """Runs the checks on what a config names for the loss, options bound: a beta of 1 or a k of 0 is found before any model is
+    loaded.
+
+    Args:
+        problems: where problems are reported; what has one already is left out
 
     Raises:
         ContractError: with the key of the plug-in.
     """
-    for term in resolved.objective:
-        for kind in ("divergence", "support", "target", "token_weights", "advantage"):
-            if kind in term.plugin.options:
-                _keyed(f"{term.plugin.key}.{kind}", CHECKS[kind], term.plugin.options[kind])
-        _keyed(f"{term.plugin.key}.route", check_route, term.settings.route)
-        _keyed(term.plugin.key, check_term, term.plugin.bind())
-    _keyed(resolved.credit.key, check_credit, resolved.credit.bind())
-    _keyed(resolved.teacher.key, lambda make: make(), resolved.teacher.bind())
+    with collected(problems) as found:
+        for term in resolved.objective:
+            if not found.sound(key := term.plugin.key):
+                continue
+            for kind in ("divergence", "support", "target", "token_weights", "advantage"):
+                if kind in term.plugin.options:
+                    _report(found, f"{key}.{kind}", CHECKS[kind], term.plugin.options[kind])
+            _report(found, f"{key}.route", check_route, term.settings.route)
+            _report(found, key, check_term, term.plugin.bind())
+        _report(found, resolved.credit.key, check_credit, resolved.credit.bind())
+        _report(found, resolved.teacher.key, lambda make: make(), resolved.teacher.bind())
 
 
-def _keyed(key: str, check: Callable[[Callable[..., Any]], Any], function: Callable[..., Any]) -> None:
+def _report(
+    problems: Problems, key: str, check: Callable[[Callable[..., Any]], Any], function: Callable[..., Any]
+) -> None:
+    """A term whose divergence broke a rule is not checked itself: it would only fail for the same reason."""
+    if not problems.sound(key):
+        return
     try:
         check(function)
     except ValueError as error:
-        raise ContractError(f"{key}: {error}") from error
+        problems.add(ContractError(f"{key}: {error}"))
 
 
 def _distributions() -> tuple[Tensor, Tensor]:

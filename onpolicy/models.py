@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import Renderer
+from onpolicy.utils.errors import ConfigError, UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,8 +27,8 @@ REASONER = "lab-reasoner"
 """The lab's own model (``onpolicy.experiments.lab``), which ships with the package."""
 
 
-class ModelError(ValueError):
-    """A model that cannot be used; names the config key, the path and what is missing."""
+class ModelError(UserError, ValueError):
+    """A model that cannot be used; the message names the key, the path and what is missing."""
 
 
 def resolve_model(path: str) -> str:

@@ -9,7 +9,8 @@ import inspect
 from collections.abc import Iterator
 from pathlib import Path
 
-from onpolicy.config.registry import TABLES, find_function
+from onpolicy.config.builtins import TABLES
+from onpolicy.config.registry import find_function
 from onpolicy.experiments.methods.axes import axes, read
 
 ROOT = Path(__file__).parent.parent

@@ -9,8 +9,8 @@ import json
 from dataclasses import asdict
 from pathlib import Path
 
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.experiments.forecast.forecast import Assumptions, forecast, shape_of
 
 SHAPES = Path("tests/experiments/shapes")

@@ -112,7 +112,7 @@ def test_the_loop_fits_a_screen() -> None:
 
 
 def test_nothing_branches_on_a_plug_ins_name() -> None:
-    from onpolicy.config.registry import TABLES
+    from onpolicy.config.builtins import TABLES
 
     known = {name for table in TABLES.values() for name in table} - {"none", "file", "full", "hub"}
     for path in FILES:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from onpolicy.cli import main
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.config.show import markdown, options
 
 ROOT = Path(__file__).parent.parent

@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from onpolicy.config.registry import TABLES, resolve_plugin
+from onpolicy.config.builtins import TABLES
+from onpolicy.config.registry import resolve_plugin
 from onpolicy.contracts import CHECKS, ContractError
 from onpolicy.losses.supports import Entries
 from onpolicy.types import TermOutput

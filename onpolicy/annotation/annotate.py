@@ -16,9 +16,10 @@ from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import ContextBuilder
 from onpolicy.types import RIGHT, Example, Message, Metrics, Prompt, RolloutGroup, ScoredGroup
+from onpolicy.utils.errors import UserError
 
 
-class StaleRollouts(RuntimeError):
+class StaleRollouts(UserError, RuntimeError):
     """Rollouts come from other weights than the ones being trained: a weight sync was skipped or failed."""
 
 

@@ -10,7 +10,7 @@ from onpolicy.annotation.annotate import Annotator
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.annotation.spans import markers, pattern
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Bound
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.baseline import Baseline

@@ -14,12 +14,13 @@ from onpolicy.annotation.scoring import Scorer
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.protocols import Generator
 from onpolicy.types import AskModel, Message, Prompt, Reply, SampleProblem
+from onpolicy.utils.errors import UserError
 
 MAX_TURNS = 32
 """Requests one context may make, one after the other, for one rollout."""
 
 
-class QueryError(RuntimeError):
+class QueryError(UserError, RuntimeError):
     """A context asked for something that cannot be given."""
 
 

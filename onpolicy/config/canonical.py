@@ -6,8 +6,9 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from onpolicy.config.registry import TABLES, Plugin
-from onpolicy.config.resolve import ResolvedConfig, Section, defaults_and, unbound
+from onpolicy.config.builtins import TABLES
+from onpolicy.config.registry import Plugin, defaults_and
+from onpolicy.config.resolved import ResolvedConfig, Section, unbound
 from onpolicy.config.schedules import Coefficient
 from onpolicy.config.schema import INJECTED
 

@@ -1,181 +1,32 @@
 """Names to functions: the one way in which a config reaches code, ours or a user's.
 
-A plug-in is a plain function. Its positional parameters are what the framework hands it, its keyword-only parameters
-are its options: **the signature is the schema**. Built-ins stand in tables of names to ``module:function``; anything
-else is written ``module:function`` in the config and imported when the config is checked. Nothing registers itself,
-so every process that can import the module finds the plug-in.
+A plug-in is a plain function. Its positional parameters are what the framework passes, its keyword-only parameters
+are its options: **the signature is the schema**. Built-ins stand in ``onpolicy.config.builtins``; anything else is written
+``module:function`` in the config and imported when the config is checked. Nothing registers itself, so every process that
+can import the module finds the plug-in.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import difflib
+import contextlib
 import importlib
 import inspect
 import sys
-import types
-import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
+from onpolicy.config.builtins import TABLES
+from onpolicy.config.problems import Problems, collected
+from onpolicy.config.renamed import renamed_key, renamed_name
 from onpolicy.config.schedules import Bound, Coefficient
-from onpolicy.rewards import BUILTIN as REWARDS
-
-TABLES: dict[str, Mapping[str, str]] = {
-    "data": {
-        "file": "onpolicy.data:file",
-        "hub": "onpolicy.data:hub",
-        "gym": "onpolicy.data:gym",
-        "champ": "onpolicy.data:champ",
-        "lab": "onpolicy.experiments.lab.data:lab",
-    },
-    "generator": {
-        "vllm": "onpolicy.rollout.vllm_generator:VLLMGenerator",
-        "transformers": "onpolicy.rollout.hf_generator:HFGenerator",
-    },
-    "reward": REWARDS,
-    "context": {
-        "none": "onpolicy.annotation.contexts.none:none",
-        "final_answer": "onpolicy.annotation.contexts.final_answer:final_answer",
-        "reference_solution": "onpolicy.annotation.contexts.reference_solution:reference_solution",
-        "partial": "onpolicy.annotation.contexts.partial:partial",
-        "without_thinking": "onpolicy.annotation.contexts.without_thinking:without_thinking",
-        "successful_sibling": "onpolicy.annotation.contexts.successful_sibling:successful_sibling",
-        "failed_sibling": "onpolicy.annotation.contexts.failed_sibling:failed_sibling",
-        "feedback": "onpolicy.annotation.contexts.feedback:feedback",
-        "wrong_answer": "onpolicy.annotation.contexts.wrong_answer:wrong_answer",
-        "instruction": "onpolicy.annotation.contexts.instruction:instruction",
-        "regenerated": "onpolicy.annotation.contexts.regenerated:regenerated",
-        "key_points": "onpolicy.annotation.contexts.key_points:key_points",
-        "critique": "onpolicy.annotation.contexts.critique:critique",
-        "other_problem": "onpolicy.annotation.contexts.other_problem:other_problem",
-        "revision": "onpolicy.annotation.contexts.revision:revision",
-    },
-    "teacher": {
-        "live": "onpolicy.trainer.teacher_rules:live",
-        "frozen": "onpolicy.trainer.teacher_rules:frozen",
-        "ema": "onpolicy.trainer.teacher_rules:ema",
-        "snapshot": "onpolicy.trainer.teacher_rules:snapshot",
-        "trust_region_weights": "onpolicy.trainer.teacher_rules:trust_region_weights",
-        "trust_region_logits": "onpolicy.trainer.teacher_rules:trust_region_logits",
-        "model": "onpolicy.trainer.teacher_rules:model",
-    },
-    "credit": {
-        "group_mean": "onpolicy.annotation.credit:group_mean",
-        "group_std": "onpolicy.annotation.credit:group_std",
-        "leave_one_out": "onpolicy.annotation.credit:leave_one_out",
-    },
-    "term": {
-        "distill": "onpolicy.losses.terms.distill:distill",
-        "teacher_advantage": "onpolicy.losses.terms.teacher_advantage:teacher_advantage",
-        "policy_gradient": "onpolicy.losses.terms.policy_gradient:policy_gradient",
-        "gspo": "onpolicy.losses.terms.gspo:gspo",
-        "cispo": "onpolicy.losses.terms.cispo:cispo",
-        "cross_entropy": "onpolicy.losses.terms.cross_entropy:cross_entropy",
-        "ref_kl": "onpolicy.losses.terms.ref_kl:ref_kl",
-        "sampled_kl": "onpolicy.losses.terms.sampled_kl:sampled_kl",
-    },
-    "advantage": {
-        "group": "onpolicy.losses.advantages:group",
-        "add": "onpolicy.losses.advantages:add",
-        "add_keeping_sign": "onpolicy.losses.advantages:add_keeping_sign",
-        "multiply": "onpolicy.losses.advantages:multiply",
-        "bounded_reversal": "onpolicy.losses.advantages:bounded_reversal",
-        "gap": "onpolicy.losses.advantages:gap",
-        "future_gap": "onpolicy.losses.advantages:future_gap",
-        "rebellious": "onpolicy.losses.advantages:rebellious",
-        "contrastive": "onpolicy.losses.advantages:contrastive",
-        "entropy_directed": "onpolicy.losses.advantages:entropy_directed",
-        "on_markers": "onpolicy.losses.advantages:on_markers",
-        "surprise": "onpolicy.losses.advantages:surprise",
-    },
-    "support": {
-        "full": "onpolicy.losses.supports:full",
-        "teacher_topk": "onpolicy.losses.supports:teacher_topk",
-        "student_topk": "onpolicy.losses.supports:student_topk",
-    },
-    "target": {
-        "identity": "onpolicy.losses.targets:identity",
-        "temperature": "onpolicy.losses.targets:temperature",
-        "top_k": "onpolicy.losses.targets:top_k",
-        "arithmetic_mix": "onpolicy.losses.targets:arithmetic_mix",
-        "prior_anchor": "onpolicy.losses.targets:prior_anchor",
-        "geometric_mix": "onpolicy.losses.targets:geometric_mix",
-        "pmi_residual": "onpolicy.losses.targets:pmi_residual",
-        "marker_mass_floor": "onpolicy.losses.targets:marker_mass_floor",
-    },
-    "divergence": {
-        "forward_kl": "onpolicy.losses.divergences:forward_kl",
-        "reverse_kl": "onpolicy.losses.divergences:reverse_kl",
-        "jsd": "onpolicy.losses.divergences:jsd",
-        "skew_forward_kl": "onpolicy.losses.divergences:skew_forward_kl",
-        "skew_reverse_kl": "onpolicy.losses.divergences:skew_reverse_kl",
-    },
-    "token_weights": {
-        "uniform": "onpolicy.losses.token_weights:uniform",
-        "position": "onpolicy.losses.token_weights:position",
-        "skip_first": "onpolicy.losses.token_weights:skip_first",
-        "entropy": "onpolicy.losses.token_weights:entropy",
-        "gap": "onpolicy.losses.token_weights:gap",
-        "random": "onpolicy.losses.token_weights:random",
-        "shuffled": "onpolicy.losses.token_weights:shuffled",
-        "gap_above": "onpolicy.losses.token_weights:gap_above",
-        "teacher_entropy": "onpolicy.losses.token_weights:teacher_entropy",
-        "teacher_certainty": "onpolicy.losses.token_weights:teacher_certainty",
-        "opportunity": "onpolicy.losses.token_weights:opportunity",
-        "spans": "onpolicy.losses.token_weights:spans",
-        "normalized": "onpolicy.losses.token_weights:normalized",
-        "entropy_matched": "onpolicy.losses.token_weights:entropy_matched",
-    },
-    "route": {
-        "all": "onpolicy.annotation.routes:all",
-        "failures": "onpolicy.annotation.routes:failures",
-        "correct": "onpolicy.annotation.routes:correct",
-        "mixed": "onpolicy.annotation.routes:mixed",
-        "frontier": "onpolicy.annotation.routes:frontier",
-        "zero_variance": "onpolicy.annotation.routes:zero_variance",
-        "above_average": "onpolicy.annotation.routes:above_average",
-    },
-    "span": {
-        "pattern": "onpolicy.annotation.spans:pattern",
-        "markers": "onpolicy.annotation.spans:markers",
-        "quoted_by_model": "onpolicy.annotation.spans:quoted_by_model",
-    },
-    "schedule": {
-        "constant": "onpolicy.config.schedules:constant",
-        "linear": "onpolicy.config.schedules:linear",
-        "trapezoid": "onpolicy.config.schedules:trapezoid",
-        "phases": "onpolicy.config.schedules:phases",
-        "schmitt_gate": "onpolicy.config.schedules:schmitt_gate",
-        "dual_ascent": "onpolicy.config.schedules:dual_ascent",
-    },
-    "guard": {
-        "falls": "onpolicy.run.guards:falls",
-        "rises": "onpolicy.run.guards:rises",
-        "stays": "onpolicy.run.guards:stays",
-    },
-    "trainer": {
-        "local": "onpolicy.trainer.trainer:local",
-        "deepspeed": "onpolicy.trainer.deepspeed:deepspeed",
-    },
-    "tracker": {
-        "jsonl": "onpolicy.run.trackers:jsonl",
-        "tensorboard": "onpolicy.run.trackers:tensorboard",
-        "wandb": "onpolicy.run.trackers:wandb",
-    },
-}
-"""Kind -> name -> ``module:function``. An option whose name is a kind takes a plug-in of that kind, unless it is annotated ``str``."""
+from onpolicy.config.values import is_number, type_name, typed
+from onpolicy.utils.errors import ConfigError, nearest, suggest
 
 
-class ConfigError(ValueError):
-    """A config that cannot be run; the message names the full key, the value given and what is wanted."""
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True)
 class Plugin:
     """A plug-in found and checked."""
 
@@ -187,19 +38,28 @@ class Plugin:
     options: Mapping[str, Any]
     """Those given in the config, converted; nested plug-ins already bound."""
 
+    @property
+    def found(self) -> bool:
+        """False for the stand-in of a plug-in that could not be found: it lets the rest of the config be checked."""
+        return self.function is not _not_found
+
     def bind(self) -> Callable[..., Any]:
         """The function with its options filled in; of a module-level function, so it can be pickled."""
         return Bound(self.function, **self.options) if self.options else self.function
 
 
-def suggest(given: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'x'?`` or nothing."""
-    near = difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)
-    return f" Did you mean {near[0]!r}?" if near else ""
+def _not_found(*arguments: Any) -> None:
+    """Stands for the function of a plug-in that could not be found."""
+
+
+def stand_in(kind: str, spec: Any, key: str) -> Plugin:
+    """A plug-in without a function, under the name that the config gives."""
+    name = spec.get("name") if isinstance(spec, Mapping) else spec
+    return Plugin(kind, str(name), key, _not_found, {})
 
 
 def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
-    """The function behind a name.
+    """The function that a name stands for.
 
     Raises:
         ConfigError: the name is neither in the table of this kind nor an importable ``module:function``.
@@ -207,17 +67,15 @@ def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
     table = TABLES[kind]
     target = table.get(name, name)
     if ":" not in target:
-        raise ConfigError(
-            f"{key}: unknown {kind} {name!r}.{suggest(name, table)} Known: {', '.join(sorted(table))}. "
-            "For your own, write 'module:function'."
+        hint = renamed_name(kind, name) or (
+            f"{suggest(name, table)} Known: {', '.join(sorted(table))}. For your own, write 'module:function'."
         )
+        raise ConfigError(f"{key}: unknown {kind} {name!r}.{hint}")
     module_name, _, attribute = target.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
         raise ConfigError(f"{key}: got {name!r}, wanted 'module:function' as Python writes them.")
-    if str(Path.cwd()) not in sys.path:  # a console script does not look beside the user's own files
-        sys.path.append(str(Path.cwd()))
     try:
-        module = importlib.import_module(module_name)
+        module = importlib.import_module(module_name) if name in table else _import_users(module_name)
     except ImportError as error:
         raise ConfigError(f"{key}: cannot import {module_name!r} for {kind} {name!r}: {error}") from error
     try:
@@ -228,6 +86,20 @@ def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{key}: {target!r} is a {type(function).__name__}, wanted a function")
     return function
+
+
+def _import_users(module_name: str) -> ModuleType:
+    """Imports a user's module. The current folder comes first while it is imported: an installed module of the same name must
+    not hide the user's own. Afterwards the folder stays last on the path, for what the module imports later."""
+    here = str(Path.cwd())
+    if here not in sys.path:  # a console script has its own folder there instead
+        sys.path.append(here)
+    sys.path.insert(0, here)
+    try:
+        return importlib.import_module(module_name)
+    finally:
+        with contextlib.suppress(ValueError):
+            sys.path.remove(here)
 
 
 def options_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
@@ -250,7 +122,9 @@ def _evaluated(annotation: Any, names: Mapping[str, Any]) -> Any:
         return Any
 
 
-def resolve_plugin(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = ()) -> Plugin:
+def resolve_plugin(
+    kind: str, spec: Any, key: str, *, supplied: Iterable[str] = (), problems: Problems | None = None
+) -> Plugin:
     """Finds the plug-in that a config entry names and checks its options against its signature.
 
     Args:
@@ -258,52 +132,67 @@ def resolve_plugin(kind: str, spec: Any, key: str, *, supplied: Iterable[str] = 
         spec: a bare name or a mapping with ``name`` and options
         key: full key, for messages
         supplied: keyword-only parameters that the framework fills and the config may not
+        problems: where problems are reported; the plug-in is then returned with the options that are sound
 
     Raises:
-        ConfigError: unknown name or option, missing option, wrong type.
+        ConfigError: unknown name or option, missing option, wrong type; all of them, if ``problems`` is not given.
     """
     name_key = key if isinstance(spec, str) else f"{key}.name"
     if isinstance(spec, str):
         spec = {"name": spec}
-    if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-        raise ConfigError(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
-    function = find_function(kind, spec["name"], name_key)
-    given = {option: value for option, value in spec.items() if option != "name"}
+    with collected(problems) as found:
+        if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
+            found.add(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
+            return stand_in(kind, "", key)
+        with found.collect():
+            function = find_function(kind, spec["name"], name_key)
+            known = _signature(function, spec["name"], name_key, supplied)
+            given = {option: value for option, value in spec.items() if option != "name"}
+            options = _checked_options(spec["name"], given, known, key, found)
+            return Plugin(kind=kind, name=spec["name"], key=key, function=function, options=options)
+        return stand_in(kind, spec, key)
+
+
+def _signature(
+    function: Callable[..., Any], name: str, key: str, supplied: Iterable[str]
+) -> dict[str, inspect.Parameter]:
     try:
         inspect.signature(function)
-        known = {n: p for n, p in options_of(function).items() if n not in set(supplied)}
+        return {n: p for n, p in options_of(function).items() if n not in set(supplied)}
     except ValueError as error:  # some written in C keep their parameters to themselves
-        raise ConfigError(
-            f"{name_key}: {spec['name']!r} has no signature to be read; wrap it in a function."
-        ) from error
-    options = _check(spec["name"], given, known, key)
-    return Plugin(kind=kind, name=spec["name"], key=key, function=function, options=options)
+        raise ConfigError(f"{key}: {name!r} has no signature to be read; wrap it in a function.") from error
 
 
-def _check(name: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter], key: str) -> dict[str, Any]:
-    for option in given:
-        if option not in known:
-            choices = ", ".join(sorted(known)) or "none"
-            raise ConfigError(
-                f"{key}.{option}: {name!r} has no such option.{suggest(option, known)} Its options: {choices}."
-            )
+def _checked_options(
+    name: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter], key: str, problems: Problems
+) -> dict[str, Any]:
+    """The options that are sound, converted; the others are reported."""
+    options: dict[str, Any] = {}
+    meant: set[str | None] = set(given)
+    for option, value in given.items():
+        if option in known:
+            with problems.collect():
+                options[option] = _convert(value, known[option].annotation, f"{key}.{option}", problems)
+            continue
+        meant |= {nearest(option, known)}
+        problems.add(renamed_key(f"{key}.{option}", value) or _unknown_option(name, option, known, key))
     for option, parameter in known.items():
-        if parameter.default is inspect.Parameter.empty and option not in given:
-            raise ConfigError(f"{key}.{option}: missing; {name!r} needs it ({_type_name(parameter.annotation)}).")
-    return {option: _convert(value, known[option].annotation, f"{key}.{option}") for option, value in given.items()}
+        if parameter.default is inspect.Parameter.empty and option not in meant:
+            problems.add(f"{key}.{option}: missing; {name!r} needs it ({type_name(parameter.annotation)}).")
+    return options
 
 
-def _convert(value: Any, annotation: Any, key: str) -> Any:
+def _unknown_option(name: str, option: str, known: Iterable[str], key: str) -> str:
+    choices = ", ".join(sorted(known)) or "none"
+    return f"{key}.{option}: {name!r} has no such option.{suggest(option, known)} Its options: {choices}."
+
+
+def _convert(value: Any, annotation: Any, key: str, problems: Problems) -> Any:
     option = key.rpartition(".")[2]
-    if is_schedule(value) and _is_number(annotation):
+    if is_schedule(value) and is_number(annotation):
         return coefficient(value, key)
     if option in TABLES and annotation is not str and (value is None or isinstance(value, str | Mapping)):
-        return None if value is None else resolve_plugin(option, value, key).bind()
-    if typing.get_origin(annotation) is typing.Literal:
-        choices = typing.get_args(annotation)
-        if value not in choices:
-            raise ConfigError(f"{key}: got {value!r}, wanted one of {', '.join(map(repr, choices))}.")
-        return value
+        return None if value is None else resolve_plugin(option, value, key, problems=problems).bind()
     return typed(value, annotation, key)
 
 
@@ -320,49 +209,9 @@ def coefficient(spec: Any, key: str) -> Coefficient:
         raise error if isinstance(error, ConfigError) else ConfigError(str(error)) from None
 
 
-def _is_number(annotation: Any) -> bool:
-    return annotation is float or float in typing.get_args(annotation)
-
-
-def typed(value: Any, annotation: Any, key: str) -> Any:
-    """``value`` as ``annotation``, by OmegaConf's rules (``1`` is a float, ``"x"`` is not)."""
-    schema = dataclasses.make_dataclass("Option", [("value", annotation if _plain(annotation) else Any)])
-    try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), {"value": value})).value  # type: ignore[union-attr]
-        if not _fits(found, annotation):
-            raise ValueError("a list among a list's numbers")
-    except (
-        OmegaConfBaseException,
-        TypeError,
-        ValueError,
-    ) as error:  # the latter: a list for a mapping, or the other way round
-        raise ConfigError(f"{key}: got {value!r}, wanted {_type_name(annotation)}.") from error
-    return found
-
-
-def _fits(value: Any, annotation: Any) -> bool:
-    """Whether lists and mappings stand where the annotation has them: OmegaConf does not look into a list for others."""
-    origin, inner = typing.get_origin(annotation), typing.get_args(annotation)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
-    if origin is dict:
-        return isinstance(value, dict) and all(_fits(item, inner[1]) for item in value.values())
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, one) for one in inner)
-    return annotation not in (int, float, str, bool) or not isinstance(value, list | dict)
-
-
-def _plain(annotation: Any) -> bool:
-    """Whether OmegaConf 2.3 and 2.4 both take this annotation."""
-    if annotation in (int, float, bool, str, type(None), Any):
-        return True
-    origin = typing.get_origin(annotation)
-    if origin in (list, dict) or origin in (typing.Union, types.UnionType):
-        return all(_plain(a) for a in typing.get_args(annotation))
-    return dataclasses.is_dataclass(annotation)
-
-
-def _type_name(annotation: Any) -> str:
-    if typing.get_origin(annotation) is typing.Literal:
-        return " | ".join(map(repr, typing.get_args(annotation)))
-    return annotation.__name__ if isinstance(annotation, type) else str(annotation).replace("typing.", "")
+def defaults_and(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """A plug-in's options as given, or as they are by default; those that are missing are left out."""
+    defaults = {name: parameter.default for name, parameter in options_of(function).items()}
+    for name, value in (defaults | dict(options)).items():
+        if value is not inspect.Parameter.empty:
+            yield name, value

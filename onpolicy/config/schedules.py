@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from onpolicy.utils.errors import UserError
+
 Schedule = Callable[[int, Mapping[str, float], dict[str, Any]], float]
 Metrics = Mapping[str, float]
 
 
-class ScheduleError(ValueError):
+class ScheduleError(UserError, ValueError):
     """A schedule that cannot be followed; names its key."""
 
 

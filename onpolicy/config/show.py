@@ -12,8 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.registry import TABLES, ConfigError, find_function, options_of, suggest
+from onpolicy.config.builtins import TABLES
+from onpolicy.config.registry import find_function, options_of
 from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
+from onpolicy.config.shipped import shipped_configs, summary
+from onpolicy.utils.errors import ConfigError, suggest
 from onpolicy.utils.terminal import plain
 
 SECTION_OF = {
@@ -32,6 +35,10 @@ SECTION_OF = {
     "advantage": "objective[].advantage",
 }
 """Where a plug-in of a kind stands in the config, if not under the name of its kind."""
+
+
+CONFIGS = "configs"
+"""What ``onpolicy list`` calls the shipped configs."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +118,16 @@ def _shown(value: Any) -> str:
     )
 
 
-def print_options(prefix: str) -> int:
+def show(prefix: str, as_markdown: bool) -> int:
+    """Prints docs/configuration.md, or the options whose keys begin with ``prefix``."""
+    if as_markdown:
+        print(markdown())
+    else:
+        _print_options(prefix)
+    return 0
+
+
+def _print_options(prefix: str) -> None:
     table = Table(box=None, pad_edge=False)
     for column in ("key", "default", "meaning", "source"):
         table.add_column(column, overflow="fold", style="dim" if column == "source" else None)
@@ -124,12 +140,15 @@ def print_options(prefix: str) -> int:
     for option in rows:
         table.add_row(*map(plain, (option.key, option.default, option.meaning, option.source)))
     Console().print(table)
-    return 0
 
 
 def print_names(kind: str | None) -> int:
+    """Prints the names of one kind of plug-in with what each is, those of all kinds, or the shipped configs."""
+    if kind == CONFIGS:
+        return _print_configs()
     if kind is not None and kind not in TABLES:
-        raise ConfigError(f"unknown kind {kind!r}.{suggest(kind, TABLES)} Kinds: {', '.join(TABLES)}.")
+        kinds = [CONFIGS, *TABLES]
+        raise ConfigError(f"unknown kind {kind!r}.{suggest(kind, kinds)} Kinds: {', '.join(kinds)}.")
     console = Console()
     for each in [kind] if kind else TABLES:
         table = Table(
@@ -146,6 +165,16 @@ def print_names(kind: str | None) -> int:
         console.print(table)
         console.print()
     console.print("[dim]Your own function: write `module:function` where a name stands (docs/extending.md).[/dim]")
+    return 0
+
+
+def _print_configs() -> int:
+    table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, path in shipped_configs().items():
+        table.add_row(plain(name), plain(summary(path)))
+    Console().print(table)
     return 0
 
 
@@ -174,8 +203,3 @@ def markdown() -> str:
             lines.append(f"| `{name}` | {what} |")
         lines.append("")
     return "\n".join(lines)
-
-
-def print_markdown() -> int:
-    print(markdown())
-    return 0

@@ -1,4 +1,4 @@
-"""YAML that others wrote, read as values and nothing else: no environment, no code, no files without an end.
+"""YAML from outside, read as values and nothing else: no environment, no code, no files without an end.
 
 ``${seed}`` points to another value of the same config. ``${oc.env:HOME}`` and every other ``${name:...}`` would run a function
 while the config is read, so it is refused before anything is resolved.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onpolicy.config.registry import ConfigError
+from onpolicy.config.merge import UNKNOWN
+from onpolicy.config.problems import Problems, collected
+from onpolicy.utils.errors import ConfigError
 
 MOST_VALUES = 10_000
 """Values that a file may come to, anchors written out."""
@@ -24,8 +26,11 @@ SHOWN = 80
 """Characters of a value in a message."""
 
 
-def read_yaml(path: Path, what: str = "config file") -> DictConfig:
+def read_yaml(path: Path, what: str = "config file", problems: Problems | None = None) -> DictConfig:
     """The file's mappings and lists as OmegaConf holds them, nothing resolved.
+
+    Args:
+        problems: where values that call a function are reported; without it they raise
 
     Raises:
         ConfigError: not text, not YAML, not a mapping, or it calls a function.
@@ -39,8 +44,8 @@ def read_yaml(path: Path, what: str = "config file") -> DictConfig:
     if not isinstance(raw, DictConfig):
         held = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         raise ConfigError(f"{what} {str(path)!r} holds {held}, wanted sections (key: value)")
-    refuse_functions(raw)
-    return raw
+    with collected(problems) as found:
+        return without_functions(raw, found)
 
 
 def read_value(text: str) -> Any:
@@ -54,27 +59,38 @@ def read_value(text: str) -> Any:
         raise ValueError(_reason(error)) from error
 
 
-def refuse_functions(raw: Any) -> None:
-    """Raises ConfigError where a value would call a function when it is resolved, or is not a number."""
-    tree = OmegaConf.to_container(raw, resolve=False) if OmegaConf.is_config(raw) else raw
-    for key, value in _values(tree, ""):
+def without_functions(raw: DictConfig, problems: Problems) -> DictConfig:
+    """Reports each value that would call a function when it is resolved, or is not a number; a stand-in takes its place."""
+
+    def checked(key: str, value: Any) -> Any:
         if isinstance(value, float) and math.isnan(value):
-            raise ConfigError(f"{key}: got nan, wanted a number.")
+            problems.add(f"{key}: got nan, wanted a number.")
+            return UNKNOWN
         if isinstance(value, str) and calls_function(value):
             shown = value if len(value) <= SHOWN else value[: SHOWN - 3] + "..."
-            raise ConfigError(
+            problems.add(
                 f"{key}: got {shown!r}; a config may not read the environment or call functions, only point to its own values "
                 f'(${{seed}}). Give the value as an override from the shell instead: {key}="$VALUE"'
             )
+            return UNKNOWN
+        return value
+
+    tree = _mapped(OmegaConf.to_container(raw, resolve=False), "", checked)
+    return OmegaConf.create(tree)  # type: ignore[no-any-return]
 
 
-def refuse_leftovers(tree: Any) -> None:
-    """Raises ConfigError where a resolved value still looks like a reference: whoever read it again would follow it."""
-    for key, value in _values(tree, ""):
+def leftovers(tree: Any) -> list[str]:
+    """A problem for each resolved value that still looks like a reference: whoever read it again would follow it."""
+    found: list[str] = []
+
+    def look(key: str, value: Any) -> None:
         if isinstance(value, str) and "${" in value:
-            raise ConfigError(
+            found.append(
                 f"{key}: got a text with '${{' in it; wanted none, this stands for references to other values."
             )
+
+    _mapped(tree, "", look)
+    return found
 
 
 def file_name(name: str, key: str) -> None:
@@ -119,15 +135,13 @@ def _composed(text: str) -> Any:
     return node
 
 
-def _values(tree: Any, key: str) -> Iterator[tuple[str, Any]]:
+def _mapped(tree: Any, key: str, change: Callable[[str, Any], Any]) -> Any:
+    """The tree with ``change(full key, value)`` in place of each value."""
     if isinstance(tree, dict):
-        for name, value in tree.items():
-            yield from _values(value, f"{key}.{name}" if key else str(name))
-    elif isinstance(tree, list | tuple):
-        for i, value in enumerate(tree):
-            yield from _values(value, f"{key}[{i}]")
-    else:
-        yield key, tree
+        return {name: _mapped(value, f"{key}.{name}" if key else str(name), change) for name, value in tree.items()}
+    if isinstance(tree, list | tuple):
+        return [_mapped(value, f"{key}[{i}]", change) for i, value in enumerate(tree)]
+    return change(key, tree)
 
 
 def _reason(error: Exception) -> str:

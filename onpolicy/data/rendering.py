@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from onpolicy.types import Message
+from onpolicy.utils.errors import UserError
 from onpolicy.utils.thinking import ThinkingSplit, opens_thinking, split_thinking
 
 # Private-use characters that stand for the k-th forbidden text while the template runs.
@@ -25,11 +26,11 @@ PROBES = ("a", "b", "1.", "x?", "\\boxed{}.", "y\n")
 """Questions with different ends: where a tokenizer merges an end with what follows, that is no common ending."""
 
 
-class RenderingError(ValueError):
+class RenderingError(UserError, ValueError):
     """A tokenizer or template that cannot be used; names the model and the key that helps."""
 
 
-class PromptTooLong(ValueError):
+class PromptTooLong(UserError, ValueError):
     """A prompt over the limit; never cut, because either end of a prompt matters."""
 
     def __init__(self, num_tokens: int, limit: int, where: str = "prompt") -> None:

@@ -9,7 +9,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.actor import Worker
 from onpolicy.distributed.actor_pool import IN_FLIGHT, ActorPool

@@ -11,7 +11,8 @@ from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.resolve import ResolvedConfig, resolve
+from onpolicy.config.resolve import resolve
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.actor import Worker
 from onpolicy.distributed.remote_errors import Raised, outcome

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.annotation.scoring import Scorer, measure
-from onpolicy.config.resolve import ResolvedConfig, reward_sections
+from onpolicy.config.resolve import reward_sections
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients, coefficients_in
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.actor import Worker

@@ -10,14 +10,14 @@ import signal
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed.env import world_size
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
 from onpolicy.rollout.build import local_generator
 from onpolicy.types import Prompt, RolloutGroup, Sampling
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:

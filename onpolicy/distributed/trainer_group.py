@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.models import ModelHandle
 from onpolicy.trainer.build import local_trainer
 from onpolicy.types import Example, Metrics, Prompt, RolloutGroup, Sampling
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:

@@ -7,8 +7,9 @@ import re
 from collections.abc import Iterable
 from typing import Any
 
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.rewards.lexicon import LEXICONS
+from onpolicy.utils.errors import UserError
 
 CLASSES = {
     "number": r"\d+(?:[.,]\d+)*",
@@ -19,7 +20,7 @@ CLASSES = {
 """Classes of tokens beside the lexicons: name -> regular expression. ``style`` is how a solution is told: address, connectives, layout."""
 
 
-class LexiconError(ValueError):
+class LexiconError(UserError, ValueError):
     """A lexicon that cannot be used with this tokenizer."""
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from onpolicy.config.registry import options_of
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator, Sampler

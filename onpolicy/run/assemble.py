@@ -6,7 +6,7 @@ import functools
 from pathlib import Path
 
 from onpolicy.annotation.build import build_annotator, build_queries
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
 from onpolicy.models import model_skeleton, model_writer, open_model

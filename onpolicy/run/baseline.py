@@ -9,7 +9,7 @@ from pathlib import Path
 from onpolicy.annotation.annotate import rollout_metrics
 from onpolicy.annotation.build import text_telemetry
 from onpolicy.annotation.scoring import Scorer
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.baseline import Baseline, load
 from onpolicy.protocols import Generator

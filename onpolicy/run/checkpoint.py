@@ -21,12 +21,13 @@ from typing import Any
 
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import free_space, retry_while_disk_full
+from onpolicy.utils.errors import UserError
 
 MANIFEST = "manifest.json"
 TENSORS = "state/tensors.safetensors"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
     """A checkpoint could not be written or read; names the path and what is still there."""
 
 

@@ -14,7 +14,7 @@ from statistics import fmean
 
 from onpolicy.annotation.build import build_rewards, text_telemetry
 from onpolicy.annotation.scoring import FinalPart, Reward, score_group
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator

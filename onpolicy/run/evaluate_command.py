@@ -7,9 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onpolicy.config.registry import ConfigError
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.models import open_model
 from onpolicy.run.display import Display, evaluation_table
 from onpolicy.run.evaluate import build_evaluator
@@ -17,6 +16,7 @@ from onpolicy.run.exports import export
 from onpolicy.run.placement import build_generator
 from onpolicy.run.run_dir import begin_evaluation, default_folder
 from onpolicy.utils.disk import waiting_for_disk_space
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.terminal import plain
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from onpolicy.config.resolve import Section
+from onpolicy.config.resolved import Section
 from onpolicy.config.schema import GuardSettings
 
 Guard = Callable[[int, Mapping[str, float], dict[str, Any]], str | None]

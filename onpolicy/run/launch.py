@@ -8,9 +8,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import load
-from onpolicy.contracts import keep_to_contracts
+from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.contracts import check_config
 from onpolicy.distributed.env import follower
 from onpolicy.distributed.torchrun_group import follow
 from onpolicy.run.assemble import assemble
@@ -26,9 +25,8 @@ from onpolicy.utils.terminal import plain
 
 def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     """Trains to the last step; 130 when interrupted after a save."""
-    config = load(config_path, overrides)
-    resolved = resolve(config)
-    keep_to_contracts(resolved)
+    resolved = check_config(config_path, overrides)
+    config = resolved.config
     if follower():
         return follow(resolved)
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from onpolicy.config.resolve import ResolvedConfig, Section
+from onpolicy.config.resolved import ResolvedConfig, Section
 from onpolicy.data import DataError
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.data.subset import coverage

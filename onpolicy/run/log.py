@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.annotation.annotate import StaleRollouts
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import LoggingSettings
 from onpolicy.data.rendering import Renderer
 from onpolicy.protocols import Trainer

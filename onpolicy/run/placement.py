@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from onpolicy.annotation.build import local_scorer
 from onpolicy.annotation.scoring import Scorer
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed.env import launched
 from onpolicy.distributed.torchrun_group import Rank0Driver
 from onpolicy.models import ModelHandle

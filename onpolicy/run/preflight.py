@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.objective import Term
 from onpolicy.losses.targets import identity
@@ -24,6 +24,7 @@ from onpolicy.run.run import Run
 from onpolicy.trainer.head import HiddenStates, head_error
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import Example
+from onpolicy.utils.errors import UserError
 from onpolicy.utils.terminal import plain, printable
 
 HEAD_TOLERANCE = 1e-3
@@ -31,7 +32,7 @@ ENOUGH = 8
 """Number of rollouts on which generator and trainer are compared."""
 
 
-class PreflightError(RuntimeError):
+class PreflightError(UserError, RuntimeError):
     """A check failed, so the run would be meaningless; says why and what to do."""
 
 

@@ -9,10 +9,12 @@ from typing import Any
 
 import yaml
 
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.schema import Config, to_yaml
+from onpolicy.config.compare import ABSENT, differences
+from onpolicy.config.load import to_yaml
+from onpolicy.config.schema import Config
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import atomic_write
+from onpolicy.utils.errors import ConfigError
 
 RESUMABLE = (
     *("steps", "run_dir", "logging", "checkpoint", "preflight", "roles"),
@@ -23,6 +25,7 @@ RESUMABLE = (
 EVALUATED = ("model", "rendering", "generator", "rewards", "correctness", "lexicons", "epistemic", "eval", "seed")
 """Sections that decide the numbers of an evaluation."""
 EVALUATION = "evaluation.json"
+UNSET = (ABSENT, None)
 
 
 def prepare_folder(folder: Path, config: Config) -> None:
@@ -86,16 +89,15 @@ def logged(folder: Path) -> list[Metrics]:
     return rows
 
 
-def _differences(before: Any, after: Any, key: str = "") -> list[str]:
-    if isinstance(before, dict) and isinstance(after, dict):
-        keys = {k: f"{key}.{k}" if key else k for k in [*before, *after]}
-        return [
-            d
-            for k, name in keys.items()
-            if name not in RESUMABLE
-            for d in _differences(before.get(k), after.get(k), name)
-        ]
-    return [] if before == after else [f"{key}: {before!r} there, {after!r} here"]
+def _differences(before: Any, after: Any) -> list[str]:
+    """What is not the same now; a setting that is not set is the same as one that is not there."""
+    found = differences(before, after, RESUMABLE)
+    changed = [d for d in found if not (d.one in UNSET and d.other in UNSET)]
+    return [f"{d.key}: {_shown(d.one)} there, {_shown(d.other)} here" for d in changed]
+
+
+def _shown(value: Any) -> str:
+    return "nothing" if value is ABSENT else repr(value)
 
 
 def default_folder(config_path: Path) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from onpolicy.config.resolve import ResolvedConfig, Section, contexts_of, plug_ins_in
+from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, plug_ins_in
 from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison

@@ -23,7 +23,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.trainer.collectives import ProcessGroup, SingleProcess
 from onpolicy.trainer.engine import OptimizerState, adamw, load_state_by_name, set_lr, state_by_name
@@ -32,6 +31,7 @@ from onpolicy.trainer.head import head_weights
 from onpolicy.trainer.lora import LoraSettings
 from onpolicy.trainer.trainer import ForwardSettings, PolicyTrainer, TrainerSetup
 from onpolicy.trainer.zero3 import gathered, gathered_for_write
+from onpolicy.utils.errors import ConfigError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
+from onpolicy.utils.errors import UserError
+
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -26,7 +28,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """The disk is full, the quota is used up, or the file would be larger than allowed."""
 
 
-class DiskFull(RuntimeError):
+class DiskFull(UserError, RuntimeError):
     """A file of the run could not be written because the disk is full; names the file and what can be resumed from."""
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterable
 
+from onpolicy.utils.errors import UserError
+
 
 class RoleLost(RuntimeError):
     """A trainer rank died or hung; the run goes back to its last checkpoint."""
 
 
-class GaveUp(RuntimeError):
+class GaveUp(UserError, RuntimeError):
     """A role was replaced ``roles.restarts`` times in a row without having done any work; names the role and what it died of."""
 
 

@@ -269,8 +269,8 @@ def test_bonuses_are_added_after_normalisation() -> None:
 
 def test_every_reward_but_correctness_is_a_bonus_unless_told_otherwise(tmp_path: Path) -> None:
     from onpolicy.annotation.build import build_rewards
+    from onpolicy.config.load import build
     from onpolicy.config.resolve import resolve
-    from onpolicy.config.schema import build
 
     base = {"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "objective": ["policy_gradient"]}
     three = [

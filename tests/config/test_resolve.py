@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
-from onpolicy.config.registry import ConfigError
+from onpolicy.config.load import build, load, to_yaml
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import build, load, to_yaml
 from onpolicy.contracts import ContractError, keep_to_contracts
 from onpolicy.experiments.methods.axes import read
+from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
 
 ROOT = Path(__file__).parents[2]

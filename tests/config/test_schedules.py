@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
-from onpolicy.config.registry import ConfigError, resolve_plugin
+from onpolicy.config.load import build
+from onpolicy.config.registry import resolve_plugin
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import (
     Bound,
@@ -27,7 +28,7 @@ from onpolicy.config.schedules import (
     schmitt_gate,
     trapezoid,
 )
-from onpolicy.config.schema import build
+from onpolicy.utils.errors import ConfigError
 from tests.runs import metrics, run_here, write_config
 
 

@@ -29,9 +29,9 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import build
+from onpolicy.config.load import build
+from onpolicy.config.resolve import resolve
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.generator_pool import Replicas
@@ -42,6 +42,7 @@ from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.rollout.weight_version import StaleWeights
 from onpolicy.types import Prompt, RolloutGroup, Sampling
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.faults import Faults, GaveUp
 from tests.runs import metrics, run_here, start, write_config
 from tests.tiny import tiny_model, tiny_model_dir

@@ -19,9 +19,9 @@ import pytest
 
 from onpolicy.annotation.build import build_rewards
 from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.load import build
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import Coefficients
-from onpolicy.config.schema import build
 from onpolicy.distributed.reward_pool import RemoteScorer, remote_scorer
 from onpolicy.rewards.base import RewardError
 from onpolicy.types import Prompt, Rollout, RolloutGroup

@@ -16,8 +16,8 @@ from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.experiments.analysis.context_answers import ContextAnswers, answer_with_contexts
 from onpolicy.experiments.analysis.context_rows import UNGUIDED, context_rows
 from onpolicy.experiments.analysis.pass_rates import ANY_PASS_RATE, within_pass_rates

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from onpolicy.cli import main
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.experiments.forecast.forecast import (
     GIB,
     GPUS,

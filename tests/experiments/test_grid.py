@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from onpolicy.config.registry import ConfigError
-from onpolicy.experiments.sweep.grid import cells, confounds, differing, read_grid, refuse_doubles, under
+from onpolicy.experiments.sweep.grid import cells, confounds, read_grid, refuse_doubles
+from onpolicy.utils.errors import ConfigError
 from tests.experiments.test_sweep import grid
 
 SLOW = {"trainer.lr": 1e-6}
@@ -122,21 +122,6 @@ def test_an_axis_that_no_config_has(tmp_path: Path, key: str, message: str) -> N
         said = refusal(arms(tmp_path, HALF, **{where: [key]}))
         assert f"{where}: {message}" in said
     assert "Did you mean 'objective'?" in refusal(arms(tmp_path, HALF, axes=["objectives[0]"]))
-
-
-def test_differences_of_settings() -> None:
-    one = {"a": [1, {"b": 2}], "c": {"name": "x", "n": 1}, "d": {}, "same": [1]}
-    other = {"a": [1], "c": {"name": "y"}, "same": [1.0]}
-    assert sorted(differing(one, other)) == [
-        ("a[1].b", "2", "nothing"),
-        ("c.n", "1", "nothing"),
-        ("c.name", "x", "y"),
-    ]
-    assert list(differing({"a": {"b": 1}}, {"a": "text"})) == [("a", '{"b": 1}', "text")]
-    assert not list(differing({"lr": "1e-6"}, {"lr": 0.000001})), "YAML reads the one as a text"
-    assert under("objective[0].weight", ["objective"]) and under("objective[0].weight", ["objective[0]"])
-    assert under("trainer.lr", ["trainer.lr"]) and not under("trainer.lr_schedule", ["trainer.lr"])
-    assert not under("objective[10].weight", ["objective[1]"])
 
 
 def test_a_run_that_has_gone_farther(tmp_path: Path) -> None:

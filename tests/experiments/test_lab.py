@@ -12,8 +12,8 @@ from random import Random
 
 import pytest
 
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.lab import route, sums
 from onpolicy.experiments.lab.data import lab

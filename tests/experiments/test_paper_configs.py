@@ -13,8 +13,9 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
+from onpolicy.config.load import load, to_yaml
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import Config, load, to_yaml
+from onpolicy.config.schema import Config
 from onpolicy.experiments.sweep.grid import cells
 from tests.runs import metrics, run_here, write_config
 

@@ -14,10 +14,10 @@ import pytest
 
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
-from onpolicy.config.registry import ConfigError
 from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.analysis.probes import DOUBT, NEUTRAL, Probe, ProbedAnswer, Prober, compared
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
 from tests.tiny import byte_tokenizer, tiny_model
 

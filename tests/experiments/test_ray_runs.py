@@ -19,7 +19,6 @@ import pytest
 from rich.console import Console
 
 from onpolicy.cli import main
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import RolesSettings
 from onpolicy.distributed import ray_cluster
 from onpolicy.experiments.sweep import ray_runs
@@ -27,6 +26,7 @@ from onpolicy.experiments.sweep.grid import Cell, cells
 from onpolicy.experiments.sweep.processes import STOPPED
 from onpolicy.experiments.sweep.ray_runs import UNSEEN, RayRuns
 from onpolicy.experiments.sweep.sweep import run_all
+from onpolicy.utils.errors import ConfigError
 from tests.experiments.test_sweep import grid
 from tests.runs import metrics
 

@@ -16,8 +16,8 @@ import yaml
 from rich.console import Console
 
 from onpolicy.cli import main
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.experiments.sft.sft import Training, prepare_sweep, sft_grid
 from onpolicy.experiments.sft.traces import COLUMN, GUIDED, UNGUIDED, TraceRequest, collect, write_rows
 from onpolicy.rewards.answer import exact_answer

@@ -23,13 +23,13 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
-from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.sweep import processes
 from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, pass_rates_at
 from onpolicy.experiments.sweep.grid import cells, chosen
 from onpolicy.experiments.sweep.live_curves import curves_table, sparkline
 from onpolicy.experiments.sweep.processes import STOPPED, Processes, run_cell
 from onpolicy.experiments.sweep.sweep import drawn
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import two_way_t_ci
 from tests.runs import metrics, write_config
 

@@ -24,8 +24,8 @@ from typing import Any
 import pytest
 
 from onpolicy.annotation.annotate import StaleRollouts, _refuse_stale, staleness_metrics
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampler import RolloutSampler

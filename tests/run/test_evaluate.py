@@ -16,7 +16,7 @@ import pyarrow.parquet
 import pytest
 
 from onpolicy.annotation.scoring import Reward
-from onpolicy.config.schema import build
+from onpolicy.config.load import build
 from onpolicy.data import load_prompts
 from onpolicy.rewards.answer import exact_answer, math_answer
 from onpolicy.rewards.extract import extract_answer

@@ -32,9 +32,8 @@ from rich.console import Console
 from onpolicy.annotation.contexts.final_answer import final_answer
 from onpolicy.annotation.contexts.reference_solution import reference_solution
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
-from onpolicy.config.registry import ConfigError
+from onpolicy.config.load import build, load, to_yaml
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import build, load, to_yaml
 from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer, RenderingError
 from onpolicy.experiments.report.page import write_report
@@ -48,6 +47,7 @@ from onpolicy.run.display import Display, closing_table, evaluation_table
 from onpolicy.run.placement import build_generator
 from onpolicy.run.preflight import Preflight
 from onpolicy.types import Rollout, RolloutGroup
+from onpolicy.utils.errors import ConfigError
 from tests.runs import run_here, write_config
 from tests.tiny import CHATML, byte_tokenizer, tiny_model_dir
 

@@ -23,7 +23,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from onpolicy.config.schema import load
+from onpolicy.config.load import load
 from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
 from onpolicy.utils import disk

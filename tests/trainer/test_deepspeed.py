@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.trainer.deepspeed import read_config
+from onpolicy.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
 STAGES = (0, 1, 2, 3)

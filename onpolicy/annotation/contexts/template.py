@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from onpolicy.types import Message, Prompt
+from onpolicy.utils.errors import UserError
 
 SOLUTION = "{question}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
 ANSWER = "{question}\n\nThe correct final answer is {answer}.\n\nCorrectly solve the original question."
@@ -23,7 +24,7 @@ FEEDBACK = (
 )
 
 
-class ContextError(ValueError):
+class ContextError(UserError, ValueError):
     """A row that lacks what its context shows; names the row, the field, and the fields it has."""
 
 

@@ -14,15 +14,16 @@ from rich.console import Console
 from rich.table import Table
 
 from onpolicy.annotation.build import build_queries
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import load
+from onpolicy.config.load import load
+from onpolicy.config.resolve import resolve
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.experiments.analysis.context_answers import answer_with_contexts
 from onpolicy.experiments.analysis.context_rows import ContextRow, context_rows
 from onpolicy.experiments.analysis.pass_rates import PassRates, within_pass_rates
 from onpolicy.experiments.analysis.plot import draw_contexts, drawing_library
 from onpolicy.experiments.analysis.richness import richness
 from onpolicy.experiments.analysis.session import session, write_findings
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import Estimate
 from onpolicy.utils.tables import table, with_note
 from onpolicy.utils.terminal import plain

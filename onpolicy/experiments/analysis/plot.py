@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.analysis.context_rows import ContextRow
+from onpolicy.utils.errors import ConfigError
 
 PANELS = {
     "score": "accuracy",

@@ -21,8 +21,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import load
+from onpolicy.config.load import load
+from onpolicy.config.resolve import resolve
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.epistemic.ids import LexiconError, span_name, tokens_of
 from onpolicy.epistemic.tokens import OPPORTUNITY

@@ -26,15 +26,15 @@ from rich.console import Console
 from rich.table import Table
 
 from onpolicy.annotation.scoring import Scorer
-from onpolicy.config.registry import ConfigError
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import marker_ids
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.experiments.analysis.session import session, write_findings
 from onpolicy.protocols import Generator
 from onpolicy.types import RIGHT, Prompt, Rollout, RolloutGroup, ScoredGroup
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import Estimate, estimate_mean
 from onpolicy.utils.tables import left, table, with_note
 

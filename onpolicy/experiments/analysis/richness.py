@@ -22,7 +22,7 @@ from statistics import fmean
 
 import torch
 
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import PromptTooLong
 from onpolicy.experiments.analysis.context_answers import ContextAnswers
 from onpolicy.models import ModelHandle, load_weights

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.annotation.scoring import Scorer
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
 from onpolicy.run.display import Display

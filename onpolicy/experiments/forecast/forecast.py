@@ -21,9 +21,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from onpolicy.config.registry import ConfigError, suggest
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.trainer.build import build_objective, teacher_rule
+from onpolicy.utils.errors import ConfigError, suggest
 
 GIB = 2.0**30
 

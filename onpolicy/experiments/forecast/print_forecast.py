@@ -10,11 +10,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.registry import ConfigError
+from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
 from onpolicy.experiments.forecast.forecast import GPUS, Assumptions, Forecast, forecast, shape_of
 from onpolicy.models import resolve_model
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.tables import coloured, table
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from onpolicy.config.registry import ConfigError
+from onpolicy.utils.errors import ConfigError
 
 GRID = Path("configs/lab/demo.yaml")
 MEAN_OVER = 100

@@ -19,8 +19,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import load
+from onpolicy.config.resolve import load_resolved, resolve
 from onpolicy.experiments.analysis.contexts import measure_contexts
 from onpolicy.experiments.analysis.pass_rates import ANY_PASS_RATE
 from onpolicy.experiments.lab.readout import rounded, versions
@@ -111,7 +110,7 @@ def _kept(path: Path, make: Any) -> Any:
 
 def _contexts(seed: int) -> list[dict[str, Any]]:
     own = (f"seed={seed}", f"data.coverage={{problems: {PROBLEMS}, seed: {seed}}}")  # other problems with each seed
-    rows: list[dict[str, Any]] = measure_contexts(resolve(load(CONTEXTS, own)), PROBLEMS, ANY_PASS_RATE).as_json()[
+    rows: list[dict[str, Any]] = measure_contexts(load_resolved(CONTEXTS, own), PROBLEMS, ANY_PASS_RATE).as_json()[
         "rows"
     ]
     return [{k: v for k, v in row.items() if k != "by_problem"} for row in rows]

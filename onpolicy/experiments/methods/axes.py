@@ -9,9 +9,11 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from onpolicy.config.registry import ConfigError, find_function, is_schedule
+from onpolicy.config.load import build
+from onpolicy.config.problems import collected
+from onpolicy.config.registry import find_function, is_schedule
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import SHARED_FIELDS, Config, build
+from onpolicy.config.schema import SHARED_FIELDS, Config
 from onpolicy.config.yaml_io import read_yaml
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.types import Sampling
@@ -26,13 +28,12 @@ def read(path: Path) -> Config:
     """A config whose missing values are left open; everything else is checked.
 
     Raises:
-        ConfigError: as ``onpolicy check`` does.
+        ConfigError: with every problem of the config.
     """
-    if not path.is_file():
-        raise ConfigError(f"config file {str(path)!r} does not exist.")
-    config = build(_filled(OmegaConf.to_container(read_yaml(path), resolve=False)))
-    resolve(config)
-    return config
+    with collected(None) as problems:
+        config = build(_filled(OmegaConf.to_container(read_yaml(path, problems=problems), resolve=False)), problems)
+        resolve(config, problems)
+        return config
 
 
 def axes(config: Config) -> dict[str, str]:
@@ -55,8 +56,8 @@ def axes(config: Config) -> dict[str, str]:
     }
 
 
-def settings(config: Config) -> dict[str, str]:
-    """Every other key that a comparison of two configs should show, defaults filled in: dotted key -> value."""
+def settings(config: Config) -> dict[str, Any]:
+    """Every other setting that a comparison of two configs should show, defaults filled in, as nested dictionaries."""
     kept = ("model", "rendering", "data", "generator", "trainer", "eval", "steps", "seed", "correctness")
     tree = OmegaConf.to_container(OmegaConf.structured(config))
     assert isinstance(tree, dict)
@@ -66,7 +67,7 @@ def settings(config: Config) -> dict[str, str]:
     chosen["generator"] = {k: v for k, v in chosen["generator"].items() if k not in vars(Sampling())}
     for axis in ("coverage", "dynamic_sampling"):
         chosen["data"].pop(axis, None)
-    return dict(_flat(chosen, ""))
+    return chosen
 
 
 def short(spec: Any) -> str:
@@ -120,9 +121,3 @@ def _filled(value: Any) -> Any:
     if isinstance(value, list):
         return [_filled(v) for v in value]
     return MISSING if value == "???" else value
-
-
-def _flat(value: Any, key: str) -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [pair for k, v in value.items() for pair in _flat(v, f"{key}.{k}" if key else str(k))]
-    return [(key, str(value))]

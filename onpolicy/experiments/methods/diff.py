@@ -7,6 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from onpolicy.config.compare import ABSENT, Difference, differences, shown
 from onpolicy.experiments.methods.axes import axes, read, settings
 from onpolicy.utils.terminal import plain
 
@@ -14,24 +15,27 @@ from onpolicy.utils.terminal import plain
 def print_difference(one: Path, other: Path) -> int:
     """0 where the two are the same method with the same settings, else 1, as diff does."""
     first, second = read(one), read(other)
+    found = {
+        "axes": list(differences(axes(first), axes(second))),
+        "settings": list(differences(settings(first), settings(second))),
+    }
     console = Console()
-    differs = [
-        _print(console, "axes", axes(first), axes(second), (one.stem, other.stem)),
-        _print(console, "settings", settings(first), settings(second), (one.stem, other.stem)),
-    ]
-    if not any(differs):
+    for title, rows in found.items():
+        if rows:
+            console.print(_table(title, rows, (one.stem, other.stem)))
+    if not any(found.values()):
         console.print(f"{plain(one)} and {plain(other)} say the same", soft_wrap=True)
-    return int(any(differs))
+    return int(any(found.values()))
 
 
-def _print(console: Console, title: str, first: dict[str, str], second: dict[str, str], heads: tuple[str, str]) -> bool:
-    keys = [key for key in dict.fromkeys([*first, *second]) if first.get(key, "") != second.get(key, "")]
-    if not keys:
-        return False
+def _table(title: str, rows: list[Difference], names: tuple[str, str]) -> Table:
     table = Table(title=title, title_justify="left")
-    for head in ("axis" if title == "axes" else "key", *heads):
+    for head in ("axis" if title == "axes" else "key", *names):
         table.add_column(plain(head), overflow="fold")
-    for key in keys:
-        table.add_row(plain(key), *(plain(side.get(key, "")) or "[dim]–[/dim]" for side in (first, second)))
-    console.print(table)
-    return True
+    for key, one, other in rows:
+        table.add_row(plain(key), *(_cell(side) for side in (one, other)))
+    return table
+
+
+def _cell(value: object) -> str:
+    return "[dim]–[/dim]" if value is ABSENT or value == "" else plain(shown(value))

@@ -16,8 +16,9 @@ from typing import Any
 
 import yaml
 
-from onpolicy.config.registry import ConfigError
+from onpolicy.config.compare import fingerprint
 from onpolicy.run.run_dir import logged
+from onpolicy.utils.errors import ConfigError
 
 SAMPLE = ("step", "student_prompt", "completion", "answer", "reward", "finish_reason", "tokens")
 MOST_ROLLOUTS = 12
@@ -103,8 +104,7 @@ def arms_of(runs: Sequence[dict[str, Any]], arms: Sequence[str] | None = None) -
 
 
 def _without_seed(config: str, number: int) -> str:
-    settings = yaml.safe_load(config) or {"run": number}
-    return json.dumps({k: v for k, v in settings.items() if k not in ("seed", "run_dir")}, sort_keys=True)
+    return fingerprint(yaml.safe_load(config) or {"run": number}, ("seed", "run_dir"))
 
 
 def _common(names: Sequence[str]) -> str:

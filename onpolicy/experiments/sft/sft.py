@@ -17,12 +17,13 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import Config, load, to_yaml
+from onpolicy.config.load import load, to_yaml
+from onpolicy.config.resolve import load_resolved
+from onpolicy.config.schema import Config
 from onpolicy.experiments.sft.traces import COLUMN, GUIDED, UNGUIDED, TraceRequest, collect, tokens, write_rows
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.utils.disk import atomic_write
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
 CONFIG, GRID = "config.yaml", "grid.yaml"
@@ -58,7 +59,7 @@ def prepare_sweep(
     found = []
     for seed in training.seeds:
         folder = output / "traces" / f"seed-{seed}"
-        resolved = resolve(load(config_path, [*overrides, f"seed={seed}"]))
+        resolved = load_resolved(config_path, [*overrides, f"seed={seed}"])
         if not resolved.eval_sets:
             raise ConfigError("eval.sets: empty; name at least one set on which the arms are compared")
         rows = collect(resolved, request, folder, lambda text: console.print(plain(text), highlight=False))

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.annotation.build import build_queries
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import ResolvedConfig
-from onpolicy.config.schema import to_yaml
+from onpolicy.config.load import to_yaml
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.experiments.analysis.context_answers import answer_with_contexts
 from onpolicy.experiments.analysis.pass_rates import PassRates, pass_rate
 from onpolicy.experiments.analysis.session import Session, session
 from onpolicy.run.evaluate import AT_ONCE
 from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
 from onpolicy.utils.disk import atomic_write
+from onpolicy.utils.errors import ConfigError
 
 COLUMN = "completion_ids"
 UNGUIDED, GUIDED = "unguided", "guided"

@@ -16,15 +16,19 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.config.canonical import canonicalize
-from onpolicy.config.registry import ConfigError, suggest
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import Config, load
+from onpolicy.config.compare import differences, fingerprint, shown
+from onpolicy.config.keys import under
+from onpolicy.config.resolve import load_resolved
+from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.schema import Config
+from onpolicy.config.shipped import shipped_configs
 from onpolicy.config.yaml_io import file_name, read_yaml
 from onpolicy.experiments.sweep.budgets import RunKey
 from onpolicy.experiments.sweep.compare import Confound
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.run_dir import logged, refuse_other_settings
 from onpolicy.run.trackers import jsonl
+from onpolicy.utils.errors import ConfigError, suggest
 
 IGNORED_KEYS = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
 """Keys in which arms may always differ: what a run keeps, where and how fast it runs, not what a step computes."""
@@ -160,7 +164,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
     """
     grid = read_grid(path)
     _refuse_own(path, grid, overrides)
-    config, check = path.parent / grid.config, ConfoundCheck(path, grid)
+    config, check = _config_of(path, grid), ConfoundCheck(path, grid)
     factors = grid.factors or {"": {}}
     for seed in grid.seeds:
         for factor, shared in factors.items():
@@ -170,16 +174,22 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 changes = [f"{k}={_yaml(v)}" for k, v in ((shared or {}) | (changed or {})).items()]
                 own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
                 try:
-                    resolved = resolve(load(config, own))
+                    resolved = load_resolved(config, own)
                     _refuse_without_metrics(resolved)
                 except ConfigError as error:
-                    raise ConfigError(f"{_where(path, arm, factor)}: {error}") from error
+                    raise ConfigError(*(f"{_where(path, arm, factor)}: {text}" for text in error.problems)) from error
                 check_eval_groups(path, grid, resolved.config.eval.sets)
                 side_by_side.append(
                     Cell(arm, factor, seed, config, own, folder, resolved.config, canonicalize(resolved))
                 )
             check.compare_arms(side_by_side)
             yield from side_by_side
+
+
+def _config_of(path: Path, grid: Grid) -> Path:
+    """The config that the runs share: a file, seen from the grid's folder, or a shipped config by its name."""
+    file = path.parent / grid.config
+    return file if file.is_file() else shipped_configs().get(grid.config, file)
 
 
 def _refuse_own(path: Path, grid: Grid, overrides: Sequence[str]) -> None:
@@ -210,8 +220,7 @@ def refuse_doubles(runs: Sequence[Cell], overrides: Sequence[str]) -> None:
     """Raises ConfigError where two runs with the same seed have the same settings."""
     known: dict[str, Cell] = {}
     for cell in runs:
-        settings = [(k, v) for k, v, _ in differing(cell.canonical, ABSENT) if not under(k, IGNORED_KEYS)]
-        other = known.setdefault(json.dumps([cell.seed, *settings]), cell)
+        other = known.setdefault(f"{cell.seed} {fingerprint(cell.canonical, IGNORED_KEYS)}", cell)
         if other is not cell:
             why = f" Do the overrides ({', '.join(overrides)}) take away what they differ in?" if overrides else ""
             raise ConfigError(f"sweep: the runs {other.name!r} and {cell.name!r} have the same settings.{why}")
@@ -259,9 +268,8 @@ class ConfoundCheck:
         reference = first.canonical
         for cell in others:
             unswept = []
-            for key, value, there in differing(cell.canonical, reference):
-                if under(key, IGNORED_KEYS):
-                    continue
+            for key, one, other in differences(cell.canonical, reference, IGNORED_KEYS):
+                value, there = shown(one), shown(other)
                 if under(key, self.grid.confounds) and not under(key, self.grid.axes):
                     self.confounds[Confound(cell.arm, cell.factor, key, value, there)] = None
                 elif not self._swept(cell.arm, key):
@@ -292,48 +300,8 @@ class ConfoundCheck:
         )
 
 
-ABSENT = object()
-
-
-def differing(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
-    """Key (``objective[0].weight``), value in one and value in the other, of every value that is not the same in both."""
-    kinds = {type(side) for side in (one, other) if side is not ABSENT}
-    if kinds == {dict} and (one or other):
-        mine, yours = ({} if side is ABSENT else side for side in (one, other))
-        for name in dict.fromkeys([*yours, *mine]):
-            inner = f"{key}.{name}" if key else str(name)
-            yield from differing(mine.get(name, ABSENT), yours.get(name, ABSENT), inner)
-    elif kinds == {list} and (one or other):
-        mine, yours = ([] if side is ABSENT else side for side in (one, other))
-        for i in range(max(len(mine), len(yours))):
-            a, b = (side[i] if i < len(side) else ABSENT for side in (mine, yours))
-            yield from differing(a, b, f"{key}[{i}]")
-    elif one is ABSENT or other is ABSENT or _number(one) != _number(other):
-        yield key, _text(one), _text(other)
-
-
-def under(key: str, beginnings: Sequence[str]) -> bool:
-    """Whether a key is one of these or is nested in it: ``objective[0].weight`` under ``objective``, ``trainer.lr_schedule``
-    not under ``trainer.lr``."""
-    return any(key == b or key.startswith((f"{b}.", f"{b}[")) for b in beginnings)
-
-
 def _section(key: str) -> str:
     return re.split(r"[.\[]", key, maxsplit=1)[0]
-
-
-def _number(value: Any) -> Any:
-    """YAML reads ``1e-6`` as text; options that take a number convert it."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-
-
-def _text(value: Any) -> str:
-    if value is ABSENT:
-        return "nothing"
-    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _where(path: Path, arm: str, factor: str) -> str:

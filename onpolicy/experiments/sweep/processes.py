@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Protocol
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.sweep.grid import Cell
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
 LOOK = 1.0

@@ -9,11 +9,11 @@ from typing import Any
 
 import ray
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import RolesSettings
 from onpolicy.distributed import ray_cluster
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.processes import STOPPED, run_cell
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
 LOCAL = "local"

@@ -32,13 +32,13 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.budgets import budgets_table
 from onpolicy.experiments.sweep.compare import SweepComparison, compare, differences_table
 from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
 from onpolicy.experiments.sweep.live_curves import curves_table
 from onpolicy.experiments.sweep.processes import Processes, Runs
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
 __all__ = ["REPORT", "Cell", "cells", "read_grid", "sweep"]

@@ -13,7 +13,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from onpolicy.config.registry import ConfigError
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION
 from onpolicy.integrations.verl.rows import MOST_SPANS

@@ -9,12 +9,14 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from onpolicy.config.registry import ConfigError
-from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import Config, build
+from onpolicy.config.load import build
+from onpolicy.config.resolve import resolve
+from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.schema import Config
 from onpolicy.integrations.verl import refusals
 from onpolicy.integrations.verl.names import SECTION
 from onpolicy.trainer.build import build_objective, teacher_rule
+from onpolicy.utils.errors import ConfigError
 
 OURS = (
     "rendering",

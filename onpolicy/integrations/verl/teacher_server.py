@@ -16,10 +16,10 @@ from torch import Tensor
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.data.rendering import Renderer
 from onpolicy.integrations.verl.rows import rollout_group
 from onpolicy.integrations.verl.settings import served
+from onpolicy.utils.errors import ConfigError
 
 _of_verl = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 """A Ray actor cannot be inherited from; its functions can be used."""

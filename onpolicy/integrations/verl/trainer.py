@@ -17,7 +17,6 @@ from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from onpolicy.annotation.annotate import Annotator
 from onpolicy.annotation.build import build_annotator, build_rewards
-from onpolicy.config.registry import ConfigError
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_names
@@ -30,6 +29,7 @@ from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, Tea
 from onpolicy.models import context_window, teacher_prompt_limit
 from onpolicy.run.checkpoint import CheckpointError
 from onpolicy.types import Example, Metrics
+from onpolicy.utils.errors import ConfigError
 
 STATE = "onpolicy.json"
 """In a checkpoint's folder: what the driver has to know again."""

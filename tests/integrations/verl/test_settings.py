@@ -14,9 +14,9 @@ import verl  # noqa: F401 first, as it imports the rig and our plug-in in its ow
 import yaml
 from omegaconf import OmegaConf, open_dict
 
-from onpolicy.config.registry import ConfigError
 from onpolicy.integrations.verl.command import check, compose
 from onpolicy.integrations.verl.settings import OURS, method, needs_reference, prepare, served, unpacked
+from onpolicy.utils.errors import ConfigError
 from tests.integrations.verl.runs import ROOT, write_data
 
 pytestmark = pytest.mark.verl

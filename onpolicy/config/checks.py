@@ -1,0 +1,192 @@
+"""What must hold between the values of a resolved config. A check yields its problems; where it depends on a section with a
+problem of its own it stays silent, because what it would say may only follow from that."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from onpolicy.config.problems import Problems
+from onpolicy.config.registry import Plugin
+from onpolicy.config.renamed import renamed_name
+from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, mentioned
+from onpolicy.config.schedules import coefficients_in
+from onpolicy.rewards import lexicon
+from onpolicy.utils.errors import suggest
+
+NORMALIZE = ("tokens", "sequences", "all_sequences", "max_tokens")
+ACTIONS = ("warn", "lower", "freeze_teacher", "stop")
+LR_SCHEDULES = ("constant", "linear", "cosine")
+Check = Callable[[ResolvedConfig, Problems], Iterator[str]]
+
+
+def ranges(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Numbers that must be positive, or not negative."""
+    config, trainer, data = resolved.config, resolved.trainer.settings, resolved.data.settings
+    positive = {
+        "steps": config.steps,
+        "data.prompts_per_step": data.prompts_per_step,
+        "rendering.max_prompt_tokens": config.rendering.max_prompt_tokens,
+        "rendering.max_teacher_prompt_tokens": config.rendering.max_teacher_prompt_tokens,
+        "trainer.micro_batch_tokens": trainer.micro_batch_tokens,
+        "trainer.updates_per_step": trainer.updates_per_step,
+        "eval.samples": config.eval.samples,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+    }
+    for key, value in positive.items():
+        if value is not None and value < 1:
+            yield f"{key}: got {value}, wanted at least 1."
+    nonnegative = {
+        "trainer.lr": trainer.lr,
+        "eval.every": config.eval.every,
+        "checkpoint.every": config.checkpoint.every,
+        "data.dynamic_sampling": data.dynamic_sampling,
+        "epistemic.baseline": config.epistemic.baseline,
+    }
+    for key, number in nonnegative.items():
+        if number < 0:
+            yield f"{key}: got {number}, wanted 0 or more."
+
+
+def lists(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """The items of lists: OmegaConf takes a list where a number of a list is expected."""
+    config = resolved.config
+    yield from _items("trainer.betas", resolved.trainer.settings.betas, int | float, "two numbers", length=2)
+    yield from _items("eval.k", config.eval.k, int, "whole numbers")
+    yield from _items("epistemic.lexicons", config.epistemic.lexicons, str, "names of lexicons")
+    for k in config.eval.k if problems.sound("eval.samples") else ():
+        if isinstance(k, int) and not 1 <= k <= config.eval.samples:
+            yield f"eval.k: got {k}, wanted 1 to eval.samples = {config.eval.samples}."
+
+
+def _items(key: str, values: Sequence[Any], kind: Any, expected: str, length: int | None = None) -> Iterator[str]:
+    if not all(isinstance(v, kind) for v in values) or (length is not None and len(values) != length):
+        yield f"{key}: got {values!r}, wanted a list of {expected}."
+
+
+def choices(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Values that are one of a few names."""
+    config = resolved.config
+    yield from _one_of("rendering.too_long", config.rendering.too_long, ("refuse", "drop"))
+    yield from _one_of("trainer.lr_schedule", resolved.trainer.settings.lr_schedule, LR_SCHEDULES)
+    for guard in resolved.guards:
+        yield from _one_of(f"{guard.plugin.key}.action", guard.settings.action, ACTIONS)
+    for reward in resolved.rewards:
+        yield from _one_of(f"{reward.plugin.key}.when", reward.settings.when, ("always", "correct", "wrong"))
+    for term in resolved.objective:
+        yield from _one_of(f"{term.plugin.key}.normalize", term.settings.normalize, NORMALIZE)
+
+
+def lexicons(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Names of lexicons, built in or under ``lexicons``."""
+    config = resolved.config
+    named = [*(("epistemic.lexicons", name) for name in config.epistemic.lexicons)]
+    for key, name in (*named, ("epistemic.lexicon", config.epistemic.lexicon)):
+        if name not in config.lexicons:
+            yield from _one_of(key, name, lexicon.LEXICONS, "lexicon")
+
+
+def _one_of(key: str, value: str, known: Iterable[str], kind: str = "") -> Iterator[str]:
+    if value not in known:
+        hint = renamed_name(kind, value) or suggest(value, known)
+        yield f"{key}: got {value!r}, wanted one of {', '.join(known)}.{hint}"
+
+
+def lowered(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """A guard lowers a number that exists."""
+    weights = [f"{s.plugin.key}.weight" for s in (*resolved.rewards, *resolved.objective)]
+    numbers = dict.fromkeys([*weights, *(c.key for c in resolved.coefficients)])
+    sections = ("rewards", "objective", "contexts", "spans", "teacher", "credit")
+    for guard in resolved.guards:
+        key, settings = guard.plugin.key, guard.settings
+        if settings.action not in ACTIONS or not problems.sound(key):
+            continue
+        if settings.action == "lower" and (settings.lowers in numbers or problems.sound(*sections)):
+            yield from _one_of(f"{key}.lowers", str(settings.lowers), numbers)
+        elif settings.action != "lower" and settings.lowers:
+            yield f"{key}.lowers: has no effect with action={settings.action}; set action=lower."
+
+
+def contexts(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """A term that reads a context, or a span, needs it; one that nothing reads is a mistake."""
+    kinds: tuple[tuple[str, str, str, str, Callable[[Plugin], dict[str, str]], Iterable[str]], ...] = (
+        ("contexts", "context", "context", "reference_solution", contexts_of, resolved.contexts),
+        ("spans", "span", "marked", "markers", lambda plugin: mentioned(plugin, "marked"), resolved.spans),
+    )
+    for kind, what, option, example, read_by, configured in kinds:
+        read: set[str] = set()
+        for term in resolved.objective:
+            keys = read_by(term.plugin)
+            read.update(keys)
+            for name, key in keys.items():
+                if name not in configured and problems.readable(kind):
+                    yield (
+                        f"{key}: {term.plugin.name!r} reads the {what} {name!r}, which is not under {kind} "
+                        f"({', '.join(configured) or 'none are configured'}). Add e.g. {kind}: {{{name}: {{name: {example}}}}}."
+                    )
+        for name in configured if problems.sound("objective") else ():
+            if name not in read:
+                yield f"{kind}.{name}: no term of the objective reads this {what}; remove it or name it in a term: {option}={name}."
+
+
+def rewards(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Rewards have different names, and what needs a verdict has a reward that gives it."""
+    config = resolved.config
+    names = [r.plugin.name for r in resolved.rewards]
+    found = [r.plugin.name for r in resolved.rewards if r.plugin.found]
+    if len(set(found)) < len(found):
+        yield f"rewards: the same name twice ({', '.join(names)}); parts are logged by name."
+    if resolved.eval_sets and not (names or resolved.graders) and problems.sound("rewards", "eval.graders"):
+        yield "eval.sets: sets need a reward that says what is right; add one under rewards (weight 0 if it should not train)."
+    if resolved.data.settings.dynamic_sampling > 0 and not names and problems.sound("rewards"):
+        yield "data.dynamic_sampling: needs a reward that says what is right; add one under rewards."
+    right = config.correctness or (names[0] if names else None)
+    for reward in resolved.rewards:
+        if reward.plugin.name == right and reward.settings.when in ("correct", "wrong"):
+            yield f"{reward.plugin.key}.when: {right!r} itself says what is right; it is given always."
+    if config.correctness is not None and config.correctness not in names and problems.readable("rewards"):
+        yield f"correctness: {config.correctness!r} is not under rewards ({', '.join(names) or 'empty'})."
+
+
+def reference_rates(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Rewards that compare with the reference model's rate count the same markers as its baseline."""
+    epistemic = resolved.config.epistemic
+    for plugin in resolved.ref_rate_readers:
+        if not epistemic.baseline and problems.sound("epistemic.baseline"):
+            yield f"{plugin.key}: {plugin.name!r} compares with the reference model's rate; set epistemic.baseline, e.g. 8."
+        counted = {"lexicon": epistemic.lexicon, "spacing": resolved.ref_spacing}
+        for option, value in counted.items():
+            given = mentioned(plugin, option)
+            if given and set(given) != {value} and problems.sound("epistemic.lexicon"):
+                yield (
+                    f"{plugin.key}.{option}: got {next(iter(given))!r}, but the reference model's markers are counted with {value!r}: "
+                    "the lexicon of epistemic.lexicon, and one spacing for all rewards that compare with it."
+                )
+
+
+def completions(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """What sampled answers have and a dataset's completions lack."""
+    if resolved.data.settings.completions is None:
+        return
+    nothing = "data.completions: nothing is sampled"
+    if resolved.generator.settings.staleness:
+        yield f"{nothing}, so generator.staleness has no meaning; leave it at 0."
+    if resolved.data.settings.dynamic_sampling:
+        yield f"{nothing}, so there are no groups for data.dynamic_sampling; leave it at 0."
+    for term in resolved.objective:
+        for cap, key in mentioned(term.plugin, "importance_cap").items():
+            if cap is not None:
+                yield f"{nothing}, so no sampler's log-probabilities for {key} = {cap}; set it to null."
+
+
+def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Schedules stand only where a number is read again at each step."""
+    sections: tuple[Section, ...] = (resolved.data, resolved.generator, resolved.trainer)
+    for plugin in (*(s.plugin for s in sections), *resolved.trackers):
+        for found in coefficients_in(plugin.bind()):
+            yield f"{found.key}: a schedule has no effect here, this option is read once, at the start."
+
+
+CHECKS: tuple[Check, ...] = (
+    *(ranges, lists, choices, lexicons, lowered, contexts, rewards, reference_rates, completions, schedules),
+)

@@ -1,0 +1,132 @@
+"""A resolved config: every name found, every option checked; and what other packages ask of it."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from onpolicy.config.registry import Plugin, defaults_and
+from onpolicy.config.schedules import Coefficient, coefficients_in
+from onpolicy.config.schema import Config
+from onpolicy.rewards.doubt import SPACING
+
+
+@dataclass(frozen=True)
+class Section:
+    """A plug-in, and the settings that every plug-in of its kind has."""
+
+    plugin: Plugin
+    settings: Any
+
+
+@dataclass(frozen=True)
+class ResolvedConfig:
+    """A config with every name found and every option checked."""
+
+    config: Config
+    data: Section
+    generator: Section
+    rewards: tuple[Section, ...]
+    contexts: Mapping[str, Plugin]
+    spans: Mapping[str, Plugin]
+    teacher: Plugin
+    credit: Plugin
+    objective: tuple[Section, ...]
+    trainer: Section
+    guards: tuple[Section, ...]
+    trackers: tuple[Plugin, ...]
+    eval_sets: Mapping[str, Section]
+    graders: tuple[Plugin, ...]
+
+    @property
+    def coefficients(self) -> list[Coefficient]:
+        """Every scheduled number of the run."""
+        plugins = [*self.contexts.values(), *self.spans.values(), self.teacher, self.credit]
+        sections = [*self.rewards, *self.objective]
+        found = [s.settings.weight for s in sections] + [p.bind() for p in [*plugins, *(s.plugin for s in sections)]]
+        return [c for value in found for c in coefficients_in(value)]
+
+    @property
+    def querying_plugins(self) -> dict[str, Plugin]:
+        """Contexts and span finders that may ask the model during a step, by their keys."""
+        found = {f"contexts.{k}": p for k, p in self.contexts.items()} | {
+            f"spans.{k}": p for k, p in self.spans.items()
+        }
+        return {key: plugin for key, plugin in found.items() if inspect.isgeneratorfunction(plugin.function)}
+
+    @property
+    def ref_rate_readers(self) -> list[Plugin]:
+        """Rewards that compare with the reference model's own rate."""
+        return [r.plugin for r in self.rewards if "ref_rate" in inspect.signature(r.plugin.function).parameters]
+
+    @property
+    def ref_spacing(self) -> int:
+        """Words that must lie between two markers of the reference model for both to count: as the rewards that compare with it."""
+        return next((int(value) for p in self.ref_rate_readers for value in mentioned(p, "spacing")), SPACING)
+
+    @property
+    def lexicons(self) -> tuple[str, ...]:
+        """The lexicons whose markers' probability the objective reads."""
+        return tuple(dict.fromkeys(value for t in self.objective for value in mentioned(t.plugin, "lexicon")))
+
+    @property
+    def correctness_name(self) -> str:
+        """The reward that decides which answers are correct: ``correctness``, else the first one; "" without rewards."""
+        return self.config.correctness or next((r.plugin.name for r in self.rewards), "")
+
+    @property
+    def term_names(self) -> list[str]:
+        """The terms' names in metrics: the plug-in's, with a number where a plug-in is used again."""
+        return unique_names([t.plugin.name.rpartition(":")[2] for t in self.objective])
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """``distill, distill`` -> ``distill, distill_2``."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
+    return result
+
+
+def contexts_of(plugin: Plugin) -> dict[str, str]:
+    """The contexts that a term and the plug-ins among its options read, each with the key of the option that names it."""
+    return {v: key for option in ("_contexts", "_context", "context") for v, key in mentioned(plugin, option).items()}
+
+
+def mentioned(plugin: Plugin, option: str) -> dict[str, str]:
+    """The values of an option, given or by default, of a plug-in and of those among its options: value -> full key.
+
+    An option that begins with an underscore stands for all names that end with it; a list counts by its items.
+    """
+    found: dict[str, str] = {}
+    for key, value in _all_options(plugin.function, plugin.options, plugin.key):
+        name = key.rpartition(".")[2]
+        if name == option or (option.startswith("_") and name.endswith(option)):
+            found |= dict.fromkeys(value if isinstance(value, list | tuple) else [value], key)
+    return found
+
+
+def plug_ins_in(function: Callable[..., Any], options: Mapping[str, Any]) -> Iterator[Callable[..., Any]]:
+    """A plug-in and all that stand among its options, given or by default."""
+    yield function
+    for _, value in defaults_and(function, options):
+        if callable(value):
+            yield from plug_ins_in(*unbound(value))
+
+
+def unbound(value: Callable[..., Any]) -> tuple[Callable[..., Any], Mapping[str, Any]]:
+    """A plug-in among the options of another, and its own options."""
+    return (value.func, value.keywords) if isinstance(value, functools.partial) else (value, {})
+
+
+def _all_options(function: Callable[..., Any], options: Mapping[str, Any], key: str) -> Iterator[tuple[str, Any]]:
+    for name, value in defaults_and(function, options):
+        yield f"{key}.{name}", value
+        if callable(value):
+            yield from _all_options(*unbound(value), f"{key}.{name}")

@@ -1,0 +1,185 @@
+"""All problems of a config in one answer: each once, none that only follows from another."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from onpolicy.cli import main
+from onpolicy.config.load import build
+from onpolicy.config.problems import Problems
+from onpolicy.config.renamed import RENAMED
+from onpolicy.config.resolve import load_resolved, resolve
+from onpolicy.contracts import check_config
+from onpolicy.utils.errors import ConfigError
+
+SOUND: dict[str, Any] = {
+    "model": {"path": "m"},
+    "data": {"name": "file", "path": "d.jsonl"},
+    "generator": {"name": "transformers", "group_size": 3},
+    "rewards": [{"name": "math_answer"}],
+    "contexts": {"teacher": {"name": "reference_solution"}},
+    "teacher": {"name": "ema", "ema_decay": 0.9},
+    "objective": [{"name": "distill", "divergence": "forward_kl"}, {"name": "policy_gradient", "weight": 0.1}],
+    "trainer": {"lr": 1e-3},
+    "steps": 3,
+}
+MISTAKES = {
+    "generater.x=1": "generater",
+    "model.pth=x": "model.pth",
+    "model.revision=[1]": "model.revision",
+    "data.sise=3": "data.sise",
+    "data.path=[1]": "data.path",
+    "data.prompts_per_step=0": "data.prompts_per_step",
+    "generator.temperature=-1": "generator.temperature",
+    "generator.max_token=3": "generator.max_token",
+    "rewards[0].nothing=1": "rewards[0].nothing",
+    "rewards=[nope]": "rewards[0]",
+    "contexts.hint=final_anser": "contexts.hint",
+    "teacher.ema_decay=soon": "teacher.ema_decay",
+    "credit=group_sd": "credit",
+    "objective[0].divergence=revers_kl": "objective[0].divergence",
+    "objective[0].support={name: student_topk, tail: bukket}": "objective[0].support.tail",
+    "objective[1].weight=heavy": "objective[1].weight",
+    "objective[1].advantage={name: add, context: lost}": "objective[1].advantage.context",
+    "trainer.lr=fast": "trainer.lr",
+    "trainer.micro_batch_tokens=0": "trainer.micro_batch_tokens",
+    "trainer.name=locl": "trainer.name",
+    "steps=many": "steps",
+    "eval.k=[9]": "eval.k",
+    "eval.every=-1": "eval.every",
+    "rendering.too_long=cut": "rendering.too_long",
+    "epistemic.lexicon=Q": "epistemic.lexicon",
+    "lexicons={mine: 3}": "lexicons.mine",
+    "logging.trackers=[jsnl]": "logging.trackers[0]",
+    "guards=[{name: falls, metric: x, share: much}]": "guards[0].share",
+    "seed=${oc.env:HOME}": "seed",
+    "run_dir=${nowhere}": "run_dir",
+    "nonsense": "override 'nonsense'",
+}
+"""Override -> the key that the answer begins with. Each spoils the sound config alone, and none hides another."""
+
+
+def place(mistake: str) -> str:
+    """Where it is made: an override of all rewards takes back one of the first."""
+    return "rewards" if mistake.startswith("rewards") else mistake
+
+
+def keys(error: ConfigError) -> list[str]:
+    return [problem.partition(": ")[0] for problem in error.problems]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(SOUND))
+    return path
+
+
+@pytest.fixture(autouse=True)
+def known_lexicons(monkeypatch: pytest.MonkeyPatch) -> None:
+    from onpolicy.rewards import lexicon
+
+    monkeypatch.setattr(lexicon, "LEXICONS", dict(lexicon.LEXICONS))
+
+
+def test_eight_mistakes_of_different_kinds_are_eight_problems(config: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mistakes = [
+        "generater.x=1",  # an unknown key
+        "steps=many",  # a wrong type
+        "rewards=[nope]",  # an unknown plug-in
+        "generator.max_token=3",  # an unknown option
+        "objective[0].divergence.name=jsd",  # a missing option
+        "trainer.micro_batch_tokens=0",  # a value out of range
+        "objective[1].advantage={name: add, context: lost}",  # a contradiction
+        "teacher={name: ema, ema_decay: 1.5}",  # a value that only the plug-in can judge
+    ]
+    assert main(["check", str(config), *mistakes]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("onpolicy check: 8 problems:\n")
+    lines = error.splitlines()[1:]
+    assert [line.split(". ", 1)[0].strip() for line in lines] == [str(i) for i in range(1, 9)]
+    assert sorted(line.split(". ", 1)[1].partition(": ")[0] for line in lines) == [
+        *("generater", "generator.max_token", "objective[0].divergence.beta", "objective[1].advantage.context"),
+        *("rewards[0]", "steps", "teacher", "trainer.micro_batch_tokens"),
+    ]
+    assert "trainer.micro_batch_tokens: got 0, wanted at least 1." in error
+    assert main(["train", str(config), *mistakes]) == 2 and "8 problems" in capsys.readouterr().err
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    database=None,
+    derandomize=True,
+    phases=[Phase.generate],
+    suppress_health_check=list(HealthCheck),
+)
+@given(st.lists(st.sampled_from(sorted(MISTAKES)), min_size=1, max_size=8, unique_by=place))
+def test_as_many_problems_as_mistakes(config: Path, mistakes: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_resolved(config, mistakes)
+    assert sorted(keys(caught.value)) == sorted(MISTAKES[m] for m in mistakes), caught.value
+
+
+def test_what_follows_from_a_mistake_is_not_reported(config: Path) -> None:
+    for overrides, key in (
+        (["lexicons={mine: 3}", "epistemic.lexicon=mine"], "lexicons.mine"),
+        (["eval.samples=few", "eval.k=[9]"], "eval.samples"),
+        (["objective=[distil]"], "objective[0]"),
+        (["objective[0].divergence={name: jsd, betta: 0.5}"], "objective[0].divergence.betta"),
+        (["rewards=[nope]", "correctness=nope"], "rewards[0]"),
+        (["objective[0].divergence={name: jsd, beta: 1.0}"], "objective[0].divergence"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            check_config(config, overrides)
+        assert keys(caught.value) == [key], caught.value
+
+
+def test_the_settings_of_a_config_are_never_read_from_the_environment(config: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_resolved(config, ["data.path=${oc.env:HOME}", "steps=0"])
+    assert keys(caught.value) == ["data.path", "steps"] and str(Path.home()) not in str(caught.value)
+
+
+def test_one_problem_hides_later_ones_below_it() -> None:
+    problems = Problems()
+    problems.add("a: wrong")
+    problems.add("a.b: follows", "ab: does not", "a[0]: follows")
+    assert problems.keys == ["a", "ab"]
+    assert not problems.sound("a.b") and not problems.sound("x", "ab") and problems.sound("abc")
+    with pytest.raises(ConfigError, match=r"^2 problems:\n  1. a: wrong\n  2. ab: does not$"):
+        problems.refuse()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"objective": [{"name": "start_kl"}]}, "objective[0].name: unknown term 'start_kl'. It is called 'ref_kl' now."),
+        (
+            {"objective": [{"name": "distill", "divergence": "forward_kl", "view": "teacher"}]},
+            "objective[0].view: unknown key. It is called objective[0].context now.",
+        ),
+        ({"old": 1}, "old: unknown key. It is called steps now."),
+        ({"old_section": {"a": 1, "b": 2}}, "old_section: unknown key. It is called trainer now (old_section.a is trainer.lr)."),
+        ({"generator": {"name": "vllm", "old": 1}}, "generator.old: unknown key. It is called generator.max_tokens now."),
+        ({"epistemic": {"lexicon": "old"}}, "It is called 'A' now."),
+    ],
+)  # fmt: skip
+def test_an_old_name_is_answered_with_the_new_one(
+    changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for old, new in {"old": "steps", "old_section": "trainer", "old_section.a": "trainer.lr", "generator.old": "generator.max_tokens",
+                     "lexicon old": "A"}.items():  # fmt: skip
+        monkeypatch.setitem(RENAMED, old, new)
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        problems = Problems()
+        resolve(build({**SOUND, **changes}, problems), problems)
+        problems.refuse()
+    assert len(caught.value.problems) == 1, caught.value
