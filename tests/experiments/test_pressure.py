@@ -40,7 +40,7 @@ def pressure_of(loss: Callable[[Tensor], Tensor]) -> float:
 def noted(logits: Tensor, loss: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     """[N] dM of the markers ``ids``."""
     watch = GradientProbe({"A": ids})
-    watch(HiddenStates(logits, Head(torch.eye(logits.shape[-1], dtype=logits.dtype))))
+    watch.attach(HiddenStates(logits, Head(torch.eye(logits.shape[-1], dtype=logits.dtype))))
     leaf = logits.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf.log_softmax(-1)).sum(), leaf)
     watch.note(torch.arange(len(logits)), logits, gradient)

@@ -119,7 +119,7 @@ def test_where_there_is_no_place_there_is_no_probe() -> None:
 
 
 def test_a_full_window_is_named() -> None:
-    with pytest.raises(ConfigError, match="leaves no room to go on behind an answer"):
+    with pytest.raises(ConfigError, match="leaves no tokens to continue an answer"):
         probes(functional, "p1", window=40)
 
 
@@ -143,7 +143,7 @@ def test_probes_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     banned_token_ids = next(p for p in report["probes"] if p["arm"] == "A banned")
     assert banned_token_ids["problems"] == 4 and banned_token_ids["answers"] == 32
     assert any(p["arm"] == "A kept" for p in report["probes"]), "a random model says wait now and then"
-    assert main([*command, "rewards=[]"]) == 2 and "wants a reward" in capsys.readouterr().err
+    assert main([*command, "rewards=[]"]) == 2 and "expected a reward" in capsys.readouterr().err
 
 
 def lucky(completion: str) -> bool:

@@ -106,7 +106,7 @@ def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
         return {k: [{"id": f"{i}\u2028", COLUMN: [1] * n(i)} for i in range(count)] for k, n in lengths.items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onpolicy.experiments.sft.sft.traces", scarce)
+        patch.setattr("onpolicy.experiments.sft.sft.collect", scarce)
         prepare_sweep(CONFIG, SMALL, wanted, training, tmp_path, Console(quiet=True))
     for seed in (0, 1):
         lines = (tmp_path / f"examples/seed-{seed}/guided.jsonl").read_text().split("\n")

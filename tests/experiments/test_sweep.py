@@ -72,7 +72,7 @@ def test_a_sweep_runs_what_is_missing_and_compares(swept: tuple[Path, str], caps
     path, output, said = swept[0] / "grid.yaml", swept[0] / "out", swept[1]
     assert "4 runs, 0 finished" in said and "slow" in said
     assert "arm slow differs in trainer.lr as well: 1e-06, in the first arm 0.001" in said
-    assert "tokens a run" in said and "scored" in said
+    assert "tokens per run" in said and "scored" in said
     finished = {p: p.stat().st_mtime_ns for p in output.glob("*/*/metrics.jsonl")}
     assert len(finished) == 4
     shutil.rmtree(output / "slow/seed-1/checkpoints/step-000002")

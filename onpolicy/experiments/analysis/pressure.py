@@ -4,9 +4,9 @@ A step on the logits z of a position, dz = -dL/dz, changes the probability M of 
 
     dM = sum_{v in E} p_v (dz_v - sum_w p_w dz_w)
 
-The loss L is the config's own: terms, targets, weights, routes and denominators as in training. Summed over the rollouts and set
-in relation to the summed M this is one number that orders designs before any run: negative is suppression. Neutral words
-under the same loss are the control.
+The loss L is the config's own: terms, targets, weights, routes and denominators as in training. Summed over the rollouts and divided
+by the summed M, this is one number that ranks designs before any run: negative is suppression. Neutral words under the same loss are
+the control.
 """
 
 from __future__ import annotations
@@ -39,15 +39,15 @@ from onpolicy.utils.tables import table
 
 @dataclass(frozen=True)
 class Pressure:
-    """On one lexicon's markers."""
+    """The pressure on one lexicon's markers."""
 
     tokens: int
     opportunities: int
-    """Positions where the student gives them at least 1 %."""
+    """Positions where the student gives them a probability of at least 1 %."""
     mass: float
     """Mean probability of a marker at a position."""
     relative: float
-    """Sum of dM over the sum of M: the relative change of the markers' mass for a unit step on the logits."""
+    """Sum of dM / sum of M: the relative change of the markers' mass per unit step on the logits."""
     said: float
     """The part of ``relative`` at positions where a marker was sampled."""
     unsaid: float
@@ -56,14 +56,14 @@ class Pressure:
 
 @dataclass
 class GradientProbe:
-    """Stands at the student's head and notes what the loss asks of its logits."""
+    """Sits at the student's head and records the change of marker mass that the loss asks for."""
 
     ids: Mapping[str, Tensor]
     changes: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
-    """[N, lexicons] dM; 0 where the loss asks nothing."""
+    """[N, lexicons] dM; 0 where the loss has no gradient."""
 
-    def __call__(self, states: HiddenStates) -> HiddenStates:
-        """The same states, cut off from the body, with a head that reports its gradient."""
+    def attach(self, states: HiddenStates) -> HiddenStates:
+        """The same states, detached from the body, with a head that reports its gradient."""
         assert isinstance(states.head, Head)
         self.changes = states.hidden.new_zeros(len(states.hidden), len(self.ids))
         return HiddenStates(states.hidden.detach().requires_grad_(), replace(states.head, on_gradient=self.note))
@@ -78,7 +78,7 @@ class GradientProbe:
 
 
 def pressures(trainer: PolicyTrainer, examples: Sequence[Example]) -> dict[str, Pressure]:
-    """By lexicon, over all examples; no weight is changed.
+    """Lexicon -> pressure, over all examples; no weight is changed.
 
     Args:
         trainer: with the config's objective, and the ids of each lexicon in ``marker_ids``
@@ -86,13 +86,13 @@ def pressures(trainer: PolicyTrainer, examples: Sequence[Example]) -> dict[str, 
     """
     batches = list(trainer.batching.batches(examples))
     denominators = trainer.objective.denominators(batches)
-    watch = GradientProbe(trainer.marker_ids)
+    probe = GradientProbe(trainer.marker_ids)
     found = []
     for batch in batches:
-        inputs = trainer.inputs(batch, through=watch)
+        inputs = trainer.inputs(batch, through=probe.attach)
         trainer.objective.loss(inputs, denominators).backward()  # type: ignore[no-untyped-call]
-        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.sampled_mask] for name in watch.ids], -1)
-        found.append((watch.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
+        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.sampled_mask] for name in probe.ids], -1)
+        found.append((probe.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
     change, mass, said = (torch.cat(column).double() for column in zip(*found, strict=True))
     trainer.engine.discard_gradient()
     return {name: _pressure(change[:, i], mass[:, i], said[:, i] > 0) for i, name in enumerate(trainer.marker_ids)}
@@ -117,7 +117,7 @@ def _pressure(change: Tensor, mass: Tensor, said: Tensor) -> Pressure:
 
 
 def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path | None) -> int:
-    """Prints what the config's loss would do to each lexicon's markers."""
+    """Prints the pressure of the config's loss on each lexicon's markers."""
     found, rollouts = measure_pressure(resolve(load(config_path, overrides)))
     Console().print(pressure_table(found))
     write_findings(output, config_path, overrides, rollouts=rollouts, pressure={k: asdict(v) for k, v in found.items()})
@@ -125,7 +125,7 @@ def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path |
 
 
 def measure_pressure(resolved: ResolvedConfig) -> tuple[dict[str, Pressure], int]:
-    """By lexicon, and the number of rollouts: one step's, sampled from the reference model.
+    """Lexicon -> pressure, and the number of rollouts: one step's, sampled from the reference model.
 
     Raises:
         LexiconError: no lexicon has a marker that is one token of the model's tokenizer.
