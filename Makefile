@@ -1,11 +1,14 @@
-# `make train` and `make test` are all a newcomer needs: each sets up what it wants first.
+# `make train` and `make check` are all a newcomer needs: each sets up what it wants first.
 PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 VERL ?= build/verl
 CONFIG ?= configs/quickstart.yaml
+# Two workers; tests that share an engine stay together (tests/conftest.py).
+SIDE_BY_SIDE := -n 2 --dist loadgroup
+FAST := not (process or ray or vllm or deepspeed or verl or nightly)
 
-.PHONY: train lab test compat test-verl verl lint setup model lock docs clean
+.PHONY: train lab check test nightly compat test-verl verl lint setup model lock docs clean
 
 train: model
 	$(BIN)/onpolicy train $(CONFIG)
@@ -14,17 +17,26 @@ train: model
 lab: setup
 	$(BIN)/onpolicy lab
 
-test: lint compat test-verl
-	$(BIN)/python -m pytest
+# Lint, types, and every test that starts no engine and no other process: for each commit.
+check: lint
+	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "$(FAST)"
 
-# The config layer on OmegaConf 2.3 too, which verl's hydra holds on to.
+# Everything, with real vLLM, DeepSpeed, Ray and verl: for each push.
+test: lint compat test-verl
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+
+# What takes longer: the soak, and the same questions asked with many more examples.
+nightly: setup
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly
+
+# What reads configs on OmegaConf 2.3 too, which verl's hydra holds on to.
 compat: setup
 	test -d build/omegaconf-2.3 || { $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/omegaconf-2.3 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3 || { rm -rf build/omegaconf-2.3; exit 1; }; }
-	PYTHONPATH=build/omegaconf-2.3 $(BIN)/python -m pytest -q tests/config/test_resolve.py tests/config/test_fuzz.py tests/run/test_malicious.py
+	PYTHONPATH=build/omegaconf-2.3 $(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "omegaconf and not nightly" tests/config tests/run/test_malicious.py
 
 # The plug-in for verl, on unmodified verl, in the environment that verl wants.
 test-verl: verl
-	$(VERL)/bin/python -m pytest tests/integrations/verl
+	$(VERL)/bin/python -m pytest $(SIDE_BY_SIDE) tests/integrations/verl
 
 verl: $(VERL)/.complete
 

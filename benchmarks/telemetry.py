@@ -16,7 +16,6 @@ from dataclasses import replace
 import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from onpolicy.annotation.scoring import RolloutReward, ScoredGroup
 from onpolicy.annotation.spans import markers, pattern
 from onpolicy.config.schedules import Bound
 from onpolicy.config.schema import TrainerSettings
@@ -35,7 +34,7 @@ from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
 from onpolicy.rewards.doubt import SPACING
 from onpolicy.trainer.teacher_rules import frozen
 from onpolicy.trainer.trainer import TrainerSetup, local
-from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup
+from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
 from onpolicy.utils.timer import PhaseTimer
 
 LEXICONS = ("seed10", "A", "B", "C", "D", "F")

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from onpolicy.utils.arguments import Band, above_zero, new_file, share, whole
-from onpolicy.utils.quiet import quiet_libraries
-from onpolicy.utils.terminal import plain, printable
+from onpolicy.utils.arguments import Band, Renamed, above_zero, new_file, share, whole
+from onpolicy.utils.terminal import plain, printable, quiet_libraries
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -93,18 +92,20 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_sft(commands: Any) -> None:
     sft = commands.add_parser(
-        "sft", help="off-policy self-distillation: fine-tune on own right answers, unguided and guided by a context"
+        "sft",
+        help="off-policy self-distillation: fine-tune on the model's own correct answers, with and without a context",
     )
     sft.add_argument("config", type=Path, help="YAML file with a context, rewards and eval.sets")
     sft.add_argument("overrides", nargs="*", metavar="key=value")
-    sft.add_argument("--examples", type=whole, default=800, help="problems answered right both ways (default 800)")
+    sft.add_argument("--examples", type=whole, default=800, help="problems answered correctly both ways (default 800)")
     sft.add_argument("--epochs", type=whole, default=3, help="times each answer is learned from (default 3)")
     sft.add_argument("--batch", type=whole, default=32, help="answers a step (default 32)")
     sft.add_argument("--seeds", type=int, nargs="+", default=[0], help="default 0")
     sft.add_argument(
-        "--band", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-        help="only problems whose unguided share of right answers lies within; the paper's: 0.125 0.5",
+        "--pass-rate", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="keep problems whose pass rate without a context lies in [LOW, HIGH] (the paper: 0.125 0.5)",
     )  # fmt: skip
+    sft.add_argument("--band", action=Renamed, to="--pass-rate")
     sft.add_argument("--context", default="teacher", help="the context that guided answers see (default teacher)")
     sft.add_argument("--output", type=Path, help="folder; by default runs/sft- and the config's name")
     sft.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
@@ -116,7 +117,10 @@ def _add_forecast(commands: Any) -> None:
     forecast.add_argument("config", type=Path, help="YAML file, e.g. configs/paper/math.yaml")
     forecast.add_argument("overrides", nargs="*", metavar="key=value")
     forecast.add_argument("--gpu", default="h100", help="kind: a100, h100, h200 or b200 (default h100)")
-    forecast.add_argument("--shape", type=Path, help="the model's config.json, where the model is not at hand")
+    forecast.add_argument(
+        "--model-config", type=Path, help="the model's config.json, if the model itself is not at hand"
+    )
+    forecast.add_argument("--shape", action=Renamed, to="--model-config")
     forecast.add_argument(
         "--completion-tokens", type=above_zero, help="mean answer; by default half of generator.max_tokens"
     )
@@ -135,12 +139,13 @@ def _add_sweep(commands: Any) -> None:
     sweep.add_argument("grid", type=Path, help="YAML file, e.g. configs/lab/decisive.yaml")
     sweep.add_argument("overrides", nargs="*", metavar="key=value", help="for every run")
     sweep.add_argument(
-        "--only",
+        "--arm",
         action="append",
         default=[],
         metavar="NAME",
-        help="an arm or a cross to run; may be given several times",
+        help="an arm, or a level of the grid's factors, to run; may be given several times",
     )
+    sweep.add_argument("--only", action=Renamed, to="--arm")
     sweep.add_argument("--output", type=Path, help="folder of the runs; by default runs/ and the grid's name")
     place = sweep.add_mutually_exclusive_group()
     place.add_argument("--jobs", type=whole, default=1, help="runs at a time (default 1)")
@@ -175,7 +180,7 @@ def _add_analyze(commands: Any) -> None:
     analyze = commands.add_parser("analyze", help="questions to a config or a model, without training")
     kinds = analyze.add_subparsers(dest="analysis", required=True, metavar="WHAT")
     pressure = kinds.add_parser(
-        "pressure", help="how hard the config's loss pushes markers of doubt down, before any training"
+        "pressure", help="how hard the config's loss pushes epistemic markers down, before any training"
     )
     pressure.add_argument("config", type=Path, help="YAML file")
     pressure.add_argument("overrides", nargs="*", metavar="key=value")
@@ -187,22 +192,23 @@ def _add_analyze(commands: Any) -> None:
     contexts.add_argument("config", type=Path, help="YAML file")
     contexts.add_argument("overrides", nargs="*", metavar="key=value")
     contexts.add_argument(
-        "--problems", type=whole, default=100, help="the first so many problems within the band (default 100)"
+        "--problems", type=whole, default=100, help="the first so many problems within --pass-rate (default 100)"
     )
     contexts.add_argument(
-        "--band", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-        help="only problems whose unguided share of right answers lies within; the paper's: 0.125 0.5",
+        "--pass-rate", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="keep problems whose pass rate without a context lies in [LOW, HIGH] (the paper: 0.125 0.5)",
     )  # fmt: skip
+    contexts.add_argument("--band", action=Renamed, to="--pass-rate")
     contexts.add_argument("--output", type=new_file, help="JSON file to write, with every problem")
     contexts.add_argument("--plot", type=new_file, help="drawing to write, e.g. contexts.svg")
     contexts.set_defaults(run=_contexts)
     probes = kinds.add_parser(
-        "probes", help="what leaving out, injecting and banning doubt does to the model's own answers"
+        "probes", help="what leaving out, injecting and banning epistemic markers does to the model's own answers"
     )
     probes.add_argument("config", type=Path, help="YAML file")
     probes.add_argument("overrides", nargs="*", metavar="key=value")
     probes.add_argument("--problems", type=whole, default=100, help="the first so many problems (default 100)")
-    probes.add_argument("--continuations", type=whole, default=4, help="answers behind each cut (default 4)")
+    probes.add_argument("--continuations", type=whole, default=4, help="answers after each cut (default 4)")
     probes.add_argument("--output", type=new_file, help="JSON file to write")
     probes.set_defaults(run=_probes)
 
@@ -214,7 +220,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from onpolicy.run.launch import launch_evaluation
+    from onpolicy.run.evaluate_command import launch_evaluation
 
     return launch_evaluation(arguments.config, arguments.overrides)
 
@@ -239,20 +245,20 @@ def _check(arguments: argparse.Namespace) -> int:
 
 
 def _pressure(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.analysis.commands import analyze_pressure
+    from onpolicy.experiments.analysis.pressure import analyze_pressure
 
     return analyze_pressure(arguments.config, arguments.overrides, arguments.output)
 
 
 def _contexts(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.analysis.answers import analyze_contexts
+    from onpolicy.experiments.analysis.contexts import analyze_contexts
 
-    a, (low, high) = arguments, arguments.band
+    a, (low, high) = arguments, arguments.pass_rate
     return analyze_contexts(a.config, a.overrides, a.output, a.plot, a.problems, (low, high))
 
 
 def _probes(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.analysis.commands import analyze_probes
+    from onpolicy.experiments.analysis.probes import analyze_probes
 
     return analyze_probes(
         arguments.config, arguments.overrides, arguments.output, arguments.problems, arguments.continuations
@@ -274,41 +280,41 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     output = arguments.output or Path("runs") / arguments.grid.stem
     if arguments.ray is None:
-        return sweep(arguments.grid, output, arguments.overrides, arguments.jobs, only=arguments.only)
+        return sweep(arguments.grid, output, arguments.overrides, arguments.jobs, arms=arguments.arm)
 
     def cluster() -> Any:
         from onpolicy.experiments.sweep.ray_runs import RayRuns
 
         return RayRuns(arguments.ray, cpus=arguments.cpus_per_run, gpus=arguments.gpus_per_run)
 
-    return sweep(arguments.grid, output, arguments.overrides, 1, cluster, arguments.only)
+    return sweep(arguments.grid, output, arguments.overrides, 1, cluster, arguments.arm)
 
 
 def _sft(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.sft.collect import Wanted
     from onpolicy.experiments.sft.sft import Training, sft
+    from onpolicy.experiments.sft.traces import TraceRequest
 
-    a, (low, high) = arguments, arguments.band
+    a, (low, high) = arguments, arguments.pass_rate
     output = a.output or Path("runs") / f"sft-{a.config.stem}"
-    wanted, training = Wanted(a.examples, (low, high), a.context), Training(a.epochs, a.batch, a.seeds)
-    return sft(a.config, a.overrides, wanted, training, output, a.jobs)
+    request, training = TraceRequest(a.examples, (low, high), a.context), Training(a.epochs, a.batch, a.seeds)
+    return sft(a.config, a.overrides, request, training, output, a.jobs)
 
 
 def _forecast(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.forecast.command import print_forecast
-    from onpolicy.experiments.forecast.forecast import Assumed
+    from onpolicy.experiments.forecast.forecast import Assumptions
+    from onpolicy.experiments.forecast.print_forecast import print_forecast
 
     a = arguments
-    assumed = Assumed(
+    assumed = Assumptions(
         a.gpu, a.utilisation, a.bandwidth, a.prompt_tokens, a.completion_tokens, eval_problems=a.eval_problems
     )
-    return print_forecast(a.config, a.overrides, a.shape, assumed, a.output)
+    return print_forecast(a.config, a.overrides, a.model_config, assumed, a.output)
 
 
 def _lab(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.lab.commands import lab
+    from onpolicy.experiments.lab.lab_command import run_lab
 
-    return lab(arguments.what, arguments.output, arguments.jobs)
+    return run_lab(arguments.what, arguments.output, arguments.jobs)
 
 
 def _diff(arguments: argparse.Namespace) -> int:

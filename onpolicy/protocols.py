@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onpolicy.annotation.contexts.requests import ContextCoroutine
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
+from onpolicy.types import ContextCoroutine, Example, Message, Metrics, Prompt, RolloutGroup, Sampling
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -59,7 +57,7 @@ class Generator(Protocol):
 class ContextBuilder(Protocol):
     """What the teacher reads instead of the student's messages; None where this rollout has no teacher.
 
-    One that needs more than its group is a generator function and asks for it (``onpolicy.annotation.contexts.requests``).
+    One that needs more than its group is a generator function and asks for it (``onpolicy.types.ContextCoroutine``).
     """
 
     def __call__(

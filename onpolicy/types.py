@@ -1,6 +1,6 @@
 """The nouns that flow through the loop, each made once and never changed.
 
-Prompt -> RolloutGroup (of Rollout) -> Example -> TrainBatch -> LossInputs -> TermOutput
+Prompt -> RolloutGroup (of Rollout) -> ScoredGroup -> Example -> TrainBatch -> LossInputs -> TermOutput
 
 Letters in shapes: B rows, R rows with a teacher, P prompt tokens, T completion tokens, S = P + T.
 The alignment rule: after the forward pass every tensor is ``[B, T]`` over completion tokens, and index ``t`` is about
@@ -10,7 +10,7 @@ completion token ``t``. Prompts are padded on the left and completions on the ri
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
@@ -19,10 +19,13 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abort"]
 
+RIGHT = 0.5
+"""Score from which an answer counts as right."""
 REF = "<reference model>"
-"""Stands in place of a context for the reference model on the student's own prompt; no context can have this name in YAML by accident."""
+"""In ``LossInputs.marker_mass``, in place of a context: the reference model on the student's own prompt. No context of a config can have
+this name by accident."""
 STUDENT = "<student>"
-"""Stands in place of a context for the student itself."""
+"""In ``LossInputs.marker_mass``, in place of a context: the student itself."""
 
 
 class Message(TypedDict):
@@ -50,6 +53,38 @@ class Prompt:
     """Tokens that no rollout may have."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The row's other columns under their usual names: ``answer``, ``solution``, ``data_source`` and whatever else the row holds."""
+
+
+@dataclass
+class Sampling:
+    """Sampling of one step; ``generator.<field>`` in the config."""
+
+    group_size: int = field(default=8, metadata={"help": "rollouts per prompt"})
+    max_tokens: int = field(default=256, metadata={"help": "longest completion, in tokens"})
+    temperature: float = field(default=1.0, metadata={"help": "0: greedy"})
+    top_p: float = field(default=1.0, metadata={"help": "nucleus; 1: off"})
+    top_k: int = field(default=0, metadata={"help": "likeliest tokens to draw from; 0: off"})
+    staleness: int = field(
+        default=0,
+        metadata={
+            "help": "how many versions older than the weights being trained those may be that sampled a token: rollouts of "
+            "so many steps to come are sampled while this one is trained (`importance_cap` of the terms corrects for it); "
+            "pays where the generator has a device of its own; 0: on-policy"
+        },
+    )
+
+    def __post_init__(self) -> None:
+        wanted = {
+            "group_size": (self.group_size, self.group_size >= 1, "at least 1"),
+            "max_tokens": (self.max_tokens, self.max_tokens >= 1, "at least 1"),
+            "temperature": (self.temperature, self.temperature >= 0, "0 or more"),
+            "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
+            "top_k": (self.top_k, self.top_k >= 0, "0 or more"),
+            "staleness": (self.staleness, self.staleness >= 0, "0 or more"),
+        }
+        for name, (value, fine, want) in wanted.items():
+            if not fine:
+                raise ValueError(f"generator.{name}: got {value}, wanted {want}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +136,67 @@ class RolloutGroup:
     rollouts: tuple[Rollout, ...]
 
 
+RewardBreakdown = Mapping[str, float]
+"""By reward, unweighted; one that does not apply to this sample is absent."""
+
+
+@dataclass(frozen=True)
+class RolloutReward:
+    """One rollout's rewards."""
+
+    credited: float
+    """Weighted sum of the parts that ``credit`` turns into advantages."""
+    bonus: float
+    """Weighted sum of those that are added after it."""
+    parts: RewardBreakdown
+
+    @property
+    def total(self) -> float:
+        return self.credited + self.bonus
+
+
+@dataclass(frozen=True)
+class ScoredGroup:
+    """A group whose rollouts have been scored."""
+
+    group: RolloutGroup
+    scored: tuple[RolloutReward, ...]
+    scores: tuple[float, ...]
+    """What says whether a rollout is right: the reward named by ``correctness``, unweighted; the total where it does not apply."""
+
+    @property
+    def mixed(self) -> bool:
+        """Whether some of its rollouts are right and some are not."""
+        return 0 < sum(score >= RIGHT for score in self.scores) < len(self.scores)
+
+
+@dataclass(frozen=True)
+class AskModel:
+    """A conversation for the student itself to continue; the reply is a ``tuple[Reply, ...]``."""
+
+    messages: tuple[Message, ...]
+    samples: int = 1
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One answer of the student to ``AskModel``."""
+
+    text: str
+    score: float
+    """What the run's rewards make of the text as an answer to the problem."""
+
+
+@dataclass(frozen=True)
+class SampleProblem:
+    """Another problem of the dataset, the same one for all rollouts of a problem within a step; the reply is a ``Prompt``."""
+
+
+ContextCoroutine = Generator[AskModel | SampleProblem, object, tuple[Message, ...] | None]
+"""What a context returns that needs more than its group: a generator function's object, which yields a request and is sent the reply,
+as often as it likes, and returns the messages. Equal requests of one step are answered once; all of a step go to the generator together."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
     """A rollout with everything that was decided about it: the last stop before tensors."""
@@ -111,8 +207,7 @@ class Example:
     """Index of the group within its step."""
     reward: float
     """Weighted sum of ``reward_breakdown``."""
-    reward_breakdown: Mapping[str, float]
-    """Each reward by name, unweighted."""
+    reward_breakdown: RewardBreakdown
     advantage: float
     """From ``credit``; the same for each token of the completion."""
     teacher_prompt_ids: Mapping[str, tuple[int, ...]]
@@ -131,7 +226,7 @@ class TrainBatch:
     """The B rollouts."""
     completion_ids: Tensor
     """[B, T] int64; 0 on padding."""
-    response_mask: Tensor
+    sampled_mask: Tensor
     """[B, T] bool; tokens the policy sampled."""
     rollout_logprobs: Tensor
     """[B, T] float32; 0 on padding."""
@@ -172,7 +267,7 @@ class LossInputs:
     ref_logprobs: Tensor | None
     """The reference model's on the student's prompt, detached; None unless something declares ``reads_ref``."""
     advantages: Tensor
-    response_mask: Tensor
+    sampled_mask: Tensor
     """bool."""
     teacher: Mapping[str, TeacherScores]
     """By context."""

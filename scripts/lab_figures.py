@@ -18,7 +18,7 @@ NAMES = {
 }
 RATE = "epistemic/seed10/rate_per_1k"
 PROBLEMS = {"all": 320}
-"""40 steps of eight visit so many of the 540, once each."""
+"""40 steps of eight problems visit this many of the 540, once each."""
 
 
 class Picture:
@@ -80,18 +80,18 @@ class Panel:
 
 
 def curves_over_steps(report: dict[str, Any]) -> None:
-    """Length, doubt and reward at |D| = 8."""
+    """Length, markers and accuracy at |D| = 8."""
     picture = Picture(960, 300)
     shown = (
-        ("tokens a rollout", "rollout/completion_length/mean", (0, 45), (0, 15, 30, 45)),
-        ("markers of doubt per 1,000 tokens", RATE, (0, 120), (0, 40, 80, 120)),
-        ("right on the problems trained on", "group/right", (0.5, 1), (0.5, 0.75, 1)),
+        ("tokens per rollout", "rollout/completion_length/mean", (0, 45), (0, 15, 30, 45)),
+        ("epistemic markers per 1,000 tokens", RATE, (0, 120), (0, 40, 80, 120)),
+        ("accuracy on the problems trained on", "group/right", (0.5, 1), (0.5, 0.75, 1)),
     )
     for i, (title, metric, bounds, ticks) in enumerate(shown):
         panel = Panel(picture, (50 + i * 310, 40, 310 + i * 310, 230), (0, 40), bounds)
         panel.axes(title, {0: "0", 20: "20", 40: "40"}, ticks, "step")
         for arm in ("distilled", "grpo"):
-            runs = [dict(c[metric]) for c in report["curves"] if (c["arm"], c["cross"]) == (arm, "8")]
+            runs = [dict(c[metric]) for c in report["curves"] if (c["arm"], c["factor"]) == (arm, "8")]
             steps = sorted(set.intersection(*(set(map(int, r)) for r in runs)))
             values = [[r[s] for r in runs] for s in steps]
             clip = lambda v: min(max(v, bounds[0]), bounds[1])  # noqa: E731, B023
@@ -110,19 +110,19 @@ def curves_over_steps(report: dict[str, Any]) -> None:
 def coverage_curve(report: dict[str, Any]) -> None:
     """Accuracy after training against the number of problems trained on."""
     picture = Picture(960, 320)
-    crosses = list(dict.fromkeys(d["cross"] for d in report["from_start"]))
+    factors = list(dict.fromkeys(d["factor"] for d in report["from_start"]))
     for i, (name, title) in enumerate((("unseen", "new problems of the family"), ("out_of_domain", "out of domain"))):
-        panel = Panel(picture, (60 + i * 460, 40, 470 + i * 460, 240), (-0.3, len(crosses) - 0.7), (0, 1))
+        panel = Panel(picture, (60 + i * 460, 40, 470 + i * 460, 240), (-0.3, len(factors) - 0.7), (0, 1))
         panel.axes(
-            f"right, {title}", dict(enumerate(map(_size, crosses))), (0, 0.25, 0.5, 0.75, 1), "problems trained on"
+            f"accuracy, {title}", dict(enumerate(map(_size, factors))), (0, 0.25, 0.5, 0.75, 1), "problems trained on"
         )
         rows = [d for d in report["from_start"] if d["set"] == name]
         start = fmean(d["mean"] - d["difference"] for d in rows)
-        picture.line([panel.at(-0.3, start), panel.at(len(crosses) - 0.7, start)], "#5b6470", 1, "4 4")
+        picture.line([panel.at(-0.3, start), panel.at(len(factors) - 0.7, start)], "#5b6470", 1, "4 4")
         for k, arm in enumerate(("distilled", "moving_teacher", "grpo")):
             points = []
             for d in (d for d in rows if d["arm"] == arm):
-                x = crosses.index(d["cross"]) + 0.06 * (k - 1)
+                x = factors.index(d["factor"]) + 0.06 * (k - 1)
                 before = d["mean"] - d["difference"]
                 picture.line(
                     [panel.at(x, max(before + d["low"], 0.0)), panel.at(x, min(before + d["high"], 1.0))],
@@ -145,33 +145,35 @@ def decisive_dots(report: dict[str, Any]) -> None:
     arms = list(dict.fromkeys(d["arm"] for d in rows))
     picture = Picture(960, 90 + 22 * len(arms))
     panel = Panel(picture, (220, 40, 930, 40 + 22 * len(arms)), (0, 1), (0, len(arms)))
-    panel.axes("right out of domain after training", {v: f"{v:g}" for v in (0, 0.25, 0.5, 0.75, 1)}, (), "")
+    panel.axes("accuracy out of domain after training", {v: f"{v:g}" for v in (0, 0.25, 0.5, 0.75, 1)}, (), "")
     start = fmean(d["mean"] - d["difference"] for d in rows)
     picture.line([panel.at(start, 0), panel.at(start, len(arms))], "#5b6470", 1, "4 4")
     for i, arm in enumerate(arms):
         _, y = panel.at(0, len(arms) - i - 0.5)
         picture.line([(220, y + 11), (930, y + 11)], "#eef1f4", 1)
         picture.text(210, y + 4, arm.replace("_", " "), "end")
-        for k, cross in enumerate(("8", "all")):
-            for d in (d for d in rows if (d["arm"], d["cross"]) == (arm, cross)):
+        for k, factor in enumerate(("8", "all")):
+            for d in (d for d in rows if (d["arm"], d["factor"]) == (arm, factor)):
                 before, place = d["mean"] - d["difference"], y - 3 + 6 * k
                 picture.line(
                     [
                         (panel.at(max(before + d["low"], 0.0), 0)[0], place),
                         (panel.at(min(before + d["high"], 1.0), 0)[0], place),
                     ],
-                    COLOURS[cross],
+                    COLOURS[factor],
                     1.5,
                 )
-                picture.dot(panel.at(d["mean"], 0)[0], place, COLOURS[cross])
-    for k, cross in enumerate(("8", "all")):
-        picture.text(220 + 220 * k, 80 + 22 * len(arms), f"● trained on {_size(cross)} problems", colour=COLOURS[cross])
+                picture.dot(panel.at(d["mean"], 0)[0], place, COLOURS[factor])
+    for k, factor in enumerate(("8", "all")):
+        picture.text(
+            220 + 220 * k, 80 + 22 * len(arms), f"● trained on {_size(factor)} problems", colour=COLOURS[factor]
+        )
     picture.text(700, 80 + 22 * len(arms), "dashed: reference model", colour="#5b6470")
     picture.save(IMAGES / "lab_decisive.svg")
 
 
-def _size(cross: str) -> str:
-    return str(PROBLEMS.get(cross, cross))
+def _size(factor: str) -> str:
+    return str(PROBLEMS.get(factor, factor))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print()
 
 
-def interval(d: dict[str, Any]) -> str:
+def difference_ci(d: dict[str, Any]) -> str:
+    """A difference with its 95 % t interval over seeds and problems."""
     return f"{d['difference']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
 
 
@@ -30,9 +31,9 @@ def contexts(report: dict[str, Any]) -> None:
         for row in rows:
             by_name.setdefault(row["context"], []).append(row)
     mean = lambda rows, measure: fmean(row["mean"][measure]["mean"] for row in rows)  # noqa: E731
-    tells = lambda rows: f"{fmean(row['gain']['guided']['mean'] for row in rows):.1f}" if rows[0]["gain"] else "0"  # noqa: E731
+    tells = lambda rows: f"{fmean(row['gain']['with_context']['mean'] for row in rows):.1f}" if rows[0]["gain"] else "0"  # noqa: E731
     table(
-        ("the reasoner reads", "right", "tokens", "markers per 1k", "markers a response (paper's count)", "tells, nats"),
+        ("context", "accuracy", "tokens", "markers per 1k", "markers per response (paper's count)", "tells, nats"),
         (
             (name, f"{mean(r, 'score'):.3f}", f"{mean(r, 'tokens'):.1f}", f"{mean(r, 'rate/seed10'):.0f}",
              f"{mean(r, 'paper_count'):.2f}", tells(r))
@@ -60,21 +61,32 @@ def off_policy(report: dict[str, Any]) -> None:
     )
 
 
-def arms(report: dict[str, Any], cross: str) -> None:
-    start = {(d["arm"], d["set"]): d for d in report["from_start"] if d["cross"] == cross}
+def arms(report: dict[str, Any], factor: str) -> None:
+    start = {(d["arm"], d["set"]): d for d in report["from_start"] if d["factor"] == factor}
     number = lambda found, what, digits=2: f"{found[what]:.{digits}f}" if what in found else "–"  # noqa: E731
     rows = []
-    for a in (a for a in report["arms"] if a["cross"] == cross):
+    for a in (a for a in report["arms"] if a["factor"] == factor):
         out = a["sets"]["out_of_domain"]
-        rows.append((
-            a["arm"].replace("_", " "), f"{a['pressure']['seed10'] * 1e9:+.1f}" if a["pressure"] else "–", f"{a['right_on_trained']:.2f}",
-            number(a["sets"]["unseen"], "right"), number(out, "right"), interval(start[a["arm"], "out_of_domain"]), number(out, "pass@4"),
-            number(out, "tokens", 0), number(out, "rewarded_per_1k", 0), number(out, "held_out_per_1k", 0), number(out, "corrected"),
-            number(out, "harmed"), f"{number(out, 'doubt_precision')} / {number(out, 'doubt_recall')}",
-            f"{a['sampled_tokens'] / 1000:.0f}k",
-        ))  # fmt: skip
+        rows.append(
+            (
+                a["arm"].replace("_", " "),
+                f"{a['pressure']['seed10'] * 1e9:+.1f}" if a["pressure"] else "–",
+                f"{a['accuracy_on_trained']:.2f}",
+                number(a["sets"]["unseen"], "accuracy"),
+                number(out, "accuracy"),
+                difference_ci(start[a["arm"], "out_of_domain"]),
+                number(out, "pass@4"),
+                number(out, "tokens", 0),
+                number(out, "rewarded_per_1k", 0),
+                number(out, "held_out_per_1k", 0),
+                number(out, "corrected"),
+                number(out, "harmed"),
+                f"{number(out, 'doubt_precision')} / {number(out, 'doubt_recall')}",
+                f"{a['sampled_tokens'] / 1000:.0f}k",
+            )
+        )
     table(
-        ("arm", "pressure × 10⁹", "right: trained on", "same family", "out of domain", "less start", "pass@4", "tokens",
+        ("arm", "pressure × 10⁹", "accuracy: trained on", "same family", "out of domain", "minus reference model", "pass@4", "tokens",
          "protected words per 1k",
          "held-out words per 1k", "corrected", "harmed", "doubt: precision / recall", "sampled"),
         rows,
@@ -84,12 +96,12 @@ def arms(report: dict[str, Any], cross: str) -> None:
 def controls(report: dict[str, Any]) -> None:
     found = [d for d in report["against_controls"] if d["set"] in ("unseen", "out_of_domain")]
     keys = list(dict.fromkeys((d["arm"], d["control"]) for d in found))
-    cells = {(d["arm"], d["control"], d["cross"], d["set"]): interval(d) for d in found}
+    cells = {(d["arm"], d["control"], d["factor"], d["set"]): difference_ci(d) for d in found}
     table(
-        ("arm", "less its control", "new, eight", "out of domain, eight", "new, all", "out of domain, all"),
+        ("arm", "minus its control", "new, eight", "out of domain, eight", "new, all", "out of domain, all"),
         (
             (arm.replace("_", " "), control.replace("_", " "),
-             *(cells[arm, control, cross, name] for cross in ("8", "all") for name in ("unseen", "out_of_domain")))
+             *(cells[arm, control, factor, name] for factor in ("8", "all") for name in ("unseen", "out_of_domain")))
             for arm, control in keys
         ),
     )  # fmt: skip
@@ -97,12 +109,12 @@ def controls(report: dict[str, Any]) -> None:
 
 def equal_tokens(report: dict[str, Any]) -> None:
     differences = report["against_unprotected_at_equal_tokens"]
-    found = {(d["arm"], d["cross"]): d for d in differences if d["set"] == "out_of_domain"}
-    budgets = {cross: f"{tokens / 1000:.0f}k tokens" for cross, tokens in report["equal_tokens"].items()}
+    found = {(d["arm"], d["factor"]): d for d in differences if d["set"] == "out_of_domain"}
+    budgets = {factor: f"{tokens / 1000:.0f}k tokens" for factor, tokens in report["equal_tokens"].items()}
     table(
-        ("arm", f"out of domain less unprotected, eight problems, {budgets['8']}", f"all problems, {budgets['all']}"),
+        ("arm", f"out of domain minus unprotected, eight problems, {budgets['8']}", f"all problems, {budgets['all']}"),
         (
-            (arm.replace("_", " "), interval(found[arm, "8"]), interval(found[arm, "all"]))
+            (arm.replace("_", " "), difference_ci(found[arm, "8"]), difference_ci(found[arm, "all"]))
             for arm in dict.fromkeys(a for a, _ in found)
         ),
     )

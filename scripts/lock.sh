@@ -28,7 +28,7 @@ mv "$work/lock" requirements/cpu.lock
 pip="$work/verl/bin/pip"
 "$pip" install -q -r requirements/build.txt
 "$pip" install -q -r requirements/torch-cpu.txt
-"$pip" install -q -e '.[verl,lora]' 'verl>=0.9.1,<0.10' pytest pytest-timeout hypothesis
+"$pip" install -q -e '.[verl,lora]' 'verl>=0.9.1,<0.10' pytest pytest-timeout pytest-xdist hypothesis
 {
     sed -n '/^#/p' requirements/verl-cpu.lock
     "$pip" freeze --exclude-editable | grep -v -E '^(torch|setuptools|wheel|pip|ninja)=='

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
-from onpolicy.experiments.forecast.forecast import Assumed, forecast, shape_of
+from onpolicy.experiments.forecast.forecast import Assumptions, forecast, shape_of
 
 SHAPES = Path("tests/experiments/shapes")
 CASES = {
@@ -29,7 +29,7 @@ for case, (shape, tokens, overrides) in CASES.items():
     for arm, own in (("sdpo", []), ("grpo", GRPO)):
         resolved = resolve(load(Path("configs/paper/math.yaml"), ["model.path=x", "data.path=x", *overrides, *own]))
         for gpu in ("h100", "b200"):
-            assumed = Assumed(gpu, completion_tokens=tokens)
+            assumed = Assumptions(gpu, completion_tokens=tokens)
             foreseen = forecast(resolved, shape_of(str(SHAPES / f"{shape}.json")), assumed)
             found.append({"case": case, "arm": arm, "assumed": asdict(assumed), **asdict(foreseen)})
 print(json.dumps(found, indent=1))

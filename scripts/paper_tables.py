@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from lab_tables import SETS, interval, table
+from lab_tables import SETS, difference_ci, table
 
 RESULTS = Path("docs/results/paper")
 LENGTH, RATE = "eval/other_map/completion_length", "eval/other_map/epistemic/seed10/rate_per_1k"
@@ -33,14 +33,14 @@ def section_3() -> None:
 
     def cells(rows: Sequence[Any]) -> Iterable[str]:
         yield from (spread([r["mean"][m]["mean"] for r in rows]) for m in measures)
-        for side in ("guided", "unguided"):
+        for side in ("with_context", "without_context"):
             yield spread([r["gain"][side]["mean"] for r in rows]) if rows[0]["gain"] else "–"
 
     print("section 3\n")
     table(
         (
             "context",
-            "score",
+            "accuracy",
             "tokens",
             "markers, paper's count",
             "per 1k",
@@ -58,36 +58,36 @@ def section_4() -> None:
     by_arm = {(d["arm"], d["set"]): d for d in found["differences"]}
     rows = []
     for arm in dict.fromkeys(arm for arm, _ in by_arm):
-        cells = [share(by_arm[arm, s], arm == found["reference"]) for s in SETS]
+        cells = [accuracy(by_arm[arm, s], arm == found["reference"]) for s in SETS]
         rows.append([arm, f"{trained_on[arm]:,.0f}", *cells, f"{mean_of(runs, arm, LENGTH):.0f}"])
     print("section 4\n")
     table(("fine-tuned on", "tokens trained", *SETS, "tokens of an answer"), rows)
 
 
 def trained(name: str) -> None:
-    """Accuracy at the end, against the start and against the first arm; length, doubt and cost."""
+    """Accuracy after training, minus the reference model and minus the first arm; length, markers and cost."""
     found, runs = comparison(name), last(name)
-    against = {(d["cross"], d["arm"], d["set"]): d for d in found["differences"]}
-    start = {(d["cross"], d["arm"], d["set"]): d for d in found["from_start"]}
-    dear = {(b["cross"], b["arm"]): b["mean"] for b in found["budgets"] if b["kind"] == "generated"}
+    against = {(d["factor"], d["arm"], d["set"]): d for d in found["differences"]}
+    start = {(d["factor"], d["arm"], d["set"]): d for d in found["from_start"]}
+    dear = {(b["factor"], b["arm"]): b["mean"] for b in found["budgets"] if b["kind"] == "generated"}
     rows = [
         [
-            *([cross] if cross else []), arm,
-            f"{start[cross, arm, 'unseen']['mean']:.2f}",
+            *([factor] if factor else []), arm,
+            f"{start[factor, arm, 'unseen']['mean']:.2f}",
             f"{d['mean']:.2f} ± {d['spread']:.2f}",
-            interval(d),
-            "–" if arm == found["reference"] else interval(against[cross, arm, of]),
-            f"{mean_of(runs, arm, LENGTH, cross):.0f}", f"{mean_of(runs, arm, RATE, cross):.0f}",
-            f"{dear[cross, arm] / 1000:.0f}k",
+            difference_ci(d),
+            "–" if arm == found["reference"] else difference_ci(against[factor, arm, of]),
+            f"{mean_of(runs, arm, LENGTH, factor):.0f}", f"{mean_of(runs, arm, RATE, factor):.0f}",
+            f"{dear[factor, arm] / 1000:.0f}k",
         ]
-        for (cross, arm, of), d in start.items() if of == "out_of_domain"
+        for (factor, arm, of), d in start.items() if of == "out_of_domain"
     ]  # fmt: skip
     head = [
         "arm",
         "in domain",
         "out of domain",
-        "less start",
-        f"less {found['reference']}",
+        "minus reference model",
+        f"minus {found['reference']}",
         "tokens",
         "markers per 1k",
         "sampled",
@@ -113,7 +113,7 @@ def forecasts() -> None:
     table(
         (
             "run of 100 steps",
-            "answers",
+            "answer tokens",
             "GiB of a trainer",
             "of a generator",
             "hours on 8 H100: SDPO / GRPO",
@@ -132,16 +132,16 @@ def last(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def mean_of(runs: Sequence[dict[str, str]], arm: str, metric: str, cross: str = "") -> float:
-    return fmean(float(r[metric]) for r in runs if (r["arm"], r["cross"]) == (arm, cross))
+def mean_of(runs: Sequence[dict[str, str]], arm: str, metric: str, factor: str = "") -> float:
+    return fmean(float(r[metric]) for r in runs if (r["arm"], r["factor"]) == (arm, factor))
 
 
 def spread(values: Sequence[float]) -> str:
     return f"{fmean(values):.3g} ± {stdev(values):.2g}"
 
 
-def share(d: Any, reference: bool) -> str:
-    return f"{d['mean']:.2f}" if reference else f"{d['mean']:.2f}, {interval(d)}"
+def accuracy(d: Any, reference: bool) -> str:
+    return f"{d['mean']:.2f}" if reference else f"{d['mean']:.2f}, {difference_ci(d)}"
 
 
 if __name__ == "__main__":

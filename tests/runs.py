@@ -89,9 +89,8 @@ def start(config: Path, *overrides: str, **environment: str) -> subprocess.Popen
 
 def wait_for_a_step(process: subprocess.Popen[str], run: Path) -> None:
     """Returns when the run has logged its first step."""
-    deadline = time.monotonic() + 120
     while not (run / "metrics.jsonl").exists() or not (run / "metrics.jsonl").read_text():
-        assert time.monotonic() < deadline and process.poll() is None
+        assert process.poll() is None
         time.sleep(0.1)
 
 

@@ -30,18 +30,20 @@ def loaded_by(statement: str) -> set[str]:
     )
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "module",
     ["onpolicy", "onpolicy.types", "onpolicy.protocols", "onpolicy.config.schema", "onpolicy.config.resolve",
      "onpolicy.config.registry", "onpolicy.data", "onpolicy.utils.thinking",
      "onpolicy.annotation.credit", "onpolicy.data.subset", "onpolicy.annotation.contexts.successful_sibling",
-     "onpolicy.cli", "onpolicy.models",
+     "onpolicy.cli", "onpolicy.models", "onpolicy.annotation.build", "onpolicy.rollout.build", "onpolicy.run.evaluate",
      "rewards", "onpolicy.rewards.base", "onpolicy.rewards.answer", "onpolicy.rewards.lexicon"],
 )  # fmt: skip
 def test_light_imports(module: str) -> None:
     assert not loaded_by(f"import {module}") & set(HEAVY)
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "module",
     ["onpolicy.losses.divergences", "onpolicy.losses.supports", "onpolicy.trainer.chunked_head",

@@ -69,7 +69,9 @@ def test_unknown_sections_are_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["list", "divergance"]) == 2 and "Did you mean 'divergence'" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
+@pytest.mark.deepspeed
+@pytest.mark.ray
 def test_the_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out

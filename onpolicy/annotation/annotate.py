@@ -11,12 +11,11 @@ from typing import Any
 
 from onpolicy.annotation.leakage import repeated_share
 from onpolicy.annotation.queries import ContextQueries
-from onpolicy.annotation.routes import RIGHT, Route
-from onpolicy.annotation.scoring import ScoredGroup
+from onpolicy.annotation.routes import Route
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import ContextBuilder
-from onpolicy.types import Example, Message, Metrics, Prompt, RolloutGroup
+from onpolicy.types import RIGHT, Example, Message, Metrics, Prompt, RolloutGroup, ScoredGroup
 
 
 class StaleRollouts(RuntimeError):
@@ -42,7 +41,7 @@ class Annotator:
     """Span finders whose marks are for telemetry; they ask nothing."""
     telemetry: TextTelemetry | None = None
 
-    def __call__(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
+    def annotate(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Examples in order, and what there is to know about them.
 
         Raises:

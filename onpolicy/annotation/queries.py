@@ -10,11 +10,10 @@ from dataclasses import dataclass, field, replace
 from types import GeneratorType
 from typing import Any
 
-from onpolicy.annotation.contexts.requests import AskModel, Reply, SampleProblem
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.protocols import Generator
-from onpolicy.types import Message, Prompt
+from onpolicy.types import AskModel, Message, Prompt, Reply, SampleProblem
 
 MAX_TURNS = 32
 """Requests one context may make, one after the other, for one rollout."""

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-Route = Callable[[Sequence[float], int], float]
+from onpolicy.types import RIGHT
 
-RIGHT = 0.5
-"""Score from which an answer counts as right."""
+Route = Callable[[Sequence[float], int], float]
 
 
 def all(scores: Sequence[float], index: int) -> float:

@@ -6,11 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from onpolicy.annotation.routes import RIGHT
 from onpolicy.config.schedules import Coefficient
 from onpolicy.rewards import base
 from onpolicy.rewards.base import RewardInput
-from onpolicy.types import RolloutGroup
+from onpolicy.types import RIGHT, RewardBreakdown, RolloutGroup, RolloutReward, ScoredGroup
 
 FinalPart = Callable[[str], str]
 """Completion text -> the part after the thinking."""
@@ -31,64 +30,29 @@ class Reward:
 
 
 @dataclass(frozen=True)
-class RolloutReward:
-    """One rollout's rewards."""
-
-    credited: float
-    """Weighted sum of the parts that ``credit`` turns into advantages."""
-    bonus: float
-    """Weighted sum of those that are added after it."""
-    parts: Mapping[str, float]
-    """By reward, unweighted; one that does not apply to this sample is absent."""
-
-    @property
-    def total(self) -> float:
-        return self.credited + self.bonus
-
-
-@dataclass(frozen=True)
-class ScoredGroup:
-    """A group whose rollouts have been scored."""
-
-    group: RolloutGroup
-    scored: tuple[RolloutReward, ...]
-    scores: tuple[float, ...]
-    """What says whether a rollout is right: the reward named by ``correctness``, unweighted; the total where it does not apply."""
-
-
-Parts = Mapping[str, float]
-"""By reward, unweighted; one that does not apply to this sample is absent."""
-
-
-@dataclass(frozen=True)
 class Scorer:
     """All rewards of a run."""
 
     rewards: Sequence[Reward]
     final_part: FinalPart
-    correctness: str | None = None
-    """Name of the reward that says what is right; None: the first."""
+    correctness: str
+    """Name of the reward that decides which answers are correct (``ResolvedConfig.correctness_name``)."""
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Raises base.RewardError where a reward raised or returned no number."""
         measured = self.measured([reward_inputs(group, self.final_part) for group in groups])
         return [self._judged(group, parts) for group, parts in zip(groups, measured, strict=True)]
 
-    @property
-    def right(self) -> str:
-        """Name of the reward that says what is right; empty where there are no rewards."""
-        return self.correctness or (self.rewards[0].name if self.rewards else "")
-
-    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[Parts]]:
+    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
         """The parts of every sample of every group."""
         return [measure({r.name: r.function for r in self.rewards}, samples) for samples in groups]
 
     def close(self) -> None:
         """Ends what computes the rewards elsewhere."""
 
-    def _judged(self, group: RolloutGroup, parts: Sequence[Parts]) -> ScoredGroup:
-        scored = weigh(parts, self.rewards, right=self.right)
-        return ScoredGroup(group, tuple(scored), tuple(s.parts.get(self.right, s.total) for s in scored))
+    def _judged(self, group: RolloutGroup, parts: Sequence[RewardBreakdown]) -> ScoredGroup:
+        scored = weigh(parts, self.rewards, right=self.correctness)
+        return ScoredGroup(group, tuple(scored), tuple(s.parts.get(self.correctness, s.total) for s in scored))
 
 
 def score_group(
@@ -104,7 +68,7 @@ def score_group(
     )
 
 
-def measure(functions: Mapping[str, Callable[..., Any]], samples: Sequence[RewardInput]) -> list[Parts]:
+def measure(functions: Mapping[str, Callable[..., Any]], samples: Sequence[RewardInput]) -> list[RewardBreakdown]:
     """What each reward says of each sample of one group; needs nothing but the functions.
 
     Raises:
@@ -118,10 +82,10 @@ def measure(functions: Mapping[str, Callable[..., Any]], samples: Sequence[Rewar
     return list(parts)
 
 
-def weigh(measured: Sequence[Parts], rewards_: Sequence[Reward], *, right: str = "") -> list[RolloutReward]:
+def weigh(measured: Sequence[RewardBreakdown], rewards_: Sequence[Reward], *, right: str = "") -> list[RolloutReward]:
     """The sums, with the weights as they are now; a reward that this answer does not get counts 0."""
 
-    def weighted(part: Parts, *, bonus: bool) -> float:
+    def weighted(part: RewardBreakdown, *, bonus: bool) -> float:
         return sum(float(r.weight) * part[r.name] for r in rewards_ if r.bonus == bonus and r.name in part)
 
     scored = []

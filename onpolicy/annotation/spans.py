@@ -1,6 +1,6 @@
 """Parts of a completion, marked for the token weight ``spans``: ``(group, index, rewards) -> [(start, end), ...]`` in its text.
 
-Like a context, a span finder may be a generator function and ask the model (``onpolicy.annotation.contexts.requests``).
+Like a context, a span finder may be a generator function and ask the model (``onpolicy.types.ContextCoroutine``).
 """
 
 from __future__ import annotations
@@ -9,11 +9,10 @@ import re
 from collections.abc import Generator, Sequence
 from typing import Literal
 
-from onpolicy.annotation.contexts.requests import AskModel, Reply
 from onpolicy.annotation.contexts.template import replace_question
 from onpolicy.rewards import lexicon as lexicons
 from onpolicy.rewards.doubt import prompt_text
-from onpolicy.types import RolloutGroup
+from onpolicy.types import AskModel, Reply, RolloutGroup
 
 Spans = list[tuple[int, int]]
 

@@ -20,7 +20,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from onpolicy.config.registry import ConfigError, suggest
 from onpolicy.config.yaml_io import read_value, read_yaml, refuse_functions, refuse_leftovers
-from onpolicy.rollout.sampling import Sampling
+from onpolicy.types import Sampling
 
 
 def opt(default: Any, meaning: str) -> Any:

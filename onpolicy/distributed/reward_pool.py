@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.annotation.scoring import Parts, Scorer, measure
+from onpolicy.annotation.scoring import Scorer, measure
 from onpolicy.config.resolve import ResolvedConfig, reward_sections
 from onpolicy.config.schedules import Coefficients, coefficients_in
 from onpolicy.distributed import ray_cluster
@@ -17,6 +17,7 @@ from onpolicy.distributed.actor_pool import ActorPool
 from onpolicy.distributed.remote_errors import outcome
 from onpolicy.distributed.supervisor import ActorLost
 from onpolicy.rewards.base import RewardInput
+from onpolicy.types import RewardBreakdown
 from onpolicy.utils.faults import Faults, GaveUp
 
 if TYPE_CHECKING:
@@ -74,7 +75,7 @@ class Measuring:
     def send(self, actor: Any, task: Task) -> Any:
         return actor.measure.remote(task)
 
-    def accept(self, task: Task, answer: Any, *, before: Any, now: Any) -> list[Parts]:
+    def accept(self, task: Task, answer: Any, *, before: Any, now: Any) -> list[RewardBreakdown]:
         return list(answer)
 
     def harmless(self, error: Exception) -> bool:
@@ -95,9 +96,9 @@ class RemoteScorer(Scorer):
     values: Callable[[], Mapping[str, float]]
     """The scheduled numbers of the run as they are now."""
 
-    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[Parts]]:
+    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
         values = self.values()
-        futures: list[Future[list[Parts]]] = self.crew.submit(Task(samples, values) for samples in groups)
+        futures: list[Future[list[RewardBreakdown]]] = self.crew.submit(Task(samples, values) for samples in groups)
         try:
             return [future.result() for future in futures]
         finally:

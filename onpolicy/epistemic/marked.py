@@ -7,12 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.rewards.doubt import prompt_text
 from onpolicy.rewards.extract import stated_answers
 from onpolicy.rewards.lexicon import merged, occurrences
-from onpolicy.types import Prompt, Rollout
+from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
 from onpolicy.utils.thinking import ThinkingSplit
 
 Split = Callable[[str], ThinkingSplit]

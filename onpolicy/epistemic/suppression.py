@@ -13,11 +13,10 @@ from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.rewards.doubt import per_1k
 from onpolicy.rewards.lexicon import words_of
 from onpolicy.types import Metrics
-from onpolicy.utils.stats import interval
+from onpolicy.utils.stats import bootstrap_ci, bootstrap_statistic_ci
 
 EPSILON = 0.5
 """Added to both rates before their logarithms are compared, markers per 1,000 tokens."""
-RESAMPLES = 1000
 HELD_OUT = ("A", "B", "C")
 """Lists that should move with the one that is followed if its doubt is real."""
 
@@ -42,11 +41,12 @@ def suppression(
     metrics: Metrics = {f"epistemic/{followed}/suppression/problems": float(len(problems))}
     for lexicon in lexicons:
         changes = [_log_ratio(group, start[name], lexicon) for name, group in problems.items()]
-        metrics |= _with_interval(f"epistemic/{lexicon}/suppression", fmean(changes), interval(changes))
+        metrics |= _with_interval(f"epistemic/{lexicon}/suppression", fmean(changes), bootstrap_ci(changes))
     tables = np.stack([_by_length(group, start[name], followed) for name, group in problems.items()])
     at_length = mantel_haenszel(tables.sum(0))
     if at_length is not None:
-        metrics |= _with_interval(f"epistemic/{followed}/suppression/at_length", at_length, _resampled(tables))
+        bounds = bootstrap_statistic_ci(tables, lambda rows: mantel_haenszel(rows.sum(0)))
+        metrics |= _with_interval(f"epistemic/{followed}/suppression/at_length", at_length, bounds)
     held_out = [name for name in HELD_OUT if name in lexicons and not set(words_of(name)) & set(words_of(followed))]
     if held_out:
         others = fmean(metrics[f"epistemic/{name}/suppression"] for name in held_out)
@@ -87,12 +87,3 @@ def mantel_haenszel(table: np.ndarray) -> float | None:
         return None
     total, floor = t0 + t1, EPSILON / 1000.0
     return float(np.log(((a + floor * t1) * t0 / total).sum() / ((b + floor * t0) * t1 / total).sum()))
-
-
-def _resampled(tables: np.ndarray) -> tuple[float, float]:
-    """95 % percentile interval over problems drawn anew."""
-    draw = np.random.default_rng(0)
-    chosen = draw.integers(len(tables), size=(RESAMPLES, len(tables)))
-    found = [v for rows in chosen if (v := mantel_haenszel(tables[rows].sum(0))) is not None]
-    low, high = np.quantile(found, (0.025, 0.975))
-    return float(low), float(high)

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.epistemic.audit import audit
 from onpolicy.epistemic.baseline import Baseline, problem_baselines
 from onpolicy.epistemic.calibration import scoreboard
 from onpolicy.epistemic.marked import Split, locate_markers
 from onpolicy.epistemic.suppression import suppression
 from onpolicy.epistemic.text import marker_rates, pooled_rate
-from onpolicy.types import Metrics
+from onpolicy.types import Metrics, ScoredGroup
 
 
 @dataclass(frozen=True)

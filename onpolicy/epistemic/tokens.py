@@ -45,7 +45,7 @@ class TokenTelemetry:
     @torch.no_grad()
     def observe(self, inputs: LossInputs) -> None:
         """One micro-batch."""
-        mask, entropy = inputs.response_mask, inputs.entropy
+        mask, entropy = inputs.sampled_mask, inputs.entropy
         marked = {name: inputs.spans[span_name(name)] & mask for name in self.classes}
         markers = marked[self.lexicon]
         self._entropies.append(entropy[mask].cpu())
@@ -113,20 +113,20 @@ class TokenTelemetry:
         student = inputs.marker_mass.get((STUDENT, self.lexicon))
         if student is None:
             return
-        self._add("mass/student", student.exp(), inputs.response_mask)
-        chance = inputs.response_mask & (student.exp() >= OPPORTUNITY)
+        self._add("mass/student", student.exp(), inputs.sampled_mask)
+        chance = inputs.sampled_mask & (student.exp() >= OPPORTUNITY)
         self._sums["opportunities"] += int(chance.sum())
         for context, scores in inputs.teacher.items():
             theirs = inputs.marker_mass[context, self.lexicon]
             self._add(f"mass/{context}", theirs.exp(), scores.mask)
             self._add(f"mass_gap/{context}", theirs - student, chance & scores.mask)
         if (REF, self.lexicon) in inputs.marker_mass:
-            self._add("mass/start", inputs.marker_mass[REF, self.lexicon].exp(), inputs.response_mask)
+            self._add("mass/start", inputs.marker_mass[REF, self.lexicon].exp(), inputs.sampled_mask)
 
     def _stratify(self, context: str, gap: Tensor, markers: Tensor, others: Tensor, inputs: LossInputs) -> None:
         """[strata, 4]: sum and number of u over markers, sum and number over other tokens."""
         edges = torch.tensor(ENTROPY_EDGES, device=gap.device, dtype=inputs.entropy.dtype)
-        lengths = inputs.response_mask.sum(-1, keepdim=True).clamp(min=1)
+        lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
         quarter = (torch.arange(gap.shape[1], device=gap.device) * QUARTERS // lengths).clamp(max=QUARTERS - 1)
         stratum = torch.bucketize(inputs.entropy, edges) * QUARTERS + quarter
         table = torch.zeros((len(ENTROPY_EDGES) + 1) * QUARTERS, 4, dtype=torch.float64)

@@ -204,7 +204,7 @@ def on_markers(
             `like_entropy`, the same among tokens of similar entropy
         seed: for the random controls
     """
-    mask = inputs.response_mask
+    mask = inputs.sampled_mask
     chosen = inputs.spans[f"<{lexicon}>"] & mask
     if (STUDENT, lexicon) in inputs.marker_mass:
         chosen = chosen | ((inputs.marker_mass[STUDENT, lexicon].exp() >= opportunity) & mask)
@@ -256,7 +256,7 @@ def surprise(
     bonus = bonus * (total / bonus.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
     if control != "none":
         strata = 10 if control == "like_entropy" else 1
-        bonus = permuted(inputs, bonus, inputs.response_mask, strata=strata, seed=seed)
+        bonus = permuted(inputs, bonus, inputs.sampled_mask, strata=strata, seed=seed)
     return inputs.advantages + bonus
 
 

@@ -17,7 +17,7 @@ micro-batches never changes its gradient.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -50,7 +50,7 @@ class Term:
 
     def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
         """[B, T] bool: the tokens this term trains."""
-        mask = batch.response_mask
+        mask = batch.sampled_mask
         if self.spec.tokens == "teacher_mask":
             for context in self.contexts:
                 mask = mask & (
@@ -160,13 +160,3 @@ class Objective:
                 for name, values in output.metrics.items():
                     metrics.add(f"{term.name}/{name}", values.detach(), mask)
         return total
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """``distill, distill`` -> ``distill, distill_2``."""
-    seen: Counter[str] = Counter()
-    result = []
-    for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return result

@@ -38,7 +38,7 @@ def position(
         midpoint: position of the rise, as a fraction of the completion
         width: width of the rise, in the same unit
     """
-    lengths = inputs.response_mask.sum(-1, keepdim=True).clamp(min=1)
+    lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
     place = torch.arange(mask.shape[1], device=mask.device) / lengths
     return minimum + (1.0 - minimum) * torch.sigmoid((place - midpoint) / width)
 

@@ -9,8 +9,7 @@ from typing import Any
 from onpolicy.data.errors import DataError
 from onpolicy.data.rendering import Renderer
 from onpolicy.protocols import Generator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from onpolicy.annotation.routes import mixed
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.protocols import Sampler
-from onpolicy.types import Metrics, RolloutGroup
+from onpolicy.types import Metrics, RolloutGroup, ScoredGroup
 from onpolicy.utils.timer import PhaseTimer
 
 
@@ -31,11 +29,11 @@ class RolloutSampler:
         last: list[ScoredGroup] = []
         drawn = tokens = 0
         while not drawn or (drawn < self.batches and len(kept) < self.prompts.batch_size):
-            with self.clock("generate"):
+            with self.clock.phase("generate"):
                 groups = self.generator.generate(self.prompts.next(), seed=self.seed_of(step) + 104_729 * drawn)
-            with self.clock("reward"):
+            with self.clock.phase("reward"):
                 last = self.judge(groups)
-            kept += [g for g in last if not self.batches or mixed(g.scores, 0)]
+            kept += [g for g in last if not self.batches or g.mixed]
             drawn += 1
             tokens += sum(len(r.completion_ids) for group in groups for r in group.rollouts)
         metrics = {"rollout/sampled_tokens": float(tokens)}

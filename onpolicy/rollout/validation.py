@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onpolicy.data.rendering import Renderer
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 
 TOLERANCE = 1e-4
 """Nats by which rounding may put a log-probability above 0."""

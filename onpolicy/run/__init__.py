@@ -1,1 +1,1 @@
-"""One run: assembly, preflight, evaluation, guards, logs, checkpoints, resuming."""
+"""One run: assembling its parts, preflight checks, evaluation, guards, logs, checkpoints, resuming."""

@@ -1,10 +1,10 @@
-"""Saving and finding checkpoints.
+"""Saves and finds checkpoints.
 
-A checkpoint is a Hugging Face model folder (``from_pretrained`` and vLLM load it as it is) with two more files beside
-the model: ``state.json`` and ``state/tensors.safetensors`` hold everything else a resumed run needs. Nothing is pickled. The
-latter lies in a folder of its own because vLLM takes every tensor file beside the model for a part of it.
-It is written under another name, flushed, sealed with a manifest of its files' sizes and only then renamed: a
-checkpoint that carries its name is whole, and one whose files do not match its manifest is passed over.
+A checkpoint is a Hugging Face model folder (``from_pretrained`` and vLLM load it as it is) with two additional files:
+``state.json`` and ``state/tensors.safetensors`` hold everything else that a resumed run needs. Nothing is pickled. The tensors
+are in a folder of their own because vLLM takes every tensor file next to the model for a part of it.
+A checkpoint is written under a temporary name, flushed, completed with a manifest of its files' sizes, and only then renamed.
+So a checkpoint under its final name is whole; one whose files do not match its manifest is ignored.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.types import Metrics
-from onpolicy.utils.disk import free
+from onpolicy.utils.disk import free_space, retry_while_disk_full
 
 MANIFEST = "manifest.json"
 TENSORS = "state/tensors.safetensors"
@@ -35,7 +35,7 @@ class Checkpoint:
     path: Path
     step: int
     score: float | None
-    """The metric named by ``checkpoint.best``, where one is."""
+    """The value of the metric named by ``checkpoint.best``; None where there is none."""
 
 
 class Checkpoints:
@@ -47,6 +47,12 @@ class Checkpoints:
         self._writing: Future[Checkpoint] | None = None
         self._write: Callable[[], Checkpoint] | None = None
         """Writes what was begun last, as long as it is not known to be written."""
+        self.last_begun: int | None = None
+        """Step of the checkpoint begun last by this process."""
+        self.failures = 0
+        """Checkpoints that could not be written."""
+        self.retry_due = False
+        """Whether the last one could not be written."""
 
     def all(self) -> list[Checkpoint]:
         """Whole checkpoints, oldest first."""
@@ -57,12 +63,12 @@ class Checkpoints:
         return next(reversed(self.all()), None)
 
     def kept(self) -> str:
-        """What a run that ends now can be resumed from."""
+        """Says what a run that ends now can be resumed from."""
         latest = self.latest()
         return f"the last whole checkpoint is {str(latest.path)!r}" if latest else "there is no earlier checkpoint"
 
     def begin(self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics) -> None:
-        """``save`` on a thread, of the state as it is now, so that training goes on; an earlier one is waited for.
+        """Starts ``save`` on a thread with a copy of the state, so that training goes on; waits for an earlier one first.
 
         Raises:
             CheckpointError: the earlier one could not be written.
@@ -70,9 +76,10 @@ class Checkpoints:
         self.wait()
         self._write = partial(self.save, step, _copied(state), write_model, metrics)
         self._writing = self._thread.submit(self._write)
+        self.last_begun, self.retry_due = step, False
 
     def wait(self) -> None:
-        """Returns when nothing is being written.
+        """Waits until nothing is being written.
 
         Raises:
             CheckpointError: what was being written could not be.
@@ -83,17 +90,19 @@ class Checkpoints:
             self._write = None
 
     def failure(self, *, wait: bool) -> CheckpointError | None:
-        """Why what was begun last could not be written; said once. Without waiting, None as long as it is being written."""
+        """Why the checkpoint begun last could not be written, returned once; None while it is being written, unless ``wait``."""
         if self._writing is None or not (wait or self._writing.done()):
             return None
         try:
             self.wait()
         except CheckpointError as error:
+            self.failures, self.retry_due = self.failures + 1, True
             return error
         return None
 
+    @retry_while_disk_full(lambda self: self.folder)
     def finish(self) -> None:
-        """Returns when what was begun last is there; what could not be written is tried once more.
+        """Waits until the checkpoint begun last is written; one that could not be written is tried once more.
 
         Raises:
             CheckpointError: it could not be written this time either.
@@ -105,13 +114,13 @@ class Checkpoints:
     def save(
         self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics
     ) -> Checkpoint:
-        """Writes one checkpoint, then drops those that are no longer kept.
+        """Writes one checkpoint, then deletes those that are no longer kept.
 
         Args:
             step: optimizer steps done
             state: nested dictionaries, lists and tuples of tensors and plain values
             write_model: writes a Hugging Face folder to the path it is given
-            metrics: of this step; where ``best`` is set, holds its value if it was measured
+            metrics: of this step; where ``best`` is set, its value is read from here if it was measured
 
         Raises:
             CheckpointError: the disk is full or the folder not writable; earlier checkpoints are untouched.
@@ -131,7 +140,7 @@ class Checkpoints:
         except Exception as error:  # safetensors raises its own type for a full disk, not OSError
             shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
-                f"could not save {str(final)!r}: {error} ({free(self.folder)}); {self.kept()}"
+                f"could not save {str(final)!r}: {error} ({free_space(self.folder)}); {self.kept()}"
             ) from error
         self._prune()
         return Checkpoint(path=final, step=step, score=score)
@@ -144,13 +153,15 @@ class Checkpoints:
             keep.add(max(scored, key=lambda c: (c.score, c.step)).path)
         for checkpoint in checkpoints:
             if checkpoint.path not in keep:
-                shutil.rmtree(checkpoint.path, ignore_errors=True)  # one that stays is no reason to lose a run
-        for unfinished in self.folder.glob(".step-*.partial"):  # of processes that died; nothing is being written now
+                shutil.rmtree(checkpoint.path, ignore_errors=True)  # failing to delete one is no reason to end a run
+        for unfinished in self.folder.glob(
+            ".step-*.partial"
+        ):  # left by processes that died; nothing is being written now
             shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Tensors to ``state/tensors.safetensors``, the tree around them to ``state.json``."""
+    """Writes the tensors to ``state/tensors.safetensors`` and the tree around them to ``state.json``."""
     from safetensors.torch import save_file
 
     tensors: dict[str, Any] = {}
@@ -161,7 +172,7 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """The inverse of ``write_state``, types included."""
+    """Reads what ``write_state`` wrote, types included."""
     tensors = _tensors_of(folder / TENSORS)
     try:
         state = _decode(json.loads((folder / "state.json").read_text()), tensors)
@@ -183,7 +194,7 @@ def read_weights(folder: Path) -> dict[str, Any]:
 
 
 def _tensors_of(file: Path) -> dict[str, Any]:
-    """Raises CheckpointError for a file that is no safetensors; nothing in it is run."""
+    """Raises CheckpointError for a file that is not in the safetensors format; nothing in it is executed."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -198,7 +209,7 @@ def _short(error: BaseException) -> str:
 
 
 def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """The same tree with tensors that nobody else changes, in the CPU's memory."""
+    """A deep copy of the tree, with all tensors in the CPU's memory."""
     tensors: dict[str, Any] = {}
     tree = _encode(state, tensors)
     copy = _decode(tree, {name: tensor.clone() for name, tensor in tensors.items()})
@@ -247,7 +258,7 @@ def _seal(folder: Path, step: int, score: float | None) -> None:
 
 
 def _read_manifest(folder: Path) -> Checkpoint | None:
-    """None for a folder that is not a whole checkpoint; files outside of it are none of its own."""
+    """None for a folder that is not a whole checkpoint, or whose manifest names files outside of it."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
         step, score, files = manifest["step"], manifest["score"], manifest["files"]

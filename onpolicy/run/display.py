@@ -1,11 +1,11 @@
-"""What a run shows in the terminal: a live bar with the phase of the step, and one line for each finished step.
+"""The terminal output of a run: a live bar with the phase of the step, and one line for each finished step.
 
-Where the output is not a terminal the lines alone are printed.
+Where the output is not a terminal only the lines are printed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -41,18 +41,25 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "length": ("rollout/completion_length/mean",),
     "loss": ("train/loss",),
     "gap": ("distill/teacher_gap", "teacher_advantage/teacher_gap"),
-    "doubt": ("epistemic/A/rate_per_1k",),
+    "doubt": ("epistemic/{lexicon}/rate_per_1k",),
     "entropy": ("policy/entropy",),
     "seconds": ("time/step",),
 }
-"""Heading -> the first of these metrics that a step has."""
+"""Heading -> the first of these metrics that a step has; ``{lexicon}`` stands for ``epistemic.lexicon``."""
 
 
 class Display:
-    """Used as a context; every method may also be called outside of it."""
+    """A context manager that shows the bar; every method may also be called outside of it."""
 
-    def __init__(self, steps: int, console: Console | None = None) -> None:
+    def __init__(self, steps: int, console: Console | None = None, *, lexicon: str = "A") -> None:
+        """
+        Args:
+            steps: of the run
+            console: where it is shown; None: standard output
+            lexicon: whose rate is shown under ``doubt``
+        """
         self.console = console or Console()
+        self._columns = {head: _named(names, lexicon) for head, names in COLUMNS.items()}
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("[bold]step"),
@@ -84,16 +91,19 @@ class Display:
         self._bar.update(self._task, phase=PHASES.get(name, name))
 
     def progress(self, done: int, total: int) -> None:
-        """Within a phase that takes long, e.g. rollouts finished."""
+        """Shows how many rollouts of a phase are finished."""
         self._bar.update(self._task, phase=f"{PHASES['generate']} {done}/{total}")
 
     def note(self, text: str) -> None:
+        """Prints one line for the user."""
         self.console.print(f"[yellow]{plain(text)}[/yellow]")
 
     def finish_step(self, step: int, metrics: Metrics) -> None:
         self._bar.update(self._task, completed=step)
         if "train/loss" in metrics:
-            found = {head: next((metrics[n] for n in names if n in metrics), None) for head, names in COLUMNS.items()}
+            found = {
+                head: next((metrics[n] for n in names if n in metrics), None) for head, names in self._columns.items()
+            }
             cells = "  ".join(f"[dim]{head}[/dim] {value:.3g}" for head, value in found.items() if value is not None)
             self.console.print(f"[bold]step {step:>4}[/bold]  {cells}", highlight=False)
         for name, value in metrics.items():
@@ -109,28 +119,28 @@ SUMMARY = (
     "reward/mean",
     "rollout/completion_length/mean",
     "rollout/truncated",
-    "epistemic/A/rate_per_1k",
+    "epistemic/{lexicon}/rate_per_1k",
     "epistemic/B/rate_per_1k",
     "policy/entropy",
     "rollout/logprob_gap",
 )
 
 
-def closing_table(first: Metrics, last: Metrics) -> Table:
-    """What changed between the first and the last step."""
+def closing_table(first: Metrics, last: Metrics, *, lexicon: str = "A") -> Table:
+    """A table of what changed between the first and the last step."""
     table = Table(title="what changed", title_justify="left")
     for heading in ("metric", "first", "last", "change"):
         table.add_column(heading, justify="left" if heading == "metric" else "right")
     terms = [n for n in first if n == "train/loss" or n.endswith(("/divergence", "/teacher_gap", "/kl"))]
     evals = [n for n in first if n.startswith("eval/") and n.count("/") == 2 and not n.endswith("/problems")]
-    for name in (*SUMMARY, *terms, *evals):
+    for name in dict.fromkeys((*_named(SUMMARY, lexicon), *terms, *evals)):
         if name in first and name in last:
             table.add_row(plain(name), f"{first[name]:.4g}", f"{last[name]:.4g}", f"{last[name] - first[name]:+.3g}")
     return table
 
 
 def evaluation_table(metrics: Metrics) -> Table:
-    """A column for each set."""
+    """A table of an evaluation, with a column for each set."""
     sets = list(dict.fromkeys(name.split("/")[1] for name in metrics))
     rows = dict.fromkeys(name.split("/", 2)[2] for name in metrics if not name.endswith(("/low", "/high")))
     table = Table(title="evaluation", title_justify="left")
@@ -140,6 +150,10 @@ def evaluation_table(metrics: Metrics) -> Table:
     for row in rows:
         table.add_row(plain(row), *(_measured(metrics, f"eval/{name}/{row}") for name in sets))
     return table
+
+
+def _named(names: Sequence[str], lexicon: str) -> tuple[str, ...]:
+    return tuple(name.replace("{lexicon}", lexicon) for name in names)
 
 
 def _measured(metrics: Metrics, name: str) -> str:

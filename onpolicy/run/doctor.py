@@ -1,4 +1,4 @@
-"""``onpolicy doctor``: what is installed, what works on this machine, and what to do about what does not."""
+"""``onpolicy doctor``: reports what is installed, what works on this machine, and how to mend the rest."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def doctor() -> int:
 
 
 def report(title: str, checks: Iterable[Check]) -> int:
-    """Prints what was found, as a table; 0 if nothing that is needed is missing."""
+    """Prints a table of the checks; 0 if nothing that is needed is missing."""
     table = Table(title=title, title_justify="left")
     for column in ("", "what", "found", "what to do"):
         table.add_column(column, overflow="fold")
@@ -96,14 +96,14 @@ def hardware() -> list[Check]:
 
 
 def packages() -> list[Check]:
-    """Versions against what the project declares."""
-    wanted = {name: next((r for r in requires("onpolicy") or [] if r.startswith(name)), name) for name in CORE}
-    core = [_package(name, f"pip install '{wanted[name]}'", needed=True) for name in CORE]
+    """The packages of the project, with their installed versions."""
+    declared = {name: next((r for r in requires("onpolicy") or [] if r.startswith(name)), name) for name in CORE}
+    core = [_package(name, f"pip install '{declared[name]}'", needed=True) for name in CORE]
     return core + [_package(name, remedy, needed=False) for name, remedy in OPTIONAL.items()]
 
 
 def engine() -> list[Check]:
-    """vLLM, by importing it in a process of its own: a broken build can take the process down."""
+    """Imports vLLM in a separate process, because a broken build can crash the process."""
     installed = [name for name in ENGINES if installed_version(name)]
     if not installed:
         remedy = "pip install 'onpolicy[vllm]' (GPU), `make setup` (CPU), or generator.name=transformers"
@@ -114,7 +114,7 @@ def engine() -> list[Check]:
 
 
 def vision_trap() -> list[Check]:
-    """A torchvision made for CUDA beside a CPU torch breaks transformers and vLLM at import."""
+    """A torchvision built for CUDA next to a CPU build of torch breaks transformers and vLLM at import."""
     found = [name for name in ("torchvision", "torchaudio", "torchcodec") if installed_version(name)]
     broken = [name for name in found if not _imports(f"import {name}")[0]]
     remedy = f"pip uninstall -y {' '.join(broken)}"
@@ -156,7 +156,7 @@ def _package(name: str, remedy: str, *, needed: bool) -> Check:
 
 
 def installed_version(name: str) -> str | None:
-    """Of a package; None where there is none."""
+    """The version of a package; None where it is not installed."""
     try:
         return version(name)
     except PackageNotFoundError:

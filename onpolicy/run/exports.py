@@ -1,4 +1,4 @@
-"""An evaluation in the forms that other tools read."""
+"""Writes an evaluation in the formats that other tools read."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onpolicy.config.schema import Config
-from onpolicy.run.evaluate import read_results
+from onpolicy.run.evaluation_files import read_results
 from onpolicy.types import Metrics
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write
 
 FIXED = ("set", "problem", "sample", "right", "answer", "tokens", "truncated", "markers")
 
@@ -22,17 +22,17 @@ def export(folder: Path, config: Config, metrics: Metrics) -> None:
     """``results.json`` in the layout of lm-evaluation-harness, and ``samples.csv`` with one row a sample.
 
     Args:
-        folder: of the evaluation, with ``<set>.jsonl``
+        folder: the evaluation's, with ``<set>.jsonl``
         config: what was evaluated
         metrics: ``eval/<set>/<what>``
     """
     sets = list(dict.fromkeys(name.split("/")[1] for name in metrics))
-    write_whole(folder / "results.json", json.dumps(harness(sets, config, metrics), indent=1) + "\n")
+    atomic_write(folder / "results.json", json.dumps(harness(sets, config, metrics), indent=1) + "\n")
     write_samples(folder, sets)
 
 
 def harness(sets: list[str], config: Config, metrics: Metrics) -> Mapping[str, object]:
-    """``results[set]["<what>,none"]`` and ``n-samples``; "none" is the harness' name for an answer that no filter touched."""
+    """``results[set]["<what>,none"]`` and ``n-samples``; "none" is the harness's name for unfiltered answers."""
     results = {
         name: {"alias": name}
         | {f"{n.split('/', 2)[2]},none": value for n, value in metrics.items() if n.startswith(f"eval/{name}/")}

@@ -1,9 +1,9 @@
-"""Collapse seen early: ``(step, metrics, memory, *, options) -> reason or None``, asked after every step.
+"""Guards against collapse: ``(step, metrics, memory, *, options) -> reason or None``, called after every step.
 
-``falls`` and ``rises`` compare a metric with the reference model's, where step 0 logs it (``epistemic.baseline``, evaluation), else with
-its own first values, so they need no threshold of yours. What happens then is a guard's ``action``: ``warn`` says so, ``lower``
-multiplies the number under ``lowers`` by ``factor``, ``freeze_teacher`` stops a moving teacher, ``stop`` saves and ends the run. To
-raise the number again once the metric is back, let the schedule ``schmitt_gate`` stand for it instead.
+``falls`` and ``rises`` compare a metric with its value under the reference model, where step 0 logs it (``epistemic.baseline``,
+evaluation), else with its own first values, so that no threshold has to be chosen. A guard's ``action`` says what happens then:
+``warn`` prints a warning, ``lower`` multiplies the number under ``lowers`` by ``factor``, ``freeze_teacher`` stops a moving teacher,
+``stop`` saves and ends the run. To raise the number again once the metric has recovered, use the schedule ``schmitt_gate`` instead.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onpolicy.config.resolve import Section
 from onpolicy.config.schema import GuardSettings
 
 Guard = Callable[[int, Mapping[str, float], dict[str, Any]], str | None]
@@ -69,7 +70,7 @@ def stays(
 
 
 def _level(step: int, metrics: Mapping[str, float], memory: dict[str, Any], metric: str, warmup: int) -> float | None:
-    """The reference model's value, or the warm-up mean, once it is known and the metric is there."""
+    """The reference model's value, or the mean over the warm-up; None while it is not known, or the metric was not logged."""
     if metric not in metrics:
         return None
     seen = memory.get("seen", 0)
@@ -89,24 +90,24 @@ class Watched:
     key: str
     function: Guard
     settings: GuardSettings
-    """What happens when it speaks."""
+    """What happens when it raises an alarm."""
     metric: str | None = None
-    """What it watches, if it is one metric."""
+    """The metric that it watches, where it is a single one."""
     memory: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Guards:
-    """All guards of a run; part of its state."""
+    """All guards of a run; their memory is part of its state."""
 
     items: Sequence[Watched]
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardSettings]]:
-        """Reasons of new alarms, and what is to be done: a guard that goes on complaining is heard once, until it has been quiet again."""
+    def check(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardSettings]]:
+        """The new alarms, each with its reason and the guard's settings; an alarm that persists is reported once, until it ends."""
         alarms = []
         for guard in self.items:
             if guard.metric is not None and guard.metric not in metrics:
-                continue  # not logged in this step: neither an alarm nor its end
+                continue  # not logged in this step: an alarm neither begins nor ends
             reason = guard.function(step, metrics, guard.memory)
             if reason and not guard.memory.get("said"):
                 alarms.append((reason, guard.settings))
@@ -120,3 +121,10 @@ class Guards:
         for guard in self.items:
             guard.memory.clear()
             guard.memory.update(state.get(guard.key, {}))
+
+
+def build_guards(sections: Sequence[Section]) -> Guards:
+    """The guards of a run, from their sections of the config."""
+    return Guards(
+        [Watched(s.plugin.key, s.plugin.bind(), s.settings, s.plugin.options.get("metric")) for s in sections]
+    )

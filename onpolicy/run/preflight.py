@@ -1,5 +1,7 @@
-"""Seconds of checks before hours of training. Each refuses with a reason; together they catch what usually goes wrong
-in self-distillation without a sound: prompts out of line, a teacher that is no teacher, an engine that disagrees.
+"""Checks that take seconds, before hours of training. Each fails with a reason.
+
+They catch what usually goes wrong silently in self-distillation: misaligned prompts, a teacher that knows no more than the
+student, a generator that disagrees with the trainer.
 """
 
 from __future__ import annotations
@@ -13,9 +15,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.objective import Term
 from onpolicy.losses.targets import identity
+from onpolicy.rollout.build import prompt_cursor
+from onpolicy.run.run import Run
 from onpolicy.trainer.head import HiddenStates, head_error
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import Example
@@ -23,25 +28,25 @@ from onpolicy.utils.terminal import plain, printable
 
 HEAD_TOLERANCE = 1e-3
 ENOUGH = 8
-"""Rollouts on which generator and trainer are compared."""
+"""Number of rollouts on which generator and trainer are compared."""
 
 
 class PreflightError(RuntimeError):
-    """The run would not mean anything; the message says why and what to do."""
+    """A check failed, so the run would be meaningless; says why and what to do."""
 
 
 @dataclass(frozen=True)
 class Preflight:
-    """The checks of one run, on the rollouts of a first sampling."""
+    """The checks of one run, on rollouts sampled before the first step."""
 
     trainer: PolicyTrainer
     renderer: Renderer
     contexts: Sequence[str]
     logprob_tolerance: float | None
-    """None: nothing was sampled, so there is nothing to compare."""
+    """Nats; None where nothing was sampled, so that there is nothing to compare."""
     console: Console
 
-    def __call__(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Sequence[Example]) -> None:
         """Raises PreflightError on the first check that fails."""
         shown = next((e for e in examples if e.teacher_prompt_ids), examples[0])
         self.show(shown)
@@ -53,7 +58,7 @@ class Preflight:
         self.check_signal(examples)
 
     def show(self, example: Example) -> None:
-        """Both prompts and the completion, decoded, once."""
+        """Prints both prompts and the completion of one rollout."""
         self._panel("the student reads", self.renderer.decode(example.rollout.prompt_ids))
         for context, ids in example.teacher_prompt_ids.items():
             self._panel(f"the teacher reads ({context})", self.renderer.decode(ids))
@@ -62,7 +67,7 @@ class Preflight:
         )
 
     def check_head(self, example: Example) -> None:
-        """The chunked head must give the model's own logits."""
+        """The chunked head must compute the model's own logits."""
         ids = torch.tensor([example.rollout.prompt_ids], device=self.trainer.device)
         error = head_error(self.trainer.student, ids)
         if error > HEAD_TOLERANCE:
@@ -73,7 +78,7 @@ class Preflight:
         self._passed("the model's head is understood", f"logits differ by {error:.1e}")
 
     def check_alignment(self, examples: Sequence[Example]) -> None:
-        """Student and teacher must hand over to the completion in the same way: same last tokens, hence same first token."""
+        """The prompts of student and teacher must end with the same tokens, so that the completion starts at the same place."""
         suffix = self.renderer.generation_suffix
         for example in examples:
             prompts = {"student": example.rollout.prompt_ids, **example.teacher_prompt_ids}
@@ -86,7 +91,7 @@ class Preflight:
         self._passed("first completion token lines up", f"all prompts end with {self.renderer.decode(suffix)!r}")
 
     def check_logprobs(self, examples: Sequence[Example], tolerance: float) -> None:
-        """Generator and trainer must be the same model."""
+        """Generator and trainer must give the sampled tokens the same log-probabilities."""
         examples = examples[:ENOUGH]
         ours = torch.cat(self.trainer.logprobs(examples)).float().cpu()
         theirs = torch.tensor([p for e in examples for p in e.rollout.rollout_logprobs])
@@ -101,8 +106,10 @@ class Preflight:
         )
 
     def check_zero(self, example: Example) -> None:
-        """A teacher that reads the student's own prompt must give zero loss and zero gradient while its weights are the student's."""
-        if not self.contexts or self.trainer.rule.path is not None:  # another model never agrees with the student
+        """A teacher with the student's own prompt and weights must give zero loss and zero gradient."""
+        if (
+            not self.contexts or self.trainer.rule.path is not None
+        ):  # another model never agrees with the student exactly
             return
         twin = replace(example, teacher_prompt_ids=dict.fromkeys(self.contexts, example.rollout.prompt_ids))
         kept: list[HiddenStates] = []
@@ -126,7 +133,7 @@ class Preflight:
         self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
 
     def check_signal(self, examples: Sequence[Example]) -> None:
-        """At least one term must have a rollout with something to learn from."""
+        """At least one loss term must have a rollout that it can learn from."""
         counts = {term.name: sum(has_signal(term, e) for e in examples) for term in self.trainer.objective.terms}
         each = ", ".join(f"{name} {count} of {len(examples)}" for name, count in counts.items())
         if not any(counts.values()):
@@ -138,7 +145,7 @@ class Preflight:
             )
         taught_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
         same = all(ids == e.rollout.prompt_ids for e, ids in taught_prompts)
-        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.spec.tokens == "response_mask")
+        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.spec.tokens == "sampled_mask")
         if taught_prompts and same and not self.trainer.rule.copies and not rewarded:
             raise PreflightError(
                 "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
@@ -160,19 +167,49 @@ def report_of(
     screen: tuple[int, bool],
     examples: Sequence[Example],
 ) -> tuple[str, PreflightError | None]:
-    """All checks, for ``Trainer.apply``: what they print, as on a screen of this width (and whether it is one), and what failed."""
+    """All checks, for ``Trainer.apply``: what they print on a terminal of this width (and whether it is one), and the failure."""
     said = io.StringIO()
     console = Console(file=said, width=screen[0], force_terminal=screen[1])
     try:
-        Preflight(trainer, renderer, contexts, logprob_tolerance, console)(examples)
+        Preflight(trainer, renderer, contexts, logprob_tolerance, console).check(examples)
     except PreflightError as error:
         return said.getvalue(), error
     return said.getvalue(), None
 
 
+def first_rollouts(run: Run, resolved: ResolvedConfig) -> list[Example]:
+    """Rollouts of the reference model, as the first step would have them; no prompt is used up."""
+    rollouts = run.sampler.rollouts
+    cursor = prompt_cursor(resolved, rollouts.prompts.prompts)
+    groups, _ = replace(rollouts, prompts=cursor, batches=0)(0)
+    examples, _ = run.annotator.annotate(groups, version=0)
+    return examples
+
+
+def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
+    """Samples once with the reference model and checks the result; nothing is trained and no prompt is used up.
+
+    Raises:
+        PreflightError: a check failed.
+    """
+    console = run.log.display.console
+    said, error = run.trainer.apply(
+        report_of,
+        run.log.renderer,
+        tuple(resolved.contexts),
+        run.config.preflight.logprob_tolerance if resolved.data.settings.completions is None else None,
+        (console.width, console.is_terminal),
+        first_rollouts(run, resolved),
+    )
+    console.print(Text.from_ansi(said), end="")
+    if error is not None:
+        raise error
+    run.timer.pop()
+
+
 def has_signal(term: Term, example: Example) -> bool:
-    """Whether a term can learn from a rollout: it goes there, and has the contexts, or the advantage, that the term reads."""
+    """Whether a term can learn from a rollout: it is routed there, and has the contexts or the advantage that the term reads."""
     taught = all(context in example.teacher_prompt_ids for context in term.contexts)
-    if term.spec.tokens == "response_mask" and not term.spec.unrewarded:
+    if term.spec.tokens == "sampled_mask" and not term.spec.unrewarded:
         taught = example.advantage != 0.0 or (bool(term.contexts) and taught)
     return example.routes.get(term.name, 1.0) > 0 and taught

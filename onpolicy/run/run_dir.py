@@ -1,4 +1,4 @@
-"""A run's folder: its name, its config, and whether a run may be continued in it."""
+"""The folder of a run: its name, its config, and whether a run may be continued in it."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ import yaml
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import Config, to_yaml
 from onpolicy.types import Metrics
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write
 
 RESUMABLE = (
     *("steps", "run_dir", "logging", "checkpoint", "preflight", "roles"),
     *("trainer.name", "trainer.config", "trainer.micro_batch_tokens"),
 )
-"""What may change when a run is resumed: how long it runs, where, and what is kept of it, not what a step computes."""
+"""Keys that may change when a run is resumed: how long it runs, where, and what it keeps, but not what a step computes."""
 
 EVALUATED = ("model", "rendering", "generator", "rewards", "correctness", "lexicons", "epistemic", "eval", "seed")
-"""What decides an evaluation's numbers."""
+"""Sections that decide the numbers of an evaluation."""
 EVALUATION = "evaluation.json"
 
 
 def prepare_folder(folder: Path, config: Config) -> None:
-    """Makes the run folder and writes the config into it.
+    """Creates the run folder and writes the config into it.
 
     Raises:
         ConfigError: the folder holds a run with other settings.
     """
     refuse_other_settings(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.yaml", to_yaml(config))
+    atomic_write(folder / "config.yaml", to_yaml(config))
 
 
 def begin_evaluation(folder: Path, config: Config) -> None:
-    """Makes the folder of an evaluation, or goes on in one that was cut off.
+    """Creates the folder of an evaluation, or continues in one that was cut off.
 
     Raises:
         ConfigError: the folder holds an evaluation of another model, or with other settings.
@@ -53,11 +53,11 @@ def begin_evaluation(folder: Path, config: Config) -> None:
                 "Give the same settings to go on with it, or another run_dir."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(saved, json.dumps(now, indent=1) + "\n")
+    atomic_write(saved, json.dumps(now, indent=1) + "\n")
 
 
 def _weights(path: Path) -> dict[str, list[float]]:
-    """Size and time of a local model's weights: another model may come to stand under the same path."""
+    """Size and modification time of a local model's weights, since another model may later have the same path."""
     files = sorted(path.glob("*.safetensors")) if path.is_dir() else []
     return {file.name: [file.stat().st_size, file.stat().st_mtime] for file in files}
 
@@ -75,7 +75,7 @@ def refuse_other_settings(folder: Path, config: Config) -> None:
 
 
 def logged(folder: Path) -> list[Metrics]:
-    """What a run has logged so far, one row a step; a line that is just being written is left out."""
+    """What a run has logged so far, one row a step; an incomplete last line is ignored."""
     path = folder / "metrics.jsonl"
     rows = []
     for line in path.read_text().splitlines() if path.is_file() else ():
@@ -99,4 +99,5 @@ def _differences(before: Any, after: Any, key: str = "") -> list[str]:
 
 
 def default_folder(config_path: Path) -> Path:
+    """``runs/<config>-<time>``, for runs without ``run_dir``."""
     return Path("runs") / f"{config_path.stem}-{datetime.now():%Y%m%d-%H%M%S}"

@@ -1,4 +1,4 @@
-"""One rollout, token by token, small enough to keep: what the token page shows."""
+"""One rollout token by token, in a compact form: what the token page shows."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import Example, LossInputs
 
 SCALE = 100.0
-"""Numbers are kept as 16-bit integers of hundredths: nats to .01, at most 327."""
+"""Numbers are kept as 16-bit integers in hundredths: nats with a resolution of 0.01, at most 327."""
 
 
 SHOWN = ("token_weight", "advantage")
-"""Of a term's own per-token numbers, those that a reader wants to see on every token."""
+"""The per-token metrics of a loss term that are kept, in addition to its loss."""
 
 
 @torch.no_grad()
@@ -77,5 +77,5 @@ def bits(marks: Sequence[bool]) -> str:
 
 
 def unpacked(text: str) -> list[float]:
-    """What ``packed`` kept."""
+    """[T] the inverse of ``packed``."""
     return [float(v) / SCALE for v in np.frombuffer(base64.b64decode(text), dtype="<i2")]

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.types import Metrics
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write, retry_while_disk_full
 
 
 class Tracker(Protocol):
@@ -22,7 +23,7 @@ class Tracker(Protocol):
 
 @dataclass(frozen=True)
 class Logs:
-    """Everything a run writes while it goes on."""
+    """The open files and trackers of a run."""
 
     trackers: Sequence[Tracker]
     samples: Jsonl
@@ -30,23 +31,24 @@ class Logs:
 
 
 class Jsonl:
-    """One line of JSON a step; whole lines only, on disk before the next step starts."""
+    """A file with one line of JSON a step; lines are written whole, and are on disk before the next step starts."""
 
     def __init__(self, path: Path, *, resume_at: int) -> None:
-        """Lines after ``resume_at`` belong to steps that will be run again; they go."""
+        """Removes the lines after ``resume_at``: their steps will be run again."""
         if path.exists():
             before = path.read_text()
             steps = {line: _step_of(line) for line in before.splitlines()}
             kept = "".join(f"{line}\n" for line, step in steps.items() if step is not None and step <= resume_at)
             if kept != before:
-                write_whole(path, kept)
+                atomic_write(path, kept)
         self.path, self._file = path, path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.write({"step": step, **metrics})
 
+    @retry_while_disk_full(lambda self, row: self.path)
     def write(self, row: dict[str, Any]) -> None:
-        """A line that cannot be written whole is taken back.
+        """Writes one line, or nothing where it cannot be written whole.
 
         Raises:
             OSError: nothing was written.
@@ -65,8 +67,17 @@ class Jsonl:
         self._file.close()
 
 
+def open_logs(resolved: ResolvedConfig, folder: Path, step: int) -> Logs:
+    """Opens what a run writes in its folder, with what was logged after ``step`` taken out."""
+    return Logs(
+        trackers=[tracker.bind()(folder, step) for tracker in resolved.trackers],
+        samples=Jsonl(folder / "samples.jsonl", resume_at=step),
+        tokens=Jsonl(folder / "tokens.jsonl", resume_at=step),
+    )
+
+
 def _step_of(line: str) -> int | None:
-    """None for a line that a crash cut short."""
+    """The line's step; None for a line that a crash cut short."""
     try:
         return int(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
@@ -84,13 +95,13 @@ class _TensorBoard:
         self._writer: Any = self._opened(resume_at + 1 if resume_at else None)
 
     def log(self, step: int, metrics: Metrics) -> None:
-        """Goes on in a new file where the last one could not be written."""
+        """Writes the metrics; starts a new file where the last one could not be written."""
         self._writer = self._writer or self._opened(step)
         try:
             for name, value in metrics.items():
                 self._writer.add_scalar(name, value, step)
         except Exception:
-            with contextlib.suppress(Exception):  # its thread has ended, and with it what it held
+            with contextlib.suppress(Exception):  # its thread has ended, and what it had queued is lost
                 self._writer.close()
             self._writer = None
             raise

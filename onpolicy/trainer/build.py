@@ -8,18 +8,14 @@ from onpolicy.config.resolve import ResolvedConfig, Section, contexts_of, plug_i
 from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison
-from onpolicy.losses.objective import Objective, Term, unique_names
+from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
-from onpolicy.run.loading import Model, load_teacher, load_weights
+from onpolicy.models import ModelHandle, load_teacher, load_weights
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup
 from onpolicy.utils.timer import PhaseTimer
-
-
-def term_names(resolved: ResolvedConfig) -> list[str]:
-    return unique_names([t.plugin.name.rpartition(":")[2] for t in resolved.objective])
 
 
 def build_objective(resolved: ResolvedConfig) -> Objective:
@@ -28,7 +24,7 @@ def build_objective(resolved: ResolvedConfig) -> Objective:
     return Objective(
         tuple(
             _term(name, section, max_tokens)
-            for name, section in zip(term_names(resolved), resolved.objective, strict=True)
+            for name, section in zip(resolved.term_names, resolved.objective, strict=True)
         )
     )
 
@@ -66,7 +62,7 @@ def teacher_rule(resolved: ResolvedConfig) -> WeightRule:
     return dataclasses.replace(rule, update=lambda *tensors_and_step: make().update(*tensors_and_step))
 
 
-def local_trainer(resolved: ResolvedConfig, model: Model, clock: PhaseTimer) -> PolicyTrainer:
+def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> PolicyTrainer:
     """The trainer in this process, which is one rank if there are several."""
     rule, epistemic = teacher_rule(resolved), resolved.config.epistemic
     setup = TrainerSetup(

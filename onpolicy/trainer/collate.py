@@ -23,16 +23,16 @@ def collate(
     """
     completions = [e.rollout.completion_ids for e in examples]
     width = max(map(len, completions))  # T
-    response_mask = _right([[True] * len(c) for c in completions], width, torch.bool)
+    sampled_mask = _right([[True] * len(c) for c in completions], width, torch.bool)
     advantages = [[e.advantage] * len(c) for e, c in zip(examples, completions, strict=True)]
     has_context = {context: torch.tensor([context in e.teacher_prompt_ids for e in examples]) for context in contexts}
     return TrainBatch(
         examples=tuple(examples),
         completion_ids=_right(completions, width, torch.long),
-        response_mask=response_mask,
+        sampled_mask=sampled_mask,
         rollout_logprobs=_right([e.rollout.rollout_logprobs for e in examples], width, torch.float32),
         advantages=_right(advantages, width, torch.float32),
-        context_masks={context: response_mask & rows[:, None] for context, rows in has_context.items()},
+        context_masks={context: sampled_mask & rows[:, None] for context, rows in has_context.items()},
         routes={term: torch.tensor([e.routes.get(term, 1.0) for e in examples]) for term in routes},
         spans={name: _right([e.spans[name] for e in examples], width, torch.bool) for name in spans},
     )

@@ -23,12 +23,12 @@ def stacked(batch: TrainBatch, old: Sequence[Tensor] | None, indices: Sequence[i
     """
     if old is None:
         return None
-    return spread(torch.cat([old[i] for i in indices]), batch.response_mask)
+    return spread(torch.cat([old[i] for i in indices]), batch.sampled_mask)
 
 
 def loss_inputs(batch: TrainBatch, stats: TokenStats, old_logprobs: Tensor | None) -> LossInputs:
     """The inputs of the loss; the current log-probabilities are the old ones if ``old_logprobs`` is None."""
-    mask = batch.response_mask
+    mask = batch.sampled_mask
     logprobs = spread(stats.logprobs, mask)
     return LossInputs(
         logprobs=logprobs,
@@ -38,7 +38,7 @@ def loss_inputs(batch: TrainBatch, stats: TokenStats, old_logprobs: Tensor | Non
         ref_logprobs=spread(stats.teacher_logprobs[REF], mask) if REF in stats.teacher_logprobs else None,
         ref_entropy=spread(stats.teacher_entropy[REF], mask) if REF in stats.teacher_entropy else None,
         advantages=batch.advantages,
-        response_mask=mask,
+        sampled_mask=mask,
         teacher={
             name: TeacherScores(
                 logprobs=spread(stats.teacher_logprobs[name], mask),
@@ -58,11 +58,11 @@ def observe(inputs: LossInputs, metrics: MetricAccumulator, telemetry: TokenTele
     """Adds what is measured on every micro-batch, whatever the loss."""
     if telemetry is not None:
         telemetry.observe(inputs)
-    metrics.add("policy/entropy", inputs.entropy, inputs.response_mask)
+    metrics.add("policy/entropy", inputs.entropy, inputs.sampled_mask)
     for context, scores in inputs.teacher.items():
         metrics.add(f"teacher/{context}/entropy", scores.entropy, scores.mask)
         metrics.add(f"teacher/{context}/gap", scores.logprobs - inputs.logprobs.detach(), scores.mask)
-    metrics.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.response_mask)
+    metrics.add("rollout/logprob_gap", (inputs.old_logprobs - inputs.rollout_logprobs).abs(), inputs.sampled_mask)
 
 
 def spread(flat: Tensor, mask: Tensor) -> Tensor:

@@ -190,7 +190,7 @@ class TeacherScorer:
             known = next((row[name] for row in hidden if name in row), None)
             if known is None:
                 width = _width(self.teacher.model) * len(self.readers)
-                known = torch.zeros(1, width, device=batch.response_mask.device)
+                known = torch.zeros(1, width, device=batch.sampled_mask.device)
             parts = [
                 row[name] if name in row else known.new_zeros(n, known.shape[-1])
                 for row, n in zip(hidden, lengths, strict=True)

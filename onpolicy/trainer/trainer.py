@@ -161,7 +161,7 @@ class PolicyTrainer:
         metrics.absorb(own)
         if loss is None:
             return 0.0, 0.0
-        with self.clock("update"):
+        with self.clock.phase("update"):
             return loss, self.engine.step()
 
     def _accumulate(
@@ -189,7 +189,7 @@ class PolicyTrainer:
         metrics.count("teacher/tokens", self.teacher_scorer.tokens(shard, with_ref=self.objective.needs_ref))
         for indices, batch in zip(cut, batches, strict=True):
             inputs = self.inputs(batch, stacked(batch, old, indices), [hidden[i] for i in indices])
-            with self.clock("update"):
+            with self.clock.phase("update"):
                 loss = self.objective.loss(inputs, denominators, metrics)
                 self.engine.backward(loss)
             total += loss.item()
@@ -217,10 +217,10 @@ class PolicyTrainer:
         """
         hidden = self.teacher_hidden(batch.examples) if teacher_hidden is None else teacher_hidden
         teachers = self.teacher_scorer.states(batch, hidden)
-        with self.clock("update"), self._autocast():
+        with self.clock.phase("update"), self._autocast():
             student = self._student_states(batch.examples)
             student = student if through is None else through(student)
-            ids, comparisons = batch.completion_ids[batch.response_mask], self.objective.comparisons
+            ids, comparisons = batch.completion_ids[batch.sampled_mask], self.objective.comparisons
             stats = token_stats(student, teachers, ids, comparisons, marker_ids=self.marker_ids)
         return loss_inputs(batch, stats, old_logprobs)
 
@@ -244,7 +244,7 @@ class PolicyTrainer:
             batch = self.batching.batch([examples[i] for i in indices])
             with self._autocast():
                 states = self._student_states(batch.examples)
-                flat = token_stats(states, {}, batch.completion_ids[batch.response_mask]).logprobs
+                flat = token_stats(states, {}, batch.completion_ids[batch.sampled_mask]).logprobs
             lengths = [len(e.rollout.completion_ids) for e in batch.examples]
             for i, row in zip(indices, flat.split(lengths), strict=True):
                 found[i] = row
@@ -253,7 +253,7 @@ class PolicyTrainer:
     @torch.no_grad()
     def teacher_hidden(self, examples: Sequence[Example]) -> list[TeacherHidden]:
         """The hidden states of teacher and reference model for each example, under the teacher's current weights."""
-        with self.clock("score"), self._autocast():
+        with self.clock.phase("score"), self._autocast():
             budget = NO_GRAPH_FACTOR * self.batching.budget
             return self.teacher_scorer.score(examples, budget=budget, with_ref=self.objective.needs_ref)
 
@@ -302,7 +302,7 @@ class PolicyTrainer:
     def _old_logprobs(self, updates: Sequence[Sequence[Example]]) -> list[list[Tensor]]:
         """For each update, the log-probabilities of this rank's shard before the first update."""
         shards = [self.collectives.shard(update) for update in updates]
-        with self.clock("score"):
+        with self.clock.phase("score"):
             rows = iter(self.logprobs([e for shard in shards for e in shard]))
         return [[next(rows) for _ in shard] for shard in shards]
 

@@ -58,6 +58,19 @@ class Band(argparse.Action):
         return low, high
 
 
+class Renamed(argparse.Action):
+    """An option of an earlier version: says what it is called now."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, *, to: str) -> None:
+        super().__init__(option_strings, dest, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        self.to = to
+
+    def __call__(
+        self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        raise argparse.ArgumentError(self, f"this option is now called {self.to}")
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)

@@ -1,28 +1,36 @@
-"""How far a mean over problems can be trusted."""
+"""Intervals for means: a bootstrap over problems, and a t interval where seeds and problems are both samples."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import fmean
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+
+QUANTILES = (0.025, 0.975)
+"""Bounds of a 95 % interval."""
 
 
 @dataclass(frozen=True)
-class Measured:
-    """A mean over problems and its bootstrap interval."""
+class Estimate:
+    """A mean over problems with its 95 % bootstrap interval."""
 
     mean: float
     low: float
     high: float
 
 
-def measured(values: Sequence[float]) -> Measured:
-    low, high = interval(values)
-    return Measured(fmean(values), low, high)
+def estimate_mean(values: Sequence[float]) -> Estimate:
+    """The mean with the interval of ``bootstrap_ci``."""
+    low, high = bootstrap_ci(values)
+    return Estimate(fmean(values), low, high)
 
 
-def interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
-    """Bootstrap interval of the mean over problems (percentile, 2,000 resamples)."""
+def bootstrap_ci(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean over problems (2,000 resamples)."""
     import numpy as np
     from scipy.stats import bootstrap
 
@@ -37,3 +45,45 @@ def interval(values: Sequence[float], *, level: float = 0.95, seed: int = 0) -> 
         rng=np.random.default_rng(seed),
     ).confidence_interval
     return float(result.low), float(result.high)
+
+
+def bootstrap_statistic_ci(
+    rows: np.ndarray, statistic: Callable[[np.ndarray], float | None], *, resamples: int = 1000
+) -> tuple[float, float]:
+    """95 % percentile bootstrap interval of any statistic of ``rows``, whose first axis is resampled.
+
+    Args:
+        rows: ``[problems, ...]``
+        statistic: of resampled rows; resamples for which it is None are left out
+        resamples: how many are drawn
+    """
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    chosen = draw.integers(len(rows), size=(resamples, len(rows)))
+    values = [value for indices in chosen if (value := statistic(rows[indices])) is not None]
+    low, high = np.quantile(values, QUANTILES)
+    return float(low), float(high)
+
+
+def two_way_t_ci(values: np.ndarray) -> tuple[float, float]:
+    """95 % t interval for the mean of ``[seeds, problems]`` where both are samples: mean -+ sqrt(t_s^2 v_s + t_p^2 v_p).
+
+    v_s and v_p are the variances of the row means and of the column means, each divided by their number, with the t quantile of its
+    own degrees of freedom. Both contain the residual variance, so the interval errs on the wide side. A bootstrap over three seeds
+    would be far too narrow. With one seed the interval is about other problems alone, with one problem about other seeds alone; with
+    one of each nothing can be said (nan).
+    """
+    mean = float(values.mean())
+    if values.size == 1:
+        return float("nan"), float("nan")
+    half = (_squared_t_error(values.mean(1)) + _squared_t_error(values.mean(0))) ** 0.5
+    return mean - half, mean + half
+
+
+def _squared_t_error(means: np.ndarray) -> float:
+    """t^2 times the variance of the means divided by their number; 0 for a single one."""
+    from scipy.stats import t
+
+    n = len(means)
+    return float(t.ppf(QUANTILES[1], n - 1)) ** 2 * float(means.var(ddof=1)) / n if n > 1 else 0.0

@@ -59,14 +59,14 @@ def three_rows(route: list[float]) -> LossInputs:
     zero = torch.zeros(3, 3)
     return LossInputs(
         logprobs=logprobs, entropy=zero, old_logprobs=zero, rollout_logprobs=zero, ref_logprobs=None, advantages=zero,
-        response_mask=mask, teacher={}, divergences={}, routes={"term": torch.tensor(route)},
+        sampled_mask=mask, teacher={}, divergences={}, routes={"term": torch.tensor(route)},
     )  # fmt: skip
 
 
 def loss_of(given: LossInputs, normalize: str, parts: list[slice]) -> float:
     term = Term("term", 1.0, lambda i: TermOutput(per_token=i.logprobs), TermSpec(), normalize=normalize, max_tokens=5)
     cut = [
-        replace(given, **{n: getattr(given, n)[p] for n in ("logprobs", "response_mask")}, routes={"term": given.routes["term"][p]})
+        replace(given, **{n: getattr(given, n)[p] for n in ("logprobs", "sampled_mask")}, routes={"term": given.routes["term"][p]})
         for p in parts
     ]  # fmt: skip
     denominators = Objective((term,)).denominators(cut)  # type: ignore[arg-type]
@@ -103,7 +103,7 @@ def test_how_rows_are_batched_never_matters(seed: int, normalize: str, cuts: set
     zero = torch.zeros(6, 4)
     whole = LossInputs(
         logprobs=torch.randn(6, 4, generator=random), entropy=zero, old_logprobs=zero, rollout_logprobs=zero, ref_logprobs=None,
-        advantages=zero, response_mask=mask, teacher={}, divergences={}, routes={"term": torch.randint(0, 3, (6,), generator=random) / 2},
+        advantages=zero, sampled_mask=mask, teacher={}, divergences={}, routes={"term": torch.randint(0, 3, (6,), generator=random) / 2},
     )  # fmt: skip
     edges = [0, *sorted(cuts), 6]
     parts = [slice(a, b) for a, b in itertools.pairwise(edges)]
@@ -154,7 +154,7 @@ def test_sdpos_loss_is_the_published_formula() -> None:
     divergences = {comparison: comparison.compare(student, seen)}
     given = LossInputs(
         logprobs=current, entropy=torch.zeros(4, 5), old_logprobs=old, rollout_logprobs=rollout, ref_logprobs=None,
-        advantages=torch.zeros(4, 5), response_mask=mask, teacher={"teacher": scores}, divergences=divergences,
+        advantages=torch.zeros(4, 5), sampled_mask=mask, teacher={"teacher": scores}, divergences=divergences,
     )  # fmt: skip
     bound = partial(distill, divergence=divergence, support=support, importance_cap=2.0)
     term = Term("distill", 1.0, bound, spec_of(distill), ("teacher",), normalize="all_sequences", comparison=comparison)

@@ -161,18 +161,23 @@ def read_config(path: Path, overrides: list[str]) -> None:
     to_yaml(config)
 
 
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.omegaconf
 @pytest.mark.usefixtures("known_lexicons")
-def test_configs(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [60, pytest.param(2000, marks=NIGHTLY)])
+def test_configs(tmp_path: Path, examples: int) -> None:
     path = tmp_path / "config.yaml"
     fine = []
 
-    @settings(FIXED, max_examples=500)
+    @settings(FIXED, max_examples=examples)
     @given(spoilt(), OVERRIDES)
     def as_tree(tree: Any, overrides: list[str]) -> None:
         path.write_text(yaml.safe_dump(tree), encoding="utf-8", errors="surrogatepass")
         fine.append(ends_well(lambda: read_config(path, overrides)))
 
-    @settings(FIXED, max_examples=400)
+    @settings(FIXED, max_examples=examples)
     @given(TEXTS)
     def as_text(text: bytes) -> None:
         path.write_bytes(text)
@@ -268,11 +273,12 @@ def written(columns: dict[str, Any]) -> bytes:
 
 
 @pytest.mark.filterwarnings("ignore:.*left out")
-def test_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize("examples", [400, pytest.param(10_000, marks=NIGHTLY)])
+def test_data(tmp_path: Path, examples: int) -> None:
     renderers = [Renderer(byte_tokenizer(template), max_prompt_tokens=800) for template in TEMPLATES]
     fine, rendered = [], []
 
-    @settings(FIXED, max_examples=2000)
+    @settings(FIXED, max_examples=examples)
     @given(
         data_files(),
         st.sampled_from(["refuse", "skip"]),

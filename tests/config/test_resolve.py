@@ -25,6 +25,8 @@ FILES = [
 ]  # tests/integrations/verl has those
 CONFIGS = [p for p in FILES if "arms" not in yaml.safe_load(p.read_text())]
 
+pytestmark = pytest.mark.omegaconf
+
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_shipped_config_is_valid(path: Path) -> None:

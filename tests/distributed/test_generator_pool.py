@@ -6,11 +6,13 @@ is replaced, has the current weights before any work, and nothing is lost or the
 weights too; 4. what the user did wrong is raised as it is; 5. the run gives up on what does not get better; 6. a run that
 goes back hands over older weights, and what was under way is forgotten; 7. nothing listens beyond this machine, and what
 was started ends; 8. a whole run; 9. with vLLM.
+
+A replica takes many seconds to start, so one pair of them serves most tests. Their generator does what files beside the
+model tell it to: a test stops it in the middle, acts, and lets it go on; nothing depends on how fast this machine is.
 """
 
 from __future__ import annotations
 
-import functools
 import os
 import signal
 import subprocess
@@ -18,7 +20,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,36 +31,25 @@ from torch import Tensor
 
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig, resolve
-from onpolicy.config.schema import RolesSettings, build
+from onpolicy.config.schema import build
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.generator_pool import Replicas
 from onpolicy.distributed.supervisor import ActorSupervisor
 from onpolicy.distributed.weight_transfer import WeightRefs, pack
+from onpolicy.models import open_model
+from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.seeds import StaleWeights
-from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
-from onpolicy.run.assemble import local_generator
-from onpolicy.run.loading import open_model
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.rollout.weight_version import StaleWeights
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 from tests.runs import metrics, run_here, start, write_config
-from tests.tiny import byte_tokenizer, tiny_model, tiny_model_dir
+from tests.tiny import tiny_model, tiny_model_dir
 
 PROMPTS = [Prompt(id=str(i), messages=({"role": "user", "content": "x" * (i % 5 + 1)},)) for i in range(12)]
-PATIENCE = 4.0
+AS_TOLD = "tests.distributed.test_generator_pool:AsTold"
 
-
-@pytest.fixture(scope="module")
-def ray() -> Iterator[Any]:
-    """One Ray for the whole file."""
-    ray_cluster.join(RolesSettings())
-    import ray as module
-
-    yield module
-    ray_cluster.leave()
-    assert not module.is_initialized()
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_model_dir(tmp_path_factory.mktemp("replicas") / "model").parent
 
 
-def checked(folder: Path, generator: str = "transformers", **roles: Any) -> ResolvedConfig:
+def checked(folder: Path, generator: str = AS_TOLD, **roles: Any) -> ResolvedConfig:
     return resolve(
         build(
             {
@@ -74,10 +66,16 @@ def checked(folder: Path, generator: str = "transformers", **roles: Any) -> Reso
                 "generator": {"name": generator, "group_size": 2, "max_tokens": 6},
                 "rewards": ["tests.runs:length_reward"],
                 "objective": [{"name": "policy_gradient"}],
-                "roles": {"generators": 2, "patience": PATIENCE, "restarts": 2, **roles},
+                "roles": {"generators": 2, "patience": 120.0, "restarts": 100, **roles},
             }
         )
     )
+
+
+def until(true: Callable[[], bool]) -> None:
+    """No deadline but pytest's own: other processes may keep this machine busy."""
+    while not true():
+        time.sleep(0.01)
 
 
 class Site:
@@ -85,13 +83,23 @@ class Site:
 
     def __init__(self, plan_: ResolvedConfig) -> None:
         self.said: list[str] = []
-        self.faults = Faults(self.said.append, plan_.config.roles.apart)
+        self.faults = Faults(self._hear, plan_.config.roles.apart)
         self.model = open_model(plan_)
         self.replicas = Replicas(plan_, self.model, self.faults)
         self.own = local_generator(plan_, self.model)
+        self.orders = Path(plan_.config.model.path).parent / "orders"
+
+    def _hear(self, line: str) -> None:
+        self.said.append(line)
+        self.set_patience(120.0)  # whoever takes the place has time to start
+
+    def set_patience(self, seconds: float) -> None:
+        self.replicas.crew.roles = replace(self.replicas.crew.roles, patience=seconds)
 
     def begin(self) -> Site:
-        """As new: the reference model's weights in all replicas, once they are up, and nothing said."""
+        """As new: the reference model's weights in all replicas, once they are up, nothing said and nothing ordered."""
+        for order in self.orders.glob("*"):
+            order.unlink()
         assert self.processes
         self.replicas.reset_version()
         self.update(0, 0)
@@ -104,21 +112,40 @@ class Site:
         self.own.policy_version = version - 1
         self.own.update_weights(weights(seed), version=version)
 
+    @contextmanager
+    def stopped(self, *, seed: int) -> Iterator[Future[list[RolloutGroup]]]:
+        """For the time of the block a call stands still in the middle: four of its prompts are done, the others wait."""
+        some = threading.Event()
+        self.replicas.on_progress = lambda done, total: some.set() if done == 8 else None
+        for i in range(4):
+            self.order(f"let {i} through")
+        self.order("wait")
+        with ThreadPoolExecutor(1) as threads:
+            call = threads.submit(self.replicas.generate, PROMPTS, seed=seed)
+            try:
+                until(lambda: some.is_set() or call.done())
+                assert not call.done()
+                yield call
+            finally:
+                (self.orders / "wait").unlink()
+
+    def order(self, what: str) -> None:
+        self.orders.mkdir(exist_ok=True)
+        (self.orders / what).touch()
+
     @property
     def processes(self) -> list[int]:
         """The replicas' process ids, once all are up."""
-        deadline = time.monotonic() + 60
-        while not all(seat.pid for seat in self.replicas.crew.seats):
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        until(lambda: all(seat.pid for seat in self.replicas.crew.seats))
         return [pid for seat in self.replicas.crew.seats if (pid := seat.pid)]
 
 
 @pytest.fixture
 def site(ray: Any, folder: Path) -> Iterator[Callable[..., Site]]:
+    """Replicas of a test's own."""
     made: list[Site] = []
 
-    def make(generator: str = "transformers", **roles: Any) -> Site:
+    def make(generator: str, **roles: Any) -> Site:
         made.append(Site(checked(folder, generator, **roles)))
         return made[-1]
 
@@ -128,11 +155,16 @@ def site(ray: Any, folder: Path) -> Iterator[Callable[..., Site]]:
 
 
 @pytest.fixture(scope="module")
-def slow(ray: Any, folder: Path) -> Iterator[Site]:
-    """Two replicas that take a while, for all tests that interfere in the middle."""
-    made = Site(checked(folder, "tests.distributed.test_generator_pool:Slow"))
+def shared(ray: Any, folder: Path) -> Iterator[Site]:
+    made = Site(checked(folder))
     yield made
     made.replicas.close()
+
+
+@pytest.fixture
+def pair(shared: Site) -> Site:
+    """Two replicas as new."""
+    return shared.begin()
 
 
 def said(groups: list[RolloutGroup]) -> list[tuple[str, list[tuple[int, ...]], list[int]]]:
@@ -148,70 +180,49 @@ def weights(seed: int) -> list[tuple[str, Tensor]]:
 # --- generators that misbehave, as a user's plug-ins would -----------------------------------------------------------
 
 
-class Misbehaving(HFGenerator):
-    """Once for all processes together, unless told otherwise: a file says that it has happened."""
-
-    def once(self) -> bool:
-        try:
-            (Path(self.model).parent / type(self).__name__).touch(exist_ok=False)
-        except FileExistsError:
-            return False
-        return True
+class AsTold(HFGenerator):
+    """Does what the files in a folder say: each order is carried out once, by whichever process is first."""
 
     def __init__(self, *, renderer: Renderer, model: str, sampling: Sampling, max_model_len: int) -> None:
         super().__init__(renderer=renderer, model=model, sampling=sampling, max_model_len=max_model_len)
-        self.model = model
+        self.orders = Path(model).parent / "orders"
 
+    def told(self, what: str) -> bool:
+        try:
+            (self.orders / what).unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
-class Garbled(Misbehaving):
     def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+        until(lambda: not (self.orders / "wait").exists() or any(self.told(f"let {i} through") for i in range(4)))
+        if self.told("fail") or any(self.told(f"fail {i}") for i in range(3)):
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
         groups = super().generate(prompts, seed=seed, sampling=sampling)
-        if not self.once():
+        if not self.told("garble"):
             return groups
         wrong = [replace(r, rollout_logprobs=(float("nan"),) * len(r.completion_ids)) for r in groups[0].rollouts]
         return [replace(groups[0], rollouts=tuple(wrong)), *groups[1:]]
 
-
-class Flaky(Misbehaving):
-    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
-        if self.once():
-            raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        return super().generate(prompts, seed=seed, sampling=sampling)
-
-
-class DyingOnWeights(Misbehaving):
     def update_weights(self, weights: Any, *, version: int) -> None:
-        if self.once():
+        if self.told("die"):
             os.kill(os.getpid(), signal.SIGKILL)
         super().update_weights(weights, version=version)
 
 
-class Hopeless(Misbehaving):
+class Hopeless(HFGenerator):
+    def __init__(self, *, renderer: Renderer, model: str, sampling: Sampling, max_model_len: int) -> None:
+        super().__init__(renderer=renderer, model=model, sampling=sampling, max_model_len=max_model_len)
+
     def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
         os._exit(1)
-
-
-class Slow(Misbehaving):
-    """A replica has six tasks of twelve prompts, one after the other: about two seconds."""
-
-    turn = threading.Lock()
-
-    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
-        with self.turn:
-            time.sleep(0.3)
-        return super().generate(prompts, seed=seed, sampling=sampling)
-
-
-class Broken(Misbehaving):
-    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
-        raise RuntimeError("never works")
 
 
 # --- the same as in this process -------------------------------------------------------------------------------------
 
 
-def test_the_same_rollouts_as_in_this_process_and_progress(site: Any) -> None:
-    s = site()
+def test_the_same_rollouts_as_in_this_process_and_progress(pair: Site) -> None:
+    s = pair
     seen: list[tuple[int, int]] = []
     s.replicas.on_progress = lambda done, total: seen.append((done, total))
     groups = s.replicas.generate(PROMPTS, seed=3)
@@ -230,8 +241,8 @@ def test_the_same_rollouts_as_in_this_process_and_progress(site: Any) -> None:
     assert s.replicas.generate([], seed=0) == [] and not s.said
 
 
-def test_weights_reach_every_replica_and_threads_share_them(site: Any) -> None:
-    s = site()
+def test_weights_reach_every_replica_and_threads_share_them(pair: Site) -> None:
+    s = pair
     before = s.replicas.generate(PROMPTS, seed=0)
     for version, handed in ((2, weights(1)), (3, WeightRefs([_put(p) for p in pack(weights(2), 50_000)]))):
         s.replicas.update_weights(iter(handed) if isinstance(handed, list) else handed, version=version)
@@ -251,14 +262,12 @@ def _put(parcel: Any) -> Any:
     return ray.put(parcel)
 
 
-def test_weights_in_the_middle_of_sampling(slow: Site) -> None:
+def test_weights_in_the_middle_of_sampling(pair: Site) -> None:
     """Every rollout carries the version that sampled it, the later ones the new one."""
-    s = slow.begin()
-    with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(s.replicas.generate, PROMPTS, seed=0)
-        time.sleep(0.5)
+    s = pair
+    with s.stopped(seed=0) as call:
         s.replicas.update_weights(weights(1), version=1)
-        mixed = said(call.result())
+    mixed = said(call.result())
     old = said(s.own.generate(PROMPTS, seed=0))
     s.own.update_weights(weights(1), version=1)
     new = said(s.own.generate(PROMPTS, seed=0))
@@ -266,56 +275,68 @@ def test_weights_in_the_middle_of_sampling(slow: Site) -> None:
     assert {v for _, _, versions in mixed for v in versions} == {0, 1}
 
 
-def test_a_slow_replica_gets_less(slow: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    s = slow.begin()
+def test_a_slow_replica_gets_less(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = pair
     pids, counts, finish = s.processes, {1: 0, 2: 0}, ActorSupervisor._finish
 
     def counted(seat: ActorSupervisor, *arguments: Any) -> None:
-        counts[seat.number] += 1
         finish(seat, *arguments)
+        counts[seat.number] += 1
 
     monkeypatch.setattr(ActorSupervisor, "_finish", counted)
     os.kill(pids[0], signal.SIGSTOP)
-    timer = threading.Timer(2.5, os.kill, (pids[0], signal.SIGCONT))
-    timer.start()
-    groups = s.replicas.generate(PROMPTS, seed=0)
-    assert said(groups) == said(s.own.generate(PROMPTS, seed=0)) and not s.said
-    assert counts[1] < counts[2] and sum(counts.values()) == len(PROMPTS)
+    try:
+        with ThreadPoolExecutor(1) as threads:
+            call = threads.submit(s.replicas.generate, PROMPTS, seed=0)
+            until(lambda: counts[2] > len(PROMPTS) / 2)
+            os.kill(pids[0], signal.SIGCONT)
+            assert said(call.result()) == said(s.own.generate(PROMPTS, seed=0)) and not s.said
+    finally:
+        os.kill(pids[0], signal.SIGCONT)
+    until(lambda: sum(counts.values()) == len(PROMPTS))
+    assert 0 < counts[1] < counts[2]
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "no sign of progress")])
-def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(slow: Site, number: int, words: str) -> None:
-    s = slow.begin()
+def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(pair: Site, number: int, words: str) -> None:
+    s = pair
     s.update(1, 5)
     victim, before = s.processes[1], s.faults.metrics()["faults/generator"]
-    with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(s.replicas.generate, PROMPTS, seed=1)
-        time.sleep(0.7)
+    with s.stopped(seed=1) as call:
         os.kill(victim, number)
-        groups = call.result(timeout=60)
-    assert said(groups) == said(s.own.generate(PROMPTS, seed=1)), "the same as if nothing had happened, each once"
+        if number == signal.SIGSTOP:
+            s.set_patience(6.0)  # until something is said
+    assert said(call.result()) == said(s.own.generate(PROMPTS, seed=1)), (
+        "the same as if nothing had happened, each once"
+    )
     assert len(s.said) == 1 and words in s.said[0] and s.said[0].startswith("generator: 2 of 2 "), s.said
     assert s.faults.metrics() == {"faults/generator": before + 1}
-    assert not _alive(victim)
+    until(lambda: not _alive(victim))
     assert victim not in s.processes
     assert said(s.replicas.generate(PROMPTS, seed=2)) == said(s.own.generate(PROMPTS, seed=2))
     assert len(s.said) == 1, "the new one has the weights before any work"
 
 
-def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(slow: Site) -> None:
-    s = slow.begin()
+def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    s = pair
     victim = s.processes[0]
     os.kill(victim, signal.SIGKILL)
-    deadline = time.monotonic() + 10
-    while not s.said:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: bool(s.said))
     assert victim not in s.processes
     assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
-    time.sleep(PATIENCE + 1)
+    pings, receive = {1: 0, 2: 0}, ActorSupervisor._receive
+
+    def counted(seat: ActorSupervisor, ref: Any) -> None:
+        pings[seat.number] += ref is seat._ping
+        receive(seat, ref)
+
+    monkeypatch.setattr(ActorSupervisor, "_receive", counted)
+    s.set_patience(4.0)
+    until(lambda: min(pings.values()) >= 6)  # one a second
+    s.set_patience(120.0)
     assert len(s.said) == 1, "one that has no work makes no progress and is none the worse for it"
 
 
@@ -329,60 +350,39 @@ def _alive(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("name", "words"), [("Garbled", "nonsense: it has a rollout of prompt"), ("Flaky", "RuntimeError: CUDA error")]
+    ("order", "words"), [("garble", "nonsense: it has a rollout of prompt"), ("fail", "RuntimeError: CUDA error")]
 )
-def test_a_replica_that_answers_nonsense_or_fails_is_replaced(site: Any, name: str, words: str) -> None:
-    s = site(f"tests.distributed.test_generator_pool:{name}", generators=1)
-    assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
-    assert len(s.said) == 1 and words in s.said[0] and "\n" not in s.said[0], s.said
+def test_a_replica_that_answers_nonsense_or_fails_is_replaced(pair: Site, order: str, words: str) -> None:
+    pair.order(order)
+    found = said(pair.replicas.generate(PROMPTS, seed=1))
+    assert found == said(pair.own.generate(PROMPTS, seed=1))
+    assert len(pair.said) == 1 and words in pair.said[0] and "\n" not in pair.said[0], pair.said
 
 
-def test_a_replica_that_dies_while_it_takes_weights(site: Any) -> None:
-    s = site("tests.distributed.test_generator_pool:DyingOnWeights")
-    s.processes  # noqa: B018
-    s.replicas.update_weights(weights(1), version=1)
-    HFGenerator.update_weights(s.own, weights(1), version=1)
-    assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
-    assert len(s.said) == 1 and "died" in s.said[0]
+def test_a_replica_that_dies_while_it_takes_weights(pair: Site) -> None:
+    pair.order("die")
+    pair.replicas.update_weights(weights(1), version=1)
+    assert not list(pair.orders.iterdir())
+    pair.own.update_weights(weights(1), version=1)
+    assert said(pair.replicas.generate(PROMPTS, seed=0)) == said(pair.own.generate(PROMPTS, seed=0))
+    assert len(pair.said) == 1 and "died" in pair.said[0]
 
 
-def test_what_the_user_did_wrong_is_raised_as_it_is(site: Any) -> None:
-    s = site(generators=1)
+def test_what_the_user_did_wrong_is_raised_as_it_is(pair: Site) -> None:
     long = Prompt(id="long", messages=({"role": "user", "content": "x" * 5000},))
     with pytest.raises(PromptTooLong) as caught:
-        s.replicas.generate([*PROMPTS, long], seed=0)
+        pair.replicas.generate([*PROMPTS, long], seed=0)
     assert caught.value.limit == 1018 and type(caught.value) is PromptTooLong
     assert "in process" in caught.value.__notes__[0] and "prompt_ids" in caught.value.__notes__[0]
-    with pytest.raises(ValueError, match="tensors are missing"):
-        s.replicas.update_weights(weights(1)[:2], version=1)
-    assert not s.said
 
 
-def test_what_does_not_get_better_is_given_up(site: Any) -> None:
-    s = site("tests.distributed.test_generator_pool:Hopeless", generators=1)
-    with pytest.raises(GaveUp, match=r"generator 1 of 1 was replaced 2 times in a row .* at last: died"):
-        s.replicas.generate(PROMPTS[:1], seed=0)
-    assert len(s.said) == 2
-    with pytest.raises(GaveUp):
-        s.replicas.update_weights(weights(1), version=1)
-
-
-def test_an_error_that_three_replicas_raise_is_the_works(site: Any) -> None:
-    s = site("tests.distributed.test_generator_pool:Broken", generators=1, restarts=5)
-    with pytest.raises(RuntimeError, match="never works"):
-        s.replicas.generate(PROMPTS[:1], seed=0)
-    assert len(s.said) == 3
-
-
-def test_a_run_that_goes_back(slow: Site) -> None:
-    s = slow.begin()
+def test_a_run_that_goes_back(pair: Site) -> None:
+    s = pair
     s.update(1, 7)
-    with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(s.replicas.generate, PROMPTS, seed=0)
-        time.sleep(0.5)
+    with s.stopped(seed=0) as call:
         s.replicas.reset_version()
         with pytest.raises(CancelledError):
-            call.result(timeout=5)
+            call.result()
     s.update(2, 3)
     assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
     assert s.replicas.policy_version == 3 and not s.said
@@ -390,13 +390,38 @@ def test_a_run_that_goes_back(slow: Site) -> None:
         s.replicas.update_weights(weights(1), version=2)
 
 
+def test_an_error_that_three_replicas_raise_is_the_works(pair: Site) -> None:
+    for i in range(3):
+        pair.order(f"fail {i}")
+    with pytest.raises(RuntimeError, match="CUDA error: an illegal memory access"):
+        pair.replicas.generate(PROMPTS[:1], seed=0)
+    assert len(pair.said) == 3
+
+
+def test_what_does_not_get_better_is_given_up(site: Any) -> None:
+    s = site("tests.distributed.test_generator_pool:Hopeless", generators=1, restarts=2)
+    with pytest.raises(GaveUp, match=r"generator 1 of 1 was replaced 2 times in a row .* at last: died"):
+        s.replicas.generate(PROMPTS[:1], seed=0)
+    assert len(s.said) == 2
+    with pytest.raises(GaveUp):
+        s.replicas.update_weights(weights(1), version=1)
+
+
+def test_weights_of_another_model_end_the_run(site: Any) -> None:
+    s = site("transformers", generators=1)
+    assert s.processes
+    with pytest.raises(ValueError, match="tensors are missing"):
+        s.replicas.update_weights(weights(1)[:2], version=1)
+    assert not s.said
+
+
 # --- Ray itself ------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_listens_beyond_this_machine(slow: Site) -> None:
+def test_nothing_listens_beyond_this_machine(shared: Site) -> None:
     import psutil
 
-    assert len(slow.processes) == 2
+    assert len(shared.processes) == 2
     me = psutil.Process()
     found = {
         (process.name(), connection.laddr.ip)
@@ -423,13 +448,13 @@ def test_a_cluster_that_is_not_there(folder: Path) -> None:
         "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import RolesSettings\n"
         "ray_cluster.join(RolesSettings(address='127.0.0.1:1'))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ConfigError: roles.address: cannot join '127.0.0.1:1'" in found.stderr
 
 
 def test_a_whole_run_with_roles(tmp_path: Path, ray: Any) -> None:
     """Under a Ray of its own, under one that it joins, and without."""
-    config = write_config(tmp_path, roles={"generators": 2, "rewards": 1})
+    config = write_config(tmp_path, roles={"generators": 1, "rewards": 1})
     address = ray.get_runtime_context().gcs_address
     output = _finish(config, f"run_dir={tmp_path / 'apart'}")
     assert not [line for line in output.splitlines() if "ray" in line.lower()], output
@@ -444,14 +469,14 @@ def test_a_whole_run_with_roles(tmp_path: Path, ray: Any) -> None:
 
 def _finish(config: Path, *overrides: str) -> str:
     process = start(config, *overrides)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate()
     assert process.returncode == 0, output
     return output
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_replicas(site: Any) -> None:
-    s = site("vllm", patience=60.0)
+    s = site("vllm")
     assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
     s.replicas.update_weights(weights(1), version=1)
     s.own.update_weights(weights(1), version=1)
@@ -459,55 +484,3 @@ def test_vllm_replicas(site: Any) -> None:
     assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
     assert len(s.said) == 1
     s.own.close()
-
-
-# --- what nonsense is ------------------------------------------------------------------------------------------------
-
-
-def answer(**changes: Any) -> RolloutGroup:
-    renderer = Renderer(byte_tokenizer())
-    ids = (70, 71, 2)
-    good = {
-        "prompt_ids": renderer.prompt_ids(PROMPTS[0].messages),
-        "completion_ids": ids,
-        "rollout_logprobs": (-0.1, 0.0, -3.0),
-        "text": renderer.completion_text(ids),
-        "finish_reason": "stop",
-        "policy_version": 4,
-    }
-    rollout = Rollout(**{**good, **changes})
-    return RolloutGroup(prompt=PROMPTS[0], rollouts=(rollout, rollout))
-
-
-NONSENSE: dict[str, tuple[Any, str]] = {
-    "no answer": (None, "NoneType"),
-    "no groups": ([1], "wanted a list of groups"),
-    "nothing": ([], "is about"),
-    "another prompt's": ([replace(answer(), prompt=PROMPTS[1])], "is about"),
-    "too many": ([replace(answer(), rollouts=answer().rollouts * 2)], "4 rollouts"),
-    "another prompt read": ([answer(prompt_ids=(1, 2))], "to another prompt"),
-    "too long": ([answer(completion_ids=(70,) * 4, rollout_logprobs=(-1.0,) * 4)], "max_tokens is 3"),
-    "no number": ([answer(rollout_logprobs=(-1.0, float("nan"), -1.0))], "log-prob"),
-    "minus infinity": ([answer(rollout_logprobs=(-1.0, float("-inf"), -1.0))], "log-prob"),
-    "above 0": ([answer(rollout_logprobs=(-1.0, 0.01, -1.0))], "log-prob"),
-    "unknown token": ([answer(completion_ids=(70, 264, 2))], "vocabulary of 264"),
-    "negative token": ([answer(completion_ids=(70, -1, 2))], "vocabulary"),
-    "too old": ([answer(policy_version=2)], "weights 2, wanted 3 to 5"),
-    "too new": ([answer(policy_version=6)], "weights 6"),
-    "another text": ([answer(text="hello")], "text"),
-}
-
-
-@pytest.mark.parametrize("name", NONSENSE)
-def test_nonsense(name: str) -> None:
-    groups, words = NONSENSE[name]
-    check = functools.partial(
-        RolloutValidator(Renderer(byte_tokenizer()), 264),
-        prompts=PROMPTS[:1],
-        sampling=Sampling(group_size=2, max_tokens=3),
-        oldest=3,
-        newest=5,
-    )
-    check([answer()])
-    with pytest.raises(InvalidRollout, match=words):
-        check(groups)

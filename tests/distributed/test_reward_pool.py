@@ -17,14 +17,13 @@ from typing import Any
 
 import pytest
 
+from onpolicy.annotation.build import build_rewards
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import Coefficients
-from onpolicy.config.schema import RolesSettings, build
-from onpolicy.distributed import ray_cluster
+from onpolicy.config.schema import build
 from onpolicy.distributed.reward_pool import RemoteScorer, remote_scorer
 from onpolicy.rewards.base import RewardError
-from onpolicy.run.assemble import build_rewards
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from onpolicy.utils.faults import Faults, GaveUp
 
@@ -46,37 +45,33 @@ TEXTS = (
 )
 
 
-@pytest.fixture(scope="module")
-def ray() -> Iterator[None]:
-    ray_cluster.join(RolesSettings())
-    yield
-    ray_cluster.leave()
+pytestmark = pytest.mark.ray
 
 
 class Pair:
     """A judge with workers, the one in this process, and what was said."""
 
-    def __init__(self, rewards: list[Any], workers: int = 2) -> None:
+    def __init__(self, rewards: list[Any], workers: int = 2, patience: float = 120.0) -> None:
         config = {
             "model": {"path": "unread"},
             "data": {"name": "file", "path": "unread.jsonl"},
             "rewards": rewards,
             "objective": [{"name": "policy_gradient"}],
-            "roles": {"rewards": workers, "patience": 3.0},
+            "roles": {"rewards": workers, "patience": patience},
         }
         self.resolved = resolve(build(config))
         self.said: list[str] = []
         self.faults = Faults(self.said.append, self.resolved.config.roles.apart)
-        self.here = Scorer(build_rewards(self.resolved), str.strip)
+        self.here = Scorer(build_rewards(self.resolved), str.strip, self.resolved.correctness_name)
         self.apart: RemoteScorer = remote_scorer(self.resolved, self.here, self.faults)
 
 
 @pytest.fixture
-def pair(ray: None) -> Iterator[Callable[..., Pair]]:
+def pair(ray: Any) -> Iterator[Callable[..., Pair]]:
     made: list[Pair] = []
 
-    def make(rewards: list[Any], workers: int = 2) -> Pair:
-        made.append(Pair(rewards, workers))
+    def make(rewards: list[Any], **options: Any) -> Pair:
+        made.append(Pair(rewards, **options))
         return made[-1]
 
     yield make
@@ -137,7 +132,7 @@ def test_exactly_what_the_judge_here_says(pair: Any) -> None:
         coefficients.set(step, {})
         here, apart = p.here(GROUPS), p.apart(GROUPS)
         assert apart == here
-        assert p.apart.right == p.here.right == "math_answer"
+        assert p.apart.correctness == p.here.correctness == "math_answer"
         totals.append([s.total for judged in apart for s in judged.scored])
     parts = {name for judged in apart for s in judged.scored for name in s.parts}
     assert parts == {r["name"] for r in BUILT_IN}
@@ -148,22 +143,23 @@ def test_exactly_what_the_judge_here_says(pair: Any) -> None:
 
 def test_several_threads_and_all_workers(pair: Any) -> None:
     p = pair(["tests.distributed.test_reward_pool:waiting"])
-    p.apart(GROUPS)  # until all are up
+    while not all(seat.pid for seat in p.apart.crew.seats):  # all are up
+        time.sleep(0.01)
     with ThreadPoolExecutor(3) as threads:
         calls = list(threads.map(p.apart, [GROUPS] * 3))
     assert all([j.group for j in judged] == GROUPS for judged in calls)
     assert len({s.total for judged in calls for j in judged for s in j.scored}) == 2
 
 
-@pytest.mark.parametrize("how", ["dies", "hangs"])
-def test_a_worker_that_is_lost_is_replaced(pair: Any, tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize(("how", "patience"), [("dies", 120.0), ("hangs", 6.0)])
+def test_a_worker_that_is_lost_is_replaced(pair: Any, tmp_path: Path, how: str, patience: float) -> None:
     file = tmp_path / "left"
     file.write_text("xx")
-    p = pair([{"name": "tests.distributed.test_reward_pool:dying", "file": str(file), "how": how}])
+    p = pair([{"name": "tests.distributed.test_reward_pool:dying", "file": str(file), "how": how}], patience=patience)
     groups = [*GROUPS[:3], group("the bad one", ("deadly", "fine"))]
     judged = p.apart(groups)
     assert judged == p.here(groups)
-    word = "died" if how == "dies" else "no sign of progress for 3 s"
+    word = "died" if how == "dies" else "no sign of progress for 6 s"
     assert len(p.said) == 2 and all(word in line and line.startswith("rewards: ") for line in p.said), p.said
     assert p.faults.metrics() == {"faults/rewards": 2.0}
 

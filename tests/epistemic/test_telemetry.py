@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 
-from onpolicy.annotation.scoring import RolloutReward, ScoredGroup
 from onpolicy.epistemic.baseline import Baseline, ProblemBaseline, problem_baselines
 from onpolicy.epistemic.ids import span_name
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
@@ -25,7 +24,7 @@ from onpolicy.epistemic.text import marker_rates
 from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference
 from onpolicy.rewards.doubt import target_rate
 from onpolicy.rewards.lexicon import LEXICONS, count
-from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, TeacherScores
+from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup, TeacherScores
 from onpolicy.utils.thinking import split_thinking
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import random_examples
@@ -107,7 +106,7 @@ def loss_inputs(marked: list[bool]) -> LossInputs:
     scores = TeacherScores(logprobs=row(-3.0, -1.0, -1.5, -1.0), entropy=row(0, 0, 0, 0), mask=mask)
     return LossInputs(
         logprobs=row(-1.0, -1.0, -1.0, -1.0), entropy=row(1.0, 1.0, 0.1, 3.0), old_logprobs=zero, rollout_logprobs=zero,
-        ref_logprobs=None, advantages=zero, response_mask=mask, teacher={"teacher": scores}, divergences={},
+        ref_logprobs=None, advantages=zero, sampled_mask=mask, teacher={"teacher": scores}, divergences={},
         spans={span_name("A"): torch.tensor([marked]), span_name("number"): torch.tensor([[False, False, True, False]])},
         marker_mass={("<student>", "A"): row(0.2, 0.001, 0.1, 0.001).log(), ("teacher", "A"): row(0.1, 0.9, 0.1, 0.001).log()},
     )  # fmt: skip

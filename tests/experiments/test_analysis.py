@@ -14,18 +14,17 @@ from transformers import AutoModelForCausalLM
 from onpolicy.annotation.contexts.final_answer import final_answer
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.annotation.queries import ContextQueries
-from onpolicy.annotation.scoring import Reward, ScoredGroup, Scorer
+from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
-from onpolicy.experiments.analysis.collect import EVERYTHING, within_band
-from onpolicy.experiments.analysis.contexts import UNGUIDED, rows
-from onpolicy.experiments.analysis.guided import Guided, guide
+from onpolicy.experiments.analysis.context_answers import ContextAnswers, answer_with_contexts
+from onpolicy.experiments.analysis.context_rows import UNGUIDED, context_rows
+from onpolicy.experiments.analysis.pass_rates import ANY_PASS_RATE, within_pass_rates
 from onpolicy.experiments.analysis.richness import richness
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.run.loading import open_model
-from onpolicy.types import Message, Prompt, RolloutGroup
-from onpolicy.utils.rng import step_seed
+from onpolicy.models import open_model
+from onpolicy.types import Message, Prompt, RolloutGroup, Sampling, ScoredGroup
+from onpolicy.utils.seeds import step_seed
 from tests.annotation.test_queries import RENDERER, problem, right, rollout
 from tests.runs import write_config
 from tests.tiny import byte_tokenizer, tiny_model
@@ -45,17 +44,19 @@ class Doubtful:
         return [RolloutGroup(prompt=p, rollouts=tuple(map(rollout, answers(p)))) for p in prompts]
 
 
-def compared(band: tuple[float, float] = EVERYTHING, problems: int = 9) -> Any:
+def compared(bounds: tuple[float, float] = ANY_PASS_RATE, problems: int = 9) -> Any:
     generator: Any = Doubtful()
-    judge = Scorer([Reward("right", 1.0, right)], str)
+    judge = Scorer([Reward("right", 1.0, right)], str, "right")
     prompts = [problem(f"p{i}") for i in range(1, 4)]
     unguided = list(
-        within_band(prompts, generator=generator, judge=judge, band=band, problems=problems, seed=0, note=print)
+        within_pass_rates(
+            prompts, generator=generator, scorer=judge, pass_rates=bounds, problems=problems, seed=0, note=print
+        )
     )
     queries = ContextQueries(generator, judge, prompts, step_seed, RENDERER, 2000, False)
     contexts: dict[str, Any] = {"answer": final_answer, "sibling": partial(successful_sibling, threshold=0.5)}
-    guided = guide(unguided, contexts, generator=generator, judge=judge, queries=queries, seed=0)
-    return rows(unguided, guided, {}, ["A"], RENDERER.split_thinking) if unguided else []
+    guided = answer_with_contexts(unguided, contexts, generator=generator, scorer=judge, queries=queries, seed=0)
+    return context_rows(unguided, guided, {}, ["A"], RENDERER.split_thinking) if unguided else []
 
 
 def test_contexts_by_hand() -> None:
@@ -94,9 +95,9 @@ def test_collecting_goes_on_until_there_are_enough() -> None:
 
     generator: Any = Hard()
     prompts, notes = [problem(f"p{i}") for i in range(1, 40)], list[str]()
-    judge = Scorer([Reward("right", 1.0, right)], str)
-    found = within_band(
-        prompts, generator=generator, judge=judge, band=(0.4, 0.6), problems=4, seed=0, note=notes.append
+    judge = Scorer([Reward("right", 1.0, right)], str, "right")
+    found = within_pass_rates(
+        prompts, generator=generator, scorer=judge, pass_rates=(0.4, 0.6), problems=4, seed=0, note=notes.append
     )
     assert [g.group.prompt.id for g in found] == ["p3", "p6", "p9", "p12"]
     assert [len(a) for a in asked] == [4, 12], "the second call is as large as the first one's share asks for"
@@ -124,14 +125,14 @@ def test_what_a_context_tells_by_hand(tmp_path: Path) -> None:
         return likelihood[0] - likelihood[1]
 
     without = judged(["wrong", "right, at last", "right?"], (0, 1, 1))
-    hinted = Guided({"p1": shown}, [judged(["right", "right!", "wrong"], (1, 1, 0))])
-    found = richness(resolved, model, [without], {"hint": hinted, "nothing": Guided({})})
+    hinted = ContextAnswers({"p1": shown}, [judged(["right", "right!", "wrong"], (1, 1, 0))])
+    found = richness(resolved, model, [without], {"hint": hinted, "nothing": ContextAnswers({})})
     assert set(found) == {"hint"} and found["hint"].problems == 1
-    assert found["hint"].guided.mean == pytest.approx((gain("right") + gain("right!")) / 2, abs=1e-4)
-    assert found["hint"].unguided is not None
-    assert found["hint"].unguided.mean == pytest.approx((gain("right, at last") + gain("right?")) / 2, abs=1e-4)
-    silent = Guided({"p1": question.messages}, [without])
-    assert richness(resolved, model, [without], {"silent": silent})["silent"].guided.mean == 0.0
+    assert found["hint"].with_context.mean == pytest.approx((gain("right") + gain("right!")) / 2, abs=1e-4)
+    assert found["hint"].without_context is not None
+    assert found["hint"].without_context.mean == pytest.approx((gain("right, at last") + gain("right?")) / 2, abs=1e-4)
+    silent = ContextAnswers({"p1": question.messages}, [without])
+    assert richness(resolved, model, [without], {"silent": silent})["silent"].with_context.mean == 0.0
 
 
 def test_contexts_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -149,12 +150,16 @@ def test_contexts_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert all(
         f">{name}<" in drawn or f"<!-- {name} -->" in drawn for name in (UNGUIDED, "teacher", "answer", "tokens")
     )
-    assert main(["analyze", "contexts", str(config), "--band", "0.6", "0.6"]) == 2, "three answers: 0, 1/3, 2/3 or 1"
-    assert "widen --band" in capsys.readouterr().err
+    assert main(["analyze", "contexts", str(config), "--pass-rate", "0.6", "0.6"]) == 2, (
+        "three answers: 0, 1/3, 2/3 or 1"
+    )
+    assert "widen --pass-rate" in capsys.readouterr().err
     assert main(["analyze", "contexts", str(config), "--plot", str(tmp_path / "out.drawing")]) == 2
     assert "--plot: got" in capsys.readouterr().err
 
 
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray")
 def test_a_context_longer_than_a_prompt_may_be(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What only teachers read in training is an ordinary prompt here; beyond its own limit it is refused by name, or left out."""
     config = write_config(tmp_path, contexts={"teacher": {"name": "reference_solution"}})
@@ -177,8 +182,8 @@ def test_a_context_longer_than_a_prompt_may_be(tmp_path: Path, capsys: pytest.Ca
     ("command", "flag", "value", "wanted"),
     [
         (["analyze", "contexts"], "--problems", ["0"], "got '0', wanted a whole number above 0"),
-        (["analyze", "contexts"], "--band", ["0.5", "0.125"], "got '0.5 0.125', wanted two shares between 0 and 1"),
-        (["analyze", "contexts"], "--band", ["2", "3"], "got '2 3', wanted two shares between 0 and 1"),
+        (["analyze", "contexts"], "--pass-rate", ["0.5", "0.125"], "got '0.5 0.125', wanted two shares between 0 and 1"),
+        (["analyze", "contexts"], "--pass-rate", ["2", "3"], "got '2 3', wanted two shares between 0 and 1"),
         (["analyze", "contexts"], "--output", ["missing/x.json"], "got 'missing/x.json', wanted a file; there is no folder"),
         (["analyze", "probes"], "--continuations", ["-1"], "got '-1', wanted a whole number above 0"),
         (["sft"], "--batch", ["0"], "got '0', wanted a whole number above 0"),
@@ -193,6 +198,23 @@ def test_options_are_checked_first(
         main([*command, "no.yaml", flag, *value])
     said = " ".join(capsys.readouterr().err.split())
     assert stopped.value.code == 2 and f"argument {flag}: {wanted}" in said
+
+
+@pytest.mark.parametrize(
+    ("command", "old", "new"),
+    [
+        (["analyze", "contexts"], "--band", "--pass-rate"),
+        (["sft"], "--band", "--pass-rate"),
+        (["sweep"], "--only", "--arm"),
+        (["forecast"], "--shape", "--model-config"),
+    ],
+)
+def test_an_old_option_is_answered_with_the_new_one(
+    command: list[str], old: str, new: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main([*command, "no.yaml", old, "0.1", "0.5"])
+    assert stopped.value.code == 2 and f"argument {old}: this option is now called {new}" in capsys.readouterr().err
 
 
 def test_pressure_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ def work(folder: Path, **changes: Any) -> dict[str, Any]:
     } | changes  # fmt: skip
 
 
+@pytest.mark.process
 def test_a_step_at_a_time_on_the_given_completions(tmp_path: Path) -> None:
     spec = work(tiny_model_dir(tmp_path / "model"))
     found = alternate({"one": ("step_worker.py", spec), "two": ("step_worker.py", spec)}, repeats=2)
@@ -34,6 +35,7 @@ def test_a_step_at_a_time_on_the_given_completions(tmp_path: Path) -> None:
     assert found["one"].losses == found["two"].losses, "the same work"
 
 
+@pytest.mark.process
 def test_the_loss_at_a_time() -> None:
     spec = {"hidden": 16, "vocabulary": 500, "tokens": 40, "threads": 1}
     found = alternate(
@@ -42,6 +44,7 @@ def test_the_loss_at_a_time() -> None:
     assert 0 < found["top"].losses[0] <= found["full"].losses[0] < 0.7
 
 
+@pytest.mark.process
 def test_a_worker_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(WorkerError, match=r"step_worker\.py: .*nowhere"):
         alternate({"one": ("step_worker.py", work(tmp_path / "nowhere"))}, repeats=1)
@@ -59,6 +62,7 @@ def test_the_published_table_is_there_and_says_what_was_missed() -> None:
     assert table([*lines, Line("none", (1.0, 1.0, 1.0), ">= 2", False)]).row_count == len(lines) + 1
 
 
+@pytest.mark.process
 def test_the_command() -> None:
     wrong = subprocess.run(
         [sys.executable, "-m", "benchmarks", "run", "speed"], cwd=ROOT, capture_output=True, text=True

@@ -13,22 +13,23 @@ from onpolicy.config.schema import load
 from onpolicy.experiments.forecast.forecast import (
     GIB,
     GPUS,
-    Assumed,
-    Shape,
+    Assumptions,
+    ModelShape,
     forecast,
-    models_beside,
+    frozen_copies,
     shape_of,
     step_flops,
     trainer_bytes,
 )
-from onpolicy.run.assemble import assemble, first_rollouts
+from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
+from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.engine import TorchEngine
 from onpolicy.trainer.trainer import PolicyTrainer
 from tests.runs import write_config
 
 SHAPES = Path(__file__).parent / "shapes"
-TINY = Shape(parameters=1_000_000, layers=10, hidden=100, width=100, kv_width=50, vocabulary=1000)
+TINY = ModelShape(parameters=1_000_000, layers=10, hidden=100, width=100, kv_width=50, vocabulary=1000)
 
 
 @pytest.mark.parametrize(
@@ -49,7 +50,7 @@ def test_layers_with_a_window() -> None:
     olmo = shape_of(str(SHAPES / "olmo3_7b.json"))
     assert (olmo.windowed, olmo.window) == (24, 4096), "three of four layers"
     assert shape_of(str(SHAPES / "qwen3_8b.json")).windowed == 0
-    shape = Shape(parameters=0, layers=3, hidden=10, width=10, kv_width=5, vocabulary=7, windowed=2, window=4)
+    shape = ModelShape(parameters=0, layers=3, hidden=10, width=10, kv_width=5, vocabulary=7, windowed=2, window=4)
     assert shape.kv_bytes(10) == 4 * 5 * (10 + 2 * 4) and shape.kv_bytes(3) == 4 * 5 * 9
     # of 8 tokens each attends to 4 on average; within a window of 4, to (0 + 1 + 2 + 3 + 4 x 4) / 8 ~ 3 (as an integral)
     assert shape.flops(8, 8) == 8 * 4 * 10 * (4 + 2 * 3.0)
@@ -95,7 +96,7 @@ def test_zero_divides_what_it_divides(tmp_path: Path) -> None:
     assert [offloaded[n] for n in names] == [0.0, 0.25, 0.0, 0.0, 0.0]
 
 
-def test_models_beside_the_student(tmp_path: Path) -> None:
+def test_frozen_copies_the_student(tmp_path: Path) -> None:
     start = "objective=[{name: distill, divergence: forward_kl}, {name: policy_gradient}, {name: ref_kl, weight: 0.1}]"
     for overrides, wanted in (
         (["teacher={name: live}"], 0), (["teacher={name: frozen}"], 1), (["teacher={name: frozen}", start], 1),
@@ -103,12 +104,12 @@ def test_models_beside_the_student(tmp_path: Path) -> None:
         (["teacher={name: model, path: other}"], 1), (["teacher={name: model, path: other}", "trainer.lora_rank=4"], 1),
         (["teacher={name: frozen}", "trainer.lora_rank=4"], 0),
     ):  # fmt: skip
-        assert models_beside(resolve(load(write_config(tmp_path), overrides))) == wanted, overrides
+        assert frozen_copies(resolve(load(write_config(tmp_path), overrides))) == wanted, overrides
 
 
 def test_time_by_hand(tmp_path: Path) -> None:
     resolved = resolve(load(write_config(tmp_path), ["generator.max_tokens=100", "eval.every=0", "steps=36"]))
-    assumed = Assumed("h100", utilisation=0.5, bandwidth=0.25, prompt_tokens=20, completion_tokens=50)
+    assumed = Assumptions("h100", utilisation=0.5, bandwidth=0.25, prompt_tokens=20, completion_tokens=50)
     # two problems, three answers: 300 tokens and two prompts, in sequences of 70; the teacher reads as much again
     plain = 340 * (2e6 + 2 * 10 * 100 * 70)
     flops = step_flops(resolved, TINY, assumed, 6, 50.0)
@@ -122,7 +123,7 @@ def test_time_by_hand(tmp_path: Path) -> None:
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    own = ["configs/paper/math.yaml", "--shape", str(SHAPES / "qwen3_8b.json"), "--completion-tokens", "10000"]
+    own = ["configs/paper/math.yaml", "--model-config", str(SHAPES / "qwen3_8b.json"), "--completion-tokens", "10000"]
     assert main(["forecast", *own, "--gpu", "b200", "--output", str(tmp_path / "out.json")]) == 0
     said = capsys.readouterr().out
     assert "8.19 billion parameters, 8 GPUs of kind b200" in said and "of 180" in said and "assumed: b200" in said
@@ -136,8 +137,8 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "generator.gpu_memory_utilization: of its share" in " ".join(capsys.readouterr().out.split())
     assert main(["forecast", *own, "--gpu", "h10"]) == 2
     assert f"wanted one of {', '.join(GPUS)}. Did you mean 'h100'?" in capsys.readouterr().err
-    assert main(["forecast", *own[:2], "data.path=x", "--shape", str(tmp_path / "no.json")]) == 2
-    assert "--shape: got" in capsys.readouterr().err
+    assert main(["forecast", *own[:2], "data.path=x", "--model-config", str(tmp_path / "no.json")]) == 2
+    assert "--model-config: got" in capsys.readouterr().err
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "config.json").write_text('{"model_type": "nothing"}')
     assert main(["forecast", *own[:1], f"model.path={tmp_path / 'odd'}", "data.path=x"]) == 2

@@ -44,9 +44,9 @@ def test_what_lies_under_no_axis_is_refused(tmp_path: Path) -> None:
 
 
 def test_every_cross_is_looked_at(tmp_path: Path) -> None:
-    cross = {"few": {"data.coverage.problems": 2}, "all": {}}
-    assert len(list(cells(arms(tmp_path, SLOW, cross=cross), tmp_path))) == 4, "a cross is the same for all arms"
-    said = refusal(arms(tmp_path, {"data.coverage.problems": 2}, cross=cross, axes=["objective"]))
+    factors = {"few": {"data.coverage.problems": 2}, "all": {}}
+    assert len(list(cells(arms(tmp_path, SLOW, factors=factors), tmp_path))) == 4, "a factor is the same for all arms"
+    said = refusal(arms(tmp_path, {"data.coverage.problems": 2}, factors=factors, axes=["objective"]))
     assert "arm 'other' x 'all': data.coverage.problems: 2 differs from null" in said
 
 
@@ -102,7 +102,7 @@ def test_one_run_under_two_names(tmp_path: Path) -> None:
 
 def test_what_every_run_has_for_itself(tmp_path: Path) -> None:
     assert "arms.other: seed: every run of a sweep has its own" in refusal(arms(tmp_path, {"seed": 3}))
-    assert "cross.far: run_dir:" in refusal(arms(tmp_path, SLOW, cross={"far": {"run_dir": "x"}}))
+    assert "factors.far: run_dir:" in refusal(arms(tmp_path, SLOW, factors={"far": {"run_dir": "x"}}))
     with pytest.raises(ConfigError, match="the command line: seed: "):
         list(cells(arms(tmp_path, SLOW), tmp_path, ["seed=7"]))
 

@@ -24,7 +24,7 @@ from onpolicy.experiments.lab.problem import HINT, Problem, direct, failed, mist
 from onpolicy.experiments.lab.readout import pooled_metrics
 from onpolicy.experiments.lab.sets import families
 from onpolicy.experiments.lab.words import vocabulary, write_tokenizer
-from onpolicy.experiments.sweep.sweep import cells, read_grid
+from onpolicy.experiments.sweep.grid import cells, read_grid
 from onpolicy.rewards.answer import exact_answer
 
 
@@ -32,7 +32,7 @@ from onpolicy.rewards.answer import exact_answer
 def test_routes_against_brute_force(hops: int) -> None:
     exits = route.exits("b")
     assert all(len(set(ways)) == route.EXITS and place not in ways for place, ways in exits.items())
-    for problem in route.problems("b", hops)[:40]:
+    for problem in route.route_problems("b", hops)[:40]:
         start, goal = problem.question.split()[3], problem.question.split()[5]
         ways = [
             way
@@ -45,7 +45,7 @@ def test_routes_against_brute_force(hops: int) -> None:
 
 @pytest.mark.parametrize("count", [4, 5])
 def test_sums_against_brute_force(count: int) -> None:
-    for problem in sums.problems(count, size=50, seed=1):
+    for problem in sums.sum_problems(count, size=50, seed=1):
         *numbers, target = [int(w) for w in problem.question.split() if w.isdigit()]
         assert len(numbers) == count
         assert [problem.answer] == [f"{a} + {b}" for a, b in combinations(numbers, 2) if a + b == target]

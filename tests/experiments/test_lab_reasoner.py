@@ -18,12 +18,11 @@ from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.grading import doubt_recall, facts, verdicts
 from onpolicy.experiments.lab.readout import readout
 from onpolicy.experiments.lab.reproduce import Claim, over_seeds
-from onpolicy.experiments.sweep.compare import right_by_problem
+from onpolicy.experiments.sweep.compare import pass_rates_by_problem
 from onpolicy.models import load_tokenizer, resolve_model
 from onpolicy.rewards.answer import exact_answer
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt
+from onpolicy.types import Prompt, Sampling
 from tests.runs import run_here
 
 REASONER = resolve_model("lab-reasoner")
@@ -80,7 +79,7 @@ def test_leaving_out_what_has_stopped_changes_nothing(generator: HFGenerator) ->
             assert read == pytest.approx(list(rollout.rollout_logprobs), abs=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_and_transformers_read_it_alike(generator: HFGenerator) -> None:
     from onpolicy.rollout.vllm_generator import VLLMGenerator
 
@@ -96,7 +95,6 @@ def test_vllm_and_transformers_read_it_alike(generator: HFGenerator) -> None:
         assert ours[-len(rollout.completion_ids) :] == pytest.approx(list(rollout.rollout_logprobs), abs=1e-5)
 
 
-@pytest.mark.slow
 def test_the_papers_effect_in_small(tmp_path: Path) -> None:
     small = ["steps=15", "eval.every=15", "preflight.enabled=false", "trainer.lr=1e-3", "eval.sets.longer.problems=16"]
     assert run_here(CONFIG, *small, f"run_dir={tmp_path / 'run'}") == 0
@@ -105,7 +103,7 @@ def test_the_papers_effect_in_small(tmp_path: Path) -> None:
     assert last["rollout/completion_length/mean"] < first["rollout/completion_length/mean"] / 2
     assert last["epistemic/seed10/rate_per_1k"] < first["epistemic/seed10/rate_per_1k"]
     assert last["reward/mean"] >= 0.9, "what it is trained on, it can do"
-    before, after = (right_by_problem(tmp_path / "run", step) for step in (0, 15))
+    before, after = (pass_rates_by_problem(tmp_path / "run", step) for step in (0, 15))
     for name in ("other_map", "longer"):
         assert fmean(after[name].values()) < fmean(before[name].values()), name
     measured = readout(tmp_path / "run", {"out": ["other_map", "sums"]})

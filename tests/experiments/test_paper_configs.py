@@ -14,7 +14,7 @@ import yaml
 
 from onpolicy.cli import main
 from onpolicy.config.resolve import resolve
-from onpolicy.config.schema import Config, load
+from onpolicy.config.schema import Config, load, to_yaml
 from onpolicy.experiments.sweep.grid import cells
 from tests.runs import metrics, run_here, write_config
 
@@ -49,10 +49,10 @@ def small(folder: Path) -> list[str]:
 
 
 def one_of_each(path: Path, folder: Path) -> list[tuple[str, tuple[str, ...]]]:
-    """Every arm under the first cross and every cross of the first arm, with the overrides that make it."""
+    """Every arm under the first factor and every factor of the first arm, with the overrides that make it."""
     everything = [cell for cell in cells(path, folder / "out") if cell.seed == 0]
     first = everything[0]
-    return [(f"{c.arm} {c.cross}", c.overrides) for c in everything if c.arm == first.arm or c.cross == first.cross]
+    return [(f"{c.arm} {c.factor}", c.overrides) for c in everything if c.arm == first.arm or c.factor == first.factor]
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -64,12 +64,20 @@ def test_a_config_is_valid_and_says_where_it_comes_from(name: str) -> None:
 
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_arm_takes_a_step(name: str, tmp_path: Path) -> None:
-    config = FOLDER / yaml.safe_load(GRIDS[name].read_text())["config"]
-    for i, (arm, overrides) in enumerate(one_of_each(GRIDS[name], tmp_path)):
+    """Arms that are the same once they are small take it once."""
+    config, own = (
+        FOLDER / yaml.safe_load(GRIDS[name].read_text())["config"],
+        [*small(tmp_path), "preflight.enabled=false"],
+    )
+    taken: dict[str, dict[str, float]] = {}
+    for arm, overrides in one_of_each(GRIDS[name], tmp_path):
         kept = [o for o in overrides if not o.startswith(("run_dir=", "data.coverage", "data.prompts", "trainer."))]
-        run = tmp_path / f"run-{i}"
-        assert run_here(config, *kept, *small(tmp_path), "preflight.enabled=false", f"run_dir={run}") == 0, arm
-        (row,) = metrics(run)
+        settings = to_yaml(load(config, [*kept, *own]))
+        if settings not in taken:
+            run = tmp_path / f"run-{len(taken)}"
+            assert run_here(config, *kept, *own, f"run_dir={run}") == 0, arm
+            (taken[settings],) = metrics(run)
+        row = taken[settings]
         assert row["train/skipped_updates"] == 0 and row["rollout/tokens"] > 0, arm
         informed = resolve(load(config, kept)).contexts
         assert not informed or row["context/teacher/share"] > 0, arm
@@ -109,7 +117,7 @@ def settings(config: Config) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    ("grid", "arm", "cross", "wanted"),
+    ("grid", "arm", "factor", "wanted"),
     [
         ("section_5", "sdpo", "r1_distill_7b", SDPO),
         ("section_5", "sdpo_without_think", "olmo3_7b", SDPO | {"keep": False}),
@@ -123,8 +131,8 @@ def settings(config: Config) -> dict[str, Any]:
         ("section_6", "grpo", "1", GRPO | SIX),
     ],
 )
-def test_the_papers_settings(grid: str, arm: str, cross: str, wanted: dict[str, Any], tmp_path: Path) -> None:
-    cell = next(c for c in cells(GRIDS[grid], tmp_path) if (c.arm, c.cross) == (arm, cross))
+def test_the_papers_settings(grid: str, arm: str, factor: str, wanted: dict[str, Any], tmp_path: Path) -> None:
+    cell = next(c for c in cells(GRIDS[grid], tmp_path) if (c.arm, c.factor) == (arm, factor))
     found = settings(load(FOLDER / "math.yaml", cell.overrides))
     assert found == wanted
     if "grpo" in arm:
@@ -139,6 +147,7 @@ def test_a_run_of_every_config_that_trains(name: str, tmp_path: Path) -> None:
     assert row["train/grad_norm"] > 0
 
 
+@pytest.mark.process
 def test_contexts_off_policy_and_evaluation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own = small(tmp_path)
     assert main(["analyze", "contexts", str(CONFIGS["section_3"]), *own, "--problems", "4"]) == 0

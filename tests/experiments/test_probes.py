@@ -16,9 +16,8 @@ from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
 from onpolicy.config.registry import ConfigError
 from onpolicy.data.rendering import Renderer
-from onpolicy.experiments.analysis.probes import DOUBT, NEUTRAL, Answer, Probe, Prober, compared
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.experiments.analysis.probes import DOUBT, NEUTRAL, Probe, ProbedAnswer, Prober, compared
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.runs import write_config
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -65,9 +64,9 @@ def probes(
     rule: Callable[[str, str, Sequence[int]], str], *names: str, window: int = 1000
 ) -> dict[tuple[str, str], Probe]:
     generator: Any = Scripted(rule)
-    judge = Scorer([Reward("right", 1.0, right)], str)
+    judge = Scorer([Reward("right", 1.0, right)], str, "right")
     prober = Prober(generator, judge, RENDERER, "A", window=window, continuations=3, seed=0)
-    return {(p.arm, p.against): p for p in prober([problem(name) for name in names])}
+    return {(p.arm, p.against): p for p in prober.probe([problem(name) for name in names])}
 
 
 def functional(name: str, completion_prefix_ids: str, banned_token_ids: Sequence[int]) -> str:
@@ -88,17 +87,17 @@ def idle(name: str, completion_prefix_ids: str, banned_token_ids: Sequence[int])
 def test_doubt_that_works() -> None:
     found = probes(functional, "p1", "p2")
     kept = found["A kept", "A left out"]
-    assert (kept.score.mean, kept.difference.mean, kept.problems, kept.answers) == (1.0, 1.0, 1, 12)
+    assert (kept.accuracy.mean, kept.difference.mean, kept.problems, kept.answers) == (1.0, 1.0, 1, 12)
     for other in ("neutral words", "nothing"):
         mended = found["doubt at 25% of wrong answers", other]
-        assert (mended.score.mean, mended.difference.mean, mended.problems) == (1.0, 1.0, 1)
+        assert (mended.accuracy.mean, mended.difference.mean, mended.problems) == (1.0, 1.0, 1)
     # p1 is cut behind its first sentence, before it doubts; whoever goes on without doubt stays with the guess
-    assert found["doubt at 25% of right answers", "nothing"].difference.mean == 1.0
-    assert found["doubt at 75% of right answers", "nothing"].difference.mean == 0.0, "cut behind its doubt"
+    assert found["doubt at 25% of correct answers", "nothing"].difference.mean == 1.0
+    assert found["doubt at 75% of correct answers", "nothing"].difference.mean == 0.0, "cut after its doubt"
     ban, control = found["A banned", "nothing banned"], found["F banned", "nothing banned"]
-    assert (ban.score.mean, ban.difference.mean, ban.problems) == (0.0, -0.5, 2)
+    assert (ban.accuracy.mean, ban.difference.mean, ban.problems) == (0.0, -0.5, 2)
     assert (ban.difference.low, ban.difference.high) == (-1.0, 0.0), "one of two problems"
-    assert (control.score.mean, control.difference.mean) == (0.5, 0.0)
+    assert (control.accuracy.mean, control.difference.mean) == (0.5, 0.0)
 
 
 def test_doubt_out_of_habit() -> None:
@@ -125,10 +124,10 @@ def test_a_full_window_is_named() -> None:
 
 
 def test_differences_are_by_problem() -> None:
-    one = [Answer("p", True, 4), Answer("p", False, 6), Answer("q", True, 9)]
-    other = [Answer("p", False, 1), Answer("q", True, 9)]
+    one = [ProbedAnswer("p", True, 4), ProbedAnswer("p", False, 6), ProbedAnswer("q", True, 9)]
+    other = [ProbedAnswer("p", False, 1), ProbedAnswer("q", True, 9)]
     found = compared("x", one, "y", other)
-    assert found.score.mean == 0.75 and found.difference.mean == 0.25 and found.tokens.mean == 2.0
+    assert found.accuracy.mean == 0.75 and found.difference.mean == 0.25 and found.tokens.mean == 2.0
     assert found.difference.low == 0.0 and found.difference.high == 0.5
 
 
@@ -164,4 +163,4 @@ def test_a_ban_for_one_token_is_for_one_token() -> None:
         )
 
     (probe,) = (p for key, p in probes(rule, "p1").items() if key[0] == "A kept")
-    assert probe.score.mean == 0.0 and probe.difference.mean == -1.0
+    assert probe.accuracy.mean == 0.0 and probe.difference.mean == -1.0

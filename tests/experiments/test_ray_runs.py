@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
@@ -30,14 +30,7 @@ from onpolicy.experiments.sweep.sweep import run_all
 from tests.experiments.test_sweep import grid
 from tests.runs import metrics
 
-pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module", autouse=True)
-def ray_stays_up() -> Iterator[None]:
-    ray_cluster.join(RolesSettings())
-    yield
-    ray_cluster.leave()
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 
 
 LONGER = ("steps=6", "rewards=[{name: tests.experiments.test_sweep:unhurried}]")
@@ -50,9 +43,8 @@ def two(folder: Path, longer: bool = False, **changes: Any) -> tuple[Path, list[
 
 
 def until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 120
+    """No deadline but pytest's own."""
     while not true():
-        assert time.monotonic() < deadline
         time.sleep(0.05)
 
 
@@ -103,7 +95,7 @@ def test_a_worker_that_is_lost(tmp_path: Path) -> None:
         assert len(runs_in(cell)) <= 1
     if run in runs_in(cell):
         os.kill(run, signal.SIGKILL)
-    assert future.result(timeout=120) == 0 and place.failure(cell, future) is None
+    assert future.result() == 0 and place.failure(cell, future) is None
     assert cell.log.read_text().count("resumed at step") == 1 and cell.finished()
     place.close()
 
@@ -131,7 +123,8 @@ def deadly(cell: Cell, folder: str) -> int:
     return 0
 
 
-def test_a_sweep_that_is_called_off(tmp_path: Path) -> None:
+def test_a_sweep_that_is_called_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_runs, "GRACE", 600.0)  # a step may take long on a busy machine
     _, (cell, waiting) = two(tmp_path, longer=True)
     place = RayRuns("local", cpus=os.cpu_count() or 1)
     assert place.at_once == 1
@@ -139,7 +132,7 @@ def test_a_sweep_that_is_called_off(tmp_path: Path) -> None:
     place.start(waiting)
     until(lambda: (cell.folder / "checkpoints/step-000001").is_dir())
     place.close()
-    assert future.result(timeout=10) == STOPPED and not runs_in(cell)
+    assert future.result() == STOPPED and not runs_in(cell)
     assert not runs_in(waiting) and not waiting.log.exists()
     assert "stopped after step" in cell.log.read_text() and not cell.finished()
 
@@ -150,7 +143,7 @@ def test_folders_that_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.Mon
     place = RayRuns("local")
     monkeypatch.setattr(ray_runs, "_task", lambda cell, folder: 0)  # ends well, elsewhere
     future = place.start(cell)
-    future.result(timeout=60)
+    future.result()
     with pytest.raises(ConfigError, match=r"its checkpoint is not here '.*out/plain/seed-0'.*all nodes share"):
         place.failure(cell, future)
     place.close()

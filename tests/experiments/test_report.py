@@ -137,7 +137,7 @@ def browse(page: Path, *flags: str) -> str:
     assert CHROMIUM is not None
     common = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
               f"--user-data-dir={page.parent / 'profile'}", "--enable-logging=stderr", "--virtual-time-budget=5000"]  # fmt: skip
-    done = subprocess.run([CHROMIUM, *common, *flags, f"file://{page}"], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([CHROMIUM, *common, *flags, f"file://{page}"], capture_output=True, text=True)
     assert "CONSOLE" not in done.stderr, done.stderr[-2000:]
     return done.stdout
 
@@ -146,6 +146,7 @@ drawn = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine
 
 
 @drawn
+@pytest.mark.process
 def test_a_browser_draws_it(tmp_path: Path) -> None:
     runs = [fake_run(tmp_path / name, rollouts=3, tokens=2_000, lr=lr) for name, lr in (("one", 0.1), ("two", 0.2))]
     write_report(runs, tmp_path / "report.html")
@@ -156,6 +157,7 @@ def test_a_browser_draws_it(tmp_path: Path) -> None:
 
 
 @drawn
+@pytest.mark.process
 def test_seeds_are_one_arm_with_an_interval(tmp_path: Path) -> None:
     runs = [fake_run(tmp_path / f"sdpo-{seed}", rollouts=1, tokens=50, seed=seed) for seed in (0, 1, 2)]
     other = fake_run(tmp_path / "grpo", rollouts=1, tokens=50, lr=0.2, seed=5)
@@ -167,6 +169,7 @@ def test_seeds_are_one_arm_with_an_interval(tmp_path: Path) -> None:
 
 
 @drawn
+@pytest.mark.process
 def test_it_prints(tmp_path: Path) -> None:
     write_report([fake_run(tmp_path / "run", rollouts=1, tokens=20_000)], tmp_path / "report.html")
     browse(tmp_path / "report.html", f"--print-to-pdf={tmp_path / 'page.pdf'}")

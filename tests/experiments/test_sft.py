@@ -18,8 +18,8 @@ from rich.console import Console
 from onpolicy.cli import main
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
-from onpolicy.experiments.sft.collect import COLUMN, GUIDED, UNGUIDED, Wanted, collect, write_rows
-from onpolicy.experiments.sft.sft import Training, grid, prepare
+from onpolicy.experiments.sft.sft import Training, prepare_sweep, sft_grid
+from onpolicy.experiments.sft.traces import COLUMN, GUIDED, UNGUIDED, TraceRequest, collect, write_rows
 from onpolicy.rewards.answer import exact_answer
 from onpolicy.run.run_dir import logged
 
@@ -35,10 +35,10 @@ def trace_rows(folder: Path, kind: str) -> list[dict[str, Any]]:
 
 
 def test_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("onpolicy.experiments.sft.collect.AT_ONCE", 8)  # four problems at a time
+    monkeypatch.setattr("onpolicy.experiments.sft.traces.AT_ONCE", 8)  # four problems at a time
     resolved, wanted = (
         resolve(load(CONFIG, [*SMALL, "data.coverage={problems: 30}"])),
-        Wanted(10, (0.0, 1.0), "teacher"),
+        TraceRequest(10, (0.0, 1.0), "teacher"),
     )
     notes: list[str] = []
 
@@ -65,6 +65,7 @@ def test_traces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert state["examples"] == 10 and state["tokens"] == lengths
 
 
+@pytest.mark.process
 def test_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = ["--examples", "8", "--epochs", "2", "--batch", "4", "--seeds", "0", "1", "--output", str(tmp_path)]
     own = ["data.coverage={problems: 30, seed: '${seed}'}", "trainer.lr=1e-3"]
@@ -92,12 +93,12 @@ def test_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["sft", str(CONFIG), *SMALL, *own, *options]) == 0, "again: nothing is left to do"
     assert (folders[GUIDED][0] / "metrics.jsonl").stat().st_mtime_ns == before
     assert main(["sft", str(CONFIG), *SMALL, *own, *options, "generator.temperature=0.5"]) == 2
-    assert "holds traces that were made otherwise" in capsys.readouterr().err
+    assert "holds traces that were made with other settings" in capsys.readouterr().err
 
 
 def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
     """Seed 1 keeps four of six examples; the ratio of tokens is that of what is learned from."""
-    wanted, training = Wanted(6, (0.0, 1.0), "teacher"), Training(1, 2, (0, 1))
+    wanted, training = TraceRequest(6, (0.0, 1.0), "teacher"), Training(1, 2, (0, 1))
 
     def scarce(resolved: Any, wanted: Any, folder: Path, note: Any) -> dict[str, list[dict[str, Any]]]:
         count = 4 if resolved.config.seed == 0 else 6
@@ -105,19 +106,24 @@ def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
         return {k: [{"id": f"{i}\u2028", COLUMN: [1] * n(i)} for i in range(count)] for k, n in lengths.items()}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("onpolicy.experiments.sft.sft.collect", scarce)
-        prepare(CONFIG, SMALL, wanted, training, tmp_path, Console(quiet=True))
+        patch.setattr("onpolicy.experiments.sft.sft.traces", scarce)
+        prepare_sweep(CONFIG, SMALL, wanted, training, tmp_path, Console(quiet=True))
     for seed in (0, 1):
         lines = (tmp_path / f"examples/seed-{seed}/guided.jsonl").read_text().split("\n")
         assert [json.loads(line)["id"] for line in lines if line] == [f"{i}\u2028" for i in range(4)]
     arms = yaml.safe_load((tmp_path / "grid.yaml").read_text())["arms"]
     assert [arm["steps"] for arm in arms.values()] == [2, 2, 4], "18 tokens against 8: 2.25 times two steps"
     alike = {kind: [{"id": "a", COLUMN: [1, 2]}] for kind in (UNGUIDED, GUIDED)}
-    assert list(grid(load(CONFIG, SMALL), training, tmp_path, [alike])["arms"]) == [UNGUIDED, GUIDED], "no run twice"
+    assert list(sft_grid(load(CONFIG, SMALL), training, tmp_path, [alike])["arms"]) == [UNGUIDED, GUIDED], (
+        "no run twice"
+    )
 
 
 def test_traces_with_line_separators_are_read_again(tmp_path: Path) -> None:
-    resolved, wanted = resolve(load(CONFIG, [*SMALL, "data.coverage={problems: 4}"])), Wanted(2, (0.0, 1.0), "teacher")
+    resolved, wanted = (
+        resolve(load(CONFIG, [*SMALL, "data.coverage={problems: 4}"])),
+        TraceRequest(2, (0.0, 1.0), "teacher"),
+    )
     rows = collect(resolved, wanted, tmp_path, lambda text: None)
     for kind, found in rows.items():
         write_rows(tmp_path / f"{kind}.jsonl", [row | {"note": "a\u2028b\x85c"} for row in found])
@@ -130,7 +136,7 @@ def test_traces_with_line_separators_are_read_again(tmp_path: Path) -> None:
     [
         (["--context", "other"], "a context 'other' that guided answers see; the config has the contexts teacher"),
         (["eval.sets={}"], "eval.sets: empty"),
-        (["--band", "0.4", "0.4"], "no problem was solved both with 'teacher' and without it"),
+        (["--pass-rate", "0.4", "0.4"], "no problem was solved both with 'teacher' and without it"),
     ],
 )
 def test_mistakes(tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import os
 import shutil
@@ -11,7 +12,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +24,13 @@ import yaml
 
 from onpolicy.cli import main
 from onpolicy.config.registry import ConfigError
-from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, interval, right_at
+from onpolicy.experiments.sweep import processes
+from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, pass_rates_at
 from onpolicy.experiments.sweep.grid import cells, chosen
-from onpolicy.experiments.sweep.live import curves, sparkline
-from onpolicy.experiments.sweep.processes import LOOK, STOPPED, Processes, run
+from onpolicy.experiments.sweep.live_curves import curves_table, sparkline
+from onpolicy.experiments.sweep.processes import STOPPED, Processes, run_cell
 from onpolicy.experiments.sweep.sweep import drawn
+from onpolicy.utils.stats import two_way_t_ci
 from tests.runs import metrics, write_config
 
 
@@ -36,7 +41,7 @@ def grid(folder: Path, **changes: Any) -> Path:
         rewards=[{"name": "tests.experiments.test_probes:lucky"}], eval={"every": 2, "sets": sets, "samples": 2, "k": [2]},
     )  # fmt: skip
     whole: dict[str, Any] = {
-        "config": "config.yaml", "seeds": [0, 1], "pools": {"both": ["sums"]},
+        "config": "config.yaml", "seeds": [0, 1], "eval_groups": {"both": ["sums"]},
         "arms": {"plain": {}, "slow": {"trainer.lr": 1e-6, "objective[1].weight": 0.5}},
         "axes": ["objective"], "confounds": ["trainer.lr"],
     }  # fmt: skip
@@ -45,10 +50,26 @@ def grid(folder: Path, **changes: Any) -> Path:
     return path
 
 
-def test_a_sweep_runs_what_is_missing_and_compares(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, output = grid(tmp_path), tmp_path / "out"
-    assert main(["sweep", str(path), "--output", str(output), "--jobs", "2"]) == 0
-    said = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a whole sweep, and what it said; to read, or to copy runs from that need not run again."""
+    folder, said = tmp_path_factory.mktemp("swept"), io.StringIO()
+    with redirect_stdout(said):
+        assert main(["sweep", str(grid(folder)), "--output", str(folder / "out"), "--jobs", "2"]) == 0
+    return folder, said.getvalue()
+
+
+def already_run(swept: tuple[Path, str], names: Sequence[str], folder: Path, output: Path) -> None:
+    """These runs of the whole sweep as runs of a grid in another folder."""
+    for name in names:
+        shutil.copytree(swept[0] / "out" / name, output / name)
+        config = output / name / "config.yaml"
+        config.write_text(config.read_text().replace(str(swept[0]), str(folder)))
+
+
+@pytest.mark.process
+def test_a_sweep_runs_what_is_missing_and_compares(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+    path, output, said = swept[0] / "grid.yaml", swept[0] / "out", swept[1]
     assert "4 runs, 0 finished" in said and "slow" in said
     assert "arm slow differs in trainer.lr as well: 1e-06, in the first arm 0.001" in said
     assert "tokens a run" in said and "scored" in said
@@ -108,7 +129,7 @@ def test_differences_by_hand(tmp_path: Path) -> None:
     # means .25 and .75 over seeds, .5 and .5 over problems: +-12.706 x .25
     assert (other.low, other.high) == pytest.approx((0.5 - 12.7062 * 0.25, 0.5 + 12.7062 * 0.25), abs=1e-3)
     assert other.spread == pytest.approx(0.3535533906)
-    assert found.runs[0] | {"arm": 0} == {"arm": 0, "cross": "x", "seed": 0.0, "step": 2, "rollout/sampled_tokens": 10,
+    assert found.runs[0] | {"arm": 0} == {"arm": 0, "factor": "x", "seed": 0.0, "step": 2, "rollout/sampled_tokens": 10,
         "rollout/tokens": 9, "m": 2, "tokens/generated": 20.0, "tokens/trained": 18.0}  # fmt: skip
 
 
@@ -129,9 +150,9 @@ def test_equal_tokens_by_hand(tmp_path: Path) -> None:
     runs = [("cheap", "", 0, cheap), ("dear", "", 0, dear)]
     budgets = equal_budgets(runs)
     assert budgets == {cheap: 20.0, dear: 20.0}, "the cheaper one ends at 20"
-    assert right_at(dear, 20.0) == {"set": {"p": 0.625}}, "20 of the 32 tokens between its two evaluations"
-    assert right_at(dear, 99.0) == {"set": {"p": 1.0}} and right_at(dear, 0.0) == {"set": {"p": 0.0}}
-    (_, other) = differences(runs, {}, right=lambda folder: right_at(folder, budgets[folder]))
+    assert pass_rates_at(dear, 20.0) == {"set": {"p": 0.625}}, "20 of the 32 tokens between its two evaluations"
+    assert pass_rates_at(dear, 99.0) == {"set": {"p": 1.0}} and pass_rates_at(dear, 0.0) == {"set": {"p": 0.0}}
+    (_, other) = differences(runs, {}, read=lambda folder: pass_rates_at(folder, budgets[folder]))
     assert other.difference == -0.375
     found = compare(runs)
     assert found.equal_tokens == {"": 20.0} and [d.difference for d in found.at_equal_tokens] == [0.0, -0.375]
@@ -145,16 +166,16 @@ def test_equal_tokens_by_hand(tmp_path: Path) -> None:
 
 def test_an_interval_for_other_seeds_and_problems() -> None:
     # one seed: a t-interval over its problems; no spread over problems: one over seeds
-    assert interval(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(
+    assert two_way_t_ci(np.array([[1.0, 2.0, 3.0]])) == pytest.approx(
         (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
     )
-    assert interval(np.array([[1.0] * 5, [2.0] * 5, [3.0] * 5])) == pytest.approx(
+    assert two_way_t_ci(np.array([[1.0] * 5, [2.0] * 5, [3.0] * 5])) == pytest.approx(
         (2 - 4.30265 / 3**0.5, 2 + 4.30265 / 3**0.5), abs=1e-4
     )
-    assert interval(np.array([[1.0, 1.0], [1.0, 1.0]])) == (1.0, 1.0)
+    assert two_way_t_ci(np.array([[1.0, 1.0], [1.0, 1.0]])) == (1.0, 1.0)
     draw, hits = np.random.default_rng(0), 0
     for _ in range(400):
-        low, high = interval(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
+        low, high = two_way_t_ci(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
         hits += low <= 0 <= high
     assert 0.94 <= hits / 400 <= 0.99, "covers the truth as often as it says"
 
@@ -175,8 +196,8 @@ def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"step": 9, "rew')  # being written
-    table = curves([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
-    assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "doubt per 1k", "set"]
+    table = curves_table([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
+    assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "markers per 1k", "set"]
     cells = [list(c.cells) for c in table.columns]
     assert cells[1] == ["8/20", "0/20"] and cells[3] == ["", ""]
     assert cells[2] == ["▁▂▃▄▅▅▆▇█ 0.8", ""] and cells[4][0] == "█▇▆▅▅▄▃▂▁ 0"
@@ -184,20 +205,20 @@ def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
 
 
 def test_every_combination(tmp_path: Path) -> None:
-    path = grid(tmp_path, cross={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
+    path = grid(tmp_path, factors={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
     found = list(cells(path, tmp_path / "out", ["steps=1"]))
-    assert [(c.arm, c.cross, c.seed) for c in found] == [
+    assert [(c.arm, c.factor, c.seed) for c in found] == [
         ("plain", "one", 3), ("slow", "one", 3), ("plain", "all", 3), ("slow", "all", 3)
     ]  # fmt: skip
     assert found[1].folder == tmp_path / "out/slow/one/seed-3" and found[1].settings.steps == 1
-    names = lambda only: [(c.arm, c.cross) for c in chosen(found, only)]  # noqa: E731
+    names = lambda only: [(c.arm, c.factor) for c in chosen(found, only)]  # noqa: E731
     assert names(["slow"]) == [("slow", "one"), ("slow", "all")] and names(["all"]) == [
         ("plain", "all"),
         ("slow", "all"),
     ]
     assert names(["one", "plain"]) == [("plain", "one")] and len(names([])) == 4
     with pytest.raises(
-        ConfigError, match=r"--only: got 'slwo', wanted arms or crosses: all, one, plain, slow\. Did you mean 'slow'"
+        ConfigError, match=r"--arm: got 'slwo', wanted arms or factors: all, one, plain, slow\. Did you mean 'slow'"
     ):
         names(["slwo"])
 
@@ -209,12 +230,13 @@ def test_every_combination(tmp_path: Path) -> None:
         ({"arms": {}}, "wanted at least one arm"),
         ({"seeds": "many"}, "seeds"),
         ({"arm": {}}, "arm: unknown key. Did you mean 'arms'?"),
-        ({"pools": {"out": ["summs"]}}, "pools.out: got 'summs', wanted sets of eval.sets: sums"),
-        ({"pools": {"out": []}}, "pools.out: got [], wanted at least one set of eval.sets"),
-        ({"pools": {"sums": ["sums"]}}, "pools.sums: got ['sums'], wanted a name that is no set's own"),
+        ({"pools": {"out": ["sums"]}}, "pools: this key is now called 'eval_groups'"),
+        ({"eval_groups": {"out": ["summs"]}}, "eval_groups.out: got 'summs', wanted sets of eval.sets: sums"),
+        ({"eval_groups": {"out": []}}, "eval_groups.out: got [], wanted at least one set of eval.sets"),
+        ({"eval_groups": {"sums": ["sums"]}}, "eval_groups.sums: got ['sums'], wanted a name that is no set's own"),
         ({"arms": {"plain": {}, "same": {}}}, "the runs 'plain seed 0' and 'same seed 0' have the same settings"),
         (
-            {"cross": {"quiet": {"logging.trackers": ["tensorboard"]}}},
+            {"factors": {"quiet": {"logging.trackers": ["tensorboard"]}}},
             "logging.trackers: got ['tensorboard'], wanted jsonl",
         ),
     ],
@@ -226,6 +248,7 @@ def test_a_mistake_is_found_before_anything_runs(
     assert message in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
+@pytest.mark.process
 def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = grid(tmp_path, seeds=[0], arms={"plain": {}, "gone": {"data.path": "gone.jsonl"}}, axes=["data"])
     assert main(["sweep", str(path), "--output", str(tmp_path / "out")]) == 1
@@ -237,21 +260,25 @@ def test_a_run_that_fails_is_named_and_the_others_go_on(tmp_path: Path, capsys: 
     ] * 2
 
 
-def test_some_of_a_sweep(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.process
+def test_some_of_a_sweep(swept: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """What was run before stays in the comparison, which is against the grid's first arm whatever runs now."""
     path, output = grid(tmp_path, seeds=[0]), tmp_path / "out"
-    assert main(["sweep", str(path), "--only", "plain", "--output", str(output)]) == 0
+    assert main(["sweep", str(path), "--arm", "plain", "--output", str(output)]) == 0
     assert "1 runs, 0 finished" in capsys.readouterr().out and not (output / "slow").exists()
-    assert main(["sweep", str(path), "--only", "slow", "--output", str(output)]) == 0
+    already_run(swept, ["slow/seed-0"], tmp_path, output)
+    assert main(["sweep", str(path), "--arm", "slow", "--output", str(output)]) == 0
     found = json.loads((output / "comparison.json").read_text())
     assert found["reference"] == "plain" and {d["arm"] for d in found["differences"]} == {"plain", "slow"}
-    assert main(["sweep", str(path), "--only", "slow", "trainer.weight_decay=0.1", "--output", str(output)]) == 2
+    assert main(["sweep", str(path), "--arm", "slow", "trainer.weight_decay=0.1", "--output", str(output)]) == 2
     other = tmp_path / "other"
-    assert main(["sweep", str(path), "--only", "slow", "--output", str(other)]) == 0
+    already_run(swept, ["slow/seed-0"], tmp_path, other)
+    assert main(["sweep", str(path), "--arm", "slow", "--output", str(other)]) == 0
     found = json.loads((other / "comparison.json").read_text())
     assert not found["differences"] and [d["arm"] for d in found["from_start"]] == ["slow"] * 2
 
 
+@pytest.mark.process
 def test_a_config_that_changes_meanwhile(tmp_path: Path) -> None:
     """The run starts with what the file says then; it is no run of this sweep."""
     path = grid(tmp_path, seeds=[0], arms={"plain": {}})
@@ -260,7 +287,7 @@ def test_a_config_that_changes_meanwhile(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace("lr: 0.001", "lr: 0.002"))
     place = Processes(1)
     done = place.start(cell)
-    assert done.result(timeout=240) == 0
+    assert done.result() == 0
     assert "other settings (trainer.lr" in str(place.failure(cell, done))
     place.close()
 
@@ -281,18 +308,24 @@ def unhurried(completion: str) -> bool:
     return len(completion) % 2 == 0
 
 
-def start_sweep(path: Path, output: Path) -> subprocess.Popen[str]:
-    """A process group of its own, as a terminal makes one."""
+@contextmanager
+def sweep_process(path: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
+    """In a process group of its own, as a terminal makes one; nothing of it outlives the block."""
     command = [sys.executable, "-m", "onpolicy", "sweep", str(path), "--output", str(output)]
-    return subprocess.Popen(
+    with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
 
-def until(true: Callable[[], bool], process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 240
+def until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
+    """As long as the process lives; no deadline but pytest's own."""
     while not true():
-        assert process.poll() is None and time.monotonic() < deadline
+        assert process.poll() is None
         time.sleep(0.02)
 
 
@@ -305,7 +338,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
     }
 
 
-@pytest.mark.slow
+@pytest.mark.process
 def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Path) -> None:
     arms = {name: {"trainer.lr": lr} for name, lr in (("first", 1e-3), ("second", 2e-3), ("third", 3e-3))}
     path = grid(tmp_path, arms=arms, seeds=[0], axes=["trainer.lr"], confounds=[])
@@ -318,52 +351,62 @@ def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Pat
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | changes))
     first, second, third = found = list(cells(path, tmp_path / "out"))
-    whole = start_sweep(path, tmp_path / "whole")  # meanwhile, undisturbed
-    killed = start_sweep(path, tmp_path / "out")
-    until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
-    os.killpg(killed.pid, signal.SIGKILL)
-    killed.communicate()
-    assert first.finished() and not second.finished() and not third.folder.exists()
-    before = state_of(first.folder)
-    again = start_sweep(path, tmp_path / "out")
-    said = again.communicate(timeout=240)[0]
-    assert again.returncode == 0 and "3 runs, 1 finished" in said
-    assert "2/2 third seed 0" in said and "first seed 0" not in said
-    assert state_of(first.folder) == before, "not a byte, not a time"
-    assert all(cell.finished() for cell in found)
-    assert "resumed at step" in second.log.read_text() and "resumed at step" not in third.log.read_text()
-    assert whole.communicate(timeout=240)[0] and whole.returncode == 0
+    with sweep_process(path, tmp_path / "whole") as whole:  # meanwhile, undisturbed
+        with sweep_process(path, tmp_path / "out") as killed:
+            until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
+        assert first.finished() and not second.finished() and not third.folder.exists()
+        before = state_of(first.folder)
+        with sweep_process(path, tmp_path / "out") as again:
+            said = again.communicate()[0]
+        assert again.returncode == 0 and "3 runs, 1 finished" in said
+        assert "2/2 third seed 0" in said and "first seed 0" not in said
+        assert state_of(first.folder) == before, "not a byte, not a time"
+        assert all(cell.finished() for cell in found)
+        assert "resumed at step" in second.log.read_text() and "resumed at step" not in third.log.read_text()
+        assert whole.communicate()[0] and whole.returncode == 0
     for cell in found:
         assert metrics(cell.folder) == metrics(tmp_path / "whole" / cell.folder.relative_to(tmp_path / "out"))
     texts = [(tmp_path / name / "comparison.json").read_text() for name in ("out", "whole")]
     assert texts[0] == texts[1] and json.loads(texts[0])["differences"]
 
 
+@pytest.mark.process
 def test_a_run_that_an_earlier_sweep_left_behind_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A killed sweep's run may live on: it holds the log of its folder until it ends."""
     cell = next(cells(grid(tmp_path), tmp_path / "out"))
     cell.folder.mkdir(parents=True)
-    holds = "import fcntl, sys, time; fcntl.flock(1, fcntl.LOCK_EX); print('mine', flush=True); time.sleep(60)"
+    holds = "import fcntl, sys; fcntl.flock(1, fcntl.LOCK_EX); print('mine', flush=True); sys.stdin.read()"
     with cell.log.open("a") as log:
-        left = subprocess.Popen([sys.executable, "-c", holds], stdout=log)
-    monkeypatch.setattr("onpolicy.experiments.sweep.processes.LOOK", 0.05)
+        left = subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=log)
+    looks, locked = list[Any](), processes._locked
+
+    def look(file: Any) -> bool:
+        looks.append(file)
+        return locked(file)
+
+    monkeypatch.setattr(processes, "LOOK", 0.05)
+    monkeypatch.setattr(processes, "_locked", look)
     try:
-        until(lambda: "mine" in cell.log.read_text(), left)  # type: ignore[arg-type]
+        until(lambda: "mine" in cell.log.read_text(), left)
         stop = threading.Event()
-        threading.Timer(0.5, stop.set).start()
-        assert run(cell, os.environ, stop) == STOPPED, "nothing is started beside it"
+        with ThreadPoolExecutor(1) as pool:
+            stopped = pool.submit(run_cell, cell, os.environ, stop)
+            until(lambda: len(looks) > 5, left)
+            stop.set()
+            assert stopped.result() == STOPPED, "nothing is started beside it"
+        looks.clear()
         place = Processes(1)
         future = place.start(cell)
-        time.sleep(0.3)
+        until(lambda: len(looks) > 5, left)
         assert future.running()
         monkeypatch.setattr("onpolicy.experiments.sweep.grid.Cell.finished", lambda self: True)  # it has ended well
         left.kill()
-        assert future.result(timeout=10 * LOOK) == 0 and place.failure(cell, future) is None
+        assert future.result() == 0 and place.failure(cell, future) is None
         place.close()
         assert cell.log.read_text() == "mine\n", "and is not run again"
     finally:
         left.kill()
-        left.wait()
+        left.communicate()
 
 
 def test_of_many_arms_the_first_are_drawn(tmp_path: Path) -> None:

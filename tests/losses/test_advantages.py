@@ -55,7 +55,7 @@ def inputs(u: Tensor, advantages: Tensor | None = None, **others: Any) -> LossIn
     }
     facts = LossInputs(
         logprobs=logprobs, entropy=torch.zeros_like(u), old_logprobs=logprobs, rollout_logprobs=logprobs, ref_logprobs=None,
-        advantages=torch.ones_like(u) if advantages is None else advantages, response_mask=mask, divergences={}, teacher=contexts,
+        advantages=torch.ones_like(u) if advantages is None else advantages, sampled_mask=mask, divergences={}, teacher=contexts,
     )  # fmt: skip
     return replace(facts, **others)
 
@@ -162,7 +162,7 @@ def test_minillms_split_is_the_gradient_of_the_sequences_kl() -> None:
             both = torch.stack([reverse_kl(p_first, q_first), reverse_kl(p_second[a], q_second[a])])[None]
             facts = LossInputs(
                 logprobs=logprobs, entropy=torch.zeros(1, 2), old_logprobs=logprobs.detach(), rollout_logprobs=logprobs.detach(),
-                ref_logprobs=None, advantages=torch.zeros(1, 2), response_mask=mask, divergences={comparison: both},
+                ref_logprobs=None, advantages=torch.zeros(1, 2), sampled_mask=mask, divergences={comparison: both},
                 teacher={"teacher": TeacherScores(logprobs=taught, entropy=torch.zeros(1, 2), mask=mask)},
             )  # fmt: skip
             loss = (

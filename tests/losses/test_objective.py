@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from onpolicy.losses.objective import MetricAccumulator, Objective, Term, unique_names
+from onpolicy.config.resolve import unique_names
+from onpolicy.losses.objective import MetricAccumulator, Objective, Term
 from onpolicy.losses.terms.base import TermSpec
 from onpolicy.types import LossInputs, TeacherScores, TermOutput
 
@@ -23,11 +24,11 @@ def inputs(logprobs: Tensor, mask: Tensor, teacher_mask: Tensor | None = None) -
     teacher = TeacherScores(logprobs=zero, entropy=zero, mask=mask if teacher_mask is None else teacher_mask)
     return LossInputs(
         logprobs=logprobs, entropy=zero, old_logprobs=logprobs.detach(), rollout_logprobs=zero, ref_logprobs=None,
-        advantages=torch.ones_like(logprobs), response_mask=mask, teacher={"teacher": teacher}, divergences={},
+        advantages=torch.ones_like(logprobs), sampled_mask=mask, teacher={"teacher": teacher}, divergences={},
     )  # fmt: skip
 
 
-def term(name: str, function, weight: float = 1.0, tokens: Any = "response_mask") -> Term:  # type: ignore[no-untyped-def]
+def term(name: str, function, weight: float = 1.0, tokens: Any = "sampled_mask") -> Term:  # type: ignore[no-untyped-def]
     return Term(
         name=name,
         weight=weight,

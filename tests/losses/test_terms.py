@@ -40,7 +40,7 @@ def inputs(logprobs: Tensor, **others: Any) -> LossInputs:
     mask = torch.ones_like(logprobs, dtype=torch.bool)
     given = LossInputs(
         logprobs=logprobs, entropy=torch.zeros_like(logprobs), old_logprobs=logprobs.detach(), rollout_logprobs=logprobs.detach(),
-        ref_logprobs=None, advantages=torch.ones_like(logprobs), response_mask=mask, divergences={},
+        ref_logprobs=None, advantages=torch.ones_like(logprobs), sampled_mask=mask, divergences={},
         teacher={"teacher": TeacherScores(logprobs=teacher, entropy=torch.zeros_like(teacher), mask=mask)},
     )  # fmt: skip
     return replace(given, **others)

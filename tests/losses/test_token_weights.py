@@ -47,7 +47,7 @@ def inputs(mask: torch.Tensor = MASK, **changes: Any) -> LossInputs:
     teacher = TeacherScores(logprobs=draw(), entropy=-draw(), mask=mask)
     given = LossInputs(
         logprobs=draw(), entropy=-draw(), old_logprobs=draw(), rollout_logprobs=draw(), ref_logprobs=None, advantages=draw(),
-        response_mask=mask, teacher={"teacher": teacher}, divergences={},
+        sampled_mask=mask, teacher={"teacher": teacher}, divergences={},
     )  # fmt: skip
     return replace(given, **changes)
 
@@ -108,7 +108,7 @@ def test_a_rows_weights_depend_on_the_row_alone(rule: Any) -> None:
     alone = LossInputs(
         logprobs=given.logprobs[1:, :5], entropy=given.entropy[1:, :5], old_logprobs=given.old_logprobs[1:, :5],
         rollout_logprobs=given.rollout_logprobs[1:, :5], ref_logprobs=None, advantages=given.advantages[1:, :5],
-        response_mask=MASK[1:, :5], divergences={},
+        sampled_mask=MASK[1:, :5], divergences={},
         teacher={"teacher": TeacherScores(logprobs=taught.logprobs[1:, :5], entropy=taught.entropy[1:, :5], mask=MASK[1:, :5])},
     )  # fmt: skip
     torch.testing.assert_close(rule(given, MASK)[1:, :5], rule(alone, MASK[1:, :5]))

@@ -129,7 +129,7 @@ def poisoned(inputs: LossInputs) -> TermOutput:
 
 def faults(stage: int, folder: Path) -> dict[str, Any]:
     """A gradient that is not finite on one rank, one that is 0, fewer rollouts than ranks."""
-    term = Term("poisoned", 1.0, poisoned, TermSpec("response_mask"))
+    term = Term("poisoned", 1.0, poisoned, TermSpec("sampled_mask"))
     pair = Pair(stage, live, folder, objective=[term, plain_term(policy_gradient)])
     good, found = batch(), {}
     pair.step(good)

@@ -16,8 +16,9 @@ LENGTH = 8
 
 
 def ranks() -> list[int]:
-    """Processes of the ranks on this machine."""
-    return [p.pid for p in psutil.process_iter() if any("ray::Rank" in part for part in _cmdline(p))]
+    """Processes of the ranks that this process has started, by way of Ray; not those of another test suite."""
+    own = psutil.Process().children(recursive=True)
+    return [p.pid for p in own if any("ray::Rank" in part for part in _cmdline(p))]
 
 
 def _cmdline(process: psutil.Process) -> list[str]:
@@ -29,7 +30,7 @@ def _cmdline(process: psutil.Process) -> list[str]:
 
 class Harm:
     def __init__(self, run_dir: Path, step: int, number: int, every_time: bool) -> None:
-        self.done, self.step, self.number, self.every_time = run_dir / "harmed", step, number, every_time
+        self.done, self.step, self.number, self.every_time = run_dir / f"harmed-{number}", step, number, every_time
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
         if step == self.step and (self.every_time or not self.done.exists()):
@@ -50,12 +51,12 @@ def stop(run_dir: Path, resume_at: int, *, step: int) -> Harm:
 
 def greedy(inputs: LossInputs, *, most: int) -> TermOutput:
     """Runs out of memory where a micro-batch of a run has more tokens."""
-    if inputs.response_mask.shape[1] == LENGTH and inputs.response_mask.sum() > most:
+    if inputs.sampled_mask.shape[1] == LENGTH and inputs.sampled_mask.sum() > most:
         raise torch.OutOfMemoryError("no room")
     return TermOutput(per_token=-inputs.logprobs)
 
 
 def broken(inputs: LossInputs) -> TermOutput:
-    if inputs.response_mask.shape[1] == LENGTH:
+    if inputs.sampled_mask.shape[1] == LENGTH:
         raise ZeroDivisionError("a term of the user's")
     return TermOutput(per_token=-inputs.logprobs)

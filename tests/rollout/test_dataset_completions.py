@@ -48,7 +48,7 @@ def test_the_term_by_hand() -> None:
     logprobs, mask = torch.tensor([[-0.5, -2.0, -9.0]]), torch.tensor([[True, True, False]])
     given = LossInputs(
         logprobs=logprobs, entropy=logprobs * 0, old_logprobs=logprobs, rollout_logprobs=logprobs, ref_logprobs=None,
-        advantages=logprobs * 0, response_mask=mask, divergences={}, teacher={},
+        advantages=logprobs * 0, sampled_mask=mask, divergences={}, teacher={},
     )  # fmt: skip
     assert cross_entropy(given).per_token[0, :2].tolist() == [0.5, 2.0]
     double = cross_entropy(given, token_weights=lambda inputs, mask: 2.0 * mask.float())

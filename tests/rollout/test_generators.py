@@ -9,7 +9,6 @@ rollouts; 6. training speed survives vLLM in the same process; 7. sampling follo
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,12 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.hf_generator import HFGenerator, sample
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.rollout.seeds import StaleWeights
-from onpolicy.types import Prompt, Rollout
-from tests.tiny import byte_tokenizer, tiny_model_dir
+from onpolicy.rollout.weight_version import StaleWeights
+from onpolicy.types import Prompt, Rollout, Sampling
+from tests.tiny import byte_tokenizer
 
 SAMPLING = Sampling(group_size=3, max_tokens=12)
 PROMPTS = [Prompt(id=str(i), messages=({"role": "user", "content": "x" * (3 * i + 1)},)) for i in range(4)]
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 def arguments(model_dir: Path) -> dict[str, Any]:
@@ -43,17 +36,7 @@ def hf(model_dir: Path) -> HFGenerator:
     return HFGenerator(**arguments(model_dir))
 
 
-@pytest.fixture(scope="module")
-def vllm(model_dir: Path) -> Iterator[Any]:
-    """One engine for the whole file: vLLM keeps state in its process."""
-    from onpolicy.rollout.vllm_generator import VLLMGenerator
-
-    generator = VLLMGenerator(**arguments(model_dir), dtype="float32")
-    yield generator
-    generator.close()
-
-
-@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
 def generator(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
@@ -171,7 +154,7 @@ def test_missing_tensors_are_named(hf: HFGenerator, model_dir: Path) -> None:
         hf.update_weights(list(fresh(model_dir).state_dict().items())[:3], version=hf.policy_version + 1)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_greedy_vllm_and_greedy_transformers_say_the_same(vllm: Any, hf: HFGenerator, model_dir: Path) -> None:
     restart(vllm, model_dir)
     restart(hf, model_dir)
@@ -180,12 +163,17 @@ def test_greedy_vllm_and_greedy_transformers_say_the_same(vllm: Any, hf: HFGener
     assert [g.rollouts[0].completion_ids for g in ours] == [g.rollouts[0].completion_ids for g in theirs]
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_vllm_leaves_the_trainer_its_threads(vllm: Any) -> None:
-    before = os.sched_getaffinity(0), torch.get_num_threads()
-    vllm.generate(PROMPTS[:1], seed=0)
-    assert (os.sched_getaffinity(0), torch.get_num_threads()) == before
-    assert len(os.sched_getaffinity(0)) == os.cpu_count() or os.cpu_count() is None
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        before = os.sched_getaffinity(0), torch.get_num_threads()
+        vllm.generate(PROMPTS[:1], seed=0)
+        assert (os.sched_getaffinity(0), torch.get_num_threads()) == before
+        assert len(os.sched_getaffinity(0)) == os.cpu_count() or os.cpu_count() is None
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_sampling_by_hand() -> None:
@@ -216,7 +204,7 @@ def test_impossible_sampling_is_refused_by_key(field: str) -> None:
         Sampling(**{field: -1})
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_more_prompts_than_fit_one_batch_of_vllm(vllm: Any, model_dir: Path) -> None:
     """A prompt prefilled in parts would make vLLM wind back a seeded generator, which fails on a CPU."""
     restart(vllm, model_dir)

@@ -23,17 +23,11 @@ from transformers import PreTrainedModel
 
 from onpolicy.rollout.fair_lock import Closed, FairLock
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.sampling import Sampling
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.rollout.test_generators import PROMPTS, arguments, by_the_model, fresh, restart
-from tests.tiny import example, tiny_model_dir
+from tests.tiny import example
 
 LONG = Sampling(group_size=6, max_tokens=180)
-
-
-@pytest.fixture(scope="module")
-def model_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_model_dir(tmp_path_factory.mktemp("model"))
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +35,7 @@ def hf(model_dir: Path) -> HFGenerator:
     return HFGenerator(**arguments(model_dir), batch_size=6)
 
 
-@pytest.fixture(scope="module")
-def vllm(model_dir: Path) -> Iterator[Any]:
-    from onpolicy.rollout.vllm_generator import VLLMGenerator
-
-    generator = VLLMGenerator(**arguments(model_dir), dtype="float32")
-    yield generator
-    generator.close()
-
-
-@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.slow)])
+@pytest.fixture(params=["hf", pytest.param("vllm", marks=pytest.mark.vllm)])
 def generator(request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(request.param)
 
@@ -95,13 +80,12 @@ def test_threads_get_what_they_would_get_alone(generator: Any, model_dir: Path, 
 
 def wait_for_tokens(engine: Any, tokens: int, groups: Future[Any]) -> None:
     """Returns when some request has so many tokens."""
-    deadline = time.monotonic() + 60
     while max((len(r.versions) for r in list(engine._running.values())), default=0) < tokens:
-        assert time.monotonic() < deadline and not groups.done(), "too late"
+        assert not groups.done(), "too late"
         time.sleep(0.002)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_with_vllm_a_rollout_goes_on_under_new_weights(vllm: Any, model_dir: Path, pool: ThreadPoolExecutor) -> None:
     restart(vllm, model_dir)
     first = vllm.policy_version
@@ -129,7 +113,7 @@ def test_with_vllm_a_rollout_goes_on_under_new_weights(vllm: Any, model_dir: Pat
     assert (newest - torch.tensor([x for r in rollouts_of(after) for x in r.rollout_logprobs])).abs().max() < 1e-4
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_more_rollouts_than_the_engine_holds_go_on_under_new_weights(
     vllm: Any, model_dir: Path, pool: ThreadPoolExecutor
 ) -> None:
@@ -154,7 +138,7 @@ def test_a_rollout_of_transformers_has_one_version(hf: HFGenerator, model_dir: P
     first, completion_prefix_ids = hf.policy_version, threading.Event()
     hf.on_progress = lambda done, total: completion_prefix_ids.set()
     groups = pool.submit(hf.generate, endless(hf), seed=3, sampling=LONG)
-    assert completion_prefix_ids.wait(60)
+    assert completion_prefix_ids.wait()
     new = changed(fresh(model_dir), 1)
     hf.update_weights(new.state_dict().items(), version=first + 1)
     assert not groups.done(), "the weights came in between"
@@ -209,26 +193,31 @@ def test_turns_go_to_whoever_has_waited_longest(pool: ThreadPoolExecutor) -> Non
 
 
 def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoolExecutor) -> None:
-    turns, stop, taken, waited = FairLock(), threading.Event(), list[int](), list[int]()
+    for _ in range(30):
+        turns, stop, taken = FairLock(), threading.Event(), list[int]()
+        with turns():
+            threads = [pool.submit(come_back, turns, stop, number, taken) for number in range(3)]
+            while len(turns._line) < 4:
+                time.sleep(0.001)
+            last = pool.submit(take_last, turns, stop, taken)
+            while len(turns._line) < 5:
+                time.sleep(0.001)
+        for thread in (*threads, last):
+            thread.result()
+        assert sorted(taken[:3]) == [0, 1, 2] and taken[3] == -1, "one turn for each of the three before it"
 
-    def greedy() -> None:
-        while not stop.is_set():
-            with turns():
-                taken.append(1)
-                time.sleep(0.002)
 
-    threads = [pool.submit(greedy) for _ in range(3)]
-    try:
-        for _ in range(30):
-            before = len(taken)
-            with turns():
-                waited.append(len(taken) - before)
-    finally:
-        stop.set()
-    for thread in threads:
-        thread.result()
-    waited.sort()
-    assert waited[3] >= 2 and waited[-4] <= 3, "one turn for each of the three before it, hardly ever more or fewer"
+def come_back(turns: FairLock, stop: threading.Event, number: int, taken: list[int]) -> None:
+    """Takes one turn after the other."""
+    while not stop.is_set():
+        with turns():
+            taken.append(number)
+
+
+def take_last(turns: FairLock, stop: threading.Event, taken: list[int]) -> None:
+    with turns():
+        taken.append(-1)
+    stop.set()
 
 
 def test_an_interrupt_while_waiting_blocks_nobody(pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -262,16 +251,14 @@ def test_closing_ends_what_is_being_sampled(model_dir: Path, pool: ThreadPoolExe
     groups = pool.submit(generator.generate, endless(generator), seed=0, sampling=replace(LONG, group_size=16))
     while not generator._turns._line:
         time.sleep(0.001)
-    start = time.monotonic()
     generator.close()
-    with pytest.raises(Closed):
+    with pytest.raises(Closed):  # and not the rollouts, however soon they would have been whole
         groups.result()
-    assert time.monotonic() - start < 1.0
     with pytest.raises(Closed):
         generator.generate(PROMPTS, seed=0)
 
 
-@pytest.mark.slow
+@pytest.mark.vllm
 def test_a_request_that_fails_leaves_nothing_behind(vllm: Any, model_dir: Path) -> None:
     restart(vllm, model_dir)
     expected = rollouts_of(vllm.generate(PROMPTS, seed=1))

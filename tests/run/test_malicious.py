@@ -38,15 +38,14 @@ from onpolicy.config.schema import build, load, to_yaml
 from onpolicy.data import load_prompts
 from onpolicy.data.rendering import Renderer, RenderingError
 from onpolicy.experiments.report.page import write_report
-from onpolicy.experiments.sweep.live import curves
-from onpolicy.experiments.sweep.sweep import read_grid
-from onpolicy.models import ModelError, context_window, load_causal_lm, load_tokenizer
+from onpolicy.experiments.sweep.grid import read_grid
+from onpolicy.experiments.sweep.live_curves import curves_table
+from onpolicy.models import ModelError, ModelHandle, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.gym import gym_answer, is_code
-from onpolicy.run.assemble import build_generator
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights, write_state
 from onpolicy.run.display import Display, closing_table, evaluation_table
-from onpolicy.run.loading import Model
+from onpolicy.run.placement import build_generator
 from onpolicy.run.preflight import Preflight
 from onpolicy.types import Rollout, RolloutGroup
 from tests.runs import run_here, write_config
@@ -217,7 +216,7 @@ def test_generators_trust_a_models_code_only_when_asked(
     monkeypatch.setattr("onpolicy.rollout.hf_generator.load_causal_lm", engine)
     asked = ["model.trust_remote_code=true", "model.revision=abc"] if trusted else []
     resolved = resolve(load(write_config(tmp_path), [f"generator={{name: {generator}}}", *asked]))
-    build_generator(resolved, Model(str(tmp_path), None, Renderer(byte_tokenizer()), 10, 10))
+    build_generator(resolved, ModelHandle(str(tmp_path), None, Renderer(byte_tokenizer()), 10, 10))
     assert given["trust_remote_code"] is trusted and given["revision"] == ("abc" if trusted else None)
 
 
@@ -362,6 +361,7 @@ REFERENCES = (
 )  # fmt: skip
 
 
+@pytest.mark.omegaconf
 @pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize(
     "key", ["run_dir", "data.path", "seed", "objective[0].divergence", "contexts.teacher.template", "lexicons.mine"]
@@ -377,6 +377,7 @@ def test_a_config_reads_no_environment(
     assert "override from the shell" in str(caught.value)
 
 
+@pytest.mark.omegaconf
 def test_a_config_file_reads_no_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
@@ -392,6 +393,7 @@ def test_a_config_file_reads_no_environment(
         read_grid(tmp_path / "grid.yaml")
 
 
+@pytest.mark.omegaconf
 def test_a_reference_cannot_be_put_together_from_harmless_parts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -406,6 +408,7 @@ def test_a_reference_cannot_be_put_together_from_harmless_parts(
     assert SECRET not in str(caught.value)
 
 
+@pytest.mark.omegaconf
 def test_values_may_point_to_values(tmp_path: Path) -> None:
     config = load(
         write_config(tmp_path), ["data.coverage={problems: 2, seed: '${seed}'}", "seed=7", "run_dir='runs/s${seed}: x'"]
@@ -414,6 +417,7 @@ def test_values_may_point_to_values(tmp_path: Path) -> None:
     assert SECRET not in to_yaml(config)
 
 
+@pytest.mark.omegaconf
 @pytest.mark.parametrize("name", ["../../x", "/etc/x", "a/b", "..", "a\\b", "x\x1b[2J", ""])
 def test_names_do_not_lead_out_of_their_folder(name: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"eval\.sets"):
@@ -423,6 +427,7 @@ def test_names_do_not_lead_out_of_their_folder(name: str, tmp_path: Path) -> Non
         read_grid(tmp_path / "grid.yaml")
 
 
+@pytest.mark.omegaconf
 def test_yaml_tags_make_no_objects(tmp_path: Path) -> None:
     config = write_config(tmp_path)
     tag = f"!!python/object/apply:os.system ['touch {tmp_path / MARK}']"
@@ -502,7 +507,9 @@ def test_a_terminal_shows_text_as_text(tmp_path: Path) -> None:
             {k: v for k, v in metrics.items() if k.startswith("eval/") and k.count("/") < 4 and "low" not in k}
         ),
     )
-    text = shown(preflight, display, *tables, closing_table(metrics, metrics), curves([(ODD, folder, 1, "A")], "t"))
+    text = shown(
+        preflight, display, *tables, closing_table(metrics, metrics), curves_table([(ODD, folder, 1, "A")], "t")
+    )
     assert text.count("[red]x[/red]") >= 5 and "[/INST]" in text and "[link=http://e.vil]" in text
     for control in ("\x1b]0;", "\x1b]8", "\x07", "\x9b", "\r", "\u202e", "\x1b[31m\x1b]"):
         assert control not in text, f"{control!r} came through"

@@ -68,7 +68,7 @@ def test_the_teacher_scores_the_same_tokens_under_its_own_prompt(family: str, la
     scorer = TeacherScorer(model, live(), TorchEngine(TrainerSettings(), "cpu"), needs_ref=False, layout=layout)  # type: ignore[arg-type]
     batch = collate(examples, contexts=["teacher"])
     states = scorer.states(batch, scorer.score(examples, budget=60, with_ref=False))["teacher"]
-    flat = token_stats(states, {}, batch.completion_ids[batch.response_mask]).logprobs
+    flat = token_stats(states, {}, batch.completion_ids[batch.sampled_mask]).logprobs
     for found, one in zip(flat.split([len(e.rollout.completion_ids) for e in examples]), examples, strict=True):
         if one in with_view:
             expected = alone(model, one.teacher_prompt_ids["teacher"], one.rollout.completion_ids)
@@ -79,7 +79,7 @@ def test_columns_by_hand() -> None:
     """Column t is completion token t, whatever the prompt."""
     batch = collate([example([5, 6], [7, 8, 2], teacher=[9, 5, 6]), example([4], [3])], contexts=["teacher"])
     assert batch.completion_ids.tolist() == [[7, 8, 2], [3, 0, 0]]
-    assert batch.response_mask.tolist() == [[True] * 3, [True, False, False]]
+    assert batch.sampled_mask.tolist() == [[True] * 3, [True, False, False]]
     assert batch.context_masks["teacher"].tolist() == [[True] * 3, [False] * 3]
 
 

@@ -29,7 +29,7 @@ class Greedy:
         self.most = most
 
     def __call__(self, inputs: LossInputs) -> TermOutput:
-        if inputs.response_mask.sum() > self.most:
+        if inputs.sampled_mask.sum() > self.most:
             raise torch.OutOfMemoryError("no room")
         return policy_gradient(inputs)
 
@@ -70,7 +70,7 @@ LENGTH, CALLS = 8, [0]
 
 def poisoned(inputs: LossInputs, *, first: int, last: int) -> TermOutput:
     """Not finite from one call to another; the completions that contracts try are shorter."""
-    CALLS[0] += inputs.response_mask.shape[1] == LENGTH
+    CALLS[0] += inputs.sampled_mask.shape[1] == LENGTH
     return TermOutput(per_token=-inputs.logprobs * (float("nan") if first <= CALLS[0] <= last else 1.0))
 
 

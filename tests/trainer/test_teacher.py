@@ -27,8 +27,8 @@ from onpolicy.losses.terms.base import TermSpec, spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.token_weights import opportunity
+from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import Checkpoints, read_state, read_weights
-from onpolicy.run.loading import model_writer
 from onpolicy.trainer.lora import adapter_off
 from onpolicy.trainer.teacher_rules import (
     WeightRule,
@@ -113,7 +113,7 @@ def test_a_trust_region_of_logits() -> None:
     half.student.load_state_dict(still.student.state_dict())
     # the normalised geometric mean: log q = (log q0 + log q1) / 2 + c, where c >= 0 is the same for the whole vocabulary
     mean = (teacher_logprobs(still, examples) + teacher_logprobs(now, examples)) / 2
-    excess = (teacher_logprobs(half, examples) - mean)[half.batching.batch(examples).response_mask]
+    excess = (teacher_logprobs(half, examples) - mean)[half.batching.batch(examples).sampled_mask]
     assert (excess > -1e-5).all() and excess.max() > 1e-4
 
 
@@ -226,7 +226,7 @@ def test_the_reference_models_marker_mass_reaches_weights_and_targets() -> None:
     one = trainer(frozen(), distill_term(target, token_weights=weights), marker_ids={"A": markers})
     examples = random_examples(4, with_teacher=1.0)
     inputs = one.inputs(one.batching.batch(examples))
-    mask = inputs.response_mask
+    mask = inputs.sampled_mask
     start = inputs.marker_mass[REF, "A"].exp()[mask]
     torch.testing.assert_close(inputs.marker_mass[STUDENT, "A"].exp()[mask], start)  # before the first step
     assert start.min() > 0 and start.max() < 1

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from onpolicy.annotation.contexts.requests import AskModel, ContextCoroutine, Reply
 from onpolicy.annotation.contexts.template import replace_question
-from onpolicy.types import RolloutGroup
+from onpolicy.types import AskModel, ContextCoroutine, Reply, RolloutGroup
 from onpolicy.utils.thinking import strip_thinking
 
 QUESTION = (

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from onpolicy.annotation.contexts.requests import ContextCoroutine, SampleProblem
 from onpolicy.annotation.contexts.template import replace_question
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.types import ContextCoroutine, Prompt, RolloutGroup, SampleProblem
 
 OTHER = (
     "Here is another problem:\n\n{other_question}\n\nIts correct solution:\n\n{other_solution}"

@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import cast
 
 from onpolicy.annotation.contexts.reference_solution import reference_solution
-from onpolicy.annotation.contexts.requests import AskModel, ContextCoroutine, Reply
 from onpolicy.annotation.contexts.template import SOLUTION, replace_question
-from onpolicy.types import Message, RolloutGroup
+from onpolicy.types import AskModel, ContextCoroutine, Message, Reply, RolloutGroup
 
 Shown = Callable[[RolloutGroup, int, Sequence[float]], tuple[Message, ...] | None]
 

@@ -1,4 +1,4 @@
-"""How hard a configured loss pushes the markers of doubt down, to first order and before any training.
+"""``onpolicy analyze pressure``: how hard a configured loss pushes epistemic markers down, to first order, before any training.
 
 A step on the logits z of a position, dz = -dL/dz, changes the probability M of a lexicon's markers there by
 
@@ -11,17 +11,29 @@ under the same loss are the control.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 
-from onpolicy.epistemic.ids import span_name
+from onpolicy.config.resolve import ResolvedConfig, resolve
+from onpolicy.config.schema import load
+from onpolicy.contracts import keep_to_contracts
+from onpolicy.epistemic.ids import LexiconError, span_name, tokens_of
 from onpolicy.epistemic.tokens import OPPORTUNITY
+from onpolicy.experiments.analysis.session import write_findings
+from onpolicy.run.assemble import assemble
+from onpolicy.run.display import Display
+from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.head import Head, HiddenStates
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch
+from onpolicy.utils.tables import table
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ def pressures(trainer: PolicyTrainer, examples: Sequence[Example]) -> dict[str, 
     for batch in batches:
         inputs = trainer.inputs(batch, through=watch)
         trainer.objective.loss(inputs, denominators).backward()  # type: ignore[no-untyped-call]
-        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.response_mask] for name in watch.ids], -1)
+        mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.sampled_mask] for name in watch.ids], -1)
         found.append((watch.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
     change, mass, said = (torch.cat(column).double() for column in zip(*found, strict=True))
     trainer.engine.discard_gradient()
@@ -87,7 +99,7 @@ def pressures(trainer: PolicyTrainer, examples: Sequence[Example]) -> dict[str, 
 
 def _said(batch: TrainBatch, inputs: LossInputs, lexicons: Sequence[str]) -> Tensor:
     """[N, lexicons] whether a marker was sampled."""
-    return torch.stack([inputs.spans[span_name(name)][batch.response_mask] for name in lexicons], -1)
+    return torch.stack([inputs.spans[span_name(name)][batch.sampled_mask] for name in lexicons], -1)
 
 
 def _pressure(change: Tensor, mass: Tensor, said: Tensor) -> Pressure:
@@ -100,4 +112,61 @@ def _pressure(change: Tensor, mass: Tensor, said: Tensor) -> Pressure:
         relative=float(change.sum() / total),
         said=float(change[said].sum() / total),
         unsaid=float(change[unsaid].sum() / total),
+    )
+
+
+def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path | None) -> int:
+    """Prints what the config's loss would do to each lexicon's markers."""
+    found, rollouts = measure_pressure(resolve(load(config_path, overrides)))
+    Console().print(pressure_table(found))
+    write_findings(output, config_path, overrides, rollouts=rollouts, pressure={k: asdict(v) for k, v in found.items()})
+    return 0
+
+
+def measure_pressure(resolved: ResolvedConfig) -> tuple[dict[str, Pressure], int]:
+    """By lexicon, and the number of rollouts: one step's, sampled from the reference model.
+
+    Raises:
+        LexiconError: no lexicon has a marker that is one token of the model's tokenizer.
+    """
+    keep_to_contracts(resolved)
+    with tempfile.TemporaryDirectory() as folder:
+        run = assemble(resolved, Path(folder), Display(1))
+        try:
+            examples = first_rollouts(run, resolved)
+            trainer = run.trainer
+            assert isinstance(trainer, PolicyTrainer)
+            ids = tokens_of(run.log.renderer.tokenizer, resolved.config.epistemic.lexicons)
+            if not ids:
+                raise LexiconError(
+                    "epistemic.lexicons: none has a marker that is a single token of this model's tokenizer"
+                )
+            trainer.marker_ids |= {name: torch.tensor(i, device=trainer.device) for name, i in ids.items()}
+            return pressures(trainer, examples), len(examples)
+        finally:
+            run.close()
+
+
+def pressure_table(found: Mapping[str, Pressure]) -> Table:
+    return table(
+        "suppression pressure: relative change of the markers' probability mass per unit step on the logits; negative suppresses",
+        [
+            "lexicon",
+            "pressure",
+            "where a marker was sampled",
+            "where one was likely",
+            "mass per token",
+            "opportunities",
+        ],
+        (
+            (
+                name,
+                f"{p.relative:+.3g}",
+                f"{p.said:+.3g}",
+                f"{p.unsaid:+.3g}",
+                f"{p.mass:.2e}",
+                f"{p.opportunities} of {p.tokens}",
+            )
+            for name, p in found.items()
+        ),
     )

@@ -1,16 +1,16 @@
-"""Does expressed doubt do anything? The model's own answers, changed at one place and continued, with nothing trained.
+"""``onpolicy analyze probes``: does expressed uncertainty have a function? The model's own answers are changed at one place and continued.
 
-Three interventions, each as a difference between two arms on the same problems, with a bootstrap interval over problems:
+Nothing is trained. Three interventions, each a difference between two arms on the same problems, with a bootstrap interval over problems:
 
-- **marker kept or left out** (forced continuation): an answer is cut at a marker of its own; one arm goes on behind the marker, the
-  other goes on before it with every marker banned for one token
-- **doubt injected**: an answer is cut at the end of a sentence and goes on behind words of doubt, behind as many neutral words (the
-  control: any interruption may help), or as it is; apart for answers that were right and wrong by themselves, which are regressions to
-  the mean where nothing is injected
+- **marker kept or left out** (forced continuation): an answer is cut at one of its own markers; one arm continues after the marker, the
+  other continues before it, with every marker banned for one token
+- **doubt injected**: an answer is cut at the end of a sentence and continues after words of doubt, after as many neutral words (the
+  control: any interruption may help), or as it is; separately for answers that were correct and wrong by themselves, since both regress
+  to the mean when nothing is injected
 - **markers banned** throughout, against as many answers without a ban; banning neutral words is the control
 
-Where doubt has a function, leaving it out costs accuracy, injecting it mends wrong answers more than it harms right ones and more than
-neutral words do, and banning it costs more than banning neutral words.
+Where doubt has a function, leaving it out costs accuracy, injecting it corrects more wrong answers than it spoils correct ones and more
+than neutral words do, and banning it costs more than banning neutral words.
 """
 
 from __future__ import annotations
@@ -18,23 +18,32 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import fmean
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import ScoredGroup, Scorer
+from rich.console import Console
+from rich.table import Table
+
+from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.registry import ConfigError
+from onpolicy.config.resolve import resolve
+from onpolicy.config.schema import load
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import marker_ids
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
+from onpolicy.experiments.analysis.session import session, write_findings
 from onpolicy.protocols import Generator
-from onpolicy.types import Prompt, Rollout, RolloutGroup
-from onpolicy.utils.stats import Measured, measured
+from onpolicy.types import RIGHT, Prompt, Rollout, RolloutGroup, ScoredGroup
+from onpolicy.utils.stats import Estimate, estimate_mean
+from onpolicy.utils.tables import left, table, with_note
 
 DOUBT = " Wait, maybe that is wrong. Let me double-check."
 NEUTRAL = " So, then that is done. Let me continue."
 PLACES = (0.25, 0.5, 0.75)
-"""Where doubt is injected, as a share of the text before the final answer."""
+"""Where doubt is injected, as a fraction of the text before the final answer."""
+MARGIN = 64
+"""Tokens for words that are put into an answer."""
 CONTROL = "F"
 """Lexicon of neutral words."""
 
@@ -50,25 +59,25 @@ class Probe:
     problems: int
     answers: int
     """In both arms together."""
-    score: Measured
-    """Share right in the arm, mean over problems."""
-    difference: Measured
-    """Less the share right in the other, problem by problem."""
-    tokens: Measured
+    accuracy: Estimate
+    """In the arm, mean over problems."""
+    difference: Estimate
+    """Of accuracy, minus the other arm, problem by problem."""
+    tokens: Estimate
     """Difference of the answers' lengths, in tokens."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class ProbedAnswer:
     """How one answer of an arm came out."""
 
     problem: str
-    right: bool
+    correct: bool
     tokens: int
 
 
 @dataclass(frozen=True)
-class Begun:
+class PartialAnswer:
     """The beginning of an answer that is to be continued."""
 
     prompt: Prompt
@@ -82,25 +91,25 @@ class Prober:
     """Runs the interventions with one model."""
 
     generator: Generator
-    judge: Scorer
+    scorer: Scorer
     renderer: Renderer
     lexicon: str
-    """Whose markers are left out and banned."""
+    """The lexicon whose markers are left out and banned."""
     window: int
-    """Tokens of prompt and answer together that the generator takes."""
+    """The generator's limit on prompt and answer together, in tokens."""
     continuations: int
-    """Answers sampled behind each beginning."""
+    """Answers sampled after each beginning."""
     seed: int
 
-    def __call__(self, prompts: Sequence[Prompt]) -> list[Probe]:
+    def probe(self, prompts: Sequence[Prompt]) -> list[Probe]:
         """All probes; one for which the model's answers offer no place is absent.
 
         Raises:
             LexiconError: the lexicon, or the control, has no marker that is one token of the tokenizer.
             ConfigError: answers fill the window.
         """
-        judged = self.judge(self.generator.generate(prompts, seed=self.seed))
-        answers = locate_markers(judged, [self.lexicon], self.renderer.split_thinking)
+        scored = self.scorer(self.generator.generate(prompts, seed=self.seed))
+        answers = locate_markers(scored, [self.lexicon], self.renderer.split_thinking)
         return [*self.kept_or_left_out(answers), *self.injected(answers), *self.banned(prompts, answers)]
 
     def kept_or_left_out(self, answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
@@ -113,22 +122,22 @@ class Prober:
                 ids = m.rollout.completion_ids
                 inside = self.renderer.marked(ids, [draw.choice(spans)])
                 start, end = inside.index(True), len(inside) - inside[::-1].index(True)
-                kept.append(Begun(m.prompt, ids[:end]))
-                left_out.append(Begun(m.prompt, ids[:start], (*self._ids(self.lexicon), ids[start])))
+                kept.append(PartialAnswer(m.prompt, ids[:end]))
+                left_out.append(PartialAnswer(m.prompt, ids[:start], (*self._ids(self.lexicon), ids[start])))
         if kept:
             arms = self._continued({"kept": kept, "left out": left_out})
             yield compared(f"{self.lexicon} kept", arms["kept"], f"{self.lexicon} left out", arms["left out"])
 
     def injected(self, answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
-        """Behind the sentence that ends nearest to each place."""
-        for was_right, fate in ((False, "wrong answers"), (True, "right answers")):
-            chosen = [m for m in answers if m.right == was_right]
+        """After the sentence that ends nearest to each place."""
+        for was_correct, fate in ((False, "wrong answers"), (True, "correct answers")):
+            chosen = [m for m in answers if m.right == was_correct]
             for place in PLACES:
                 cuts = [(m, cut) for m in chosen if (cut := self._sentence_end(m, place)) is not None]
                 if not cuts:
                     continue
                 arms = self._continued({
-                    name: [Begun(m.prompt, (*m.rollout.completion_ids[:cut], *self._encoded(words))) for m, cut in cuts]
+                    name: [PartialAnswer(m.prompt, (*m.rollout.completion_ids[:cut], *self._encoded(words))) for m, cut in cuts]
                     for name, words in (("doubt", DOUBT), ("neutral words", NEUTRAL), ("nothing", ""))
                 })  # fmt: skip
                 where = f"at {place:.0%} of {fate}"
@@ -137,25 +146,25 @@ class Prober:
 
     def banned(self, prompts: Sequence[Prompt], answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """With the same seeds as the answers without a ban."""
-        free = [Answer(m.prompt.id, m.right, m.tokens) for m in answers]
+        free = [ProbedAnswer(m.prompt.id, m.right, m.tokens) for m in answers]
         for lexicon in (self.lexicon, CONTROL):
             ids = self._ids(lexicon)
             held = self.generator.generate([replace(p, banned_token_ids=ids) for p in prompts], seed=self.seed)
-            yield compared(f"{lexicon} banned", _answers_of(self.judge(held)), "nothing banned", free)
+            yield compared(f"{lexicon} banned", _answers_of(self.scorer(held)), "nothing banned", free)
 
-    def _continued(self, arms: Mapping[str, Sequence[Begun]]) -> dict[str, list[Answer]]:
-        """Every beginning of every arm, continued so many times and judged whole; the same room for all."""
+    def _continued(self, arms: Mapping[str, Sequence[PartialAnswer]]) -> dict[str, list[ProbedAnswer]]:
+        """Every beginning of every arm, continued ``continuations`` times and scored as a whole; all with the same token limit."""
         everything = [b for begun in arms.values() for b in begun]
         taken = max(len(self.renderer.prompt_ids(b.prompt.messages)) + len(b.ids) for b in everything)
         room = min(self.generator.sampling.max_tokens, self.window - taken)
         if room < 2:
             raise ConfigError(
-                f"generator.max_tokens: {self.generator.sampling.max_tokens} leaves no room to go on behind an answer: prompt and answer "
+                f"generator.max_tokens: {self.generator.sampling.max_tokens} leaves no tokens to continue an answer: prompt and answer "
                 f"take {taken} tokens of a window of {self.window}; lower it"
             )
         return {name: self._answers(begun, room) for name, begun in arms.items()}
 
-    def _answers(self, begun: Sequence[Begun], room: int) -> list[Answer]:
+    def _answers(self, begun: Sequence[PartialAnswer], room: int) -> list[ProbedAnswer]:
         """The first token by itself, since a ban may hold for it alone."""
         sampling = replace(self.generator.sampling, group_size=self.continuations, max_tokens=1)
         asked = [
@@ -178,10 +187,10 @@ class Prober:
             )
             for prompt, ids, head in heads
         ]
-        return _answers_of(self.judge(wholes))
+        return _answers_of(self.scorer(wholes))
 
     def _joined(self, ids: tuple[int, ...], *parts: Rollout) -> Rollout:
-        """A beginning and what was sampled behind it, as one answer."""
+        """A beginning and what was sampled after it, as one answer."""
         whole = ids + tuple(i for part in parts for i in part.completion_ids)
         return replace(
             parts[-1],
@@ -191,7 +200,7 @@ class Prober:
         )
 
     def _sentence_end(self, m: MarkedRollout, place: float) -> int | None:
-        """Tokens up to the end of the sentence that ends nearest to a share of the text before the final answer."""
+        """Tokens up to the end of the sentence that ends nearest to a fraction of the text before the final answer."""
         ends = [e.end() for e in _SENTENCE_END.finditer(m.text) if e.end() <= m.final_at]
         if not ends:
             return None
@@ -206,33 +215,79 @@ class Prober:
         return tuple(marker_ids(self.renderer.tokenizer, lexicon))
 
 
-def compared(arm: str, answers: Sequence[Answer], against: str, others: Sequence[Answer]) -> Probe:
+def compared(arm: str, answers: Sequence[ProbedAnswer], against: str, others: Sequence[ProbedAnswer]) -> Probe:
     """Means over problems; both arms have answers to the same ones."""
     one, other = _by_problem(answers), _by_problem(others)
     assert one.keys() == other.keys()
-    score = {p: fmean(a.right for a in found) for p, found in one.items()}
+    accuracy = {p: fmean(a.correct for a in found) for p, found in one.items()}
     length = {p: fmean(a.tokens for a in found) for p, found in one.items()}
     return Probe(
         arm=arm,
         against=against,
         problems=len(one),
         answers=len(answers) + len(others),
-        score=measured(list(score.values())),
-        difference=measured([score[p] - fmean(a.right for a in found) for p, found in other.items()]),
-        tokens=measured([length[p] - fmean(a.tokens for a in found) for p, found in other.items()]),
+        accuracy=estimate_mean(list(accuracy.values())),
+        difference=estimate_mean([accuracy[p] - fmean(a.correct for a in found) for p, found in other.items()]),
+        tokens=estimate_mean([length[p] - fmean(a.tokens for a in found) for p, found in other.items()]),
     )
 
 
-def _answers_of(judged: Sequence[ScoredGroup]) -> list[Answer]:
+def _answers_of(scored: Sequence[ScoredGroup]) -> list[ProbedAnswer]:
     return [
-        Answer(g.group.prompt.id, score >= RIGHT, len(r.completion_ids))
-        for g in judged
+        ProbedAnswer(g.group.prompt.id, score >= RIGHT, len(r.completion_ids))
+        for g in scored
         for r, score in zip(g.group.rollouts, g.scores, strict=True)
     ]
 
 
-def _by_problem(answers: Sequence[Answer]) -> dict[str, list[Answer]]:
-    found: dict[str, list[Answer]] = {}
+def _by_problem(answers: Sequence[ProbedAnswer]) -> dict[str, list[ProbedAnswer]]:
+    found: dict[str, list[ProbedAnswer]] = {}
     for answer in answers:
         found.setdefault(answer.problem, []).append(answer)
     return found
+
+
+def analyze_probes(
+    config_path: Path, overrides: Sequence[str], output: Path | None, problems: int, continuations: int
+) -> int:
+    """Leaves out, injects and bans markers in the model's own answers and prints what each does to accuracy.
+
+    Raises:
+        ConfigError: the config has no reward.
+        LexiconError: the lexicon has no marker that is one token of the model's tokenizer.
+    """
+    resolved = resolve(load(config_path, overrides))
+    if not resolved.rewards:
+        raise ConfigError("analyze probes: expected a reward that says which answers are correct; got no rewards")
+    with session(resolved, room=resolved.generator.settings.max_tokens + MARGIN) as s:
+        prober = Prober(
+            generator=s.generator,
+            scorer=s.scorer,
+            renderer=s.model.renderer,
+            lexicon=resolved.config.epistemic.lexicon,
+            window=s.model.max_model_len,
+            continuations=continuations,
+            seed=resolved.config.seed,
+        )
+        found = prober.probe(s.prompts[:problems])
+    Console().print(probes_table(found))
+    write_findings(output, config_path, overrides, probes=[asdict(p) for p in found])
+    return 0
+
+
+def probes_table(probes: Sequence[Probe]) -> Table:
+    return table(
+        "what epistemic markers do to the model's own answers; differences by problem, below them the 95 % bootstrap interval",
+        ["arm", left("against"), "problems\nanswers", "accuracy", "difference", "tokens"],
+        (
+            (
+                p.arm,
+                p.against,
+                with_note(str(p.problems), str(p.answers)),
+                f"{p.accuracy.mean:.3f}",
+                *(with_note(f"{d.mean:+.3g}", f"{d.low:+.2g} to {d.high:+.2g}") for d in (p.difference, p.tokens)),
+            )
+            for p in probes
+        ),
+        lines=True,
+    )

@@ -1,17 +1,17 @@
 """How much a context tells: an estimate of I(y; c | x) = H(y | x) - H(y | x, c) (arXiv 2603.24472, equation 2).
 
-The paper never estimates it and orders its contexts by what is a part of what. With p the reference model and
+The paper does not estimate it; it orders its contexts by inclusion. With p the reference model and
 
     gain(y) = log p(y | x, c) - log p(y | x)
 
-its mean over answers drawn from p(y | x, c) would be KL(p(. | x, c) || p(. | x)): the information, if p(y | x) is what p(y | x, c) is on
-average over contexts, else more. What is taken here is its mean over *right* answers, sampled as the config samples: what the context
-tells about being right. So it is no KL: it also holds log P(right | c) / P(right), it is below 0 where a context misleads, and
-likelihoods are those at temperature 1 over all tokens, whatever the sampler's temperature and nucleus. It is 0 for a context that says
-nothing.
+the mean over answers drawn from p(y | x, c) would be KL(p(. | x, c) || p(. | x)): the information if p(y | x) is the average of
+p(y | x, c) over contexts, otherwise more. Computed here is the mean over *correct* answers, sampled as the config samples: what the
+context tells about being correct. This is not a KL: it also contains log P(correct | c) / P(correct), it is negative where a context
+misleads, and likelihoods are at temperature 1 over all tokens, whatever the sampler's temperature and nucleus. It is 0 for a context
+that says nothing.
 
-The mean gain of right answers sampled *without* the context is the other side: how far the informed model is from saying what the plain
-one says. It is the sum of u_t over the student's right rollouts, which distillation learns from, and mostly below 0.
+The mean gain of correct answers sampled *without* the context is the counterpart: how unlikely the informed model finds what the plain
+model says. It is the sum of u_t over the student's correct rollouts, which distillation learns from, and mostly negative.
 """
 
 from __future__ import annotations
@@ -22,19 +22,17 @@ from statistics import fmean
 
 import torch
 
-from onpolicy.annotation.routes import RIGHT
-from onpolicy.annotation.scoring import ScoredGroup
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import PromptTooLong
-from onpolicy.experiments.analysis.guided import Guided
-from onpolicy.run.loading import Model, load_weights
+from onpolicy.experiments.analysis.context_answers import ContextAnswers
+from onpolicy.models import ModelHandle, load_weights
 from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.forward import completion_states
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.trainer import NO_GRAPH_FACTOR
-from onpolicy.types import Message
-from onpolicy.utils.stats import Measured, measured
+from onpolicy.types import RIGHT, Message, ScoredGroup
+from onpolicy.utils.stats import Estimate, estimate_mean
 
 BUDGET = {"cpu": 1024, "cuda": 8192}
 """Tokens that learn in one micro-batch, of which those without a gradient are a multiple."""
@@ -42,47 +40,46 @@ BUDGET = {"cpu": 1024, "cuda": 8192}
 
 @dataclass(frozen=True)
 class Gain:
-    """Of one context; nats an answer, mean over problems."""
+    """What one context tells, in nats per answer, mean over problems."""
 
-    guided: Measured
-    """Of right answers sampled with the context: what it tells."""
-    unguided: Measured | None
-    """Of right answers sampled without it; None where the problems that it helped with had none."""
+    with_context: Estimate
+    """Over correct answers sampled with the context: what it tells."""
+    without_context: Estimate | None
+    """Over correct answers sampled without it; None where the problems that it helped with had none."""
     problems: int
-    """Those with a right answer under the context."""
+    """Those with a correct answer under the context."""
 
 
-Answers = Mapping[str, Sequence[tuple[int, ...]]]
-"""Problem -> its right answers."""
-
-
-def right_answers(judged: Sequence[ScoredGroup]) -> dict[str, list[tuple[int, ...]]]:
+def correct_answers(scored: Sequence[ScoredGroup]) -> dict[str, list[tuple[int, ...]]]:
     return {
         g.group.prompt.id: [r.completion_ids for r, s in zip(g.group.rollouts, g.scores, strict=True) if s >= RIGHT]
-        for g in judged
+        for g in scored
     }
 
 
 def richness(
-    resolved: ResolvedConfig, model: Model, unguided: Sequence[ScoredGroup], guided: Mapping[str, Guided]
+    resolved: ResolvedConfig,
+    model: ModelHandle,
+    without_context: Sequence[ScoredGroup],
+    with_contexts: Mapping[str, ContextAnswers],
 ) -> dict[str, Gain]:
     """Context -> gain; loads the reference model. A context that is too long for the window is left out of the mean.
 
     Args:
-        checked: names the model
+        resolved: names the model
         model: its renderer and window
-        unguided: each problem with its answers
-        guided: context -> what was shown, and the answers
+        without_context: each problem with its answers
+        with_contexts: context -> its prompts and their answers
     """
-    plain = {g.group.prompt.id: g.group.prompt.messages for g in unguided}
-    without = right_answers(unguided)
+    plain = {g.group.prompt.id: g.group.prompt.messages for g in without_context}
+    without = correct_answers(without_context)
     rows: dict[tuple[str, str, str, bool], list[Row]] = {}
-    for name, given in guided.items():
-        for kind, answers in (("guided", right_answers(given.judged)), ("unguided", without)):
+    for name, given in with_contexts.items():
+        for kind, answers in (("with", correct_answers(given.scored)), ("without", without)):
             for problem, found in answers.items():
-                if problem not in given.shown:
+                if problem not in given.messages:
                     continue
-                for informed, messages in ((True, given.shown[problem]), (False, plain[problem])):
+                for informed, messages in ((True, given.messages[problem]), (False, plain[problem])):
                     ids = _prompt(model, messages)
                     if ids is not None:
                         rows[name, kind, problem, informed] = [(ids, answer) for answer in found]
@@ -90,16 +87,18 @@ def richness(
     likelihood = dict(zip(flat, log_likelihoods(resolved, model.path, flat), strict=True))
     means = {key: fmean(likelihood[row] for row in group) for key, group in rows.items() if group}
     gains = {k[:3]: v - means[*k[:3], False] for k, v in means.items() if k[3] and (*k[:3], False) in means}
-    return {name: gain for name in guided if (gain := _gain({k[1:]: v for k, v in gains.items() if k[0] == name}))}
+    return {
+        name: gain for name in with_contexts if (gain := _gain({k[1:]: v for k, v in gains.items() if k[0] == name}))
+    }
 
 
 def _gain(found: Mapping[tuple[str, str], float]) -> Gain | None:
-    """Of (kind of answers, problem) -> nats."""
-    guided, unguided = ([v for (kind, _), v in found.items() if kind == wanted] for wanted in ("guided", "unguided"))
-    return Gain(measured(guided), measured(unguided) if unguided else None, len(guided)) if guided else None
+    """From (kind of answers, problem) -> nats."""
+    with_it, without = ([v for (kind, _), v in found.items() if kind == chosen] for chosen in ("with", "without"))
+    return Gain(estimate_mean(with_it), estimate_mean(without) if without else None, len(with_it)) if with_it else None
 
 
-def _prompt(model: Model, messages: Sequence[Message]) -> tuple[int, ...] | None:
+def _prompt(model: ModelHandle, messages: Sequence[Message]) -> tuple[int, ...] | None:
     """None where it is too long."""
     try:
         return model.renderer.prompt_ids(messages, limit=model.max_teacher_prompt_tokens)

@@ -1,52 +1,63 @@
-"""A model that is asked, without training."""
+"""A model that answers questions without being trained, and the file that its answers go to."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
-from onpolicy.run.assemble import build_generator, build_scorer
 from onpolicy.run.display import Display
-from onpolicy.run.loading import Model, open_model, training_prompts
+from onpolicy.run.loading import training_prompts
+from onpolicy.run.placement import build_generator, build_scorer
 from onpolicy.types import Prompt
 from onpolicy.utils.faults import Faults
 
 
 @dataclass(frozen=True)
 class Session:
-    """A model that answers the config's problems, and a judge of its answers."""
+    """A model that answers the config's problems, and what scores its answers."""
 
     resolved: ResolvedConfig
-    model: Model
+    model: ModelHandle
     prompts: Sequence[Prompt]
     generator: Generator
-    judge: Scorer
+    scorer: Scorer
     display: Display
 
 
 @contextmanager
-def session(resolved: ResolvedConfig, *, room: int = 0, guided: bool = False) -> Iterator[Session]:
+def session(resolved: ResolvedConfig, *, room: int = 0, with_contexts: bool = False) -> Iterator[Session]:
     """With a progress bar, until the block ends.
 
     Args:
-        checked: the config
+        resolved: the config
         room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
-        guided: it answers under the config's contexts too
+        with_contexts: whether it also answers under the config's contexts
     """
-    model = open_model(resolved, room=room, guided=guided)
+    model = open_model(resolved, extra_tokens=room, guided=with_contexts)
     prompts = training_prompts(resolved, model.renderer)
     display = Display(1)
     faults = Faults(display.note)
     generator = build_generator(resolved, model, faults)
     generator.on_progress = display.progress
-    judge = build_scorer(resolved, model, faults)
+    scorer = build_scorer(resolved, model, faults)
     try:
         with display:
-            yield Session(resolved, model, prompts, generator, judge, display)
+            yield Session(resolved, model, prompts, generator, scorer, display)
     finally:
         generator.close()
-        judge.close()
+        scorer.close()
+
+
+def write_findings(output: Path | None, config_path: Path, overrides: Sequence[str], **found: Any) -> None:
+    """Writes what was measured, and for which config, as JSON; nothing without a file."""
+    if output is not None:
+        report = {"config": str(config_path), "overrides": list(overrides)} | found
+        output.write_text(json.dumps(report, indent=1) + "\n")

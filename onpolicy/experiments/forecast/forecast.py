@@ -1,14 +1,14 @@
-"""``onpolicy forecast``: what a run will need, before anybody rents a GPU. Arithmetic on the config and the model's shape.
+"""Memory and time that a run will need on GPUs, computed from the config and the model's shape before anything is rented.
 
-Bytes of N parameters over R ranks, everything in float32 (``onpolicy.distributed``; s is the ZeRO stage, 0 without DeepSpeed):
+Bytes of N parameters over R ranks, everything in float32 (s is the ZeRO stage, 0 without DeepSpeed):
 
     weights 4N [/R if s = 3]   gradients 4N [/R if s >= 2]   moments 8N [/R if s >= 1]   ZeRO's own copy 4N/R [s >= 1]
     a teacher or reference model with weights of its own 4N [/R if s = 3]
 
-A step's time is that of its floating-point operations at an assumed utilisation: 2 per parameter and token read, and 4 x width for each
-token that a layer attends to (half the length on average; at most its window); three times as many to learn from it, four where layers
-are recomputed. Sampling's is that of reading the weights and the keys and values once for each token, at an assumed share of the
-bandwidth. Nothing was fitted to a GPU: expect a factor of two.
+The time of a step is its floating-point operations at an assumed utilisation: 2 per parameter and token read, plus 4 x width for each
+token that a layer attends to (half the length on average, at most its window); three times as many to train on it, four with gradient
+checkpointing. The time of sampling is that of reading the weights and the keys and values once per token, at an assumed share of the
+memory bandwidth. Nothing was fitted to a GPU: expect a factor of two.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ GIB = 2.0**30
 
 @dataclass(frozen=True)
 class Gpu:
-    """From its maker's data sheet."""
+    """A GPU's numbers, from its data sheet."""
 
     flops: float
-    """Dense bfloat16, a second."""
+    """Dense bfloat16 operations per second."""
     bandwidth: float
-    """Of its memory, bytes a second."""
+    """Memory bandwidth, bytes per second."""
     gib: float
 
 
@@ -48,8 +48,8 @@ GPUS: Mapping[str, Gpu] = {
 
 
 @dataclass(frozen=True)
-class Shape:
-    """Of a model."""
+class ModelShape:
+    """The sizes of a model that decide its cost."""
 
     parameters: int
     layers: int
@@ -60,26 +60,26 @@ class Shape:
     """Key-value heads times their size."""
     vocabulary: int
     windowed: int = 0
-    """Layers that look back over ``window`` tokens only."""
+    """Layers that attend to the last ``window`` tokens only."""
     window: int = 0
     experts: bool = False
-    """Whether a token passes through some of the parameters only."""
+    """Whether it is a mixture of experts: a token passes through some of the parameters only."""
 
     def kv_bytes(self, length: float) -> float:
-        """Of the keys and values that a sequence keeps, in bfloat16."""
+        """Bytes of the keys and values of one sequence, in bfloat16."""
         full = self.layers - self.windowed
         return 2 * 2 * self.kv_width * (full * length + self.windowed * min(length, self.window))
 
     def flops(self, tokens: float, length: float) -> float:
-        """Of one pass forward over so many tokens in sequences of a length."""
+        """Operations of one forward pass over ``tokens`` tokens in sequences of length ``length``."""
         near = min(length, self.window)
         attended = (self.layers - self.windowed) * length / 2 + self.windowed * (near - near**2 / (2 * length))
         return tokens * (2.0 * self.parameters + 4.0 * self.width * attended)
 
 
 @dataclass(frozen=True)
-class Assumed:
-    """What neither config nor model says."""
+class Assumptions:
+    """What neither the config nor the model determines."""
 
     gpu: str = "h100"
     utilisation: float = 0.35
@@ -90,7 +90,7 @@ class Assumed:
     completion_tokens: float | None = None
     """Mean length of an answer; None: half of ``generator.max_tokens``."""
     eval_problems: int = 600
-    """In all sets together: AIME24, AIME25, AMC23 and MATH500 have so many."""
+    """In all sets together, about as many as AIME24, AIME25, AMC23 and MATH500 have."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,13 @@ class Forecast:
     hours: float
     gpus: int
     notes: list[str] = field(default_factory=list)
-    """What it rests on."""
+    """Its assumptions."""
     refusals: list[str] = field(default_factory=list)
-    """Why it cannot run."""
+    """Reasons why it cannot run."""
 
 
-def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | None = None) -> Shape:
-    """From a model's folder or hub id, or from a ``config.json``; no weights are read."""
+def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelShape:
+    """The shape of a model, from its folder or hub id, or from a ``config.json``; no weights are read."""
     from onpolicy.models import skeleton
 
     model = skeleton(source, trust_remote_code=trust_remote_code, revision=revision)
@@ -118,7 +118,7 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     windowed = (getattr(config, "layer_types", None) or []).count("sliding_attention")
-    return Shape(
+    return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
@@ -131,8 +131,8 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
     )
 
 
-def forecast(resolved: ResolvedConfig, shape: Shape, assumed: Assumed) -> Forecast:
-    """Raises ConfigError for a GPU that is not known."""
+def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) -> Forecast:
+    """The forecast of a run; raises ConfigError for an unknown GPU."""
     if assumed.gpu not in GPUS:
         raise ConfigError(f"--gpu: got {assumed.gpu!r}, wanted one of {', '.join(GPUS)}.{suggest(assumed.gpu, GPUS)}")
     gpu, roles = GPUS[assumed.gpu], resolved.config.roles
@@ -172,7 +172,7 @@ def forecast(resolved: ResolvedConfig, shape: Shape, assumed: Assumed) -> Foreca
     )
 
 
-def _left_out(resolved: ResolvedConfig, shape: Shape) -> Iterator[str]:
+def _left_out(resolved: ResolvedConfig, shape: ModelShape) -> Iterator[str]:
     if shape.experts:
         yield "every expert counted as read for every token: too long for a mixture of experts"
     if teacher_rule(resolved).path:
@@ -183,9 +183,9 @@ def _left_out(resolved: ResolvedConfig, shape: Shape) -> Iterator[str]:
 
 def _refusals(
     resolved: ResolvedConfig,
-    shape: Shape,
+    shape: ModelShape,
     gpu: Gpu,
-    assumed: Assumed,
+    assumed: Assumptions,
     length: float,
     tensor_parallel: int,
     memory: Mapping[str, Any],
@@ -205,14 +205,14 @@ def _refusals(
     return found
 
 
-def trainer_bytes(resolved: ResolvedConfig, shape: Shape, ranks: int) -> dict[str, float]:
-    """Of one rank: what stays, and what one micro-batch needs."""
+def trainer_bytes(resolved: ResolvedConfig, shape: ModelShape, ranks: int) -> dict[str, float]:
+    """Bytes on one rank: what stays, and what one micro-batch needs."""
     zero = zero_of(resolved)
     stage, n = int(zero.get("stage", 0)), 4.0 * shape.parameters
     sharded, learns = (n / ranks if stage >= 3 else n), _learning(resolved)
     on_gpu = 0.0 if "offload_param" in zero else 1.0
     moments_on_gpu = 0.0 if "offload_optimizer" in zero else 1.0
-    readers = models_beside(resolved)
+    readers = frozen_copies(resolved)
     options = resolved.trainer.plugin.options
     tokens = resolved.trainer.settings.micro_batch_tokens or 8192
     kept = 2.0 if options.get("precision") == "bfloat16" else 4.0
@@ -234,12 +234,12 @@ def trainer_bytes(resolved: ResolvedConfig, shape: Shape, ranks: int) -> dict[st
 
 
 def _learning(resolved: ResolvedConfig) -> float:
-    """Share of the parameters that learn; adapters are small beside the rest."""
+    """Fraction of the parameters that are trained; adapters are negligible."""
     return 0.0 if resolved.trainer.plugin.options.get("lora_rank") else 1.0
 
 
-def models_beside(resolved: ResolvedConfig) -> int:
-    """Copies of the model beside the student: a teacher's, and the reference model where it is another."""
+def frozen_copies(resolved: ResolvedConfig) -> int:
+    """Copies of the model in addition to the student: a teacher, and the reference model where it is a different one."""
     rule, starts = teacher_rule(resolved), build_objective(resolved).needs_ref
     if resolved.trainer.plugin.options.get("lora_rank"):
         return int(rule.copies and (rule.update is not None or rule.path is not None))
@@ -248,7 +248,7 @@ def models_beside(resolved: ResolvedConfig) -> int:
 
 
 def zero_of(resolved: ResolvedConfig) -> dict[str, Any]:
-    """DeepSpeed's section; empty where it does not run."""
+    """DeepSpeed's ``zero_optimization`` section; empty without DeepSpeed."""
     options = resolved.trainer.plugin.options
     if not hasattr(resolved.trainer.plugin.function, "stage"):
         return {}
@@ -257,8 +257,8 @@ def zero_of(resolved: ResolvedConfig) -> dict[str, Any]:
     return dict(found.get("zero_optimization", {}))
 
 
-def generator_bytes(resolved: ResolvedConfig, shape: Shape, gpu: Gpu, tensor_parallel: int) -> dict[str, float]:
-    """What the engine reserves; weights in bfloat16, the rest keys and values."""
+def generator_bytes(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, tensor_parallel: int) -> dict[str, float]:
+    """Bytes that the engine reserves: weights in bfloat16, the rest for keys and values."""
     share = float(resolved.generator.plugin.options.get("gpu_memory_utilization", 0.4))
     weights = 2.0 * shape.parameters / tensor_parallel
     return {"engine: weights": weights, "engine: keys and values": max(share * gpu.gib * GIB - weights, 0.0)}
@@ -266,14 +266,14 @@ def generator_bytes(resolved: ResolvedConfig, shape: Shape, gpu: Gpu, tensor_par
 
 def sampled_a_second(
     resolved: ResolvedConfig,
-    shape: Shape,
+    shape: ModelShape,
     gpu: Gpu,
-    assumed: Assumed,
+    assumed: Assumptions,
     length: float,
     tensor_parallel: int,
     answers: float,
 ) -> float:
-    """Tokens of one engine: as many of its answers at a time as fit, each pass reading the weights and their keys and values."""
+    """Tokens per second of one engine: as many answers at a time as fit, each pass reading the weights and their keys and values."""
     room = generator_bytes(resolved, shape, gpu, tensor_parallel)["engine: keys and values"] * tensor_parallel
     each = shape.kv_bytes(assumed.prompt_tokens + length / 2)
     most = float(resolved.generator.plugin.options.get("max_num_seqs", 256))
@@ -285,9 +285,9 @@ def sampled_a_second(
 
 
 def step_flops(
-    resolved: ResolvedConfig, shape: Shape, assumed: Assumed, rollouts: int, length: float
+    resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions, rollouts: int, length: float
 ) -> dict[str, float]:
-    """What scoring and learning cost in all; prompts that a group shares are read once."""
+    """Operations for scoring and training on a step's rollouts; prompts that a group shares are read once."""
     prompts = resolved.data.settings.prompts_per_step * assumed.prompt_tokens
     plain = shape.flops(rollouts * length + prompts, assumed.prompt_tokens + length)
     privileged = shape.flops(rollouts * 2 * length + prompts, assumed.prompt_tokens + 2 * length)

@@ -1,8 +1,9 @@
-"""``onpolicy lab decisive``: does protecting expressed doubt bring unseen problems back, or are the markers only a symptom?
+"""``onpolicy lab decisive``: does protecting expressed uncertainty preserve accuracy on unseen problems, or are the markers only a symptom?
 
 Every arm starts from the same reasoner and differs from the unprotected one in one place (configs/lab/decisive.yaml). Each protection is
-held against its controls: the same weights elsewhere, the same floor under neutral words, the same mixture without the bonus. A protection
-is owed to doubt where it brings back more than its control does, and where words that it does not name come back with those it names.
+compared with its controls: the same weights at other tokens, the same floor under neutral words, the same mixture without the bonus. A
+protection works through uncertainty if it preserves more accuracy than its control, and if markers that it does not name are preserved
+together with those that it names.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from onpolicy.config.resolve import resolve
-from onpolicy.experiments.analysis.commands import measure_pressure
+from onpolicy.experiments.analysis.pressure import measure_pressure
 from onpolicy.experiments.lab.readout import pooled_metrics, readout, rounded, versions
 from onpolicy.experiments.sweep.compare import (
     Difference,
@@ -27,9 +28,11 @@ from onpolicy.experiments.sweep.compare import (
     differences,
     equal_budgets,
     last_metrics,
-    right_at,
+    pass_rates_at,
 )
-from onpolicy.experiments.sweep.sweep import Cell, cells, read_grid, sweep
+from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
+from onpolicy.experiments.sweep.sweep import sweep
+from onpolicy.utils.tables import left, table
 
 GRID = Path("configs/lab/decisive.yaml")
 CONTROLS = {
@@ -45,7 +48,7 @@ CONTROLS = {
 """Arm -> arms that differ from it in the one thing that is asked about."""
 OUT = "out_of_domain"
 METRICS = {
-    "right": "avg@4",
+    "accuracy": "avg@4",
     "pass@4": "pass@4",
     "tokens": "completion_length",
     "truncated": "truncated",
@@ -62,19 +65,19 @@ def decisive(output: Path, jobs: int) -> int:
     grid = read_grid(GRID)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]
     runs, reference = [cell.run for cell in finished], next(iter(grid.arms))
-    budgets, pressure = equal_budgets(runs), pressures(output, finished)
-    equal = differences(runs, grid.pools, reference, lambda folder: right_at(folder, budgets[folder]))
-    own, controls = [own_results(c, grid.pools) for c in finished], against_controls(finished, grid.pools)
+    budgets, pressure = equal_budgets(runs), arm_pressures(output, finished)
+    equal = differences(runs, grid.eval_groups, reference, lambda folder: pass_rates_at(folder, budgets[folder]))
+    own, controls = [own_results(c, grid.eval_groups) for c in finished], against_controls(finished, grid.eval_groups)
     report = {
         "versions": versions(),
         "seeds": grid.seeds,
         "runs": own,
-        "arms": summary(finished, pressure, grid.pools),
-        "from_start": [asdict(d) for d in against_reference(runs, grid.pools)],
-        "against_unprotected": [asdict(d) for d in differences(runs, grid.pools, reference)],
+        "arms": arm_summaries(finished, pressure, grid.eval_groups),
+        "from_start": [asdict(d) for d in against_reference(runs, grid.eval_groups)],
+        "against_unprotected": [asdict(d) for d in differences(runs, grid.eval_groups, reference)],
         "against_unprotected_at_equal_tokens": [asdict(d) for d in equal],
-        "equal_tokens": {c.cross: budgets[c.folder] for c in finished},
-        "pressure_foretells": foretold(own, pressure),
+        "equal_tokens": {c.factor: budgets[c.folder] for c in finished},
+        "pressure_correlation": pressure_correlation(own, pressure),
         "against_controls": [asdict(d) | {"control": control} for control, d in controls],
     }
     (output / "decisive.json").write_text(json.dumps(rounded(report)) + "\n")
@@ -84,18 +87,20 @@ def decisive(output: Path, jobs: int) -> int:
     return code
 
 
-def against_controls(finished: Sequence[Cell], pools: Mapping[str, Sequence[str]]) -> list[tuple[str, Difference]]:
-    """Each protection less each of its controls, on every set."""
+def against_controls(
+    finished: Sequence[Cell], eval_groups: Mapping[str, Sequence[str]]
+) -> list[tuple[str, Difference]]:
+    """Each protection minus each of its controls, on every set."""
     found = []
     for arm, controls in CONTROLS.items():
         for control in controls:
             both = [c.run for c in finished if c.arm in (arm, control)]
             if {run[0] for run in both} == {arm, control}:
-                found += [(control, d) for d in differences(both, pools, control) if d.arm == arm]
+                found += [(control, d) for d in differences(both, eval_groups, control) if d.arm == arm]
     return found
 
 
-def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, float]]:
+def arm_pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, float]]:
     """Arm -> lexicon -> relative pressure on the reference model before any training, from one run of each arm.
 
     Kept in ``pressure.json``.
@@ -112,39 +117,45 @@ def pressures(output: Path, finished: Sequence[Cell]) -> dict[str, dict[str, flo
     return known
 
 
-def foretold(own: Sequence[dict[str, Any]], pressure: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """Cross -> Spearman's correlation over arms of the pressure on all words of doubt and the share right out of domain at the end."""
+def pressure_correlation(
+    own: Sequence[dict[str, Any]], pressure: Mapping[str, Mapping[str, float]]
+) -> dict[str, dict[str, float]]:
+    """Cross -> Spearman's correlation over arms of the pressure on all markers with the accuracy out of domain after training."""
     from scipy.stats import spearmanr
 
     found = {}
-    for cross in dict.fromkeys(row["cross"] for row in own):
+    for factor in dict.fromkeys(row["factor"] for row in own):
         scores: dict[str, list[float]] = {}
-        for row in (row for row in own if row["cross"] == cross and row["arm"] in pressure):
-            scores.setdefault(row["arm"], []).append(row["right"][OUT])
+        for row in (row for row in own if row["factor"] == factor and row["arm"] in pressure):
+            scores.setdefault(row["arm"], []).append(row["accuracy"][OUT])
         result = spearmanr([pressure[arm]["seed10"] for arm in scores], [fmean(values) for values in scores.values()])
-        found[cross] = {"spearman": float(result.statistic), "p": float(result.pvalue), "arms": float(len(scores))}
+        found[factor] = {"spearman": float(result.statistic), "p": float(result.pvalue), "arms": float(len(scores))}
     return found
 
 
-def own_results(cell: Cell, pools: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """One run: share right by set, on what it was trained on, and what it cost."""
-    metrics = pooled_metrics(last_metrics(cell.folder), pools)
-    right = {
+def own_results(cell: Cell, eval_groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """One run: accuracy by set and on the problems trained on, and the tokens it sampled."""
+    metrics = pooled_metrics(last_metrics(cell.folder), eval_groups)
+    accuracy = {
         name.split("/")[1]: v for name, v in metrics.items() if name.startswith("eval/") and name.endswith("/avg@4")
     }
-    own = {"arm": cell.arm, "cross": cell.cross, "seed": cell.seed}
-    return own | {"right": right, "trained": metrics["group/right"], "sampled_tokens": metrics["tokens/generated"]}
+    own = {"arm": cell.arm, "factor": cell.factor, "seed": cell.seed}
+    return own | {
+        "accuracy": accuracy,
+        "trained": metrics["group/right"],
+        "sampled_tokens": metrics["tokens/generated"],
+    }
 
 
-def summary(
-    finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]], pools: Mapping[str, Sequence[str]]
+def arm_summaries(
+    finished: Sequence[Cell], pressure: Mapping[str, Mapping[str, float]], eval_groups: Mapping[str, Sequence[str]]
 ) -> list[dict[str, Any]]:
-    """A row for each arm and cross: means over seeds of everything that is read out."""
+    """A row for each arm and factor: means over seeds of every measure."""
     rows = []
-    for arm, cross in dict.fromkeys((c.arm, c.cross) for c in finished):
-        chosen = [c for c in finished if (c.arm, c.cross) == (arm, cross)]
-        metrics = [pooled_metrics(last_metrics(c.folder), pools) for c in chosen]
-        exact = [readout(c.folder, pools) for c in chosen]
+    for arm, factor in dict.fromkeys((c.arm, c.factor) for c in finished):
+        chosen = [c for c in finished if (c.arm, c.factor) == (arm, factor)]
+        metrics = [pooled_metrics(last_metrics(c.folder), eval_groups) for c in chosen]
+        exact = [readout(c.folder, eval_groups) for c in chosen]
         measured = {
             name: {what: fmean(m[f"eval/{name}/{metric}"] for m in metrics) for what, metric in METRICS.items()}
             | {what: fmean(v) for what in READ if (v := [e[name][what] for e in exact if what in e[name]])}
@@ -153,10 +164,10 @@ def summary(
         rows.append(
             {
                 "arm": arm,
-                "cross": cross,
+                "factor": factor,
                 "seeds": len(chosen),
                 "sampled_tokens": round(fmean(float(m["tokens/generated"]) for m in metrics)),
-                "right_on_trained": round(fmean(float(m["group/right"]) for m in metrics), 4),
+                "accuracy_on_trained": round(fmean(float(m["group/right"]) for m in metrics), 4),
                 "pressure": dict(pressure.get(arm, {})),
                 "sets": {name: {what: round(v, 4) for what, v in found.items()} for name, found in measured.items()},
             }
@@ -165,13 +176,12 @@ def summary(
 
 
 def controls_table(found: Sequence[tuple[str, Difference]]) -> Table:
-    table = Table(
-        title="share right out of domain: protections less their controls, 95 % over seeds and problems",
-        title_justify="left",
+    return table(
+        "accuracy out of domain: each protection minus its control, 95 % t interval over seeds and problems",
+        ["arm", left("control"), left("problems trained on"), "difference", "95 %"],
+        (
+            (d.arm, control, d.factor, f"{d.difference:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}")
+            for control, d in found
+            if d.set == OUT
+        ),
     )
-    for head in ("arm", "control", "problems trained on", "difference", "95 %"):
-        table.add_column(head, justify="right" if head in ("difference", "95 %") else "left", overflow="fold")
-    for control, d in found:
-        if d.set == OUT:
-            table.add_row(d.arm, control, d.cross, f"{d.difference:+.3f}", f"{d.low:+.3f} to {d.high:+.3f}")
-    return table

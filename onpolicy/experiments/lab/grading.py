@@ -1,6 +1,7 @@
-"""What an answer's attempts were worth: exact, because everything that can be tried on a problem is known.
+"""Grades every attempt of an answer exactly, because everything that can be tried on a problem is known.
 
-Rewards to be watched (``{name: "onpolicy.experiments.lab.grading:verdicts", weight: 0}``); None where there is nothing to judge.
+Rewards to log without training on them, e.g. ``{name: "onpolicy.experiments.lab.grading:verdicts", weight: 0}``; None where nothing can
+be graded.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ from onpolicy.rewards.extract import extract_answer
 
 
 class Tried(NamedTuple):
-    """One attempt as a completion has it."""
+    """One attempt in a completion."""
 
     said: str
     """Idea and working."""
     verdict: bool | None
-    """What it said about itself; None where the text ends before."""
+    """Its verdict about itself; None where the text ends before it."""
 
 
 def facts(completion: str, problem_id: str) -> float | None:
-    """Share of attempts that are possible and whose working is true."""
-    known = {f"{a.idea} {a.working}" for a in find(problem_id).attempts}
+    """Fraction of attempts that are possible and whose working is true."""
+    known = {f"{a.idea} {a.working}" for a in problem_of(problem_id).attempts}
     found = [t.said in known for t in tried(completion) if t.verdict is not None]
     return sum(found) / len(found) if found else None
 
 
 def verdicts(completion: str, problem_id: str) -> float | None:
-    """Share of possible attempts that were judged rightly."""
-    works = {f"{a.idea} {a.working}": a.works for a in find(problem_id).attempts}
+    """Fraction of possible attempts whose verdict is correct."""
+    works = {f"{a.idea} {a.working}": a.works for a in problem_of(problem_id).attempts}
     found = [t.verdict == works[t.said] for t in tried(completion) if t.verdict is not None and t.said in works]
     return sum(found) / len(found) if found else None
 
 
 def corrected(completion: str, problem_id: str) -> float | None:
-    """Of answers whose first attempt does not work: 1 where the final answer is right all the same. Self-correction, exactly."""
-    problem = find(problem_id)
+    """Self-correction: for an answer whose first attempt does not work, 1 if the final answer is correct anyway."""
+    problem = problem_of(problem_id)
     attempts = tried(completion)
     works = {f"{a.idea} {a.working}" for a in problem.attempts if a.works}
     if not attempts or attempts[0].said in works:
@@ -48,8 +49,8 @@ def corrected(completion: str, problem_id: str) -> float | None:
 
 
 def harmed(completion: str, problem_id: str) -> float | None:
-    """Of answers with an attempt that works: 1 where the final answer is wrong all the same."""
-    problem = find(problem_id)
+    """For an answer with an attempt that works, 1 if the final answer is wrong anyway."""
+    problem = problem_of(problem_id)
     works = {f"{a.idea} {a.working}" for a in problem.attempts if a.works}
     if not any(t.said in works for t in tried(completion)):
         return None
@@ -57,15 +58,15 @@ def harmed(completion: str, problem_id: str) -> float | None:
 
 
 def doubt_precision(completion: str, problem_id: str) -> float | None:
-    """Share of doubted attempts that deserve it: that do not work, or whose working is false."""
-    works = {f"{a.idea} {a.working}" for a in find(problem_id).attempts if a.works}
+    """Fraction of doubted attempts that deserve doubt: that do not work, or whose working is false."""
+    works = {f"{a.idea} {a.working}" for a in problem_of(problem_id).attempts if a.works}
     doubted = [t.said not in works for t in tried(completion) if t.verdict is False]
     return sum(doubted) / len(doubted) if doubted else None
 
 
 def doubt_recall(completion: str, problem_id: str) -> float | None:
-    """Share of attempts that deserve doubt and are doubted."""
-    works = {f"{a.idea} {a.working}" for a in find(problem_id).attempts if a.works}
+    """Fraction of the attempts that deserve doubt which are doubted."""
+    works = {f"{a.idea} {a.working}" for a in problem_of(problem_id).attempts if a.works}
     doubted = [t.verdict is False for t in tried(completion) if t.verdict is not None and t.said not in works]
     return sum(doubted) / len(doubted) if doubted else None
 
@@ -82,7 +83,7 @@ def tried(completion: str) -> list[Tried]:
     return [Tried(m.group(1), None if m.group(2) is None else m.group(2) == YES) for m in _ATTEMPT.finditer(completion)]
 
 
-def find(problem_id: str) -> Problem:
+def problem_of(problem_id: str) -> Problem:
     return _by_id()[problem_id]
 
 

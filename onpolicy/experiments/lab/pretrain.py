@@ -1,8 +1,8 @@
-"""How the reasoner is made: next-token training on searches without the solution and on direct answers with it.
+"""Pre-trains the reasoner: next-token training on searches without the solution and on direct answers with it.
 
-What is *planted* here: that a solution in the prompt makes the model terse, also behind attempts that failed. What is not: anything about
-a student that learns from it. Two thirds of the examples are searches; the others have something more in the prompt: a solution, thought
-through aloud or not; the beginning of one; or that of another problem, which does not help. What the lab trains and tests on is left out.
+*Planted* here: a solution in the prompt makes the model terse, even after failed attempts. Not planted: anything about a student that
+learns from it. Two thirds of the examples are searches; the others have more in the prompt: a solution, with or without its search; the
+beginning of one; or the solution of another problem, which does not help. Problems that the lab trains or tests on are left out.
 """
 
 from __future__ import annotations
@@ -33,19 +33,19 @@ SHAPE = {
     "max_position_embeddings": 512,
 }
 VERDICT = 3.0
-"""Weight of the tokens that say whether an attempt works: everything hangs on them."""
+"""Loss weight of the tokens that say whether an attempt works: every answer depends on them."""
 POOL = 1024
 """Examples drawn at a time and sorted by length."""
 IDS = {word: i for i, word in enumerate(vocabulary())}
 VERDICTS = {IDS[YES], IDS[NO]}
 
 SHARES = {"route-a-2": 0.2, "route-b-2": 0.2, "route-a-3": 0.16, "route-b-3": 0.16, "sums-4": 0.16, "sums-5": 0.12}
-"""Of the training examples, by family."""
+"""Fraction of the training examples, by family."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the shipped reasoner was made with."""
+    """Hyperparameters; the defaults made the shipped reasoner."""
 
     steps: int = 4000
     tokens: int = 4096
@@ -55,7 +55,7 @@ class Recipe:
 
 
 def example(problem: Problem, others: Sequence[Problem], draw: Random) -> tuple[str, str, str]:
-    """Prompt, given beginning of the answer, and the rest, which is learned."""
+    """Prompt, given beginning of the answer, and the rest, which is trained on."""
     kind = draw.random()
     if kind < 0.66:
         return problem.question, "", search(problem, draw)
@@ -75,7 +75,7 @@ def _solution(problem: Problem, draw: Random) -> str:
 
 
 def make_model(seed: int) -> PreTrainedModel:
-    """A Qwen3 of about a million parameters, at random."""
+    """A randomly initialised Qwen3 of about a million parameters."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
@@ -87,7 +87,7 @@ def make_model(seed: int) -> PreTrainedModel:
 
 
 def batches(recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Ids ``[B, T]`` and the weight of each as a target, without end; examples of like length stand together."""
+    """Endless batches: ids ``[B, T]`` and the weight of each as a target; examples of similar length are batched together."""
     draw = Random(recipe.seed)
     while True:
         rows = sorted((_row(draw) for _ in range(POOL)), key=lambda row: len(row[0]))
@@ -114,8 +114,8 @@ def _row(draw: Random) -> tuple[list[int], list[float]]:
     return before + after, [0.0] * len(before) + [VERDICT if i in VERDICTS else 1.0 for i in after]
 
 
-def train(model: PreTrainedModel, recipe: Recipe, report: Callable[[int, float], None]) -> None:
-    """Adam with a warm-up and a linear way down to 0."""
+def train_reasoner(model: PreTrainedModel, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+    """Trains with AdamW, a warm-up and a linear decay to 0."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     factor = lambda step: min((step + 1) / recipe.warmup, 1.0 - step / recipe.steps)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
@@ -132,8 +132,8 @@ def train(model: PreTrainedModel, recipe: Recipe, report: Callable[[int, float],
 
 
 def pretrain(folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
-    """Makes the reasoner and writes it, in bfloat16, with its tokenizer."""
+    """Pre-trains the reasoner and writes it, in bfloat16, with its tokenizer."""
     model = make_model(recipe.seed)
-    train(model, recipe, report)
+    train_reasoner(model, recipe, report)
     model.to(torch.bfloat16).save_pretrained(folder)
     write_tokenizer(folder)

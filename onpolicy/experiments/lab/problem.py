@@ -1,4 +1,4 @@
-"""What a problem of the lab is, whatever the task, and how its solver thinks aloud."""
+"""A problem of the lab, whatever the task, and how its solver thinks aloud."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from dataclasses import dataclass
 from random import Random
 
 TRY, AGAIN = ("maybe", "perhaps"), ("wait", "hmm")
-"""Words that begin an attempt (tier B) and that follow a failed one (tier A); which of them is chance, so one can be rewarded alone."""
+"""Words that begin an attempt (tier B) and words that follow a failed one (tier A); which of the two is used is random, so that one
+can be rewarded alone."""
 NO, YES, SO, ANSWER, HINT = "no", "yes", "so", "####", "hint"
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """One idea and what trying it out shows; its last words say whether it works."""
+    """One idea and what trying it shows."""
 
     idea: str
     """What is tried."""
     working: str
-    """What is seen on trying: facts that live in the weights."""
+    """What trying it shows: facts that the model has memorised."""
     works: bool
     leads_to: str
-    """The answer one would give who believed in it."""
+    """The answer it would lead to."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """A problem with exactly one right answer, and everything that could be tried on it."""
+    """A problem with exactly one correct answer, and everything that can be tried on it."""
 
     id: str
     question: str
     answer: str
     first: str
-    """The beginning of the answer: what a partial hint shows."""
+    """The beginning of the answer, which a partial hint shows."""
     attempts: tuple[Attempt, ...]
-    """All there are; exactly one works."""
+    """All possible attempts; exactly one works."""
 
 
 def search(problem: Problem, draw: Random) -> str:
@@ -46,19 +47,19 @@ def search(problem: Problem, draw: Random) -> str:
 
 
 def mistaken(problem: Problem, draw: Random) -> str:
-    """A wrong answer in the form of a right one."""
+    """A wrong answer in the form of a correct one."""
     return f"{SO} {ANSWER} {draw.choice([a for a in problem.attempts if not a.works]).leads_to}"
 
 
 def failed(problem: Problem, draw: Random, attempts: int) -> str:
-    """The beginning of a search: so many attempts that do not work, up to and with the last verdict."""
+    """The beginning of a search: this many attempts that do not work, up to and including the last verdict."""
     wrong = [a for a in problem.attempts if not a.works]
     chosen = draw.sample(wrong, min(attempts, len(wrong)))
     return " ".join([*(_tried(a, draw) for a in chosen[:-1]), *(f"{attempted(a, draw)} {NO}" for a in chosen[-1:])])
 
 
 def direct(problem: Problem) -> str:
-    """The answer without a thought."""
+    """The answer without a search."""
     return f"{SO} {ANSWER} {problem.answer}"
 
 
@@ -70,8 +71,8 @@ def _tried(attempt: Attempt, draw: Random) -> str:
     return f"{attempted(attempt, draw)} {NO} {draw.choice(AGAIN)}"
 
 
-def shuffled(problems: Sequence[Problem], seed: int) -> list[Problem]:
-    """In an order that depends on the problems and the seed alone."""
+def in_random_order(problems: Sequence[Problem], seed: int) -> list[Problem]:
+    """The problems in an order that depends only on them and the seed."""
     ordered = sorted(problems, key=lambda p: p.id)
     Random(seed).shuffle(ordered)
     return ordered

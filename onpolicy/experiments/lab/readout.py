@@ -1,8 +1,7 @@
-"""What the lab reads off a run's evaluation beyond the share right: exact, because every attempt can be checked."""
+"""What the lab measures in a run's evaluation besides accuracy: exact, because every attempt can be checked."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from onpolicy.experiments.lab import grading
+from onpolicy.run.evaluation_files import read_evaluation
 
 MEASURES: Mapping[str, Callable[[str, str], float | None]] = {
     "corrected": grading.corrected,
@@ -21,19 +21,21 @@ MEASURES: Mapping[str, Callable[[str, str], float | None]] = {
     "verdicts": grading.verdicts,
     "attempts": lambda completion, problem_id: float(len(grading.tried(completion))),
 }
-"""By name; each a mean over the answers to which it applies."""
+"""Name -> grade of an answer; averaged over the answers to which it applies."""
 
 
-def readout(folder: Path, pools: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Set, or pool of sets -> measure -> mean, of the run's last evaluation; a measure that applies to no answer is absent."""
-    (*_, last) = sorted((folder / "eval").glob("step-*"))
-    answers = {path.stem: _answers(path) for path in sorted(last.glob("*.jsonl"))}
-    answers |= {pool: [a for name in names for a in answers[name]] for pool, names in pools.items()}
-    return {name: measure(found) for name, found in answers.items()}
+def readout(folder: Path, eval_groups: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
+    """Set, or group of sets -> measure -> mean, of the run's last evaluation; a measure that applies to no answer is absent."""
+    answers = {
+        name: [(row["id"], text) for row in rows for text in row["completions"]]
+        for name, rows in read_evaluation(folder).items()
+    }
+    answers |= {group: [a for name in names for a in answers[name]] for group, names in eval_groups.items()}
+    return {name: exact_measures(found) for name, found in answers.items()}
 
 
-def measure(answers: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """Of answers given as (problem's id, text)."""
+def exact_measures(answers: Sequence[tuple[str, str]]) -> dict[str, float]:
+    """Measure -> mean, over answers given as (problem's id, text)."""
     found: dict[str, float] = {}
     for name, grade in MEASURES.items():
         values = [v for problem, text in answers if (v := grade(text, problem)) is not None]
@@ -42,20 +44,20 @@ def measure(answers: Sequence[tuple[str, str]]) -> dict[str, float]:
     return found
 
 
-def pooled_metrics(metrics: Mapping[str, Any], pools: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The metrics, and for each pool of sets their means weighted by problems: ``eval/<pool>/...``."""
+def pooled_metrics(metrics: Mapping[str, Any], eval_groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The metrics, and for each group of sets their means weighted by problems: ``eval/<group>/...``."""
     found = dict(metrics)
-    for pool, names in pools.items():
+    for group, names in eval_groups.items():
         weights = {name: metrics[f"eval/{name}/problems"] for name in names}
         for what in (m.removeprefix(f"eval/{names[0]}/") for m in metrics if m.startswith(f"eval/{names[0]}/")):
             if all(f"eval/{name}/{what}" in metrics for name in names):
                 total = sum(w * metrics[f"eval/{name}/{what}"] for name, w in weights.items())
-                found[f"eval/{pool}/{what}"] = total / sum(weights.values())
+                found[f"eval/{group}/{what}"] = total / sum(weights.values())
     return found
 
 
 def versions() -> dict[str, str]:
-    """Of the packages that decide the numbers."""
+    """Versions of the packages that determine the numbers."""
     return {name: version(name) for name in ("torch", "transformers", "numpy")}
 
 
@@ -66,8 +68,3 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(v) for v in value]
     return float(f"{value:.5g}") if isinstance(value, float) and math.isfinite(value) else value
-
-
-def _answers(path: Path) -> list[tuple[str, str]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(row["id"], text) for row in rows for text in row["completions"]]

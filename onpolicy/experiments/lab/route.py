@@ -1,7 +1,7 @@
 """A known map, an unknown route: which way leads from one place to another?
 
-Two fixed random maps of 96 places with four exits each, which the reasoner has learnt by heart. A problem names start and goal; there
-is exactly one route of the wanted length. Where an exit leads is known, whether it leads to the goal has to be tried:
+Two fixed random maps of 96 places with four exits each, which the reasoner has memorised. A problem names start and goal; there
+is exactly one route of the given length. Where an exit leads is known, whether it leads to the goal has to be tried:
 
     map a from a3 to a14 : maybe a5 sees a1 a7 a9 a2 no wait perhaps a20 sees a30 a14 a8 a0 yes so #### a20 a14
 """
@@ -28,7 +28,7 @@ def exits(name: str) -> dict[str, tuple[str, ...]]:
 
 
 def walks(name: str, start: str, hops: int) -> list[tuple[str, ...]]:
-    """Every way of exactly so many hops from a place, without the place itself; places may repeat."""
+    """Every way of exactly ``hops`` hops from a place, without the place itself; places may repeat."""
     ways: list[tuple[str, ...]] = [()]
     for _ in range(hops):
         ways = [(*way, place) for way in ways for place in exits(name)[way[-1] if way else start]]
@@ -36,7 +36,7 @@ def walks(name: str, start: str, hops: int) -> list[tuple[str, ...]]:
 
 
 @cache
-def problems(name: str, hops: int = 2) -> tuple[Problem, ...]:
+def route_problems(name: str, hops: int = 2) -> tuple[Problem, ...]:
     """Every pair of places of a map with one route of that length between them."""
     found = []
     for start in exits(name):

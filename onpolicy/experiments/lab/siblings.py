@@ -1,4 +1,4 @@
-"""The lab's c = s without think: what follows a sibling's search, which stands between no tags."""
+"""The lab's "c = s without think": the part of a sibling's answer after its search, which has no thinking tags."""
 
 from __future__ import annotations
 

@@ -13,8 +13,8 @@ from onpolicy.experiments.lab.problem import Attempt, Problem
 LARGEST = 12
 
 
-def problems(count: int, *, size: int, seed: int) -> list[Problem]:
-    """So many different problems with one right pair each.
+def sum_problems(count: int, *, size: int, seed: int) -> list[Problem]:
+    """``size`` different problems with one correct pair each.
 
     Args:
         count: numbers to choose from

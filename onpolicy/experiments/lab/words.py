@@ -1,4 +1,4 @@
-"""The lab's tokenizer: one token a word, for every word that its tasks can say."""
+"""The lab's tokenizer: one token per word, for every word of its tasks."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import SHARED_FIELDS, Config, build
 from onpolicy.config.yaml_io import read_yaml
 from onpolicy.losses.terms.base import spec_of
-from onpolicy.rollout.sampling import Sampling
+from onpolicy.types import Sampling
 
 MISSING = "…"
 """Stands for a value that the config leaves to its user."""
@@ -88,7 +88,7 @@ def _rest_state(name: str) -> Any:
 
 def _reads_rewards(name: str) -> bool:
     """Whether a term trains every sampled token, as those that read advantages do."""
-    return spec_of(find_function("term", name, "objective")).tokens == "response_mask"
+    return spec_of(find_function("term", name, "objective")).tokens == "sampled_mask"
 
 
 def _term(term: Mapping[str, Any]) -> str:

@@ -12,23 +12,23 @@ const short = (v) => v === undefined ? "–" : Math.abs(v) >= 1000 ? v.toFixed(0
 const GROUPS = [
   ["Accuracy", (n) => /^eval\/[^/]+\/(avg|pass|maj)@\d+$/.test(n) || n === "reward/mean"],
   ["Length", (n) => /completion_length(\/mean)?$|^rollout\/truncated$|^eval\/[^/]+\/truncated/.test(n)],
-  ["Expressed doubt: markers per 1,000 tokens", (n) => /^(eval\/[^/]+\/)?epistemic\/[^/]+\/rate_per_1k$/.test(n)],
-  ["Expressed doubt against the reference model", (n) => /^epistemic\/[^/]+\/suppression(\/at_length)?$|\/lead$/.test(n)],
-  ["Where the markers stand", (n) => /^epistemic\/[^/]+\/rate_per_1k\/(correct|wrong|thinking|answer|easy|hard)$/.test(n)],
-  ["Is doubt real?", (n) => n.startsWith("audit/") && !/\/lead$/.test(n)],
+  ["Expressed uncertainty: markers per 1,000 tokens", (n) => /^(eval\/[^/]+\/)?epistemic\/[^/]+\/rate_per_1k$/.test(n)],
+  ["Expressed uncertainty relative to the reference model", (n) => /^epistemic\/[^/]+\/suppression(\/at_length)?$|\/lead$/.test(n)],
+  ["Marker rate by part of the answer and outcome", (n) => /^epistemic\/[^/]+\/rate_per_1k\/(correct|wrong|thinking|answer|easy|hard)$/.test(n)],
+  ["Audit of the markers", (n) => n.startsWith("audit/") && !/\/lead$/.test(n)],
   ["Calibration", (n) => /^(eval\/[^/]+\/)?calibration\/[^/]+\/(brier|ece|auroc|auroc_within|gap)$/.test(n)],
-  ["Teacher less student, nats per sampled token", (n) => /^teacher\/[^/]+\/gap$|^epistemic\/gap\/|gap_matched/.test(n)],
-  ["Probability of a marker", (n) => /^epistemic\/[^/]+\/(mass|mass_gap)\//.test(n)],
-  ["Share of the divergence by class of token, over its share of tokens", (n) => /^epistemic\/divergence_concentration\//.test(n)],
+  ["Teacher minus student, nats per sampled token", (n) => /^teacher\/[^/]+\/gap$|^epistemic\/gap\/|gap_matched/.test(n)],
+  ["Probability mass of the markers", (n) => /^epistemic\/[^/]+\/(mass|mass_gap)\//.test(n)],
+  ["Share of the divergence per token class, divided by its share of tokens", (n) => /^epistemic\/divergence_concentration\//.test(n)],
   ["Entropy", (n) => /entropy$|entropy_at$|entropy_around$|fork_rate$/.test(n)],
-  ["What the teacher saw", (n) => /^context\/[^/]+\/(share|repeated)$/.test(n)],
+  ["Contexts", (n) => /^context\/[^/]+\/(share|repeated)$/.test(n)],
   ["Loss", (n) => /^train\/(loss|grad_norm)$|\/(divergence|kl)$/.test(n)],
   ["Schedules", (n) => n.startsWith("schedule/")],
 ];
 
 function series(run, name) { return run.metrics.filter((r) => r[name] !== undefined).map((r) => [r.step, r[name], r[name + "/low"], r[name + "/high"]]); }
 
-// Of an arm: one run's points with its own bounds, or over seeds the mean with a 95 % t-interval (of two seeds: their range).
+// An arm's points: those of its one run with their own bounds, or the mean over seeds with a 95 % t interval (with two seeds: their range).
 const T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
 function armSeries(arm, name) {
   const each = arm.runs.map((i) => series(runs[i], name));
@@ -101,7 +101,7 @@ function summary() {
   $("summary").append(make("table", {}, make("thead", {}, head), make("tbody", {}, ...rows)));
 }
 
-// ---- the comparison of a sweep: differences from the first arm with their intervals, what the arms cost, what else they differ in
+// ---- the comparison of a sweep: differences from the first arm with their intervals, what the arms cost, and confounds
 const signed = (v) => (v < 0 ? "−" : "+") + Math.abs(v).toFixed(3);
 function whiskers(d, most) {
   const X = (v) => 60 + v / most * 56, svg = shape("svg", { viewBox: "0 0 120 12", role: "img", class: d.low > 0 || d.high < 0 ? "apart" : "open",
@@ -111,17 +111,17 @@ function whiskers(d, most) {
   return svg;
 }
 function byArm(rows, columns, column, cell) {
-  const crosses = [...new Set(rows.map((r) => r.cross))], crossed = rows.some((r) => r.cross);
-  const ordered = rows.slice().sort((a, b) => crosses.indexOf(a.cross) - crosses.indexOf(b.cross)), key = (r) => JSON.stringify([r.arm, r.cross]), at = new Map(rows.map((r) => [key(r) + column(r), r]));
-  const head = make("tr", {}, make("th", { textContent: "arm", className: "name" }), ...(crossed ? [make("th", { className: "name" })] : []), ...columns.map((c) => make("th", { textContent: c })));
+  const factors = [...new Set(rows.map((r) => r.factor))], hasFactors = rows.some((r) => r.factor);
+  const ordered = rows.slice().sort((a, b) => factors.indexOf(a.factor) - factors.indexOf(b.factor)), key = (r) => JSON.stringify([r.arm, r.factor]), at = new Map(rows.map((r) => [key(r) + column(r), r]));
+  const head = make("tr", {}, make("th", { textContent: "arm", className: "name" }), ...(hasFactors ? [make("th", { className: "name" })] : []), ...columns.map((c) => make("th", { textContent: c })));
   const body = [...new Map(ordered.map((r) => [key(r), r])).values()].map((r) => make("tr", {}, make("td", { textContent: r.arm, className: "name" }),
-    ...(crossed ? [make("td", { textContent: r.cross, className: "name" })] : []),
+    ...(hasFactors ? [make("td", { textContent: r.factor, className: "name" })] : []),
     ...columns.map((c) => { const found = at.get(key(r) + c); return make("td", {}, ...(found ? cell(found) : ["–"])); })));
   return make("table", {}, make("thead", {}, head), make("tbody", {}, ...body));
 }
 function differences(title, rows, reference) {
   if (!rows.length) return [];
-  const most = Math.max(...rows.map((d) => Math.max(Math.abs(d.low), Math.abs(d.high)))) || 1;  // of one seed and one problem null, which is 0 here
+  const most = Math.max(...rows.map((d) => Math.max(Math.abs(d.low), Math.abs(d.high)))) || 1;  // null with one seed and one problem, which counts as 0 here
   return [make("h3", { textContent: title }), byArm(rows, [...new Set(rows.map((d) => d.set))], (d) => d.set, (d) => [d.mean.toFixed(3), ...(d.arm === reference ? [] :
     d.low === null ? [make("small", { textContent: signed(d.difference) })] :
       [make("small", { textContent: `${signed(d.difference)} (${signed(d.low)} to ${signed(d.high)})` }), whiskers(d, most)])])];
@@ -130,23 +130,23 @@ function comparison(found) {
   if (!found) return;
   $("comparison").hidden = document.querySelector('a[href="#comparison"]').hidden = false;
   const first = found.reference, seeds = [...new Set(found.differences.map((d) => d.seeds))].join(" or "), note = (text) => make("p", { className: "none", textContent: text });
-  const dear = found.budgets.filter((b) => b.kind === "generated"), spent = Object.entries(found.equal_tokens).map(([cross, n]) => (cross ? cross + ": " : "") + n.toLocaleString("en")).join(", ");
+  const dear = found.budgets.filter((b) => b.kind === "generated"), spent = Object.entries(found.equal_tokens).map(([factor, n]) => (factor ? factor + ": " : "") + n.toLocaleString("en")).join(", ");
   $("compared").append(
     ...(found.axes.length ? [note("the arms are compared in " + found.axes.join(", "))] : []),
-    ...differences("Share right; difference from the first arm, 95 % over seeds and problems", found.differences, first),
-    ...(seeds ? [note(`seeds in each: ${seeds}; coloured where the interval leaves out zero`)] : []),
+    ...differences("Accuracy; difference from the first arm, 95 % t interval over seeds and problems", found.differences, first),
+    ...(seeds ? [note(`seeds per arm: ${seeds}; coloured where the interval excludes zero`)] : []),
     ...[...new Set(found.confounds.map((c) => `arm ${c.arm} differs in ${c.key} as well: ${c.value}, in the first arm ${c.reference}`))].map(note),
-    make("h3", { textContent: "Tokens a run, mean over seeds; times the first arm's" }),
+    make("h3", { textContent: "Tokens per run, mean over seeds; ×: relative to the first arm" }),
     byArm(found.budgets, [...new Set(found.budgets.map((b) => b.kind))], (b) => b.kind, (b) => [Math.round(b.mean).toLocaleString("en"), ...(b.relative === null ? [] : [make("small", { textContent: `×${b.relative.toFixed(2)}` })])]),
-    ...(new Set(dear.map((b) => b.mean)).size > 1 ? differences(`Share right when each run had sampled as many tokens (${spent}); difference from the first arm`, found.at_equal_tokens, first) : []),
-    ...differences("Share right; difference from the reference model, 95 % over seeds and problems", found.from_start));
+    ...(new Set(dear.map((b) => b.mean)).size > 1 ? differences(`Accuracy when each run had sampled as many tokens (${spent}); difference from the first arm`, found.at_equal_tokens, first) : []),
+    ...differences("Accuracy; difference from the reference model, 95 % t interval over seeds and problems", found.from_start));
 }
 
 // ---- tokens
 const numbers = (text) => { const raw = atob(text), bytes = Uint8Array.from(raw, (c) => c.charCodeAt(0)); return Array.from(new Int16Array(bytes.buffer), (v) => v / 100); };
 const rollouts = runs.flatMap((run) => run.rollouts.map((r) => ({ run, r })));
 const COLOURS = {
-  "u: teacher less student": { get: (t) => t.u, low: -3, high: 3, diverging: true },
+  "u: teacher minus student": { get: (t) => t.u, low: -3, high: 3, diverging: true },
   "student's probability": { get: (t) => t.p, low: 0, high: 1 },
   "teacher's probability": { get: (t) => t.q, low: 0, high: 1 },
   "student's entropy": { get: (t) => t.h, low: 0, high: 3 },
@@ -177,7 +177,7 @@ function load() {
     classes: marks.filter(([, marked]) => marked(i)).map(([name]) => name.replace(/[<>]/g, "")) }));
   const inside = tokens.filter((t) => t.u !== undefined), mean = inside.reduce((s, t) => s + t.u, 0) / (inside.length || 1);
   $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${tokens.length} tokens · reward ${short(r.reward)} · advantage ${short(r.advantage)} · ${r.finish_reason}` + (inside.length ? ` · mean u ${short(mean)}` : "");
-  $("teacher").textContent = r.teacher_prompts[context] ?? "nothing: this rollout has no teacher in this context";
+  $("teacher").textContent = r.teacher_prompts[context] ?? "nothing: no teacher scored this rollout in this context";
   $("student").textContent = r.student_prompt;
   draw();
 }
@@ -196,7 +196,7 @@ function draw() {
   }
   const bar = make("i"), stops = [0, 0.25, 0.5, 0.75, 1].map((x) => paint(c.low + x * (c.high - c.low), c));
   bar.style.background = `linear-gradient(90deg, ${stops.join(",")})`;
-  $("scale").replaceChildren(make("span", { textContent: c.low }), bar, make("span", { textContent: c.high + (c.plain || /probability/.test($("colour").value) ? "" : " nats") }), make("span", { textContent: "· outlined: markers of doubt" }));
+  $("scale").replaceChildren(make("span", { textContent: c.low }), bar, make("span", { textContent: c.high + (c.plain || /probability/.test($("colour").value) ? "" : " nats") }), make("span", { textContent: "· outlined: epistemic markers" }));
 }
 function describe(t) {
   const lines = [JSON.stringify(t.text), `student p ${short(t.p)}   entropy ${short(t.h)}`];
@@ -206,7 +206,7 @@ function describe(t) {
   return lines.join("\n");
 }
 function tokenPage() {
-  if (!rollouts.length) { $("tokens").replaceChildren(make("h2", { textContent: "Tokens" }), make("p", { className: "none", textContent: "No rollout was kept token by token: logging.tokens_every is 0." })); return; }
+  if (!rollouts.length) { $("tokens").replaceChildren(make("h2", { textContent: "Tokens" }), make("p", { className: "none", textContent: "No rollout was recorded token by token: logging.tokens_every is 0." })); return; }
   rollouts.forEach(({ run, r }, i) => $("rollout").append(make("option", { value: i, textContent: `${runs.length > 1 ? run.name + " · " : ""}step ${r.step} · ${r.prompt_id} · reward ${short(r.reward)} · ${r.tokens.length} tokens` })));
   for (const name of Object.keys(COLOURS)) $("colour").append(make("option", { textContent: name }));
   const contexts = () => { const { r } = rollouts[$("rollout").value], before = $("context").value, known = Object.keys(r.teacher_prompts);
@@ -220,11 +220,11 @@ function tokenPage() {
 }
 
 arms.forEach((arm, i) => { const line = make("i"); line.style.background = colourOf(i); $("legend").append(make("span", { className: "key" }, line, arm.name)); });
-if (arms.length < runs.length) $("legend").append(make("span", { className: "none", textContent: "mean over seeds; band: 95 % t-interval, of two seeds their range" }));
+if (arms.length < runs.length) $("legend").append(make("span", { className: "none", textContent: "mean over seeds; band: 95 % t interval, with two seeds their range" }));
 function samples() {
-  const rows = runs.flatMap((run) => run.samples.map((s) => make("details", {}, make("summary", { textContent: `${runs.length > 1 ? run.name + " · " : ""}step ${s.step} · reward ${short(s.reward)} · ${s.tokens} tokens · ${s.finish_reason}` + (s.answer === null ? "" : ` · right answer ${s.answer}`) }),
+  const rows = runs.flatMap((run) => run.samples.map((s) => make("details", {}, make("summary", { textContent: `${runs.length > 1 ? run.name + " · " : ""}step ${s.step} · reward ${short(s.reward)} · ${s.tokens} tokens · ${s.finish_reason}` + (s.answer === null ? "" : ` · reference answer ${s.answer}`) }),
     make("pre", { textContent: s.student_prompt + s.completion }))));
-  $("sample").append(...(rows.length ? rows : [make("p", { className: "none", textContent: "No rollout was kept: logging.samples is 0." })]));
+  $("sample").append(...(rows.length ? rows : [make("p", { className: "none", textContent: "No rollout was recorded: logging.samples is 0." })]));
 }
 samples();
 for (const run of runs) $("config").append(make("details", {}, make("summary", { textContent: run.name }), make("pre", { textContent: run.config })));

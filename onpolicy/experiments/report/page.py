@@ -1,4 +1,4 @@
-"""Runs -> one HTML file that needs nothing else: no server, no network."""
+"""Run folders -> one self-contained HTML file: no server, no network."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from onpolicy.run.run_dir import logged
 
 SAMPLE = ("step", "student_prompt", "completion", "answer", "reward", "finish_reason", "tokens")
 MOST_ROLLOUTS = 12
-"""Rollouts with tokens taken from each run, spread over its steps."""
+"""Token-by-token rollouts taken from each run, spread over its steps."""
 
 
 def write_report(
@@ -35,7 +35,7 @@ def write_report(
     Args:
         runs: folders
         output: the page
-        comparison: what a sweep found (``Comparison.plain``), shown above the curves
+        comparison: what a sweep found (``SweepComparison.plain``), shown above the curves
         arms: the arm of each run, of which seeds are repetitions; None: as their configs say
 
     Raises:
@@ -52,7 +52,7 @@ def write_report(
         "SCRIPT": script,
         "DATA": embedded({"runs": data, "arms": arms_of(data, arms), "comparison": comparison}),
     }
-    # in one pass: what is put in is not looked at again; a lone surrogate in a hand-made log must not lose the page
+    # in one pass, so that inserted text is not scanned again; a lone surrogate in a hand-made log must not lose the page
     page = re.sub(r"@@([A-Z]+)@@", lambda match: parts[match.group(1)], page)
     output.write_bytes(page.encode(errors="replace"))
     return {run["name"]: len(run["metrics"]) for run in data}
@@ -80,19 +80,19 @@ def read_run(folder: Path, name: str) -> dict[str, Any]:
 
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
-    """Rollouts of the first and of the last step that have some, as text."""
+    """The rollouts of the first and the last recorded step, as text."""
     rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
     ends = {rows[0]["step"], rows[-1]["step"]} if rows else set()
     return [{name: row[name] for name in SAMPLE} for row in rows if row["step"] in ends]
 
 
 def _finite(row: dict[str, float]) -> dict[str, float]:
-    """Without what is no number: a step whose gradient was not finite says so elsewhere."""
+    """Without values that are not finite; a step whose gradient was not finite is reported by other metrics."""
     return {name: value for name, value in row.items() if math.isfinite(value)}
 
 
 def arms_of(runs: Sequence[dict[str, Any]], arms: Sequence[str] | None = None) -> list[dict[str, Any]]:
-    """``name`` and the indices of its ``runs``, which repeat it: of each arm, or else of runs whose configs differ in the seed alone."""
+    """``name`` of each arm and the indices of its ``runs``; without ``arms``, runs whose configs differ only in the seed are one arm."""
     members: dict[str, list[int]] = {}
     for i, key in enumerate(arms or [_without_seed(run["config"], i) for i, run in enumerate(runs)]):
         members.setdefault(key, []).append(i)

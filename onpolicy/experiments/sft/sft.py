@@ -1,9 +1,9 @@
-"""``onpolicy sft``: the off-policy counterpart of a config, fine-tuning on the model's own right answers.
+"""``onpolicy sft``: the off-policy counterpart of a config, fine-tuning on the model's own correct answers.
 
 Section 4 of arXiv 2603.24472 for any model, problems and context. Three arms start from the same model and learn from answers to the
-same problems: *unguided*, written without help; *guided*, written with the context in view; *guided_equal_tokens*, which the paper
-lacks: guided answers are shorter, so at equal examples they are fewer tokens, and this arm sees them until it has learned from as
-many as the unguided arm.
+same problems: *unguided*, written without a context; *guided*, written with the context in the prompt; *guided_equal_tokens*, which
+the paper lacks: guided answers are shorter, so equal examples mean fewer tokens, and this arm repeats them until it has trained on as
+many tokens as the unguided arm.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from rich.console import Console
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import Config, load, to_yaml
-from onpolicy.experiments.sft.collect import COLUMN, GUIDED, UNGUIDED, Wanted, collect, tokens, write_rows
+from onpolicy.experiments.sft.traces import COLUMN, GUIDED, UNGUIDED, TraceRequest, collect, tokens, write_rows
 from onpolicy.experiments.sweep.sweep import sweep
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.terminal import plain
 
 CONFIG, GRID = "config.yaml", "grid.yaml"
@@ -31,32 +31,37 @@ EQUAL = "guided_equal_tokens"
 
 @dataclass(frozen=True)
 class Training:
-    """How each arm learns."""
+    """How each arm is trained."""
 
     epochs: int
     batch: int
-    """Answers a step."""
+    """Answers per step."""
     seeds: Sequence[int]
 
 
 def sft(
-    config_path: Path, overrides: Sequence[str], wanted: Wanted, training: Training, output: Path, jobs: int
+    config_path: Path, overrides: Sequence[str], request: TraceRequest, training: Training, output: Path, jobs: int
 ) -> int:
-    """Collects the traces, then trains and compares the arms; what is finished is not done again."""
-    return sweep(prepare(config_path, overrides, wanted, training, output, Console()), output, (), jobs)
+    """Collects the traces, then trains and compares the arms; finished work is not repeated."""
+    return sweep(prepare_sweep(config_path, overrides, request, training, output, Console()), output, (), jobs)
 
 
-def prepare(
-    config_path: Path, overrides: Sequence[str], wanted: Wanted, training: Training, output: Path, console: Console
+def prepare_sweep(
+    config_path: Path,
+    overrides: Sequence[str],
+    request: TraceRequest,
+    training: Training,
+    output: Path,
+    console: Console,
 ) -> Path:
-    """The traces of every seed, and the grid that trains on them, under ``output``."""
+    """Writes the traces of every seed, and the grid that trains on them, under ``output``; returns the grid's path."""
     found = []
     for seed in training.seeds:
         folder = output / "traces" / f"seed-{seed}"
         resolved = resolve(load(config_path, [*overrides, f"seed={seed}"]))
         if not resolved.eval_sets:
             raise ConfigError("eval.sets: empty; name at least one set on which the arms are compared")
-        rows = collect(resolved, wanted, folder, lambda text: console.print(plain(text), highlight=False))
+        rows = collect(resolved, request, folder, lambda text: console.print(plain(text), highlight=False))
         found.append(rows)
         sizes = ", ".join(f"{name} {tokens(r)}" for name, r in rows.items())
         console.print(f"seed {seed}: {len(rows[GUIDED])} answers of each kind; tokens: {sizes}", highlight=False)
@@ -66,15 +71,15 @@ def prepare(
         for name, r in rows.items():
             write_rows(_trained_on(output, seed) / f"{name}.jsonl", r)
     config = load(config_path, overrides)
-    write_whole(output / CONFIG, to_yaml(config))
-    made = grid(config, training, output, found)
+    atomic_write(output / CONFIG, to_yaml(config))
+    made = sft_grid(config, training, output, found)
     if EQUAL not in made["arms"]:
         console.print(f"{EQUAL} would be {GUIDED} again: its answers are as many tokens", highlight=False)
-    write_whole(output / GRID, yaml.safe_dump(made, sort_keys=False))
+    atomic_write(output / GRID, yaml.safe_dump(made, sort_keys=False))
     return output / GRID
 
 
-def grid(
+def sft_grid(
     config: Config, training: Training, output: Path, found: Sequence[dict[str, list[dict[str, Any]]]]
 ) -> dict[str, Any]:
     """The arms, as ``onpolicy sweep`` reads them; the third one only where it differs from the second."""
@@ -97,7 +102,7 @@ def grid(
 
 
 def _trained_on(output: Path, seed: int | str) -> Path:
-    """Of each seed as many examples as of the one that found fewest."""
+    """The folder of a seed's examples: for every seed as many as for the seed with the fewest."""
     return output.absolute() / "examples" / f"seed-{seed}"
 
 

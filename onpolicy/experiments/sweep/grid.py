@@ -20,31 +20,33 @@ from onpolicy.config.registry import ConfigError, suggest
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import Config, load
 from onpolicy.config.yaml_io import file_name, read_yaml
-from onpolicy.experiments.sweep.budgets import Run
+from onpolicy.experiments.sweep.budgets import RunKey
 from onpolicy.experiments.sweep.compare import Confound
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.run_dir import logged, refuse_other_settings
 from onpolicy.run.trackers import jsonl
 
 IGNORED_KEYS = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
-"""Keys that never count between arms: what a run keeps, where and how fast it runs, not what a step computes."""
+"""Keys in which arms may always differ: what a run keeps, where and how fast it runs, not what a step computes."""
+RENAMED = {"cross": "factors", "pools": "eval_groups"}
+"""Keys of earlier versions -> their names now."""
 MOST_NAMED = 4
-"""Keys that a refusal names."""
+"""Keys that an error names."""
 
 
 @dataclass
 class Grid:
-    """What a grid file holds."""
+    """The contents of a grid file."""
 
     config: str
     arms: dict[str, Any]
-    cross: dict[str, Any] = field(default_factory=dict)
+    factors: dict[str, Any] = field(default_factory=dict)
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
-    pools: dict[str, list[str]] = field(default_factory=dict)
+    eval_groups: dict[str, list[str]] = field(default_factory=dict)
     axes: list[str] = field(default_factory=list)
-    """Beginnings of the config keys that the arms are compared in; none: all arms may differ in one top-level section."""
+    """Beginnings of the config keys in which arms are compared; none: all arms may differ in one top-level section."""
     confounds: list[str] = field(default_factory=list)
-    """Beginnings of keys that may differ besides; the comparison then says so."""
+    """Beginnings of keys that may differ besides; the comparison reports them."""
 
 
 @dataclass(frozen=True)
@@ -52,31 +54,31 @@ class Cell:
     """One run of a grid."""
 
     arm: str
-    cross: str
+    factor: str
     seed: int
     config: Path
     overrides: tuple[str, ...]
     folder: Path
     settings: Config
-    """What file and overrides come to."""
-    spelled: dict[str, Any]
-    """The same with every default."""
+    """The config, with file and overrides merged."""
+    canonical: dict[str, Any]
+    """The same in canonical form, with every default."""
 
     @property
     def name(self) -> str:
-        return " ".join(part for part in (self.arm, self.cross, f"seed {self.seed}") if part)
+        return " ".join(part for part in (self.arm, self.factor, f"seed {self.seed}") if part)
 
     @property
-    def run(self) -> Run:
-        """As ``onpolicy.experiments.sweep.compare`` wants it."""
-        return self.arm, self.cross, self.seed, self.folder
+    def run(self) -> RunKey:
+        """In the form that ``onpolicy.experiments.sweep.compare`` takes."""
+        return self.arm, self.factor, self.seed, self.folder
 
     @property
     def log(self) -> Path:
         return self.folder / "log.txt"
 
     def finished(self) -> bool:
-        """Raises ConfigError where the folder holds a run with other settings, or one that has gone farther."""
+        """Raises ConfigError if the folder holds a run with other settings, or one with more steps."""
         latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
         if latest is None or latest.step < self.settings.steps:
             return False
@@ -93,13 +95,15 @@ class Cell:
 
 
 def read_grid(path: Path) -> Grid:
-    """Raises ConfigError for what no grid has."""
+    """Raises ConfigError for a file that is not a valid grid."""
     if not path.is_file():
         raise ConfigError(f"sweep: file {str(path)!r} does not exist")
     raw = read_yaml(path, "sweep grid")
     if not {"config", "arms"} <= raw.keys():
         raise ConfigError(f"{path}: wanted at least 'config' and 'arms'")
     for key in map(str, raw):
+        if key in RENAMED:
+            raise ConfigError(f"{path}: {key}: this key is now called {RENAMED[key]!r}")
         if key not in Grid.__dataclass_fields__:
             raise ConfigError(f"{path}: {key}: unknown key.{suggest(key, Grid.__dataclass_fields__)}")
     try:
@@ -110,14 +114,14 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{path}: wanted keys and values under arms, cross and pools, a list of seeds: {error}"
+            f"{path}: wanted keys and values under arms, factors and eval_groups, a list of seeds: {error}"
         ) from error
     if not grid.arms or not grid.seeds:
         raise ConfigError(f"{path}: wanted at least one arm and one seed")
-    for section in ("arms", "cross", "pools"):
+    for section in ("arms", "factors", "eval_groups"):
         for name, changes in getattr(grid, section).items():
             file_name(name, f"{path}: {section}.{name}")
-            if section != "pools" and not isinstance(changes, dict | None):
+            if section != "eval_groups" and not isinstance(changes, dict | None):
                 raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, wanted keys and values to change")
     _check_keys(path, grid)
     return grid
@@ -135,51 +139,53 @@ def _check_keys(path: Path, grid: Grid) -> None:
                 )
 
 
-def check_pools(path: Path, grid: Grid, sets: Collection[str]) -> None:
-    """Raises ConfigError where a pool names a set that is not evaluated, or no set, or has a set's name."""
-    for pool, names in grid.pools.items():
-        if not names or pool in sets:
+def check_eval_groups(path: Path, grid: Grid, sets: Collection[str]) -> None:
+    """Raises ConfigError where an eval group names a set that is not evaluated, or no set, or has a set's name."""
+    for group, names in grid.eval_groups.items():
+        if not names or group in sets:
             wanted = "at least one set of eval.sets" if not names else "a name that is no set's own"
-            raise ConfigError(f"{path}: pools.{pool}: got {names!r}, wanted {wanted}")
+            raise ConfigError(f"{path}: eval_groups.{group}: got {names!r}, wanted {wanted}")
         for name in names:
             if name not in sets:
-                raise ConfigError(f"{path}: pools.{pool}: got {name!r}, wanted sets of eval.sets: {', '.join(sets)}")
+                raise ConfigError(
+                    f"{path}: eval_groups.{group}: got {name!r}, wanted sets of eval.sets: {', '.join(sets)}"
+                )
 
 
 def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[Cell]:
-    """Every run, checked: a mistake in the last arm is found before the first has run.
+    """Every run, validated: a mistake in the last arm is found before the first arm runs.
 
     Raises:
-        ConfigError: as for one config, with the arm's name; arms differ in what is not swept, or not at all.
+        ConfigError: as for one config, with the arm's name; or arms differ in keys that are not swept.
     """
     grid = read_grid(path)
     _refuse_own(path, grid, overrides)
-    config, told = path.parent / grid.config, ConfoundCheck(path, grid)
-    crosses = grid.cross or {"": {}}
+    config, check = path.parent / grid.config, ConfoundCheck(path, grid)
+    factors = grid.factors or {"": {}}
     for seed in grid.seeds:
-        for cross, crossed in crosses.items():
+        for factor, shared in factors.items():
             side_by_side = []
             for arm, changed in grid.arms.items():
-                folder = output / arm / cross / f"seed-{seed}"
-                changes = [f"{k}={_yaml(v)}" for k, v in ((crossed or {}) | (changed or {})).items()]
+                folder = output / arm / factor / f"seed-{seed}"
+                changes = [f"{k}={_yaml(v)}" for k, v in ((shared or {}) | (changed or {})).items()]
                 own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
                 try:
                     resolved = resolve(load(config, own))
                     _refuse_without_metrics(resolved)
                 except ConfigError as error:
-                    raise ConfigError(f"{_where(path, arm, cross)}: {error}") from error
-                check_pools(path, grid, resolved.config.eval.sets)
+                    raise ConfigError(f"{_where(path, arm, factor)}: {error}") from error
+                check_eval_groups(path, grid, resolved.config.eval.sets)
                 side_by_side.append(
-                    Cell(arm, cross, seed, config, own, folder, resolved.config, canonicalize(resolved))
+                    Cell(arm, factor, seed, config, own, folder, resolved.config, canonicalize(resolved))
                 )
-            told.look_at(side_by_side)
+            check.compare_arms(side_by_side)
             yield from side_by_side
 
 
 def _refuse_own(path: Path, grid: Grid, overrides: Sequence[str]) -> None:
-    """Raises ConfigError for a seed or a folder that is not the sweep's to give."""
+    """Raises ConfigError where an override sets a seed or a run folder, which the sweep sets."""
     given = [("the command line", o.partition("=")[0]) for o in overrides]
-    for kind in ("arms", "cross"):
+    for kind in ("arms", "factors"):
         given += [(f"{path}: {kind}.{name}", key) for name, own in getattr(grid, kind).items() for key in own or {}]
     for where, key in given:
         if key in ("seed", "run_dir"):
@@ -189,77 +195,75 @@ def _refuse_own(path: Path, grid: Grid, overrides: Sequence[str]) -> None:
 
 
 def _refuse_without_metrics(resolved: ResolvedConfig) -> None:
-    """Raises ConfigError where a run would not log what arms are compared by."""
+    """Raises ConfigError where a run would not log the metrics by which arms are compared."""
     if not any(tracker.function is jsonl for tracker in resolved.trackers):
         raise ConfigError(f"logging.trackers: got {resolved.config.logging.trackers!r}, wanted jsonl among them")
 
 
 def _yaml(value: Any) -> str:
-    """JSON, of which YAML reads every character as it stands."""
+    """JSON with every character escaped that YAML would not read literally."""
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def refuse_doubles(runs: Sequence[Cell], overrides: Sequence[str]) -> None:
-    """Raises ConfigError where two runs with the same seed are the same run under two names."""
+    """Raises ConfigError where two runs with the same seed have the same settings."""
     known: dict[str, Cell] = {}
     for cell in runs:
-        settings = [(k, v) for k, v, _ in differing(cell.spelled, ABSENT) if not under(k, IGNORED_KEYS)]
+        settings = [(k, v) for k, v, _ in differing(cell.canonical, ABSENT) if not under(k, IGNORED_KEYS)]
         other = known.setdefault(json.dumps([cell.seed, *settings]), cell)
         if other is not cell:
             why = f" Do the overrides ({', '.join(overrides)}) take away what they differ in?" if overrides else ""
             raise ConfigError(f"sweep: the runs {other.name!r} and {cell.name!r} have the same settings.{why}")
 
 
-def chosen(everything: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
-    """The runs of the arms and crosses that are named; of all arms where no arm is named, under all crosses where none is.
+def chosen(everything: Sequence[Cell], named: Sequence[str]) -> list[Cell]:
+    """The runs of the arms and factors that are named; of all arms where no arm is named, under all factors where none is.
 
     Raises:
         ConfigError: a name is neither.
     """
-    arms, crosses = ({getattr(c, kind) for c in everything} for kind in ("arm", "cross"))
-    for name in only:
-        if name not in arms | crosses:
-            known = sorted((arms | crosses) - {""})
-            raise ConfigError(
-                f"--only: got {name!r}, wanted arms or crosses: {', '.join(known)}.{suggest(name, known)}"
-            )
-    wanted = [names.intersection(only) or names for names in (arms, crosses)]
-    return [c for c in everything if c.arm in wanted[0] and c.cross in wanted[1]]
+    arms, factors = ({getattr(c, kind) for c in everything} for kind in ("arm", "factor"))
+    for name in named:
+        if name not in arms | factors:
+            known = sorted((arms | factors) - {""})
+            raise ConfigError(f"--arm: got {name!r}, wanted arms or factors: {', '.join(known)}.{suggest(name, known)}")
+    wanted = [names.intersection(named) or names for names in (arms, factors)]
+    return [c for c in everything if c.arm in wanted[0] and c.factor in wanted[1]]
 
 
 def confounds(path: Path, grid: Grid, runs: Sequence[Cell]) -> list[Confound]:
-    """What arms differ in beside the axes, as the grid tells; the same with every seed is said once."""
-    told = ConfoundCheck(path, grid)
-    for place in dict.fromkeys((c.cross, c.seed) for c in runs):
-        told.look_at([c for c in runs if (c.cross, c.seed) == place])
-    return list(told.confounds)
+    """In what arms differ besides the axes, as the grid declares; the same difference with every seed is reported once."""
+    check = ConfoundCheck(path, grid)
+    for place in dict.fromkeys((c.factor, c.seed) for c in runs):
+        check.compare_arms([c for c in runs if (c.factor, c.seed) == place])
+    return list(check.confounds)
 
 
 class ConfoundCheck:
-    """What the arms of a grid may differ in, and what they do differ in."""
+    """Checks that arms differ only in the grid's axes, and collects the confounds that the grid declares."""
 
     def __init__(self, path: Path, grid: Grid) -> None:
         self.path, self.grid = path, grid
         self.confounds: dict[Confound, None] = {}
         self._section: tuple[str, str, str] | None = None
-        """Without axes the one section that differs, and the arm and the key that showed it."""
+        """Without axes: the one section that differs, and the arm and the key that showed it."""
 
-    def look_at(self, runs: Sequence[Cell]) -> None:
-        """Compares runs under one cross and with one seed with the first of them.
+    def compare_arms(self, runs: Sequence[Cell]) -> None:
+        """Compares runs under one factor and with one seed with the first of them.
 
         Raises:
-            ConfigError: a setting differs that lies under no axis and no confound.
+            ConfigError: a setting differs that is under no axis and no confound.
         """
         first, *others = runs
-        reference = first.spelled
+        reference = first.canonical
         for cell in others:
             unswept = []
-            for key, value, there in differing(cell.spelled, reference):
+            for key, value, there in differing(cell.canonical, reference):
                 if under(key, IGNORED_KEYS):
                     continue
                 if under(key, self.grid.confounds) and not under(key, self.grid.axes):
-                    self.confounds[Confound(cell.arm, cell.cross, key, value, there)] = None
+                    self.confounds[Confound(cell.arm, cell.factor, key, value, there)] = None
                 elif not self._swept(cell.arm, key):
                     unswept.append((key, value, there))
             if unswept:
@@ -282,7 +286,7 @@ class ConfoundCheck:
             section, arm, seen = self._section
             why = f"and arm {arm!r} differs in {seen}: without axes arms may differ in one section only, here {section}"
         return (
-            f"{_where(self.path, cell.arm, cell.cross)}: {key}: {value} differs from {there} in arm {first!r}, {why}.{also} "
+            f"{_where(self.path, cell.arm, cell.factor)}: {key}: {value} differs from {there} in arm {first!r}, {why}.{also} "
             f"Give both arms the same value; or add {key} to the grid's axes if this is what is compared, or to its confounds "
             "if it differs besides: the comparison then says so."
         )
@@ -309,7 +313,7 @@ def differing(one: Any, other: Any, key: str = "") -> Iterator[tuple[str, str, s
 
 
 def under(key: str, beginnings: Sequence[str]) -> bool:
-    """Whether a key is one of these or lies below it: ``objective[0].weight`` under ``objective``, ``trainer.lr_schedule``
+    """Whether a key is one of these or is nested in it: ``objective[0].weight`` under ``objective``, ``trainer.lr_schedule``
     not under ``trainer.lr``."""
     return any(key == b or key.startswith((f"{b}.", f"{b}[")) for b in beginnings)
 
@@ -319,7 +323,7 @@ def _section(key: str) -> str:
 
 
 def _number(value: Any) -> Any:
-    """YAML reads ``1e-6`` as a text; an option that wants a number makes one of it."""
+    """YAML reads ``1e-6`` as text; options that take a number convert it."""
     try:
         return float(value) if isinstance(value, str) else value
     except ValueError:
@@ -332,5 +336,5 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
-def _where(path: Path, arm: str, cross: str) -> str:
-    return f"{path}, arm {arm!r}{f' x {cross!r}' if cross else ''}"
+def _where(path: Path, arm: str, factor: str) -> str:
+    return f"{path}, arm {arm!r}{f' x {factor!r}' if factor else ''}"

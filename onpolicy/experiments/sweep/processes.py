@@ -1,4 +1,4 @@
-"""Runs of a sweep as processes of this machine; a run's log shows who is at work in its folder."""
+"""Runs of a sweep as processes on this machine; a lock on a run's log shows that a process is working in its folder."""
 
 from __future__ import annotations
 
@@ -17,36 +17,36 @@ from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.utils.terminal import plain
 
 LOOK = 1.0
-"""Seconds between two looks at a folder in which another process is at work."""
+"""Seconds between two checks of a folder in which another process is working."""
 STOPPED = 130
-"""Exit status of a run that was to stop."""
+"""Exit status of a run that was told to stop."""
 
 
 class Runs(Protocol):
-    """Where the runs of a sweep go."""
+    """A place where the runs of a sweep are executed."""
 
     at_once: int
-    """How many there is room for side by side."""
+    """How many runs fit at the same time."""
 
     def start(self, cell: Cell) -> Future[int]:
-        """Begins a run, as soon as there is room; comes to its exit status."""
+        """Starts a run as soon as it fits; the future holds its exit status."""
         ...
 
     def failure(self, cell: Cell, done: Future[int]) -> str | None:
         """Why a run that has ended failed, in markup; None where it did not.
 
         Raises:
-            ConfigError: no other run can end well either.
+            ConfigError: no other run can succeed either.
         """
         ...
 
     def close(self) -> None:
-        """Starts nothing any more."""
+        """Starts no further runs."""
         ...
 
 
 class Processes:
-    """So many at a time, which share the cores."""
+    """Up to ``jobs`` runs at a time, which share the cores."""
 
     def __init__(self, jobs: int) -> None:
         self.at_once = jobs
@@ -55,7 +55,7 @@ class Processes:
 
     def start(self, cell: Cell) -> Future[int]:
         threads = max((os.cpu_count() or 1) // self.at_once, 1)
-        return self._pool.submit(run, cell, {**os.environ, "OMP_NUM_THREADS": str(threads)}, self._stop)
+        return self._pool.submit(run_cell, cell, {**os.environ, "OMP_NUM_THREADS": str(threads)}, self._stop)
 
     def failure(self, cell: Cell, done: Future[int]) -> str | None:
         if done.result():
@@ -66,16 +66,16 @@ class Processes:
             return plain(error)
 
     def close(self) -> None:
-        """Also where Ctrl-C ends the sweep: what waits must not start."""
+        """Also called when Ctrl-C ends the sweep: runs that wait must not start."""
         self._stop.set()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
 
-def run(cell: Cell, environment: Mapping[str, str], stop: threading.Event | None = None) -> int:
+def run_cell(cell: Cell, environment: Mapping[str, str], stop: threading.Event | None = None) -> int:
     """``onpolicy train`` of one cell, its output in ``log.txt``; returns its exit status.
 
-    The log stays locked as long as the run lives, whatever becomes of this process: a run that an earlier sweep left
-    behind is waited for, and what it has finished is not run again.
+    The log stays locked as long as the run lives, even if this process dies: a run left over from an earlier sweep is
+    waited for, and what it has finished is not run again.
     """
     stop = stop or threading.Event()
     cell.folder.mkdir(parents=True, exist_ok=True)
@@ -92,14 +92,14 @@ def run(cell: Cell, environment: Mapping[str, str], stop: threading.Event | None
         with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables) as process:
             try:
                 return _wait(process)
-            except BaseException:  # only in a main thread: a task of Ray that is called off
+            except BaseException:  # only in a main thread: a cancelled Ray task
                 process.terminate()  # the run stops after its step, with a checkpoint
                 _wait(process)
                 raise
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int:
-    """With pauses in which an interrupt is heard that is no signal."""
+    """Waits with pauses, in which an interrupt that is not a signal gets through."""
     while True:
         try:
             return process.wait(LOOK)
@@ -108,7 +108,7 @@ def _wait(process: subprocess.Popen[bytes]) -> int:
 
 
 def _locked(file: IO[str]) -> bool:
-    """Whether the file is ours alone now; file systems without locks have nobody to wait for."""
+    """Whether this process now holds the file's lock; on file systems without locks there is nobody to wait for."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

@@ -13,7 +13,7 @@ from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import RolesSettings
 from onpolicy.distributed import ray_cluster
 from onpolicy.experiments.sweep.grid import Cell
-from onpolicy.experiments.sweep.processes import STOPPED, run
+from onpolicy.experiments.sweep.processes import STOPPED, run_cell
 from onpolicy.utils.terminal import plain
 
 LOCAL = "local"
@@ -121,7 +121,7 @@ def _task(cell: Cell, folder: str) -> int:
         return UNSEEN
     own = {k: v for k, v in os.environ.items() if not k.startswith("RAY_") or k == "RAY_ADDRESS"}  # no worker itself
     try:
-        return run(cell, own)
+        return run_cell(cell, own)
     except KeyboardInterrupt:
         return STOPPED
 

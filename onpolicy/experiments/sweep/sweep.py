@@ -1,25 +1,24 @@
-"""``onpolicy sweep GRID.yaml``: every arm of a grid, with several seeds; what is finished is not run again.
+"""``onpolicy sweep GRID.yaml``: runs every arm of a grid with several seeds, except what is finished, and compares the arms.
 
-A grid names one config and what the arms change in it::
+A grid names one config and what each arm changes in it::
 
-    config: self_distillation.yaml        # beside the grid
+    config: self_distillation.yaml        # in the grid's folder
     seeds: [0, 1, 2]
-    arms:                                 # the first is what the others are compared with
+    arms:                                 # the others are compared with the first
       plain: {}
       floor: {"objective[0].target": {name: marker_mass_floor, share: 0.9}}
-    cross:                                # every arm under each of these
+    factors:                              # every arm is run under each of these
       narrow: {data.coverage: {problems: 8, seed: "${seed}"}}   # other problems with each seed
       all: {}
-    pools:                                # sets of the evaluation that are also compared as one
+    eval_groups:                          # evaluation sets that are also compared as one
       out_of_domain: [other_map, longer]
-    axes: [objective]                     # beginnings of the keys that the arms are compared in; anything else that differs is refused
-    confounds: [trainer.lr]               # unless it is told here: then the comparison says so
+    axes: [objective]                     # beginnings of the keys in which arms are compared; any other difference is refused
+    confounds: [trainer.lr]               # unless it is declared here: then the comparison reports it
 
 Without ``axes`` all arms may differ from the first in one section of the config, the same one.
 
-A run's folder is ``OUTPUT/ARM/CROSS/seed-N``; one that was cut off goes on from its last checkpoint. Runs are processes of their own,
-several at a time if asked, here or wherever a Ray cluster has room, each with its output in ``log.txt``; their curves are drawn while
-they run.
+A run's folder is ``OUTPUT/ARM/FACTOR/seed-N``; a run that was interrupted resumes from its last checkpoint. Runs are separate processes,
+several at a time if asked, on this machine or on a Ray cluster, each with its output in ``log.txt``; their curves are drawn while they run.
 """
 
 from __future__ import annotations
@@ -36,21 +35,21 @@ from rich.table import Table
 from onpolicy.config.registry import ConfigError
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.budgets import budgets_table
-from onpolicy.experiments.sweep.compare import Comparison, compare, differences_table
+from onpolicy.experiments.sweep.compare import SweepComparison, compare, differences_table
 from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
-from onpolicy.experiments.sweep.live import curves
+from onpolicy.experiments.sweep.live_curves import curves_table
 from onpolicy.experiments.sweep.processes import Processes, Runs
 from onpolicy.utils.terminal import plain
 
 __all__ = ["REPORT", "Cell", "cells", "read_grid", "sweep"]
 
 REFRESH = 1.0
-"""Seconds between two looks at the runs."""
+"""Seconds between two checks of the runs."""
 REPORT = "report.html"
 MOST_DRAWN = 12
-"""Arms up to which curves can be told apart on one page."""
+"""The most arms whose curves can be distinguished on one page."""
 MOST_SHOWN = 8
-"""Runs up to which all are shown; beyond, those that are running."""
+"""With more runs than this, only those that are running are shown."""
 
 
 def sweep(
@@ -59,21 +58,21 @@ def sweep(
     overrides: Sequence[str],
     jobs: int,
     runs: Callable[[], Runs] | None = None,
-    only: Sequence[str] = (),
+    arms: Sequence[str] = (),
 ) -> int:
-    """Runs what is missing, then prints and writes the comparison; 1 where a run failed.
+    """Runs what is missing, then prints and writes the comparison; returns 1 if a run failed.
 
     Args:
         path: the grid
         output: folder of the runs
         overrides: for every run
         jobs: runs at a time, as processes of this machine
-        runs: opens where they go instead
-        only: arms and crosses that run; none: all. What else of the grid is finished is compared too
+        runs: opens another place to run them, e.g. a Ray cluster
+        arms: arms and factors to run; none: all. Whatever else of the grid is finished is compared too
     """
     console, grid = Console(), read_grid(path)
     everything = list(cells(path, output, overrides))
-    wanted = chosen(everything, only)
+    wanted = chosen(everything, arms)
     refuse_doubles(wanted, overrides)
     missing = [cell for cell in wanted if not cell.finished()]
     console.print(f"{len(wanted)} runs, {len(wanted) - len(missing)} finished, in {plain(output)}", soft_wrap=True)
@@ -84,12 +83,14 @@ def sweep(
     whole = [cell for cell in everything if cell not in failed and (cell in wanted or _finished_before(cell))]
     if not whole:
         return 1
-    told = [c for c in confounds(path, grid, everything) if any((c.arm, c.cross) == (w.arm, w.cross) for w in whole)]
-    found = compare([c.run for c in whole], grid.pools, reference=next(iter(grid.arms)), axes=grid.axes, confounds=told)
+    told = [c for c in confounds(path, grid, everything) if any((c.arm, c.factor) == (w.arm, w.factor) for w in whole)]
+    found = compare(
+        [c.run for c in whole], grid.eval_groups, reference=next(iter(grid.arms)), axes=grid.axes, confounds=told
+    )
     found.write(output)
     print_comparison(found, console)
     shown = drawn(whole)
-    names = [f"{c.arm} {c.cross}".strip() for c in shown]
+    names = [f"{c.arm} {c.factor}".strip() for c in shown]
     write_report([c.folder for c in shown], output / REPORT, found.plain(), names)
     console.print(f"all numbers: {plain(output / 'runs.csv')}, {plain(output / 'comparison.json')}", soft_wrap=True)
     some = "" if len(shown) == len(whole) else f" of the first seed of {len(shown)} arms"
@@ -98,7 +99,7 @@ def sweep(
 
 
 def _finished_before(cell: Cell) -> bool:
-    """Of those that were not asked for now: what an earlier call left, with the same settings."""
+    """Whether a run that was not asked for now was finished by an earlier call, with the same settings."""
     try:
         return cell.finished()
     except ConfigError:
@@ -106,15 +107,15 @@ def _finished_before(cell: Cell) -> bool:
 
 
 def drawn(whole: Sequence[Cell]) -> list[Cell]:
-    """All runs; of more than ``MOST_DRAWN`` arms the first seed of each of the first ones."""
+    """All runs; with more than ``MOST_DRAWN`` arms, the first seed of each of the first arms."""
     first: dict[tuple[str, str], Cell] = {}
     for cell in whole:
-        first.setdefault((cell.arm, cell.cross), cell)
+        first.setdefault((cell.arm, cell.factor), cell)
     return list(whole) if len(first) <= MOST_DRAWN else list(first.values())[:MOST_DRAWN]
 
 
-def print_comparison(found: Comparison, console: Console) -> None:
-    """Differences as the runs ended, what they cost, differences at one cost, and what else the arms differ in."""
+def print_comparison(found: SweepComparison, console: Console) -> None:
+    """Differences after training, costs, differences at equal cost, and confounds."""
     if found.differences:
         console.print(differences_table(found.differences))
     for confound in dict.fromkeys((c.arm, c.key, c.value, c.reference) for c in found.confounds):
@@ -122,12 +123,12 @@ def print_comparison(found: Comparison, console: Console) -> None:
         console.print(f"arm {arm} differs in {key} as well: {value}, in the first arm {reference}", soft_wrap=True)
     console.print(budgets_table(found.budgets))
     if len({b.mean for b in found.budgets if b.kind == "generated"}) > 1 and found.at_equal_tokens:
-        tokens = ", ".join(f"{f'{plain(cross)}: ' if cross else ''}{n:,.0f}" for cross, n in found.equal_tokens.items())
+        tokens = ", ".join(f"{f'{factor}: ' if factor else ''}{n:,.0f}" for factor, n in found.equal_tokens.items())
         console.print(differences_table(found.at_equal_tokens, f" when each run had sampled as many tokens ({tokens})"))
 
 
 def run_all(missing: Sequence[Cell], place: Runs, console: Console) -> list[Cell]:
-    """Runs the cells, with their curves; returns those that failed."""
+    """Runs the cells while drawing their curves; returns those that failed."""
     failed: list[Cell] = []
     few = len(missing) <= MOST_SHOWN
     with Live(console=console, refresh_per_second=1, transient=True) as live:
@@ -150,4 +151,4 @@ def run_all(missing: Sequence[Cell], place: Runs, console: Console) -> list[Cell
 
 
 def _curves(shown: Sequence[Cell], title: str) -> Table:
-    return curves([(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown], title)
+    return curves_table([(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown], title)

@@ -65,7 +65,7 @@ class Bridge:
         stats = token_stats(
             model_output["student"],
             model_output["teachers"],
-            batch.completion_ids[batch.response_mask],
+            batch.completion_ids[batch.sampled_mask],
             self.objective.comparisons,
             marker_ids=self.marker_ids,
         )
@@ -89,7 +89,7 @@ class Bridge:
 
 def _real(batch: TrainBatch) -> TrainBatch:
     """Without the rows that verl made up: nothing in them was sampled."""
-    keep = batch.response_mask.any(-1)
+    keep = batch.sampled_mask.any(-1)
     return TrainBatch(**{f.name: _kept(getattr(batch, f.name), keep) for f in fields(batch)})
 
 

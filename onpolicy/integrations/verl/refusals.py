@@ -54,7 +54,7 @@ def problems(config: DictConfig, result: ResolvedConfig) -> Iterator[str]:
     yield from _without_effect(config)
     yield from _of_the_teacher(config, result)
     yield from of_who_asks(result)
-    marked = span_names(result)
+    marked = list(span_names(result))
     if len(marked) > MOST_SPANS:
         yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; wanted at most {MOST_SPANS}."
 

@@ -131,7 +131,7 @@ def train_batch(data: TensorDict, *, contexts: Sequence[str], terms: Sequence[st
     return TrainBatch(
         examples=(),
         completion_ids=padded(responses),
-        response_mask=mask,
+        sampled_mask=mask,
         rollout_logprobs=_floats(data, "rollout_log_probs", zeros),
         advantages=_floats(data, "advantages", zeros),
         context_masks={context: mask & rows[:, None] for context, rows in have.items()},

@@ -6,9 +6,9 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onpolicy.annotation.scoring import FinalPart, Reward, RolloutReward, ScoredGroup, measure, reward_inputs, weigh
+from onpolicy.annotation.scoring import FinalPart, Reward, measure, reward_inputs, weigh
 from onpolicy.integrations.verl.rows import parts_of, score_of
-from onpolicy.types import RolloutGroup
+from onpolicy.types import RolloutGroup, RolloutReward, ScoredGroup
 
 
 def sees_siblings(function: Callable[..., Any]) -> bool:

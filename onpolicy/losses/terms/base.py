@@ -13,7 +13,7 @@ TermFunction = Callable[..., Any]
 class TermSpec:
     """Which tokens a term trains, and what it reads."""
 
-    tokens: Literal["response_mask", "teacher_mask"] = "response_mask"
+    tokens: Literal["sampled_mask", "teacher_mask"] = "sampled_mask"
     """All sampled tokens, or only those of rollouts that have the term's ``context``."""
     needs_ref: bool = False
     """Whether it reads ``ref_logprobs``; the trainer then keeps the reference model."""
@@ -23,7 +23,7 @@ class TermSpec:
 
 def loss_term(
     *,
-    tokens: Literal["response_mask", "teacher_mask"] = "response_mask",
+    tokens: Literal["sampled_mask", "teacher_mask"] = "sampled_mask",
     needs_ref: bool = False,
     unrewarded: bool = False,
 ) -> Callable[[TermFunction], TermFunction]:

@@ -7,7 +7,7 @@ from onpolicy.losses.terms.importance import sampler_weight
 from onpolicy.types import LossInputs, TermOutput
 
 
-@loss_term(tokens="response_mask")
+@loss_term(tokens="sampled_mask")
 def cispo(
     inputs: LossInputs, *, clip_low: float = 1.0, clip_high: float = 2.0, importance_cap: float | None = 2.0
 ) -> TermOutput:

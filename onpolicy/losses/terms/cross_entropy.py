@@ -7,7 +7,7 @@ from onpolicy.losses.token_weights import TokenWeight, uniform
 from onpolicy.types import LossInputs, TermOutput
 
 
-@loss_term(tokens="response_mask", unrewarded=True)
+@loss_term(tokens="sampled_mask", unrewarded=True)
 def cross_entropy(inputs: LossInputs, *, token_weights: TokenWeight = uniform) -> TermOutput:
     """L_t = -v_t log student(y_t), v_t the token weights: supervised fine-tuning.
 
@@ -17,5 +17,5 @@ def cross_entropy(inputs: LossInputs, *, token_weights: TokenWeight = uniform) -
     Args:
         token_weights: weight of each token
     """
-    weights = token_weights(inputs, inputs.response_mask)
+    weights = token_weights(inputs, inputs.sampled_mask)
     return TermOutput(per_token=-weights * inputs.logprobs, metrics={"token_weight": weights})

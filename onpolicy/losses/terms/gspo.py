@@ -9,7 +9,7 @@ from onpolicy.losses.terms.importance import sampler_weight
 from onpolicy.types import LossInputs, TermOutput
 
 
-@loss_term(tokens="response_mask")
+@loss_term(tokens="sampled_mask")
 def gspo(
     inputs: LossInputs, *, clip_low: float = 3e-4, clip_high: float = 4e-4, importance_cap: float | None = 2.0
 ) -> TermOutput:
@@ -23,7 +23,7 @@ def gspo(
         clip_high: the sequence's ratio is clipped at 1 + clip_high
         importance_cap: cap of the weight pi_old / pi_rollout; null: no weight
     """
-    mask = inputs.response_mask
+    mask = inputs.sampled_mask
     change = torch.where(mask, inputs.logprobs - inputs.old_logprobs, 0.0)
     mean = change.sum(-1, keepdim=True) / mask.sum(-1, keepdim=True).clamp(min=1)
     # value: the sequence's ratio; gradient: that of the token's own log-probability

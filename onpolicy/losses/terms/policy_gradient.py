@@ -12,7 +12,7 @@ from onpolicy.losses.token_weights import TokenWeight, uniform
 from onpolicy.types import LossInputs, TermOutput
 
 
-@loss_term(tokens="response_mask")
+@loss_term(tokens="sampled_mask")
 def policy_gradient(
     inputs: LossInputs,
     *,
@@ -39,7 +39,7 @@ def policy_gradient(
     """
     advantages = advantage(inputs).detach()
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high, dual_clip)
-    importance, weights = sampler_weight(inputs, importance_cap), token_weights(inputs, inputs.response_mask)
+    importance, weights = sampler_weight(inputs, importance_cap), token_weights(inputs, inputs.sampled_mask)
     return TermOutput(
         per_token=-importance * weights * objective,
         metrics={

@@ -6,7 +6,7 @@ from onpolicy.losses.terms.base import loss_term
 from onpolicy.types import LossInputs, TermOutput
 
 
-@loss_term(tokens="response_mask", needs_ref=True)
+@loss_term(tokens="sampled_mask", needs_ref=True)
 def ref_kl(inputs: LossInputs) -> TermOutput:
     """L_t = exp(d_t) - d_t - 1 with d_t = log ref(y_t) - log student(y_t): the estimator k3 of KL(student || ref).
 

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 from tests.tiny import tiny_model_dir
 
 ROOT = Path(__file__).resolve().parents[3]
-TIMEOUT = 500
 
 
 def write_data(path: Path, rows: int = 8) -> Path:
@@ -111,6 +110,7 @@ def environment(folder: Path) -> dict[str, str]:
         "VERL_FILE_LOGGER_PATH": str(folder / "metrics.jsonl"),
         "OMP_NUM_THREADS": "1",
         "HYDRA_FULL_ERROR": "1",
+        "RAY_prestart_worker_first_driver": "0",  # else one idle process for each of the cores that it is told of
     }
 
 
@@ -154,7 +154,7 @@ def run(command: list[str], folder: Path) -> str:
             start_new_session=True,
         )
         try:
-            status = process.wait(TIMEOUT)
+            status = process.wait()
         finally:
             end(process.pid)
             process.wait()

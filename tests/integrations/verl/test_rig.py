@@ -35,6 +35,8 @@ from tests.integrations.verl.rig.rollout import Server, kept
 from tests.integrations.verl.runs import main_ppo, smallest
 from tests.tiny import tiny_model_dir
 
+pytestmark = pytest.mark.verl
+
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 PROMPTS, RESPONSES = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]], [[20, 21, 2], [22, 2], [23, 24, 25], [26, 27, 2]]
 
@@ -228,9 +230,8 @@ def test_server_aborts(model: Path) -> None:
     assert waited and late.stop_reason == "completed" and len(late.token_ids) == 2
 
 
-@pytest.mark.slow
 def test_stock_main_ppo(tmp_path: Path) -> None:
-    """Rollouts, rewards, update, weights to the server and validation, by verl alone."""
+    """Rollouts, rewards, update, weights to the server and validation, by verl alone: our plug-in is installed and not named."""
     reward = tmp_path / "reward.py"
     reward.write_text(REWARD)
     mine = {
@@ -246,10 +247,10 @@ def test_stock_main_ppo(tmp_path: Path) -> None:
     for step in steps[1:]:
         assert math.isfinite(step["actor/loss"]) and step["actor/grad_norm"] > 0
         assert step["training/rollout_probs_diff_max"] < 1e-4
+    assert not [name for name in steps[-1] if name.startswith(("distill/", "epistemic/"))]
     assert not left_over(tmp_path)
 
 
-@pytest.mark.slow
 def test_stock_teacher_pool(tmp_path: Path) -> None:
     """Two ranks that learn from verl's served teacher: it is the student's first checkpoint, so there is nothing to learn at first."""
     overrides = smallest(tmp_path, ranks=2)

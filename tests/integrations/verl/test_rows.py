@@ -31,6 +31,8 @@ from onpolicy.types import Example
 from tests.integrations.verl.against_local import NAMES, batch
 from tests.tiny import byte_tokenizer, random_examples
 
+pytestmark = pytest.mark.verl
+
 RENDERER = Renderer(byte_tokenizer())
 
 
@@ -124,7 +126,7 @@ def test_a_workers_batch_is_the_embedded_trainers() -> None:
     theirs = train_batch(as_data([*examples, None]), contexts=("teacher",), terms=("distill",), spans=spans)
     ours = collate(examples, contexts=("teacher",), routes=("distill",), spans=spans)
     assert (
-        not theirs.response_mask[-1].any()
+        not theirs.sampled_mask[-1].any()
         and not theirs.context_masks["teacher"][-1].any()
         and theirs.routes["distill"][-1] == 0
     )

@@ -1,8 +1,9 @@
 """Level 4: verl's own entry point, unmodified, from sampling to validation and checkpoint; a minute each.
 
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
-that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability; 3. a frozen teacher
-with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher; 5. verl without us.
+that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
+trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher.
+Verl without us: test_rig.py.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from safetensors.torch import load_file
 
 from tests.integrations.verl.runs import ROOT, environment, main_ppo, smallest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.verl
 
 REWARD = (
     "def score(data_source, solution_str, ground_truth, extra_info=None):\n    return (len(solution_str) % 7) / 7\n"
@@ -98,6 +99,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
 
 
 def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
+    """Under verl's asynchronous trainer with the same mixin, where rollouts go on under new weights."""
     method = {
         "lexicons": {"toy": ["w", "h", "m"]},
         "rewards": [
@@ -112,7 +114,9 @@ def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
         ],
         "epistemic": {"lexicons": ["toy"], "lexicon": "toy"},
     }
-    rows = main_ppo(smallest(tmp_path), tmp_path, config=write(tmp_path, method))
+    config = write(tmp_path, method, trainer={"v1": {"trainer_mode": "onpolicy_colocate_async"}})
+    rows = main_ppo(smallest(tmp_path), tmp_path, config=config)
+    assert [row["step"] for row in rows] == [1, 2]
     for name in ("reward/saturating_floor", "distill/divergence", "epistemic/toy/mass/student", "epistemic/toy/mass/teacher",
                  "epistemic/toy/mass/start", "epistemic/toy/rate_per_1k"):  # fmt: skip
         finite(rows, name)
@@ -157,41 +161,15 @@ def test_a_served_teacher(tmp_path: Path) -> None:
     assert min(finite(rows, "actor/distillation/loss")) > 0, "the solution tells the teacher something"
 
 
-def test_verl_itself_runs_as_it_did(tmp_path: Path) -> None:
-    """With the plug-in installed and not named."""
-    (tmp_path / "reward.py").write_text(REWARD)
-    overrides = smallest(tmp_path) | {
-        "algorithm.adv_estimator": "grpo",
-        "reward.custom_reward_function.path": str(tmp_path / "reward.py"),
-        "reward.custom_reward_function.name": "score",
-    }
-    rows = main_ppo(overrides, tmp_path)
-    assert max(finite(rows, "training/rollout_probs_diff_max")) < 1e-4
-    assert not [name for name in rows[-1] if name.startswith(("distill/", "epistemic/"))]
-
-
 def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, env=environment(tmp_path) | {"COLUMNS": "200"},
-        capture_output=True, text=True, timeout=200, check=False,
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("registered") == 2
     blocked = subprocess.run(
-        [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False,
+        [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, capture_output=True, text=True, check=False,
         env=environment(tmp_path) | {"COLUMNS": "200", "VERL_USE_EXTERNAL_PLUGINS": "none"},
     )  # fmt: skip
     assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
-
-
-def test_rollouts_that_go_on_under_new_weights(tmp_path: Path) -> None:
-    """verl's asynchronous trainer with the same mixin."""
-    method = {
-        "rewards": ["tests.runs:length_reward"],
-        "contexts": {"teacher": {"name": "reference_solution"}},
-        "objective": ["policy_gradient", {"name": "distill", "divergence": "forward_kl"}],
-    }
-    config = write(tmp_path, method, trainer={"v1": {"trainer_mode": "onpolicy_colocate_async"}})
-    rows = main_ppo(smallest(tmp_path), tmp_path, config=config)
-    assert [row["step"] for row in rows] == [1, 2]
-    finite(rows, "distill/divergence")

@@ -19,6 +19,8 @@ from onpolicy.integrations.verl.command import check, compose
 from onpolicy.integrations.verl.settings import OURS, method, needs_reference, prepare, served, unpacked
 from tests.integrations.verl.runs import ROOT, write_data
 
+pytestmark = pytest.mark.verl
+
 OURS_ON_VERL = sorted((ROOT / "configs" / "verl").glob("*.yaml"))
 EMBEDDED = sorted((ROOT / "configs").glob("*.yaml"))
 REASONS = ("asks the model", "another model", "third copy", "needs reference model")

@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from onpolicy.run.run_dir import logged
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.tables import left, table
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 16
@@ -16,13 +16,13 @@ WIDTH = 16
 CURVES = {
     "reward": ("reward/mean",),
     "length": ("rollout/completion_length/mean",),
-    "doubt per 1k": ("epistemic/{followed}/rate_per_1k",),
+    "markers per 1k": ("epistemic/{followed}/rate_per_1k",),
 }
-"""Heading -> metric of every step; ``{followed}`` is the run's ``epistemic.lexicon``. Every set of the evaluation has one too."""
+"""Heading -> metric of every step; ``{followed}`` is the run's ``epistemic.lexicon``. Every evaluation set has a column too."""
 
 
 def sparkline(values: Sequence[float], low: float, high: float) -> str:
-    """At most ``WIDTH`` blocks for the values in order, between two bounds."""
+    """The values as at most ``WIDTH`` blocks, scaled between two bounds."""
     if not values:
         return ""
     chosen = [values[i * len(values) // min(WIDTH, len(values))] for i in range(min(WIDTH, len(values)) - 1)]
@@ -31,11 +31,11 @@ def sparkline(values: Sequence[float], low: float, high: float) -> str:
     return "".join(BLOCKS[round(min(max(h, 0.0), len(BLOCKS) - 1.0))] for h in heights)
 
 
-def curves(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
-    """A row for each run, a column for each curve, all rows of a column to one scale.
+def curves_table(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
+    """A row for each run, a column for each curve; all rows of a column have the same scale.
 
     Args:
-        runs: name, folder, steps in all, and the lexicon that is followed
+        runs: name, folder, total steps, and the lexicon that is followed
         title: of the table
     """
     found = [(name, steps, followed, logged(folder)) for name, folder, steps, followed in runs]
@@ -44,20 +44,23 @@ def curves(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Table:
         if metric.startswith("eval/") and "/avg@" in metric and metric.count("/") == 2
     )  # fmt: skip
     columns = CURVES | {metric.split("/")[1]: (metric,) for metric in sets}
-    table = Table(title=title, title_justify="left")
-    table.add_column("run")
-    table.add_column("step", justify="right")
-    for head in columns:
-        table.add_column(plain(head), no_wrap=True)
     series = [
         [[row[m] for row in rows for m in (name.format(followed=followed) for name in names) if m in row] for names in columns.values()]
         for _, _, followed, rows in found
     ]  # fmt: skip
     bounds = [_bounds([v for row in series for v in row[i]]) for i in range(len(columns))]
-    for (name, steps, _, rows), own in zip(found, series, strict=True):
-        cells = [f"{sparkline(v, *b)} {v[-1]:.3g}" if v else "" for v, b in zip(own, bounds, strict=True)]
-        table.add_row(plain(name), f"{rows[-1]['step'] if rows else 0:.0f}/{steps}", *cells)
-    return table
+    return table(
+        title,
+        ["run", "step", *(left(head, wrap=False) for head in columns)],
+        (
+            (
+                name,
+                f"{rows[-1]['step'] if rows else 0:.0f}/{steps}",
+                *(f"{sparkline(v, *b)} {v[-1]:.3g}" if v else "" for v, b in zip(own, bounds, strict=True)),
+            )
+            for (name, steps, _, rows), own in zip(found, series, strict=True)
+        ),
+    )
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:

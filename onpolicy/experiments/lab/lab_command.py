@@ -20,7 +20,7 @@ GRID = Path("configs/lab/demo.yaml")
 MEAN_OVER = 100
 
 
-def demo(output: Path | None, jobs: int) -> int:
+def _demo(output: Path | None, jobs: int) -> int:
     """GRPO, self-distillation, and self-distillation with one protection, from the shipped reasoner; then the report."""
     from onpolicy.experiments.sweep.sweep import REPORT, sweep
 
@@ -32,22 +32,21 @@ def demo(output: Path | None, jobs: int) -> int:
     return code
 
 
-def reproduce(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab.reproduce import reproduce as run
+def _reproduce(output: Path | None, jobs: int) -> int:
+    from onpolicy.experiments.lab.reproduce import reproduce
 
-    return run(output or Path("runs/reproduce"), jobs)
-
-
-def decisive(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab.decisive import decisive as run
-
-    return run(output or Path("runs/decisive"), jobs)
+    return reproduce(output or Path("runs/reproduce"), jobs)
 
 
-def pretrain(output: Path | None, jobs: int) -> int:
-    """Makes the reasoner anew, with a log beside it."""
-    from onpolicy.experiments.lab.pretrain import Recipe
-    from onpolicy.experiments.lab.pretrain import pretrain as make
+def _decisive(output: Path | None, jobs: int) -> int:
+    from onpolicy.experiments.lab.decisive import decisive
+
+    return decisive(output or Path("runs/decisive"), jobs)
+
+
+def _pretrain(output: Path | None, jobs: int) -> int:
+    """Pre-trains the reasoner from scratch and logs the loss next to it."""
+    from onpolicy.experiments.lab.pretrain import Recipe, pretrain
 
     folder, recipe, start = output or Path("runs/reasoner"), Recipe(), time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -67,21 +66,21 @@ def pretrain(output: Path | None, jobs: int) -> int:
                 log.write(json.dumps({"step": step, "loss": round(mean, 4), "seconds": round(seconds)}) + "\n")
                 log.flush()
 
-        make(folder, recipe, report)
+        pretrain(folder, recipe, report)
     Console().print(f"the reasoner: {folder}", soft_wrap=True)
     return 0
 
 
 COMMANDS: dict[str, Callable[[Path | None, int], int]] = {
-    "demo": demo,
-    "reproduce": reproduce,
-    "decisive": decisive,
-    "pretrain": pretrain,
+    "demo": _demo,
+    "reproduce": _reproduce,
+    "decisive": _decisive,
+    "pretrain": _pretrain,
 }
 
 
-def lab(what: str, output: Path | None, jobs: int) -> int:
+def run_lab(what: str, output: Path | None, jobs: int) -> int:
     """Raises ConfigError outside of a clone, where the lab's grids are."""
     if what != "pretrain" and not GRID.is_file():
-        raise ConfigError(f"lab: {str(GRID)!r} does not exist; run it in a clone of the repository")
+        raise ConfigError(f"lab: {str(GRID)!r} does not exist; run this command in a clone of the repository")
     return COMMANDS[what](output, jobs)

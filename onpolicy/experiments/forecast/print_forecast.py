@@ -1,0 +1,78 @@
+"""``onpolicy forecast``: reads the config and the model's shape, prints the forecast."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.resolve import resolve
+from onpolicy.config.schema import load
+from onpolicy.experiments.forecast.forecast import GPUS, Assumptions, Forecast, forecast, shape_of
+from onpolicy.models import resolve_model
+from onpolicy.utils.tables import coloured, table
+
+
+def print_forecast(
+    config: Path, overrides: Sequence[str], model_config: Path | None, assumed: Assumptions, output: Path | None
+) -> int:
+    """Prints two tables and the assumptions behind them; returns 1 where something does not fit."""
+    resolved = resolve(load(config, overrides))
+    settings = resolved.config.model
+    if model_config is None:
+        found = shape_of(
+            resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
+        )
+    elif not model_config.is_file():
+        raise ConfigError(
+            f"--model-config: got {str(model_config)!r}, which is not a file; expected a model's config.json"
+        )
+    else:
+        found = shape_of(str(model_config))
+    foreseen = forecast(resolved, found, assumed)
+    console = Console()
+    console.print(f"{found.parameters / 1e9:.2f} billion parameters, {foreseen.gpus} GPUs of kind {assumed.gpu}")
+    console.print(memory_table(foreseen, GPUS[assumed.gpu].gib))
+    console.print(time_table(foreseen, resolved.config.steps))
+    for note in foreseen.notes:
+        console.print(f"[dim]assumed: {note}[/dim]", highlight=False)
+    for reason in foreseen.refusals:
+        console.print(f"[red]does not fit:[/red] {reason}", highlight=False)
+    if output is not None:
+        output.write_text(
+            json.dumps({"config": str(config), "assumed": asdict(assumed), **asdict(foreseen)}, indent=1) + "\n"
+        )
+    return int(bool(foreseen.refusals))
+
+
+def memory_table(foreseen: Forecast, gib: float) -> Table:
+    parts = dict.fromkeys(part for parts in foreseen.memory.values() for part in parts)
+    values = {part: [held.get(part, 0.0) for held in foreseen.memory.values()] for part in parts}
+    totals = [sum(held.values()) for held in foreseen.memory.values()]
+    return table(
+        "memory of a GPU, GiB",
+        ["part", *foreseen.memory],
+        [
+            *((part, *(f"{v:.1f}" if v else "" for v in row)) for part, row in values.items() if any(row)),
+            None,
+            ("total", *(coloured(f"{t:.1f} of {gib:.0f}", "green" if t <= gib else "red") for t in totals)),
+        ],
+    )
+
+
+def time_table(foreseen: Forecast, steps: int) -> Table:
+    return table(
+        "time",
+        ["", "seconds per step", "hours"],
+        [
+            *((what, f"{s:.3g}", f"{s * steps / 3600:.2g}") for what, s in foreseen.seconds.items()),
+            ("evaluate", "", f"{foreseen.evaluation_hours:.2g}"),
+            None,
+            (f"total, {steps} steps", f"{sum(foreseen.seconds.values()):.4g}", f"{foreseen.hours:.3g}"),
+        ],
+    )

@@ -1,0 +1,155 @@
+"""The model's own correct answers as a dataset to fine-tune on: written without a context ("unguided", the paper's term) and with one
+("guided")."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from onpolicy.annotation.build import build_queries
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.schema import to_yaml
+from onpolicy.experiments.analysis.context_answers import answer_with_contexts
+from onpolicy.experiments.analysis.pass_rates import PassRates, pass_rate
+from onpolicy.experiments.analysis.session import Session, session
+from onpolicy.run.evaluate import AT_ONCE
+from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
+from onpolicy.utils.disk import atomic_write
+
+COLUMN = "completion_ids"
+UNGUIDED, GUIDED = "unguided", "guided"
+STATE = "collected.json"
+
+
+@dataclass(frozen=True)
+class TraceRequest:
+    """Which traces to collect."""
+
+    examples: int
+    """Problems with a correct answer of both kinds."""
+    pass_rates: PassRates
+    """Only problems whose pass rate without a context lies within."""
+    context: str
+    """The context in the prompt of the guided answers."""
+
+
+def collect(
+    resolved: ResolvedConfig, request: TraceRequest, folder: Path, note: Callable[[str], None]
+) -> dict[str, list[dict[str, Any]]]:
+    """``unguided`` and ``guided`` rows, in files of these names too; continues where an earlier attempt was interrupted.
+
+    Of each problem the first correct answer of either kind is taken; problems that lack one are left out of both, so the two sets
+    differ in nothing but how their answers were written (arXiv 2603.24472, section 4, where only the guided set lacks them).
+
+    Raises:
+        ConfigError: no context or reward of that kind, no problem with both, or the folder holds traces made with other settings.
+    """
+    if not resolved.rewards or request.context not in resolved.contexts:
+        raise ConfigError(
+            f"onpolicy sft: expected a reward and a context {request.context!r} that guided answers see; the config "
+            f"has the contexts {', '.join(resolved.contexts) or 'none'}"
+        )
+    rows, tried = _read(folder, resolved, request)
+    if len(rows[GUIDED]) < request.examples and tried >= 0:
+        with session(resolved, with_contexts=True) as s:
+            while len(rows[GUIDED]) < request.examples and tried < len(s.prompts):
+                part = s.prompts[tried : tried + max(1, AT_ONCE // s.generator.sampling.group_size)]
+                for name, more in _of(s, part, request).items():
+                    rows[name] = [*rows[name], *more][: request.examples]
+                tried += len(part)
+                _write(folder, rows, tried if tried < len(s.prompts) else -1, resolved, request)
+                note(
+                    f"{len(rows[GUIDED])} of {request.examples} problems with correct answers of both kinds, after {tried}"
+                )
+    if not rows[GUIDED]:
+        raise ConfigError(
+            f"onpolicy sft: no problem was solved both with {request.context!r} and without it; other problems, or a wider --pass-rate"
+        )
+    return rows
+
+
+def tokens(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Tokens of all answers together."""
+    return sum(len(row[COLUMN]) for row in rows)
+
+
+def _of(s: Session, prompts: Sequence[Prompt], request: TraceRequest) -> dict[str, list[dict[str, Any]]]:
+    """The rows that these problems yield."""
+    low, high = request.pass_rates
+    seed = s.resolved.config.seed
+    scored = s.scorer(s.generator.generate(prompts, seed=seed))
+    plain = {g.group.prompt.id: g for g in scored if _first_correct(g) and low <= pass_rate(g) <= high}
+    queries = build_queries(s.resolved, s.model, s.prompts, s.generator, s.scorer)
+    contexts = {request.context: s.resolved.contexts[request.context].bind()}
+    guided = answer_with_contexts(
+        list(plain.values()), contexts, generator=s.generator, scorer=s.scorer, queries=queries, seed=seed
+    )
+    both = [(plain[g.group.prompt.id], g) for g in guided[request.context].scored if _first_correct(g)]
+    return {
+        UNGUIDED: [_row(one.group.prompt, _first_correct(one)) for one, _ in both],
+        GUIDED: [_row(one.group.prompt, _first_correct(other)) for one, other in both],
+    }
+
+
+def _first_correct(scored: ScoredGroup) -> Rollout | None:
+    found = zip(scored.group.rollouts, scored.scores, strict=True)
+    return next((rollout for rollout, score in found if score >= RIGHT), None)
+
+
+def _row(prompt: Prompt, rollout: Rollout | None) -> dict[str, Any]:
+    """As `data: {name: file}` reads it: the plain problem, its columns, and the answer as text and as the tokens that were sampled."""
+    assert rollout is not None
+    answer = {"completion": rollout.text, COLUMN: list(rollout.completion_ids)}
+    return {**prompt.fields, "id": prompt.id, "messages": [dict(m) for m in prompt.messages], **answer}
+
+
+def _read(folder: Path, resolved: ResolvedConfig, request: TraceRequest) -> tuple[dict[str, list[dict[str, Any]]], int]:
+    """The rows collected so far, and how many problems have been tried; -1: all."""
+    state = folder / STATE
+    if not state.is_file():
+        return {UNGUIDED: [], GUIDED: []}, 0
+    known = json.loads(state.read_text())
+    if known["made"] != _made(resolved, request):
+        raise ConfigError(
+            f"onpolicy sft: {str(folder)!r} holds traces that were made with other settings; give another --output"
+        )
+    rows = {
+        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().split("\n") if line]
+        for name in (UNGUIDED, GUIDED)
+    }
+    return {name: found[: known["examples"]] for name, found in rows.items()}, known["tried"]
+
+
+def _write(
+    folder: Path,
+    rows: Mapping[str, Sequence[Mapping[str, Any]]],
+    tried: int,
+    resolved: ResolvedConfig,
+    request: TraceRequest,
+) -> None:
+    """Writes the state last: rows in the files beyond it are collected again."""
+    for name, found in rows.items():
+        write_rows(folder / f"{name}.jsonl", found)
+    state = {
+        "examples": len(rows[GUIDED]),
+        "tried": tried,
+        "tokens": {n: tokens(r) for n, r in rows.items()},
+        "made": _made(resolved, request),
+    }
+    atomic_write(folder / STATE, json.dumps(state, indent=1) + "\n")
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes one row per line."""
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+
+def _made(resolved: ResolvedConfig, request: TraceRequest) -> dict[str, Any]:
+    """Everything that determines the traces."""
+    config = resolved.config
+    named = ("model", "rendering", "data", "generator", "rewards", "correctness", "contexts", "seed")
+    return {"config": to_yaml(config, named), "request": json.loads(json.dumps(asdict(request)))}

@@ -1,0 +1,119 @@
+"""Marks that cannot rot, and what many test files share.
+
+`make check` runs every test without one of the marks in STARTS. A test that starts a process, or loads an engine, and has
+no mark that says so fails, in whatever tier it runs.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Generator, Iterator
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: two workers do not fight over two cores
+for _name, _value in {
+    "gcs_server_port_wait_time_s": 600,
+    "raylet_start_wait_time_s": 600,
+    "agent_register_timeout_ms": 600_000,
+    "worker_register_timeout_seconds": 600,
+    "health_check_failure_threshold": 100,
+}.items():  # Ray has as long as it needs, however busy the machine is
+    os.environ.setdefault(f"RAY_{_name}", str(_value))
+
+ENGINES = ("deepspeed", "ray", "verl", "vllm")
+STARTS = ("process", *ENGINES)
+PROCESS_EVENTS = ("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
+SHARED = ("ray", "vllm")
+"""Engines of which one serves all tests."""
+
+
+class Watch:
+    """Hears of every process and every engine that the running test starts."""
+
+    def __init__(self) -> None:
+        self.marks: set[str] | None = None
+        """Of the running test; None where none runs."""
+        self.found: list[str] = []
+
+    def hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        """An audit hook: Python calls it for everything."""
+        if self.marks is None:
+            return
+        if event in PROCESS_EVENTS and self.marks.isdisjoint(STARTS):
+            self.found.append(f"starts a process without one of the marks {', '.join(STARTS)}: {event} {arguments[:2]}")
+        elif event == "import" and arguments[0] in ENGINES and arguments[0] not in self.marks and not _by_accelerate():
+            self.found.append(f"loads {arguments[0]} without the mark '{arguments[0]}'")
+
+
+def _by_accelerate() -> bool:
+    """Whether the import is accelerate's, which looks for DeepSpeed's classes whenever transformers saves a model."""
+    settings: Any = sys._getframe()
+    while settings is not None and (
+        "importlib" in settings.f_code.co_filename or settings.f_code.co_filename == __file__
+    ):
+        settings = settings.f_back
+    return settings is not None and "accelerate" in settings.f_code.co_filename
+
+
+watch = Watch()
+sys.addaudithook(watch.hear)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    watch.marks, watch.found = {mark.name for mark in item.iter_markers()}, []
+    try:
+        return (yield)
+    finally:
+        watch.marks = None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
+    result = yield
+    if watch.found:
+        pytest.fail(f"{item.nodeid} {watch.found[0]}", pytrace=False)
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers take one group of tests after the other, those that take longest first."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: (not any(item.iter_markers("ray")), not _starts(item)))
+
+
+def _group(item: pytest.Item) -> str:
+    """What stays in one worker: all tests that share an engine, the tests of a file, or one that starts processes of its own."""
+    shared = next((name for name in SHARED if any(item.iter_markers(name))), None)
+    fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
+    alone = _starts(item) and all(definition.scope == "function" for found in fixtures for definition in found)
+    return shared or (item.nodeid if alone else item.nodeid.partition("::")[0])
+
+
+def _starts(item: pytest.Item) -> bool:
+    return any(mark.name in STARTS for mark in item.iter_markers())
+
+
+@pytest.fixture(scope="session")
+def ray() -> Iterator[Any]:
+    """One cluster for all tests that use Ray."""
+    import ray as module
+
+    from onpolicy.config.schema import RolesSettings
+    from onpolicy.distributed import ray_cluster
+
+    while not module.is_initialized():
+        try:
+            ray_cluster.join(RolesSettings())
+        except Exception as error:  # half a minute, which nothing can change
+            if "timed out during startup" not in str(error):
+                raise
+            module.shutdown()
+    yield module
+    ray_cluster.leave()
+    assert not module.is_initialized()
