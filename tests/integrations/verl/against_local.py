@@ -25,7 +25,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
-from verl.trainer.config import CheckpointSettings
+from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
 from verl.workers.engine_workers import TrainingWorker
@@ -154,7 +154,7 @@ def worker(
     made = TrainingWorker(
         TrainingWorkerConfig(
             model_type="language_model", model_config=model, engine_config=engine, optimizer_config=optimizer,
-            checkpoint_config=CheckpointSettings(),
+            checkpoint_config=CheckpointConfig(),
         )
     )  # fmt: skip
     made.reset()

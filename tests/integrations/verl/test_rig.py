@@ -18,7 +18,7 @@ from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
-from verl.trainer.config import CheckpointSettings
+from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import (
     FSDPActorConfig,
@@ -86,7 +86,7 @@ def worker(model: Path, *, forward_only: bool = False) -> TrainingWorker:
                 infer_max_token_len_per_gpu=16,
             ),
             optimizer_config=FSDPOptimizerConfig(lr=1e-3, total_training_steps=2),
-            checkpoint_config=CheckpointSettings(),
+            checkpoint_config=CheckpointConfig(),
         )
     )
     made.reset()
