@@ -10,13 +10,15 @@ completion token ``t``. Prompts are padded on the left and completions on the ri
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from itertools import compress
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 FinishReason = Literal["stop", "length", "abort"]
 
 RIGHT = 0.5
@@ -100,11 +102,13 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     """[P] what the student read."""
     completion_ids: tuple[int, ...]
-    """[T] what it sampled, the end-of-turn token included where there is one."""
+    """[T] what follows the prompt: the tokens that it sampled, the end-of-turn token included where there is one, and between them those
+    that it observed, if an environment answered."""
     rollout_logprobs: tuple[float, ...]
-    """[T] log-probabilities of the sampled tokens as the *generator* reports them, in nats, before temperature."""
+    """[T] log-probabilities of the sampled tokens as the *generator* reports them, in nats, before temperature. Observed tokens have none:
+    their entries are not read."""
     text: str
-    """The completion decoded without special tokens."""
+    """The sampled tokens decoded without special tokens."""
     finish_reason: FinishReason
     """``stop``: ended by itself; ``length``: cut at ``generator.max_tokens``; ``abort``: the engine gave up."""
     policy_version: int
@@ -112,20 +116,32 @@ class Rollout:
     is more than ``generator.staleness`` behind the current one."""
     token_versions: tuple[int, ...] = ()
     """[T] by token; empty: all were sampled by ``policy_version``."""
+    sampled_mask: tuple[bool, ...] = ()
+    """[T] which completion tokens the policy sampled; empty: all. The others were observed: they are context in every forward pass, and are
+    neither trained nor counted nor scored."""
 
     def __post_init__(self) -> None:
-        if len(self.rollout_logprobs) != len(self.completion_ids):
-            raise ValueError(
-                f"a rollout has {len(self.completion_ids)} completion tokens but {len(self.rollout_logprobs)} log-probs"
-            )
-        if self.token_versions and len(self.token_versions) != len(self.completion_ids):
-            raise ValueError(
-                f"a rollout has {len(self.completion_ids)} completion tokens but {len(self.token_versions)} token_versions"
-            )
-        if self.token_versions and min(self.token_versions) != self.policy_version:
-            raise ValueError(
-                f"a rollout's policy_version is {self.policy_version}, but its oldest token's is {min(self.token_versions)}"
-            )
+        for name in ("rollout_logprobs", "token_versions", "sampled_mask"):
+            given = len(getattr(self, name))
+            if given != len(self.completion_ids) and (given or name == "rollout_logprobs"):
+                raise ValueError(f"a rollout has {len(self.completion_ids)} completion tokens but {given} {name}")
+        oldest = min(self.select_sampled(self.token_versions), default=self.policy_version)
+        if oldest != self.policy_version:
+            raise ValueError(f"a rollout's policy_version is {self.policy_version}, but its oldest token's is {oldest}")
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The completion tokens that the policy sampled, in order; all of ``completion_ids`` where nothing was observed."""
+        return self.select_sampled(self.completion_ids)
+
+    @property
+    def num_sampled(self) -> int:
+        """How many tokens the policy sampled: the length of what it wrote."""
+        return sum(self.sampled_mask) if self.sampled_mask else len(self.completion_ids)
+
+    def select_sampled(self, values: Sequence[T]) -> tuple[T, ...]:
+        """The sampled tokens' entries of ``values``, which has one for each completion token."""
+        return tuple(compress(values, self.sampled_mask)) if self.sampled_mask else tuple(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,7 +231,7 @@ class Example:
     routes: Mapping[str, float] = field(default_factory=dict)
     """Per loss term how much of this rollout goes to it: 0 none, 1 all of it. An absent term takes all."""
     spans: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
-    """Per name under ``spans`` which completion tokens ``[T]`` lie inside."""
+    """Per name under ``spans`` which completion tokens ``[T]`` lie inside; never an observed one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,11 +243,11 @@ class TrainBatch:
     completion_ids: Tensor
     """[B, T] int64; 0 on padding."""
     sampled_mask: Tensor
-    """[B, T] bool; tokens the policy sampled."""
+    """[B, T] bool; tokens the policy sampled: neither padding nor observed."""
     rollout_logprobs: Tensor
-    """[B, T] float32; 0 on padding."""
+    """[B, T] float32; 0 where not sampled."""
     advantages: Tensor
-    """[B, T] float32; 0 on padding."""
+    """[B, T] float32; 0 where not sampled."""
     context_masks: Mapping[str, Tensor]
     """[B, T] bool by context; the ``teacher_mask``: sampled tokens whose rollout has a context in this context."""
     routes: Mapping[str, Tensor] = field(default_factory=dict)
@@ -254,7 +270,10 @@ class TeacherScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """All a loss term may look at. Everything is ``[B, T]``; only ``logprobs`` and ``divergences`` carry gradient."""
+    """All a loss term may look at. Everything is ``[B, T]``; only ``logprobs`` and ``divergences`` carry gradient.
+
+    Where ``sampled_mask`` is False (padding, observed tokens) there is nothing to see: log-probabilities and divergences are 0.
+    """
 
     logprobs: Tensor
     """Current student, sampled token."""
@@ -268,7 +287,7 @@ class LossInputs:
     """The reference model's on the student's prompt, detached; None unless something declares ``reads_ref``."""
     advantages: Tensor
     sampled_mask: Tensor
-    """bool."""
+    """bool; the tokens that the policy sampled."""
     teacher: Mapping[str, TeacherScores]
     """By context."""
     divergences: Mapping[Any, Tensor]

@@ -15,7 +15,7 @@ from onpolicy.annotation.routes import Route
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import ContextBuilder
-from onpolicy.types import RIGHT, Example, Message, Metrics, Prompt, RolloutGroup, ScoredGroup
+from onpolicy.types import RIGHT, Example, Message, Metrics, Prompt, Rollout, RolloutGroup, ScoredGroup
 
 
 class StaleRollouts(RuntimeError):
@@ -103,7 +103,7 @@ class Annotator:
             teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
             routes={term: route(judged.scores, index) for term, route in self.routes.items()},
             spans={
-                name: self.renderer.marked(rollout.completion_ids, built[group_id, index, "span", name] or ())
+                name: _marked(self.renderer, rollout, built[group_id, index, "span", name] or ())
                 for name in (*self.spans, *self.classes)
             },
         )
@@ -121,6 +121,15 @@ class Annotator:
                 raise PromptTooLong(error.num_tokens, error.limit, where) from error
             dropped[context] += 1
             return None
+
+
+def _marked(renderer: Renderer, rollout: Rollout, spans: Sequence[tuple[int, int]]) -> tuple[bool, ...]:
+    """[T] which completion tokens lie inside of spans of the rollout's text, of which observed tokens are no part."""
+    inside = renderer.marked(rollout.sampled_ids, spans)
+    if not rollout.sampled_mask:
+        return inside
+    sampled = iter(inside)
+    return tuple(is_sampled and next(sampled) for is_sampled in rollout.sampled_mask)
 
 
 def advantages(judged: ScoredGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
@@ -151,7 +160,7 @@ def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
     ages = [
         version - sampled
         for r in rollouts
-        for sampled in r.token_versions or (r.policy_version,) * len(r.completion_ids)
+        for sampled in r.select_sampled(r.token_versions) or (r.policy_version,) * r.num_sampled
     ]
     return {
         "rollout/staleness/mean": sum(ages) / max(len(ages), 1),
@@ -163,7 +172,7 @@ def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
     """What can be said of rollouts and their scores alone."""
     rollouts = [r for judged in groups for r in judged.group.rollouts]
-    lengths = [len(r.completion_ids) for r in rollouts]
+    lengths = [r.num_sampled for r in rollouts]
     right = [[score >= RIGHT for score in judged.scores] for judged in groups]
     return {
         "rollout/completion_length/mean": fmean(lengths),
@@ -179,7 +188,7 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
 def _metrics(
     examples: Sequence[Example], dropped: Counter[str], contexts: Iterable[str], spans: Iterable[str]
 ) -> Metrics:
-    tokens = sum(len(e.rollout.completion_ids) for e in examples)
+    tokens = sum(e.rollout.num_sampled for e in examples)
     metrics = {
         "rollout/tokens": float(tokens),
         "reward/mean": fmean(e.reward for e in examples),
@@ -201,6 +210,6 @@ def _metrics(
 def _context_metrics(examples: Sequence[Example], context: str) -> Metrics:
     seen = [(e, e.teacher_prompt_ids[context]) for e in examples if context in e.teacher_prompt_ids]
     metrics = {"share": len(seen) / len(examples), "tokens": fmean(len(ids) for _, ids in seen) if seen else 0.0}
-    repeated = [repeated_share(ids, e.rollout.prompt_ids, e.rollout.completion_ids) for e, ids in seen]
+    repeated = [repeated_share(ids, e.rollout.prompt_ids, e.rollout.sampled_ids) for e, ids in seen]
     known = [share for share in repeated if share is not None]
     return metrics | ({"repeated": fmean(known)} if known else {})

@@ -109,7 +109,7 @@ class ContextQueries:
     ) -> dict[tuple[str, str], tuple[Reply, ...]]:
         sampling = replace(self.generator.sampling, group_size=samples)
         judged = self.judge(self.generator.generate(list(prompts.values()), seed=seed, sampling=sampling))
-        self.sampled.extend(len(r.completion_ids) for g in judged for r in g.group.rollouts)
+        self.sampled.extend(r.num_sampled for g in judged for r in g.group.rollouts)
         return {
             identity: tuple(
                 Reply(rollout.text, score) for rollout, score in zip(group.group.rollouts, group.scores, strict=True)

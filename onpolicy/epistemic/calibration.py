@@ -101,5 +101,5 @@ def _agreement(marked: Sequence[MarkedRollout]) -> list[float | None]:
 
 
 def _likelihood(m: MarkedRollout) -> float | None:
-    found = [p for p in m.rollout.rollout_logprobs if math.isfinite(p)]
+    found = [p for p in m.rollout.select_sampled(m.rollout.rollout_logprobs) if math.isfinite(p)]
     return fmean(found) if found else None

@@ -42,7 +42,7 @@ class MarkedRollout:
 
     @property
     def tokens(self) -> int:
-        return len(self.rollout.completion_ids)
+        return self.rollout.num_sampled
 
     def rate(self, lexicon: str) -> float:
         """Markers per 1,000 tokens."""

@@ -138,7 +138,7 @@ class TokenTelemetry:
         """[strata, 4]: sum and number of u over markers, sum and number over other tokens."""
         edges = torch.tensor(ENTROPY_EDGES, device=gap.device, dtype=inputs.entropy.dtype)
         lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
-        quarter = (torch.arange(gap.shape[1], device=gap.device) * QUARTERS // lengths).clamp(max=QUARTERS - 1)
+        quarter = ((inputs.sampled_mask.cumsum(-1) - 1).clamp(min=0) * QUARTERS // lengths).clamp(max=QUARTERS - 1)
         stratum = torch.bucketize(inputs.entropy, edges) * QUARTERS + quarter
         table = torch.zeros((len(ENTROPY_EDGES) + 1) * QUARTERS, 4, dtype=torch.float64)
         for column, mask in ((0, markers), (2, others)):

@@ -35,7 +35,7 @@ class RolloutSampler:
                 last = self.judge(groups)
             kept += [g for g in last if not self.batches or g.mixed]
             drawn += 1
-            tokens += sum(len(r.completion_ids) for group in groups for r in group.rollouts)
+            tokens += sum(r.num_sampled for group in groups for r in group.rollouts)
         metrics = {"rollout/sampled_tokens": float(tokens)}
         if self.batches:
             metrics |= {

@@ -312,7 +312,7 @@ def reference_baseline(
         sampling = dataclasses.replace(generator.sampling, group_size=settings.baseline)
         groups = judge(generator.generate(missing, seed=seed, sampling=sampling))
         found = telemetry.start(groups, resolved.ref_spacing)
-        tokens = sum(len(r.completion_ids) for g in groups for r in g.group.rollouts)
+        tokens = sum(r.num_sampled for g in groups for r in g.group.rollouts)
         metrics = found.metrics | rollout_metrics(groups) | {"rollout/sampled_tokens": float(tokens)}
         known = known.joined(dataclasses.replace(found, metrics=metrics))
         room(path, functools.partial(known.save, path))

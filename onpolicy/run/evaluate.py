@@ -145,7 +145,7 @@ class Evaluator:
             rewards=rewards,
             right=[score >= RIGHT for score in rewards],
             answers=[self.extract(r.text) for r in group.rollouts],
-            lengths=[len(r.completion_ids) for r in group.rollouts],
+            lengths=[r.num_sampled for r in group.rollouts],
             truncated=[r.finish_reason == "length" for r in group.rollouts],
             completions=[r.text for r in group.rollouts],
             graded={g.name: [s >= RIGHT for s in self._scores(group, g)] for g in self.graders},

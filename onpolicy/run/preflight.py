@@ -90,7 +90,7 @@ class Preflight:
         """Generator and trainer must be the same model."""
         examples = examples[:ENOUGH]
         ours = torch.cat(self.trainer.logprobs(examples)).float().cpu()
-        theirs = torch.tensor([p for e in examples for p in e.rollout.rollout_logprobs])
+        theirs = torch.tensor([p for e in examples for p in e.rollout.select_sampled(e.rollout.rollout_logprobs)])
         gap = (ours - theirs).abs()
         if not gap.mean() <= tolerance:
             raise PreflightError(
@@ -115,7 +115,7 @@ class Preflight:
         inputs = self.trainer.inputs(self.trainer.batch([twin]), through=keep)
         gaps = [(scores.logprobs - inputs.logprobs) ** 2 for scores in inputs.teacher.values()]
         plain = [value for comparison, value in inputs.divergences.items() if comparison.target is identity]
-        loss = torch.stack([*gaps, *plain]).sum() / len(example.rollout.completion_ids)
+        loss = torch.stack([*gaps, *plain]).sum() / example.rollout.num_sampled
         norm = float(
             torch.autograd.grad(loss, kept[0].hidden)[0].abs().max()
         )  # all weights but the head learn through it

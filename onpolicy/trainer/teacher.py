@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.trainer.chunked_head import HiddenStates
+from onpolicy.trainer.collate import select_sampled
 from onpolicy.trainer.forward import Layout, completion_states, head_of, head_weights
 from onpolicy.trainer.lora import adapted, adapter_off
 from onpolicy.trainer.micro_batches import Row, micro_batches
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 Taught = Mapping[int, Mapping[str, Tensor]]
-"""``id`` of an example -> context or REF -> hidden states ``[T, H]``."""
+"""``id`` of an example -> context or REF -> hidden states of its sampled tokens ``[N, H]``."""
 Place = Callable[["PreTrainedModel"], Callable[..., Any] | None]
 """Puts a model where it runs; returns what runs it without its head, or None for the model's own body."""
 
@@ -125,7 +126,9 @@ class TeacherScorer:
             for (i, name, _), hidden in zip(rows, self._hidden(reader, [row for *_, row in rows], budget), strict=True):
                 found[i].setdefault(name, []).append(hidden)
         return {
-            id(example): {name: torch.cat(hidden, -1) for name, hidden in names.items()}
+            id(example): {
+                name: select_sampled(torch.cat(hidden, -1), [example.rollout]) for name, hidden in names.items()
+            }
             for example, names in zip(examples, found, strict=True)
         }
 
@@ -149,7 +152,7 @@ class TeacherScorer:
         if any(REF in row for row in rows):
             assert self.start is not None
             heads[REF] = self.start.head, head_weights(self.start.model)
-        lengths = [len(e.rollout.completion_ids) for e in batch.examples]
+        lengths = [e.rollout.num_sampled for e in batch.examples]
         states = {}
         for name, (head, weights) in heads.items():
             known = next((row[name] for row in rows if name in row), None)

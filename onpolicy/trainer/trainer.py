@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,7 +16,7 @@ from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import MetricAccumulator, Objective
 from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.chunked_head import HiddenStates, read
-from onpolicy.trainer.collate import collate
+from onpolicy.trainer.collate import collate, select_sampled
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.lora import adapted, adapter_tensors, add_adapter, merged
@@ -247,14 +248,14 @@ class LocalTrainer:
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:
-        """The student's log-probability of each sampled token, per rollout ``[T]``."""
+        """The student's log-probability of each sampled token, per rollout."""
         found: dict[int, Tensor] = {}
         batches = list(self.batches(examples))
         idle = self.together.rounds(len(batches)) - len(batches)
         for batch in [*batches, *batches[:1] * idle]:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
                 flat = read(self._states(batch), {}, batch.completion_ids[batch.sampled_mask]).logprobs
-            lengths = [len(e.rollout.completion_ids) for e in batch.examples]
+            lengths = [e.rollout.num_sampled for e in batch.examples]
             found |= {id(e): row for e, row in zip(batch.examples, flat.split(lengths), strict=True)}
         return [found[id(e)] for e in examples]
 
@@ -317,7 +318,8 @@ class LocalTrainer:
             return self.teaching.read(examples, budget=WITHOUT_GRAPH * self.budget, with_ref=self.objective.needs_ref)
 
     def _states(self, batch: TrainBatch) -> HiddenStates:
-        return completion_states(self.student, _rows(batch.examples), layout=self.layout, body=self._body)
+        states = completion_states(self.student, _rows(batch.examples), layout=self.layout, body=self._body)
+        return replace(states, hidden=select_sampled(states.hidden, [e.rollout for e in batch.examples]))
 
     def _moments(self) -> dict[str, dict[str, Tensor]]:
         """The optimizer's state by parameter: whole tensors, whatever the trainer that made them."""

@@ -224,7 +224,7 @@ def compared(arm: str, answers: Sequence[Answer], against: str, others: Sequence
 
 def _answers_of(judged: Sequence[ScoredGroup]) -> list[Answer]:
     return [
-        Answer(g.group.prompt.id, score >= RIGHT, len(r.completion_ids))
+        Answer(g.group.prompt.id, score >= RIGHT, r.num_sampled)
         for g in judged
         for r, score in zip(g.group.rollouts, g.scores, strict=True)
     ]
