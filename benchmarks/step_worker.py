@@ -21,7 +21,7 @@ from onpolicy.annotation.contexts.template import SOLUTION
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import build
 from onpolicy.rollout.prefetch import RolloutPrefetcher
-from onpolicy.rollout.seeds import require_newer
+from onpolicy.rollout.weight_version import require_newer
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.run import Run
@@ -66,7 +66,7 @@ class OnCommand:
     start: float = 0.0
     memory: PeakMemory | None = None
 
-    def __call__(self, step: int) -> tuple[list[ScoredGroup], Metrics]:
+    def sample(self, step: int) -> tuple[list[ScoredGroup], Metrics]:
         if self.memory is not None:
             phases = {
                 n.removeprefix("time/"): s for n, s in self.costs.items() if n.startswith("time/") and n != "time/step"
@@ -78,11 +78,10 @@ class OnCommand:
         self.channel.wait_for_step()
         self.memory = PeakMemory()
         self.start = time.perf_counter()
-        return self.pipeline(step)
+        return self.pipeline.sample(step)
 
-    @property
-    def position(self) -> int:
-        return self.pipeline.position
+    def state(self) -> dict[str, Any]:
+        return self.pipeline.state()
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.costs = metrics
@@ -130,8 +129,9 @@ def assembled(spec: dict[str, Any], folder: Path) -> Run:
         }
     )
     run = assemble(resolve(config), folder / "run", Display(0))
-    eos = tuple(run.renderer.eos_ids)  # every rollout is as long as it may be
-    run.prompts.prompts = [replace(p, banned_token_ids=eos) for p in run.prompts.prompts]
+    eos = tuple(run.log.renderer.eos_ids)  # every rollout is as long as it may be
+    cursor = run.sampler.rollouts.prompts
+    cursor.prompts = [replace(p, banned_token_ids=eos) for p in cursor.prompts]
     return run
 
 
@@ -140,9 +140,9 @@ def work(channel: Channel) -> None:
         spec = channel.read()
         torch.set_num_threads(spec["threads"])
         run = assembled(spec, Path(folder))
-        on_command = OnCommand(channel, run.sample)
-        run.sample = on_command  # type: ignore[assignment]
-        run.logs = replace(run.logs, trackers=[*run.logs.trackers, on_command])
+        on_command = OnCommand(channel, run.sampler)
+        run.sampler = on_command  # type: ignore[assignment]
+        run.log.logs = replace(run.log.logs, trackers=[*run.log.logs.trackers, on_command])
         channel.answer(ready=True, rss_mib=PeakMemory().start)
         train(run)
 

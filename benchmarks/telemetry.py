@@ -20,8 +20,9 @@ from onpolicy.annotation.spans import markers, pattern
 from onpolicy.config.schedules import Bound
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.data.rendering import Renderer
+from onpolicy.epistemic.ids import CLASSES, span_name
 from onpolicy.epistemic.telemetry import TextTelemetry
-from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.divergences import forward_kl
 from onpolicy.losses.objective import Objective, Term

@@ -214,7 +214,7 @@ def _train(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from onpolicy.run.launch import launch_evaluation
+    from onpolicy.run.evaluate_command import launch_evaluation
 
     return launch_evaluation(arguments.config, arguments.overrides)
 

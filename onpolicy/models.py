@@ -1,4 +1,4 @@
-"""Finding a model: a local folder, a hub id, or the small one that comes as a package."""
+"""The models of a run: finding one (a folder, a hub id, or one that ships as a package), loading it, and writing it."""
 
 from __future__ import annotations
 
@@ -7,9 +7,16 @@ import importlib.util
 import os
 import pickle
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from onpolicy.config.registry import ConfigError
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.data.rendering import Renderer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,7 +40,7 @@ def resolve_model(path: str) -> str:
     if path == BUNDLED:
         return str(_bundled())
     if path == REASONER:
-        return str(Path(__file__).parent / "lab" / "reasoner")
+        return str(Path(__file__).parent / "experiments" / "lab" / "reasoner")
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
@@ -139,6 +146,123 @@ def _config(path: str, trust_remote_code: bool, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
         raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}") from error
+
+
+@dataclass(frozen=True)
+class ModelHandle:
+    """The student before training, and what renders its prompts."""
+
+    path: str
+    tokenizer: Any
+    renderer: Renderer
+    max_teacher_prompt_tokens: int
+    max_model_len: int
+    """Tokens of the longest prompt and completion together that the generator sees; contexts may ask it longer questions."""
+
+
+def open_model(resolved: ResolvedConfig, *, extra_tokens: int = 0, guided: bool = False) -> ModelHandle:
+    """Finds the model and loads its tokenizer; the weights come later.
+
+    Prompts are limited as configured, and to what the model's context window leaves for them after the completion.
+
+    Args:
+        resolved: the config
+        extra_tokens: what the generator takes in addition to prompt and completion, as far as the window allows
+        guided: whether the generator also answers what teachers read
+
+    Raises:
+        ConfigError: the window is no longer than the completion.
+        ModelError: there is no such model.
+    """
+    config = resolved.config
+    path = resolve_model(config.model.path)
+    source = {"trust_remote_code": config.model.trust_remote_code, "revision": config.model.revision}
+    window = context_window(path, **source) or sys.maxsize  # type: ignore[arg-type]
+    longest = max(resolved.generator.settings.max_tokens, config.eval.max_tokens or 0)
+    if window <= longest:
+        raise ConfigError(
+            f"generator.max_tokens: {longest} tokens leave no room for a prompt; {config.model.path!r} has a window of {window}"
+        )
+    longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
+    informed = config.rendering.max_teacher_prompt_tokens + resolved.generator.settings.max_tokens
+    tokenizer = load_tokenizer(path, chat_template=config.rendering.chat_template, **source)  # type: ignore[arg-type]
+    return ModelHandle(
+        path=path,
+        tokenizer=tokenizer,
+        renderer=Renderer(tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=longest_prompt),
+        max_teacher_prompt_tokens=teacher_prompt_limit(resolved, window),
+        max_model_len=min(
+            window, max(longest_prompt + longest + extra_tokens, informed if resolved.querying_plugins or guided else 0)
+        ),
+    )
+
+
+def teacher_prompt_limit(resolved: ResolvedConfig, window: int | None) -> int:
+    """Tokens of the longest prompt that a teacher may read.
+
+    Args:
+        resolved: the config
+        window: tokens that the model has positions for; None where its config does not say
+    """
+    limit = resolved.config.rendering.max_teacher_prompt_tokens
+    return limit if window is None else min(limit, window - resolved.generator.settings.max_tokens)
+
+
+def load_weights(resolved: ResolvedConfig, path: str) -> Any:
+    settings = resolved.config.model
+    return load_causal_lm(
+        path,
+        dtype="float32",
+        attn_implementation=settings.attn_implementation,
+        trust_remote_code=settings.trust_remote_code,
+        revision=settings.revision if path == resolve_model(settings.path) else None,
+    )
+
+
+def model_skeleton(resolved: ResolvedConfig, path: str) -> Any:
+    """The student's class and config, without weights."""
+    settings = resolved.config.model
+    revision = settings.revision if path == resolve_model(settings.path) else None
+    return skeleton(path, trust_remote_code=settings.trust_remote_code, revision=revision)
+
+
+def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any:
+    """Another model as the teacher.
+
+    Raises:
+        ConfigError: it does not read the student's tokens.
+    """
+    path = resolve_model(path)
+    other = load_tokenizer(
+        path, chat_template=None, trust_remote_code=resolved.config.model.trust_remote_code, revision=None
+    )
+    if other.get_vocab() != model.tokenizer.get_vocab():
+        raise ConfigError(
+            f"teacher.path: {path!r} has another vocabulary than {resolved.config.model.path!r}; the teacher scores the student's "
+            "own tokens and must know them all under the same ids"
+        )
+    return load_weights(resolved, path)
+
+
+def model_writer(
+    weights: Callable[[], Iterable[tuple[str, Any]]], skeleton: Any, tokenizer: Any
+) -> Callable[[Path], None]:
+    """Copies the student; what comes back writes the copy: weights, config, tokenizer with its chat template.
+
+    Args:
+        weights: gives the student's full tensors by name
+        skeleton: a model of its class whose own weights do not matter
+        tokenizer: the student's
+    """
+    copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights()}
+    for name, source in tied(skeleton).items():  # one tensor, which is written once
+        copy[name] = copy[source]
+
+    def write(folder: Path) -> None:
+        skeleton.save_pretrained(folder, state_dict=copy)
+        tokenizer.save_pretrained(folder)
+
+    return write
 
 
 def cache_folder() -> Path:

@@ -41,7 +41,7 @@ class Annotator:
     """Span finders whose marks are for telemetry; they ask nothing."""
     telemetry: TextTelemetry | None = None
 
-    def __call__(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
+    def annotate(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Examples in order, and what there is to know about them.
 
         Raises:

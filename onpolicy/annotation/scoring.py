@@ -35,18 +35,13 @@ class Scorer:
 
     rewards: Sequence[Reward]
     final_part: FinalPart
-    correctness: str | None = None
-    """Name of the reward that says what is right; None: the first."""
+    correctness: str
+    """Name of the reward that decides which answers are correct (``ResolvedConfig.correctness_name``)."""
 
     def __call__(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Raises base.RewardError where a reward raised or returned no number."""
         measured = self.measured([reward_inputs(group, self.final_part) for group in groups])
         return [self._judged(group, parts) for group, parts in zip(groups, measured, strict=True)]
-
-    @property
-    def right(self) -> str:
-        """Name of the reward that says what is right; empty where there are no rewards."""
-        return self.correctness or (self.rewards[0].name if self.rewards else "")
 
     def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
         """The parts of every sample of every group."""
@@ -56,8 +51,8 @@ class Scorer:
         """Ends what computes the rewards elsewhere."""
 
     def _judged(self, group: RolloutGroup, parts: Sequence[RewardBreakdown]) -> ScoredGroup:
-        scored = weigh(parts, self.rewards, right=self.right)
-        return ScoredGroup(group, tuple(scored), tuple(s.parts.get(self.right, s.total) for s in scored))
+        scored = weigh(parts, self.rewards, right=self.correctness)
+        return ScoredGroup(group, tuple(scored), tuple(s.parts.get(self.correctness, s.total) for s in scored))
 
 
 def score_group(

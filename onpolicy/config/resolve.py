@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -82,6 +83,16 @@ class ResolvedConfig:
         """Whose markers' probability the objective wants to know."""
         return tuple(dict.fromkeys(value for t in self.objective for value in mentioned(t.plugin, "lexicon")))
 
+    @property
+    def correctness_name(self) -> str:
+        """The reward that decides which answers are correct: ``correctness``, else the first one; "" without rewards."""
+        return self.config.correctness or next((r.plugin.name for r in self.rewards), "")
+
+    @property
+    def term_names(self) -> list[str]:
+        """The names of the loss terms, each of them unique."""
+        return unique_names([t.plugin.name.rpartition(":")[2] for t in self.objective])
+
 
 def resolve(config: Config) -> ResolvedConfig:
     """Finds every plug-in the config names and checks what can be checked without a model.
@@ -125,6 +136,16 @@ def resolve(config: Config) -> ResolvedConfig:
     _check_rewards(result)
     _check_completions(result)
     _check_schedules(result)
+    return result
+
+
+def unique_names(names: Sequence[str]) -> list[str]:
+    """``distill, distill`` -> ``distill, distill_2``."""
+    seen: Counter[str] = Counter()
+    result = []
+    for name in names:
+        seen[name] += 1
+        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
     return result
 
 
@@ -323,7 +344,7 @@ def _check_rewards(result: ResolvedConfig) -> None:
                     f"{plugin.key}.{option}: got {next(iter(given))!r}, but the reference model's markers are counted with {value!r}: "
                     "the lexicon of epistemic.lexicon, and one spacing for all rewards that compare with it."
                 )
-    right = config.correctness or (names[0] if names else None)
+    right = result.correctness_name
     for reward in result.rewards:
         if reward.plugin.name == right and reward.settings.when != "always":
             raise ConfigError(f"{reward.plugin.key}.when: {right!r} itself says what is right; it is given always.")

@@ -88,6 +88,10 @@ class Renderer:
         """Without special tokens; thinking tags stay, as text."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
+    def final_answer_text(self, text: str) -> str:
+        """The part of a completion after its thinking: what rewards and graders read."""
+        return self.split_thinking(text).answer
+
     def marked(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> tuple[bool, ...]:
         """[T] which tokens of a completion hold a character of the spans, given as ``(start, end)`` of ``completion_text``."""
         spans = list(spans)

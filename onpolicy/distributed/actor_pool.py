@@ -70,7 +70,7 @@ class ActorPool:
 
     def __init__(self, duty: ActorSpec, size: int, roles: RolesSettings, faults: Faults | None = None) -> None:
         self.duty, self.size, self.roles = duty, size, roles
-        self.on_fault: Callable[[str, str], None] = faults or (lambda role, what: None)
+        self.on_fault: Callable[[str, str], None] = faults.record if faults else lambda role, what: None
         """Called with the role and what happened, once for each actor that is replaced."""
         self.state: Any = None
         """What every actor must have been given before it works; compared by identity."""

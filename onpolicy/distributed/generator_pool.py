@@ -16,11 +16,11 @@ from onpolicy.distributed.actor_pool import IN_FLIGHT, ActorPool
 from onpolicy.distributed.remote_errors import outcome
 from onpolicy.distributed.supervisor import ActorLost
 from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
-from onpolicy.models import vocabulary_size
+from onpolicy.models import ModelHandle, open_model, vocabulary_size
 from onpolicy.protocols import Generator
-from onpolicy.rollout.seeds import require_newer
+from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
-from onpolicy.run.loading import Model
+from onpolicy.rollout.weight_version import require_newer
 from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 
@@ -61,8 +61,6 @@ class Replica(Worker):
 
     def set_up(self) -> None:
         from onpolicy.config.resolve import resolve
-        from onpolicy.run.assemble import local_generator
-        from onpolicy.run.loading import open_model
         from onpolicy.utils.quiet import quiet_libraries
 
         quiet_libraries()
@@ -134,7 +132,7 @@ class Sampler:
 class Replicas:
     """A ``Generator`` that any number of threads may use at the same time."""
 
-    def __init__(self, resolved: ResolvedConfig, model: Model, faults: Faults | None = None) -> None:
+    def __init__(self, resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> None:
         """Returns at once; the replicas load their models meanwhile.
 
         Args:

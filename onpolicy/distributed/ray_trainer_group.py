@@ -62,7 +62,7 @@ class Rank(Worker):
     def step(self, arguments: Sequence[Any]) -> Any:
         """The step's metrics and the seconds that its phases took."""
         answer = self.call("step", arguments)
-        return answer if isinstance(answer, Raised) else (answer, self._work.clock.read())
+        return answer if isinstance(answer, Raised) else (answer, self._work.clock.pop())
 
     def parcels(self) -> Iterator[WeightBucket]:
         """The student's weights, one parcel at a time."""
@@ -71,7 +71,7 @@ class Rank(Worker):
             yield parcel
 
     def _enter(self, meeting_point: str) -> int:
-        from onpolicy.run.loading import open_model
+        from onpolicy.models import open_model
         from onpolicy.trainer.deepspeed import join
 
         os.environ |= {"RANK": str(self._rank), "WORLD_SIZE": str(self._size), "LOCAL_RANK": "0"}
@@ -109,7 +109,7 @@ class RayTrainerGroup(TrainerGroup):
             except RoleLost as lost:
                 if attempt == self._roles.restarts:
                     raise GaveUp(f"trainer: {lost}; it did not come up {attempt + 1} times (roles.restarts)") from lost
-                self._faults("trainer", f"{lost}; starting all ranks again")
+                self._faults.record("trainer", f"{lost}; starting all ranks again")
 
     def restart(self) -> None:
         """New ranks in place of those there are; they have the reference model.

@@ -14,8 +14,9 @@ from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.distributed.env import world_size
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
+from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
-from onpolicy.run.loading import Model, open_model
+from onpolicy.rollout.build import local_generator
 from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.timer import PhaseTimer
 
@@ -28,7 +29,7 @@ QUIT = "quit"
 class Rank0Driver(TrainerGroup):
     """All ranks, seen from the first."""
 
-    def __init__(self, resolved: ResolvedConfig, model: Model, clock: PhaseTimer) -> None:
+    def __init__(self, resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> None:
         super().__init__(resolved)
         refuse_staleness(resolved)
         self.work = TrainerWorker(resolved, model, clock, size=world_size())
@@ -92,8 +93,6 @@ class RankGenerators:
 
 def follow(resolved: ResolvedConfig) -> int:
     """What a rank other than the first does until the first has finished; that one handles signals for all."""
-    from onpolicy.run.assemble import local_generator
-
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     refuse_staleness(resolved)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
-from onpolicy.run.loading import Model
+from onpolicy.models import ModelHandle
 from onpolicy.trainer.build import local_trainer
 from onpolicy.types import Example, Metrics, Prompt, RolloutGroup, Sampling
 from onpolicy.utils.timer import PhaseTimer
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 class TrainerWorker:
     """One rank's trainer, and its generator where it samples too. All ranks are asked the same at the same time."""
 
-    def __init__(self, resolved: ResolvedConfig, model: Model, clock: PhaseTimer, *, size: int) -> None:
+    def __init__(self, resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer, *, size: int) -> None:
         """
         Args:
             plan: the run's

@@ -11,7 +11,7 @@ from statistics import fmean, pstdev
 from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.rewards.doubt import paid, per_1k
 from onpolicy.types import Metrics, Prompt
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write, retry_while_disk_full
 
 
 @dataclass(frozen=True)
@@ -47,12 +47,13 @@ class Baseline:
         """This one and another; the first measurement is what step 0 shows."""
         return Baseline({**self.problem_baselines, **other.problem_baselines}, self.metrics or other.metrics)
 
+    @retry_while_disk_full(lambda self, path: path)
     def save(self, path: Path) -> None:
         report = {
             "metrics": self.metrics,
             "problems": {name: asdict(problem_baseline) for name, problem_baseline in self.problem_baselines.items()},
         }
-        write_whole(path, json.dumps(report) + "\n")
+        atomic_write(path, json.dumps(report) + "\n")
 
 
 def load(path: Path) -> Baseline:

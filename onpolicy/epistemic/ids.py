@@ -1,11 +1,20 @@
-"""Which tokens of a vocabulary are markers."""
+"""Which tokens of a vocabulary are markers, and the classes of tokens that are marked in completions."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.rewards.lexicon import LEXICONS
+
+CLASSES = {
+    "number": r"\d+(?:[.,]\d+)*",
+    "operator": r"[=+\-*/^<>×÷±≤≥≠≈]|\\(?:times|frac|cdot|sqrt|leq?|geq?|neq?)\b",
+    "style": r"(?i:\b(?:okay|ok|alright|well|let'?s?|we|i|you|us|need|want|know|given|here|note|step|first|second|next|then|now|so|thus|"
+    r"hence|therefore|finally|indeed|simply|just|to|in order|the following|as follows)\b)|\*\*|^#+|^\s*[-•]\s|\n{2,}",
+}
+"""Classes of tokens beside the lexicons: name -> regular expression. ``style`` is how a solution is told: address, connectives, layout."""
 
 
 class LexiconError(ValueError):
@@ -40,3 +49,20 @@ def marker_ids(tokenizer: Any, lexicon: str) -> list[int]:
 def _word(text: str) -> str:
     """Without the spaces before it."""
     return re.sub(r"^[\s\u2581]+", "", text)
+
+
+def span_name(token_class: str) -> str:
+    """Under which name a class of tokens is marked; no span of a config has it by accident."""
+    return f"<{token_class}>"
+
+
+def class_names(resolved: ResolvedConfig) -> tuple[str, ...]:
+    """The token classes that are marked: those that telemetry tells apart, and the lexicons that the objective reads."""
+    epistemic = resolved.config.epistemic
+    watched = (epistemic.lexicon, *epistemic.lexicons, *CLASSES) if epistemic.lexicons else ()
+    return tuple(dict.fromkeys((*watched, *resolved.lexicons)))
+
+
+def span_names(resolved: ResolvedConfig) -> tuple[str, ...]:
+    """Every span of an example: those of the config, and one for each token class."""
+    return (*resolved.spans, *map(span_name, class_names(resolved)))

@@ -14,15 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onpolicy.epistemic.ids import span_name
 from onpolicy.types import REF, STUDENT, LossInputs, Metrics
 
-CLASSES = {
-    "number": r"\d+(?:[.,]\d+)*",
-    "operator": r"[=+\-*/^<>×÷±≤≥≠≈]|\\(?:times|frac|cdot|sqrt|leq?|geq?|neq?)\b",
-    "style": r"(?i:\b(?:okay|ok|alright|well|let'?s?|we|i|you|us|need|want|know|given|here|note|step|first|second|next|then|now|so|thus|"
-    r"hence|therefore|finally|indeed|simply|just|to|in order|the following|as follows)\b)|\*\*|^#+|^\s*[-•]\s|\n{2,}",
-}
-"""Classes of tokens beside the lexicons: name -> regular expression. ``style`` is how a solution is told: address, connectives, layout."""
 ENTROPY_EDGES = (0.05, 0.3, 0.7, 1.2, 2.0)
 """Nats; with the quarter of the response they make the strata in which markers and other tokens are compared."""
 QUARTERS = 4
@@ -32,11 +26,6 @@ AROUND = 5
 """Tokens on either side of a marker that count as around it."""
 FORK_QUANTILE = 0.8
 """A fork is a position whose entropy exceeds this quantile of the first step's."""
-
-
-def span_name(token_class: str) -> str:
-    """Under which name a class of tokens is marked; no span of a config has it by accident."""
-    return f"<{token_class}>"
 
 
 @dataclass

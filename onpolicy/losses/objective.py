@@ -17,7 +17,7 @@ micro-batches never changes its gradient.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -148,13 +148,3 @@ class Objective:
                 for name, values in output.metrics.items():
                     tally.add(f"{term.name}/{name}", values.detach(), mask)
         return total
-
-
-def unique_names(names: Sequence[str]) -> list[str]:
-    """``distill, distill`` -> ``distill, distill_2``."""
-    seen: Counter[str] = Counter()
-    result = []
-    for name in names:
-        seen[name] += 1
-        result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
-    return result

@@ -13,8 +13,9 @@ from torch import Tensor
 from onpolicy.data.rendering import Renderer
 from onpolicy.models import load_causal_lm
 from onpolicy.rollout.fair_lock import Closed, FairLock
-from onpolicy.rollout.seeds import require_newer, rollout_seed
+from onpolicy.rollout.weight_version import require_newer
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.seeds import rollout_seed
 
 
 @dataclass

@@ -47,18 +47,26 @@ class RolloutPrefetcher:
         """Where the problems stand behind the batch that was handed out last: a resumed run goes on from there."""
         return self.rollouts.prompts.position if self._position is None else self._position
 
-    def __call__(self, step: int) -> Sampled:
+    def sample(self, step: int) -> Sampled:
         """The batch of ``step``; raises what went wrong while it was sampled."""
         for number in range(step, min(step + self.staleness, self.steps) + 1):
             if number not in self._batches:
                 self._batches[number] = self._start(number)
         batch = self._batches[step]
         if not batch.done():
-            with self.clock("wait"):
+            with self.clock.phase("wait"):
                 batch.exception()
         sampled, self._position = batch.result()
         del self._batches[step]
         return sampled
+
+    def state(self) -> dict[str, Any]:
+        """Where a resumed run goes on in its prompts."""
+        return self.rollouts.prompts.state() | {"position": self.position}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Goes on where ``state`` was taken; to be called when nothing is on its way."""
+        self.rollouts.prompts.load_state(state)
 
     def cancel(self) -> None:
         """Forgets everything that is on its way, once it has ended; its problems will be drawn again."""
@@ -88,7 +96,7 @@ class RolloutPrefetcher:
     def _sample(self, step: int, rollouts: RolloutSampler) -> tuple[Sampled, int]:
         groups, metrics = rollouts(step)
         if rollouts.clock is not self.clock:
-            metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.clock.read().items()}
+            metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.clock.pop().items()}
         return (groups, metrics), rollouts.prompts.position
 
     def _judge(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:

@@ -29,9 +29,9 @@ class RolloutSampler:
         last: list[ScoredGroup] = []
         drawn = tokens = 0
         while not drawn or (drawn < self.batches and len(kept) < self.prompts.batch_size):
-            with self.clock("generate"):
+            with self.clock.phase("generate"):
                 groups = self.generator.generate(self.prompts.next(), seed=self.seed_of(step) + 104_729 * drawn)
-            with self.clock("reward"):
+            with self.clock.phase("reward"):
                 last = self.judge(groups)
             kept += [g for g in last if not self.batches or g.mixed]
             drawn += 1

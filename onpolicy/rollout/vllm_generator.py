@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
-from onpolicy.rollout.seeds import require_newer, rollout_seed
 from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
+from onpolicy.rollout.weight_version import require_newer
 from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.seeds import rollout_seed
 
 if TYPE_CHECKING:
     from vllm import SamplingParams

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.types import Metrics
-from onpolicy.utils.disk import free
+from onpolicy.utils.disk import free_space, retry_while_disk_full
 
 MANIFEST = "manifest.json"
 TENSORS = "state/tensors.safetensors"
@@ -47,6 +47,12 @@ class Checkpoints:
         self._writing: Future[Checkpoint] | None = None
         self._write: Callable[[], Checkpoint] | None = None
         """Writes what was begun last, as long as it is not known to be written."""
+        self.last_begun: int | None = None
+        """Step of the checkpoint begun last by this process."""
+        self.failures = 0
+        """Checkpoints that could not be written."""
+        self.retry_due = False
+        """Whether the last one could not be written."""
 
     def all(self) -> list[Checkpoint]:
         """Whole checkpoints, oldest first."""
@@ -70,6 +76,7 @@ class Checkpoints:
         self.wait()
         self._write = partial(self.save, step, _copied(state), write_model, metrics)
         self._writing = self._thread.submit(self._write)
+        self.last_begun, self.retry_due = step, False
 
     def wait(self) -> None:
         """Returns when nothing is being written.
@@ -89,9 +96,11 @@ class Checkpoints:
         try:
             self.wait()
         except CheckpointError as error:
+            self.failures, self.retry_due = self.failures + 1, True
             return error
         return None
 
+    @retry_while_disk_full(lambda self: self.folder)
     def finish(self) -> None:
         """Returns when what was begun last is there; what could not be written is tried once more.
 
@@ -131,7 +140,7 @@ class Checkpoints:
         except Exception as error:  # safetensors raises its own type for a full disk, not OSError
             shutil.rmtree(unfinished, ignore_errors=True)
             raise CheckpointError(
-                f"could not save {str(final)!r}: {error} ({free(self.folder)}); {self.kept()}"
+                f"could not save {str(final)!r}: {error} ({free_space(self.folder)}); {self.kept()}"
             ) from error
         self._prune()
         return Checkpoint(path=final, step=step, score=score)

@@ -1,33 +1,37 @@
-"""Measuring a model on named sets of problems: avg@k, pass@k, maj@k, truncation, with intervals over problems."""
+"""Evaluates a model on named sets of problems: avg@k, pass@k, maj@k, truncation, with intervals over problems."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import partial
+from dataclasses import dataclass, replace
 from math import comb
 from pathlib import Path
 from statistics import fmean
 
+from onpolicy.annotation.build import build_rewards, text_telemetry
 from onpolicy.annotation.scoring import FinalPart, Reward, score_group
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.epistemic.telemetry import TextTelemetry
+from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator
+from onpolicy.rewards.extract import extract_answer
+from onpolicy.run.evaluation_files import ProblemResult, read_results, write_results
+from onpolicy.run.loading import drop_overlong, read_prompts
 from onpolicy.types import RIGHT, Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
-from onpolicy.utils.disk import Room, write_whole
 from onpolicy.utils.stats import interval
 
 AT_ONCE = 1024
-"""Rollouts in one call of the generator: what an evaluation that is cut off can lose."""
+"""Rollouts in one call of the generator: the most that an evaluation that is cut off can lose."""
 
 
 def pass_at_k(n: int, c: int, k: int) -> float:
-    """Unbiased chance that at least one of k samples is right, from n samples of which c are: 1 - C(n-c, k) / C(n, k).
+    """Unbiased estimate of the chance that at least one of k samples is correct, from n samples of which c are.
 
-    Chen et al., arXiv 2107.03374, equation 1.
+    1 - C(n-c, k) / C(n, k): Chen et al., arXiv 2107.03374, equation 1.
     """
     if not (0 <= c <= n and 1 <= k <= n):
         raise ValueError(f"pass_at_k needs 0 <= c <= n and 1 <= k <= n, got n={n}, c={c}, k={k}")
@@ -35,7 +39,7 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> bool:
-    """Whether the commonest answer among the first k samples is right; None does not vote, ties go to the earliest.
+    """Whether the most common answer among the first k samples is correct; None does not vote, ties go to the earliest.
 
     Self-consistency, arXiv 2203.11171.
     """
@@ -44,43 +48,6 @@ def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> bo
         return False
     winner = votes.most_common(1)[0][0]
     return right[list(answers).index(winner)]
-
-
-@dataclass(frozen=True)
-class ProblemResult:
-    """All samples of one problem."""
-
-    id: str
-    rewards: list[float]
-    right: list[bool]
-    answers: list[str | None]
-    """Extracted final answers; None where there is none."""
-    lengths: list[int]
-    truncated: list[bool]
-    completions: list[str]
-    graded: dict[str, list[bool]] = field(default_factory=dict)
-    """What each of ``Evaluator.graders`` says."""
-    digest: str = ""
-    """Of the problem as it was asked and graded: another one may come to stand under the same id."""
-
-    @property
-    def scores(self) -> tuple[float, ...]:
-        return tuple(map(float, self.right))
-
-    def judged(self, prompt: Prompt) -> ScoredGroup:
-        """As much of the judged rollouts as text telemetry reads; token ids are not kept, only how many there were."""
-        rollouts = tuple(
-            Rollout(
-                prompt_ids=(),
-                completion_ids=(0,) * length,
-                rollout_logprobs=(0.0,) * length,
-                text=text,
-                finish_reason="length" if cut else "stop",
-                policy_version=0,
-            )
-            for text, length, cut in zip(self.completions, self.lengths, self.truncated, strict=True)
-        )
-        return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=rollouts), (), self.scores)
 
 
 @dataclass(frozen=True)
@@ -96,30 +63,29 @@ class Evaluator:
     final_part: FinalPart
     extract: Callable[[str], str | None]
     seed: int
-    room: Room
     telemetry: TextTelemetry | None = None
     graders: Sequence[Reward] = ()
-    """Others that say what is right, reported beside ``reward``."""
+    """Further rewards that grade every sample, reported in addition to ``reward``."""
 
-    def __call__(self, folder: Path, *, resume: bool = False) -> Metrics:
+    def evaluate(self, folder: Path, *, resume: bool = False) -> Metrics:
         """Metrics ``eval/<set>/<what>``; every sample goes to ``<folder>/<set>.jsonl``, one line a problem.
 
         Args:
-            folder: of this evaluation
-            resume: keep each problem as soon as it is graded, and leave out those that the folder has already; every rollout has a
-                seed of its own, so what comes out does not depend on where an evaluation was cut off
+            folder: where this evaluation is kept
+            resume: keep each problem as soon as it is graded, and skip those that the folder has already; every rollout has a seed of
+                its own, so the results do not depend on where an evaluation was cut off
         """
         metrics: Metrics = {}
         for name, prompts in self.sets.items():
             results = self._results(prompts, folder / f"{name}.jsonl", resume)
             found = summary(results, self.k)
             if self.telemetry:
-                found |= self.telemetry.brief([r.judged(p) for r, p in zip(results, prompts, strict=True)])
+                found |= self.telemetry.brief([as_scored_group(r, p) for r, p in zip(results, prompts, strict=True)])
             metrics |= {f"eval/{name}/{what}": value for what, value in found.items()}
         return metrics
 
     def _results(self, prompts: Sequence[Prompt], path: Path, resume: bool) -> list[ProblemResult]:
-        """Of every problem, in order."""
+        """The results of every problem, in order."""
         known = read_results(path) if resume else {}
         missing = [p for p in prompts if p.id not in known or known[p.id].digest != digest(p)]
         step = max(1, AT_ONCE // self.sampling.group_size)
@@ -129,14 +95,10 @@ class Evaluator:
                 groups = self.generator.generate(part, seed=self.seed, sampling=self.sampling)
             known |= {result.id: result for result in map(self._graded, groups)}
             if resume:
-                self._write(path, known.values())
+                write_results(path, known.values())
         results = [known[p.id] for p in prompts]
-        self._write(path, results)
+        write_results(path, results)
         return results
-
-    def _write(self, path: Path, results: Iterable[ProblemResult]) -> None:
-        text = "".join(json.dumps(asdict(r)) + "\n" for r in results)
-        self.room(path, partial(write_whole, path, text))
 
     def _graded(self, group: RolloutGroup) -> ProblemResult:
         rewards = self._scores(group, self.reward)
@@ -153,24 +115,65 @@ class Evaluator:
         )
 
     def _scores(self, group: RolloutGroup, reward: Reward) -> list[float]:
-        # weight 1: `right` looks at the reward itself, whatever its share in training
+        # weight 1: correctness looks at the reward itself, whatever its weight in training
         return [s.total for s in score_group(group, [replace(reward, weight=1.0)], self.final_part)]
 
 
+def build_evaluator(resolved: ResolvedConfig, model: ModelHandle, generator: Generator) -> Evaluator | None:
+    """The evaluator of ``eval.sets``; None where there are none."""
+    settings, renderer = resolved.config.eval, model.renderer
+    if not resolved.eval_sets:
+        return None
+    graders = [Reward(name=g.name, weight=1.0, function=g.bind()) for g in resolved.graders]
+    graders = graders or [r for r in build_rewards(resolved) if r.name == resolved.correctness_name]
+    sets = {
+        name: drop_overlong(read_prompts(s, f"eval.sets.{name}")[: s.settings.problems], renderer, drop=False)
+        for name, s in resolved.eval_sets.items()
+    }
+    sampling = Sampling(
+        group_size=settings.samples,
+        max_tokens=settings.max_tokens or resolved.generator.settings.max_tokens,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+    )
+    return Evaluator(
+        generator=generator,
+        sets=sets,
+        reward=graders[0],
+        sampling=sampling,
+        k=settings.k,
+        final_part=renderer.final_answer_text,
+        extract=extract_answer,
+        seed=resolved.config.seed,
+        telemetry=text_telemetry(resolved, renderer),
+        graders=graders[1:],
+    )
+
+
 def digest(prompt: Prompt) -> str:
-    """Short; the same for the same question with the same fields."""
+    """A short hash, the same for the same messages with the same fields."""
     asked = json.dumps([prompt.messages, prompt.fields], sort_keys=True, default=str)
     return hashlib.sha256(asked.encode()).hexdigest()[:16]
 
 
-def read_results(path: Path) -> dict[str, ProblemResult]:
-    """By problem, of an evaluation that may have been cut off."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {result.id: result for result in (ProblemResult(**json.loads(line)) for line in lines)}
+def as_scored_group(result: ProblemResult, prompt: Prompt) -> ScoredGroup:
+    """As much of a problem's scored rollouts as text telemetry reads; token ids are not kept, only how many there were."""
+    rollouts = tuple(
+        Rollout(
+            prompt_ids=(),
+            completion_ids=(0,) * length,
+            rollout_logprobs=(0.0,) * length,
+            text=text,
+            finish_reason="length" if cut else "stop",
+            policy_version=0,
+        )
+        for text, length, cut in zip(result.completions, result.lengths, result.truncated, strict=True)
+    )
+    return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=rollouts), (), tuple(map(float, result.right)))
 
 
 def summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
-    """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems, ``/<grader>`` is that grader's."""
+    """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems, ``/<grader>`` is by that grader."""
     n = len(results[0].right)
     per_problem = [fmean(r.right) for r in results]
     low, high = interval(per_problem)
@@ -192,7 +195,7 @@ def summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
 
 @contextmanager
 def _counted(generator: Generator, before: int, problems: int, samples: int) -> Iterator[None]:
-    """Progress of one call as progress of the whole set."""
+    """Reports the progress of one call as progress of the whole set."""
     report = generator.on_progress
     generator.on_progress = lambda done, _: report(before * samples + done, problems * samples)
     try:

@@ -11,9 +11,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 from onpolicy.config.schema import Config
-from onpolicy.run.evaluate import read_results
+from onpolicy.run.evaluation_files import read_results
 from onpolicy.types import Metrics
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write
 
 FIXED = ("set", "problem", "sample", "right", "answer", "tokens", "truncated", "markers")
 
@@ -27,7 +27,7 @@ def export(folder: Path, config: Config, metrics: Metrics) -> None:
         metrics: ``eval/<set>/<what>``
     """
     sets = list(dict.fromkeys(name.split("/")[1] for name in metrics))
-    write_whole(folder / "results.json", json.dumps(harness(sets, config, metrics), indent=1) + "\n")
+    atomic_write(folder / "results.json", json.dumps(harness(sets, config, metrics), indent=1) + "\n")
     write_samples(folder, sets)
 
 

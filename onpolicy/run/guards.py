@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from onpolicy.config.resolve import Section
 from onpolicy.config.schema import GuardSettings
 
 Guard = Callable[[int, Mapping[str, float], dict[str, Any]], str | None]
@@ -101,7 +102,7 @@ class Guards:
 
     items: Sequence[Watched]
 
-    def __call__(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardSettings]]:
+    def check(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardSettings]]:
         """Reasons of new alarms, and what is to be done: a guard that goes on complaining is heard once, until it has been quiet again."""
         alarms = []
         for guard in self.items:
@@ -120,3 +121,10 @@ class Guards:
         for guard in self.items:
             guard.memory.clear()
             guard.memory.update(state.get(guard.key, {}))
+
+
+def build_guards(sections: Sequence[Section]) -> Guards:
+    """The guards of a run, from their sections of the config."""
+    return Guards(
+        [Watched(s.plugin.key, s.plugin.bind(), s.settings, s.plugin.options.get("metric")) for s in sections]
+    )

@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.text import Text
 
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.objective import Term
 from onpolicy.losses.targets import identity
+from onpolicy.rollout.build import prompt_cursor
+from onpolicy.run.run import Run
 from onpolicy.trainer.chunked_head import HiddenStates
 from onpolicy.trainer.forward import head_error
 from onpolicy.trainer.trainer import LocalTrainer
@@ -42,7 +45,7 @@ class Preflight:
     """None: nothing was sampled, so there is nothing to compare."""
     console: Console
 
-    def __call__(self, examples: Sequence[Example]) -> None:
+    def check(self, examples: Sequence[Example]) -> None:
         """Raises PreflightError on the first check that fails."""
         shown = next((e for e in examples if e.teacher_prompt_ids), examples[0])
         self.show(shown)
@@ -165,10 +168,40 @@ def report_of(
     said = io.StringIO()
     console = Console(file=said, width=screen[0], force_terminal=screen[1])
     try:
-        Preflight(trainer, renderer, contexts, logprob_tolerance, console)(examples)
+        Preflight(trainer, renderer, contexts, logprob_tolerance, console).check(examples)
     except PreflightError as error:
         return said.getvalue(), error
     return said.getvalue(), None
+
+
+def first_rollouts(run: Run, resolved: ResolvedConfig) -> list[Example]:
+    """Rollouts of the reference model, as the first step would have them; no prompt is used up."""
+    rollouts = run.sampler.rollouts
+    cursor = prompt_cursor(resolved, rollouts.prompts.prompts)
+    groups, _ = replace(rollouts, prompts=cursor, batches=0)(0)
+    examples, _ = run.annotator.annotate(groups, version=0)
+    return examples
+
+
+def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
+    """Samples once with the reference model and checks the result; nothing is trained and no prompt is used up.
+
+    Raises:
+        PreflightError: a check failed.
+    """
+    console = run.log.display.console
+    said, error = run.trainer.apply(
+        report_of,
+        run.log.renderer,
+        tuple(resolved.contexts),
+        run.config.preflight.logprob_tolerance if resolved.data.settings.completions is None else None,
+        (console.width, console.is_terminal),
+        first_rollouts(run, resolved),
+    )
+    console.print(Text.from_ansi(said), end="")
+    if error is not None:
+        raise error
+    run.timer.pop()
 
 
 def has_signal(term: Term, example: Example) -> bool:

@@ -12,7 +12,7 @@ import yaml
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.schema import Config, to_yaml
 from onpolicy.types import Metrics
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write
 
 RESUMABLE = (
     *("steps", "run_dir", "logging", "checkpoint", "preflight", "roles"),
@@ -33,7 +33,7 @@ def prepare_folder(folder: Path, config: Config) -> None:
     """
     refuse_other_settings(folder, config)
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / "config.yaml", to_yaml(config))
+    atomic_write(folder / "config.yaml", to_yaml(config))
 
 
 def begin_evaluation(folder: Path, config: Config) -> None:
@@ -53,7 +53,7 @@ def begin_evaluation(folder: Path, config: Config) -> None:
                 "Give the same settings to go on with it, or another run_dir."
             )
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(saved, json.dumps(now, indent=1) + "\n")
+    atomic_write(saved, json.dumps(now, indent=1) + "\n")
 
 
 def _weights(path: Path) -> dict[str, list[float]]:

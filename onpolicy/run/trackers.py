@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.types import Metrics
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write, retry_while_disk_full
 
 
 class Tracker(Protocol):
@@ -39,12 +40,13 @@ class Jsonl:
             steps = {line: _step_of(line) for line in before.splitlines()}
             kept = "".join(f"{line}\n" for line, step in steps.items() if step is not None and step <= resume_at)
             if kept != before:
-                write_whole(path, kept)
+                atomic_write(path, kept)
         self.path, self._file = path, path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Metrics) -> None:
         self.write({"step": step, **metrics})
 
+    @retry_while_disk_full(lambda self, row: self.path)
     def write(self, row: dict[str, Any]) -> None:
         """A line that cannot be written whole is taken back.
 
@@ -63,6 +65,15 @@ class Jsonl:
 
     def close(self) -> None:
         self._file.close()
+
+
+def open_logs(resolved: ResolvedConfig, folder: Path, step: int) -> Logs:
+    """Opens what a run writes in its folder, with what was logged after ``step`` taken out."""
+    return Logs(
+        trackers=[tracker.bind()(folder, step) for tracker in resolved.trackers],
+        samples=Jsonl(folder / "samples.jsonl", resume_at=step),
+        tokens=Jsonl(folder / "tokens.jsonl", resume_at=step),
+    )
 
 
 def _step_of(line: str) -> int | None:

@@ -7,24 +7,18 @@ import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
-from onpolicy.annotation.spans import markers, pattern
 from onpolicy.config.resolve import ResolvedConfig, Section, contexts_of, plug_ins_in
-from onpolicy.config.schedules import Bound
-from onpolicy.epistemic.ids import LexiconError, marker_ids
-from onpolicy.epistemic.tokens import CLASSES, TokenTelemetry, span_name
+from onpolicy.epistemic.ids import LexiconError, class_names, marker_ids, span_names
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison
-from onpolicy.losses.objective import Objective, Term, unique_names
+from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
-from onpolicy.run.loading import Model, load_teacher, load_weights
+from onpolicy.models import ModelHandle, load_teacher, load_weights
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.utils.timer import PhaseTimer
-
-
-def term_names(resolved: ResolvedConfig) -> list[str]:
-    return unique_names([t.plugin.name.rpartition(":")[2] for t in resolved.objective])
 
 
 def build_objective(resolved: ResolvedConfig) -> Objective:
@@ -33,7 +27,7 @@ def build_objective(resolved: ResolvedConfig) -> Objective:
     return Objective(
         tuple(
             _term(name, section, max_tokens)
-            for name, section in zip(term_names(resolved), resolved.objective, strict=True)
+            for name, section in zip(resolved.term_names, resolved.objective, strict=True)
         )
     )
 
@@ -71,7 +65,7 @@ def teacher_rule(resolved: ResolvedConfig) -> WeightRule:
     return dataclasses.replace(rule, update=lambda *tensors_and_step: make().update(*tensors_and_step))
 
 
-def local_trainer(resolved: ResolvedConfig, model: Model, clock: PhaseTimer) -> LocalTrainer:
+def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> LocalTrainer:
     """The trainer in this process; one rank of it where there are several."""
     rule = teacher_rule(resolved)
     trainer: LocalTrainer = resolved.trainer.plugin.bind()(
@@ -82,7 +76,7 @@ def local_trainer(resolved: ResolvedConfig, model: Model, clock: PhaseTimer) -> 
         total_steps=resolved.config.steps,
         contexts=tuple(resolved.contexts),
         clock=clock,
-        spans=(*resolved.spans, *token_classes(resolved)),
+        spans=span_names(resolved),
         marker_ids=lexicon_ids(resolved, model.tokenizer),
         telemetry=TokenTelemetry(resolved.config.epistemic.lexicon, class_names(resolved))
         if resolved.config.epistemic.lexicons
@@ -105,18 +99,3 @@ def tokens_of(tokenizer: Any, lexicons: Iterable[str]) -> dict[str, list[int]]:
         with contextlib.suppress(LexiconError):
             ids[name] = marker_ids(tokenizer, name)
     return ids
-
-
-def class_names(resolved: ResolvedConfig) -> tuple[str, ...]:
-    """The classes of tokens that are marked: what telemetry tells apart, and the lexicons that the objective reads."""
-    epistemic = resolved.config.epistemic
-    watched = (epistemic.lexicon, *epistemic.lexicons, *CLASSES) if epistemic.lexicons else ()
-    return tuple(dict.fromkeys((*watched, *resolved.lexicons)))
-
-
-def token_classes(resolved: ResolvedConfig) -> dict[str, Any]:
-    """Name of the span -> what finds it."""
-    return {
-        span_name(name): Bound(pattern, regex=CLASSES[name]) if name in CLASSES else Bound(markers, lexicon=name)
-        for name in class_names(resolved)
-    }

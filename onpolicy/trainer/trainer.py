@@ -150,7 +150,7 @@ class LocalTrainer:
         tally.absorb(own)
         if loss is None:
             return 0.0, 0.0
-        with self.clock("update"):
+        with self.clock.phase("update"):
             return loss, self._apply()
 
     def _accumulate(
@@ -170,7 +170,7 @@ class LocalTrainer:
         tally.count("teacher/tokens", self.teaching.tokens(share, with_ref=self.objective.needs_ref))
         for batch in batches:
             inputs = self.inputs(batch, stacked(batch, old), taught=taught)
-            with self.clock("update"):
+            with self.clock.phase("update"):
                 loss = self.objective(inputs, denominators, tally)
                 self._backward(loss)
             total += loss.item()
@@ -229,7 +229,7 @@ class LocalTrainer:
             through: what the student's states pass on their way to the head
         """
         teachers = self.teaching.states(batch, self.taught(batch.examples) if taught is None else taught)
-        with self.clock("update"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with self.clock.phase("update"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             student = self._states(batch)
             student = student if through is None else through(student)
             ids, comparisons = batch.completion_ids[batch.sampled_mask], self.objective.comparisons
@@ -314,7 +314,7 @@ class LocalTrainer:
     @torch.no_grad()
     def taught(self, examples: Sequence[Example]) -> Taught:
         """What the teacher, as it is now, sees in these rollouts."""
-        with self.clock("score"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+        with self.clock.phase("score"), torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             return self.teaching.read(examples, budget=WITHOUT_GRAPH * self.budget, with_ref=self.objective.needs_ref)
 
     def _states(self, batch: TrainBatch) -> HiddenStates:
@@ -344,7 +344,7 @@ class LocalTrainer:
 
     def _old_logprobs(self, shares: Sequence[Sequence[Example]]) -> dict[int, Tensor]:
         examples = [e for share in shares for e in self.together.share(share)]
-        with self.clock("score"):
+        with self.clock.phase("score"):
             return {id(e): row for e, row in zip(examples, self.logprobs(examples), strict=True)}
 
 

@@ -1,4 +1,4 @@
-"""What can happen to a role that runs in a process of its own."""
+"""Faults of the roles that run in processes of their own."""
 
 from __future__ import annotations
 
@@ -15,21 +15,22 @@ class GaveUp(RuntimeError):
 
 
 class Faults:
-    """Says what happened to the roles of a run, and counts it."""
+    """Tells the user of every fault of a role, and counts them."""
 
-    def __init__(self, say: Callable[[str], None], roles: Iterable[str] = ()) -> None:
+    def __init__(self, note: Callable[[str], None], roles: Iterable[str] = ()) -> None:
         """
         Args:
-            say: takes one line
+            note: takes one line
             roles: those whose count is logged from the beginning
         """
-        self._say, self._counts, self._lock = say, dict.fromkeys(roles, 0), threading.Lock()
+        self._note, self._counts, self._lock = note, dict.fromkeys(roles, 0), threading.Lock()
 
-    def __call__(self, role: str, what: str) -> None:
+    def record(self, role: str, what: str) -> None:
+        """Counts one fault of a role and tells the user what happened."""
         with self._lock:
             self._counts[role] = self._counts.get(role, 0) + 1
-        self._say(f"{role}: {what}")
+        self._note(f"{role}: {what}")
 
     def metrics(self) -> dict[str, float]:
-        """How often, since this process began, by role."""
+        """``faults/<role>``: how many since this process began."""
         return {f"faults/{role}": float(count) for role, count in self._counts.items()}

@@ -18,22 +18,23 @@ class PhaseTimer:
         self.on_phase: Callable[[str], None] = lambda phase: None
 
     @contextmanager
-    def __call__(self, phase: str) -> Iterator[None]:
-        self.on_phase(phase)
+    def phase(self, name: str) -> Iterator[None]:
+        """Times what is done inside."""
+        self.on_phase(name)
         start = time.perf_counter()
         try:
             yield
             self._synchronize()
         finally:
-            self._seconds[phase] += time.perf_counter() - start
+            self._seconds[name] += time.perf_counter() - start
 
     def absorb(self, seconds: Mapping[str, float]) -> None:
-        """Adds what another clock, in another process, has read."""
+        """Adds what another timer, in another process, has measured."""
         for name, value in seconds.items():
             self._seconds[name.removeprefix("time/")] += value
 
-    def read(self) -> dict[str, float]:
-        """``time/<phase>`` in seconds since the last call, and starts again."""
+    def pop(self) -> dict[str, float]:
+        """``time/<phase>`` in seconds since the last call; starts again from zero."""
         seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
         self._seconds.clear()
         return seconds

@@ -30,7 +30,7 @@ from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.experiments.lab.siblings import sibling_answer
 from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
-from onpolicy.utils.rng import step_seed
+from onpolicy.utils.seeds import step_seed
 from tests.tiny import byte_tokenizer
 
 PROMPT = Prompt(
@@ -145,7 +145,7 @@ def short(num_tokens: int) -> float:
 
 def annotate(groups: Sequence[RolloutGroup], *, version: int = 0, **changes: Any) -> tuple[list[Example], Metrics]:
     rewards = changes.pop("rewards", [Reward("right", 1.0, right), Reward("short", 0.5, short, bonus=True)])
-    judge = Scorer(rewards, final_part=str)
+    judge = Scorer(rewards, final_part=str, correctness=rewards[0].name)
     settings: dict[str, Any] = {
         "renderer": Renderer(byte_tokenizer()),
         "contexts": {"teacher": successful_sibling, "hint": final_answer},
@@ -154,7 +154,7 @@ def annotate(groups: Sequence[RolloutGroup], *, version: int = 0, **changes: Any
         "max_teacher_prompt_tokens": 1000,
         "drop_too_long": False,
     }
-    return Annotator(**{**settings, **changes})(judge(groups), version=version)
+    return Annotator(**{**settings, **changes}).annotate(judge(groups), version=version)
 
 
 def test_rewards_contexts_and_credit_together() -> None:

@@ -35,7 +35,7 @@ from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.rollout.sampler import RolloutSampler
 from onpolicy.types import AskModel, Example, Metrics, Prompt, Rollout, RolloutGroup, Sampling
-from onpolicy.utils.rng import step_seed
+from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import byte_tokenizer
@@ -80,12 +80,13 @@ class Scripted:
 
 
 def annotate(groups: Sequence[RolloutGroup], generator: Any = None, **changes: Any) -> tuple[list[Example], Metrics]:
-    judge = Scorer(changes.pop("rewards", [Reward("right", 1.0, right)]), str)
+    rewards = changes.pop("rewards", [Reward("right", 1.0, right)])
+    judge = Scorer(rewards, str, rewards[0].name)
     limit, drop = changes.pop("limit", 2000), changes.get("drop_too_long", False)
     queries = ContextQueries(generator, judge, changes.pop("prompts", []), step_seed, RENDERER, limit, drop)
     parts: dict[str, Any] = {"renderer": RENDERER, "contexts": {}, "credit": group_std, "queries": queries,
                              "max_teacher_prompt_tokens": 2000, "drop_too_long": False}  # fmt: skip
-    return Annotator(**{**parts, **changes})(judge(groups), version=0)
+    return Annotator(**{**parts, **changes}).annotate(judge(groups), version=0)
 
 
 def reads(example: Example, context: str = "teacher") -> str:
@@ -267,9 +268,9 @@ def test_bonuses_are_added_after_normalisation() -> None:
 
 
 def test_every_reward_but_correctness_is_a_bonus_unless_told_otherwise(tmp_path: Path) -> None:
+    from onpolicy.annotation.build import build_rewards
     from onpolicy.config.resolve import resolve
     from onpolicy.config.schema import build
-    from onpolicy.run.assemble import build_rewards
 
     base = {"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "objective": ["policy_gradient"]}
     three = [
@@ -303,7 +304,7 @@ def test_correctness_and_not_the_sum_decides_contexts_and_routes() -> None:
 
 def test_advantages_sum_to_zero_with_any_bonus() -> None:
     rewards = [Reward("right", 1.0, right), Reward("length", 0.1, lambda num_tokens: float(num_tokens), bonus=True)]
-    (judged,) = Scorer(rewards, str)([group("right", "no", "wrong, and long")])
+    (judged,) = Scorer(rewards, str, "right")([group("right", "no", "wrong, and long")])
     assert sum(advantages(judged, group_std)) == pytest.approx(0.0, abs=1e-9)
 
 
@@ -336,7 +337,7 @@ def test_dynamic_sampling_fills_the_step_with_mixed_groups(batches: int, kept: i
     problems = [problem(f"{name} {i}") for i, name in enumerate(names)]
     cursor = PromptCursor(problems, batch_size=4, seed=0, shuffle=False)
     sample = RolloutSampler(
-        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str), PhaseTimer(), lambda s: s, batches
+        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str, "right"), PhaseTimer(), lambda s: s, batches
     )  # type: ignore[arg-type]
     groups, facts = sample(1)
     assert len(groups) == kept and cursor.position == 4 * drawn
@@ -346,7 +347,9 @@ def test_dynamic_sampling_fills_the_step_with_mixed_groups(batches: int, kept: i
 
 def test_a_step_without_any_mixed_group_keeps_the_last_batch() -> None:
     cursor = PromptCursor([problem("never 1"), problem("always 2")], batch_size=2, seed=0)
-    sample = RolloutSampler(Taking(), cursor, Scorer([Reward("right", 1.0, right)], str), PhaseTimer(), lambda s: s, 3)  # type: ignore[arg-type]
+    sample = RolloutSampler(
+        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str, "right"), PhaseTimer(), lambda s: s, 3
+    )  # type: ignore[arg-type]
     groups, facts = sample(1)
     assert len(groups) == 2 and facts["rollout/mixed_groups"] == 0.0
 

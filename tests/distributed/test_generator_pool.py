@@ -34,11 +34,11 @@ from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.generator_pool import Replicas
 from onpolicy.distributed.supervisor import ActorSupervisor
 from onpolicy.distributed.weight_transfer import WeightRefs, pack
+from onpolicy.models import open_model
+from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.rollout.seeds import StaleWeights
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
-from onpolicy.run.assemble import local_generator
-from onpolicy.run.loading import open_model
+from onpolicy.rollout.weight_version import StaleWeights
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 from tests.runs import metrics, run_here, start, write_config

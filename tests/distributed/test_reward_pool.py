@@ -17,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from onpolicy.annotation.build import build_rewards
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import Coefficients
@@ -24,7 +25,6 @@ from onpolicy.config.schema import RolesSettings, build
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.reward_pool import RemoteScorer, remote_scorer
 from onpolicy.rewards.base import RewardError
-from onpolicy.run.assemble import build_rewards
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from onpolicy.utils.faults import Faults, GaveUp
 
@@ -67,7 +67,7 @@ class Pair:
         self.resolved = resolve(build(config))
         self.said: list[str] = []
         self.faults = Faults(self.said.append, self.resolved.config.roles.apart)
-        self.here = Scorer(build_rewards(self.resolved), str.strip)
+        self.here = Scorer(build_rewards(self.resolved), str.strip, self.resolved.correctness_name)
         self.apart: RemoteScorer = remote_scorer(self.resolved, self.here, self.faults)
 
 
@@ -137,7 +137,7 @@ def test_exactly_what_the_judge_here_says(pair: Any) -> None:
         coefficients.set(step, {})
         here, apart = p.here(GROUPS), p.apart(GROUPS)
         assert apart == here
-        assert p.apart.right == p.here.right == "math_answer"
+        assert p.apart.correctness == p.here.correctness == "math_answer"
         totals.append([s.total for judged in apart for s in judged.scored])
     parts = {name for judged in apart for s in judged.scored for name in s.parts}
     assert parts == {r["name"] for r in BUILT_IN}

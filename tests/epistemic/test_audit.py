@@ -19,8 +19,7 @@ from onpolicy.config.schema import GUARDS
 from onpolicy.epistemic.audit import audit, compression, uses_of
 from onpolicy.epistemic.calibration import auroc, auroc_within, brier, ece, scoreboard
 from onpolicy.epistemic.marked import MarkedRollout
-from onpolicy.run.assemble import build_guards
-from onpolicy.run.guards import Guards
+from onpolicy.run.guards import Guards, build_guards
 from tests.epistemic.test_telemetry import marked
 
 HONEST = [
@@ -84,9 +83,9 @@ def guards() -> Guards:
 def test_a_stuffed_step_trips_what_an_honest_one_does_not() -> None:
     watched = guards()
     honest, stuffed = audit(step(HONEST), "A"), audit(step(STUFFED), "A")
-    assert not watched(0, honest)
-    assert not watched(1, audit(step(list(reversed(HONEST))), "A"))
-    reasons = " ".join(reason for reason, _ in watched(2, stuffed))
+    assert not watched.check(0, honest)
+    assert not watched.check(1, audit(step(list(reversed(HONEST))), "A"))
+    reasons = " ".join(reason for reason, _ in watched.check(2, stuffed))
     for sign in ("vacuous", "after_answer", "crowded", "carrier"):
         assert f"audit/A/{sign} rose" in reasons
     assert "audit/repetition rose" in reasons

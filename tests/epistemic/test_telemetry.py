@@ -17,10 +17,11 @@ import pytest
 import torch
 
 from onpolicy.epistemic.baseline import Baseline, ProblemBaseline, problem_baselines
+from onpolicy.epistemic.ids import span_name
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.epistemic.suppression import mantel_haenszel, suppression
 from onpolicy.epistemic.text import marker_rates
-from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference, span_name
+from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference
 from onpolicy.rewards.doubt import target_rate
 from onpolicy.rewards.lexicon import LEXICONS, count
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup, TeacherScores

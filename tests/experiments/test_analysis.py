@@ -22,9 +22,9 @@ from onpolicy.experiments.analysis.collect import EVERYTHING, within_band
 from onpolicy.experiments.analysis.contexts import UNGUIDED, rows
 from onpolicy.experiments.analysis.guided import Guided, guide
 from onpolicy.experiments.analysis.richness import richness
-from onpolicy.run.loading import open_model
+from onpolicy.models import open_model
 from onpolicy.types import Message, Prompt, RolloutGroup, Sampling, ScoredGroup
-from onpolicy.utils.rng import step_seed
+from onpolicy.utils.seeds import step_seed
 from tests.annotation.test_queries import RENDERER, problem, right, rollout
 from tests.runs import write_config
 from tests.tiny import byte_tokenizer, tiny_model
@@ -46,7 +46,7 @@ class Doubtful:
 
 def compared(band: tuple[float, float] = EVERYTHING, problems: int = 9) -> Any:
     generator: Any = Doubtful()
-    judge = Scorer([Reward("right", 1.0, right)], str)
+    judge = Scorer([Reward("right", 1.0, right)], str, "right")
     prompts = [problem(f"p{i}") for i in range(1, 4)]
     unguided = list(
         within_band(prompts, generator=generator, judge=judge, band=band, problems=problems, seed=0, note=print)
@@ -93,7 +93,7 @@ def test_collecting_goes_on_until_there_are_enough() -> None:
 
     generator: Any = Hard()
     prompts, notes = [problem(f"p{i}") for i in range(1, 40)], list[str]()
-    judge = Scorer([Reward("right", 1.0, right)], str)
+    judge = Scorer([Reward("right", 1.0, right)], str, "right")
     found = within_band(
         prompts, generator=generator, judge=judge, band=(0.4, 0.6), problems=4, seed=0, note=notes.append
     )

@@ -21,8 +21,9 @@ from onpolicy.experiments.forecast.forecast import (
     step_flops,
     trainer_bytes,
 )
-from onpolicy.run.assemble import assemble, first_rollouts
+from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
+from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.trainer import LocalTrainer
 from tests.runs import write_config
 

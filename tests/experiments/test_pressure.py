@@ -18,7 +18,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onpolicy.epistemic.tokens import span_name
+from onpolicy.epistemic.ids import span_name
 from onpolicy.experiments.analysis.pressure import GradientProbe, pressures
 from onpolicy.losses.comparison import Distributions
 from onpolicy.losses.divergences import forward_kl, reverse_kl

@@ -13,7 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from onpolicy.losses.objective import MetricAccumulator, Objective, Term, unique_names
+from onpolicy.config.resolve import unique_names
+from onpolicy.losses.objective import MetricAccumulator, Objective, Term
 from onpolicy.losses.terms.base import TermSpec
 from onpolicy.types import LossInputs, TeacherScores, TermOutput
 

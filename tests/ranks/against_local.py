@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from onpolicy.config.schema import TrainerSettings
-from onpolicy.epistemic.tokens import TokenTelemetry, span_name
+from onpolicy.epistemic.ids import span_name
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import Objective, Term
 from onpolicy.losses.terms.base import TermSpec
 from onpolicy.losses.terms.policy_gradient import policy_gradient

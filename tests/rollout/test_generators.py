@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.hf_generator import HFGenerator, sample
-from onpolicy.rollout.seeds import StaleWeights
+from onpolicy.rollout.weight_version import StaleWeights
 from onpolicy.types import Prompt, Rollout, Sampling
 from tests.tiny import byte_tokenizer, tiny_model_dir
 

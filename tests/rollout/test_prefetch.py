@@ -107,7 +107,7 @@ def run_through(sample: RolloutPrefetcher, steps: range, delay: float = 0.004) -
     generator: Any = sample.rollouts.generator
     seen = []
     for step in steps:
-        groups, _ = sample(step)
+        groups, _ = sample.sample(step)
         for judged in groups:
             _refuse_stale(judged.group, step - 1, sample.staleness)
         seen.append(problems_of(groups))
@@ -144,7 +144,7 @@ def test_so_many_batches_are_on_their_way() -> None:
         (4, {1, 2, 3, 4, 5}),
         (5, {1, 2, 3, 4, 5}),
     ):
-        found = sample(step)[1]
+        found = sample.sample(step)[1]
         assert sample.position == 2 * step, "a resumed run begins behind the batch that is being trained"
         assert {"pipeline/generate", "pipeline/reward"} <= set(found)
         while not {seed for seed, _ in generator.asked} >= completion_prefix_ids:
@@ -164,7 +164,7 @@ def test_with_a_bound_of_0_nothing_happens_elsewhere() -> None:
     sample.rollouts = replace(sample.rollouts, judge=watched)
     run_through(sample, range(1, 4))
     assert threads == {threading.main_thread()}
-    assert sample.position == 6 and {"time/generate", "time/reward"} == set(sample.clock.read())
+    assert sample.position == 6 and {"time/generate", "time/reward"} == set(sample.clock.pop())
 
 
 def test_what_goes_wrong_is_raised_in_its_step_and_closing_does_not_hang() -> None:
@@ -173,7 +173,7 @@ def test_what_goes_wrong_is_raised_in_its_step_and_closing_does_not_hang() -> No
     sample = pipeline(generator, staleness=2, steps=9)
     assert run_through(sample, range(1, 3))
     with pytest.raises(RuntimeError, match="no rollouts for step 3"):
-        sample(3)
+        sample.sample(3)
     assert sample.position == 4, "step 3 is still to be trained"
     sample.close()
     sample.close()
@@ -237,34 +237,32 @@ def test_a_negative_bound_is_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
 class DatasetCompletions:
     """A step's rollouts on their way into training."""
 
-    def __init__(self, sample: Any) -> None:
-        self.sample, self.ids = sample, list[Any]()
+    def __init__(self, sampler: Any) -> None:
+        self.sampler, self.ids = sampler, list[Any]()
 
-    def __call__(self, step: int) -> Any:
-        groups, found = self.sample(step)
+    def sample(self, step: int) -> Any:
+        groups, found = self.sampler.sample(step)
         self.ids.append([(j.group.prompt.id, [r.completion_ids for r in j.group.rollouts]) for j in groups])
         return groups, found
 
-    @property
-    def position(self) -> int:
-        return self.sample.position
+    def state(self) -> Any:
+        return self.sampler.state()
 
     def close(self) -> None:
-        self.sample.close()
+        self.sampler.close()
 
 
 class Direct:
     """The synchronous loop: rollouts are asked for when they are wanted."""
 
     def __init__(self, rollouts: RolloutSampler) -> None:
-        self.sample = rollouts
+        self.rollouts = rollouts
 
-    def __call__(self, step: int) -> Any:
-        return self.sample(step)
+    def sample(self, step: int) -> Any:
+        return self.rollouts(step)
 
-    @property
-    def position(self) -> int:
-        return self.sample.prompts.position
+    def state(self) -> Any:
+        return self.rollouts.prompts.state()
 
     def close(self) -> None:
         pass
@@ -277,8 +275,8 @@ def test_a_bound_of_0_is_the_synchronous_run_to_the_last_bit(tmp_path: Path, dyn
         settings = load(config, ["steps=4", f"data.dynamic_sampling={dynamic_sampling}"])
         run = assemble(resolve(settings), tmp_path / name, Display(4))
         if name == "direct":
-            run.sample = Direct(run.sample.rollouts)  # type: ignore[assignment]
-        run.sample = recorded = DatasetCompletions(run.sample)  # type: ignore[assignment]
+            run.sampler = Direct(run.sampler.rollouts)  # type: ignore[assignment]
+        run.sampler = recorded = DatasetCompletions(run.sampler)  # type: ignore[assignment]
         train(run)
         run.close()
         ids.append(recorded.ids)
@@ -377,7 +375,7 @@ def test_batches_are_judged_one_at_a_time() -> None:
 
 def test_closing_with_batches_on_their_way() -> None:
     sample = pipeline(Slow(0, 0.05), staleness=3, steps=8)
-    sample(1)
+    sample.sample(1)
     with ThreadPoolExecutor(1) as pool:
         pool.submit(sample.close).result(timeout=5)
 

@@ -23,7 +23,6 @@ from onpolicy.rewards.extract import extract_answer
 from onpolicy.run.evaluate import Evaluator, maj_at_k, pass_at_k
 from onpolicy.run.exports import export
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
-from onpolicy.utils.disk import Room
 from onpolicy.utils.stats import interval
 
 
@@ -90,9 +89,8 @@ def test_known_answers_score_exactly_as_constructed(tmp_path: Path) -> None:
     evaluator = Evaluator(
         generator=generator, sets={"set": prompts}, reward=Reward("math_answer", 0.1, math_answer),  
         sampling=Sampling(group_size=4), k=[1, 2, 4], final_part=lambda t: t, extract=extract_answer, seed=0,
-        room=Room(print),
     )  # fmt: skip
-    metrics = evaluator(tmp_path)
+    metrics = evaluator.evaluate(tmp_path)
     assert metrics["eval/set/avg@4"] == pytest.approx((0.5 + 0.25) / 2)
     assert metrics["eval/set/pass@2"] == pytest.approx((5 / 6 + 0.5) / 2) and metrics["eval/set/pass@4"] == 1.0
     assert metrics["eval/set/maj@1"] == 0.5 and metrics["eval/set/maj@4"] == 0.5
@@ -129,7 +127,7 @@ def benchmark_files(folder: Path) -> dict[str, Path]:
 def evaluator_of(generator: Any, sets: dict[str, Any], samples: int = 4) -> Evaluator:
     return Evaluator(
         generator=generator, sets=sets, reward=Reward("math_answer", 1.0, math_answer), sampling=Sampling(group_size=samples),
-        k=[1, samples], final_part=lambda t: t, extract=extract_answer, seed=0, room=Room(print),
+        k=[1, samples], final_part=lambda t: t, extract=extract_answer, seed=0,
         graders=[Reward("exact_answer", 1.0, exact_answer)],
     )  # fmt: skip
 
@@ -146,7 +144,7 @@ def test_benchmark_files_of_both_forms_score_exactly_as_constructed(tmp_path: Pa
             script = {0: [right] * 4, 1: [wrong, right, wrong, right], 2: [wrong, wrong, wrong, also]}
             answers[p.id] = script.get(i, [wrong] * 4)
     generator = Scripted(answers)
-    metrics = evaluator_of(generator, sets)(tmp_path / "out")
+    metrics = evaluator_of(generator, sets).evaluate(tmp_path / "out")
     for name, prompts in sets.items():
         n = len(prompts)
         assert metrics[f"eval/{name}/avg@4"] == pytest.approx((1 + 0.5 + 0.25) / n)
@@ -177,26 +175,26 @@ def test_an_evaluation_that_is_cut_off_goes_on(tmp_path: Path, monkeypatch: pyte
         Prompt(id=str(i), messages=({"role": "user", "content": "?"},), fields={"answer": str(i)}) for i in range(5)
     ]
     answers = {str(i): [rf"\boxed{{{j}}}" for j in range(i, i + 4)] for i in range(5)}
-    whole = evaluator_of(Scripted(answers), {"set": prompts})(tmp_path / "whole")
+    whole = evaluator_of(Scripted(answers), {"set": prompts}).evaluate(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        evaluator_of(CutOff(answers, 2), {"set": prompts})(tmp_path / "cut", resume=True)
+        evaluator_of(CutOff(answers, 2), {"set": prompts}).evaluate(tmp_path / "cut", resume=True)
     second = CutOff(answers, 9)
-    assert evaluator_of(second, {"set": prompts})(tmp_path / "cut", resume=True) == whole
+    assert evaluator_of(second, {"set": prompts}).evaluate(tmp_path / "cut", resume=True) == whole
     assert second.asked == ["4"], "only what was missing"
     assert (tmp_path / "cut/set.jsonl").read_text() == (tmp_path / "whole/set.jsonl").read_text()
     mended = [replace(p, fields={"answer": "9"}) if p.id == "2" else p for p in prompts]
     mending = CutOff(answers, 9)
-    evaluator_of(mending, {"set": mended})(tmp_path / "cut", resume=True)
+    evaluator_of(mending, {"set": mended}).evaluate(tmp_path / "cut", resume=True)
     assert mending.asked == ["2"], "another problem under the same id"
     third = CutOff(answers, 9)
-    evaluator_of(third, {"set": prompts})(tmp_path / "cut")
+    evaluator_of(third, {"set": prompts}).evaluate(tmp_path / "cut")
     assert third.asked == list("01234"), "while training nothing is taken from an earlier attempt at the step"
 
 
 def test_what_other_tools_read(tmp_path: Path) -> None:
     prompts = [Prompt(id="p", messages=({"role": "user", "content": "?"},), fields={"answer": "4"})]
     answers = {"p": [r"wait, unlikely. \boxed{4}", r"\boxed{4.0}", "no", "so ..."]}
-    metrics = evaluator_of(Scripted(answers), {"set": prompts})(tmp_path)
+    metrics = evaluator_of(Scripted(answers), {"set": prompts}).evaluate(tmp_path)
     config = build({"model": {"path": "some/model"}, "eval": {"samples": 4}})
     export(tmp_path, config, metrics)
     found = json.loads((tmp_path / "results.json").read_text())

@@ -15,7 +15,7 @@ from tests.runs import metrics, run_here, write_config
 
 def said(guard: Any, values: list[float | None]) -> list[bool]:
     guards = Guards([Watched("g", guard, GuardSettings(), "m")])
-    return [bool(guards(step, {} if v is None else {"m": v})) for step, v in enumerate(values, start=1)]
+    return [bool(guards.check(step, {} if v is None else {"m": v})) for step, v in enumerate(values, start=1)]
 
 
 def test_a_drop_is_said_once_until_it_has_recovered() -> None:
@@ -39,14 +39,16 @@ def test_a_rise() -> None:
 
 def test_the_reason_has_both_numbers() -> None:
     guards = Guards([Watched("g", partial(falls, metric="m", warmup=1), GuardSettings("stop"))])
-    guards(1, {"m": 10.0})
-    ((reason, settings),) = guards(2, {"m": 2.5})
+    guards.check(1, {"m": 10.0})
+    ((reason, settings),) = guards.check(2, {"m": 2.5})
     assert reason == "m fell from 10 to 2.5, below 40% of where it began" and settings.action == "stop"
 
 
 def test_the_start_model_is_what_counts_where_it_is_known() -> None:
     guards = Guards([Watched("g", partial(rises, metric="m", by=1.0), GuardSettings())])
-    assert not guards(0, {"m": 1.0}) and not guards(1, {"m": 1.9}) and guards(2, {"m": 2.1}), "no warm-up behind step 0"
+    assert not guards.check(0, {"m": 1.0}) and not guards.check(1, {"m": 1.9}) and guards.check(2, {"m": 2.1}), (
+        "no warm-up behind step 0"
+    )
 
 
 GUARD = {"name": "rises", "metric": "rollout/tokens", "by": -1e9, "warmup": 1}

@@ -40,13 +40,12 @@ from onpolicy.data.rendering import Renderer, RenderingError
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.live import curves
 from onpolicy.experiments.sweep.sweep import read_grid
-from onpolicy.models import ModelError, context_window, load_causal_lm, load_tokenizer
+from onpolicy.models import ModelError, ModelHandle, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.gym import gym_answer, is_code
-from onpolicy.run.assemble import build_generator
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights, write_state
 from onpolicy.run.display import Display, closing_table, evaluation_table
-from onpolicy.run.loading import Model
+from onpolicy.run.placement import build_generator
 from onpolicy.run.preflight import Preflight
 from onpolicy.types import Rollout, RolloutGroup
 from tests.runs import run_here, write_config
@@ -217,7 +216,7 @@ def test_generators_trust_a_models_code_only_when_asked(
     monkeypatch.setattr("onpolicy.rollout.hf_generator.load_causal_lm", engine)
     asked = ["model.trust_remote_code=true", "model.revision=abc"] if trusted else []
     resolved = resolve(load(write_config(tmp_path), [f"generator={{name: {generator}}}", *asked]))
-    build_generator(resolved, Model(str(tmp_path), None, Renderer(byte_tokenizer()), 10, 10))
+    build_generator(resolved, ModelHandle(str(tmp_path), None, Renderer(byte_tokenizer()), 10, 10))
     assert given["trust_remote_code"] is trusted and given["revision"] == ("abc" if trusted else None)
 
 

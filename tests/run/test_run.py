@@ -23,8 +23,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from onpolicy.config.schema import load
+from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
-from onpolicy.run.loading import model_writer
 from tests.runs import metrics, run_here, start, wait_for_a_step, write_config
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -146,7 +146,7 @@ def test_a_full_disk_loses_nothing(
     with no_file_above(100_000):
         assert run_here(config, f"run_dir={run}", "steps=5") == 2
     said = capsys.readouterr()
-    assert "tried again at the next step" in said.out and "disk full: waiting for room" in said.out
+    assert "tried again at the next step" in said.out and "disk full: waiting for space" in said.out
     assert "could not save" in said.err and "step-000005" in said.err and "step-000002" in " ".join(said.err.split())
     assert not list((run / "checkpoints").glob(".*")), "half a checkpoint must not stay behind"
     assert [row["step"] for row in metrics(run)] == [row["step"] for row in metrics(finished / "run")], "it went on"
@@ -156,19 +156,19 @@ def test_a_full_disk_loses_nothing(
     ]
 
 
-def test_a_run_waits_for_room(
+def test_a_run_waits_for_disk_space(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Room comes back while a line of metrics waits: every step is there once, and every line is whole."""
+    """Space comes back while a line of metrics waits: every step is there once, and every line is whole."""
     monkeypatch.setattr("onpolicy.utils.disk.PAUSE", 0.2)
     config, run = finished / "config.yaml", tmp_path / "run"
     with no_file_above(10_000):
-        room_again = threading.Timer(4.0, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (HARD, HARD)))
-        room_again.start()
+        space_again = threading.Timer(4.0, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (HARD, HARD)))
+        space_again.start()
         assert run_here(config, f"run_dir={run}", "checkpoint.every=0", "steps=5") == 0
-        room_again.join()
+        space_again.join()
     said = capsys.readouterr().out
-    assert "disk full: waiting for room" in said and "there is room again" in said
+    assert "disk full: waiting for space" in said and "disk space is available again" in said
     assert [row["step"] for row in metrics(run)] == [row["step"] for row in metrics(finished / "run")]
 
 

@@ -26,8 +26,8 @@ from onpolicy.losses.terms.base import TermSpec, spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.token_weights import opportunity
+from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import Checkpoints, read_state, read_weights
-from onpolicy.run.loading import model_writer
 from onpolicy.trainer.lora import adapter_off
 from onpolicy.trainer.teacher_rules import (
     WeightRule,

@@ -10,6 +10,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from onpolicy.annotation.build import build_queries
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
@@ -19,7 +20,6 @@ from onpolicy.experiments.analysis.contexts import Row, rows
 from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.richness import richness
 from onpolicy.experiments.analysis.session import session
-from onpolicy.run.assemble import build_queries
 from onpolicy.utils.stats import Measured
 from onpolicy.utils.terminal import plain
 

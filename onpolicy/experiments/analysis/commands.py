@@ -21,8 +21,9 @@ from onpolicy.epistemic.ids import LexiconError
 from onpolicy.experiments.analysis.pressure import Pressure, pressures
 from onpolicy.experiments.analysis.probes import Probe, Prober
 from onpolicy.experiments.analysis.session import session
-from onpolicy.run.assemble import assemble, first_rollouts
+from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
+from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.build import tokens_of
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.utils.terminal import plain
@@ -52,7 +53,7 @@ def measure_pressure(resolved: ResolvedConfig) -> tuple[dict[str, Pressure], int
             examples = first_rollouts(run, resolved)
             trainer = run.trainer
             assert isinstance(trainer, LocalTrainer)
-            ids = tokens_of(run.renderer.tokenizer, resolved.config.epistemic.lexicons)
+            ids = tokens_of(run.log.renderer.tokenizer, resolved.config.epistemic.lexicons)
             if not ids:
                 raise LexiconError(
                     "epistemic.lexicons: none has a marker that is a single token of this model's tokenizer"

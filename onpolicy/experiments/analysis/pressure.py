@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from onpolicy.epistemic.tokens import OPPORTUNITY, span_name
+from onpolicy.epistemic.ids import span_name
+from onpolicy.epistemic.tokens import OPPORTUNITY
 from onpolicy.trainer.chunked_head import Head, HiddenStates
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch

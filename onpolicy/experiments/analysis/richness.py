@@ -25,7 +25,7 @@ import torch
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import PromptTooLong
 from onpolicy.experiments.analysis.guided import Guided
-from onpolicy.run.loading import Model, load_weights
+from onpolicy.models import ModelHandle, load_weights
 from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.chunked_head import read
 from onpolicy.trainer.forward import completion_states
@@ -62,7 +62,7 @@ def right_answers(judged: Sequence[ScoredGroup]) -> dict[str, list[tuple[int, ..
 
 
 def richness(
-    resolved: ResolvedConfig, model: Model, unguided: Sequence[ScoredGroup], guided: Mapping[str, Guided]
+    resolved: ResolvedConfig, model: ModelHandle, unguided: Sequence[ScoredGroup], guided: Mapping[str, Guided]
 ) -> dict[str, Gain]:
     """Context -> gain; loads the reference model. A context that is too long for the window is left out of the mean.
 
@@ -97,7 +97,7 @@ def _gain(found: Mapping[tuple[str, str], float]) -> Gain | None:
     return Gain(measured(guided), measured(unguided) if unguided else None, len(guided)) if guided else None
 
 
-def _prompt(model: Model, messages: Sequence[Message]) -> tuple[int, ...] | None:
+def _prompt(model: ModelHandle, messages: Sequence[Message]) -> tuple[int, ...] | None:
     """None where it is too long."""
     try:
         return model.renderer.prompt_ids(messages, limit=model.max_teacher_prompt_tokens)

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
-from onpolicy.run.assemble import build_generator, build_scorer
 from onpolicy.run.display import Display
-from onpolicy.run.loading import Model, open_model, training_prompts
+from onpolicy.run.loading import training_prompts
+from onpolicy.run.placement import build_generator, build_scorer
 from onpolicy.types import Prompt
 from onpolicy.utils.faults import Faults
 
@@ -21,7 +22,7 @@ class Session:
     """A model that answers the config's problems, and a judge of its answers."""
 
     resolved: ResolvedConfig
-    model: Model
+    model: ModelHandle
     prompts: Sequence[Prompt]
     generator: Generator
     judge: Scorer
@@ -37,7 +38,7 @@ def session(resolved: ResolvedConfig, *, room: int = 0, guided: bool = False) ->
         room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
         guided: it answers under the config's contexts too
     """
-    model = open_model(resolved, room=room, guided=guided)
+    model = open_model(resolved, extra_tokens=room, guided=guided)
     prompts = training_prompts(resolved, model.renderer)
     display = Display(1)
     faults = Faults(display.note)

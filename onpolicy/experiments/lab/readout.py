@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -11,6 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from onpolicy.experiments.lab import grading
+from onpolicy.run.evaluation_files import read_evaluation
 
 MEASURES: Mapping[str, Callable[[str, str], float | None]] = {
     "corrected": grading.corrected,
@@ -26,8 +26,10 @@ MEASURES: Mapping[str, Callable[[str, str], float | None]] = {
 
 def readout(folder: Path, pools: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
     """Set, or pool of sets -> measure -> mean, of the run's last evaluation; a measure that applies to no answer is absent."""
-    (*_, last) = sorted((folder / "eval").glob("step-*"))
-    answers = {path.stem: _answers(path) for path in sorted(last.glob("*.jsonl"))}
+    answers = {
+        name: [(row["id"], text) for row in rows for text in row["completions"]]
+        for name, rows in read_evaluation(folder).items()
+    }
     answers |= {pool: [a for name in names for a in answers[name]] for pool, names in pools.items()}
     return {name: measure(found) for name, found in answers.items()}
 
@@ -66,8 +68,3 @@ def rounded(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [rounded(v) for v in value]
     return float(f"{value:.5g}") if isinstance(value, float) and math.isfinite(value) else value
-
-
-def _answers(path: Path) -> list[tuple[str, str]]:
-    rows = [json.loads(line) for line in path.read_text().splitlines()]
-    return [(row["id"], text) for row in rows for text in row["completions"]]

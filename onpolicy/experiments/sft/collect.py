@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from onpolicy.annotation.build import build_queries
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.config.schema import to_yaml
 from onpolicy.experiments.analysis.collect import Band, solved
 from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.session import Session, session
-from onpolicy.run.assemble import build_queries
 from onpolicy.run.evaluate import AT_ONCE
 from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write
 
 COLUMN = "completion_ids"
 UNGUIDED, GUIDED = "unguided", "guided"
@@ -131,12 +131,12 @@ def _write(
         "tokens": {n: tokens(r) for n, r in rows.items()},
         "made": _made(resolved, wanted),
     }
-    write_whole(folder / STATE, json.dumps(state, indent=1) + "\n")
+    atomic_write(folder / STATE, json.dumps(state, indent=1) + "\n")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """One a line."""
-    write_whole(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
 
 def _made(resolved: ResolvedConfig, wanted: Wanted) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import Config, load, to_yaml
 from onpolicy.experiments.sft.collect import COLUMN, GUIDED, UNGUIDED, Wanted, collect, tokens, write_rows
 from onpolicy.experiments.sweep.sweep import sweep
-from onpolicy.utils.disk import write_whole
+from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.terminal import plain
 
 CONFIG, GRID = "config.yaml", "grid.yaml"
@@ -66,11 +66,11 @@ def prepare(
         for name, r in rows.items():
             write_rows(_trained_on(output, seed) / f"{name}.jsonl", r)
     config = load(config_path, overrides)
-    write_whole(output / CONFIG, to_yaml(config))
+    atomic_write(output / CONFIG, to_yaml(config))
     made = grid(config, training, output, found)
     if EQUAL not in made["arms"]:
         console.print(f"{EQUAL} would be {GUIDED} again: its answers are as many tokens", highlight=False)
-    write_whole(output / GRID, yaml.safe_dump(made, sort_keys=False))
+    atomic_write(output / GRID, yaml.safe_dump(made, sort_keys=False))
     return output / GRID
 
 

@@ -15,6 +15,7 @@ import numpy as np
 from rich.table import Table
 
 from onpolicy.experiments.sweep.budgets import BUDGETS, Budget, Run, budgets, costs
+from onpolicy.run.evaluation_files import evaluated_steps, read_evaluation
 from onpolicy.run.run_dir import logged
 from onpolicy.types import Metrics
 from onpolicy.utils.terminal import plain
@@ -186,11 +187,8 @@ def last_metrics(folder: Path) -> Metrics:
 
 def right_by_problem(folder: Path, step: int | None = None) -> Right:
     """Set -> problem -> share right, in the run's evaluation at a step; None: in its last one."""
-    steps = sorted((folder / "eval").glob("step-*"))
-    chosen = steps[-1:] if step is None else [path for path in steps if path.name == f"step-{step:06d}"]
     return {
-        path.stem: {row["id"]: fmean(row["right"]) for row in map(json.loads, path.read_text().splitlines())}
-        for path in (sorted(chosen[0].glob("*.jsonl")) if chosen else ())
+        name: {row["id"]: fmean(row["right"]) for row in rows} for name, rows in read_evaluation(folder, step).items()
     }
 
 
@@ -237,7 +235,7 @@ def right_at(folder: Path, tokens: float) -> Right:
 
 
 def _tokens_by_evaluation(folder: Path) -> dict[int, float]:
-    evaluated = {int(path.name.removeprefix("step-")) for path in (folder / "eval").glob("step-*")}
+    evaluated = evaluated_steps(folder)
     total, found = 0.0, {step: 0.0 for step in evaluated if step == 0}
     for row in logged(folder):
         total += sum(row.get(metric, 0.0) for metric in BUDGETS["tokens/generated"])

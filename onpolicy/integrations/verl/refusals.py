@@ -8,9 +8,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION
 from onpolicy.integrations.verl.rows import MOST_SPANS
-from onpolicy.trainer.build import build_objective, teacher_rule, token_classes
+from onpolicy.trainer.build import build_objective, teacher_rule
 
 UNWANTED = {
     "actor_rollout_ref.model.use_fused_kernels": "the loss reads the student's logits, which fused kernels never make",
@@ -53,7 +54,7 @@ def problems(config: DictConfig, result: ResolvedConfig) -> Iterator[str]:
     yield from _without_effect(config)
     yield from _of_the_teacher(config, result)
     yield from of_who_asks(result)
-    marked = [*result.spans, *token_classes(result)]
+    marked = list(span_names(result))
     if len(marked) > MOST_SPANS:
         yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; wanted at most {MOST_SPANS}."
 

@@ -8,12 +8,12 @@ from typing import Any
 from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
+from onpolicy.annotation.build import build_rewards
 from onpolicy.annotation.scoring import measure, reward_inputs, weigh
 from onpolicy.data.rendering import Renderer
 from onpolicy.integrations.verl.rows import rollout_group
 from onpolicy.integrations.verl.scoring import sees_siblings
 from onpolicy.integrations.verl.settings import method
-from onpolicy.run.assemble import build_rewards
 
 
 class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
@@ -33,7 +33,7 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
         super().__init__(config, tokenizer, compute_score)
         resolved = method(config)
         self._rewards = [r for r in build_rewards(resolved) if not sees_siblings(r.function)]
-        self._right = resolved.config.correctness or (resolved.rewards[0].plugin.name if resolved.rewards else "")
+        self._right = resolved.correctness_name
         self._renderer = Renderer(tokenizer, thinking=resolved.config.rendering.thinking)
         self._max_tokens = resolved.generator.settings.max_tokens
 
@@ -48,7 +48,7 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
 
     def _scored(self, row: Mapping[str, Any]) -> dict[str, Any]:
         group = rollout_group([row], self._renderer, max_tokens=self._max_tokens)
-        inputs = reward_inputs(group, lambda text: self._renderer.split_thinking(text).answer)
+        inputs = reward_inputs(group, self._renderer.final_answer_text)
         (parts,) = measure({r.name: r.function for r in self._rewards}, inputs)
         (scored,) = weigh([parts], self._rewards, right=self._right)
         return {"reward_score": scored.total, "reward_extra_info": dict(parts)}

@@ -16,20 +16,19 @@ from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
 from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.build import build_annotator, build_rewards
 from onpolicy.config.registry import ConfigError
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.rendering import Renderer
+from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import settings, store
-from onpolicy.integrations.verl.annotator import build_annotator
 from onpolicy.integrations.verl.bridge import PREFIX
 from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE
 from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_group
 from onpolicy.integrations.verl.scoring import judged
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
-from onpolicy.models import context_window
-from onpolicy.run.assemble import build_rewards
+from onpolicy.models import context_window, teacher_prompt_limit
 from onpolicy.run.checkpoint import CheckpointError
-from onpolicy.trainer.build import term_names, token_classes
 from onpolicy.types import Example, Metrics
 
 STATE = "onpolicy.json"
@@ -43,7 +42,7 @@ class Teaching:
     """The mode of the trainer that this is mixed into; verl compares with its own names."""
     worker: type
     """What takes the place of its actor's worker."""
-    annotate: Annotator
+    annotator: Annotator
     renderer: Renderer
 
     def __init__(self, config: Any) -> None:
@@ -66,7 +65,12 @@ class Teaching:
         self.renderer = Renderer(self.tokenizer, thinking=self.resolved.config.rendering.thinking)  # type: ignore[attr-defined]
         model = self.config.actor_rollout_ref.model  # type: ignore[attr-defined]
         window = context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))
-        self.annotate = build_annotator(self.resolved, self.renderer, window)
+        self.annotator = build_annotator(
+            self.resolved,
+            self.renderer,
+            max_teacher_prompt_tokens=teacher_prompt_limit(self.resolved, window),
+            queries=None,  # ``settings.problems`` has refused every context that asks
+        )
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()  # type: ignore[misc]
@@ -113,12 +117,12 @@ class Teaching:
                 rollout_group(own := [rows[i] for i in numbers], self.renderer, max_tokens=longest),
                 own,
                 self.rewards,
-                lambda text: self.renderer.split_thinking(text).answer,
-                right=self._right,
+                self.renderer.final_answer_text,
+                right=self.resolved.correctness_name,
             )
             for numbers in sets
         ]
-        found, metrics = self.annotate(groups, version=0)
+        found, metrics = self.annotator.annotate(groups, version=0)
         examples: list[Example | None] = [None] * len(rows)
         for i, example in zip((i for numbers in sets for i in numbers), found, strict=True):
             examples[i] = example
@@ -129,8 +133,8 @@ class Teaching:
                 examples,
                 lengths,
                 contexts=tuple(self.resolved.contexts),
-                terms=term_names(self.resolved),
-                spans=(*self.resolved.spans, *token_classes(self.resolved)),
+                terms=self.resolved.term_names,
+                spans=span_names(self.resolved),
             ),
         )
         self._put_scores(batch, examples, lengths)
@@ -216,10 +220,6 @@ class Teaching:
                 f"{self.renderer.decode(theirs[max(0, same - 5) :][:12])!r} and {self.renderer.decode(ours[max(0, same - 5) :][:12])!r}. "
                 "A teacher that is shown nothing more will not agree with the student exactly."
             )
-
-    @property
-    def _right(self) -> str:
-        return self.resolved.config.correctness or (self.rewards[0].name if self.rewards else "")
 
 
 class SyncTrainer(Teaching, PPOTrainerSync):  # type: ignore[misc]

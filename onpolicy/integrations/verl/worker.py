@@ -15,12 +15,13 @@ from verl.utils.device import get_device_name
 from verl.workers.engine_workers import ActorRolloutRefWorker
 
 from onpolicy.config.schedules import Coefficients
+from onpolicy.epistemic.ids import class_names, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.names import COEFFICIENTS, SECTION, VENDOR
 from onpolicy.integrations.verl.settings import unpacked
 from onpolicy.integrations.verl.teachers import Teachers
-from onpolicy.trainer.build import build_objective, class_names, lexicon_ids, teacher_rule, token_classes
+from onpolicy.trainer.build import build_objective, lexicon_ids, teacher_rule
 from onpolicy.trainer.collectives import ProcessGroup
 
 
@@ -60,7 +61,7 @@ class Teaching:
         self._bridge = Bridge(
             objective,
             contexts=tuple(resolved.contexts),
-            spans=(*resolved.spans, *token_classes(resolved)),
+            spans=span_names(resolved),
             marker_ids=lexicon_ids(resolved, worker.model_config.tokenizer),
             telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
             together=together,

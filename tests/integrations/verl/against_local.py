@@ -39,7 +39,8 @@ from onpolicy.utils.timer import PhaseTimer
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.divergences import forward_kl, jsd
 from onpolicy.losses.supports import student_topk
-from onpolicy.epistemic.tokens import TokenTelemetry, span_name
+from onpolicy.epistemic.ids import span_name
+from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import Objective, Term
 from onpolicy.models import load_causal_lm
 from onpolicy.losses.terms.policy_gradient import policy_gradient

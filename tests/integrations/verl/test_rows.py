@@ -20,7 +20,7 @@ from tensordict import TensorDict
 
 from onpolicy.annotation.scoring import Reward
 from onpolicy.data.rendering import Renderer
-from onpolicy.epistemic.tokens import span_name
+from onpolicy.epistemic.ids import span_name
 from onpolicy.integrations.verl import store
 from onpolicy.integrations.verl.rows import columns, grouped, rollout_group, train_batch
 from onpolicy.integrations.verl.scoring import judged, sees_siblings

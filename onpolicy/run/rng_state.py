@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 
 
 def random_state() -> dict[str, Any]:
+    """The states of Python's, NumPy's and torch's generators, on the CPU and on every GPU."""
     kind, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
     state: dict[str, Any] = {
         "python": random.getstate(),
@@ -23,14 +23,10 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
+    """Restores what ``random_state`` returned."""
     random.setstate(state["python"])
     kind, keys, position, has_gauss, gauss = state["numpy"]
     np.random.set_state((kind, keys.numpy().astype("uint32"), position, has_gauss, gauss))
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state_all(state["cuda"])
-
-
-def step_seed(*key: int | str) -> int:
-    """32 bits from the run's seed, a purpose and a step: the same whether or not the run was interrupted before it."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:4], "big")

@@ -1,0 +1,113 @@
+"""From a resolved config to what scores and annotates rollouts: rewards, contexts, spans, telemetry. Loads no torch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.scoring import Reward, Scorer
+from onpolicy.annotation.spans import markers, pattern
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.config.schedules import Bound
+from onpolicy.data.rendering import Renderer
+from onpolicy.epistemic.baseline import Baseline
+from onpolicy.epistemic.ids import CLASSES, class_names, span_name
+from onpolicy.epistemic.telemetry import TextTelemetry
+from onpolicy.models import ModelHandle
+from onpolicy.protocols import Generator
+from onpolicy.types import Prompt
+from onpolicy.utils.seeds import step_seed
+
+
+def build_rewards(resolved: ResolvedConfig) -> list[Reward]:
+    """The rewards; unless ``bonus`` is set, all but the one that decides correctness are bonuses."""
+    return [
+        Reward(
+            name=s.plugin.name,
+            weight=s.settings.weight,
+            function=s.plugin.bind(),
+            bonus=s.plugin.name != resolved.correctness_name if s.settings.bonus is None else s.settings.bonus,
+            when=s.settings.when,
+        )
+        for s in resolved.rewards
+    ]
+
+
+def local_scorer(resolved: ResolvedConfig, renderer: Renderer) -> Scorer:
+    """The scorer that computes the rewards in this process."""
+    return Scorer(build_rewards(resolved), renderer.final_answer_text, resolved.correctness_name)
+
+
+def build_queries(
+    resolved: ResolvedConfig, model: ModelHandle, prompts: Sequence[Prompt], generator: Generator, scorer: Scorer
+) -> ContextQueries:
+    """Answers what contexts and span finders ask the model while a step is annotated."""
+    return ContextQueries(
+        generator=generator,
+        judge=scorer,
+        prompts=prompts,
+        seed_of=functools.partial(step_seed, resolved.config.seed, "inquiry"),
+        renderer=model.renderer,
+        limit=model.max_model_len - resolved.generator.settings.max_tokens,
+        drop_too_long=resolved.config.rendering.too_long == "drop",
+    )
+
+
+def text_telemetry(
+    resolved: ResolvedConfig, renderer: Renderer, baseline: Baseline | None = None
+) -> TextTelemetry | None:
+    """Telemetry of the text of rollouts; None where no lexicon is to be counted."""
+    settings = resolved.config.epistemic
+    if not settings.lexicons:
+        return None
+    return TextTelemetry(settings.lexicons, settings.lexicon, renderer.split_thinking, baseline)
+
+
+def build_annotator(
+    resolved: ResolvedConfig,
+    renderer: Renderer,
+    *,
+    max_teacher_prompt_tokens: int,
+    queries: ContextQueries | None,
+    baseline: Baseline | None = None,
+) -> Annotator:
+    """Builds the annotator of a run.
+
+    Args:
+        resolved: the config
+        renderer: the student's
+        max_teacher_prompt_tokens: tokens of the longest prompt that a teacher may read
+        queries: answers contexts that ask the model; None where the config has been refused if one does
+        baseline: the reference model's use of markers, where it has been measured
+    """
+    return Annotator(
+        renderer=renderer,
+        contexts={context: plugin.bind() for context, plugin in resolved.contexts.items()},
+        credit=resolved.credit.bind(),
+        queries=queries or _no_queries(renderer),
+        max_teacher_prompt_tokens=max_teacher_prompt_tokens,
+        drop_too_long=resolved.config.rendering.too_long == "drop",
+        staleness=resolved.generator.settings.staleness,
+        routes={name: term.settings.route for name, term in zip(resolved.term_names, resolved.objective, strict=True)},
+        spans={name: plugin.bind() for name, plugin in resolved.spans.items()},
+        classes=token_classes(resolved),
+        telemetry=text_telemetry(resolved, renderer, baseline),
+    )
+
+
+def token_classes(resolved: ResolvedConfig) -> dict[str, Any]:
+    """Name of the span -> the function that finds the tokens of this class."""
+    return {
+        span_name(name): Bound(pattern, regex=CLASSES[name]) if name in CLASSES else Bound(markers, lexicon=name)
+        for name in class_names(resolved)
+    }
+
+
+def _no_queries(renderer: Renderer) -> ContextQueries:
+    nobody: Any = None
+    return ContextQueries(
+        generator=nobody, judge=nobody, prompts=(), seed_of=int, renderer=renderer, limit=0, drop_too_long=False
+    )

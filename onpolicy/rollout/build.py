@@ -1,0 +1,73 @@
+"""From a resolved config to what samples: the generator of this process, the order of prompts, the rollouts of the steps."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from onpolicy.config.registry import options_of
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.data.cursor import PromptCursor
+from onpolicy.models import ModelHandle
+from onpolicy.protocols import Generator, Sampler
+from onpolicy.rollout.dataset_completions import DatasetCompletions
+from onpolicy.rollout.prefetch import RolloutPrefetcher
+from onpolicy.rollout.sampler import RolloutSampler
+from onpolicy.types import Prompt
+from onpolicy.utils.seeds import step_seed
+from onpolicy.utils.timer import PhaseTimer
+
+
+def local_generator(resolved: ResolvedConfig, model: ModelHandle) -> Generator:
+    """The configured generator in this process.
+
+    A plug-in with an option ``source`` is told the revision of a hub's model and whether its code may run.
+    """
+    section, settings = resolved.generator, resolved.config.model
+    source = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+    generator: Generator = section.plugin.bind()(
+        renderer=model.renderer,
+        model=model.path,
+        sampling=section.settings,
+        max_model_len=model.max_model_len,
+        **({"source": source} if "source" in options_of(section.plugin.function) else {}),
+    )
+    return generator
+
+
+def prompt_cursor(resolved: ResolvedConfig, prompts: Sequence[Prompt]) -> PromptCursor:
+    """The order in which a run goes through its prompts."""
+    settings = resolved.data.settings
+    return PromptCursor(
+        prompts, batch_size=settings.prompts_per_step, seed=resolved.config.seed, shuffle=settings.shuffle
+    )
+
+
+def completion_source(resolved: ResolvedConfig, model: ModelHandle, generator: Generator) -> Sampler:
+    """Where the completions of a step come from: the generator, or a column of the dataset."""
+    column = resolved.data.settings.completions
+    if column is None:
+        return generator
+    return DatasetCompletions(generator, model.renderer, column, resolved.generator.settings.max_tokens)
+
+
+def build_prefetcher(
+    resolved: ResolvedConfig, cursor: PromptCursor, source: Sampler, score: Callable[..., Any], timer: PhaseTimer
+) -> RolloutPrefetcher:
+    """The scored rollouts of each step; with ``generator.staleness`` those of the next steps are sampled meanwhile.
+
+    Args:
+        score: rollout groups -> scored groups
+    """
+    rollouts = RolloutSampler(
+        source,
+        cursor,
+        score,
+        timer,
+        functools.partial(step_seed, resolved.config.seed),
+        batches=resolved.data.settings.dynamic_sampling,
+    )
+    return RolloutPrefetcher(
+        rollouts, timer, staleness=resolved.generator.settings.staleness, steps=resolved.config.steps
+    )

@@ -1,0 +1,53 @@
+"""Where each part of a run works: in this process, in the ranks of a launcher, or in Ray actors (``roles``)."""
+
+from __future__ import annotations
+
+from onpolicy.annotation.build import local_scorer
+from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.resolve import ResolvedConfig
+from onpolicy.distributed.env import launched
+from onpolicy.distributed.torchrun_group import Rank0Driver
+from onpolicy.models import ModelHandle
+from onpolicy.protocols import Generator, Trainer
+from onpolicy.rollout.build import local_generator
+from onpolicy.trainer.build import local_trainer
+from onpolicy.utils.faults import Faults
+from onpolicy.utils.timer import PhaseTimer
+
+
+def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> Scorer:
+    """The scorer of a run; with ``roles.rewards`` its rewards are computed by workers of their own."""
+    scorer = local_scorer(resolved, model.renderer)
+    if not resolved.config.roles.rewards or not resolved.rewards:
+        return scorer
+    from onpolicy.distributed.reward_pool import remote_scorer
+
+    return remote_scorer(resolved, scorer, faults)
+
+
+def build_generator(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> Generator:
+    """The generator of a run, with the reference model's weights; with ``roles.generators`` several replicas of it.
+
+    Args:
+        resolved: the config
+        model: the student before training
+        faults: records every replica that is replaced
+    """
+    if not resolved.config.roles.generators:
+        return local_generator(resolved, model)
+    from onpolicy.distributed.generator_pool import Replicas
+
+    return Replicas(resolved, model, faults)
+
+
+def build_trainer(resolved: ResolvedConfig, model: ModelHandle, timer: PhaseTimer, faults: Faults) -> Trainer:
+    """The trainer of a run: in this process, in ``roles.trainers`` Ray actors, or in the ranks that a launcher started."""
+    if resolved.config.roles.trainers:
+        from onpolicy.distributed.ray_trainer_group import RayTrainerGroup
+
+        return RayTrainerGroup(resolved, timer, faults)
+    if launched():
+        return Rank0Driver(resolved, model, timer)
+    trainer = local_trainer(resolved, model, timer)
+    trainer.on_fault = faults.record
+    return trainer
