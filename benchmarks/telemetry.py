@@ -19,6 +19,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from onpolicy.annotation.spans import markers, pattern
 from onpolicy.config.schedules import Bound
 from onpolicy.config.schema import TrainerSettings
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import CLASSES, span_name
 from onpolicy.epistemic.telemetry import TextTelemetry
@@ -127,7 +128,7 @@ def _example(rollout: Rollout, index: int, renderer: Renderer, finders: dict[str
     return Example(
         rollout=rollout, prompt=prompt, group_id=index, reward=1.0, reward_breakdown={}, advantage=0.0,
         teacher_prompt_ids={"teacher": rollout.prompt_ids * 2},
-        spans={name: renderer.marked(rollout.completion_ids, find(group, 0, [1.0])) for name, find in finders.items()},
+        spans={name: TokenAlignment(renderer).mark(rollout.completion_ids, find(group, 0, [1.0])) for name, find in finders.items()},
     )  # fmt: skip
 
 

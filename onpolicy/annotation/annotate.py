@@ -4,18 +4,20 @@ Rewards come before, because a successful sibling is known only by its reward.""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, pstdev
+from functools import cached_property
+from statistics import fmean
 from typing import Any
 
-from onpolicy.annotation.leakage import repeated_share
+from onpolicy.annotation.metrics import example_metrics, rollout_metrics, staleness_metrics
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.routes import Route
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import ContextBuilder
-from onpolicy.types import RIGHT, Example, Message, Metrics, Prompt, Rollout, RolloutGroup, ScoredGroup
+from onpolicy.types import Example, Message, Metrics, Prompt, Rollout, RolloutGroup, ScoredGroup
 
 
 class StaleRollouts(RuntimeError):
@@ -52,13 +54,13 @@ class Annotator:
             _refuse_stale(judged.group, version, self.staleness)
         self.queries.sampled.clear()
         built = self.queries.settle(self._started(groups), version=version)
-        dropped: Counter[str] = Counter()
+        prompts = TeacherPrompts(self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long)
         examples = [
-            self._example(judged, i, j, advantage, built, dropped)
+            self._example(judged, i, j, advantage, built, prompts)
             for i, judged in enumerate(groups)
             for j, advantage in enumerate(advantages(judged, self.credit))
         ]
-        metrics = _metrics(examples, dropped, self.contexts, self.spans)
+        metrics = example_metrics(examples, prompts.dropped, self.contexts, self.spans)
         metrics |= rollout_metrics(groups)
         if self.queries.sampled:
             metrics["context/sampled_tokens"] = float(sum(self.queries.sampled))
@@ -86,11 +88,11 @@ class Annotator:
         index: int,
         advantage: float,
         built: Mapping[Hashable, Any],
-        dropped: Counter[str],
+        prompts: TeacherPrompts,
     ) -> Example:
         rollout, scored = judged.group.rollouts[index], judged.scored[index]
         contexts = {
-            context: self._prompt_ids(context, judged.group.prompt, built[group_id, index, "context", context], dropped)
+            context: prompts.render(context, judged.group.prompt, built[group_id, index, "context", context])
             for context in self.contexts
         }
         return Example(
@@ -103,33 +105,58 @@ class Annotator:
             teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
             routes={term: route(judged.scores, index) for term, route in self.routes.items()},
             spans={
-                name: _marked(self.renderer, rollout, built[group_id, index, "span", name] or ())
+                name: self._mark(rollout, built[group_id, index, "span", name] or ())
                 for name in (*self.spans, *self.classes)
             },
         )
 
-    def _prompt_ids(
-        self, context: str, prompt: Prompt, messages: Sequence[Message] | None, dropped: Counter[str]
-    ) -> tuple[int, ...] | None:
+    def _mark(self, rollout: Rollout, spans: Sequence[tuple[int, int]]) -> tuple[bool, ...]:
+        """[T] which completion tokens lie inside of spans of the rollout's text, of which observed tokens are no part."""
+        inside = self._alignment.mark(rollout.sampled_ids, spans)
+        if not rollout.sampled_mask:
+            return inside
+        sampled = iter(inside)
+        return tuple(is_sampled and next(sampled) for is_sampled in rollout.sampled_mask)
+
+    @cached_property
+    def _alignment(self) -> TokenAlignment:
+        return TokenAlignment(self.renderer)
+
+
+class TeacherPrompts:
+    """Renders what teachers read in one step: equal messages once, however many rollouts and contexts have them."""
+
+    def __init__(self, renderer: Renderer, limit: int, drop_too_long: bool) -> None:
+        self.dropped: Counter[str] = Counter()
+        """By context, how many rollouts have no teacher because their prompt is too long."""
+        self._renderer, self._limit, self._drop_too_long = renderer, limit, drop_too_long
+        self._rendered: dict[tuple[tuple[str, str], ...], tuple[int, ...] | PromptTooLong] = {}
+
+    def render(self, context: str, prompt: Prompt, messages: Sequence[Message] | None) -> tuple[int, ...] | None:
+        """Token ids of a rollout's privileged prompt; None where its context is empty, or too long and to be dropped.
+
+        Raises:
+            PromptTooLong: it is over the limit, and ``rendering.too_long`` is ``refuse``.
+        """
         if messages is None:
             return None
+        key = tuple((message["role"], message["content"]) for message in messages)
+        if key not in self._rendered:
+            self._rendered[key] = self._ids(messages)
+        found = self._rendered[key]
+        if not isinstance(found, PromptTooLong):
+            return found
+        if not self._drop_too_long:
+            where = f"contexts.{context}, prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens)"
+            raise PromptTooLong(found.num_tokens, found.limit, where) from found
+        self.dropped[context] += 1
+        return None
+
+    def _ids(self, messages: Sequence[Message]) -> tuple[int, ...] | PromptTooLong:
         try:
-            return self.renderer.prompt_ids(messages, limit=self.max_teacher_prompt_tokens)
+            return self._renderer.prompt_ids(messages, limit=self._limit)
         except PromptTooLong as error:
-            if not self.drop_too_long:
-                where = f"contexts.{context}, prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens)"
-                raise PromptTooLong(error.num_tokens, error.limit, where) from error
-            dropped[context] += 1
-            return None
-
-
-def _marked(renderer: Renderer, rollout: Rollout, spans: Sequence[tuple[int, int]]) -> tuple[bool, ...]:
-    """[T] which completion tokens lie inside of spans of the rollout's text, of which observed tokens are no part."""
-    inside = renderer.marked(rollout.sampled_ids, spans)
-    if not rollout.sampled_mask:
-        return inside
-    sampled = iter(inside)
-    return tuple(is_sampled and next(sampled) for is_sampled in rollout.sampled_mask)
+            return error
 
 
 def advantages(judged: ScoredGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
@@ -152,64 +179,3 @@ def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:
                 f"prompt {group.prompt.id!r}: sampled with weights of version {found}, training is at {version} and "
                 f"generator.staleness is {staleness}; generator.update_weights was skipped or failed"
             )
-
-
-def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
-    """How many versions old the tokens are, and how many rollouts went on under new weights."""
-    rollouts = [r for judged in groups for r in judged.group.rollouts]
-    ages = [
-        version - sampled
-        for r in rollouts
-        for sampled in r.select_sampled(r.token_versions) or (r.policy_version,) * r.num_sampled
-    ]
-    return {
-        "rollout/staleness/mean": sum(ages) / max(len(ages), 1),
-        "rollout/staleness/max": float(max(ages, default=0)),
-        "rollout/resumed": fmean(len(set(r.token_versions)) > 1 for r in rollouts),
-    }
-
-
-def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
-    """What can be said of rollouts and their scores alone."""
-    rollouts = [r for judged in groups for r in judged.group.rollouts]
-    lengths = [r.num_sampled for r in rollouts]
-    right = [[score >= RIGHT for score in judged.scores] for judged in groups]
-    return {
-        "rollout/completion_length/mean": fmean(lengths),
-        "rollout/completion_length/max": float(max(lengths)),
-        "rollout/truncated": fmean(r.finish_reason == "length" for r in rollouts),
-        "rollout/aborted": fmean(r.finish_reason == "abort" for r in rollouts),
-        "group/right": fmean(map(fmean, right)),
-        "group/any_right": fmean(map(any, right)),
-        "group/mixed": fmean(any(r) and not all(r) for r in right),
-    }
-
-
-def _metrics(
-    examples: Sequence[Example], dropped: Counter[str], contexts: Iterable[str], spans: Iterable[str]
-) -> Metrics:
-    tokens = sum(e.rollout.num_sampled for e in examples)
-    metrics = {
-        "rollout/tokens": float(tokens),
-        "reward/mean": fmean(e.reward for e in examples),
-        "reward/std": pstdev([e.reward for e in examples]),
-        "credit/nonzero": fmean(e.advantage != 0.0 for e in examples),
-    }
-    for name in dict.fromkeys(part for e in examples for part in e.reward_breakdown):
-        metrics[f"reward/{name}"] = fmean(e.reward_breakdown[name] for e in examples if name in e.reward_breakdown)
-    for context in contexts:
-        metrics |= {f"context/{context}/{what}": value for what, value in _context_metrics(examples, context).items()}
-        metrics[f"context/{context}/dropped"] = float(dropped[context])
-    for term in examples[0].routes:
-        metrics[f"route/{term}"] = fmean(e.routes[term] for e in examples)
-    for name in spans:
-        metrics[f"spans/{name}"] = sum(sum(e.spans[name]) for e in examples) / max(tokens, 1)
-    return metrics
-
-
-def _context_metrics(examples: Sequence[Example], context: str) -> Metrics:
-    seen = [(e, e.teacher_prompt_ids[context]) for e in examples if context in e.teacher_prompt_ids]
-    metrics = {"share": len(seen) / len(examples), "tokens": fmean(len(ids) for _, ids in seen) if seen else 0.0}
-    repeated = [repeated_share(ids, e.rollout.prompt_ids, e.rollout.sampled_ids) for e, ids in seen]
-    known = [share for share in repeated if share is not None]
-    return metrics | ({"repeated": fmean(known)} if known else {})

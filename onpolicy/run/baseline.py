@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from onpolicy.annotation.annotate import rollout_metrics
 from onpolicy.annotation.build import text_telemetry
+from onpolicy.annotation.metrics import rollout_metrics
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolve import ResolvedConfig
 from onpolicy.data.rendering import Renderer

@@ -31,6 +31,7 @@ from onpolicy.annotation.credit import group_std
 from onpolicy.annotation.leakage import repeated_share
 from onpolicy.annotation.queries import ContextQueries, QueryError
 from onpolicy.annotation.scoring import Reward, Scorer
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.rollout.sampler import RolloutSampler
@@ -41,6 +42,7 @@ from tests.runs import metrics, run_here, write_config
 from tests.tiny import byte_tokenizer
 
 RENDERER = Renderer(byte_tokenizer())
+ALIGNMENT = TokenAlignment(RENDERER)
 
 
 def problem(name: str) -> Prompt:
@@ -224,8 +226,8 @@ def test_spans_of_text_become_marks_on_tokens() -> None:
 
 def test_marks_on_tokens_of_several_bytes() -> None:
     ids = RENDERER.tokenizer.encode("é = ½!")
-    assert RENDERER.marked(ids, [(4, 5)]) == (False, False, False, False, False, True, True, False)
-    assert RENDERER.marked(ids, [(0, 1)])[:3] == (True, True, False) and not any(RENDERER.marked(ids, [(2, 2)]))
+    assert ALIGNMENT.mark(ids, [(4, 5)]) == (False, False, False, False, False, True, True, False)
+    assert ALIGNMENT.mark(ids, [(0, 1)])[:3] == (True, True, False) and not any(ALIGNMENT.mark(ids, [(2, 2)]))
 
 
 def test_the_model_marks_its_own_answers_within_limits() -> None:

@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from onpolicy.annotation.annotate import StaleRollouts, _refuse_stale, staleness_metrics
+from onpolicy.annotation.annotate import StaleRollouts, _refuse_stale
+from onpolicy.annotation.metrics import staleness_metrics
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import load
 from onpolicy.data.cursor import PromptCursor

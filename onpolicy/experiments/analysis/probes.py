@@ -23,6 +23,7 @@ from statistics import fmean
 
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.registry import ConfigError
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import marker_ids
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
@@ -110,7 +111,7 @@ class Prober:
             spans = [s for s in m.spans[self.lexicon] if s[1] <= m.final_at]
             if spans:
                 ids = m.rollout.completion_ids
-                inside = self.renderer.marked(ids, [draw.choice(spans)])
+                inside = TokenAlignment(self.renderer).mark(ids, [draw.choice(spans)])
                 start, end = inside.index(True), len(inside) - inside[::-1].index(True)
                 kept.append(Begun(m.prompt, ids[:end]))
                 left_out.append(Begun(m.prompt, ids[:start], (*self._ids(self.lexicon), ids[start])))
@@ -195,7 +196,7 @@ class Prober:
         if not ends:
             return None
         end = min(ends, key=lambda e: abs(e - place * m.final_at))
-        inside = self.renderer.marked(m.rollout.completion_ids, [(0, end)])
+        inside = TokenAlignment(self.renderer).mark(m.rollout.completion_ids, [(0, end)])
         return len(inside) - inside[::-1].index(True)
 
     def _encoded(self, text: str) -> list[int]:
