@@ -32,7 +32,7 @@ from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
-from onpolicy.rewards.doubt import SPACING
+from onpolicy.rewards.uncertainty import SPACING
 from onpolicy.trainer.teacher_rules import frozen
 from onpolicy.trainer.trainer import LocalTrainer
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
@@ -78,9 +78,9 @@ def measure() -> dict[str, list[float]]:
         model=model, objective=Objective((term,)), teacher=frozen(), settings=TrainerSettings(micro_batch_tokens=3000), total_steps=100,
         contexts=("teacher",), clock=PhaseTimer(),
     )  # fmt: skip
-    groups = [_judged(r, i) for i, r in enumerate(rollouts)]
+    groups = [_scored(r, i) for i, r in enumerate(rollouts)]
     plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)
-    text = replace(plain, baseline=plain.start(groups, SPACING))
+    text = replace(plain, baseline=plain.build_baseline(groups, SPACING))
     seconds: dict[bool, list[float]] = {False: [], True: []}
     own: list[float] = []
     marking = [0.0, 0.0]
@@ -91,7 +91,7 @@ def measure() -> dict[str, list[float]]:
         start = time.perf_counter()
         examples = [_example(r, i, renderer, finders if watched else {}) for i, r in enumerate(rollouts)]
         if watched:
-            text(groups)
+            text.measure(groups)
         marking[watched] = time.perf_counter() - start
         trainer.step(examples)
         seconds[watched].append(time.perf_counter() - start)
@@ -117,13 +117,13 @@ def _rollout(renderer: Renderer, index: int) -> Rollout:
     )  # fmt: skip
 
 
-def _judged(rollout: Rollout, index: int) -> ScoredGroup:
+def _scored(rollout: Rollout, index: int) -> ScoredGroup:
     prompt = Prompt(id=str(index), messages=({"role": "user", "content": "What is 12 + 7?"},))
     return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=(rollout,)), (RolloutReward(1.0, 0.0, {}),), (1.0,))
 
 
 def _example(rollout: Rollout, index: int, renderer: Renderer, finders: dict[str, Bound]) -> Example:
-    group = _judged(rollout, index).group
+    group = _scored(rollout, index).group
     prompt = group.prompt
     return Example(
         rollout=rollout, prompt=prompt, group_id=index, reward=1.0, reward_breakdown={}, advantage=0.0,

@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 if TYPE_CHECKING:
@@ -21,8 +22,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 FinishReason = Literal["stop", "length", "abort"]
 
-RIGHT = 0.5
-"""Score from which an answer counts as right."""
+CORRECT_THRESHOLD = 0.5
+"""Score from which a rollout counts as correct."""
 REF = "<reference model>"
 """In ``LossInputs.marker_mass``, in place of a context: the reference model on the student's own prompt. No context of a config can have
 this name by accident."""
@@ -50,7 +51,7 @@ class Prompt:
     messages: tuple[Message, ...]
     """What the student reads, before the chat template."""
     completion_prefix_ids: tuple[int, ...] = ()
-    """Tokens of the answer that are given: rollouts go on behind them, and have them at the end of their ``prompt_ids``."""
+    """First tokens of the completion that are given: rollouts continue them, and have them at the end of their ``prompt_ids``."""
     banned_token_ids: tuple[int, ...] = ()
     """Tokens that no rollout may have."""
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -160,15 +161,15 @@ RewardBreakdown = Mapping[str, float]
 class RolloutReward:
     """One rollout's rewards."""
 
-    credited: float
-    """Weighted sum of the parts that ``credit`` turns into advantages."""
+    normalised_reward: float
+    """Weighted sum of the rewards that ``credit`` normalises into advantages."""
     bonus: float
-    """Weighted sum of those that are added after it."""
-    parts: RewardBreakdown
+    """Weighted sum of the rewards that are added to the advantage after ``credit``."""
+    reward_breakdown: RewardBreakdown
 
     @property
     def total(self) -> float:
-        return self.credited + self.bonus
+        return self.normalised_reward + self.bonus
 
 
 @dataclass(frozen=True)
@@ -176,14 +177,24 @@ class ScoredGroup:
     """A group whose rollouts have been scored."""
 
     group: RolloutGroup
-    scored: tuple[RolloutReward, ...]
+    rewards: tuple[RolloutReward, ...]
     scores: tuple[float, ...]
-    """What says whether a rollout is right: the reward named by ``correctness``, unweighted; the total where it does not apply."""
+    """By rollout, what decides whether it is correct: the unweighted reward named by ``correctness``, or the total without one."""
+
+    @property
+    def correct(self) -> tuple[bool, ...]:
+        """By rollout, whether it is correct."""
+        return tuple(score >= CORRECT_THRESHOLD for score in self.scores)
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of its rollouts that are correct."""
+        return fmean(self.correct)
 
     @property
     def mixed(self) -> bool:
-        """Whether some of its rollouts are right and some are not."""
-        return 0 < sum(score >= RIGHT for score in self.scores) < len(self.scores)
+        """Whether some of its rollouts are correct and some are not."""
+        return 0 < sum(self.correct) < len(self.correct)
 
 
 @dataclass(frozen=True)
@@ -200,7 +211,7 @@ class Reply:
 
     text: str
     score: float
-    """What the run's rewards make of the text as an answer to the problem."""
+    """The score of the text as a rollout of the problem (``ScoredGroup.scores``)."""
 
 
 @dataclass(frozen=True)
@@ -215,7 +226,7 @@ as often as it likes, and returns the messages. Equal requests of one step are a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A rollout with everything that was decided about it: the last stop before tensors."""
+    """A rollout with everything that was decided about it, before it becomes tensors."""
 
     rollout: Rollout
     prompt: Prompt

@@ -1,5 +1,7 @@
-"""Judged groups -> examples: what the teacher may see, what is marked, credit, and which terms a rollout goes to.
-Rewards come before, because a successful sibling is known only by its reward."""
+"""Scored groups -> examples: teacher prompts, spans, advantages, and the loss terms that a rollout goes to.
+
+Groups are scored before, because a successful sibling is known only by its reward.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ class StaleRollouts(RuntimeError):
 
 @dataclass(frozen=True)
 class Annotator:
-    """Everything that is decided about a rollout before it becomes tensors."""
+    """Turns scored groups into examples: everything that is decided about a rollout before it becomes tensors."""
 
     renderer: Renderer
     contexts: Mapping[str, ContextBuilder]
@@ -44,21 +46,21 @@ class Annotator:
     telemetry: TextTelemetry | None = None
 
     def annotate(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
-        """Examples in order, and what there is to know about them.
+        """Returns the examples in the order of the rollouts, and the step's metrics about them.
 
         Raises:
             StaleRollouts: a token comes from weights more than ``staleness`` versions below ``version``, or from newer ones.
             PromptTooLong: a privileged prompt is over the limit and ``rendering.too_long`` is ``refuse``.
         """
-        for judged in groups:
-            _refuse_stale(judged.group, version, self.staleness)
+        for scored in groups:
+            _refuse_stale(scored.group, version, self.staleness)
         self.queries.sampled.clear()
-        built = self.queries.settle(self._started(groups), version=version)
+        built = self.queries.run(self._started(groups), version=version)
         prompts = TeacherPrompts(self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long)
         examples = [
-            self._example(judged, i, j, advantage, built, prompts)
-            for i, judged in enumerate(groups)
-            for j, advantage in enumerate(advantages(judged, self.credit))
+            self._example(scored, i, j, advantage, built, prompts)
+            for i, scored in enumerate(groups)
+            for j, advantage in enumerate(advantages(scored, self.credit))
         ]
         metrics = example_metrics(examples, prompts.dropped, self.contexts, self.spans)
         metrics |= rollout_metrics(groups)
@@ -67,43 +69,43 @@ class Annotator:
         if self.staleness:
             metrics |= staleness_metrics(groups, version)
         if self.telemetry is not None:
-            metrics |= self.telemetry(groups)
+            metrics |= self.telemetry.measure(groups)
         return examples, metrics
 
     def _started(self, groups: Sequence[ScoredGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
-        """Every context and every span finder called for every rollout; some have to ask before they answer."""
+        """Calls every context and every span finder for every rollout; those that ask the model return a coroutine."""
         finders = {**self.spans, **self.classes}
         plugins = {("context", n): f for n, f in self.contexts.items()} | {("span", n): f for n, f in finders.items()}
         return {
-            (i, j, *name): (judged.group.prompt, function(judged.group, j, judged.scores))
-            for i, judged in enumerate(groups)
-            for j in range(len(judged.scores))
+            (i, j, *name): (scored.group.prompt, function(scored.group, j, scored.scores))
+            for i, scored in enumerate(groups)
+            for j in range(len(scored.scores))
             for name, function in plugins.items()
         }
 
     def _example(
         self,
-        judged: ScoredGroup,
+        scored: ScoredGroup,
         group_id: int,
         index: int,
         advantage: float,
         built: Mapping[Hashable, Any],
         prompts: TeacherPrompts,
     ) -> Example:
-        rollout, scored = judged.group.rollouts[index], judged.scored[index]
+        rollout, own = scored.group.rollouts[index], scored.rewards[index]
         contexts = {
-            context: prompts.render(context, judged.group.prompt, built[group_id, index, "context", context])
+            context: prompts.render(context, scored.group.prompt, built[group_id, index, "context", context])
             for context in self.contexts
         }
         return Example(
             rollout=rollout,
-            prompt=judged.group.prompt,
+            prompt=scored.group.prompt,
             group_id=group_id,
-            reward=scored.total,
-            reward_breakdown=scored.parts,
+            reward=own.total,
+            reward_breakdown=own.reward_breakdown,
             advantage=advantage,
             teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
-            routes={term: route(judged.scores, index) for term, route in self.routes.items()},
+            routes={term: route(scored.scores, index) for term, route in self.routes.items()},
             spans={
                 name: self._mark(rollout, built[group_id, index, "span", name] or ())
                 for name in (*self.spans, *self.classes)
@@ -159,15 +161,15 @@ class TeacherPrompts:
             return error
 
 
-def advantages(judged: ScoredGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
+def advantages(scored: ScoredGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
     """credit(rewards that are no bonus) + bonus - the group's mean bonus.
 
     A bonus inside the reward would be divided by the group's standard deviation, which turns any difference, however
-    small, into advantages of order one where all answers are right.
+    small, into advantages of order one where all rollouts are correct.
     """
-    bonuses = [s.bonus for s in judged.scored]
-    credited = credit([s.credited for s in judged.scored])
-    return [a + (bonus - fmean(bonuses)) for a, bonus in zip(credited, bonuses, strict=True)]
+    bonuses = [reward.bonus for reward in scored.rewards]
+    normalised = credit([reward.normalised_reward for reward in scored.rewards])
+    return [a + (bonus - fmean(bonuses)) for a, bonus in zip(normalised, bonuses, strict=True)]
 
 
 def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:

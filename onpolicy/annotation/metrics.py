@@ -6,12 +6,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, pstdev
 
 from onpolicy.annotation.leakage import repeated_share
-from onpolicy.types import RIGHT, Example, Metrics, ScoredGroup
+from onpolicy.types import Example, Metrics, ScoredGroup
 
 
 def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
-    """How many versions old the tokens are, and how many rollouts went on under new weights."""
-    rollouts = [r for judged in groups for r in judged.group.rollouts]
+    """Age of the sampled tokens in weight versions, and the share of rollouts that went on under new weights."""
+    rollouts = [r for scored in groups for r in scored.group.rollouts]
     ages = [
         version - sampled
         for r in rollouts
@@ -25,18 +25,17 @@ def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
-    """What can be said of rollouts and their scores alone."""
-    rollouts = [r for judged in groups for r in judged.group.rollouts]
+    """Lengths, finish reasons and pass rates of rollouts; sampled tokens alone are counted."""
+    rollouts = [r for scored in groups for r in scored.group.rollouts]
     lengths = [r.num_sampled for r in rollouts]
-    right = [[score >= RIGHT for score in judged.scores] for judged in groups]
     return {
         "rollout/completion_length/mean": fmean(lengths),
         "rollout/completion_length/max": float(max(lengths)),
         "rollout/truncated": fmean(r.finish_reason == "length" for r in rollouts),
         "rollout/aborted": fmean(r.finish_reason == "abort" for r in rollouts),
-        "group/right": fmean(map(fmean, right)),
-        "group/any_right": fmean(map(any, right)),
-        "group/mixed": fmean(any(r) and not all(r) for r in right),
+        "group/right": fmean(scored.pass_rate for scored in groups),
+        "group/any_right": fmean(any(scored.correct) for scored in groups),
+        "group/mixed": fmean(scored.mixed for scored in groups),
     }
 
 

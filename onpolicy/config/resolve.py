@@ -18,7 +18,7 @@ from onpolicy.config.schedules import Coefficient, coefficients_in
 from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
 from onpolicy.config.yaml_io import file_name
 from onpolicy.rewards import lexicon
-from onpolicy.rewards.doubt import SPACING
+from onpolicy.rewards.uncertainty import SPACING
 
 NORMALIZE = ("tokens", "sequences", "all_sequences", "max_tokens")
 SCHEDULED = ("weight",)

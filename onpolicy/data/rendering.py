@@ -102,7 +102,7 @@ class Renderer:
         return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_token_id, self._turn_end()) if i is not None))
 
     def _turn_end(self) -> int | None:
-        """The first special token behind an assistant message."""
+        """The first special token after an assistant message."""
         answer = "answer"
         messages = [_user("a"), {"role": "assistant", "content": answer}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
@@ -161,7 +161,7 @@ def _user(content: str) -> Message:
 
 
 def _common_suffix(one: Any, other: Any) -> Any:
-    """Of two strings or two lists."""
+    """Returns the longest common ending of two strings or two lists."""
     n = 0
     while n < min(len(one), len(other)) and one[-1 - n] == other[-1 - n]:
         n += 1

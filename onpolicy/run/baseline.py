@@ -51,11 +51,11 @@ def measure_baseline(
         on_start()
         seed = step_seed(resolved.config.seed, "baseline")
         sampling = dataclasses.replace(generator.sampling, group_size=settings.baseline)
-        groups = scorer(generator.generate(missing, seed=seed, sampling=sampling))
-        found = telemetry.start(groups, resolved.ref_spacing)
+        groups = scorer.score(generator.generate(missing, seed=seed, sampling=sampling))
+        found = telemetry.build_baseline(groups, resolved.ref_spacing)
         tokens = sum(r.num_sampled for g in groups for r in g.group.rollouts)
         metrics = found.metrics | rollout_metrics(groups) | {"rollout/sampled_tokens": float(tokens)}
-        known = known.joined(dataclasses.replace(found, metrics=metrics))
+        known = known.merge(dataclasses.replace(found, metrics=metrics))
         known.save(path)
     return known
 

@@ -178,7 +178,7 @@ def first_rollouts(run: Run, resolved: ResolvedConfig) -> list[Example]:
     """Rollouts of the reference model, as the first step would have them; no prompt is used up."""
     rollouts = run.sampler.rollouts
     cursor = prompt_cursor(resolved, rollouts.prompts.prompts)
-    groups, _ = replace(rollouts, prompts=cursor, batches=0)(0)
+    groups, _ = replace(rollouts, prompts=cursor, batches=0).sample(0)
     examples, _ = run.annotator.annotate(groups, version=0)
     return examples
 

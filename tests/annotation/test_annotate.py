@@ -117,7 +117,7 @@ def test_the_ladder_of_contexts() -> None:
     assert text(instruction) == "Q\n\nCorrectly solve the original question."
     assert "hm" in text(successful_sibling) and "hm" not in text(successful_sibling, keep_thinking=False)
     for options, words in (
-        ({"constant": "4"}, "is the right one"),
+        ({"constant": "4"}, "is the correct one"),
         ({"field": "solution"}, "give the context's constant"),
     ):
         with pytest.raises(ContextError, match=words):
@@ -150,16 +150,16 @@ def short(num_tokens: int) -> float:
 
 def annotate(groups: Sequence[RolloutGroup], *, version: int = 0, **changes: Any) -> tuple[list[Example], Metrics]:
     rewards = changes.pop("rewards", [Reward("right", 1.0, right), Reward("short", 0.5, short, bonus=True)])
-    judge = Scorer(rewards, final_part=str, correctness=rewards[0].name)
+    scorer = Scorer(rewards, final_part=str, correctness=rewards[0].name)
     settings: dict[str, Any] = {
         "renderer": Renderer(byte_tokenizer()),
         "contexts": {"teacher": successful_sibling, "hint": final_answer},
         "credit": group_mean,
-        "queries": ContextQueries(None, judge, [], step_seed, Renderer(byte_tokenizer()), 1000, False),  # type: ignore[arg-type]
+        "queries": ContextQueries(None, scorer, [], step_seed, Renderer(byte_tokenizer()), 1000, False),  # type: ignore[arg-type]
         "max_teacher_prompt_tokens": 1000,
         "drop_too_long": False,
     }
-    return Annotator(**{**settings, **changes}).annotate(judge(groups), version=version)
+    return Annotator(**{**settings, **changes}).annotate(scorer.score(groups), version=version)
 
 
 def test_rewards_contexts_and_credit_together() -> None:

@@ -71,7 +71,7 @@ def measure_contexts(resolved: ResolvedConfig, problems: int, band: Band) -> Fou
             within_band(
                 s.prompts,
                 generator=s.generator,
-                judge=s.judge,
+                scorer=s.scorer,
                 band=band,
                 problems=problems,
                 seed=seed,
@@ -86,8 +86,8 @@ def measure_contexts(resolved: ResolvedConfig, problems: int, band: Band) -> Fou
             unguided,
             {context: plugin.bind() for context, plugin in resolved.contexts.items()},
             generator=s.generator,
-            judge=s.judge,
-            queries=build_queries(resolved, s.model, s.prompts, s.generator, s.judge),
+            scorer=s.scorer,
+            queries=build_queries(resolved, s.model, s.prompts, s.generator, s.scorer),
             seed=seed,
         )
     gains = richness(resolved, s.model, unguided, guided)

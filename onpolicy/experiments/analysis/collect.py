@@ -8,7 +8,7 @@ from statistics import fmean
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import RIGHT, Prompt, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Prompt, ScoredGroup
 
 Band = tuple[float, float]
 EVERYTHING: Band = (0.0, 1.0)
@@ -18,7 +18,7 @@ def within_band(
     prompts: Sequence[Prompt],
     *,
     generator: Generator,
-    judge: Scorer,
+    scorer: Scorer,
     band: Band,
     problems: int,
     seed: int,
@@ -29,7 +29,7 @@ def within_band(
     Args:
         prompts: the dataset
         generator: answers each problem ``group_size`` times
-        judge: says what is right
+        scorer: says which answers are correct
         band: only problems whose share of right answers lies within
         problems: how many are wanted
         seed: of all samples
@@ -38,7 +38,7 @@ def within_band(
     found, tried = 0, 0
     while found < problems and tried < len(prompts):
         step = max(1, min(AT_ONCE // generator.sampling.group_size, _guess(found, tried, problems)))
-        for judged in judge(generator.generate(prompts[tried : tried + step], seed=seed)):
+        for judged in scorer.score(generator.generate(prompts[tried : tried + step], seed=seed)):
             if band[0] <= solved(judged) <= band[1] and found < problems:
                 found += 1
                 yield judged
@@ -49,7 +49,7 @@ def within_band(
 
 def solved(judged: ScoredGroup) -> float:
     """Share of right answers."""
-    return fmean(score >= RIGHT for score in judged.scores)
+    return fmean(score >= CORRECT_THRESHOLD for score in judged.scores)
 
 
 def _guess(found: int, tried: int, problems: int) -> int:

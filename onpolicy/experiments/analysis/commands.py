@@ -99,7 +99,7 @@ def analyze_probes(
     with session(resolved, room=resolved.generator.settings.max_tokens + MARGIN) as s:
         probe = Prober(
             generator=s.generator,
-            judge=s.judge,
+            scorer=s.scorer,
             renderer=s.model.renderer,
             lexicon=resolved.config.epistemic.lexicon,
             window=s.model.max_model_len,

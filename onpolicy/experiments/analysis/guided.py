@@ -9,7 +9,7 @@ from typing import Any
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
-from onpolicy.types import RIGHT, Message, Prompt, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Message, Prompt, ScoredGroup
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ def guide(
     contexts: Mapping[str, Callable[..., Any]],
     *,
     generator: Generator,
-    judge: Scorer,
+    scorer: Scorer,
     queries: ContextQueries,
     seed: int,
 ) -> dict[str, Guided]:
@@ -36,7 +36,7 @@ def guide(
         unguided: each problem with its unguided answers, which contexts see as siblings, as in training
         contexts: by name; each is asked for what a wrong answer's teacher would read, so that a sibling is the first right one
         generator: answers
-        judge: says what is right
+        scorer: says which answers are correct
         inquiry: answers what contexts ask
         seed: of all samples
     """
@@ -49,7 +49,7 @@ def guide(
         }
         prompts = [g.group.prompt for g in unguided if g.group.prompt.id in shown]
         asked = [replace(p, id=f"{p.id}@{name}", messages=shown[p.id]) for p in prompts]
-        judged_groups = judge(generator.generate(asked, seed=seed + number)) if asked else []
+        judged_groups = scorer.score(generator.generate(asked, seed=seed + number)) if asked else []
         found[name] = Guided(
             shown,
             # as it was read: what an answer repeats of it is a quotation, no doubt of its own
@@ -74,9 +74,9 @@ def _shown(
         started: dict[Hashable, tuple[Prompt, Any]] = {
             g.group.prompt.id: (g.group.prompt, context(g.group, _wrong_first(g)[turn], g.scores)) for g in left
         }
-        shown |= {str(k): tuple(built) for k, built in queries.settle(started, version=0).items() if built is not None}
+        shown |= {str(k): tuple(built) for k, built in queries.run(started, version=0).items() if built is not None}
     return shown
 
 
 def _wrong_first(judged: ScoredGroup) -> list[int]:
-    return sorted(range(len(judged.scores)), key=lambda j: judged.scores[j] >= RIGHT)
+    return sorted(range(len(judged.scores)), key=lambda j: judged.scores[j] >= CORRECT_THRESHOLD)

@@ -28,7 +28,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import marker_ids
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.protocols import Generator
-from onpolicy.types import RIGHT, Prompt, Rollout, RolloutGroup, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Prompt, Rollout, RolloutGroup, ScoredGroup
 from onpolicy.utils.stats import Measured, measured
 
 DOUBT = " Wait, maybe that is wrong. Let me double-check."
@@ -82,7 +82,7 @@ class Prober:
     """Runs the interventions with one model."""
 
     generator: Generator
-    judge: Scorer
+    scorer: Scorer
     renderer: Renderer
     lexicon: str
     """Whose markers are left out and banned."""
@@ -99,7 +99,7 @@ class Prober:
             LexiconError: the lexicon, or the control, has no marker that is one token of the tokenizer.
             ConfigError: answers fill the window.
         """
-        judged = self.judge(self.generator.generate(prompts, seed=self.seed))
+        judged = self.scorer.score(self.generator.generate(prompts, seed=self.seed))
         answers = locate_markers(judged, [self.lexicon], self.renderer.split_thinking)
         return [*self.kept_or_left_out(answers), *self.injected(answers), *self.banned(prompts, answers)]
 
@@ -122,7 +122,7 @@ class Prober:
     def injected(self, answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """Behind the sentence that ends nearest to each place."""
         for was_right, fate in ((False, "wrong answers"), (True, "right answers")):
-            chosen = [m for m in answers if m.right == was_right]
+            chosen = [m for m in answers if m.correct == was_right]
             for place in PLACES:
                 cuts = [(m, cut) for m in chosen if (cut := self._sentence_end(m, place)) is not None]
                 if not cuts:
@@ -137,11 +137,11 @@ class Prober:
 
     def banned(self, prompts: Sequence[Prompt], answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """With the same seeds as the answers without a ban."""
-        free = [Answer(m.prompt.id, m.right, m.tokens) for m in answers]
+        free = [Answer(m.prompt.id, m.correct, m.tokens) for m in answers]
         for lexicon in (self.lexicon, CONTROL):
             ids = self._ids(lexicon)
             held = self.generator.generate([replace(p, banned_token_ids=ids) for p in prompts], seed=self.seed)
-            yield compared(f"{lexicon} banned", _answers_of(self.judge(held)), "nothing banned", free)
+            yield compared(f"{lexicon} banned", _answers_of(self.scorer.score(held)), "nothing banned", free)
 
     def _continued(self, arms: Mapping[str, Sequence[Begun]]) -> dict[str, list[Answer]]:
         """Every beginning of every arm, continued so many times and judged whole; the same room for all."""
@@ -178,7 +178,7 @@ class Prober:
             )
             for prompt, ids, head in heads
         ]
-        return _answers_of(self.judge(wholes))
+        return _answers_of(self.scorer.score(wholes))
 
     def _joined(self, ids: tuple[int, ...], *parts: Rollout) -> Rollout:
         """A beginning and what was sampled behind it, as one answer."""
@@ -225,7 +225,7 @@ def compared(arm: str, answers: Sequence[Answer], against: str, others: Sequence
 
 def _answers_of(judged: Sequence[ScoredGroup]) -> list[Answer]:
     return [
-        Answer(g.group.prompt.id, score >= RIGHT, r.num_sampled)
+        Answer(g.group.prompt.id, score >= CORRECT_THRESHOLD, r.num_sampled)
         for g in judged
         for r, score in zip(g.group.rollouts, g.scores, strict=True)
     ]

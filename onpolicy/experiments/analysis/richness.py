@@ -31,7 +31,7 @@ from onpolicy.trainer.chunked_head import read
 from onpolicy.trainer.forward import completion_states
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.trainer import WITHOUT_GRAPH
-from onpolicy.types import RIGHT, Message, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Message, ScoredGroup
 from onpolicy.utils.stats import Measured, measured
 
 BUDGET = {"cpu": 1024, "cuda": 8192}
@@ -56,7 +56,9 @@ Answers = Mapping[str, Sequence[tuple[int, ...]]]
 
 def right_answers(judged: Sequence[ScoredGroup]) -> dict[str, list[tuple[int, ...]]]:
     return {
-        g.group.prompt.id: [r.completion_ids for r, s in zip(g.group.rollouts, g.scores, strict=True) if s >= RIGHT]
+        g.group.prompt.id: [
+            r.completion_ids for r, s in zip(g.group.rollouts, g.scores, strict=True) if s >= CORRECT_THRESHOLD
+        ]
         for g in judged
     }
 

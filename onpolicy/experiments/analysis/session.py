@@ -19,13 +19,13 @@ from onpolicy.utils.faults import Faults
 
 @dataclass(frozen=True)
 class Session:
-    """A model that answers the config's problems, and a judge of its answers."""
+    """A model that answers the config's problems, and a scorer of its answers."""
 
     resolved: ResolvedConfig
     model: ModelHandle
     prompts: Sequence[Prompt]
     generator: Generator
-    judge: Scorer
+    scorer: Scorer
     display: Display
 
 
@@ -44,10 +44,10 @@ def session(resolved: ResolvedConfig, *, room: int = 0, guided: bool = False) ->
     faults = Faults(display.note)
     generator = build_generator(resolved, model, faults)
     generator.on_progress = display.progress
-    judge = build_scorer(resolved, model, faults)
+    scorer = build_scorer(resolved, model, faults)
     try:
         with display:
-            yield Session(resolved, model, prompts, generator, judge, display)
+            yield Session(resolved, model, prompts, generator, scorer, display)
     finally:
         generator.close()
-        judge.close()
+        scorer.close()

@@ -16,7 +16,7 @@ from onpolicy.experiments.analysis.collect import Band, solved
 from onpolicy.experiments.analysis.guided import guide
 from onpolicy.experiments.analysis.session import Session, session
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Prompt, Rollout, ScoredGroup
 from onpolicy.utils.disk import atomic_write
 
 COLUMN = "completion_ids"
@@ -80,11 +80,11 @@ def _of(s: Session, prompts: Sequence[Prompt], wanted: Wanted) -> dict[str, list
     """The rows that these problems give."""
     low, high = wanted.band
     seed = s.resolved.config.seed
-    judged = s.judge(s.generator.generate(prompts, seed=seed))
+    judged = s.scorer.score(s.generator.generate(prompts, seed=seed))
     plain = {g.group.prompt.id: g for g in judged if _first_right(g) and low <= solved(g) <= high}
-    queries = build_queries(s.resolved, s.model, s.prompts, s.generator, s.judge)
+    queries = build_queries(s.resolved, s.model, s.prompts, s.generator, s.scorer)
     contexts = {wanted.context: s.resolved.contexts[wanted.context].bind()}
-    guided = guide(list(plain.values()), contexts, generator=s.generator, judge=s.judge, queries=queries, seed=seed)
+    guided = guide(list(plain.values()), contexts, generator=s.generator, scorer=s.scorer, queries=queries, seed=seed)
     both = [(plain[g.group.prompt.id], g) for g in guided[wanted.context].judged if _first_right(g)]
     return {
         UNGUIDED: [_row(one.group.prompt, _first_right(one)) for one, _ in both],
@@ -94,7 +94,7 @@ def _of(s: Session, prompts: Sequence[Prompt], wanted: Wanted) -> dict[str, list
 
 def _first_right(judged: ScoredGroup) -> Rollout | None:
     found = zip(judged.group.rollouts, judged.scores, strict=True)
-    return next((rollout for rollout, score in found if score >= RIGHT), None)
+    return next((rollout for rollout, score in found if score >= CORRECT_THRESHOLD), None)
 
 
 def _row(prompt: Prompt, rollout: Rollout | None) -> dict[str, Any]:
