@@ -19,6 +19,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from onpolicy.annotation.spans import markers, pattern
 from onpolicy.config.schedules import Bound
 from onpolicy.config.schema import TrainerSettings
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import CLASSES, span_name
 from onpolicy.epistemic.telemetry import TextTelemetry
@@ -31,7 +32,7 @@ from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
-from onpolicy.rewards.doubt import SPACING
+from onpolicy.rewards.uncertainty import SPACING
 from onpolicy.trainer.teacher_rules import frozen
 from onpolicy.trainer.trainer import TrainerSetup, local
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
@@ -78,9 +79,9 @@ def measure() -> dict[str, list[float]]:
         contexts=("teacher",), clock=PhaseTimer(),
     )  # fmt: skip
     trainer = local(setup=setup)
-    groups = [_judged(r, i) for i, r in enumerate(rollouts)]
+    groups = [_scored(r, i) for i, r in enumerate(rollouts)]
     plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)
-    text = replace(plain, baseline=plain.start(groups, SPACING))
+    text = replace(plain, baseline=plain.build_baseline(groups, SPACING))
     seconds: dict[bool, list[float]] = {False: [], True: []}
     own: list[float] = []
     marking = [0.0, 0.0]
@@ -91,7 +92,7 @@ def measure() -> dict[str, list[float]]:
         start = time.perf_counter()
         examples = [_example(r, i, renderer, finders if watched else {}) for i, r in enumerate(rollouts)]
         if watched:
-            text(groups)
+            text.measure(groups)
         marking[watched] = time.perf_counter() - start
         trainer.step(examples)
         seconds[watched].append(time.perf_counter() - start)
@@ -117,18 +118,18 @@ def _rollout(renderer: Renderer, index: int) -> Rollout:
     )  # fmt: skip
 
 
-def _judged(rollout: Rollout, index: int) -> ScoredGroup:
+def _scored(rollout: Rollout, index: int) -> ScoredGroup:
     prompt = Prompt(id=str(index), messages=({"role": "user", "content": "What is 12 + 7?"},))
     return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=(rollout,)), (RolloutReward(1.0, 0.0, {}),), (1.0,))
 
 
 def _example(rollout: Rollout, index: int, renderer: Renderer, finders: dict[str, Bound]) -> Example:
-    group = _judged(rollout, index).group
+    group = _scored(rollout, index).group
     prompt = group.prompt
     return Example(
         rollout=rollout, prompt=prompt, group_id=index, reward=1.0, reward_breakdown={}, advantage=0.0,
         teacher_prompt_ids={"teacher": rollout.prompt_ids * 2},
-        spans={name: renderer.marked(rollout.completion_ids, find(group, 0, [1.0])) for name, find in finders.items()},
+        spans={name: TokenAlignment(renderer).mark(rollout.completion_ids, find(group, 0, [1.0])) for name, find in finders.items()},
     )  # fmt: skip
 
 

@@ -281,7 +281,7 @@ COMMANDS: dict[str, Command | Group] = {
         (
             _config("grid", "YAML file, or a shipped grid's name, e.g. lab/decisive"),
             _overrides("settings for every run"),
-            _argument("--arm", action="append", default=[], metavar="NAME", help="run only this arm, or level of a factor; can be repeated"),
+            _argument("--arm", action="append", default=[], metavar="NAME", help="an arm, or level of a factor, to run; can be repeated"),
             _argument("--only", action=Renamed, to="--arm"),
             _output("folder of the runs (default: runs/ and the grid's name)"),
             _argument("--jobs", exclusive=True, type=whole, default=1, help="number of runs at the same time (default 1)"),

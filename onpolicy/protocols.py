@@ -1,4 +1,4 @@
-"""The verbs: what a generator, a context, a teacher and a trainer must be able to do."""
+"""The interfaces: what a generator, a context and a trainer must be able to do."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class ContextBuilder(Protocol):
 
 
 class Trainer(Protocol):
-    """Owns the weights that learn, the teacher's beside them, and the optimizer."""
+    """Owns the student's and the teacher's weights, and the optimizer."""
 
     def step(self, examples: Sequence[Example]) -> Metrics:
         """Scores, computes the loss, updates the student, then the teacher."""

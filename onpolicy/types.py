@@ -10,17 +10,20 @@ completion token ``t``. Prompts are padded on the left and completions on the ri
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from itertools import compress
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+T = TypeVar("T")
 FinishReason = Literal["stop", "length", "abort"]
 
-RIGHT = 0.5
-"""Score from which an answer counts as right."""
+CORRECT_THRESHOLD = 0.5
+"""Score from which a rollout counts as correct."""
 REF = "<reference model>"
 """In ``LossInputs.marker_mass``, in place of a context: the reference model on the student's own prompt. No context of a config can have
 this name by accident."""
@@ -48,7 +51,7 @@ class Prompt:
     messages: tuple[Message, ...]
     """What the student reads, before the chat template."""
     completion_prefix_ids: tuple[int, ...] = ()
-    """Tokens of the answer that are given: rollouts go on behind them, and have them at the end of their ``prompt_ids``."""
+    """First tokens of the completion that are given: rollouts continue them, and have them at the end of their ``prompt_ids``."""
     banned_token_ids: tuple[int, ...] = ()
     """Tokens that no rollout may have."""
     fields: Mapping[str, Any] = field(default_factory=dict)
@@ -100,11 +103,13 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     """[P] what the student read."""
     completion_ids: tuple[int, ...]
-    """[T] what it sampled, the end-of-turn token included where there is one."""
+    """[T] what follows the prompt: the tokens that it sampled, the end-of-turn token included where there is one, and between them those
+    that it observed, if an environment answered."""
     rollout_logprobs: tuple[float, ...]
-    """[T] log-probabilities of the sampled tokens as the *generator* reports them, in nats, before temperature."""
+    """[T] log-probabilities of the sampled tokens as the *generator* reports them, in nats, before temperature. Observed tokens have none:
+    their entries are not read."""
     text: str
-    """The completion decoded without special tokens."""
+    """The sampled tokens decoded without special tokens."""
     finish_reason: FinishReason
     """``stop``: ended by itself; ``length``: cut at ``generator.max_tokens``; ``abort``: the engine gave up."""
     policy_version: int
@@ -112,20 +117,32 @@ class Rollout:
     is more than ``generator.staleness`` behind the current one."""
     token_versions: tuple[int, ...] = ()
     """[T] by token; empty: all were sampled by ``policy_version``."""
+    sampled_mask: tuple[bool, ...] = ()
+    """[T] which completion tokens the policy sampled; empty: all. The others were observed: they are context in every forward pass, and are
+    neither trained nor counted nor scored."""
 
     def __post_init__(self) -> None:
-        if len(self.rollout_logprobs) != len(self.completion_ids):
-            raise ValueError(
-                f"a rollout has {len(self.completion_ids)} completion tokens but {len(self.rollout_logprobs)} log-probs"
-            )
-        if self.token_versions and len(self.token_versions) != len(self.completion_ids):
-            raise ValueError(
-                f"a rollout has {len(self.completion_ids)} completion tokens but {len(self.token_versions)} token_versions"
-            )
-        if self.token_versions and min(self.token_versions) != self.policy_version:
-            raise ValueError(
-                f"a rollout's policy_version is {self.policy_version}, but its oldest token's is {min(self.token_versions)}"
-            )
+        for name in ("rollout_logprobs", "token_versions", "sampled_mask"):
+            given = len(getattr(self, name))
+            if given != len(self.completion_ids) and (given or name == "rollout_logprobs"):
+                raise ValueError(f"a rollout has {len(self.completion_ids)} completion tokens but {given} {name}")
+        oldest = min(self.select_sampled(self.token_versions), default=self.policy_version)
+        if oldest != self.policy_version:
+            raise ValueError(f"a rollout's policy_version is {self.policy_version}, but its oldest token's is {oldest}")
+
+    @property
+    def sampled_ids(self) -> tuple[int, ...]:
+        """The completion tokens that the policy sampled, in order; all of ``completion_ids`` where nothing was observed."""
+        return self.select_sampled(self.completion_ids)
+
+    @property
+    def num_sampled(self) -> int:
+        """How many tokens the policy sampled: the length of what it wrote."""
+        return sum(self.sampled_mask) if self.sampled_mask else len(self.completion_ids)
+
+    def select_sampled(self, values: Sequence[T]) -> tuple[T, ...]:
+        """The sampled tokens' entries of ``values``, which has one for each completion token."""
+        return tuple(compress(values, self.sampled_mask)) if self.sampled_mask else tuple(values)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -144,15 +161,15 @@ RewardBreakdown = Mapping[str, float]
 class RolloutReward:
     """One rollout's rewards."""
 
-    credited: float
-    """Weighted sum of the parts that ``credit`` turns into advantages."""
+    normalised_reward: float
+    """Weighted sum of the rewards that ``credit`` normalises into advantages."""
     bonus: float
-    """Weighted sum of those that are added after it."""
-    parts: RewardBreakdown
+    """Weighted sum of the rewards that are added to the advantage after ``credit``."""
+    reward_breakdown: RewardBreakdown
 
     @property
     def total(self) -> float:
-        return self.credited + self.bonus
+        return self.normalised_reward + self.bonus
 
 
 @dataclass(frozen=True)
@@ -160,14 +177,24 @@ class ScoredGroup:
     """A group whose rollouts have been scored."""
 
     group: RolloutGroup
-    scored: tuple[RolloutReward, ...]
+    rewards: tuple[RolloutReward, ...]
     scores: tuple[float, ...]
-    """What says whether a rollout is right: the reward named by ``correctness``, unweighted; the total where it does not apply."""
+    """By rollout, what decides whether it is correct: the unweighted reward named by ``correctness``, or the total without one."""
+
+    @property
+    def correct(self) -> tuple[bool, ...]:
+        """By rollout, whether it is correct."""
+        return tuple(score >= CORRECT_THRESHOLD for score in self.scores)
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of its rollouts that are correct."""
+        return fmean(self.correct)
 
     @property
     def mixed(self) -> bool:
-        """Whether some of its rollouts are right and some are not."""
-        return 0 < sum(score >= RIGHT for score in self.scores) < len(self.scores)
+        """Whether some of its rollouts are correct and some are not."""
+        return 0 < sum(self.correct) < len(self.correct)
 
 
 @dataclass(frozen=True)
@@ -184,7 +211,7 @@ class Reply:
 
     text: str
     score: float
-    """What the run's rewards make of the text as an answer to the problem."""
+    """The score of the text as a rollout of the problem (``ScoredGroup.scores``)."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +226,7 @@ as often as it likes, and returns the messages. Equal requests of one step are a
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Example:
-    """A rollout with everything that was decided about it: the last stop before tensors."""
+    """A rollout with everything that was decided about it, before it becomes tensors."""
 
     rollout: Rollout
     prompt: Prompt
@@ -215,7 +242,7 @@ class Example:
     routes: Mapping[str, float] = field(default_factory=dict)
     """Per loss term how much of this rollout goes to it: 0 none, 1 all of it. An absent term takes all."""
     spans: Mapping[str, tuple[bool, ...]] = field(default_factory=dict)
-    """Per name under ``spans`` which completion tokens ``[T]`` lie inside."""
+    """Per name under ``spans`` which completion tokens ``[T]`` lie inside; never an observed one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -227,11 +254,11 @@ class TrainBatch:
     completion_ids: Tensor
     """[B, T] int64; 0 on padding."""
     sampled_mask: Tensor
-    """[B, T] bool; tokens the policy sampled."""
+    """[B, T] bool; tokens the policy sampled: neither padding nor observed."""
     rollout_logprobs: Tensor
-    """[B, T] float32; 0 on padding."""
+    """[B, T] float32; 0 where not sampled."""
     advantages: Tensor
-    """[B, T] float32; 0 on padding."""
+    """[B, T] float32; 0 where not sampled."""
     context_masks: Mapping[str, Tensor]
     """[B, T] bool by context; the ``teacher_mask``: sampled tokens whose rollout has a context in this context."""
     routes: Mapping[str, Tensor] = field(default_factory=dict)
@@ -254,7 +281,10 @@ class TeacherScores:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
-    """All a loss term may look at. Everything is ``[B, T]``; only ``logprobs`` and ``divergences`` carry gradient."""
+    """All a loss term may look at. Everything is ``[B, T]``; only ``logprobs`` and ``divergences`` carry gradient.
+
+    Where ``sampled_mask`` is False (padding, observed tokens) there is nothing to see: log-probabilities and divergences are 0.
+    """
 
     logprobs: Tensor
     """Current student, sampled token."""
@@ -268,7 +298,7 @@ class LossInputs:
     """The reference model's on the student's prompt, detached; None unless something declares ``reads_ref``."""
     advantages: Tensor
     sampled_mask: Tensor
-    """bool."""
+    """bool; the tokens that the policy sampled."""
     teacher: Mapping[str, TeacherScores]
     """By context."""
     divergences: Mapping[Any, Tensor]

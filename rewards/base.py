@@ -31,6 +31,7 @@ class RewardInput:
     final: str
     """The part after the thinking."""
     completion_ids: tuple[int, ...] = ()
+    """Sampled tokens."""
     num_tokens: int = 0
     """Sampled tokens, the end of the turn included."""
     finish_reason: str = "stop"

@@ -1,21 +1,25 @@
-"""Judged groups -> examples: what the teacher may see, what is marked, credit, and which terms a rollout goes to.
-Rewards come before, because a successful sibling is known only by its reward."""
+"""Scored groups -> examples: teacher prompts, spans, advantages, and the loss terms that a rollout goes to.
+
+Groups are scored before, because a successful sibling is known only by its reward.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
-from statistics import fmean, pstdev
+from functools import cached_property
+from statistics import fmean
 from typing import Any
 
-from onpolicy.annotation.leakage import repeated_share
+from onpolicy.annotation.metrics import example_metrics, rollout_metrics, staleness_metrics
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.routes import Route
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import ContextBuilder
-from onpolicy.types import RIGHT, Example, Message, Metrics, Prompt, RolloutGroup, ScoredGroup
+from onpolicy.types import Example, Message, Metrics, Prompt, Rollout, RolloutGroup, ScoredGroup
 from onpolicy.utils.errors import UserError
 
 
@@ -25,7 +29,7 @@ class StaleRollouts(UserError, RuntimeError):
 
 @dataclass(frozen=True)
 class Annotator:
-    """Everything that is decided about a rollout before it becomes tensors."""
+    """Turns scored groups into examples: everything that is decided about a rollout before it becomes tensors."""
 
     renderer: Renderer
     contexts: Mapping[str, ContextBuilder]
@@ -43,96 +47,130 @@ class Annotator:
     telemetry: TextTelemetry | None = None
 
     def annotate(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
-        """Examples in order, and what there is to know about them.
+        """Returns the examples in the order of the rollouts, and the step's metrics about them.
 
         Raises:
             StaleRollouts: a token comes from weights more than ``staleness`` versions below ``version``, or from newer ones.
             PromptTooLong: a privileged prompt is over the limit and ``rendering.too_long`` is ``refuse``.
         """
-        for judged in groups:
-            _refuse_stale(judged.group, version, self.staleness)
+        for scored in groups:
+            _refuse_stale(scored.group, version, self.staleness)
         self.queries.sampled.clear()
-        built = self.queries.settle(self._started(groups), version=version)
-        dropped: Counter[str] = Counter()
+        built = self.queries.run(self._started(groups), version=version)
+        prompts = TeacherPrompts(self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long)
         examples = [
-            self._example(judged, i, j, advantage, built, dropped)
-            for i, judged in enumerate(groups)
-            for j, advantage in enumerate(advantages(judged, self.credit))
+            self._example(scored, i, j, advantage, built, prompts)
+            for i, scored in enumerate(groups)
+            for j, advantage in enumerate(advantages(scored, self.credit))
         ]
-        metrics = _metrics(examples, dropped, self.contexts, self.spans)
+        metrics = example_metrics(examples, prompts.dropped, self.contexts, self.spans)
         metrics |= rollout_metrics(groups)
         if self.queries.sampled:
             metrics["context/sampled_tokens"] = float(sum(self.queries.sampled))
         if self.staleness:
             metrics |= staleness_metrics(groups, version)
         if self.telemetry is not None:
-            metrics |= self.telemetry(groups)
+            metrics |= self.telemetry.measure(groups)
         return examples, metrics
 
     def _started(self, groups: Sequence[ScoredGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
-        """Every context and every span finder called for every rollout; some have to ask before they answer."""
+        """Calls every context and every span finder for every rollout; those that ask the model return a coroutine."""
         finders = {**self.spans, **self.classes}
         plugins = {("context", n): f for n, f in self.contexts.items()} | {("span", n): f for n, f in finders.items()}
         return {
-            (i, j, *name): (judged.group.prompt, function(judged.group, j, judged.scores))
-            for i, judged in enumerate(groups)
-            for j in range(len(judged.scores))
+            (i, j, *name): (scored.group.prompt, function(scored.group, j, scored.scores))
+            for i, scored in enumerate(groups)
+            for j in range(len(scored.scores))
             for name, function in plugins.items()
         }
 
     def _example(
         self,
-        judged: ScoredGroup,
+        scored: ScoredGroup,
         group_id: int,
         index: int,
         advantage: float,
         built: Mapping[Hashable, Any],
-        dropped: Counter[str],
+        prompts: TeacherPrompts,
     ) -> Example:
-        rollout, scored = judged.group.rollouts[index], judged.scored[index]
+        rollout, own = scored.group.rollouts[index], scored.rewards[index]
         contexts = {
-            context: self._prompt_ids(context, judged.group.prompt, built[group_id, index, "context", context], dropped)
+            context: prompts.render(context, scored.group.prompt, built[group_id, index, "context", context])
             for context in self.contexts
         }
         return Example(
             rollout=rollout,
-            prompt=judged.group.prompt,
+            prompt=scored.group.prompt,
             group_id=group_id,
-            reward=scored.total,
-            reward_breakdown=scored.parts,
+            reward=own.total,
+            reward_breakdown=own.reward_breakdown,
             advantage=advantage,
             teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
-            routes={term: route(judged.scores, index) for term, route in self.routes.items()},
+            routes={term: route(scored.scores, index) for term, route in self.routes.items()},
             spans={
-                name: self.renderer.marked(rollout.completion_ids, built[group_id, index, "span", name] or ())
+                name: self._mark(rollout, built[group_id, index, "span", name] or ())
                 for name in (*self.spans, *self.classes)
             },
         )
 
-    def _prompt_ids(
-        self, context: str, prompt: Prompt, messages: Sequence[Message] | None, dropped: Counter[str]
-    ) -> tuple[int, ...] | None:
+    def _mark(self, rollout: Rollout, spans: Sequence[tuple[int, int]]) -> tuple[bool, ...]:
+        """[T] which completion tokens lie inside of spans of the rollout's text, of which observed tokens are no part."""
+        inside = self._alignment.mark(rollout.sampled_ids, spans)
+        if not rollout.sampled_mask:
+            return inside
+        sampled = iter(inside)
+        return tuple(is_sampled and next(sampled) for is_sampled in rollout.sampled_mask)
+
+    @cached_property
+    def _alignment(self) -> TokenAlignment:
+        return TokenAlignment(self.renderer)
+
+
+class TeacherPrompts:
+    """Renders what teachers read in one step: equal messages once, however many rollouts and contexts have them."""
+
+    def __init__(self, renderer: Renderer, limit: int, drop_too_long: bool) -> None:
+        self.dropped: Counter[str] = Counter()
+        """By context, how many rollouts have no teacher because their prompt is too long."""
+        self._renderer, self._limit, self._drop_too_long = renderer, limit, drop_too_long
+        self._rendered: dict[tuple[tuple[str, str], ...], tuple[int, ...] | PromptTooLong] = {}
+
+    def render(self, context: str, prompt: Prompt, messages: Sequence[Message] | None) -> tuple[int, ...] | None:
+        """Token ids of a rollout's privileged prompt; None where its context is empty, or too long and to be dropped.
+
+        Raises:
+            PromptTooLong: it is over the limit, and ``rendering.too_long`` is ``refuse``.
+        """
         if messages is None:
             return None
+        key = tuple((message["role"], message["content"]) for message in messages)
+        if key not in self._rendered:
+            self._rendered[key] = self._ids(messages)
+        found = self._rendered[key]
+        if not isinstance(found, PromptTooLong):
+            return found
+        if not self._drop_too_long:
+            where = f"contexts.{context}, prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens)"
+            raise PromptTooLong(found.num_tokens, found.limit, where) from found
+        self.dropped[context] += 1
+        return None
+
+    def _ids(self, messages: Sequence[Message]) -> tuple[int, ...] | PromptTooLong:
         try:
-            return self.renderer.prompt_ids(messages, limit=self.max_teacher_prompt_tokens)
+            return self._renderer.prompt_ids(messages, limit=self._limit)
         except PromptTooLong as error:
-            if not self.drop_too_long:
-                where = f"contexts.{context}, prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens)"
-                raise PromptTooLong(error.num_tokens, error.limit, where) from error
-            dropped[context] += 1
-            return None
+            return error
 
 
-def advantages(judged: ScoredGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
+def advantages(scored: ScoredGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
     """credit(rewards that are no bonus) + bonus - the group's mean bonus.
 
     A bonus inside the reward would be divided by the group's standard deviation, which turns any difference, however
-    small, into advantages of order one where all answers are right.
+    small, into advantages of order one where all rollouts are correct.
     """
-    bonuses = [s.bonus for s in judged.scored]
-    credited = credit([s.credited for s in judged.scored])
-    return [a + (bonus - fmean(bonuses)) for a, bonus in zip(credited, bonuses, strict=True)]
+    bonuses = [reward.bonus for reward in scored.rewards]
+    normalised = credit([reward.normalised_reward for reward in scored.rewards])
+    return [a + (bonus - fmean(bonuses)) for a, bonus in zip(normalised, bonuses, strict=True)]
 
 
 def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:
@@ -144,64 +182,3 @@ def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:
                 f"prompt {group.prompt.id!r}: sampled with weights of version {found}, training is at {version} and "
                 f"generator.staleness is {staleness}; generator.update_weights was skipped or failed"
             )
-
-
-def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
-    """How many versions old the tokens are, and how many rollouts went on under new weights."""
-    rollouts = [r for judged in groups for r in judged.group.rollouts]
-    ages = [
-        version - sampled
-        for r in rollouts
-        for sampled in r.token_versions or (r.policy_version,) * len(r.completion_ids)
-    ]
-    return {
-        "rollout/staleness/mean": sum(ages) / max(len(ages), 1),
-        "rollout/staleness/max": float(max(ages, default=0)),
-        "rollout/resumed": fmean(len(set(r.token_versions)) > 1 for r in rollouts),
-    }
-
-
-def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
-    """What can be said of rollouts and their scores alone."""
-    rollouts = [r for judged in groups for r in judged.group.rollouts]
-    lengths = [len(r.completion_ids) for r in rollouts]
-    right = [[score >= RIGHT for score in judged.scores] for judged in groups]
-    return {
-        "rollout/completion_length/mean": fmean(lengths),
-        "rollout/completion_length/max": float(max(lengths)),
-        "rollout/truncated": fmean(r.finish_reason == "length" for r in rollouts),
-        "rollout/aborted": fmean(r.finish_reason == "abort" for r in rollouts),
-        "group/right": fmean(map(fmean, right)),
-        "group/any_right": fmean(map(any, right)),
-        "group/mixed": fmean(any(r) and not all(r) for r in right),
-    }
-
-
-def _metrics(
-    examples: Sequence[Example], dropped: Counter[str], contexts: Iterable[str], spans: Iterable[str]
-) -> Metrics:
-    tokens = sum(len(e.rollout.completion_ids) for e in examples)
-    metrics = {
-        "rollout/tokens": float(tokens),
-        "reward/mean": fmean(e.reward for e in examples),
-        "reward/std": pstdev([e.reward for e in examples]),
-        "credit/nonzero": fmean(e.advantage != 0.0 for e in examples),
-    }
-    for name in dict.fromkeys(part for e in examples for part in e.reward_breakdown):
-        metrics[f"reward/{name}"] = fmean(e.reward_breakdown[name] for e in examples if name in e.reward_breakdown)
-    for context in contexts:
-        metrics |= {f"context/{context}/{what}": value for what, value in _context_metrics(examples, context).items()}
-        metrics[f"context/{context}/dropped"] = float(dropped[context])
-    for term in examples[0].routes:
-        metrics[f"route/{term}"] = fmean(e.routes[term] for e in examples)
-    for name in spans:
-        metrics[f"spans/{name}"] = sum(sum(e.spans[name]) for e in examples) / max(tokens, 1)
-    return metrics
-
-
-def _context_metrics(examples: Sequence[Example], context: str) -> Metrics:
-    seen = [(e, e.teacher_prompt_ids[context]) for e in examples if context in e.teacher_prompt_ids]
-    metrics = {"share": len(seen) / len(examples), "tokens": fmean(len(ids) for _, ids in seen) if seen else 0.0}
-    repeated = [repeated_share(ids, e.rollout.prompt_ids, e.rollout.completion_ids) for e, ids in seen]
-    known = [share for share in repeated if share is not None]
-    return metrics | ({"repeated": fmean(known)} if known else {})

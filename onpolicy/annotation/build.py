@@ -47,7 +47,7 @@ def build_queries(
     """Answers what contexts and span finders ask the model while a step is annotated."""
     return ContextQueries(
         generator=generator,
-        judge=scorer,
+        scorer=scorer,
         prompts=prompts,
         seed_of=functools.partial(step_seed, resolved.config.seed, "inquiry"),
         renderer=model.renderer,
@@ -109,5 +109,5 @@ def token_classes(resolved: ResolvedConfig) -> dict[str, Any]:
 def _no_queries(renderer: Renderer) -> ContextQueries:
     nobody: Any = None
     return ContextQueries(
-        generator=nobody, judge=nobody, prompts=(), seed_of=int, renderer=renderer, limit=0, drop_too_long=False
+        generator=nobody, scorer=nobody, prompts=(), seed_of=int, renderer=renderer, limit=0, drop_too_long=False
     )

@@ -16,7 +16,7 @@ def group_std(rewards: Sequence[float], *, epsilon: float = 1e-4) -> list[float]
     """A_i = (r_i - mean(r)) / (std(r) + epsilon): GRPO (arXiv 2402.03300), population standard deviation.
 
     However small the differences within a group, they become advantages of order one: a bonus of .001 in a group where
-    all answers are right weighs as much as being right elsewhere.
+    all rollouts are correct weighs as much as being correct elsewhere.
 
     Args:
         epsilon: added to the standard deviation

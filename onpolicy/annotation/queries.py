@@ -1,4 +1,4 @@
-"""Answers to what contexts and span finders ask for while they are built."""
+"""Answers the requests of contexts and span finders (``ContextCoroutine``) while a step is annotated."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ class ContextQueries:
     """Runs generator functions to their end, all of a step side by side."""
 
     generator: Generator
-    judge: Scorer
+    scorer: Scorer
     prompts: Sequence[Prompt]
     """Where other problems come from."""
     seed_of: Callable[[int], int]
     renderer: Renderer
     limit: int
-    """Longest question, in tokens: what the generator's window leaves beside the answer."""
+    """Longest question, in tokens: the generator's window minus the longest answer."""
     drop_too_long: bool
     sampled: list[int] = field(default_factory=list)
     """Tokens of each reply since this was last emptied."""
 
-    def settle(self, started: Mapping[Hashable, tuple[Prompt, Any]], *, version: int) -> dict[Hashable, Any]:
-        """What each call returned in the end; a call that asked for nothing returned at once.
+    def run(self, started: Mapping[Hashable, tuple[Prompt, Any]], *, version: int) -> dict[Hashable, Any]:
+        """Runs every call to its end and returns its result; a call that asks for nothing has returned at once.
 
         Args:
             started: by any key, the problem and what its plug-in returned
@@ -109,13 +109,13 @@ class ContextQueries:
         self, prompts: Mapping[tuple[str, str], Prompt], samples: int, *, seed: int
     ) -> dict[tuple[str, str], tuple[Reply, ...]]:
         sampling = replace(self.generator.sampling, group_size=samples)
-        judged = self.judge(self.generator.generate(list(prompts.values()), seed=seed, sampling=sampling))
-        self.sampled.extend(len(r.completion_ids) for g in judged for r in g.group.rollouts)
+        scored = self.scorer.score(self.generator.generate(list(prompts.values()), seed=seed, sampling=sampling))
+        self.sampled.extend(r.num_sampled for g in scored for r in g.group.rollouts)
         return {
             identity: tuple(
                 Reply(rollout.text, score) for rollout, score in zip(group.group.rollouts, group.scores, strict=True)
             )
-            for identity, group in zip(prompts, judged, strict=True)
+            for identity, group in zip(prompts, scored, strict=True)
         }
 
     def _other(self, prompt: Prompt, version: int) -> Prompt:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from onpolicy.types import RIGHT
+from onpolicy.types import CORRECT_THRESHOLD
 
 Route = Callable[[Sequence[float], int], float]
 
@@ -18,38 +18,38 @@ def all(scores: Sequence[float], index: int) -> float:
     return 1.0
 
 
-def failures(scores: Sequence[float], index: int, *, threshold: float = RIGHT) -> float:
+def failures(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
     """Those that failed.
 
     Args:
-        threshold: score from which an answer counts as right
+        threshold: score from which an answer counts as correct
     """
     return float(scores[index] < threshold)
 
 
-def correct(scores: Sequence[float], index: int, *, threshold: float = RIGHT) -> float:
+def correct(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
     """Those that succeeded.
 
     Args:
-        threshold: score from which an answer counts as right
+        threshold: score from which an answer counts as correct
     """
     return float(scores[index] >= threshold)
 
 
-def mixed(scores: Sequence[float], index: int, *, threshold: float = RIGHT) -> float:
+def mixed(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
     """Those of groups in which some succeeded and some failed.
 
     Args:
-        threshold: score from which an answer counts as right
+        threshold: score from which an answer counts as correct
     """
     return float(0 < sum(s >= threshold for s in scores) < len(scores))
 
 
-def frontier(scores: Sequence[float], index: int, *, threshold: float = RIGHT) -> float:
+def frontier(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
     """4 p (1 - p), p the share of the group that succeeded: most where it is half (SSOPD, arXiv 2605.17497).
 
     Args:
-        threshold: score from which an answer counts as right
+        threshold: score from which an answer counts as correct
     """
     rate = sum(s >= threshold for s in scores) / len(scores)
     return 4.0 * rate * (1.0 - rate)

@@ -1,4 +1,4 @@
-"""Rollouts -> rewards. Sees a whole group at a time, because some rewards compare siblings."""
+"""Rollouts -> rewards, a whole group at a time, because some rewards compare siblings."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from onpolicy.config.schedules import Coefficient
 from onpolicy.rewards import base
 from onpolicy.rewards.base import RewardInput
-from onpolicy.types import RIGHT, RewardBreakdown, RolloutGroup, RolloutReward, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, RewardBreakdown, RolloutGroup, RolloutReward, ScoredGroup
 
 FinalPart = Callable[[str], str]
 """Completion text -> the part after the thinking."""
@@ -38,66 +38,86 @@ class Scorer:
     correctness: str
     """Name of the reward that decides which answers are correct (``ResolvedConfig.correctness_name``)."""
 
-    def __call__(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
-        """Raises base.RewardError where a reward raised or returned no number."""
-        measured = self.measured([reward_inputs(group, self.final_part) for group in groups])
-        return [self._judged(group, parts) for group, parts in zip(groups, measured, strict=True)]
+    def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+        """Scores every rollout of every group.
 
-    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
-        """The parts of every sample of every group."""
-        return [measure({r.name: r.function for r in self.rewards}, samples) for samples in groups]
+        Raises:
+            RewardError: a reward raised or returned no number; the message names it and the sample.
+        """
+        breakdowns = self.evaluate_rewards([reward_inputs(group, self.final_part) for group in groups])
+        return [
+            scored_group(group, found, self.rewards, correctness=self.correctness)
+            for group, found in zip(groups, breakdowns, strict=True)
+        ]
+
+    def evaluate_rewards(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
+        """Evaluates every reward on every sample of every group."""
+        return [evaluate_rewards({r.name: r.function for r in self.rewards}, samples) for samples in groups]
 
     def close(self) -> None:
-        """Ends what computes the rewards elsewhere."""
-
-    def _judged(self, group: RolloutGroup, parts: Sequence[RewardBreakdown]) -> ScoredGroup:
-        scored = weigh(parts, self.rewards, right=self.correctness)
-        return ScoredGroup(group, tuple(scored), tuple(s.parts.get(self.correctness, s.total) for s in scored))
+        """Ends the processes that evaluate rewards, where there are any."""
 
 
 def score_group(
-    group: RolloutGroup, rewards_: Sequence[Reward], final_part: FinalPart, *, right: str = ""
+    group: RolloutGroup, rewards: Sequence[Reward], final_part: FinalPart, *, correctness: str = ""
 ) -> list[RolloutReward]:
-    """Every reward of every rollout; ``right`` names the one that says what is right.
+    """Scores one group: evaluates its rewards and combines them.
 
     Raises:
         RewardError: a reward raised or returned no number; the message names it and the sample.
     """
-    return weigh(
-        measure({r.name: r.function for r in rewards_}, reward_inputs(group, final_part)), rewards_, right=right
-    )
+    breakdowns = evaluate_rewards({r.name: r.function for r in rewards}, reward_inputs(group, final_part))
+    return combine(breakdowns, rewards, correctness=correctness)
 
 
-def measure(functions: Mapping[str, Callable[..., Any]], samples: Sequence[RewardInput]) -> list[RewardBreakdown]:
-    """What each reward says of each sample of one group; needs nothing but the functions.
+def evaluate_rewards(
+    functions: Mapping[str, Callable[..., Any]], samples: Sequence[RewardInput]
+) -> list[RewardBreakdown]:
+    """Evaluates each reward on each sample of one group; needs nothing but the functions.
 
     Raises:
         RewardError: a reward raised or returned no number; the message names it and the sample.
     """
-    parts: list[dict[str, float]] = [{} for _ in samples]
+    breakdowns: list[dict[str, float]] = [{} for _ in samples]
     for name, function in functions.items():
-        for part, value in zip(parts, base.score(function, samples), strict=True):
+        for breakdown, value in zip(breakdowns, base.score(function, samples), strict=True):
             if value is not None:
-                part[name] = value
-    return list(parts)
+                breakdown[name] = value
+    return list(breakdowns)
 
 
-def weigh(measured: Sequence[RewardBreakdown], rewards_: Sequence[Reward], *, right: str = "") -> list[RolloutReward]:
-    """The sums, with the weights as they are now; a reward that this answer does not get counts 0."""
+def combine(
+    breakdowns: Sequence[RewardBreakdown], rewards: Sequence[Reward], *, correctness: str = ""
+) -> list[RolloutReward]:
+    """Adds up each rollout's rewards with the weights as they are now; a reward that this rollout does not get counts 0.
 
-    def weighted(part: RewardBreakdown, *, bonus: bool) -> float:
-        return sum(float(r.weight) * part[r.name] for r in rewards_ if r.bonus == bonus and r.name in part)
+    Args:
+        breakdowns: by rollout
+        rewards: all rewards of the run
+        correctness: name of the reward that decides which rollouts are correct
+    """
 
-    scored = []
-    for given in measured:
-        verdict = "correct" if given.get(right, 0.0) >= RIGHT else "wrong"
-        part = dict(given) | {r.name: 0.0 for r in rewards_ if r.name in given and r.when not in ("always", verdict)}
-        scored.append(RolloutReward(weighted(part, bonus=False), weighted(part, bonus=True), part))
-    return scored
+    def weighted_sum(breakdown: RewardBreakdown, *, bonus: bool) -> float:
+        return sum(float(r.weight) * breakdown[r.name] for r in rewards if r.bonus == bonus and r.name in breakdown)
+
+    combined = []
+    for given in breakdowns:
+        verdict = "correct" if given.get(correctness, 0.0) >= CORRECT_THRESHOLD else "wrong"
+        own = dict(given) | {r.name: 0.0 for r in rewards if r.name in given and r.when not in ("always", verdict)}
+        combined.append(RolloutReward(weighted_sum(own, bonus=False), weighted_sum(own, bonus=True), own))
+    return combined
+
+
+def scored_group(
+    group: RolloutGroup, breakdowns: Sequence[RewardBreakdown], rewards: Sequence[Reward], *, correctness: str
+) -> ScoredGroup:
+    """The group with its combined rewards and with the scores that decide correctness."""
+    combined = combine(breakdowns, rewards, correctness=correctness)
+    return ScoredGroup(group, tuple(combined), tuple(r.reward_breakdown.get(correctness, r.total) for r in combined))
 
 
 def reward_inputs(group: RolloutGroup, final_part: FinalPart) -> list[RewardInput]:
-    """What reward functions read, in the order of the rollouts."""
+    """The inputs of reward functions, in the order of the rollouts."""
     prompt = group.prompt
     return [
         RewardInput(
@@ -105,8 +125,8 @@ def reward_inputs(group: RolloutGroup, final_part: FinalPart) -> list[RewardInpu
             prompt=prompt.fields.get("prompt", list(prompt.messages)),
             completion=rollout.text,
             final=final_part(rollout.text),
-            completion_ids=rollout.completion_ids,
-            num_tokens=len(rollout.completion_ids),
+            completion_ids=rollout.sampled_ids,
+            num_tokens=rollout.num_sampled,
             finish_reason=rollout.finish_reason,
             answer=prompt.fields.get("answer"),
             fields=prompt.fields,

@@ -11,7 +11,7 @@ from typing import Literal
 
 from onpolicy.annotation.contexts.template import replace_question
 from onpolicy.rewards import lexicon as lexicons
-from onpolicy.rewards.doubt import prompt_text
+from onpolicy.rewards.uncertainty import prompt_text
 from onpolicy.types import AskModel, Reply, RolloutGroup
 
 Spans = list[tuple[int, int]]
@@ -57,14 +57,14 @@ def quoted_by_model(
     Args:
         of: which rollouts are annotated
         share: longest part of the text that is marked; later quotes are left out
-        threshold: reward from which a rollout counts as right
+        threshold: reward from which a rollout counts as correct
         question: text with `{question}`, `{attempt}` and `{outcome}`
     """
-    right = rewards[index] >= threshold
-    if {"all": False, "correct": not right, "failures": right}[of]:
+    correct = rewards[index] >= threshold
+    if {"all": False, "correct": not correct, "failures": correct}[of]:
         return []
     text = group.rollouts[index].text
-    asked = replace_question(group.prompt, question, attempt=text, outcome="correct" if right else "wrong")
+    asked = replace_question(group.prompt, question, attempt=text, outcome="correct" if correct else "wrong")
     (reply,) = yield AskModel(asked)
     found: Spans = []
     for line in reply.text.splitlines():

@@ -12,7 +12,7 @@ from typing import Any
 from onpolicy.config.registry import Plugin, defaults_and
 from onpolicy.config.schedules import Coefficient, coefficients_in
 from onpolicy.config.schema import Config
-from onpolicy.rewards.doubt import SPACING
+from onpolicy.rewards.uncertainty import SPACING
 
 
 @dataclass(frozen=True)

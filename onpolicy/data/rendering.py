@@ -7,10 +7,9 @@ opens a tag. Templates whose delimiters are plain text (``[INST]``) cannot be gu
 
 from __future__ import annotations
 
-import bisect
 import functools
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from onpolicy.types import Message
@@ -19,9 +18,6 @@ from onpolicy.utils.thinking import ThinkingSplit, opens_thinking, split_thinkin
 
 # Private-use characters that stand for the k-th forbidden text while the template runs.
 MARK, END = "\ue000", "\ue001"
-LONGEST_CHARACTER = 8
-"""Tokens of which one character can be made; more of them are no character at all."""
-
 PROBES = ("a", "b", "1.", "x?", "\\boxed{}.", "y\n")
 """Questions with different ends: where a tokenizer merges an end with what follows, that is no common ending."""
 
@@ -93,60 +89,6 @@ class Renderer:
         """The part of a completion after its thinking: what rewards and graders read."""
         return self.split_thinking(text).answer
 
-    def marked(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> tuple[bool, ...]:
-        """[T] which tokens of a completion hold a character of the spans, given as ``(start, end)`` of ``completion_text``."""
-        spans = list(spans)
-        if not spans:
-            return (False,) * len(ids)
-        starts, ends = self._places(tuple(ids))
-        inside = [False] * len(ids)
-        for start, end in spans:
-            for t in range(bisect.bisect_right(ends, start), bisect.bisect_left(starts, end) if end > start else 0):
-                inside[t] = True
-        return tuple(inside)
-
-    def pieces(self, ids: Sequence[int]) -> list[str]:
-        """[T] the text of each token, for showing; of tokens that share a character the first has it, the others are empty.
-
-        Special tokens have their own text here, which ``completion_text`` leaves out.
-        """
-        text = self.completion_text(ids)
-        starts, ends = self._places(tuple(ids))
-        shown = []
-        for t, index in enumerate(ids):
-            shared = t > 0 and (starts[t], ends[t]) == (starts[t - 1], ends[t - 1]) and ends[t] > starts[t]
-            shown.append("" if shared else text[starts[t] : ends[t]] or self.decode([index]))
-        return shown
-
-    @functools.lru_cache(maxsize=8)  # noqa: B019 one renderer lives as long as its process
-    def _places(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
-        """[T] twice: where each token's characters begin and end. Tokens that share a character share its place."""
-        starts: list[int] = []
-        ends: list[int] = []
-        texts, waiting, length = [], [], 0
-        for index in ids:
-            waiting.append(index)
-            text = self._text_of(tuple(waiting))
-            if "\ufffd" in text and len(waiting) < LONGEST_CHARACTER:
-                continue  # a part of a character; its other bytes follow
-            starts += [length] * len(waiting)
-            length += len(text)
-            ends += [length] * len(waiting)
-            texts.append(text)
-            waiting = []
-        if waiting or "".join(texts) != self.completion_text(ids):
-            return self._places_by_prefixes(ids)
-        return starts, ends
-
-    def _places_by_prefixes(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
-        """For tokenizers whose tokens read differently alone: the slow way, a piece of the text at a time."""
-        lengths = [len(self.completion_text(ids[: t + 1]).rstrip("\ufffd")) for t in range(len(ids))]
-        return [0, *lengths[:-1]], lengths
-
-    @functools.lru_cache(maxsize=200_000)  # noqa: B019
-    def _text_of(self, ids: tuple[int, ...]) -> str:
-        return self.completion_text(ids)
-
     def decode(self, ids: Sequence[int]) -> str:
         """With everything, for showing."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=False))
@@ -161,7 +103,7 @@ class Renderer:
         return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_token_id, self._turn_end()) if i is not None))
 
     def _turn_end(self) -> int | None:
-        """The first special token behind an assistant message."""
+        """The first special token after an assistant message."""
         answer = "answer"
         messages = [_user("a"), {"role": "assistant", "content": answer}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
@@ -220,7 +162,7 @@ def _user(content: str) -> Message:
 
 
 def _common_suffix(one: Any, other: Any) -> Any:
-    """Of two strings or two lists."""
+    """Returns the longest common ending of two strings or two lists."""
     n = 0
     while n < min(len(one), len(other)) and one[-1 - n] == other[-1 - n]:
         n += 1

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.annotation.scoring import Scorer, measure
+from onpolicy.annotation.scoring import Scorer, evaluate_rewards
 from onpolicy.config.resolve import reward_sections
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients, coefficients_in
@@ -49,7 +49,7 @@ class RewardWorker(Worker):
 
     def measure(self, task: Task) -> Any:
         self._scheduled.load_values(task.values)
-        return outcome(measure, self._functions, task.samples)
+        return outcome(evaluate_rewards, self._functions, task.samples)
 
 
 class Measuring:
@@ -91,13 +91,13 @@ class Measuring:
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteScorer(Scorer):
-    """A judge whose rewards are computed by workers."""
+    """A scorer whose rewards are computed by workers."""
 
     crew: ActorPool
     values: Callable[[], Mapping[str, float]]
     """The scheduled numbers of the run as they are now."""
 
-    def measured(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
+    def evaluate_rewards(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
         values = self.values()
         futures: list[Future[list[RewardBreakdown]]] = self.crew.submit(Task(samples, values) for samples in groups)
         try:
@@ -111,13 +111,13 @@ class RemoteScorer(Scorer):
             ray_cluster.leave()
 
 
-def remote_scorer(resolved: ResolvedConfig, judge: Scorer, faults: Faults | None = None) -> RemoteScorer:
-    """The same judge with ``roles.rewards`` workers."""
+def remote_scorer(resolved: ResolvedConfig, scorer: Scorer, faults: Faults | None = None) -> RemoteScorer:
+    """The same scorer with ``roles.rewards`` workers."""
     ray_cluster.join(resolved.config.roles)
     return RemoteScorer(
-        rewards=judge.rewards,
-        final_part=judge.final_part,
-        correctness=judge.correctness,
+        rewards=scorer.rewards,
+        final_part=scorer.final_part,
+        correctness=scorer.correctness,
         crew=ActorPool(Measuring(resolved), resolved.config.roles.rewards, resolved.config.roles, faults),
         values=Coefficients(resolved.coefficients).values,
     )

@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from statistics import fmean, pvariance
 
 from onpolicy.epistemic.marked import MarkedRollout
-from onpolicy.rewards.doubt import SPACING, repetition
+from onpolicy.rewards.uncertainty import SPACING, repetition
 from onpolicy.rewards.vacuous import among_words, vacuous
 from onpolicy.types import Metrics
 
 LEAST = 5
 """Fewer markers than this in a step say nothing about how they are used."""
 CARRIER = 5
-"""Words behind a marker that make the phrase it is carried in."""
+"""Words from a marker on that make the phrase it is carried in."""
 LEAST_BYTES = 100
 """Shorter texts do not compress in a way that says anything."""
 
@@ -33,14 +33,14 @@ def audit(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
 
     - ``<lexicon>/vacuous``: share of markers after which nothing changes: up to the next marker, or for 60 words, no number that is
       new, and 80 % of the pairs of words stood in the 60 words before
-    - ``<lexicon>/after_answer``: share of markers behind the last stated answer
+    - ``<lexicon>/after_answer``: share of markers after the last stated answer
     - ``<lexicon>/first_word``: share of responses that begin with a marker
-    - ``<lexicon>/crowded``: share of markers fewer than 20 words behind another
+    - ``<lexicon>/crowded``: share of markers fewer than 20 words after another
     - ``<lexicon>/gap_dispersion``: variance over mean of the words between neighbours; regular spacing lowers it, bursts raise it
     - ``<lexicon>/carrier``: share of markers in the commonest phrase (marker and five words)
     - ``<lexicon>/precision``, ``recall``: share of responses with a marker that are wrong; share of wrong ones that have a marker
-    - ``<lexicon>/dose_slope``: rise of the rate per 1,000 tokens from problems always solved to problems never solved, by least squares
-      over problems; habit is flat
+    - ``<lexicon>/dose_slope``: rise of the rate per 1,000 tokens from problems with pass rate 1 to problems with pass rate 0, by least
+      squares over problems; habit is flat
     - ``repetition``: share of runs of four words that occurred before; ``compression``: compressed size over size
     """
     uses = [use for m in marked for use in uses_of(m, lexicon)]
@@ -95,12 +95,12 @@ def _responses(marked: Sequence[MarkedRollout], lexicon: str) -> dict[str, float
     """What is asked of whole responses."""
     if not marked:
         return {}
-    doubting, wrong = [m for m in marked if m.spans[lexicon]], [m for m in marked if not m.right]
+    with_marker, incorrect = [m for m in marked if m.spans[lexicon]], [m for m in marked if not m.correct]
     found = {"first_word": fmean(bool(m.spans[lexicon]) and begins_with_marker(m, lexicon) for m in marked)}
-    if doubting:
-        found["precision"] = fmean(not m.right for m in doubting)
-    if wrong:
-        found["recall"] = fmean(bool(m.spans[lexicon]) for m in wrong)
+    if with_marker:
+        found["precision"] = fmean(not m.correct for m in with_marker)
+    if incorrect:
+        found["recall"] = fmean(bool(m.spans[lexicon]) for m in incorrect)
     slope = dose_slope(marked, lexicon)
     return found if slope is None else found | {"dose_slope": slope}
 
@@ -110,11 +110,11 @@ def begins_with_marker(m: MarkedRollout, lexicon: str) -> bool:
 
 
 def dose_slope(marked: Sequence[MarkedRollout], lexicon: str) -> float | None:
-    """Least-squares slope of the problems' mean rates on their difficulty, 1 - share solved; None where all are equally hard."""
+    """Least-squares slope of the problems' mean rates on their difficulty, 1 minus the pass rate; None where all are equally hard."""
     problems: dict[int, list[MarkedRollout]] = {}
     for m in marked:
         problems.setdefault(m.group, []).append(m)
-    points = [(1.0 - group[0].solved, fmean(m.rate(lexicon) for m in group)) for group in problems.values()]
+    points = [(1.0 - group[0].pass_rate, fmean(m.rate(lexicon) for m in group)) for group in problems.values()]
     x, y = fmean(p[0] for p in points), fmean(p[1] for p in points)
     spread = sum((a - x) ** 2 for a, _ in points)
     return sum((a - x) * (b - y) for a, b in points) / spread if spread else None

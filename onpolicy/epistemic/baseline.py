@@ -1,4 +1,4 @@
-"""How the reference model itself expresses doubt on each problem: what rewards aim at, and what suppression is measured against."""
+"""How often the reference model uses epistemic markers on each problem: the target of rewards, the reference of suppression."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean, pstdev
 
 from onpolicy.epistemic.marked import MarkedRollout
-from onpolicy.rewards.doubt import paid, per_1k
+from onpolicy.rewards.uncertainty import paid, per_1k
 from onpolicy.types import Metrics, Prompt
 from onpolicy.utils.disk import atomic_write, retry_while_disk_full
 
@@ -19,9 +19,9 @@ class ProblemBaseline:
     """The reference model's answers to one problem; lists have one entry for each."""
 
     tokens: list[int]
-    right: list[bool]
+    correct: list[bool]
     paid: list[int]
-    """Markers that count for rewards (``onpolicy.rewards.doubt.paid``) of the lexicon that is followed."""
+    """Markers that count for rewards (``onpolicy.rewards.uncertainty.paid``) of the lexicon that is followed."""
     markers: dict[str, list[int]]
     """Lexicon -> markers, counted as telemetry does."""
 
@@ -35,7 +35,7 @@ class Baseline:
     metrics: Metrics = field(default_factory=dict)
     """What telemetry says of the reference model's first rollouts: step 0 of the log."""
 
-    def with_columns(self, prompt: Prompt) -> Prompt:
+    def add_columns(self, prompt: Prompt) -> Prompt:
         """The prompt with ``ref_rate`` and ``ref_std``, the rewards' rate per 1,000 tokens, if it was measured."""
         problem_baseline = self.problem_baselines.get(prompt.id)
         if problem_baseline is None:
@@ -43,8 +43,8 @@ class Baseline:
         rates = [per_1k(n, tokens) for n, tokens in zip(problem_baseline.paid, problem_baseline.tokens, strict=True)]
         return replace(prompt, fields={**prompt.fields, "ref_rate": fmean(rates), "ref_std": pstdev(rates)})
 
-    def joined(self, other: Baseline) -> Baseline:
-        """This one and another; the first measurement is what step 0 shows."""
+    def merge(self, other: Baseline) -> Baseline:
+        """This baseline and another's problems; the metrics of the first measurement stay."""
         return Baseline({**self.problem_baselines, **other.problem_baselines}, self.metrics or other.metrics)
 
     @retry_while_disk_full(lambda self, path: path)
@@ -65,14 +65,20 @@ def load(path: Path) -> Baseline:
 
 
 def problem_baselines(marked: Sequence[MarkedRollout], lexicon: str, spacing: int) -> dict[str, ProblemBaseline]:
-    """Of the reference model's rollouts; ``lexicon`` and ``spacing`` are those of the rewards that compare with it."""
+    """Baselines by prompt id, from rollouts of the reference model.
+
+    Args:
+        marked: rollouts of the reference model
+        lexicon: the lexicon of the rewards that compare with the baseline
+        spacing: their spacing, words between two markers that both count
+    """
     problems: dict[str, list[MarkedRollout]] = {}
     for m in marked:
         problems.setdefault(m.prompt.id, []).append(m)
     return {
         name: ProblemBaseline(
             tokens=[m.tokens for m in group],
-            right=[m.right for m in group],
+            correct=[m.correct for m in group],
             paid=[paid(m.text, list(m.prompt.messages), lexicon, spacing) for m in group],
             markers={name: [len(m.spans[name]) for m in group] for name in group[0].spans},
         )

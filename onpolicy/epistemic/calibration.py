@@ -1,4 +1,4 @@
-"""Does confidence go with being right? Several readings of confidence, one scoreboard."""
+"""Does confidence go with correctness? Several readings of confidence, one scoreboard."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from onpolicy.types import Metrics
 LEAST_IN_BIN, MOST_BINS = 20, 10
 
 
-def brier(confidence: Sequence[float], right: Sequence[bool]) -> float:
+def brier(confidence: Sequence[float], correct: Sequence[bool]) -> float:
     """Mean of (c - r)^2: 0 is perfect, .25 what saying one half earns."""
-    return fmean((c - r) ** 2 for c, r in zip(confidence, right, strict=True))
+    return fmean((c - r) ** 2 for c, r in zip(confidence, correct, strict=True))
 
 
-def ece(confidence: Sequence[float], right: Sequence[bool]) -> float:
-    """sum_b n_b / n |share right in b - mean confidence in b| over bins of equal mass with 20 answers or more, at most 10 of them.
+def ece(confidence: Sequence[float], correct: Sequence[bool]) -> float:
+    """sum_b n_b / n |accuracy in b - mean confidence in b| over bins of equal mass with 20 answers or more, at most 10 of them.
 
     Answers of equal confidence stand in one bin: told apart by their outcome, they would make a calibrated model look bad.
     """
-    pairs = sorted(zip(confidence, right, strict=True), key=lambda pair: pair[0])
+    pairs = sorted(zip(confidence, correct, strict=True), key=lambda pair: pair[0])
     n = len(pairs)
     bins = min(MOST_BINS, max(1, n // LEAST_IN_BIN))
     cuts = (bisect_left(pairs, pairs[n * b // bins][0], key=lambda pair: pair[0]) for b in range(bins))
@@ -34,24 +34,24 @@ def ece(confidence: Sequence[float], right: Sequence[bool]) -> float:
     return sum(len(p) / n * abs(fmean(r for _, r in p) - fmean(c for c, _ in p)) for p in parts)
 
 
-def auroc(confidence: Sequence[float], right: Sequence[bool]) -> float | None:
-    """Chance that a right answer has more confidence than a wrong one, ties counting half; None without both."""
+def auroc(confidence: Sequence[float], correct: Sequence[bool]) -> float | None:
+    """Chance that a correct answer has more confidence than a wrong one, ties counting half; None without both."""
     from scipy.stats import rankdata
 
-    n_right = sum(right)
-    n_wrong = len(right) - n_right
-    if not n_right or not n_wrong:
+    n_correct = sum(correct)
+    n_incorrect = len(correct) - n_correct
+    if not n_correct or not n_incorrect:
         return None
     ranks = rankdata(confidence)
-    total = float(sum(rank for rank, r in zip(ranks, right, strict=True) if r))
-    return (total - n_right * (n_right + 1) / 2) / (n_right * n_wrong)
+    total = float(sum(rank for rank, r in zip(ranks, correct, strict=True) if r))
+    return (total - n_correct * (n_correct + 1) / 2) / (n_correct * n_incorrect)
 
 
-def auroc_within(confidence: Sequence[float], right: Sequence[bool], problem: Sequence[int]) -> float | None:
+def auroc_within(confidence: Sequence[float], correct: Sequence[bool], problem: Sequence[int]) -> float | None:
     """The same over pairs of answers to the same problem, so that easy problems do not make it look good."""
     wins = pairs = 0.0
     for group in set(problem):
-        rows = [(c, r) for c, r, p in zip(confidence, right, problem, strict=True) if p == group]
+        rows = [(c, r) for c, r, p in zip(confidence, correct, problem, strict=True) if p == group]
         n = sum(r for _, r in rows) * sum(not r for _, r in rows)
         within = auroc([c for c, _ in rows], [r for _, r in rows])
         if within is not None:
@@ -63,7 +63,7 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
     """``calibration/<reading>/...`` of the rollouts' confidence; what cannot be said is absent.
 
     - ``stated``: in a ``<confidence>`` tag; ``agreement``: share of the problem's other rollouts with the same final answer. Both are
-      probabilities: ``brier``, ``ece``, ``gap`` (mean confidence less share right), ``share`` (of rollouts that have it)
+      probabilities: ``brier``, ``ece``, ``gap`` (mean confidence minus accuracy), ``share`` (of rollouts that have it)
     - ``likelihood``: mean log-probability of a sampled token; ``silence``: the negative rate of the lexicon's markers. These only order
       answers: ``auroc``, and ``auroc_within`` problems, as for the others
     """
@@ -77,14 +77,14 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
         kept = [(c, m) for c, m in zip(readings, marked, strict=True) if c is not None]
         if not kept:
             continue
-        confidence, right = [c for c, _ in kept], [m.right for _, m in kept]
+        confidence, correct = [c for c, _ in kept], [m.correct for _, m in kept]
         found: dict[str, float | None] = {
-            "auroc": auroc(confidence, right),
-            "auroc_within": auroc_within(confidence, right, [m.group for _, m in kept]),
+            "auroc": auroc(confidence, correct),
+            "auroc_within": auroc_within(confidence, correct, [m.group for _, m in kept]),
         }
         if probability:
-            found |= {"brier": brier(confidence, right), "ece": ece(confidence, right), "share": len(kept) / len(marked),
-                      "gap": fmean(confidence) - fmean(right)}  # fmt: skip
+            found |= {"brier": brier(confidence, correct), "ece": ece(confidence, correct), "share": len(kept) / len(marked),
+                      "gap": fmean(confidence) - fmean(correct)}  # fmt: skip
         metrics |= {f"calibration/{name}/{what}": value for what, value in found.items() if value is not None}
     return metrics
 
@@ -101,5 +101,5 @@ def _agreement(marked: Sequence[MarkedRollout]) -> list[float | None]:
 
 
 def _likelihood(m: MarkedRollout) -> float | None:
-    found = [p for p in m.rollout.rollout_logprobs if math.isfinite(p)]
+    found = [p for p in m.rollout.select_sampled(m.rollout.rollout_logprobs) if math.isfinite(p)]
     return fmean(found) if found else None

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean
 
-from onpolicy.rewards.doubt import prompt_text
 from onpolicy.rewards.extract import stated_answers
 from onpolicy.rewards.lexicon import merged, occurrences
-from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
+from onpolicy.rewards.uncertainty import prompt_text
+from onpolicy.types import Prompt, Rollout, ScoredGroup
 from onpolicy.utils.thinking import ThinkingSplit
 
 Split = Callable[[str], ThinkingSplit]
@@ -24,9 +23,9 @@ class MarkedRollout:
     rollout: Rollout
     group: int
     """Index of its group."""
-    right: bool
-    solved: float
-    """Share of its problem's rollouts that are right."""
+    correct: bool
+    pass_rate: float
+    """Share of its problem's rollouts that are correct."""
     answer_at: int
     """Character from which on the text is the answer; before it is thinking."""
     final_at: int
@@ -42,7 +41,7 @@ class MarkedRollout:
 
     @property
     def tokens(self) -> int:
-        return len(self.rollout.completion_ids)
+        return self.rollout.num_sampled
 
     def rate(self, lexicon: str) -> float:
         """Markers per 1,000 tokens."""
@@ -56,14 +55,14 @@ class MarkedRollout:
 def locate_markers(groups: Sequence[ScoredGroup], lexicons: Sequence[str], split: Split) -> list[MarkedRollout]:
     """Every rollout of the groups, in order."""
     return [
-        _marked(judged, index, number, lexicons, split)
-        for number, judged in enumerate(groups)
-        for index in range(len(judged.scores))
+        _marked(scored, index, number, lexicons, split)
+        for number, scored in enumerate(groups)
+        for index in range(len(scored.scores))
     ]
 
 
-def _marked(judged: ScoredGroup, index: int, number: int, lexicons: Sequence[str], split: Split) -> MarkedRollout:
-    prompt, rollout = judged.group.prompt, judged.group.rollouts[index]
+def _marked(scored: ScoredGroup, index: int, number: int, lexicons: Sequence[str], split: Split) -> MarkedRollout:
+    prompt, rollout = scored.group.prompt, scored.group.rollouts[index]
     text, question = rollout.text, prompt_text(list(prompt.messages))
     found = {name: occurrences(text, name, prompt=question) for name in lexicons}
     stated = stated_answers(text)
@@ -71,8 +70,8 @@ def _marked(judged: ScoredGroup, index: int, number: int, lexicons: Sequence[str
         prompt=prompt,
         rollout=rollout,
         group=number,
-        right=judged.scores[index] >= RIGHT,
-        solved=fmean(score >= RIGHT for score in judged.scores),
+        correct=scored.correct[index],
+        pass_rate=scored.pass_rate,
         answer_at=len(text) - len(split(text).answer),
         final_at=stated[-1][0] if stated else len(text),
         spans={name: merged([(a, b) for a, b, _ in f], text) for name, f in found.items()},

@@ -10,8 +10,8 @@ import numpy as np
 
 from onpolicy.epistemic.baseline import ProblemBaseline
 from onpolicy.epistemic.marked import MarkedRollout
-from onpolicy.rewards.doubt import per_1k
 from onpolicy.rewards.lexicon import words_of
+from onpolicy.rewards.uncertainty import per_1k
 from onpolicy.types import Metrics
 from onpolicy.utils.stats import bootstrap_ci, bootstrap_statistic_ci
 

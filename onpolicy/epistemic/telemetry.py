@@ -1,4 +1,4 @@
-"""Everything that is read off the text of a step's rollouts."""
+"""Telemetry of the text of a step's rollouts."""
 
 from __future__ import annotations
 
@@ -26,23 +26,24 @@ class TextTelemetry:
     """Text -> thinking and answer."""
     baseline: Baseline | None = None
 
-    def __call__(self, groups: Sequence[ScoredGroup]) -> Metrics:
+    def measure(self, groups: Sequence[ScoredGroup]) -> Metrics:
         marked = locate_markers(groups, self._all, self.split)
         metrics = marker_rates(marked, self.lexicons) | audit(marked, self.followed) | scoreboard(marked, self.followed)
         if self.baseline is not None:
             metrics |= suppression(marked, self.baseline.problem_baselines, self._all, self.followed)
         return metrics
 
-    def brief(self, groups: Sequence[ScoredGroup]) -> Metrics:
+    def summarise(self, groups: Sequence[ScoredGroup]) -> Metrics:
         """The pooled rates and the calibration alone: what an evaluation logs."""
         marked = locate_markers(groups, self._all, self.split)
         rates = {f"epistemic/{name}/rate_per_1k": pooled_rate(marked, name) for name in self.lexicons}
         return {n: rate for n, rate in rates.items() if rate is not None} | scoreboard(marked, self.followed)
 
-    def start(self, groups: Sequence[ScoredGroup], spacing: int) -> Baseline:
+    def build_baseline(self, groups: Sequence[ScoredGroup], spacing: int) -> Baseline:
         """The baseline that these rollouts of the reference model make, for rewards with that spacing."""
         return Baseline(
-            problem_baselines(locate_markers(groups, self._all, self.split), self.followed, spacing), self(groups)
+            problem_baselines(locate_markers(groups, self._all, self.split), self.followed, spacing),
+            self.measure(groups),
         )
 
     @property

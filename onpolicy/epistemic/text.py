@@ -12,14 +12,14 @@ from onpolicy.types import Metrics
 
 QUARTERS = 4
 EASY, HARD = 2 / 3, 1 / 3
-"""A problem is easy where more than this share of its rollouts is right, hard where less is."""
+"""A problem is easy where more than this share of its rollouts is correct, hard where less than that is."""
 
 CHOICES: dict[str, Callable[[MarkedRollout], bool]] = {
-    "correct": lambda m: m.right,
-    "wrong": lambda m: not m.right,
-    "easy": lambda m: m.solved > EASY,
-    "medium": lambda m: HARD <= m.solved <= EASY,
-    "hard": lambda m: m.solved < HARD,
+    "correct": lambda m: m.correct,
+    "wrong": lambda m: not m.correct,
+    "easy": lambda m: m.pass_rate > EASY,
+    "medium": lambda m: HARD <= m.pass_rate <= EASY,
+    "hard": lambda m: m.pass_rate < HARD,
     "cut_off": lambda m: m.rollout.finish_reason == "length",
     "finished": lambda m: m.rollout.finish_reason != "length",
 }

@@ -1,7 +1,7 @@
-"""What teacher and student do to each other where doubt is expressed, token by token, while training.
+"""Per-token telemetry of a training step: how teacher and student differ at epistemic markers.
 
-Works on what the loss sees anyway (``LossInputs``) and on marks that the annotator put on the tokens: one name in ``spans`` for
-each class of tokens. Sums only, so how a step is cut into micro-batches changes nothing.
+It reads the inputs of the loss (``LossInputs``) and the token classes that the annotator marked, each under a name of its own in
+``spans``. It keeps sums, so the way in which a step is cut into micro-batches changes nothing.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ FORK_QUANTILE = 0.8
 
 @dataclass
 class TokenTelemetry:
-    """Collects over the micro-batches of a step; ``metrics`` gives what came of it and begins anew."""
+    """Accumulates over the micro-batches of a step; ``metrics`` returns the step's numbers and starts again."""
 
     lexicon: str
     """Whose markers are looked at closely."""
@@ -49,7 +49,9 @@ class TokenTelemetry:
         marked = {name: inputs.spans[span_name(name)] & mask for name in self.classes}
         markers = marked[self.lexicon]
         self._entropies.append(entropy[mask].cpu())
-        begins = markers & ~torch.nn.functional.pad(markers, (1, 0))[:, :-1]  # what follows within a marker is foregone
+        begins = (
+            markers & ~torch.nn.functional.pad(markers, (1, 0))[:, :-1]
+        )  # later tokens of a marker are nearly certain
         self._add("entropy_at", entropy, begins)
         self._add("entropy_around", entropy, _around(markers) & mask & ~markers)
         self._add("probability", inputs.logprobs.exp(), begins)
@@ -127,7 +129,7 @@ class TokenTelemetry:
         """[strata, 4]: sum and number of u over markers, sum and number over other tokens."""
         edges = torch.tensor(ENTROPY_EDGES, device=gap.device, dtype=inputs.entropy.dtype)
         lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
-        quarter = (torch.arange(gap.shape[1], device=gap.device) * QUARTERS // lengths).clamp(max=QUARTERS - 1)
+        quarter = ((inputs.sampled_mask.cumsum(-1) - 1).clamp(min=0) * QUARTERS // lengths).clamp(max=QUARTERS - 1)
         stratum = torch.bucketize(inputs.entropy, edges) * QUARTERS + quarter
         table = torch.zeros((len(ENTROPY_EDGES) + 1) * QUARTERS, 4, dtype=torch.float64)
         for column, mask in ((0, markers), (2, others)):
@@ -137,7 +139,7 @@ class TokenTelemetry:
         self._strata[context] = self._strata.get(context, 0.0) + table
 
     def _shares(self) -> Metrics:
-        """Of each context's divergence: the part that falls on a class of tokens, and that part by the class's share of tokens."""
+        """By context and class of tokens: the class's share of the divergence, and that share divided by its share of the tokens."""
         found: Metrics = {}
         for key in [k for k in self._sums if k.startswith("divergence/") and k.count("/") == 3 and k.endswith("/s")]:
             _, context, name, _ = key.split("/")
@@ -155,7 +157,7 @@ class TokenTelemetry:
 
 
 def matched_difference(table: Tensor) -> float | None:
-    """Mean over markers of u less the mean u of other tokens of their stratum; None where no stratum has both.
+    """Mean over markers of u minus the mean u of other tokens of their stratum; None where no stratum has both.
 
     Args:
         table: [strata, 4] sum and number over markers, sum and number over others

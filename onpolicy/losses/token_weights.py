@@ -39,7 +39,7 @@ def position(
         width: width of the rise, in the same unit
     """
     lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
-    place = torch.arange(mask.shape[1], device=mask.device) / lengths
+    place = (inputs.sampled_mask.cumsum(-1) - 1) / lengths
     return minimum + (1.0 - minimum) * torch.sigmoid((place - midpoint) / width)
 
 
@@ -49,7 +49,7 @@ def skip_first(inputs: LossInputs, mask: Tensor, *, tokens: int = 3) -> Tensor:
     Args:
         tokens: how many
     """
-    return (torch.arange(mask.shape[1], device=mask.device) >= tokens).expand(mask.shape).to(inputs.entropy.dtype)
+    return (inputs.sampled_mask.cumsum(-1) > tokens).to(inputs.entropy.dtype)
 
 
 def entropy(

@@ -20,7 +20,7 @@ from onpolicy.utils.seeds import rollout_seed
 
 @dataclass
 class _Draft:
-    """A rollout while it grows."""
+    """A rollout that is being sampled."""
 
     prompt_ids: tuple[int, ...]
     banned: tuple[int, ...]
@@ -29,7 +29,7 @@ class _Draft:
     logprobs: list[float] = field(default_factory=list)
     stopped: bool = False
     version: int = 0
-    """Of the weights that sample it."""
+    """Version of the weights that sample it."""
 
 
 class HFGenerator:

@@ -1,4 +1,4 @@
-"""Rollouts of the next steps, sampled while this step is trained; none may be older than the bound.
+"""Samples rollouts of the next steps while this step is trained; no token may be older than the bound.
 
 With a bound of ``s`` the batches of steps ``m`` to ``m + s`` are on their way when step ``m`` is trained. Batch ``m`` was begun
 with weights of version ``m - 1 - s`` or newer and is trained with version ``m - 1``, so none of its tokens is more than ``s``
@@ -22,29 +22,29 @@ Sampled = tuple[list[ScoredGroup], Metrics]
 
 
 class RolloutPrefetcher:
-    """The batch of a step, and those of the next ones on their way."""
+    """Returns the batch of a step, and keeps the batches of the next steps under way."""
 
-    def __init__(self, rollouts: RolloutSampler, clock: PhaseTimer, *, staleness: int, steps: int) -> None:
+    def __init__(self, rollouts: RolloutSampler, timer: PhaseTimer, *, staleness: int, steps: int) -> None:
         """
         Args:
             rollouts: samples a batch
-            clock: of the training; batches on threads of their own are timed by themselves, under ``pipeline/``
+            timer: of the training; batches on threads of their own are timed by themselves, under ``pipeline/``
             staleness: the bound
             steps: no batch is begun beyond this one
         """
-        self.rollouts, self.clock, self.staleness, self.steps = rollouts, clock, staleness, steps
-        # how many problems dynamic sampling uses up is known when it has: the next batch begins behind it
+        self.rollouts, self.timer, self.staleness, self.steps = rollouts, timer, staleness, steps
+        # dynamic sampling uses a number of problems that is known at its end, so the next batch starts after it
         self._pool = (
             ThreadPoolExecutor(1 if rollouts.batches else staleness + 1, "pipeline") if staleness else InlineExecutor()
         )
         self._batches: dict[int, Future[tuple[Sampled, int]]] = {}
         """By step."""
         self._position: int | None = None
-        self._judging = threading.Lock()
+        self._scoring = threading.Lock()
 
     @property
     def position(self) -> int:
-        """Where the problems stand behind the batch that was handed out last: a resumed run goes on from there."""
+        """Position in the problems after the batch that was returned last: a resumed run goes on from there."""
         return self.rollouts.prompts.position if self._position is None else self._position
 
     def sample(self, step: int) -> Sampled:
@@ -54,7 +54,7 @@ class RolloutPrefetcher:
                 self._batches[number] = self._start(number)
         batch = self._batches[step]
         if not batch.done():
-            with self.clock.phase("wait"):
+            with self.timer.phase("wait"):
                 batch.exception()
         sampled, self._position = batch.result()
         del self._batches[step]
@@ -69,12 +69,12 @@ class RolloutPrefetcher:
         self.rollouts.prompts.load_state(state)
 
     def cancel(self) -> None:
-        """Forgets everything that is on its way, once it has ended; its problems will be drawn again."""
+        """Discards the batches that are under way, once they have ended; their problems will be drawn again."""
         self._end()
         self.rollouts.prompts.position, self._position = self.position, None
 
     def close(self) -> None:
-        """For good. What is being sampled ends first, which is soon once the generator is closed."""
+        """Ends the threads. Batches that are being sampled end first, which is soon once the generator is closed."""
         self._end()
         self._pool.shutdown()
 
@@ -90,23 +90,23 @@ class RolloutPrefetcher:
         if not self.staleness:
             return self._pool.submit(self._sample, step, self.rollouts)
         cursor = self.rollouts.prompts if self.rollouts.batches else self.rollouts.prompts.split_off()
-        rollouts = replace(self.rollouts, prompts=cursor, judge=self._judge, clock=PhaseTimer())
+        rollouts = replace(self.rollouts, prompts=cursor, score=self._score, timer=PhaseTimer())
         return self._pool.submit(self._sample, step, rollouts)
 
     def _sample(self, step: int, rollouts: RolloutSampler) -> tuple[Sampled, int]:
-        groups, metrics = rollouts(step)
-        if rollouts.clock is not self.clock:
-            metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.clock.pop().items()}
+        groups, metrics = rollouts.sample(step)
+        if rollouts.timer is not self.timer:
+            metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.timer.pop().items()}
         return (groups, metrics), rollouts.prompts.position
 
-    def _judge(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+    def _score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """One batch at a time: a user's reward need not be made for several threads."""
-        with self._judging:
-            return self.rollouts.judge(groups)
+        with self._scoring:
+            return self.rollouts.score(groups)
 
 
 class InlineExecutor(Executor):
-    """No other thread: what is submitted is done at once, so that rewards may use signals, and Ctrl-C reaches it."""
+    """Runs what is submitted at once and in this thread, so that rewards may use signals and Ctrl-C reaches them."""
 
     def submit(self, function: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         done: Future[Any] = Future()

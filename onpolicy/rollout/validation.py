@@ -73,6 +73,6 @@ class RolloutValidator:
             return "with a log-prob that is none"
         if not oldest <= r.policy_version <= newest:
             return f"of weights {r.policy_version}, wanted {oldest} to {newest}"
-        if r.text != self.renderer.completion_text(r.completion_ids):
+        if r.text != self.renderer.completion_text(r.sampled_ids):
             return "whose text is not that of its tokens"
         return ""

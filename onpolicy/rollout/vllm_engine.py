@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass
 class Request:
-    """What has come of it so far."""
+    """A request to the engine and what it has sampled so far."""
 
     output: RequestOutput | None = None
-    """The latest."""
+    """The engine's latest output."""
     versions: list[int] = field(default_factory=list)
-    """Of the weights that sampled each of its tokens."""
+    """By token, the version of the weights that sampled it."""
 
     @property
     def done(self) -> bool:
@@ -41,7 +41,7 @@ class SharedEngine:
         self._llm, self.version = llm, 0
         self._turns, self._numbers = FairLock(), itertools.count()
         self._running: dict[str, Request] = {}
-        """By name, those of all threads."""
+        """Requests of all threads, by name."""
 
     def run(
         self,

@@ -55,12 +55,12 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
             folder / "baseline.json",
             functools.partial(display.phase, "baseline"),
         )
-    prompts = [baseline.with_columns(p) for p in prompts] if baseline else prompts
+    prompts = [baseline.add_columns(p) for p in prompts] if baseline else prompts
     source = completion_source(resolved, model, generator)
     return Run(
         config=config,
         folder=folder,
-        sampler=build_prefetcher(resolved, prompt_cursor(resolved, prompts), source, scorer, timer),
+        sampler=build_prefetcher(resolved, prompt_cursor(resolved, prompts), source, scorer.score, timer),
         scorer=scorer,
         annotator=build_annotator(
             resolved,

@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from onpolicy.annotation.annotate import rollout_metrics
 from onpolicy.annotation.build import text_telemetry
+from onpolicy.annotation.metrics import rollout_metrics
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import Renderer
@@ -51,11 +51,11 @@ def measure_baseline(
         on_start()
         seed = step_seed(resolved.config.seed, "baseline")
         sampling = dataclasses.replace(generator.sampling, group_size=settings.baseline)
-        groups = scorer(generator.generate(missing, seed=seed, sampling=sampling))
-        found = telemetry.start(groups, resolved.ref_spacing)
-        tokens = sum(len(r.completion_ids) for g in groups for r in g.group.rollouts)
+        groups = scorer.score(generator.generate(missing, seed=seed, sampling=sampling))
+        found = telemetry.build_baseline(groups, resolved.ref_spacing)
+        tokens = sum(r.num_sampled for g in groups for r in g.group.rollouts)
         metrics = found.metrics | rollout_metrics(groups) | {"rollout/sampled_tokens": float(tokens)}
-        known = known.joined(dataclasses.replace(found, metrics=metrics))
+        known = known.merge(dataclasses.replace(found, metrics=metrics))
         known.save(path)
     return known
 

@@ -21,7 +21,7 @@ from onpolicy.protocols import Generator
 from onpolicy.rewards.extract import extract_answer
 from onpolicy.run.evaluation_files import ProblemResult, read_results, write_results
 from onpolicy.run.loading import drop_overlong, read_prompts
-from onpolicy.types import RIGHT, Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
 from onpolicy.utils.stats import bootstrap_ci
 
 AT_ONCE = 1024
@@ -80,7 +80,9 @@ class Evaluator:
             results = self._results(prompts, folder / f"{name}.jsonl", resume)
             found = summary(results, self.k)
             if self.telemetry:
-                found |= self.telemetry.brief([as_scored_group(r, p) for r, p in zip(results, prompts, strict=True)])
+                found |= self.telemetry.summarise(
+                    [as_scored_group(r, p) for r, p in zip(results, prompts, strict=True)]
+                )
             metrics |= {f"eval/{name}/{what}": value for what, value in found.items()}
         return metrics
 
@@ -105,12 +107,12 @@ class Evaluator:
         return ProblemResult(
             id=group.prompt.id,
             rewards=rewards,
-            right=[score >= RIGHT for score in rewards],
+            right=[score >= CORRECT_THRESHOLD for score in rewards],
             answers=[self.extract(r.text) for r in group.rollouts],
-            lengths=[len(r.completion_ids) for r in group.rollouts],
+            lengths=[r.num_sampled for r in group.rollouts],
             truncated=[r.finish_reason == "length" for r in group.rollouts],
             completions=[r.text for r in group.rollouts],
-            graded={g.name: [s >= RIGHT for s in self._scores(group, g)] for g in self.graders},
+            graded={g.name: [s >= CORRECT_THRESHOLD for s in self._scores(group, g)] for g in self.graders},
             digest=digest(group.prompt),
         )
 

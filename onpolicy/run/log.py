@@ -193,7 +193,7 @@ def sample_row(example: Example, renderer: Renderer) -> dict[str, Any]:
         "reward_breakdown": dict(example.reward_breakdown),
         "advantage": example.advantage,
         "finish_reason": example.rollout.finish_reason,
-        "tokens": len(example.rollout.completion_ids),
+        "tokens": example.rollout.num_sampled,
     }
 
 

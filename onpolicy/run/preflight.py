@@ -95,7 +95,7 @@ class Preflight:
         """Generator and trainer must give the sampled tokens the same log-probabilities."""
         examples = examples[:ENOUGH]
         ours = torch.cat(self.trainer.logprobs(examples)).float().cpu()
-        theirs = torch.tensor([p for e in examples for p in e.rollout.rollout_logprobs])
+        theirs = torch.tensor([p for e in examples for p in e.rollout.select_sampled(e.rollout.rollout_logprobs)])
         gap = (ours - theirs).abs()
         if not gap.mean() <= tolerance:
             raise PreflightError(
@@ -122,7 +122,7 @@ class Preflight:
         inputs = self.trainer.inputs(self.trainer.batching.batch([twin]), through=keep)
         gaps = [(scores.logprobs - inputs.logprobs) ** 2 for scores in inputs.teacher.values()]
         plain = [value for comparison, value in inputs.divergences.items() if comparison.target is identity]
-        loss = torch.stack([*gaps, *plain]).sum() / len(example.rollout.completion_ids)
+        loss = torch.stack([*gaps, *plain]).sum() / example.rollout.num_sampled
         norm = float(
             torch.autograd.grad(loss, kept[0].hidden)[0].abs().max()
         )  # all weights but the head learn through it
@@ -182,7 +182,7 @@ def first_rollouts(run: Run, resolved: ResolvedConfig) -> list[Example]:
     """Rollouts of the reference model, as the first step would have them; no prompt is used up."""
     rollouts = run.sampler.rollouts
     cursor = prompt_cursor(resolved, rollouts.prompts.prompts)
-    groups, _ = replace(rollouts, prompts=cursor, batches=0)(0)
+    groups, _ = replace(rollouts, prompts=cursor, batches=0).sample(0)
     examples, _ = run.annotator.annotate(groups, version=0)
     return examples
 

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.objective import Term
 from onpolicy.trainer.trainer import PolicyTrainer
@@ -42,7 +43,7 @@ def token_record(trainer: PolicyTrainer, renderer: Renderer, example: Example) -
         "reward": example.reward,
         "advantage": example.advantage,
         "finish_reason": example.rollout.finish_reason,
-        "tokens": renderer.pieces(example.rollout.completion_ids),
+        "tokens": TokenAlignment(renderer).split(example.rollout.completion_ids),
         "logprob": packed(inputs.logprobs[0]),
         "entropy": packed(inputs.entropy[0]),
         "contexts": contexts,

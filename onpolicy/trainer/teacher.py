@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from onpolicy.trainer.collate import select_sampled
 from onpolicy.trainer.engine import Engine
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.head import HeadLike, HiddenStates, head_of, head_weights
@@ -159,7 +160,10 @@ class TeacherScorer:
         for reader, rows in requests.items():
             for (i, name, _), hidden in zip(rows, self._hidden(reader, [row for *_, row in rows], budget), strict=True):
                 found[i].setdefault(name, []).append(hidden)
-        return [{name: torch.cat(hidden, -1) for name, hidden in names.items()} for names in found]
+        return [
+            {name: select_sampled(torch.cat(hidden, -1), [example.rollout]) for name, hidden in names.items()}
+            for example, names in zip(examples, found, strict=True)
+        ]
 
     def tokens(self, examples: Sequence[Example], *, with_ref: bool) -> int:
         """How many tokens ``score`` reads: prompt and completion of each context of each rollout, once per model that reads them,
@@ -184,7 +188,7 @@ class TeacherScorer:
         if any(REF in row for row in hidden):
             assert self.reference is not None
             heads[REF] = self.reference.head, head_weights(self.reference.model)
-        lengths = [len(e.rollout.completion_ids) for e in batch.examples]
+        lengths = [e.rollout.num_sampled for e in batch.examples]
         states = {}
         for name, (head, weights) in heads.items():
             known = next((row[name] for row in hidden if name in row), None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from onpolicy.losses.objective import MetricAccumulator, Objective
 from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.batching import Batching, default_budget, num_tokens, student_rows
 from onpolicy.trainer.chunked_head import token_stats
+from onpolicy.trainer.collate import select_sampled
 from onpolicy.trainer.engine import Engine, TorchEngine
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.head import HiddenStates
@@ -236,7 +238,7 @@ class PolicyTrainer:
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:
-        """The student's log-probability of each sampled token, ``[T]`` per example in the order given."""
+        """The student's log-probability of each sampled token, ``[N]`` per example in the order given."""
         found: list[Tensor] = [torch.empty(0)] * len(examples)
         cut = self.batching.cut(examples)
         idle = self.collectives.max_passes(len(cut)) - len(cut)
@@ -245,7 +247,7 @@ class PolicyTrainer:
             with self._autocast():
                 states = self._student_states(batch.examples)
                 flat = token_stats(states, {}, batch.completion_ids[batch.sampled_mask]).logprobs
-            lengths = [len(e.rollout.completion_ids) for e in batch.examples]
+            lengths = [e.rollout.num_sampled for e in batch.examples]
             for i, row in zip(indices, flat.split(lengths), strict=True):
                 found[i] = row
         return found
@@ -294,7 +296,9 @@ class PolicyTrainer:
         """There is nothing to release."""
 
     def _student_states(self, examples: Sequence[Example]) -> HiddenStates:
-        return completion_states(self.student, student_rows(examples), layout=self.layout, body=self.engine.body)
+        """Hidden states that predict the sampled tokens; observed ones are read and predict nothing that is trained."""
+        states = completion_states(self.student, student_rows(examples), layout=self.layout, body=self.engine.body)
+        return dataclasses.replace(states, hidden=select_sampled(states.hidden, [e.rollout for e in examples]))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast_enabled)

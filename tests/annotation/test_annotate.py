@@ -2,12 +2,15 @@
 
 1. contexts: the wording, who sees what, and when there is no teacher; 2. credit by hand, and the trap of dividing by a
 small spread; 3. rewards come before contexts and are summed by weight; 4. rollouts of other weights are refused; 5. a
-privileged prompt that is too long is refused or dropped, and counted.
+privileged prompt that is too long is refused or dropped, and counted; 6. equal privileged prompts of a step are templated and tokenised
+once; 7. observed tokens lie in no span and are counted nowhere.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial as partial_
 from typing import Any
 
 import pytest
@@ -27,7 +30,9 @@ from onpolicy.annotation.contexts.wrong_answer import wrong_answer
 from onpolicy.annotation.credit import group_mean, group_std, leave_one_out
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, Scorer
+from onpolicy.annotation.spans import markers
 from onpolicy.data.rendering import PromptTooLong, Renderer
+from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.experiments.lab.siblings import sibling_answer
 from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
 from onpolicy.utils.seeds import step_seed
@@ -112,7 +117,7 @@ def test_the_ladder_of_contexts() -> None:
     assert text(instruction) == "Q\n\nCorrectly solve the original question."
     assert "hm" in text(successful_sibling) and "hm" not in text(successful_sibling, keep_thinking=False)
     for options, words in (
-        ({"constant": "4"}, "is the right one"),
+        ({"constant": "4"}, "is the correct one"),
         ({"field": "solution"}, "give the context's constant"),
     ):
         with pytest.raises(ContextError, match=words):
@@ -145,16 +150,16 @@ def short(num_tokens: int) -> float:
 
 def annotate(groups: Sequence[RolloutGroup], *, version: int = 0, **changes: Any) -> tuple[list[Example], Metrics]:
     rewards = changes.pop("rewards", [Reward("right", 1.0, right), Reward("short", 0.5, short, bonus=True)])
-    judge = Scorer(rewards, final_part=str, correctness=rewards[0].name)
+    scorer = Scorer(rewards, final_part=str, correctness=rewards[0].name)
     settings: dict[str, Any] = {
         "renderer": Renderer(byte_tokenizer()),
         "contexts": {"teacher": successful_sibling, "hint": final_answer},
         "credit": group_mean,
-        "queries": ContextQueries(None, judge, [], step_seed, Renderer(byte_tokenizer()), 1000, False),  # type: ignore[arg-type]
+        "queries": ContextQueries(None, scorer, [], step_seed, Renderer(byte_tokenizer()), 1000, False),  # type: ignore[arg-type]
         "max_teacher_prompt_tokens": 1000,
         "drop_too_long": False,
     }
-    return Annotator(**{**settings, **changes}).annotate(judge(groups), version=version)
+    return Annotator(**{**settings, **changes}).annotate(scorer.score(groups), version=version)
 
 
 def test_rewards_contexts_and_credit_together() -> None:
@@ -192,3 +197,65 @@ def test_long_privileged_prompts_are_refused_or_dropped_and_counted() -> None:
         annotate([group("right", "wrong")], max_teacher_prompt_tokens=40)
     examples, metrics = annotate([group("a", "b")], max_teacher_prompt_tokens=40, drop_too_long=True)
     assert not examples[0].teacher_prompt_ids and metrics["context/hint/dropped"] == 2.0
+
+
+class CountingTokenizer:
+    """The tokenizer it wraps, with a count of the prompts that went through its chat template."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner, self.templated = inner, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
+
+    def apply_chat_template(self, *args: Any, **options: Any) -> Any:
+        self.templated += 1
+        return self.inner.apply_chat_template(*args, **options)
+
+
+@pytest.mark.parametrize("limit", [1000, 10], ids=["fits", "too long"])
+def test_a_teacher_prompt_is_rendered_once_for_a_group_and_context(limit: int) -> None:
+    tokenizer = CountingTokenizer(byte_tokenizer())
+    renderer = Renderer(tokenizer)
+    other = replace(PROMPT, id="p2", fields={**PROMPT.fields, "answer": "5"})
+    groups = [group(*"abcdefgh"), RolloutGroup(prompt=other, rollouts=group(*"abcd").rollouts)]
+    contexts = {
+        "teacher": reference_solution,
+        "hint": final_answer,
+        "again": final_answer,
+        "sibling": successful_sibling,
+    }
+    tokenizer.templated = 0
+    settings = {"max_teacher_prompt_tokens": limit, "drop_too_long": True}
+    examples, metrics = annotate(groups, renderer=renderer, contexts=contexts, **settings)
+    # the same solution for both problems, and one answer for each of them; nobody has a successful sibling
+    assert tokenizer.templated == 3 and len(examples) == 12
+    assert [metrics[f"context/{name}/dropped"] for name in contexts] == (
+        [0.0] * 4 if limit == 1000 else [12.0] * 3 + [0.0]
+    )
+    plain, _ = annotate(groups, contexts=contexts, **settings)
+    assert [e.teacher_prompt_ids for e in examples] == [e.teacher_prompt_ids for e in plain]
+    assert len({e.teacher_prompt_ids.get("hint") for e in examples}) == (2 if limit == 1000 else 1)
+
+
+def test_observed_tokens_are_in_no_span_and_counted_nowhere() -> None:
+    renderer = Renderer(byte_tokenizer())
+    said, told = renderer.tokenizer.encode("so wait"), renderer.tokenizer.encode(" wait, wait ")
+    mask = (True,) * 2 + (False,) * len(told) + (True,) * 5
+    ids = (*said[:2], *told, *said[2:])
+    rollout = Rollout(
+        prompt_ids=(5,), completion_ids=ids, rollout_logprobs=(-1.0,) * len(ids), text="so wait", finish_reason="stop",
+        policy_version=0, sampled_mask=mask,
+    )  # fmt: skip
+    whole = replace(rollout, completion_ids=tuple(said), rollout_logprobs=(-1.0,) * len(said), sampled_mask=())
+    telemetry = TextTelemetry(["A"], "A", renderer.split_thinking)
+    rewards = [Reward("right", 1.0, right), Reward("short", 0.5, short, bonus=True)]
+    (found, metrics), (expected, reference) = (
+        annotate([RolloutGroup(prompt=PROMPT, rollouts=(one,))], renderer=renderer, rewards=rewards, telemetry=telemetry,
+                 contexts={"hint": final_answer}, spans={"key": partial_(markers, lexicon="A")})
+        for one in (rollout, whole)
+    )  # fmt: skip
+    assert metrics == reference and metrics["rollout/tokens"] == 7.0 and metrics["epistemic/A/rate_per_1k"] == 1000 / 7
+    assert (found[0].reward, found[0].reward_breakdown) == (expected[0].reward, expected[0].reward_breakdown)
+    assert rollout.select_sampled(found[0].spans["key"]) == expected[0].spans["key"] == (False,) * 3 + (True,) * 4
+    assert sum(found[0].spans["key"]) == 4

@@ -31,6 +31,7 @@ from onpolicy.annotation.credit import group_std
 from onpolicy.annotation.leakage import repeated_share
 from onpolicy.annotation.queries import ContextQueries, QueryError
 from onpolicy.annotation.scoring import Reward, Scorer
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.rollout.sampler import RolloutSampler
@@ -41,6 +42,7 @@ from tests.runs import metrics, run_here, write_config
 from tests.tiny import byte_tokenizer
 
 RENDERER = Renderer(byte_tokenizer())
+ALIGNMENT = TokenAlignment(RENDERER)
 
 
 def problem(name: str) -> Prompt:
@@ -81,12 +83,12 @@ class Scripted:
 
 def annotate(groups: Sequence[RolloutGroup], generator: Any = None, **changes: Any) -> tuple[list[Example], Metrics]:
     rewards = changes.pop("rewards", [Reward("right", 1.0, right)])
-    judge = Scorer(rewards, str, rewards[0].name)
+    scorer = Scorer(rewards, str, rewards[0].name)
     limit, drop = changes.pop("limit", 2000), changes.get("drop_too_long", False)
-    queries = ContextQueries(generator, judge, changes.pop("prompts", []), step_seed, RENDERER, limit, drop)
+    queries = ContextQueries(generator, scorer, changes.pop("prompts", []), step_seed, RENDERER, limit, drop)
     parts: dict[str, Any] = {"renderer": RENDERER, "contexts": {}, "credit": group_std, "queries": queries,
                              "max_teacher_prompt_tokens": 2000, "drop_too_long": False}  # fmt: skip
-    return Annotator(**{**parts, **changes}).annotate(judge(groups), version=0)
+    return Annotator(**{**parts, **changes}).annotate(scorer.score(groups), version=0)
 
 
 def reads(example: Example, context: str = "teacher") -> str:
@@ -224,8 +226,8 @@ def test_spans_of_text_become_marks_on_tokens() -> None:
 
 def test_marks_on_tokens_of_several_bytes() -> None:
     ids = RENDERER.tokenizer.encode("é = ½!")
-    assert RENDERER.marked(ids, [(4, 5)]) == (False, False, False, False, False, True, True, False)
-    assert RENDERER.marked(ids, [(0, 1)])[:3] == (True, True, False) and not any(RENDERER.marked(ids, [(2, 2)]))
+    assert ALIGNMENT.mark(ids, [(4, 5)]) == (False, False, False, False, False, True, True, False)
+    assert ALIGNMENT.mark(ids, [(0, 1)])[:3] == (True, True, False) and not any(ALIGNMENT.mark(ids, [(2, 2)]))
 
 
 def test_the_model_marks_its_own_answers_within_limits() -> None:
@@ -304,7 +306,7 @@ def test_correctness_and_not_the_sum_decides_contexts_and_routes() -> None:
 
 def test_advantages_sum_to_zero_with_any_bonus() -> None:
     rewards = [Reward("right", 1.0, right), Reward("length", 0.1, lambda num_tokens: float(num_tokens), bonus=True)]
-    (judged,) = Scorer(rewards, str, "right")([group("right", "no", "wrong, and long")])
+    (judged,) = Scorer(rewards, str, "right").score([group("right", "no", "wrong, and long")])
     assert sum(advantages(judged, group_std)) == pytest.approx(0.0, abs=1e-9)
 
 
@@ -336,10 +338,10 @@ def test_dynamic_sampling_fills_the_step_with_mixed_groups(batches: int, kept: i
     ]
     problems = [problem(f"{name} {i}") for i, name in enumerate(names)]
     cursor = PromptCursor(problems, batch_size=4, seed=0, shuffle=False)
-    sample = RolloutSampler(
-        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str, "right"), PhaseTimer(), lambda s: s, batches
+    sampler = RolloutSampler(
+        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str, "right").score, PhaseTimer(), lambda s: s, batches
     )  # type: ignore[arg-type]
-    groups, facts = sample(1)
+    groups, facts = sampler.sample(1)
     assert len(groups) == kept and cursor.position == 4 * drawn
     assert not batches or all(g.group.prompt.id.startswith("mixed") for g in groups)
     assert facts.get("rollout/batches", 1.0) == drawn
@@ -347,10 +349,10 @@ def test_dynamic_sampling_fills_the_step_with_mixed_groups(batches: int, kept: i
 
 def test_a_step_without_any_mixed_group_keeps_the_last_batch() -> None:
     cursor = PromptCursor([problem("never 1"), problem("always 2")], batch_size=2, seed=0)
-    sample = RolloutSampler(
-        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str, "right"), PhaseTimer(), lambda s: s, 3
+    sampler = RolloutSampler(
+        Taking(), cursor, Scorer([Reward("right", 1.0, right)], str, "right").score, PhaseTimer(), lambda s: s, 3
     )  # type: ignore[arg-type]
-    groups, facts = sample(1)
+    groups, facts = sampler.sample(1)
     assert len(groups) == 2 and facts["rollout/mixed_groups"] == 0.0
 
 

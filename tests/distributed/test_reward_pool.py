@@ -130,25 +130,24 @@ def test_exactly_what_the_judge_here_says(pair: Any) -> None:
     totals = []
     for step in (1, 2, 3, 4):
         coefficients.set(step, {})
-        here, apart = p.here(GROUPS), p.apart(GROUPS)
+        here, apart = p.here.score(GROUPS), p.apart.score(GROUPS)
         assert apart == here
         assert p.apart.correctness == p.here.correctness == "math_answer"
-        totals.append([s.total for judged in apart for s in judged.scored])
-    parts = {name for judged in apart for s in judged.scored for name in s.parts}
+        totals.append([s.total for judged in apart for s in judged.rewards])
+    parts = {name for judged in apart for s in judged.rewards for name in s.reward_breakdown}
     assert parts == {r["name"] for r in BUILT_IN}
     assert len({tuple(t) for t in totals}) == 4, "the schedules must have an effect"
-    assert len({s.parts["saturating_floor"] for s in apart[0].scored}) > 1
-    assert p.apart([]) == [] and not p.said
+    assert len({s.reward_breakdown["saturating_floor"] for s in apart[0].rewards}) > 1
+    assert p.apart.score([]) == [] and not p.said
 
 
 def test_several_threads_and_all_workers(pair: Any) -> None:
     p = pair(["tests.distributed.test_reward_pool:waiting"])
-    while not all(seat.pid for seat in p.apart.crew.seats):  # all are up
-        time.sleep(0.01)
+    p.apart.score(GROUPS)  # until all are up
     with ThreadPoolExecutor(3) as threads:
-        calls = list(threads.map(p.apart, [GROUPS] * 3))
+        calls = list(threads.map(p.apart.score, [GROUPS] * 3))
     assert all([j.group for j in judged] == GROUPS for judged in calls)
-    assert len({s.total for judged in calls for j in judged for s in j.scored}) == 2
+    assert len({s.total for judged in calls for j in judged for s in j.rewards}) == 2
 
 
 @pytest.mark.parametrize(("how", "patience"), [("dies", 120.0), ("hangs", 6.0)])
@@ -172,15 +171,15 @@ def test_a_group_that_cannot_be_scored_is_named(pair: Any, tmp_path: Path) -> No
         GaveUp, match=r"group of 'bad rollout 0' cost 3 workers under tests.distributed.test_reward_pool:dying"
     ):
         p.apart([GROUPS[0], group("bad", ("deadly",))])
-    assert p.apart(GROUPS) == p.here(GROUPS), "the others can still be scored"
+    assert p.apart.score(GROUPS) == p.here.score(GROUPS), "the others can still be scored"
 
 
 def test_what_a_reward_raises_is_raised_as_it_is(pair: Any) -> None:
     p = pair(["tests.distributed.test_reward_pool:refusing"])
     with pytest.raises(RewardError) as here:
-        p.here(GROUPS)
+        p.here.score(GROUPS)
     with pytest.raises(RewardError) as apart:
-        p.apart(GROUPS)
+        p.apart.score(GROUPS)
     assert str(apart.value) == str(here.value) and "'p0 rollout 0'" in str(apart.value)
     assert not p.said
 

@@ -22,8 +22,8 @@ from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.epistemic.suppression import mantel_haenszel, suppression
 from onpolicy.epistemic.text import marker_rates
 from onpolicy.epistemic.tokens import TokenTelemetry, matched_difference
-from onpolicy.rewards.doubt import target_rate
 from onpolicy.rewards.lexicon import LEXICONS, count
+from onpolicy.rewards.uncertainty import target_rate
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup, TeacherScores
 from onpolicy.utils.thinking import split_thinking
 from tests.runs import metrics, run_here, write_config
@@ -220,13 +220,13 @@ def test_a_run_logs_it_resumes_with_it_and_can_leave_it_out(tmp_path: Path) -> N
 
 
 def test_suppression_by_hand() -> None:
-    start = ProblemBaseline(tokens=[100, 100], right=[True, False], paid=[0, 1], markers={"A": [0, 1], "B": [1, 3]})
+    start = ProblemBaseline(tokens=[100, 100], correct=[True, False], paid=[0, 1], markers={"A": [0, 1], "B": [1, 3]})
     now = marked([("wait", 100, 1.0), ("no", 100, 0.0)], [("wait", 100, 1.0)])
     found = suppression(now, {"p0": start}, ("A", "B"), "A")
     assert found["epistemic/A/suppression"] == 0.0 and found["epistemic/A/suppression/problems"] == 1.0
     assert found["epistemic/B/suppression"] == pytest.approx(math.log(0.5 / 20.5))
     assert found["audit/A/lead"] == pytest.approx(-math.log(0.5 / 20.5)), "doubt that stays while the held-out words go"
-    prompt = Baseline({"p0": start}).with_columns(now[0].prompt)
+    prompt = Baseline({"p0": start}).add_columns(now[0].prompt)
     assert prompt.fields["ref_rate"] == 5.0 and prompt.fields["ref_std"] == 5.0
     assert suppression(now, {}, ("A",), "A") == {}
 
@@ -236,14 +236,14 @@ def test_the_start_models_markers_are_counted_as_the_rewards_count() -> None:
     (one,) = marked([(text, 10, 1.0)], lexicons=("A",))
     for spacing, counted in ((0, 3), (20, 1)):
         (problem_baseline,) = problem_baselines([one], "A", spacing).values()
-        prompt = Baseline({"p0": problem_baseline}).with_columns(one.prompt)
+        prompt = Baseline({"p0": problem_baseline}).add_columns(one.prompt)
         start = {name: prompt.fields[name] for name in ("ref_rate", "ref_std")}
         assert problem_baseline.paid == [counted] and target_rate(text, 10, **start, spacing=spacing) == 0.0
 
 
 def test_length_alone_does_not_suppress() -> None:
     # short answers have no marker and long ones have; the model now gives short ones more often, with the same habit at each length
-    start = ProblemBaseline(tokens=[100, 1000], right=[True, True], paid=[0, 0], markers={"A": [0, 10]})
+    start = ProblemBaseline(tokens=[100, 1000], correct=[True, True], paid=[0, 0], markers={"A": [0, 10]})
     long = ("wait . " + "so ") * 10
     now = marked([("so", 100, 1.0), ("so", 100, 1.0), ("so", 100, 1.0), (long, 1000, 1.0)], lexicons=("A",))
     found = suppression(now, {"p0": start}, ("A",), "A")

@@ -46,16 +46,16 @@ class Doubtful:
 
 def compared(bounds: tuple[float, float] = ANY_PASS_RATE, problems: int = 9) -> Any:
     generator: Any = Doubtful()
-    judge = Scorer([Reward("right", 1.0, right)], str, "right")
+    scorer = Scorer([Reward("right", 1.0, right)], str, "right")
     prompts = [problem(f"p{i}") for i in range(1, 4)]
     unguided = list(
         within_pass_rates(
-            prompts, generator=generator, scorer=judge, pass_rates=bounds, problems=problems, seed=0, note=print
+            prompts, generator=generator, scorer=scorer, pass_rates=bounds, problems=problems, seed=0, note=print
         )
     )
-    queries = ContextQueries(generator, judge, prompts, step_seed, RENDERER, 2000, False)
+    queries = ContextQueries(generator, scorer, prompts, step_seed, RENDERER, 2000, False)
     contexts: dict[str, Any] = {"answer": final_answer, "sibling": partial(successful_sibling, threshold=0.5)}
-    guided = answer_with_contexts(unguided, contexts, generator=generator, scorer=judge, queries=queries, seed=0)
+    guided = answer_with_contexts(unguided, contexts, generator=generator, scorer=scorer, queries=queries, seed=0)
     return context_rows(unguided, guided, {}, ["A"], RENDERER.split_thinking) if unguided else []
 
 
@@ -95,9 +95,9 @@ def test_collecting_goes_on_until_there_are_enough() -> None:
 
     generator: Any = Hard()
     prompts, notes = [problem(f"p{i}") for i in range(1, 40)], list[str]()
-    judge = Scorer([Reward("right", 1.0, right)], str, "right")
+    scorer = Scorer([Reward("right", 1.0, right)], str, "right")
     found = within_pass_rates(
-        prompts, generator=generator, scorer=judge, pass_rates=(0.4, 0.6), problems=4, seed=0, note=notes.append
+        prompts, generator=generator, scorer=scorer, pass_rates=(0.4, 0.6), problems=4, seed=0, note=notes.append
     )
     assert [g.group.prompt.id for g in found] == ["p3", "p6", "p9", "p12"]
     assert [len(a) for a in asked] == [4, 12], "the second call is as large as the first one's share asks for"

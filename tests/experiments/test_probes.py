@@ -64,8 +64,8 @@ def probes(
     rule: Callable[[str, str, Sequence[int]], str], *names: str, window: int = 1000
 ) -> dict[tuple[str, str], Probe]:
     generator: Any = Scripted(rule)
-    judge = Scorer([Reward("right", 1.0, right)], str, "right")
-    prober = Prober(generator, judge, RENDERER, "A", window=window, continuations=3, seed=0)
+    scorer = Scorer([Reward("right", 1.0, right)], str, "right")
+    prober = Prober(generator, scorer, RENDERER, "A", window=window, continuations=3, seed=0)
     return {(p.arm, p.against): p for p in prober.probe([problem(name) for name in names])}
 
 

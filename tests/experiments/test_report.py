@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from onpolicy.cli import main
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.report.page import embedded, write_report
 from onpolicy.run.token_trace import bits, packed, token_record, unpacked
@@ -54,7 +55,7 @@ def test_numbers_survive_packing() -> None:
 def test_pieces_are_the_text() -> None:
     renderer = Renderer(byte_tokenizer())
     ids = renderer.tokenizer.encode("é ½ is ok<|im_end|>")
-    pieces = renderer.pieces(ids)
+    pieces = TokenAlignment(renderer).split(ids)
     assert "".join(pieces) == "é ½ is ok<|im_end|>" and pieces[:3] == ["é", "", " "] and pieces[-1] == "<|im_end|>"
 
 

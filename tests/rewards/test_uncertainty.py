@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from onpolicy.rewards.doubt import density, paid, recovery, repetition, saturating_floor, target_rate
 from onpolicy.rewards.lexicon import LEXICONS, add, find
+from onpolicy.rewards.uncertainty import density, paid, recovery, repetition, saturating_floor, target_rate
 
 FILLER = (
     "we add the two numbers and carry the one over to the next column of the sum before we go on with the rest of it "

@@ -23,7 +23,8 @@ from typing import Any
 
 import pytest
 
-from onpolicy.annotation.annotate import StaleRollouts, _refuse_stale, staleness_metrics
+from onpolicy.annotation.annotate import StaleRollouts, _refuse_stale
+from onpolicy.annotation.metrics import staleness_metrics
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.data.cursor import PromptCursor
@@ -83,7 +84,7 @@ def rollout(versions: Sequence[int]) -> Rollout:
     return replace(made, policy_version=min(versions), token_versions=tuple(versions))
 
 
-def judge(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+def score(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
     """The even problems are of use to dynamic sampling, the others are all right."""
     return [
         ScoredGroup(group, (RolloutReward(1.0, 0.0, {}),) * 2, (1.0, float(int(group.prompt.id) % 2)))
@@ -94,7 +95,7 @@ def judge(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
 def pipeline(generator: Slow, *, staleness: int, steps: int, batches: int = 0) -> RolloutPrefetcher:
     cursor = PromptCursor(PROMPTS, batch_size=2, seed=0)
     clock = PhaseTimer()
-    rollouts = RolloutSampler(generator, cursor, judge, clock, lambda step: step, batches=batches)
+    rollouts = RolloutSampler(generator, cursor, score, clock, lambda step: step, batches=batches)
     return RolloutPrefetcher(rollouts, clock, staleness=staleness, steps=steps)
 
 
@@ -158,13 +159,13 @@ def test_with_a_bound_of_0_nothing_happens_elsewhere() -> None:
 
     def watched(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         threads.add(threading.current_thread())
-        return judge(groups)
+        return score(groups)
 
     sample = pipeline(Slow(0, 0.0), staleness=0, steps=9)
-    sample.rollouts = replace(sample.rollouts, judge=watched)
+    sample.rollouts = replace(sample.rollouts, score=watched)
     run_through(sample, range(1, 4))
     assert threads == {threading.main_thread()}
-    assert sample.position == 6 and {"time/generate", "time/reward"} == set(sample.clock.pop())
+    assert sample.position == 6 and {"time/generate", "time/reward"} == set(sample.timer.pop())
 
 
 def test_what_goes_wrong_is_raised_in_its_step_and_closing_does_not_hang() -> None:
@@ -223,7 +224,7 @@ def test_rollouts_older_than_allowed_or_newer_are_refused() -> None:
 def test_how_old_rollouts_are_by_hand() -> None:
     whole = replace(example([5], [6, 7]).rollout, policy_version=4)
     group = RolloutGroup(prompt=PROMPTS[0], rollouts=(rollout([3, 3, 5, 5]), whole))
-    found = staleness_metrics(judge([group]), 5)
+    found = staleness_metrics(score([group]), 5)
     #                            tokens: 2, 2, 0, 0, 1, 1
     assert found == {"rollout/staleness/mean": 1.0, "rollout/staleness/max": 2.0, "rollout/resumed": 0.5}
 
@@ -259,7 +260,7 @@ class Direct:
         self.rollouts = rollouts
 
     def sample(self, step: int) -> Any:
-        return self.rollouts(step)
+        return self.rollouts.sample(step)
 
     def state(self) -> Any:
         return self.rollouts.prompts.state()
@@ -365,10 +366,10 @@ def test_batches_are_judged_one_at_a_time() -> None:
         most.append(len(inside))
         time.sleep(0.005)
         inside.pop()
-        return judge(groups)
+        return score(groups)
 
     sample = pipeline(Slow(0, 0.0), staleness=3, steps=8)
-    sample.rollouts = replace(sample.rollouts, judge=slowly)
+    sample.rollouts = replace(sample.rollouts, score=slowly)
     run_through(sample, range(1, 9))
     sample.close()
     assert max(most) == 1

@@ -22,14 +22,14 @@ def regenerated(
     threshold: float = 0.5,
     template: str = SOLUTION,
 ) -> ContextCoroutine:
-    """The model answers under another context, and its first right answer, else its first, is what the teacher reads.
+    """The model answers under another context, and its first correct answer, else its first, is what the teacher reads.
 
     Setting 4 of arXiv 2603.24472, section 3.
 
     Args:
         context: what the model sees while it answers
         samples: answers per problem
-        threshold: reward from which an answer counts as right
+        threshold: reward from which an answer counts as correct
         template: text with `{question}` and `{solution}`
     """
     shown = context(group, index, rewards)

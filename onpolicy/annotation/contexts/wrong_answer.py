@@ -23,17 +23,17 @@ def wrong_answer(
     Args:
         offset: added to an answer that is a whole number
         constant: shown in place of any answer; needed where answers are no whole numbers
-        field: column of the dataset that holds the right answer
+        field: column of the dataset that holds the correct answer
         template: text with `{question}` and `{answer}`
     """
-    right = str(group.prompt.fields.get(field)).strip()
+    correct = str(group.prompt.fields.get(field)).strip()
     if constant is None:
         try:
-            constant = str(int(right) + offset)
+            constant = str(int(correct) + offset)
         except ValueError:
             raise ContextError(
-                f"prompt {group.prompt.id!r}: cannot make {right!r} wrong by adding {offset}; give the context's constant"
+                f"prompt {group.prompt.id!r}: cannot make {correct!r} wrong by adding {offset}; give the context's constant"
             ) from None
-    if constant == right:
-        raise ContextError(f"prompt {group.prompt.id!r}: the wrong answer {constant!r} is the right one")
+    if constant == correct:
+        raise ContextError(f"prompt {group.prompt.id!r}: the wrong answer {constant!r} is the correct one")
     return replace_question(group.prompt, template, answer=constant)

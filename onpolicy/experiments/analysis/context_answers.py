@@ -9,7 +9,7 @@ from typing import Any
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
-from onpolicy.types import RIGHT, Message, Prompt, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Message, Prompt, ScoredGroup
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def answer_with_contexts(
         }
         prompts = [g.group.prompt for g in without_context if g.group.prompt.id in shown]
         asked = [replace(p, id=f"{p.id}@{name}", messages=shown[p.id]) for p in prompts]
-        scored = scorer(generator.generate(asked, seed=seed + number)) if asked else []
+        scored = scorer.score(generator.generate(asked, seed=seed + number)) if asked else []
         found[name] = ContextAnswers(
             shown,
             # with the prompt that was read: words that an answer repeats from it are quotations, not the model's own doubt
@@ -74,9 +74,9 @@ def _prompts(
         started: dict[Hashable, tuple[Prompt, Any]] = {
             g.group.prompt.id: (g.group.prompt, context(g.group, _wrong_first(g)[turn], g.scores)) for g in left
         }
-        shown |= {str(k): tuple(built) for k, built in queries.settle(started, version=0).items() if built is not None}
+        shown |= {str(k): tuple(built) for k, built in queries.run(started, version=0).items() if built is not None}
     return shown
 
 
 def _wrong_first(scored: ScoredGroup) -> list[int]:
-    return sorted(range(len(scored.scores)), key=lambda j: scored.scores[j] >= RIGHT)
+    return sorted(range(len(scored.scores)), key=lambda j: scored.scores[j] >= CORRECT_THRESHOLD)

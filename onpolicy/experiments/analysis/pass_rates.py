@@ -8,7 +8,7 @@ from statistics import fmean
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import RIGHT, Prompt, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Prompt, ScoredGroup
 
 PassRates = tuple[float, float]
 """The lowest and the highest pass rate that a problem may have."""
@@ -40,7 +40,7 @@ def within_pass_rates(
     found, tried = 0, 0
     while found < problems and tried < len(prompts):
         step = max(1, min(AT_ONCE // generator.sampling.group_size, _guess(found, tried, problems)))
-        for scored in scorer(generator.generate(prompts[tried : tried + step], seed=seed)):
+        for scored in scorer.score(generator.generate(prompts[tried : tried + step], seed=seed)):
             if low <= pass_rate(scored) <= high and found < problems:
                 found += 1
                 yield scored
@@ -51,7 +51,7 @@ def within_pass_rates(
 
 def pass_rate(scored: ScoredGroup) -> float:
     """The share of a group's answers that are correct."""
-    return fmean(score >= RIGHT for score in scored.scores)
+    return fmean(score >= CORRECT_THRESHOLD for score in scored.scores)
 
 
 def _guess(found: int, tried: int, problems: int) -> int:

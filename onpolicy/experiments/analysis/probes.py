@@ -28,12 +28,13 @@ from rich.table import Table
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
+from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import marker_ids
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.experiments.analysis.session import session, write_findings
 from onpolicy.protocols import Generator
-from onpolicy.types import RIGHT, Prompt, Rollout, RolloutGroup, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Prompt, Rollout, RolloutGroup, ScoredGroup
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import Estimate, estimate_mean
 from onpolicy.utils.tables import left, table, with_note
@@ -108,7 +109,7 @@ class Prober:
             LexiconError: the lexicon, or the control, has no marker that is one token of the tokenizer.
             ConfigError: answers fill the window.
         """
-        scored = self.scorer(self.generator.generate(prompts, seed=self.seed))
+        scored = self.scorer.score(self.generator.generate(prompts, seed=self.seed))
         answers = locate_markers(scored, [self.lexicon], self.renderer.split_thinking)
         return [*self.kept_or_left_out(answers), *self.injected(answers), *self.banned(prompts, answers)]
 
@@ -120,7 +121,7 @@ class Prober:
             spans = [s for s in m.spans[self.lexicon] if s[1] <= m.final_at]
             if spans:
                 ids = m.rollout.completion_ids
-                inside = self.renderer.marked(ids, [draw.choice(spans)])
+                inside = TokenAlignment(self.renderer).mark(ids, [draw.choice(spans)])
                 start, end = inside.index(True), len(inside) - inside[::-1].index(True)
                 kept.append(PartialAnswer(m.prompt, ids[:end]))
                 left_out.append(PartialAnswer(m.prompt, ids[:start], (*self._ids(self.lexicon), ids[start])))
@@ -131,7 +132,7 @@ class Prober:
     def injected(self, answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """After the sentence that ends nearest to each place."""
         for was_correct, fate in ((False, "wrong answers"), (True, "correct answers")):
-            chosen = [m for m in answers if m.right == was_correct]
+            chosen = [m for m in answers if m.correct == was_correct]
             for place in PLACES:
                 cuts = [(m, cut) for m in chosen if (cut := self._sentence_end(m, place)) is not None]
                 if not cuts:
@@ -146,11 +147,11 @@ class Prober:
 
     def banned(self, prompts: Sequence[Prompt], answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """With the same seeds as the answers without a ban."""
-        free = [ProbedAnswer(m.prompt.id, m.right, m.tokens) for m in answers]
+        free = [ProbedAnswer(m.prompt.id, m.correct, m.tokens) for m in answers]
         for lexicon in (self.lexicon, CONTROL):
             ids = self._ids(lexicon)
             held = self.generator.generate([replace(p, banned_token_ids=ids) for p in prompts], seed=self.seed)
-            yield compared(f"{lexicon} banned", _answers_of(self.scorer(held)), "nothing banned", free)
+            yield compared(f"{lexicon} banned", _answers_of(self.scorer.score(held)), "nothing banned", free)
 
     def _continued(self, arms: Mapping[str, Sequence[PartialAnswer]]) -> dict[str, list[ProbedAnswer]]:
         """Every beginning of every arm, continued ``continuations`` times and scored as a whole; all with the same token limit."""
@@ -187,7 +188,7 @@ class Prober:
             )
             for prompt, ids, head in heads
         ]
-        return _answers_of(self.scorer(wholes))
+        return _answers_of(self.scorer.score(wholes))
 
     def _joined(self, ids: tuple[int, ...], *parts: Rollout) -> Rollout:
         """A beginning and what was sampled after it, as one answer."""
@@ -205,7 +206,7 @@ class Prober:
         if not ends:
             return None
         end = min(ends, key=lambda e: abs(e - place * m.final_at))
-        inside = self.renderer.marked(m.rollout.completion_ids, [(0, end)])
+        inside = TokenAlignment(self.renderer).mark(m.rollout.completion_ids, [(0, end)])
         return len(inside) - inside[::-1].index(True)
 
     def _encoded(self, text: str) -> list[int]:
@@ -234,7 +235,7 @@ def compared(arm: str, answers: Sequence[ProbedAnswer], against: str, others: Se
 
 def _answers_of(scored: Sequence[ScoredGroup]) -> list[ProbedAnswer]:
     return [
-        ProbedAnswer(g.group.prompt.id, score >= RIGHT, len(r.completion_ids))
+        ProbedAnswer(g.group.prompt.id, score >= CORRECT_THRESHOLD, r.num_sampled)
         for g in scored
         for r, score in zip(g.group.rollouts, g.scores, strict=True)
     ]

@@ -31,7 +31,7 @@ from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.forward import completion_states
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.trainer import NO_GRAPH_FACTOR
-from onpolicy.types import RIGHT, Message, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Message, ScoredGroup
 from onpolicy.utils.stats import Estimate, estimate_mean
 
 BUDGET = {"cpu": 1024, "cuda": 8192}
@@ -52,7 +52,9 @@ class Gain:
 
 def correct_answers(scored: Sequence[ScoredGroup]) -> dict[str, list[tuple[int, ...]]]:
     return {
-        g.group.prompt.id: [r.completion_ids for r, s in zip(g.group.rollouts, g.scores, strict=True) if s >= RIGHT]
+        g.group.prompt.id: [
+            r.completion_ids for r, s in zip(g.group.rollouts, g.scores, strict=True) if s >= CORRECT_THRESHOLD
+        ]
         for g in scored
     }
 

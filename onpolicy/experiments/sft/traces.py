@@ -16,7 +16,7 @@ from onpolicy.experiments.analysis.context_answers import answer_with_contexts
 from onpolicy.experiments.analysis.pass_rates import PassRates, pass_rate
 from onpolicy.experiments.analysis.session import Session, session
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import RIGHT, Prompt, Rollout, ScoredGroup
+from onpolicy.types import CORRECT_THRESHOLD, Prompt, Rollout, ScoredGroup
 from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.errors import ConfigError
 
@@ -81,7 +81,7 @@ def _of(s: Session, prompts: Sequence[Prompt], request: TraceRequest) -> dict[st
     """The rows that these problems yield."""
     low, high = request.pass_rates
     seed = s.resolved.config.seed
-    scored = s.scorer(s.generator.generate(prompts, seed=seed))
+    scored = s.scorer.score(s.generator.generate(prompts, seed=seed))
     plain = {g.group.prompt.id: g for g in scored if _first_correct(g) and low <= pass_rate(g) <= high}
     queries = build_queries(s.resolved, s.model, s.prompts, s.generator, s.scorer)
     contexts = {request.context: s.resolved.contexts[request.context].bind()}
@@ -97,7 +97,7 @@ def _of(s: Session, prompts: Sequence[Prompt], request: TraceRequest) -> dict[st
 
 def _first_correct(scored: ScoredGroup) -> Rollout | None:
     found = zip(scored.group.rollouts, scored.scores, strict=True)
-    return next((rollout for rollout, score in found if score >= RIGHT), None)
+    return next((rollout for rollout, score in found if score >= CORRECT_THRESHOLD), None)
 
 
 def _row(prompt: Prompt, rollout: Rollout | None) -> dict[str, Any]:

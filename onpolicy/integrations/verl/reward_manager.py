@@ -9,7 +9,7 @@ from verl import DataProto
 from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from onpolicy.annotation.build import build_rewards
-from onpolicy.annotation.scoring import measure, reward_inputs, weigh
+from onpolicy.annotation.scoring import combine, evaluate_rewards, reward_inputs
 from onpolicy.data.rendering import Renderer
 from onpolicy.integrations.verl.rows import rollout_group
 from onpolicy.integrations.verl.scoring import sees_siblings
@@ -49,8 +49,8 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
     def _scored(self, row: Mapping[str, Any]) -> dict[str, Any]:
         group = rollout_group([row], self._renderer, max_tokens=self._max_tokens)
         inputs = reward_inputs(group, self._renderer.final_answer_text)
-        (parts,) = measure({r.name: r.function for r in self._rewards}, inputs)
-        (scored,) = weigh([parts], self._rewards, right=self._right)
+        (parts,) = evaluate_rewards({r.name: r.function for r in self._rewards}, inputs)
+        (scored,) = combine([parts], self._rewards, correctness=self._right)
         return {"reward_score": scored.total, "reward_extra_info": dict(parts)}
 
 

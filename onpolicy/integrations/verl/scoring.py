@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onpolicy.annotation.scoring import FinalPart, Reward, measure, reward_inputs, weigh
+from onpolicy.annotation.scoring import FinalPart, Reward, evaluate_rewards, reward_inputs, scored_group
 from onpolicy.integrations.verl.rows import parts_of, score_of
 from onpolicy.types import RolloutGroup, RolloutReward, ScoredGroup
 
@@ -32,12 +32,15 @@ def judged(
     if not rewards:
         scores = tuple(map(score_of, rows))
         parts = [{"score": score} | parts_of(row) for score, row in zip(scores, rows, strict=True)]
-        scored = [RolloutReward(credited=s, bonus=0.0, parts=p) for s, p in zip(scores, parts, strict=True)]
+        scored = [
+            RolloutReward(normalised_reward=s, bonus=0.0, reward_breakdown=p)
+            for s, p in zip(scores, parts, strict=True)
+        ]
         return ScoredGroup(group, tuple(scored), scores)
     names = {r.name for r in rewards}
-    together = measure(
+    together = evaluate_rewards(
         {r.name: r.function for r in rewards if sees_siblings(r.function)}, reward_inputs(group, final_part)
     )
     alone = [{name: value for name, value in parts_of(row).items() if name in names} for row in rows]
-    weighed = weigh([{**one, **other} for one, other in zip(alone, together, strict=True)], rewards, right=right)
-    return ScoredGroup(group, tuple(weighed), tuple(s.parts.get(right, s.total) for s in weighed))
+    breakdowns = [{**one, **other} for one, other in zip(alone, together, strict=True)]
+    return scored_group(group, breakdowns, rewards, correctness=right)

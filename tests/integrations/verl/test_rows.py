@@ -84,8 +84,8 @@ def test_what_workers_measured_is_weighed_with_what_only_a_group_shows() -> None
     assert sees_siblings(best_of_group) and not sees_siblings(math_answer)
     found = judged(group, rows, rewards, str, right="math_answer")
     assert found.scores == (1.0, 0.0)
-    assert [s.total for s in found.scored] == [1.0, 0.5]
-    assert [dict(s.parts) for s in found.scored] == [
+    assert [s.total for s in found.rewards] == [1.0, 0.5]
+    assert [dict(s.reward_breakdown) for s in found.rewards] == [
         {"math_answer": 1.0, "longest": 0.0},
         {"math_answer": 0.0, "longest": 1.0},
     ]
@@ -95,7 +95,7 @@ def test_without_rewards_of_ours_verls_score_counts() -> None:
     rows = [row("2", score=0.75, format=1), row("3", score=0.25, note="text")]
     found = judged(rollout_group(rows, RENDERER, max_tokens=8), rows, [], str, right="")
     assert found.scores == (0.75, 0.25)
-    assert [dict(s.parts) for s in found.scored] == [{"score": 0.75, "format": 1.0}, {"score": 0.25}]
+    assert [dict(s.reward_breakdown) for s in found.rewards] == [{"score": 0.75, "format": 1.0}, {"score": 0.25}]
 
 
 def as_data(examples: list[Example | None]) -> TensorDict:

@@ -1,0 +1,77 @@
+"""What a step logs about its rollouts and examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean, pstdev
+
+from onpolicy.annotation.leakage import repeated_share
+from onpolicy.types import Example, Metrics, ScoredGroup
+
+
+def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
+    """Age of the sampled tokens in weight versions, and the share of rollouts that went on under new weights."""
+    rollouts = [r for scored in groups for r in scored.group.rollouts]
+    ages = [
+        version - sampled
+        for r in rollouts
+        for sampled in r.select_sampled(r.token_versions) or (r.policy_version,) * r.num_sampled
+    ]
+    return {
+        "rollout/staleness/mean": sum(ages) / max(len(ages), 1),
+        "rollout/staleness/max": float(max(ages, default=0)),
+        "rollout/resumed": fmean(len(set(r.token_versions)) > 1 for r in rollouts),
+    }
+
+
+def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
+    """Lengths, finish reasons and pass rates of rollouts; sampled tokens alone are counted."""
+    rollouts = [r for scored in groups for r in scored.group.rollouts]
+    lengths = [r.num_sampled for r in rollouts]
+    return {
+        "rollout/completion_length/mean": fmean(lengths),
+        "rollout/completion_length/max": float(max(lengths)),
+        "rollout/truncated": fmean(r.finish_reason == "length" for r in rollouts),
+        "rollout/aborted": fmean(r.finish_reason == "abort" for r in rollouts),
+        "group/right": fmean(scored.pass_rate for scored in groups),
+        "group/any_right": fmean(any(scored.correct) for scored in groups),
+        "group/mixed": fmean(scored.mixed for scored in groups),
+    }
+
+
+def example_metrics(
+    examples: Sequence[Example], dropped: Mapping[str, int], contexts: Iterable[str], spans: Iterable[str]
+) -> Metrics:
+    """Rewards, advantages, contexts, routes and spans of a step's examples.
+
+    Args:
+        examples: at least one
+        dropped: by context, how many of its prompts were left out as too long
+        contexts: their names
+        spans: the names of the spans of the config
+    """
+    tokens = sum(e.rollout.num_sampled for e in examples)
+    metrics = {
+        "rollout/tokens": float(tokens),
+        "reward/mean": fmean(e.reward for e in examples),
+        "reward/std": pstdev([e.reward for e in examples]),
+        "credit/nonzero": fmean(e.advantage != 0.0 for e in examples),
+    }
+    for name in dict.fromkeys(part for e in examples for part in e.reward_breakdown):
+        metrics[f"reward/{name}"] = fmean(e.reward_breakdown[name] for e in examples if name in e.reward_breakdown)
+    for context in contexts:
+        metrics |= {f"context/{context}/{what}": value for what, value in _context_metrics(examples, context).items()}
+        metrics[f"context/{context}/dropped"] = float(dropped.get(context, 0))
+    for term in examples[0].routes:
+        metrics[f"route/{term}"] = fmean(e.routes[term] for e in examples)
+    for name in spans:
+        metrics[f"spans/{name}"] = sum(sum(e.spans[name]) for e in examples) / max(tokens, 1)
+    return metrics
+
+
+def _context_metrics(examples: Sequence[Example], context: str) -> Metrics:
+    seen = [(e, e.teacher_prompt_ids[context]) for e in examples if context in e.teacher_prompt_ids]
+    metrics = {"share": len(seen) / len(examples), "tokens": fmean(len(ids) for _, ids in seen) if seen else 0.0}
+    repeated = [repeated_share(ids, e.rollout.prompt_ids, e.rollout.sampled_ids) for e, ids in seen]
+    known = [share for share in repeated if share is not None]
+    return metrics | ({"repeated": fmean(known)} if known else {})

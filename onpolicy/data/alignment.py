@@ -1,0 +1,73 @@
+"""Tokens <-> characters: which part of a completion's text each of its tokens holds."""
+
+from __future__ import annotations
+
+import bisect
+import functools
+from collections.abc import Iterable, Sequence
+
+from onpolicy.data.rendering import Renderer
+
+LONGEST_CHARACTER = 8
+"""Tokens of which one character can be made; more of them are no character at all."""
+
+
+class TokenAlignment:
+    """Finds the tokens of a span of text and the text of a token; keeps what it has found of the last completions."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        self._renderer = renderer
+
+    def mark(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> tuple[bool, ...]:
+        """[T] which tokens of a completion hold a character of the spans, given as ``(start, end)`` of ``completion_text``."""
+        spans = list(spans)
+        if not spans:
+            return (False,) * len(ids)
+        starts, ends = self._places(tuple(ids))
+        inside = [False] * len(ids)
+        for start, end in spans:
+            for t in range(bisect.bisect_right(ends, start), bisect.bisect_left(starts, end) if end > start else 0):
+                inside[t] = True
+        return tuple(inside)
+
+    def split(self, ids: Sequence[int]) -> list[str]:
+        """[T] the text of each token, for showing; of tokens that share a character the first has it, the others are empty.
+
+        Special tokens have their own text here, which ``completion_text`` leaves out.
+        """
+        text = self._renderer.completion_text(ids)
+        starts, ends = self._places(tuple(ids))
+        shown = []
+        for t, index in enumerate(ids):
+            shared = t > 0 and (starts[t], ends[t]) == (starts[t - 1], ends[t - 1]) and ends[t] > starts[t]
+            shown.append("" if shared else text[starts[t] : ends[t]] or self._renderer.decode([index]))
+        return shown
+
+    @functools.lru_cache(maxsize=8)  # noqa: B019 one lives as long as its process
+    def _places(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        """[T] twice: where each token's characters begin and end. Tokens that share a character share its place."""
+        starts: list[int] = []
+        ends: list[int] = []
+        texts, waiting, length = [], [], 0
+        for index in ids:
+            waiting.append(index)
+            text = self._text_of(tuple(waiting))
+            if "\ufffd" in text and len(waiting) < LONGEST_CHARACTER:
+                continue  # a part of a character; its other bytes follow
+            starts += [length] * len(waiting)
+            length += len(text)
+            ends += [length] * len(waiting)
+            texts.append(text)
+            waiting = []
+        if waiting or "".join(texts) != self._renderer.completion_text(ids):
+            return self._places_by_prefixes(ids)
+        return starts, ends
+
+    def _places_by_prefixes(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
+        """For tokenizers whose tokens read differently alone: the slow way, a piece of the text at a time."""
+        lengths = [len(self._renderer.completion_text(ids[: t + 1]).rstrip("\ufffd")) for t in range(len(ids))]
+        return [0, *lengths[:-1]], lengths
+
+    @functools.lru_cache(maxsize=200_000)  # noqa: B019
+    def _text_of(self, ids: tuple[int, ...]) -> str:
+        return self._renderer.completion_text(ids)
