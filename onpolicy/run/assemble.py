@@ -11,7 +11,6 @@ from onpolicy.config.schedules import Coefficients
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
 from onpolicy.models import model_skeleton, model_writer, open_model
 from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor
-from onpolicy.run.baseline import measure_baseline
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.control import RunControl
 from onpolicy.run.display import Display
@@ -20,6 +19,7 @@ from onpolicy.run.guards import build_guards
 from onpolicy.run.loading import training_prompts
 from onpolicy.run.log import build_log
 from onpolicy.run.placement import build_generator, build_scorer, build_trainer
+from onpolicy.run.ref_baseline import measure_baseline
 from onpolicy.run.run import Run
 from onpolicy.run.run_dir import prepare_folder
 from onpolicy.utils.disk import waiting_for_disk_space

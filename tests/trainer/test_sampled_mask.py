@@ -81,7 +81,10 @@ def test_sampled_tokens_have_the_losses_of_the_whole_sequence(layout: str) -> No
         ours, theirs = term.function(inputs).per_token, term.function(expected).per_token
         torch.testing.assert_close(ours[own], theirs[own], atol=1e-6, rtol=1e-5)
     counts = one.objective.denominators([batch])
-    losses = one.objective.loss(inputs, counts, MetricAccumulator()), other.objective.loss(expected, counts, MetricAccumulator())
+    losses = (
+        one.objective.loss(inputs, counts, MetricAccumulator()),
+        other.objective.loss(expected, counts, MetricAccumulator()),
+    )
     torch.testing.assert_close(*losses, atol=1e-6, rtol=1e-6)
     for loss in losses:
         loss.backward()  # type: ignore[no-untyped-call]

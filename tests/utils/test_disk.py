@@ -108,7 +108,7 @@ def test_a_file_keeps_its_old_content_where_the_new_one_cannot_be_written(
     def fail(descriptor: int) -> None:
         raise full()
 
-    monkeypatch.setattr("onpolicy.utils.disk.os.fsync", fail)
+    monkeypatch.setattr("os.fsync", fail)
     with pytest.raises(OSError) as found:
         disk.atomic_write(path, "new")
     assert found.value.filename == str(path)
