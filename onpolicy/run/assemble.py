@@ -78,7 +78,7 @@ def build_scorer(resolved: ResolvedConfig, model: Model, faults: Faults | None =
     )
     if not resolved.config.roles.rewards or not resolved.rewards:
         return judge
-    from onpolicy.distributed.reward_pool import remote_scorer
+    from onpolicy.distributed.reward_tasks import remote_scorer
 
     return remote_scorer(resolved, judge, faults)
 
@@ -91,9 +91,9 @@ def build_generator(resolved: ResolvedConfig, model: Model, faults: Faults | Non
     """
     if not resolved.config.roles.generators:
         return local_generator(resolved, model)
-    from onpolicy.distributed.generator_pool import Replicas
+    from onpolicy.distributed.generator_pool import GeneratorPool
 
-    return Replicas(resolved, model, faults)
+    return GeneratorPool(resolved, model, faults)
 
 
 def local_generator(resolved: ResolvedConfig, model: Model) -> Generator:

@@ -13,7 +13,7 @@ from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import load
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.distributed.env import follower
-from onpolicy.distributed.torchrun_group import follow
+from onpolicy.distributed.torchrun_group import serve_rank
 from onpolicy.run.assemble import assemble, build_evaluator, build_generator, preflight
 from onpolicy.run.display import Display, closing_table, evaluation_table
 from onpolicy.run.exports import export
@@ -32,7 +32,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     resolved = resolve(config)
     keep_to_contracts(resolved)
     if follower():
-        return follow(resolved)
+        return serve_rank(resolved)
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
     display = Display(config.steps)
     console = display.console

@@ -31,9 +31,9 @@ from onpolicy.config.resolve import ResolvedConfig, resolve
 from onpolicy.config.schema import RolesSettings, build
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.distributed import ray_cluster
-from onpolicy.distributed.generator_pool import Replicas
+from onpolicy.distributed.generator_pool import GeneratorPool
 from onpolicy.distributed.supervisor import ActorSupervisor
-from onpolicy.distributed.weight_transfer import WeightRefs, pack
+from onpolicy.distributed.weight_transfer import WeightRefs, pack_weights
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.rollout.sampling import Sampling
 from onpolicy.rollout.seeds import StaleWeights
@@ -46,7 +46,8 @@ from tests.runs import metrics, run_here, start, write_config
 from tests.tiny import byte_tokenizer, tiny_model, tiny_model_dir
 
 PROMPTS = [Prompt(id=str(i), messages=({"role": "user", "content": "x" * (i % 5 + 1)},)) for i in range(12)]
-PATIENCE = 4.0
+PATIENCE = 8.0
+"""Of replicas that are to hang; the others are never given up for their speed."""
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def checked(folder: Path, generator: str = "transformers", **roles: Any) -> Reso
                 "generator": {"name": generator, "group_size": 2, "max_tokens": 6},
                 "rewards": ["tests.runs:length_reward"],
                 "objective": [{"name": "policy_gradient"}],
-                "roles": {"generators": 2, "patience": PATIENCE, "restarts": 2, **roles},
+                "roles": {"generators": 2, "patience": 600.0, "restarts": 2, **roles},
             }
         )
     )
@@ -87,7 +88,7 @@ class Site:
         self.said: list[str] = []
         self.faults = Faults(self.said.append, plan_.config.roles.apart)
         self.model = open_model(plan_)
-        self.replicas = Replicas(plan_, self.model, self.faults)
+        self.replicas = GeneratorPool(plan_, self.model, self.faults)
         self.own = local_generator(plan_, self.model)
 
     def begin(self) -> Site:
@@ -107,11 +108,11 @@ class Site:
     @property
     def processes(self) -> list[int]:
         """The replicas' process ids, once all are up."""
-        deadline = time.monotonic() + 60
-        while not all(seat.pid for seat in self.replicas.crew.seats):
+        deadline = time.monotonic() + 600
+        while not all(supervisor.pid for supervisor in self.replicas.actors.supervisors):
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        return [pid for seat in self.replicas.crew.seats if (pid := seat.pid)]
+        return [pid for supervisor in self.replicas.actors.supervisors if (pid := supervisor.pid)]
 
 
 @pytest.fixture
@@ -130,7 +131,7 @@ def site(ray: Any, folder: Path) -> Iterator[Callable[..., Site]]:
 @pytest.fixture(scope="module")
 def slow(ray: Any, folder: Path) -> Iterator[Site]:
     """Two replicas that take a while, for all tests that interfere in the middle."""
-    made = Site(checked(folder, "tests.distributed.test_generator_pool:Slow"))
+    made = Site(checked(folder, "tests.distributed.test_generator_pool:Slow", patience=PATIENCE))
     yield made
     made.replicas.close()
 
@@ -233,7 +234,7 @@ def test_the_same_rollouts_as_in_this_process_and_progress(site: Any) -> None:
 def test_weights_reach_every_replica_and_threads_share_them(site: Any) -> None:
     s = site()
     before = s.replicas.generate(PROMPTS, seed=0)
-    for version, handed in ((2, weights(1)), (3, WeightRefs([_put(p) for p in pack(weights(2), 50_000)]))):
+    for version, handed in ((2, weights(1)), (3, WeightRefs([_put(p) for p in pack_weights(weights(2), 50_000)]))):
         s.replicas.update_weights(iter(handed) if isinstance(handed, list) else handed, version=version)
         s.own.update_weights(iter(handed), version=version)
         with ThreadPoolExecutor(3) as threads:
@@ -245,10 +246,10 @@ def test_weights_reach_every_replica_and_threads_share_them(site: Any) -> None:
         s.replicas.update_weights(weights(1), version=3)
 
 
-def _put(parcel: Any) -> Any:
+def _put(bucket: Any) -> Any:
     import ray
 
-    return ray.put(parcel)
+    return ray.put(bucket)
 
 
 def test_weights_in_the_middle_of_sampling(slow: Site) -> None:
@@ -268,13 +269,13 @@ def test_weights_in_the_middle_of_sampling(slow: Site) -> None:
 
 def test_a_slow_replica_gets_less(slow: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     s = slow.begin()
-    pids, counts, finish = s.processes, {1: 0, 2: 0}, ActorSupervisor._finish
+    pids, counts, finish = s.processes, {1: 0, 2: 0}, ActorSupervisor._on_result
 
-    def counted(seat: ActorSupervisor, *arguments: Any) -> None:
-        counts[seat.number] += 1
-        finish(seat, *arguments)
+    def counted(supervisor: ActorSupervisor, *arguments: Any) -> None:
+        counts[supervisor.number] += 1
+        finish(supervisor, *arguments)
 
-    monkeypatch.setattr(ActorSupervisor, "_finish", counted)
+    monkeypatch.setattr(ActorSupervisor, "_on_result", counted)
     os.kill(pids[0], signal.SIGSTOP)
     timer = threading.Timer(2.5, os.kill, (pids[0], signal.SIGCONT))
     timer.start()
@@ -295,7 +296,7 @@ def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(slow: Site, number
         call = threads.submit(s.replicas.generate, PROMPTS, seed=1)
         time.sleep(0.7)
         os.kill(victim, number)
-        groups = call.result(timeout=60)
+        groups = call.result(timeout=600)
     assert said(groups) == said(s.own.generate(PROMPTS, seed=1)), "the same as if nothing had happened, each once"
     assert len(s.said) == 1 and words in s.said[0] and s.said[0].startswith("generator: 2 of 2 "), s.said
     assert s.faults.metrics() == {"faults/generator": before + 1}
@@ -309,7 +310,7 @@ def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(slow: Site) -
     s = slow.begin()
     victim = s.processes[0]
     os.kill(victim, signal.SIGKILL)
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 600
     while not s.said:
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -382,7 +383,7 @@ def test_a_run_that_goes_back(slow: Site) -> None:
         time.sleep(0.5)
         s.replicas.reset_version()
         with pytest.raises(CancelledError):
-            call.result(timeout=5)
+            call.result(timeout=600)
     s.update(2, 3)
     assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
     assert s.replicas.policy_version == 3 and not s.said
@@ -412,7 +413,7 @@ def test_this_process_keeps_its_signal_handlers(ray: Any) -> None:
 
 
 def test_too_few_gpus(ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "gpus_there", lambda: 3)
+    monkeypatch.setattr(ray_cluster, "cluster_gpus", lambda: 3)
     with pytest.raises(ConfigError, match=r"roles.generators: 2 of 1 GPUs each and 2 trainers .* want 4 GPUs.* has 3"):
         ray_cluster.resources(checked(folder, trainers=2), gpus=1)
     assert ray_cluster.resources(checked(folder), gpus=1)["num_gpus"] == 1
@@ -423,7 +424,7 @@ def test_a_cluster_that_is_not_there(folder: Path) -> None:
         "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import RolesSettings\n"
         "ray_cluster.join(RolesSettings(address='127.0.0.1:1'))"
     )
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert "ConfigError: roles.address: cannot join '127.0.0.1:1'" in found.stderr
 
 
@@ -444,14 +445,14 @@ def test_a_whole_run_with_roles(tmp_path: Path, ray: Any) -> None:
 
 def _finish(config: Path, *overrides: str) -> str:
     process = start(config, *overrides)
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
     return output
 
 
 @pytest.mark.slow
 def test_vllm_replicas(site: Any) -> None:
-    s = site("vllm", patience=60.0)
+    s = site("vllm")
     assert said(s.replicas.generate(PROMPTS, seed=0)) == said(s.own.generate(PROMPTS, seed=0))
     s.replicas.update_weights(weights(1), version=1)
     s.own.update_weights(weights(1), version=1)
@@ -502,7 +503,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
 def test_nonsense(name: str) -> None:
     groups, words = NONSENSE[name]
     check = functools.partial(
-        RolloutValidator(Renderer(byte_tokenizer()), 264),
+        RolloutValidator(Renderer(byte_tokenizer()), 264).validate,
         prompts=PROMPTS[:1],
         sampling=Sampling(group_size=2, max_tokens=3),
         oldest=3,

@@ -194,14 +194,14 @@ def test_turns_go_to_whoever_has_waited_longest(pool: ThreadPoolExecutor) -> Non
     turns, order = FairLock(), list[int]()
 
     def take(number: int) -> None:
-        with turns():
+        with turns.hold():
             order.append(number)
 
-    with turns():
+    with turns.hold():
         waiting = []
         for number in range(4):
             waiting.append(pool.submit(take, number))
-            while len(turns._line) < number + 2:
+            while len(turns._queue) < number + 2:
                 time.sleep(0.001)
     for thread in waiting:
         thread.result()
@@ -213,7 +213,7 @@ def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoo
 
     def greedy() -> None:
         while not stop.is_set():
-            with turns():
+            with turns.hold():
                 taken.append(1)
                 time.sleep(0.002)
 
@@ -221,7 +221,7 @@ def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoo
     try:
         for _ in range(30):
             before = len(taken)
-            with turns():
+            with turns.hold():
                 waited.append(len(taken) - before)
     finally:
         stop.set()
@@ -248,19 +248,19 @@ def test_an_interrupt_while_waiting_blocks_nobody(pool: ThreadPoolExecutor, monk
         def release(self) -> None:
             pass
 
-    with turns():
+    with turns.hold():
         monkeypatch.setattr("onpolicy.rollout.fair_lock.threading.Lock", Interrupted)
-        with pytest.raises(KeyboardInterrupt), turns():
+        with pytest.raises(KeyboardInterrupt), turns.hold():
             pass
         monkeypatch.undo()
-    with turns():
+    with turns.hold():
         pass
 
 
 def test_closing_ends_what_is_being_sampled(model_dir: Path, pool: ThreadPoolExecutor) -> None:
     generator = HFGenerator(**arguments(model_dir))
     groups = pool.submit(generator.generate, endless(generator), seed=0, sampling=replace(LONG, group_size=16))
-    while not generator._turns._line:
+    while not generator._turns._queue:
         time.sleep(0.001)
     start = time.monotonic()
     generator.close()
