@@ -63,7 +63,10 @@ def load_rewards(config: bytes) -> tuple[dict[str, Callable[..., Any]], Coeffici
 
 
 class RewardTasks:
-    """Scores ``roles.rewards`` groups at a time; a group whose worker dies or hangs is scored again."""
+    """Scores ``roles.rewards`` groups at a time; a group whose worker dies or hangs is scored again.
+
+    Ray reuses its worker processes, and keeps as many idle ones as a node has cores.
+    """
 
     def __init__(self, resolved: ResolvedConfig, faults: Faults | None = None) -> None:
         import ray

@@ -130,10 +130,12 @@ def site(ray: Any, folder: Path) -> Iterator[Callable[..., Site]]:
 
 @pytest.fixture(scope="module")
 def slow(ray: Any, folder: Path) -> Iterator[Site]:
-    """Two replicas that take a while, for all tests that interfere in the middle."""
-    made = Site(checked(folder, "tests.distributed.test_generator_pool:Slow", patience=PATIENCE))
-    yield made
-    made.replicas.close()
+    """Two replicas that take a while, for all tests that interfere in the middle; however long they need to start."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("onpolicy.distributed.supervisor.STARTUP_FACTOR", 100)
+        made = Site(checked(folder, "tests.distributed.test_generator_pool:Slow", patience=PATIENCE))
+        yield made
+        made.replicas.close()
 
 
 def said(groups: list[RolloutGroup]) -> list[tuple[str, list[tuple[int, ...]], list[int]]]:

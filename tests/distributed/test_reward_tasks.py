@@ -129,7 +129,12 @@ def test_several_threads_and_all_workers(pair: Any, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
-def test_a_worker_that_is_lost_is_replaced(pair: Any, tmp_path: Path, how: str) -> None:
+def test_a_worker_that_is_lost_is_replaced(
+    pair: Any, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "onpolicy.distributed.reward_tasks.STARTUP_FACTOR", 100
+    )  # however long a new one needs to start
     file = tmp_path / "left"
     file.write_text("xx")
     patience = 3.0 if how == "hangs" else 300.0

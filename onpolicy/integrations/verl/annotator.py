@@ -13,7 +13,7 @@ from onpolicy.trainer.build import term_names, token_classes
 
 
 def build_annotator(resolved: ResolvedConfig, renderer: Renderer, window: int | None) -> Annotator:
-    """``settings.problems`` has refused every context that asks.
+    """``settings.method`` has refused every context that asks.
 
     Args:
         window: tokens the model has positions for; None: its config does not say
