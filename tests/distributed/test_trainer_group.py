@@ -80,8 +80,14 @@ def test_two_ranks_log_what_the_local_trainer_logs(tmp_path: Path, undisturbed: 
 
 @pytest.mark.parametrize(("harm", "said"), [("kill", "died"), ("stop", "did not answer for 8 s")])
 def test_a_rank_that_is_lost_costs_nothing(
-    tmp_path: Path, undisturbed: Path, harm: str, said: str, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    undisturbed: Path,
+    harm: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("onpolicy.distributed.ray_trainer_group.STARTUP_FACTOR", 100)  # however slowly ranks start
     trackers = ["jsonl", {"name": f"tests.ranks.faults:{harm}", "step": 2}]
     config = settings(tmp_path, logging={"trackers": trackers}, checkpoint={"every": 1})
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "roles.trainers=2", "roles.patience=8") == 0
