@@ -19,7 +19,7 @@ import psutil
 
 from benchmarks.peers.environment import ROOT
 
-TITLES = {"ray::Replica": "generator", "ray::Rank": "trainer", "ray::RewardWorker": "rewards"}
+TITLES = {"ray::Replica": "generator", "ray::Rank": "trainer", "ray::score_rewards": "rewards"}
 """Beginning of a process's title -> role."""
 REPLACED = re.compile(r"(\w+): .*takes its place")
 WENT_BACK = re.compile(r"(?:went|going|goes) back to", re.IGNORECASE)

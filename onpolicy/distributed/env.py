@@ -1,4 +1,4 @@
-"""Whether torchrun or deepspeed started this command as several processes, and which of them this is."""
+"""The environment variables that torchrun and deepspeed set: whether this process is one of several ranks, and which."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 
 
 def launched() -> bool:
-    """One of several ranks."""
+    """Whether a launcher started this process as one of several ranks."""
     return "LOCAL_RANK" in os.environ and world_size() > 1
 
 
 def world_size() -> int:
-    """How many ranks."""
+    """Number of ranks."""
     return int(os.environ.get("WORLD_SIZE", 1))
 
 
 def follower() -> bool:
-    """A rank other than the first, which drives."""
+    """Whether this is a rank other than rank 0, which runs the training loop."""
     return launched() and os.environ["RANK"] != "0"

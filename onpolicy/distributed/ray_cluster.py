@@ -1,4 +1,4 @@
-"""Ray, started on this machine or joined; the roles of a run share one connection."""
+"""A Ray cluster, started on this machine or joined; the roles of a run share one connection."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -15,29 +15,36 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import RolesSettings
 from onpolicy.utils.errors import ConfigError
 
-PASSED_ON = ("CUDA_", "HF_", "NCCL_", "OMP_", "ONPOLICY_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "VLLM_")
-"""Beginnings of the environment variables that actors get from the driver."""
+FORWARDED = ("CUDA_", "HF_", "NCCL_", "OMP_", "ONPOLICY_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "VLLM_")
+"""Prefixes of the environment variables that actors and tasks get from the driver."""
 
 _lock = threading.Lock()
 _joined = 0
 _started_here = False
 
 
-def join(roles: RolesSettings) -> None:
-    """Connects this process with the cluster, the first time; every ``join`` wants its ``leave``."""
+def join(roles: RolesSettings, *, key: str = "roles.address") -> None:
+    """Connects this process to the cluster, the first time; every ``join`` needs a ``leave``.
+
+    Args:
+        key: by which an error names the address
+
+    Raises:
+        ConfigError: nothing answers at the address.
+    """
     global _joined, _started_here
     with _lock:
         import ray
 
         if not ray.is_initialized():
-            with _own_signals():
-                _connect(roles.address)
+            with _signal_handlers_kept():
+                _connect(roles.address, key)
             _started_here = True
         _joined += 1
 
 
 def leave() -> None:
-    """Disconnects when the last one leaves, and stops what was started here."""
+    """Disconnects at the last ``leave``, and stops the cluster if it was started here."""
     global _joined, _started_here
     with _lock:
         import ray
@@ -45,46 +52,82 @@ def leave() -> None:
         _joined -= 1
         if not _joined and _started_here:
             _started_here = False
-            with _own_signals():
+            with _signal_handlers_kept():
                 ray.shutdown()
 
 
+@contextmanager
+def leave_on_error() -> Iterator[None]:
+    """Around what follows a ``join`` in a constructor: leaves the cluster again if it fails."""
+    try:
+        yield
+    except BaseException:
+        leave()
+        raise
+
+
 def resources(resolved: ResolvedConfig, *, gpus: int) -> dict[str, Any]:
-    """Options of an actor of a run: its GPUs, where the cluster has any, its share of the cores, the driver's environment.
+    """Options of a run's actor or task: its GPUs, where the cluster has any, its share of the cores, the driver's environment.
 
     Raises:
-        ConfigError: the run's roles want more GPUs than the cluster has.
+        ConfigError: the run's roles need more GPUs than the cluster has.
     """
-    there = gpus_there()
-    if there:
-        _check_gpus(resolved, there)
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if name.startswith(PASSED_ON) and not name.endswith("_TOKEN")  # the cluster shows them to everyone
-    }
-    environment.pop("CUDA_VISIBLE_DEVICES", None)  # Ray's to say
-    if not (there and gpus):
+    available = cluster_gpus()
+    if available:
+        _check_gpus(resolved, available)
+    environment = forwarded_environment()
+    if not (available and gpus):
         threads = share_of_cores(resolved.config.roles)
         # vLLM on a CPU would bind every replica to the same cores
         environment = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | environment
     return {
         "num_cpus": 0,
-        "num_gpus": gpus if there else 0,
-        "max_restarts": 0,
-        "max_task_retries": 0,
+        "num_gpus": gpus if available else 0,
         "runtime_env": {"env_vars": environment},
     }
 
 
-def gpus_there() -> int:
+def forwarded_environment() -> dict[str, str]:
+    """The driver's variables that its actors and tasks get."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith(FORWARDED)
+        and not name.endswith("_TOKEN")  # the cluster shows them to everyone
+        and name != "CUDA_VISIBLE_DEVICES"  # set by Ray
+    }
+
+
+def cluster_gpus() -> int:
     import ray
 
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def slots(asked: Mapping[str, tuple[str, float]]) -> int:
+    """How many tasks the cluster has room for at a time.
+
+    Args:
+        asked: CPU or GPU -> the option that says how many a task needs, and the number
+
+    Raises:
+        ConfigError: no node is large enough for one task, so that it would wait for ever.
+    """
+    import ray
+
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    for kind, (option, each) in asked.items():
+        if each < 0 or (each > 1 and each != int(each)):
+            raise ConfigError(f"{option}: got {each:g}, wanted a share of one or a whole number")
+        largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
+        if each > largest:
+            raise ConfigError(f"{option}: got {each:g}, but no node of the cluster has more than {largest:g} {kind}s")
+    needs = {kind: each for kind, (_, each) in asked.items() if each}
+    return sum(int(min(node.get(kind, 0.0) // each for kind, each in needs.items())) for node in nodes)
+
+
 def share_of_cores(roles: RolesSettings) -> int:
-    """Threads of each process on a CPU: the driver is one of them."""
+    """Threads of each process on a CPU; the driver counts as one of the processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, cores // (1 + roles.generators + roles.trainers + roles.rewards))
 
@@ -93,17 +136,17 @@ def gpus_per_generator(resolved: ResolvedConfig) -> int:
     return int(resolved.generator.plugin.options.get("tensor_parallel_size", 1))
 
 
-def _check_gpus(resolved: ResolvedConfig, there: int) -> None:
+def _check_gpus(resolved: ResolvedConfig, available: int) -> None:
     roles, each = resolved.config.roles, gpus_per_generator(resolved)
-    wanted = roles.generators * each + roles.trainers
-    if wanted > there:
+    needed = roles.generators * each + roles.trainers
+    if needed > available:
         raise ConfigError(
             f"roles.generators: {roles.generators} of {each} GPUs each and {roles.trainers} trainers (roles.trainers) want "
-            f"{wanted} GPUs; the cluster has {there}."
+            f"{needed} GPUs; the cluster has {available}."
         )
 
 
-def _connect(address: str | None) -> None:
+def _connect(address: str | None, key: str) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     import ray
     from ray._private import ray_constants, worker
@@ -112,26 +155,26 @@ def _connect(address: str | None) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         try:
-            _knock(address)
+            _probe_address(address)
             ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
-            raise ConfigError(f"roles.address: cannot join {address!r}: {str(error).splitlines()[0]}") from error
+            raise ConfigError(f"{key}: cannot join {address!r}: {str(error).splitlines()[0]}") from error
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else 127.0.0.1 becomes the machine's own address
     ray_constants.ENABLE_RAY_CLUSTER = False  # somebody may have imported Ray before
     ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
 
 
-def _knock(address: str) -> None:
-    """Ray itself needs minutes to notice that nobody answers."""
+def _probe_address(address: str) -> None:
+    """Raises OSError if nothing answers; Ray itself needs minutes to notice."""
     host, colon, port = address.rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 
 
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Ray replaces the handler of SIGTERM; this process keeps its own."""
+def _signal_handlers_kept() -> Iterator[None]:
+    """Puts back this process's handlers: Ray replaces the one of SIGTERM."""
     try:
         before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
         yield

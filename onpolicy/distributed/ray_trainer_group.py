@@ -1,4 +1,4 @@
-"""Ranks of a trainer as Ray actors. They live and die together: where one is lost, all are started again."""
+"""Ranks of a trainer as Ray actors. When one is lost, all of them are started again."""
 
 from __future__ import annotations
 
@@ -9,29 +9,30 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed import ray_cluster
-from onpolicy.distributed.actor import Worker
-from onpolicy.distributed.remote_errors import Raised, outcome
-from onpolicy.distributed.supervisor import STARTING, end, line_of, process_of
+from onpolicy.distributed.actor import Actor
+from onpolicy.distributed.heartbeat import STARTUP_FACTOR, Failure, HeartbeatMonitor
+from onpolicy.distributed.processes import kill_actor, local_process
+from onpolicy.distributed.remote_errors import one_line, picklable_errors
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
-from onpolicy.distributed.weight_transfer import WeightBucket, WeightRefs, pack
+from onpolicy.distributed.weight_transfer import WeightBucket, WeightRefs, pack_weights
 from onpolicy.utils.faults import Faults, GaveUp, RoleLost
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
     from onpolicy.config.schema import Config
 
-GLANCE = 1.0
-"""Seconds between two looks at the ranks."""
+POLL = 1.0
+"""Seconds between two polls of the ranks' heartbeats."""
 GRACE = 5.0
-"""Seconds in which a rank that died shows, once another has complained of it."""
+"""Seconds in which the death of a rank is noticed after another rank's call failed because of it."""
 
 
-class Rank(Worker):
+class Rank(Actor):
     """One rank, as an actor."""
 
     def __init__(self, config: Config, folder: str, rank: int, size: int) -> None:
@@ -43,8 +44,8 @@ class Rank(Worker):
 
         quiet_libraries()
 
-    def meeting_point(self) -> str:
-        """Where the others find this rank, on this machine's address in the cluster."""
+    def init_method(self) -> str:
+        """A free port on this node's address in the cluster, as torch's ``init_method``."""
         import ray
 
         host = ray.util.get_node_ip_address()
@@ -52,49 +53,50 @@ class Rank(Worker):
             free.bind((host, 0))
             return f"tcp://{host}:{free.getsockname()[1]}"
 
-    def enter(self, meeting_point: str) -> Any:
-        """Joins the others and loads the model; returns the tokens of a micro-batch, or a ``Raised``."""
-        return outcome(self._enter, meeting_point)
-
-    def call(self, method: str, arguments: Sequence[Any]) -> Any:
-        self.alive()
-        return outcome(getattr(self._work, method), *arguments)
-
-    def step(self, arguments: Sequence[Any]) -> Any:
-        """The step's metrics and the seconds that its phases took."""
-        answer = self.call("step", arguments)
-        return answer if isinstance(answer, Raised) else (answer, self._work.clock.pop())
-
-    def parcels(self) -> Iterator[WeightBucket]:
-        """The student's weights, one parcel at a time."""
-        for parcel in pack(self._work.trainer.weights()):
-            self.alive()
-            yield parcel
-
-    def _enter(self, meeting_point: str) -> int:
+    @picklable_errors()
+    def init_process_group(self, init_method: str) -> int:
+        """Joins the other ranks and loads the model; returns the trainer's tokens per micro-batch."""
         from onpolicy.models import open_model
         from onpolicy.trainer.deepspeed import init_process_group
 
         os.environ |= {"RANK": str(self._rank), "WORLD_SIZE": str(self._size), "LOCAL_RANK": "0"}
         if self._size > 1:
-            init_process_group(meeting_point)
+            init_process_group(init_method)
         resolved, clock = resolve(self._config), PhaseTimer()
-        clock.on_phase = self.alive
-        self._work = TrainerWorker(resolved, open_model(resolved), clock, size=self._size)
-        return self._work.trainer.batching.budget
+        clock.on_phase = self.report_progress
+        self._worker = TrainerWorker(resolved, open_model(resolved), clock, size=self._size)
+        return self._worker.trainer.batching.budget
+
+    @picklable_errors()
+    def call(self, method: str, arguments: Sequence[Any]) -> Any:
+        """``TrainerWorker.call``; the answer is rank 0's."""
+        self.report_progress()
+        answer = self._worker.call(method, arguments)
+        return answer if self._rank == 0 else None
+
+    def phase_seconds(self) -> dict[str, float]:
+        """Seconds that the phases took since the last call."""
+        return self._worker.clock.pop()
+
+    def weight_buckets(self) -> Iterator[WeightBucket]:
+        """The student's weights, one bucket at a time."""
+        with picklable_errors():
+            for bucket in pack_weights(self._worker.trainer.weights()):
+                self.report_progress()
+                yield bucket
 
 
 class RayTrainerGroup(TrainerGroup):
-    """All ranks, seen from the driver."""
+    """All ranks, called from the driver."""
 
     def __init__(self, resolved: ResolvedConfig, clock: PhaseTimer, faults: Faults) -> None:
         super().__init__(resolved)
-        self._plan, self._clock, self._faults = resolved, clock, faults
+        self._resolved, self._clock, self._faults = resolved, clock, faults
         self._size, self._roles = resolved.config.roles.trainers, resolved.config.roles
         self._actors: list[Any] = []
         self._processes: list[Any] = []
         self._budget: int | None = None
-        """Tokens in a micro-batch, once memory has run out."""
+        """Tokens per micro-batch, once memory has run out."""
         self._folder = tempfile.TemporaryDirectory(prefix="onpolicy-ranks-")
         ray_cluster.join(resolved.config.roles)
         try:
@@ -113,168 +115,132 @@ class RayTrainerGroup(TrainerGroup):
                 self._faults.record("trainer", f"{lost}; starting all ranks again")
 
     def restart(self) -> None:
-        """New ranks in place of those there are; they have the reference model.
+        """Starts new ranks in place of the old ones; they have the reference model.
 
         Raises:
             RoleLost: one of them did not come up.
         """
         import ray
 
-        self._dismiss()
-        wanted = ray_cluster.resources(self._plan, gpus=1)
+        self._kill_ranks()
+        resources = ray_cluster.resources(self._resolved, gpus=1)
         if self._roles.address is None:  # gloo would look for the machine's own address
-            environment = {"GLOO_SOCKET_IFNAME": "lo"} | wanted["runtime_env"]["env_vars"]
-            wanted["runtime_env"] = {"env_vars": environment}
+            environment = {"GLOO_SOCKET_IFNAME": "lo"} | resources["runtime_env"]["env_vars"]
+            resources["runtime_env"] = {"env_vars": environment}
         config = self._config()
         for rank in range(self._size):
-            actor = ray.remote(Rank).options(max_concurrency=3, **wanted)
+            actor = ray.remote(Rank).options(max_concurrency=3, **resources)
             self._actors.append(actor.remote(config, os.getcwd(), rank, self._size))
-        self._patience = STARTING * self._roles.patience
-        here = ray.get_runtime_context().get_node_id()
-        for node, pid in self._await([actor.hello.remote() for actor in self._actors]):
-            self._processes.append(process_of(pid) if node == here else None)
-        meeting_point = self._meeting_point()
-        (self._tokens, *_) = self._await([actor.enter.remote(meeting_point) for actor in self._actors])
-        self._patience = self._roles.patience
+        self._timeout = STARTUP_FACTOR * self._roles.patience
+        places = self._await([actor.ready.remote() for actor in self._actors])
+        self._processes = [local_process(*place) for place in places]
+        init_method = self._init_method()
+        (self._tokens, *_) = self._await([actor.init_process_group.remote(init_method) for actor in self._actors])
+        self._timeout = self._roles.patience
 
-    def everywhere(self, method: str, *arguments: Any) -> Any:
+    def call_all(self, method: str, *arguments: Any) -> Any:
         import ray
 
         given = ray.put(arguments)
         return self._await([actor.call.remote(method, given) for actor in self._actors])[0]
 
     def step(self, examples: Sequence[Any]) -> dict[str, float]:
-        import ray
-
-        given = ray.put((list(examples), self._coefficients.values()))
-        metrics, seconds = self._await([actor.step.remote(given) for actor in self._actors])[0]
+        metrics = super().step(examples)
+        (seconds,) = self._await([self._actors[0].phase_seconds.remote()])
         self._clock.absorb(seconds)
-        return dict(metrics)
+        return metrics
 
     def weights(self) -> WeightRefs:
-        """Gathered tensor by tensor; they lie in the object store and belong to the driver, whatever becomes of the ranks."""
+        """Gathered tensor by tensor into the object store. The driver owns the buckets, so they outlive the ranks."""
         import ray
 
         first, *others = self._actors
         nothing = ray.put(())
-        helping = [actor.call.remote("drain", nothing) for actor in others]
-        stream = first.parcels.options(num_returns="streaming").remote()
+        helping = [actor.call.remote("join_weight_gather", nothing) for actor in others]
+        stream = first.weight_buckets.options(num_returns="streaming").remote()
         self._await([stream.completed(), *helping])
         return WeightRefs(list(stream))
 
     def close(self) -> None:
-        self._dismiss()
+        self._kill_ranks()
         self._folder.cleanup()
         ray_cluster.leave()
 
-    def _meeting_point(self) -> str:
+    def _init_method(self) -> str:
         """On one machine a file, which nobody can reach from outside."""
         import ray
 
         if self._roles.address is None:
             return f"file://{self._folder.name}/{time.monotonic_ns()}"
-        return str(ray.get(self._actors[0].meeting_point.remote()))
+        return str(ray.get(self._actors[0].init_method.remote()))
 
     def _config(self) -> Config:
-        config = self._plan.config
+        config = self._resolved.config
         if self._budget is None:
             return config
         return dataclasses.replace(config, trainer={**config.trainer, "micro_batch_tokens": self._budget})
 
     def _await(self, refs: Sequence[Any]) -> list[Any]:
-        """What the ranks answer, in their order; looks after them meanwhile.
+        """The ranks' answers, in the order of ``refs``, with an eye on their heartbeats.
 
         Raises:
-            RoleLost: one of them died, hung, or ran out of memory. All are gone then.
+            RoleLost: a rank died, hung, or ran out of memory. All ranks are gone then.
         """
         import ray
 
-        watch, open_, answers = HeartbeatMonitor(self._actors, self._patience), list(refs), {}
+        monitor, open_, answers = HeartbeatMonitor(self._actors, self._timeout), list(refs), {}
         while open_:
-            ready, open_ = ray.wait(open_, timeout=GLANCE)
+            ready, open_ = ray.wait(open_, timeout=POLL)
             for ref in ready:
                 rank = list(refs).index(ref)
                 try:
-                    answer = ray.get(ref)
+                    answers[rank] = ray.get(ref)
+                except ray.exceptions.RayTaskError as error:
+                    self._raise(rank, error.cause)
+                except ray.exceptions.ActorDiedError as error:
+                    self._lose(rank, "died", error)
                 except ray.exceptions.RayError as error:
-                    self._lose(
-                        rank, "died" if isinstance(error, ray.exceptions.ActorDiedError) else line_of(error), error
-                    )
-                if isinstance(answer, Raised):
-                    self._raise(rank, answer.error())
-                answers[rank] = answer
-            if not ready and (found := watch.look()):
-                self._lose(*found)
+                    self._lose(rank, one_line(error), error)
+            if not ready and (failure := monitor.poll()):
+                self._lose(failure.index, self._reason(failure), failure.error)
         return [answers[rank] for rank in range(len(refs))]
 
-    def _raise(self, rank: int, error: Exception) -> None:
-        """An error of the work itself, unless it only says that another rank is gone."""
+    def _reason(self, failure: Failure) -> str:
+        return {
+            "died": "died",
+            "silent": f"did not answer for {self._timeout:g} s (roles.patience)",
+            "stalled": f"and the others gave no sign of progress for {self._timeout:g} s (roles.patience)",
+        }[failure.kind]
+
+    def _raise(self, rank: int, error: Exception) -> NoReturn:
+        """Raises the error of a rank's own work; if it was caused by the death of another rank, RoleLost."""
         import torch
 
         if isinstance(error, torch.OutOfMemoryError) and self._tokens > 1:
             self._budget = self._tokens // 2
             self._lose(rank, f"ran out of memory; trainer.micro_batch_tokens is {self._budget} from now on", error)
-        dead = HeartbeatMonitor(self._actors, self._patience).dead(GRACE)
+        dead = self._dead_rank()
         if dead is not None:
             self._lose(dead, "died", error)
-        self._dismiss()
+        self._kill_ranks()
         raise error
 
-    def _lose(self, rank: int, why: str, error: BaseException | None = None) -> None:
-        self._dismiss()
-        raise RoleLost(f"rank {rank} of {self._size} {why}") from error
-
-    def _dismiss(self) -> None:
-        """Ends all ranks for certain."""
-        for actor, process in zip_longest(
-            self._actors, self._processes
-        ):  # those that did not come up have no process yet
-            end(actor, process)
-        self._actors, self._processes = [], []
-
-
-class HeartbeatMonitor:
-    """Looks after ranks that are at work: who died, who does not answer, whether anything moves at all."""
-
-    def __init__(self, actors: Sequence[Any], patience: float) -> None:
-        self._actors, self._patience = actors, patience
-        self._pings: dict[int, Any] = {}
-        self._progress: dict[int, Any] = {}
-        self._answered = dict.fromkeys(range(len(actors)), time.monotonic())
-        self._moved = self._looked = time.monotonic()
-
-    def look(self) -> tuple[int, str, BaseException | None] | None:
-        """The rank that is lost, and why."""
-        import ray
-
-        now = time.monotonic()
-        if now - self._looked > 10 * GLANCE:  # this process stood still itself
-            self._answered, self._moved = dict.fromkeys(self._answered, now), now
-        self._looked = now
-        for rank, actor in enumerate(self._actors):
-            if rank not in self._pings:
-                self._pings[rank] = actor.ping.remote()
-            elif ray.wait([self._pings[rank]], timeout=0)[0]:
-                try:
-                    progress = ray.get(self._pings.pop(rank))
-                except ray.exceptions.RayError as error:
-                    return rank, "died", error
-                self._answered[rank] = now
-                if progress != self._progress.get(rank):
-                    self._progress[rank], self._moved = progress, now
-        silent = min(self._answered, key=lambda rank: self._answered[rank])
-        if now - self._answered[silent] > self._patience:
-            return silent, f"did not answer for {self._patience:g} s (roles.patience)", None
-        if now - self._moved > self._patience:
-            return silent, f"and the others gave no sign of progress for {self._patience:g} s (roles.patience)", None
-        return None
-
-    def dead(self, seconds: float) -> int | None:
-        """The rank that dies within so many seconds."""
-        until = time.monotonic() + seconds
+    def _dead_rank(self) -> int | None:
+        """The rank that dies within ``GRACE`` seconds."""
+        monitor, until = HeartbeatMonitor(self._actors, self._timeout), time.monotonic() + GRACE
         while time.monotonic() < until:
-            found = self.look()
-            if found is not None:
-                return found[0]
+            if failure := monitor.poll():
+                return failure.index
             time.sleep(0.1)
         return None
+
+    def _lose(self, rank: int, why: str, error: BaseException | None = None) -> NoReturn:
+        self._kill_ranks()
+        raise RoleLost(f"rank {rank} of {self._size} {why}") from error
+
+    def _kill_ranks(self) -> None:
+        """Ends all ranks for certain."""
+        # a rank that did not come up has no process yet
+        for actor, process in zip_longest(self._actors, self._processes):
+            kill_actor(actor, process)
+        self._actors, self._processes = [], []

@@ -1,41 +1,53 @@
-"""What an actor's call came to: an answer, or an exception that arrives in the driver as it was raised."""
+"""Errors of Ray actors and tasks reach the driver as they were raised: with their type and their attributes."""
 
 from __future__ import annotations
 
+import copyreg
 import os
 import pickle
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 
-@dataclass(frozen=True)
-class Raised:
-    """An exception taken apart: many have an ``__init__`` that pickle cannot call."""
+@contextmanager
+def picklable_errors() -> Iterator[None]:
+    """Around work in an actor or a task: what it raises is ``RayTaskError.cause`` in the driver, its traceback a note.
 
-    kind: type[Exception]
-    args: tuple[Any, ...]
-    state: Mapping[str, Any]
-    trace: str
-
-    def error(self) -> Exception:
-        """The exception again, with the traceback of its process as a note."""
-        error = self.kind.__new__(self.kind, *self.args)
-        error.__dict__.update(self.state)
-        error.add_note(self.trace)
-        return error
-
-
-def outcome(call: Callable[..., Any], *args: Any, **named: Any) -> Any:
-    """What ``call`` returns, or a ``Raised``."""
+    An exception whose ``__init__`` pickle cannot call is taken apart instead; if that fails too, a ``RuntimeError`` stands in for it.
+    """
     try:
-        return call(*args, **named)
+        yield
     except Exception as error:
         trace = f"in process {os.getpid()}:\n{traceback.format_exc()}"
-        raised = Raised(type(error), error.args, dict(error.__dict__), trace)
-        try:
-            pickle.loads(pickle.dumps(raised)).error()
-        except Exception:
-            return Raised(RuntimeError, (f"{type(error).__name__}: {error}",), {}, trace)
-        return raised
+        error.add_note(trace)
+        if not _survives(error):
+            copyreg.pickle(type(error), _reduce)  # type: ignore[arg-type]
+        if not _survives(error):
+            substitute = RuntimeError(f"{type(error).__name__}: {error}")
+            substitute.add_note(trace)
+            raise substitute from None
+        raise
+
+
+def one_line(error: BaseException) -> str:
+    """An error's type and the first line of its message."""
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0]}"
+
+
+def _survives(error: Exception) -> bool:
+    try:
+        return str(pickle.loads(pickle.dumps(error))) == str(error)
+    except Exception:
+        return False
+
+
+def _reduce(error: Exception) -> tuple[Any, ...]:
+    return _rebuild, (type(error), error.args, dict(error.__dict__))
+
+
+def _rebuild(kind: type[Exception], arguments: tuple[Any, ...], attributes: dict[str, Any]) -> Exception:
+    error = kind.__new__(kind, *arguments)
+    error.__dict__.update(attributes)
+    return error

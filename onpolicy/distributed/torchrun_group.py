@@ -1,7 +1,7 @@
-"""Ranks that torchrun or deepspeed started: the first runs the loop, the others do what it says.
+"""Ranks that torchrun or deepspeed started: rank 0 runs the training loop and broadcasts its calls, the others serve them.
 
 Each rank has an engine of its own and samples its share. A rank that dies ends the job; the launcher starts it again
-(``--max-restarts``) and the run goes on from its last checkpoint.
+(``--max-restarts``) and the run continues from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ QUIT = "quit"
 
 
 class Rank0Driver(TrainerGroup):
-    """All ranks, seen from the first."""
+    """All ranks, called from rank 0."""
 
     def __init__(self, resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> None:
         super().__init__(resolved)
         refuse_staleness(resolved)
-        self.work = TrainerWorker(resolved, model, clock, size=world_size())
-        self._listening = True
-        """Whether the others wait for the next order; where a call failed in between nobody knows, and the launcher ends them."""
+        self.worker = TrainerWorker(resolved, model, clock, size=world_size())
+        self._in_step = True
+        """Whether the others wait for the next call. After a call that failed on this rank they may not; the launcher ends them."""
 
-    def everywhere(self, method: str, *arguments: Any) -> Any:
-        self._tell(method, *arguments)
-        answer = getattr(self.work, method)(*arguments)
-        self._listening = True
+    def call_all(self, method: str, *arguments: Any) -> Any:
+        self._broadcast(method, *arguments)
+        answer = self.worker.call(method, arguments)
+        self._in_step = True
         return answer
 
     def restart(self) -> None:
-        raise NotImplementedError("a launcher starts its ranks again together")
+        raise NotImplementedError("ranks of a launcher are restarted by the launcher, all together")
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        self._tell("drain")
-        yield from self.work.trainer.weights()
-        self._listening = True
+        self._broadcast("join_weight_gather")
+        yield from self.worker.trainer.weights()
+        self._in_step = True
 
     def close(self) -> None:
-        if self._listening:
-            self._tell(QUIT)
+        if self._in_step:
+            self._broadcast(QUIT)
 
-    def _tell(self, method: str, *arguments: Any) -> None:
-        self._listening = False
-        tell((method, arguments))
+    def _broadcast(self, method: str, *arguments: Any) -> None:
+        self._in_step = False
+        broadcast_call((method, arguments))
 
 
 class RankGenerators:
-    """The generators of all ranks behind the face of one."""
+    """The generators of all ranks, with the interface of one ``Generator``."""
 
-    def __init__(self, leader: Rank0Driver, own: Generator) -> None:
-        self._leader, self._own = leader, own
+    def __init__(self, driver: Rank0Driver, own: Generator) -> None:
+        self._driver, self._own = driver, own
         self.sampling, self.policy_version = own.sampling, own.policy_version
-        leader.work.generator = own
+        driver.worker.generator = own
 
     @property
     def on_progress(self) -> Callable[[int, int], None]:
@@ -76,49 +76,51 @@ class RankGenerators:
         self._own.on_progress = report
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
-        groups: list[RolloutGroup] = self._leader.everywhere("generate", list(prompts), seed, sampling)
+        groups: list[RolloutGroup] = self._driver.call_all("generate", list(prompts), seed, sampling)
         return groups
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Each rank's own trainer has them; ``weights`` is not looked at."""
-        self._leader.everywhere("sync", version)
+        """Each rank takes them from its own trainer; ``weights`` is not read."""
+        self._driver.call_all("update_generator", version)
         self.policy_version = version
 
     def reset_version(self) -> None:
-        raise NotImplementedError("a launcher starts its ranks again together")
+        raise NotImplementedError("ranks of a launcher are restarted by the launcher, all together")
 
     def close(self) -> None:
         self._own.close()
 
 
-def follow(resolved: ResolvedConfig) -> int:
-    """What a rank other than the first does until the first has finished; that one handles signals for all."""
+def serve_rank(resolved: ResolvedConfig) -> int:
+    """Runs rank 0's calls on another rank until rank 0 has finished; rank 0 handles signals for all. Returns the exit status."""
+
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     refuse_staleness(resolved)
     model = open_model(resolved)
-    work = TrainerWorker(resolved, model, PhaseTimer(), size=world_size())
+    worker = TrainerWorker(resolved, model, PhaseTimer(), size=world_size())
     if not resolved.config.roles.generators:
-        work.generator = local_generator(resolved, model)
+        worker.generator = local_generator(resolved, model)
     while True:
-        method, arguments = tell(None)
+        method, arguments = broadcast_call(None)
         if method == QUIT:
             return 0
-        getattr(work, method)(*arguments)
+        worker.call(method, arguments)
 
 
-def tell(order: Any) -> Any:
-    """Rank 0's order, on every rank."""
+def broadcast_call(call: tuple[str, tuple[Any, ...]] | None) -> tuple[str, tuple[Any, ...]]:
+    """Method and arguments of rank 0's call, on every rank; the other ranks pass None."""
     import torch
     import torch.distributed as dist
 
-    box = [order]
+    box: list[Any] = [call]
     dist.broadcast_object_list(box, src=0, device=torch.device("cpu"))
-    return box[0]
+    method, arguments = box[0]
+    return method, arguments
 
 
 def refuse_staleness(resolved: ResolvedConfig) -> None:
-    """Raises ConfigError where ranks would have to sample while they train."""
+    """Raises ConfigError if ranks would have to sample while they train."""
     if resolved.generator.settings.staleness and not resolved.config.roles.generators:
         raise ConfigError(
             f"generator.staleness: {resolved.generator.settings.staleness} wants generators that sample while the ranks train; "

@@ -1,9 +1,10 @@
-"""A trainer of several ranks: what each of them can be asked to do, and the face that they have together."""
+"""A trainer of several ranks: the worker on each rank, and the group that calls all workers."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.resolved import ResolvedConfig
@@ -21,18 +22,17 @@ if TYPE_CHECKING:
 
 
 class TrainerWorker:
-    """One rank's trainer, and its generator where it samples too. All ranks are asked the same at the same time."""
+    """One rank's trainer, and its generator where it samples too. Every call is made on all ranks at the same time."""
 
     def __init__(self, resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer, *, size: int) -> None:
         """
         Args:
-            plan: the run's
             model: the student before training
             clock: of this rank
-            size: how many ranks there are
+            size: number of ranks
 
         Raises:
-            ConfigError: the trainer knows nothing of ranks.
+            ConfigError: the trainer runs in one process only.
         """
         self.clock, self.coefficients = clock, Coefficients(resolved.coefficients)
         self.trainer = local_trainer(resolved, model, clock)
@@ -42,36 +42,26 @@ class TrainerWorker:
                 f"trainer.name: {resolved.trainer.plugin.name!r} runs in one process, and there are {size} ranks; wanted deepspeed"
             )
 
-    def step(self, examples: Sequence[Example], numbers: Mapping[str, float]) -> Metrics:
+    def call(self, method: str, arguments: Sequence[Any]) -> Any:
+        """Calls ``step``, ``trainer.state`` or any other method of this worker or of its parts."""
+        return attrgetter(method)(self)(*arguments)
+
+    def step(self, examples: Sequence[Example], values: Mapping[str, float]) -> Metrics:
         """
         Args:
             examples: of all ranks
-            numbers: what is scheduled, as it is now
+            values: the scheduled numbers at this step
         """
-        self.coefficients.load_values(numbers)
+        self.coefficients.load_values(values)
         return self.trainer.step(examples)
 
-    def apply(self, function: Callable[..., Any], arguments: Sequence[Any]) -> Any:
-        return self.trainer.apply(function, *arguments)
-
-    def freeze_teacher(self) -> None:
-        self.trainer.freeze_teacher()
-
-    def state(self) -> dict[str, Any] | None:
-        """On rank 0; the others help to gather it."""
-        state = self.trainer.state()
-        return state if self.trainer.collectives.rank == 0 else None
-
-    def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        self.trainer.load_state(weights, state)
-
-    def drain(self) -> None:
-        """Helps rank 0 to gather the student's weights."""
+    def join_weight_gather(self) -> None:
+        """Takes part in gathering the student's weights on rank 0."""
         for _ in self.trainer.weights():
             pass
 
     def generate(self, prompts: Sequence[Prompt], seed: int, sampling: Sampling | None) -> list[RolloutGroup]:
-        """Every rank samples its share and has all of it in the end."""
+        """Every rank samples its share; all ranks get all groups, in the order of the prompts."""
         assert self.generator is not None
         together = self.trainer.collectives
         own = prompts[together.rank :: together.size]
@@ -79,8 +69,8 @@ class TrainerWorker:
         shares = together.all_gather(groups)
         return [shares[i % together.size][i // together.size] for i in range(len(prompts))]
 
-    def sync(self, version: int) -> None:
-        """The student's weights into the generator beside it."""
+    def update_generator(self, version: int) -> None:
+        """Copies the student's weights into this rank's generator."""
         assert self.generator is not None
         self.generator.update_weights(self.trainer.weights(), version=version)
 
@@ -92,22 +82,22 @@ class TrainerGroup(ABC):
         self._coefficients = Coefficients(resolved.coefficients)
 
     @abstractmethod
-    def everywhere(self, method: str, *arguments: Any) -> Any:
-        """Calls a method of every ``TrainerWorker``; returns what rank 0 answers."""
+    def call_all(self, method: str, *arguments: Any) -> Any:
+        """``TrainerWorker.call`` on every rank; returns rank 0's answer."""
 
     def step(self, examples: Sequence[Example]) -> Metrics:
-        metrics: Metrics = self.everywhere("step", list(examples), self._coefficients.values())
+        metrics: Metrics = self.call_all("step", list(examples), self._coefficients.values())
         return metrics
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
-        return self.everywhere("apply", function, arguments)
+        return self.call_all("trainer.apply", function, *arguments)
 
     def freeze_teacher(self) -> None:
-        self.everywhere("freeze_teacher")
+        self.call_all("trainer.freeze_teacher")
 
     def state(self) -> dict[str, Any]:
-        state: dict[str, Any] = self.everywhere("state")
+        state: dict[str, Any] = self.call_all("trainer.state")
         return state
 
     def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        self.everywhere("load_state", dict(weights), dict(state))
+        self.call_all("trainer.load_state", dict(weights), dict(state))

@@ -1,4 +1,4 @@
-"""Weights as flat bytes: what travels between processes through Ray's object store and is read there without a copy."""
+"""Weights as buckets of flat bytes, which other processes read from Ray's object store without a copy."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ import torch
 from torch import Tensor
 
 LIMIT = 2**30
-"""Bytes of a parcel, unless a single tensor is larger."""
+"""Bytes of a bucket, unless a single tensor is larger."""
 ALIGNED = 64
-"""Every tensor begins at a multiple of so many bytes."""
+"""Every tensor begins at a multiple of this many bytes."""
 
 
 @dataclass(frozen=True)
-class Item:
-    """One tensor of a parcel."""
+class BucketEntry:
+    """Where one tensor lies in a bucket."""
 
     name: str
     dtype: str
@@ -31,64 +31,68 @@ class Item:
 
 @dataclass(frozen=True)
 class WeightBucket:
-    """Some tensors, one behind the other."""
+    """Some tensors, one after the other."""
 
-    items: tuple[Item, ...]
+    entries: tuple[BucketEntry, ...]
     data: npt.NDArray[np.uint8]
 
 
-def pack(weights: Iterable[tuple[str, Tensor]], limit: int = LIMIT) -> Iterator[WeightBucket]:
-    """Parcels of at most ``limit`` bytes; a larger tensor has one of its own.
+def pack_weights(weights: Iterable[tuple[str, Tensor]], limit: int = LIMIT) -> Iterator[WeightBucket]:
+    """Buckets of at most ``limit`` bytes; a larger tensor has one of its own.
 
-    Every tensor is copied before the next is asked for, so that they may all stand in the same memory.
+    Every tensor is copied before the next is requested, so that all of them may use the same memory.
     """
-    items: list[Item] = []
+    entries: list[BucketEntry] = []
     data = np.empty(0, np.uint8)
     used = 0
     for name, tensor in weights:
         flat = _flat(tensor)
-        if items and used + flat.size > limit:
-            yield WeightBucket(tuple(items), data[:used])
-            items, used = [], 0
-        if not items:
+        if entries and used + flat.size > limit:
+            yield WeightBucket(tuple(entries), data[:used])
+            entries, used = [], 0
+        if not entries:
             data = np.empty(max(limit, flat.size), np.uint8)  # pages that are not written take no memory
         data[used : used + flat.size] = flat
-        items.append(Item(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), used))
+        entries.append(BucketEntry(name, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), used))
         used = min(math.ceil((used + flat.size) / ALIGNED) * ALIGNED, data.size)
-    if items:
-        yield WeightBucket(tuple(items), data[:used])
+    if entries:
+        yield WeightBucket(tuple(entries), data[:used])
 
 
-def unpack(parcel: WeightBucket) -> Iterator[tuple[str, Tensor]]:
-    """The tensors, on the parcel's own memory: to be read, not written."""
+def unpack_weights(bucket: WeightBucket) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, as read-only views of the bucket's memory."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        data = torch.from_numpy(parcel.data)
-    for item in parcel.items:
-        dtype = getattr(torch, item.dtype)
-        end = item.start + math.prod(item.shape) * dtype.itemsize
-        yield item.name, data[item.start : end].view(dtype).view(item.shape)
+        data = torch.from_numpy(bucket.data)
+    for entry in bucket.entries:
+        dtype = getattr(torch, entry.dtype)
+        end = entry.start + math.prod(entry.shape) * dtype.itemsize
+        yield entry.name, data[entry.start : end].view(dtype).view(entry.shape)
 
 
 @dataclass(frozen=True)
 class WeightRefs:
-    """Weights whose parcels lie in Ray's object store already; read there by whoever needs them."""
+    """Weights whose buckets are in Ray's object store already."""
 
     refs: Sequence[Any]
-    """One of Ray's references for each parcel; together they have every tensor once."""
+    """One of Ray's references per bucket; together they hold every tensor once."""
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         import ray
 
         for ref in self.refs:
-            yield from unpack(ray.get(ref))
+            yield from unpack_weights(ray.get(ref))
 
 
 def put_weights(weights: Iterable[tuple[str, Tensor]]) -> WeightRefs:
-    """Puts weights into the object store, where they are not yet."""
+    """Puts weights into the object store, unless they are there already."""
     import ray
 
-    return weights if isinstance(weights, WeightRefs) else WeightRefs([ray.put(parcel) for parcel in pack(weights)])
+    return (
+        weights
+        if isinstance(weights, WeightRefs)
+        else WeightRefs([ray.put(bucket) for bucket in pack_weights(weights)])
+    )
 
 
 def _flat(tensor: Tensor) -> npt.NDArray[np.uint8]:

@@ -1,4 +1,4 @@
-"""Who may touch an engine: one thread at a time, in the order in which they asked."""
+"""A lock around an engine: one thread at a time, in the order in which they asked."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from contextlib import contextmanager
 
 
 class Closed(RuntimeError):
-    """The generator was closed while somebody was sampling."""
+    """The generator was closed while a thread was waiting to use it."""
 
 
 class FairLock:
-    """A lock that goes to whoever has waited longest.
+    """A lock that is granted to the thread that has waited longest.
 
-    With an ordinary one, threads that sample would take it from one another for as long as they sample, and new weights
-    might never get in.
+    With an ordinary lock, threads that sample could take it from one another for as long as they sample, and an update of the
+    weights might never get it.
     """
 
     def __init__(self) -> None:
         self.closed = False
-        self._line: deque[threading.Lock] = deque()
+        self._queue: deque[threading.Lock] = deque()
         self._lock = threading.Lock()
-        """Of the line itself."""
+        """Held to read or write the queue."""
 
     @contextmanager
-    def __call__(self) -> Iterator[None]:
+    def hold(self) -> Iterator[None]:
         """Raises Closed once ``close`` was called."""
         with self._in_order():
             if self.closed:
@@ -34,7 +34,7 @@ class FairLock:
             yield
 
     def close(self) -> None:
-        """Nobody gets a turn any more; returns when the last one has ended."""
+        """Grants it to no one any more; returns when the last holder has released it."""
         self.closed = True
         with self._in_order():
             pass
@@ -44,15 +44,15 @@ class FairLock:
         mine = threading.Lock()
         mine.acquire()
         with self._lock:
-            self._line.append(mine)
-            if self._line[0] is mine:
+            self._queue.append(mine)
+            if self._queue[0] is mine:
                 mine.release()
         try:
             mine.acquire()
             yield
-        finally:  # also where an interrupt ended the waiting
+        finally:  # also where an interrupt ended the wait
             with self._lock:
-                first = self._line[0] is mine
-                self._line.remove(mine)
-                if first and self._line:
-                    self._line[0].release()
+                first = self._queue[0] is mine
+                self._queue.remove(mine)
+                if first and self._queue:
+                    self._queue[0].release()

@@ -81,7 +81,7 @@ class HFGenerator:
         ]
         ordered = sorted(drafts, key=lambda d: len(d.prompt_ids))
         for start in range(0, len(ordered), self.batch_size):
-            with self._turns():
+            with self._turns.hold():
                 self._complete(
                     ordered[start : start + self.batch_size], sampling, partial(self.on_progress, start, len(drafts))
                 )
@@ -95,7 +95,7 @@ class HFGenerator:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Copies every tensor; a name the model does not have, or one it misses, is an error."""
         resolved = require_newer(version, self.policy_version)
-        with self._turns():
+        with self._turns.hold():
             own = self._model.state_dict()
             given = set()
             for name, tensor in weights:

@@ -1,4 +1,4 @@
-"""Whether an answer can be what was asked for: the last line against a replica that is broken and does not know it."""
+"""Validates rollouts of a remote generator, so that a corrupted replica cannot feed the trainer."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ TOLERANCE = 1e-4
 
 
 class InvalidRollout(ValueError):
-    """An answer that no working generator gives; says what is wrong."""
+    """Rollouts that no working generator returns; the message says what is wrong with them."""
 
 
 @dataclass(frozen=True)
 class RolloutValidator:
-    """What an answer is held to."""
+    """Checks prompts, token ids, log-probabilities, policy versions and texts."""
 
     renderer: Renderer
     vocabulary: int
-    """Token ids are below it."""
+    """Number of token ids."""
 
-    def __call__(
+    def validate(
         self,
         groups: Sequence[RolloutGroup],
         prompts: Sequence[Prompt],
@@ -37,14 +37,14 @@ class RolloutValidator:
     ) -> None:
         """
         Args:
-            groups: the answer
-            prompts: what was asked, in this order
-            sampling: how
-            oldest: version of the weights when it was asked
-            newest: and now
+            groups: what the generator returned
+            prompts: of the call, in their order
+            sampling: of the call
+            oldest: version of the generator's weights when it was called
+            newest: their version now
 
         Raises:
-            InvalidRollout: it cannot be right.
+            InvalidRollout: with the first problem found.
         """
         if not isinstance(groups, Sequence) or not all(isinstance(g, RolloutGroup) for g in groups):
             raise InvalidRollout(f"is a {type(groups).__name__}, wanted a list of groups")
@@ -55,13 +55,14 @@ class RolloutValidator:
                 raise InvalidRollout(
                     f"has {len(group.rollouts)} rollouts of prompt {prompt.id!r}, wanted {sampling.group_size}"
                 )
-            read = (*self.renderer.prompt_ids(prompt.messages, limit=sys.maxsize), *prompt.completion_prefix_ids)
+            prompt_ids = (*self.renderer.prompt_ids(prompt.messages, limit=sys.maxsize), *prompt.completion_prefix_ids)
             for rollout in group.rollouts:
-                if wrong := self._wrong(rollout, read, sampling.max_tokens, oldest, newest):
+                if wrong := self._problem(rollout, prompt_ids, sampling.max_tokens, oldest, newest):
                     raise InvalidRollout(f"has a rollout of prompt {prompt.id!r} {wrong}")
 
-    def _wrong(self, r: Rollout, read: tuple[int, ...], max_tokens: int, oldest: int, newest: int) -> str:
-        if r.prompt_ids != read:
+    def _problem(self, r: Rollout, prompt_ids: tuple[int, ...], max_tokens: int, oldest: int, newest: int) -> str:
+        """Empty where there is none."""
+        if r.prompt_ids != prompt_ids:
             return "to another prompt"
         if len(r.completion_ids) > max_tokens:
             return f"of {len(r.completion_ids)} tokens, max_tokens is {max_tokens}"

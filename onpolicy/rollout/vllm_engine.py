@@ -104,7 +104,7 @@ class SharedEngine:
 
     @contextmanager
     def _turn(self) -> Iterator[Any]:
-        with self._turns(), undisturbed_threads():
+        with self._turns.hold(), undisturbed_threads():
             yield self._llm.llm_engine
 
 

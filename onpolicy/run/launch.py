@@ -11,7 +11,7 @@ from rich.console import Console
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.contracts import check_config
 from onpolicy.distributed.env import follower
-from onpolicy.distributed.torchrun_group import follow
+from onpolicy.distributed.torchrun_group import serve_rank
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display, closing_table
 from onpolicy.run.preflight import run_preflight
@@ -28,7 +28,7 @@ def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
     resolved = check_config(config_path, overrides)
     config = resolved.config
     if follower():
-        return follow(resolved)
+        return serve_rank(resolved)
     folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
     display = Display(config.steps, lexicon=config.epistemic.lexicon)
     console = display.console

@@ -20,7 +20,7 @@ def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | 
     scorer = local_scorer(resolved, model.renderer)
     if not resolved.config.roles.rewards or not resolved.rewards:
         return scorer
-    from onpolicy.distributed.reward_pool import remote_scorer
+    from onpolicy.distributed.reward_tasks import remote_scorer
 
     return remote_scorer(resolved, scorer, faults)
 
@@ -35,9 +35,9 @@ def build_generator(resolved: ResolvedConfig, model: ModelHandle, faults: Faults
     """
     if not resolved.config.roles.generators:
         return local_generator(resolved, model)
-    from onpolicy.distributed.generator_pool import Replicas
+    from onpolicy.distributed.generator_pool import GeneratorPool
 
-    return Replicas(resolved, model, faults)
+    return GeneratorPool(resolved, model, faults)
 
 
 def build_trainer(resolved: ResolvedConfig, model: ModelHandle, timer: PhaseTimer, faults: Faults) -> Trainer:

@@ -34,9 +34,10 @@ from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.distributed import ray_cluster
-from onpolicy.distributed.generator_pool import Replicas
+from onpolicy.distributed.generator_pool import GeneratorPool
+from onpolicy.distributed.heartbeat import HeartbeatMonitor
 from onpolicy.distributed.supervisor import ActorSupervisor
-from onpolicy.distributed.weight_transfer import WeightRefs, pack
+from onpolicy.distributed.weight_transfer import WeightRefs, pack_weights
 from onpolicy.models import open_model
 from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.hf_generator import HFGenerator
@@ -86,7 +87,7 @@ class Site:
         self.said: list[str] = []
         self.faults = Faults(self._hear, plan_.config.roles.apart)
         self.model = open_model(plan_)
-        self.replicas = Replicas(plan_, self.model, self.faults)
+        self.replicas = GeneratorPool(plan_, self.model, self.faults)
         self.own = local_generator(plan_, self.model)
         self.orders = Path(plan_.config.model.path).parent / "orders"
 
@@ -95,7 +96,12 @@ class Site:
         self.set_patience(120.0)  # whoever takes the place has time to start
 
     def set_patience(self, seconds: float) -> None:
-        self.replicas.crew.roles = replace(self.replicas.crew.roles, patience=seconds)
+        for supervisor in self.replicas.actors.supervisors:
+            supervisor._timeout = seconds
+            if (monitor := supervisor._monitor) is not None:
+                monitor.timeout = seconds
+                for deadline in (*monitor._answers, monitor._progressing):
+                    deadline.seconds = seconds
 
     def begin(self) -> Site:
         """As new: the reference model's weights in all replicas, once they are up, nothing said and nothing ordered."""
@@ -137,8 +143,8 @@ class Site:
     @property
     def processes(self) -> list[int]:
         """The replicas' process ids, once all are up."""
-        until(lambda: all(seat.pid for seat in self.replicas.crew.seats))
-        return [pid for seat in self.replicas.crew.seats if (pid := seat.pid)]
+        until(lambda: all(supervisor.pid for supervisor in self.replicas.actors.supervisors))
+        return [pid for supervisor in self.replicas.actors.supervisors if (pid := supervisor.pid)]
 
 
 @pytest.fixture
@@ -245,7 +251,7 @@ def test_the_same_rollouts_as_in_this_process_and_progress(pair: Site) -> None:
 def test_weights_reach_every_replica_and_threads_share_them(pair: Site) -> None:
     s = pair
     before = s.replicas.generate(PROMPTS, seed=0)
-    for version, handed in ((2, weights(1)), (3, WeightRefs([_put(p) for p in pack(weights(2), 50_000)]))):
+    for version, handed in ((2, weights(1)), (3, WeightRefs([_put(p) for p in pack_weights(weights(2), 50_000)]))):
         s.replicas.update_weights(iter(handed) if isinstance(handed, list) else handed, version=version)
         s.own.update_weights(iter(handed), version=version)
         with ThreadPoolExecutor(3) as threads:
@@ -257,10 +263,10 @@ def test_weights_reach_every_replica_and_threads_share_them(pair: Site) -> None:
         s.replicas.update_weights(weights(1), version=3)
 
 
-def _put(parcel: Any) -> Any:
+def _put(bucket: Any) -> Any:
     import ray
 
-    return ray.put(parcel)
+    return ray.put(bucket)
 
 
 def test_weights_in_the_middle_of_sampling(pair: Site) -> None:
@@ -278,13 +284,13 @@ def test_weights_in_the_middle_of_sampling(pair: Site) -> None:
 
 def test_a_slow_replica_gets_less(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     s = pair
-    pids, counts, finish = s.processes, {1: 0, 2: 0}, ActorSupervisor._finish
+    pids, counts, finish = s.processes, {1: 0, 2: 0}, ActorSupervisor._on_result
 
-    def counted(seat: ActorSupervisor, *arguments: Any) -> None:
-        finish(seat, *arguments)
-        counts[seat.number] += 1
+    def counted(supervisor: ActorSupervisor, *arguments: Any) -> None:
+        finish(supervisor, *arguments)
+        counts[supervisor.number] += 1
 
-    monkeypatch.setattr(ActorSupervisor, "_finish", counted)
+    monkeypatch.setattr(ActorSupervisor, "_on_result", counted)
     os.kill(pids[0], signal.SIGSTOP)
     try:
         with ThreadPoolExecutor(1) as threads:
@@ -328,15 +334,16 @@ def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(pair: Site, m
     until(lambda: bool(s.said))
     assert victim not in s.processes
     assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
-    pings, receive = {1: 0, 2: 0}, ActorSupervisor._receive
+    answered, ask = dict[int, int](), HeartbeatMonitor._ask
 
-    def counted(seat: ActorSupervisor, ref: Any) -> None:
-        pings[seat.number] += ref is seat._ping
-        receive(seat, ref)
+    def counted(monitor: HeartbeatMonitor, index: int, busy: bool) -> None:
+        pending = index in monitor._pending
+        ask(monitor, index, busy)
+        answered[id(monitor)] = answered.get(id(monitor), 0) + (pending and index not in monitor._pending)
 
-    monkeypatch.setattr(ActorSupervisor, "_receive", counted)
+    monkeypatch.setattr(HeartbeatMonitor, "_ask", counted)
     s.set_patience(4.0)
-    until(lambda: min(pings.values()) >= 6)  # one a second
+    until(lambda: len(answered) == 2 and min(answered.values()) >= 6)  # one a second
     s.set_patience(120.0)
     assert len(s.said) == 1, "one that has no work makes no progress and is none the worse for it"
 
@@ -438,7 +445,7 @@ def test_this_process_keeps_its_signal_handlers(ray: Any) -> None:
 
 
 def test_too_few_gpus(ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "gpus_there", lambda: 3)
+    monkeypatch.setattr(ray_cluster, "cluster_gpus", lambda: 3)
     with pytest.raises(ConfigError, match=r"roles.generators: 2 of 1 GPUs each and 2 trainers .* want 4 GPUs.* has 3"):
         ray_cluster.resources(checked(folder, trainers=2), gpus=1)
     assert ray_cluster.resources(checked(folder), gpus=1)["num_gpus"] == 1

@@ -1,7 +1,7 @@
 """Weights as bytes.
 
 1. what is unpacked is what was packed, bit by bit: names, order, dtypes, shapes, also empty tensors, single numbers and
-ones that are not contiguous; 2. no parcel is larger than the limit unless one tensor is; 3. tensors that share one buffer,
+ones that are not contiguous; 2. no bucket is larger than the limit unless one tensor is; 3. tensors that share one buffer,
 as gathered shards do, arrive as they were when they were handed over; 4. unpacking copies nothing.
 """
 
@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from onpolicy.distributed.weight_transfer import ALIGNED, pack, unpack
+from onpolicy.distributed.weight_transfer import ALIGNED, pack_weights, unpack_weights
 
 TENSORS = {
     "float32": torch.randn(3, 5),
@@ -30,7 +30,7 @@ TENSORS = {
 
 
 def back(tensors: dict[str, Tensor], limit: int) -> list[tuple[str, Tensor]]:
-    return [pair for parcel in pack(tensors.items(), limit) for pair in unpack(parcel)]
+    return [pair for bucket in pack_weights(tensors.items(), limit) for pair in unpack_weights(bucket)]
 
 
 @pytest.mark.parametrize("limit", [1, 64, 100, 2**20])
@@ -44,13 +44,13 @@ def test_what_was_packed_comes_back(limit: int) -> None:
 
 @given(sizes=st.lists(st.integers(0, 300), max_size=12), limit=st.integers(1, 1000))
 @settings(max_examples=60, deadline=None)
-def test_parcels_keep_to_the_limit(sizes: list[int], limit: int) -> None:
+def test_buckets_keep_to_the_limit(sizes: list[int], limit: int) -> None:
     tensors = {str(i): torch.randint(0, 255, (n,), dtype=torch.uint8) for i, n in enumerate(sizes)}
-    parcels = list(pack(tensors.items(), limit))
-    assert all(parcel.data.size <= max(limit, *sizes) for parcel in parcels)
-    assert all(len(parcel.items) == 1 for parcel in parcels if parcel.data.size > limit)
-    assert all(item.start % ALIGNED == 0 for parcel in parcels for item in parcel.items if item.shape != (0,))
-    found = [pair for parcel in parcels for pair in unpack(parcel)]
+    buckets = list(pack_weights(tensors.items(), limit))
+    assert all(bucket.data.size <= max(limit, *sizes) for bucket in buckets)
+    assert all(len(bucket.entries) == 1 for bucket in buckets if bucket.data.size > limit)
+    assert all(entry.start % ALIGNED == 0 for bucket in buckets for entry in bucket.entries if entry.shape != (0,))
+    found = [pair for bucket in buckets for pair in unpack_weights(bucket)]
     assert [name for name, _ in found] == list(tensors)
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in found)
 
@@ -61,13 +61,13 @@ def test_one_buffer_for_all_tensors() -> None:
         for i in range(3):
             yield str(i), buffer.fill_(float(i))
 
-    found = [pair for parcel in pack(gathered(), 2**10) for pair in unpack(parcel)]
+    found = [pair for bucket in pack_weights(gathered(), 2**10) for pair in unpack_weights(bucket)]
     assert [tensor.tolist() for _, tensor in found] == [[0.0] * 4, [1.0] * 4, [2.0] * 4]
 
 
 def test_unpacking_copies_nothing_and_says_nothing(recwarn: pytest.WarningsRecorder) -> None:
-    (parcel,) = pack(TENSORS.items(), 2**20)
-    parcel.data.flags.writeable = False  # as in the object store
-    start, end = parcel.data.ctypes.data, parcel.data.ctypes.data + parcel.data.size
-    assert all(start <= tensor.data_ptr() < end for _, tensor in unpack(parcel) if tensor.numel())
+    (bucket,) = pack_weights(TENSORS.items(), 2**20)
+    bucket.data.flags.writeable = False  # as in the object store
+    start, end = bucket.data.ctypes.data, bucket.data.ctypes.data + bucket.data.size
+    assert all(start <= tensor.data_ptr() < end for _, tensor in unpack_weights(bucket) if tensor.numel())
     assert not recwarn

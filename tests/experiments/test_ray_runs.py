@@ -21,10 +21,10 @@ from rich.console import Console
 from onpolicy.cli import main
 from onpolicy.config.schema import RolesSettings
 from onpolicy.distributed import ray_cluster
-from onpolicy.experiments.sweep import ray_runs
+from onpolicy.experiments.sweep import ray_runs, shared_folder
 from onpolicy.experiments.sweep.grid import Cell, cells
 from onpolicy.experiments.sweep.processes import STOPPED
-from onpolicy.experiments.sweep.ray_runs import UNSEEN, RayRuns
+from onpolicy.experiments.sweep.ray_runs import RayRuns
 from onpolicy.experiments.sweep.sweep import run_all
 from onpolicy.utils.errors import ConfigError
 from tests.experiments.test_sweep import grid
@@ -48,8 +48,15 @@ def until(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
+def saved_a_step(cell: Cell, future: Future[int]) -> None:
+    """Returns when the run has written its first checkpoint."""
+    while not (cell.folder / "checkpoints/step-000001").is_dir():
+        assert not future.done(), cell.log.read_text()
+        time.sleep(0.05)
+
+
 def runs_in(cell: Cell) -> list[int]:
-    """Processes of the cell's run."""
+    """Processes of the cell's run; without what they fork, which has their command line until it executes its own."""
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -58,11 +65,26 @@ def runs_in(cell: Cell) -> list[int]:
             continue
         if f"run_dir={cell.folder}".encode() in words:
             found.append(int(path.parent.name))
+    return [pid for pid in found if parent_of(pid) not in found]
+
+
+def workers_at(cell: Cell) -> set[int]:
+    """Processes of Ray that run the cell, or wait until nobody else does: they have its log open."""
+    found = set()
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if path.joinpath("cmdline").read_bytes().startswith(b"ray::run_on_node"):
+                found |= {int(path.name) for fd in (path / "fd").iterdir() if os.readlink(fd) == str(cell.log)}
+        except OSError:
+            continue
     return found
 
 
-def parent_of(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+def parent_of(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:  # it has just ended
+        return None
 
 
 def test_a_sweep_over_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,13 +108,16 @@ def test_a_worker_that_is_lost(tmp_path: Path) -> None:
     _, (cell, _) = two(tmp_path, longer=True)
     place = RayRuns("local")
     future = place.start(cell)
-    until(lambda: (cell.folder / "checkpoints/step-000001").is_dir())
+    saved_a_step(cell, future)
     (run,) = runs_in(cell)
+    worker = parent_of(run)
+    assert worker is not None
     os.kill(run, signal.SIGSTOP)
-    os.kill(parent_of(run), signal.SIGKILL)
-    for _ in range(30):
-        time.sleep(0.1)
+    os.kill(worker, signal.SIGKILL)
+    while not future.done() and not workers_at(cell) - {worker}:
         assert len(runs_in(cell)) <= 1
+        time.sleep(0.05)
+    assert len(runs_in(cell)) <= 1
     if run in runs_in(cell):
         os.kill(run, signal.SIGKILL)
     assert future.result() == 0 and place.failure(cell, future) is None
@@ -104,7 +129,7 @@ def test_a_run_that_is_lost_twice_fails_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, found = two(tmp_path, arms={"plain": {}, "deadly": {"trainer.lr": 1e-6}})
-    monkeypatch.setattr(ray_runs, "_task", deadly)
+    monkeypatch.setattr(ray_runs, "run_on_node", deadly)
     monkeypatch.setattr(Cell, "finished", lambda self: True)
     place = RayRuns("local")
     failed = run_all(found, place, Console())
@@ -130,7 +155,7 @@ def test_a_sweep_that_is_called_off(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert place.at_once == 1
     future = place.start(cell)
     place.start(waiting)
-    until(lambda: (cell.folder / "checkpoints/step-000001").is_dir())
+    saved_a_step(cell, future)
     place.close()
     assert future.result() == STOPPED and not runs_in(cell)
     assert not runs_in(waiting) and not waiting.log.exists()
@@ -138,23 +163,29 @@ def test_a_sweep_that_is_called_off(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_folders_that_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_runs, "LATE", 0.1)
+    monkeypatch.setattr(shared_folder, "SYNC_TIMEOUT", 0.1)
     _, (cell, _) = two(tmp_path)
     place = RayRuns("local")
-    monkeypatch.setattr(ray_runs, "_task", lambda cell, folder: 0)  # ends well, elsewhere
+    monkeypatch.setattr(ray_runs, "run_on_node", lambda cell, folder: 0)  # ends well, elsewhere
     future = place.start(cell)
     future.result()
     with pytest.raises(ConfigError, match=r"its checkpoint is not here '.*out/plain/seed-0'.*all nodes share"):
         place.failure(cell, future)
-    place.close()
     monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
     cell.folder.rmdir()
-    assert ray_runs._task(cell, str(tmp_path / "gone")) == ray_runs._task(cell, str(tmp_path)) == UNSEEN
-    unseen: Future[int] = Future()
-    unseen.set_result(UNSEEN)
+    for folder in (tmp_path / "gone", tmp_path):
+        with pytest.raises(ConfigError, match="its node does not see the folder"):
+            shared_folder.run_on_node(cell, str(folder))
+    monkeypatch.setattr(ray_runs, "run_on_node", without_its_folder)
+    future = place.start(cell)
     with pytest.raises(ConfigError, match="its node does not see the folder"):
-        place.failure(cell, unseen)
+        place.failure(cell, future)
+    place.close()
+
+
+def without_its_folder(cell: Cell, folder: str) -> int:
+    cell.folder.rmdir()
+    return shared_folder.run_on_node(cell, folder)
 
 
 def test_what_cannot_run_is_refused() -> None:
@@ -165,8 +196,8 @@ def test_what_cannot_run_is_refused() -> None:
 
 
 def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(roles: RolesSettings) -> None:
-        raise ConfigError(f"roles.address: cannot join {roles.address!r}: nobody is there")
+    def refuse(roles: RolesSettings, *, key: str) -> None:
+        raise ConfigError(f"{key}: cannot join {roles.address!r}: nobody is there")
 
     monkeypatch.setattr(ray_cluster, "join", refuse)
     path, _ = two(tmp_path)

@@ -178,14 +178,14 @@ def test_turns_go_to_whoever_has_waited_longest(pool: ThreadPoolExecutor) -> Non
     turns, order = FairLock(), list[int]()
 
     def take(number: int) -> None:
-        with turns():
+        with turns.hold():
             order.append(number)
 
-    with turns():
+    with turns.hold():
         waiting = []
         for number in range(4):
             waiting.append(pool.submit(take, number))
-            while len(turns._line) < number + 2:
+            while len(turns._queue) < number + 2:
                 time.sleep(0.001)
     for thread in waiting:
         thread.result()
@@ -195,12 +195,12 @@ def test_turns_go_to_whoever_has_waited_longest(pool: ThreadPoolExecutor) -> Non
 def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoolExecutor) -> None:
     for _ in range(30):
         turns, stop, taken = FairLock(), threading.Event(), list[int]()
-        with turns():
+        with turns.hold():
             threads = [pool.submit(come_back, turns, stop, number, taken) for number in range(3)]
-            while len(turns._line) < 4:
+            while len(turns._queue) < 4:
                 time.sleep(0.001)
             last = pool.submit(take_last, turns, stop, taken)
-            while len(turns._line) < 5:
+            while len(turns._queue) < 5:
                 time.sleep(0.001)
         for thread in (*threads, last):
             thread.result()
@@ -210,12 +210,12 @@ def test_whoever_comes_back_at_once_does_not_keep_the_others_out(pool: ThreadPoo
 def come_back(turns: FairLock, stop: threading.Event, number: int, taken: list[int]) -> None:
     """Takes one turn after the other."""
     while not stop.is_set():
-        with turns():
+        with turns.hold():
             taken.append(number)
 
 
 def take_last(turns: FairLock, stop: threading.Event, taken: list[int]) -> None:
-    with turns():
+    with turns.hold():
         taken.append(-1)
     stop.set()
 
@@ -237,19 +237,19 @@ def test_an_interrupt_while_waiting_blocks_nobody(pool: ThreadPoolExecutor, monk
         def release(self) -> None:
             pass
 
-    with turns():
+    with turns.hold():
         monkeypatch.setattr("onpolicy.rollout.fair_lock.threading.Lock", Interrupted)
-        with pytest.raises(KeyboardInterrupt), turns():
+        with pytest.raises(KeyboardInterrupt), turns.hold():
             pass
         monkeypatch.undo()
-    with turns():
+    with turns.hold():
         pass
 
 
 def test_closing_ends_what_is_being_sampled(model_dir: Path, pool: ThreadPoolExecutor) -> None:
     generator = HFGenerator(**arguments(model_dir))
     groups = pool.submit(generator.generate, endless(generator), seed=0, sampling=replace(LONG, group_size=16))
-    while not generator._turns._line:
+    while not generator._turns._queue:
         time.sleep(0.001)
     generator.close()
     with pytest.raises(Closed):  # and not the rollouts, however soon they would have been whole

@@ -54,7 +54,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
 def test_nonsense(name: str) -> None:
     groups, words = NONSENSE[name]
     check = functools.partial(
-        RolloutValidator(Renderer(byte_tokenizer()), 264),
+        RolloutValidator(Renderer(byte_tokenizer()), 264).validate,
         prompts=PROMPTS[:1],
         sampling=Sampling(group_size=2, max_tokens=3),
         oldest=3,

@@ -1,4 +1,4 @@
-"""From verl's micro-batches to the losses of ``onpolicy.losses.terms``, and back to what verl wants: a scalar and metrics."""
+"""From verl's micro-batches to the losses of ``onpolicy.losses.terms``, and back to what verl expects: a scalar and metrics."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from onpolicy.trainer.loss_inputs import loss_inputs, observe
 from onpolicy.types import Metrics, TrainBatch
 
 PREFIX = "onpolicy/"
-"""Before the names of our metrics, until they reach the trainer."""
+"""Prefix of our metrics' names, until they reach the trainer."""
 
 
 class Bridge:
     """The objective over the micro-batches of one optimizer update.
 
-    What verl calls its loss function. The gradient of all ranks' micro-batches is that of the embedded trainer on the same
+    Its ``loss`` is verl's loss function. The gradient of all ranks' micro-batches is that of the embedded trainer on the same
     rollouts: verl averages over ranks, so each rank's share is multiplied by their number.
     """
 
@@ -49,7 +49,7 @@ class Bridge:
         self._tally = MetricAccumulator()
 
     def begin(self, data: TensorDict) -> None:
-        """Counts what each term is a mean over, in the whole update and on all ranks."""
+        """Counts the tokens that each term is averaged over, in the whole update and on all ranks."""
         batch = _real(self.batch(data))
         tokens = sum(int(term.tokens(batch).sum()) for term in self.objective.terms)
         counts = self.together.all_sum({**self.objective.denominators([batch]), "": tokens})
@@ -57,10 +57,8 @@ class Bridge:
         self.empty = not self._denominators.pop("")
         self._tally = MetricAccumulator()
 
-    def __call__(
-        self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None
-    ) -> tuple[Tensor, Metrics]:
-        """This rank's share of the loss, from what ``TeachingEngine`` read."""
+    def loss(self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[Tensor, Metrics]:
+        """This rank's share of the loss, from the outputs of ``TeachingEngine``."""
         batch = self.batch(data)
         stats = token_stats(
             model_output["student"],
@@ -78,7 +76,7 @@ class Bridge:
         return loss, {}
 
     def end(self) -> dict[str, list[float]]:
-        """Means over all ranks' tokens; in lists, as verl has a value from each micro-batch."""
+        """Means over all ranks' tokens, in lists: verl expects one value per micro-batch."""
         self.together.merge(self._tally, self.telemetry)
         found = self._tally.means() | (self.telemetry.metrics() if self.telemetry else {})
         return {f"{PREFIX}{name}": [value] for name, value in found.items()}
@@ -88,7 +86,7 @@ class Bridge:
 
 
 def _real(batch: TrainBatch) -> TrainBatch:
-    """Without the rows that verl made up: nothing in them was sampled."""
+    """Without verl's padding rows, in which nothing was sampled."""
     keep = batch.sampled_mask.any(-1)
     return TrainBatch(**{f.name: _kept(getattr(batch, f.name), keep) for f in fields(batch)})
 

@@ -43,7 +43,7 @@ def check(path: Path, overrides: Sequence[str]) -> Any:
 
 
 def _look_for_files(config: Any) -> None:
-    """verl's defaults for model and data name files that nobody has; a run would find out after minutes."""
+    """Raises ConfigError for missing files, which a run would find out after minutes; verl's defaults name some."""
     for key in ("actor_rollout_ref.model.path", "data.train_files", "data.val_files"):
         value = OmegaConf.select(config, key)
         for name in [value] if isinstance(value, str) else value or ():
@@ -53,13 +53,13 @@ def _look_for_files(config: Any) -> None:
 
 
 def quiet() -> None:
-    """What verl says about accelerators and engines that are not here says nothing about a config."""
+    """Hides verl's warnings about missing accelerators and engines, which do not concern a config."""
     os.environ.setdefault("VERL_LOGGING_LEVEL", "ERROR")
     warnings.filterwarnings("ignore", message=".* engine is not available")
 
 
 def compose(path: Path, overrides: Sequence[str]) -> Any:
-    """What hydra makes of a file and overrides."""
+    """The config that hydra composes from a file and overrides."""
     from hydra import compose as composed
     from hydra import initialize_config_dir
     from hydra.errors import HydraException

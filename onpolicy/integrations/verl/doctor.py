@@ -28,9 +28,9 @@ def checks() -> Iterator[Check]:
                 name, False, "not installed", "make verl, or pip install 'onpolicy[verl]' in an environment of its own"
             )
             return
-        wanted = _wanted(name)
-        fits = wanted is None or wanted.specifier.contains(found)
-        yield Check(name, fits, found, f"pip install '{wanted}'")
+        needed = _requirement(name)
+        fits = needed is None or needed.specifier.contains(found)
+        yield Check(name, fits, found, f"pip install '{needed}'")
     policy = os.environ.get(POLICY, "auto")
     allowed = policy.lower() == "auto" or "onpolicy" in policy.split(",")
     yield Check(POLICY, allowed, policy, f"unset it, or {POLICY}=onpolicy", needed=True)
@@ -91,7 +91,7 @@ def _in_a_worker() -> str:
         ray.shutdown()
 
 
-def _wanted(name: str) -> Requirement | None:
+def _requirement(name: str) -> Requirement | None:
     """What we and verl ask for, together; None where neither does."""
     found = []
     for package in ("onpolicy", "verl"):

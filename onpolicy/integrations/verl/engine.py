@@ -1,10 +1,10 @@
-"""verl's FSDP2 engine, whose head runs where a token was sampled and whose loss is ours."""
+"""verl's FSDP2 engine, with our loss and a head that runs at sampled tokens only."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from tensordict import TensorDict
@@ -15,20 +15,27 @@ from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from onpolicy.integrations.verl.bridge import Bridge
-from onpolicy.integrations.verl.teachers import Teachers
 from onpolicy.trainer.head import Head, HiddenStates
 
 
+class TeacherReader(Protocol):
+    """What the engine needs of ``teachers.Teachers``."""
+
+    def read(self, data: TensorDict) -> dict[str, HiddenStates]:
+        """The teachers' logits at a micro-batch's sampled tokens, by context."""
+        ...
+
+
 class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
-    """A student that learns from teachers once ``learn`` was called; verl's own engine until then, and wherever nothing is trained."""
+    """A student that learns from teachers once ``learn`` was called; verl's own engine until then and in every forward-only pass."""
 
     _bridge: Bridge | None = None
-    _teachers: Teachers
+    _teachers: TeacherReader
     _taught: dict[str, HiddenStates] | None = None
-    """What the teachers see in the micro-batch under way."""
+    """The teachers' outputs for the current micro-batch."""
 
-    def learn(self, bridge: Bridge, teachers: Teachers) -> None:
-        """From now on every update is on this loss."""
+    def learn(self, bridge: Bridge, teachers: TeacherReader) -> None:
+        """From now on every update uses this loss."""
         self._bridge, self._teachers = bridge, teachers
 
     def _build_fsdp_module(self, module: Any) -> Any:
@@ -46,7 +53,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             config.forward_only = True
 
     def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
-        """One optimizer update's gradient."""
+        """The gradient of one optimizer update."""
         if forward_only or self._bridge is None:
             return super().forward_backward_batch(data, loss_function, forward_only)
         self._bridge.begin(data)
@@ -55,14 +62,14 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         return output
 
     def optimizer_step(self) -> Any:
-        """verl's, but for an update in which no term has a token: there momentum and weight decay alone would move the weights."""
+        """verl's, except in an update in which no term has a token: there momentum and weight decay alone would move the weights."""
         if self._bridge is not None and self._bridge.empty:
             self.optimizer_zero_grad()
             return 0.0
         return super().optimizer_step()
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
-        """One micro-batch: the teachers read it first, without a graph."""
+        """One micro-batch: first the teachers' forward passes, without a graph."""
         if forward_only or self._bridge is None:
             return super().forward_step(micro_batch, loss_function, forward_only)
         self._taught = self._teachers.read(micro_batch.to(get_device_id()))
@@ -72,7 +79,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             self._taught = None
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> Any:
-        """Log-probabilities are those of the model itself, whatever temperature it was sampled with."""
+        """Log-probabilities are the model's own, at temperature 1, whatever temperature it was sampled with."""
         tu.assign_non_tensor(micro_batch, temperature=1.0)
         inputs, arguments = super().prepare_model_inputs(micro_batch)
         if self._taught is not None and _is_packed(micro_batch):
@@ -82,7 +89,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
     def prepare_model_outputs(
         self, output: Any, output_args: Any, micro_batch: TensorDict, logits_processor_func: Any
     ) -> Any:
-        """The student's logits at the sampled tokens and what the teachers see there, for ``Bridge``."""
+        """The student's and the teachers' logits at the sampled tokens, for ``Bridge``."""
         if self._taught is None:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         logits = _rows(output.logits, micro_batch)[sampled(micro_batch)]
@@ -98,7 +105,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         rounds: Any,
         plain: bool = False,
     ) -> list[Tensor]:
-        """The logits ``[T, V]`` that predict each response behind its prompt, under this engine's weights.
+        """The logits ``[T, V]`` that predict each response after its prompt, under this engine's weights.
 
         Args:
             like: a micro-batch whose settings hold: layout, and how many tokens may be read at once
@@ -107,9 +114,8 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         """
         lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
         chunks = list(_chunks(lengths, _budget(like)))
-        idle = rounds(len(chunks)) - len(
-            chunks
-        )  # before any pass: what ranks ask each other has its place among what FSDP gathers
+        # before any pass: FSDP matches all-gathers by their order, so no other collective may come between them
+        idle = rounds(len(chunks)) - len(chunks)
         found: list[Tensor] = [torch.empty(0)] * len(lengths)
         with self._without_adapter() if plain else nullcontext():
             for numbers in chunks:

@@ -1,4 +1,4 @@
-"""What cannot work on verl, or would do nothing there without a word: each with its key, the value and what is wanted."""
+"""Settings that cannot work on verl, or would silently have no effect there."""
 
 from __future__ import annotations
 
@@ -37,37 +37,37 @@ REPLACED: dict[str, tuple[Any, str]] = {
     "algorithm.rollout_correction.rollout_is": (None, "the option importance_cap of a term"),
     "algorithm.rollout_correction.loss_type": ("ppo_clip", "a term"),
 }
-"""Keys of verl's actor loss, in whose place the objective stands: key -> (verl's default, what to use instead)."""
+"""Keys of verl's actor loss, which the objective replaces: key -> (verl's default, what to use instead)."""
 NOT_OUR_CREDIT: dict[str, tuple[Any, str]] = {
     "algorithm.norm_adv_by_std_in_grpo": (True, f"{SECTION}.credit: {{name: group_mean}}"),
     "algorithm.gamma": (1.0, "a credit of your own"),
     "algorithm.lam": (1.0, "a credit of your own"),
 }
-"""Keys of verl's estimators, where advantages are made by ``credit``."""
+"""Keys of verl's estimators, which ``credit`` replaces."""
 REJECTION = "algorithm.rollout_correction.rollout_rs"
 
 
-def problems(config: DictConfig, result: ResolvedConfig) -> Iterator[str]:
-    yield from _of_the_engine(config)
-    yield from _of_the_rollouts(config)
-    yield from _of_the_rewards(config, result)
-    yield from _without_effect(config)
-    yield from _of_the_teacher(config, result)
-    yield from of_who_asks(result)
-    marked = list(span_names(result))
+def find_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
+    yield from _engine_problems(config)
+    yield from _rollout_problems(config)
+    yield from _reward_problems(config, resolved)
+    yield from _keys_without_effect(config)
+    yield from _teacher_problems(config, resolved)
+    yield from querying_problems(resolved)
+    marked = list(span_names(resolved))
     if len(marked) > MOST_SPANS:
         yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; wanted at most {MOST_SPANS}."
 
 
-def of_who_asks(result: ResolvedConfig) -> Iterator[str]:
-    for key, plugin in result.querying_plugins.items():
+def querying_problems(resolved: ResolvedConfig) -> Iterator[str]:
+    for key, plugin in resolved.querying_plugins.items():
         yield (
             f"{SECTION}.{key}: {plugin.name!r} asks the model while a step is made, which verl has no place for; "
             "put what it would ask for into a column of the data."
         )
 
 
-def _of_the_engine(config: DictConfig) -> Iterator[str]:
+def _engine_problems(config: DictConfig) -> Iterator[str]:
     for key, why in UNWANTED.items():
         if OmegaConf.select(config, key):
             yield f"{key}: got true, wanted false: {why}."
@@ -82,7 +82,7 @@ def _of_the_engine(config: DictConfig) -> Iterator[str]:
             yield f"{key}: got {strategy!r}, wanted 'fsdp2'."
 
 
-def _of_the_rollouts(config: DictConfig) -> Iterator[str]:
+def _rollout_problems(config: DictConfig) -> Iterator[str]:
     rollout = config.actor_rollout_ref.rollout
     neutral = {"temperature": (1.0,), "top_p": (1.0,), "top_k": (-1, 0)}
     edited = [f"{name} {rollout[name]}" for name, values in neutral.items() if rollout[name] not in values]
@@ -98,16 +98,16 @@ def _of_the_rollouts(config: DictConfig) -> Iterator[str]:
         )
 
 
-def _of_the_rewards(config: DictConfig, result: ResolvedConfig) -> Iterator[str]:
+def _reward_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
     manager = config.reward.reward_manager.name
-    if result.rewards and manager != MANAGER:
+    if resolved.rewards and manager != MANAGER:
         yield (
             f"reward.reward_manager.name: got {manager!r}, wanted {MANAGER!r}, which computes {SECTION}.rewards; or leave those out and "
             "keep verl's reward function."
         )
     if manager != MANAGER:
         return
-    if not result.rewards:
+    if not resolved.rewards:
         yield (
             f"reward.reward_manager.name: {MANAGER!r} computes {SECTION}.rewards, and there are none: every answer would get 0. Add some, "
             "or name one of verl's managers, e.g. naive."
@@ -117,7 +117,7 @@ def _of_the_rewards(config: DictConfig, result: ResolvedConfig) -> Iterator[str]
             yield f"{key}: got {value!r}, which has no effect beside reward.reward_manager.name={MANAGER}; wanted one of the two."
 
 
-def _without_effect(config: DictConfig) -> Iterator[str]:
+def _keys_without_effect(config: DictConfig) -> Iterator[str]:
     ours = config.algorithm.adv_estimator == ESTIMATOR
     replaced = REPLACED | (NOT_OUR_CREDIT if ours else {})
     if ours or config.algorithm.rollout_correction.bypass_mode:
@@ -131,19 +131,19 @@ def _without_effect(config: DictConfig) -> Iterator[str]:
             )
 
 
-def _of_the_teacher(config: DictConfig, result: ResolvedConfig) -> Iterator[str]:
-    rule, name = teacher_rule(result), result.teacher.name
+def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
+    rule, name = teacher_rule(resolved), resolved.teacher.name
     moves = rule.update is not None
     if rule.path is not None:
         yield f"{SECTION}.teacher: another model than the student cannot teach here; wanted live, frozen, ema or snapshot."
     if rule.reads_ref:
         yield f"{SECTION}.teacher: {name!r} needs reference model and teacher beside the student; use trust_region_logits."
-    if moves and build_objective(result).needs_ref:
+    if moves and build_objective(resolved).needs_ref:
         yield (
             f"{SECTION}.teacher: {name!r} moves, and the objective reads the reference model: that would be a third copy of the weights; "
             "use a frozen or live teacher."
         )
-    if moves and adapters(config):
+    if moves and has_adapters(config):
         yield f"{SECTION}.teacher: {name!r} does not go with adapters (actor_rollout_ref.model.lora_rank); wanted live or frozen."
     dtype = OmegaConf.select(config, "actor_rollout_ref.ref.fsdp_config.model_dtype")
     if moves and dtype not in ("fp32", "float32"):
@@ -153,6 +153,6 @@ def _of_the_teacher(config: DictConfig, result: ResolvedConfig) -> Iterator[str]
         )
 
 
-def adapters(config: DictConfig) -> bool:
-    """Whether low-rank adapters are all that learns."""
+def has_adapters(config: DictConfig) -> bool:
+    """Whether only low-rank adapters are trained."""
     return (config.actor_rollout_ref.model.get("lora_rank") or 0) > 0

@@ -19,7 +19,7 @@ from onpolicy.integrations.verl.settings import method
 class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
     """One trajectory at a time: every reward by its name, and their weighted sum.
 
-    Rewards that see siblings are left to the trainer; so are schedules of weights and the second look at bonuses.
+    The trainer adds rewards that compare siblings, and applies weight schedules and bonuses again.
     """
 
     def __init__(
@@ -38,7 +38,7 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
         self._max_tokens = resolved.generator.settings.max_tokens
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
-        """verl's answer for one trajectory; of several sequences the last counts.
+        """Scores one trajectory, in verl's format; of several sequences the last counts.
 
         Raises:
             onpolicy.rewards.base.RewardError: a reward raised or returned no number.

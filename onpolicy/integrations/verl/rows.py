@@ -1,11 +1,11 @@
-"""verl's rows as the nouns of ``onpolicy.types``, and what was decided about them as columns for the workers.
+"""verl's rows as the types of ``onpolicy.types``, and examples as columns for verl's workers.
 
 A row is one trajectory: ``prompts`` and ``responses`` without padding, the columns of the dataset, and what the reward said.
-What travels to the workers beside verl's own columns, one tensor a row:
+The columns that are added to verl's own, one tensor per row:
 
     onpolicy_prompt_<context>   [P'] ids that the teacher reads before the response; a single -1 where it has no context
-    onpolicy_spans           [T] whole numbers, bit k: inside the k-th span
-    onpolicy_routes          [terms] how much of the row goes to each term
+    onpolicy_spans           [T] integers, bit k: inside the k-th span
+    onpolicy_routes          [terms] the row's weight in each term
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from onpolicy.data.rows import to_prompt
 from onpolicy.types import Example, Rollout, RolloutGroup, TrainBatch
 
 NOTHING = -1
-"""In place of the ids of a prompt that a context does not have."""
+"""Stands for the prompt ids of a row without this context."""
 MOST_SPANS = 63
-"""Bits of a column's numbers, but for the sign."""
+"""Bits of a column's integers, without the sign."""
 FIELDS = ("prompts", "responses", "rollout_log_probs", "rm_scores", "raw_prompt", "uid", "extra_fields")
-"""What is read of a row beside the columns of the dataset."""
+"""Fields of a row that are read, apart from the dataset's columns."""
 ROUTES, SPANS = "onpolicy_routes", "onpolicy_spans"
 
 
@@ -35,7 +35,7 @@ def prompt_column(context: str) -> str:
 
 
 def grouped(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
-    """Numbers of the rows that belong together: trajectories of one prompt."""
+    """Row numbers by group: the trajectories of one prompt."""
     groups: dict[str, list[int]] = {}
     for number, row in enumerate(rows):
         groups.setdefault(str(row["uid"]), []).append(number)
@@ -71,7 +71,7 @@ def _rollout(row: Mapping[str, Any], renderer: Renderer, max_tokens: int) -> Rol
 
 
 def _plain(value: Any) -> Any:
-    """Arrays of numpy and the like as lists."""
+    """NumPy arrays and other iterables as lists."""
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
@@ -80,7 +80,7 @@ def _plain(value: Any) -> Any:
 
 
 def parts_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers that the reward gave with its score."""
+    """The numbers that verl's reward function returned with its score."""
     given = (row.get("extra_fields") or {}).get("reward_extra_info") or {}
     return {name: float(value) for name, value in given.items() if isinstance(value, int | float)}
 
@@ -97,10 +97,10 @@ def columns(
     terms: Sequence[str],
     spans: Sequence[str],
 ) -> dict[str, list[Tensor]]:
-    """What the workers have to know; None stands for a row that verl made up.
+    """The columns for the workers; None stands for one of verl's padding rows.
 
     Args:
-        examples: one a row
+        examples: one per row
         lengths: of the rows' responses
     """
     found: dict[str, list[Tensor]] = {name: [] for name in (*map(prompt_column, contexts), ROUTES, SPANS)}
@@ -119,7 +119,7 @@ def columns(
 
 
 def train_batch(data: TensorDict, *, contexts: Sequence[str], terms: Sequence[str], spans: Sequence[str]) -> TrainBatch:
-    """A micro-batch of verl's as the losses know it; ``advantages`` may be missing where only tokens are counted."""
+    """verl's micro-batch as a ``TrainBatch``; ``advantages`` may be missing where only tokens are counted."""
     responses = data["responses"]
     mask = padded(data["response_mask"]).bool()
     have = {

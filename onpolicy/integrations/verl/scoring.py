@@ -1,4 +1,4 @@
-"""Rows of verl with the rewards that its workers computed -> judged groups."""
+"""Rows of verl with the rewards that its workers computed -> scored groups."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from onpolicy.types import RolloutGroup, RolloutReward, ScoredGroup
 
 
 def sees_siblings(function: Callable[..., Any]) -> bool:
-    """Whether a reward wants the whole group at once, as TRL's do; such a one cannot be computed sample by sample."""
+    """Whether a reward takes the whole group at once, as TRL's do, and cannot be computed sample by sample."""
     return "completions" in inspect.signature(function).parameters
 
 
-def judged(
+def score_rows(
     group: RolloutGroup,
     rows: Sequence[Mapping[str, Any]],
     rewards: Sequence[Reward],
@@ -24,10 +24,10 @@ def judged(
     *,
     right: str,
 ) -> ScoredGroup:
-    """Weighs what was measured of each trajectory; without rewards of ours, verl's score is the only part.
+    """Combines the rewards of each trajectory; without rewards of ours, verl's score is the only part.
 
     Args:
-        right: name of the reward that says what is right
+        right: name of the reward that decides which rollouts are correct
     """
     if not rewards:
         scores = tuple(map(score_of, rows))

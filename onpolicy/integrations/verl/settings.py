@@ -1,4 +1,4 @@
-"""The config of a run on verl: the section ``onpolicy:`` beside verl's own keys, read by the embedded trainer's schema."""
+"""The config of a run on verl: verl's own keys and the section ``onpolicy:``, which has the embedded trainer's schema."""
 
 from __future__ import annotations
 
@@ -47,29 +47,29 @@ THEIRS = {
     "seed": "data.seed and actor_rollout_ref.actor.data_loader_seed",
     "run_dir": "trainer.default_local_dir",
 }
-"""The others, and what verl has in their place."""
+"""The other sections, and the keys of verl that replace them."""
 
 
 def method(config: DictConfig) -> ResolvedConfig:
-    """The checked plan of a verl config.
+    """Resolves and checks a config with the section ``onpolicy:``.
 
     Raises:
         ConfigError: a key that is wrong, or that verl has a key of its own for, or a combination that cannot work on verl.
     """
     try:
-        result = resolve(build(_embedded(config)))
+        resolved = resolve(build(_embedded(config)))
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key or SECTION}: {str(error).splitlines()[0]}") from error
-    for problem in refusals.problems(config, result):
+    for problem in refusals.find_problems(config, resolved):
         raise ConfigError(problem)
-    return result
+    return resolved
 
 
 def served(config: DictConfig) -> ResolvedConfig:
-    """Of a run whose teacher is verl's own: the section says what that teacher reads, and nothing else.
+    """Resolves and checks the config of a run with verl's own teacher servers: the section names the context that the teacher gets.
 
     Raises:
-        ConfigError: no context or several, another section, a context that asks.
+        ConfigError: no context or several, another section, a context that queries the model.
     """
     given = OmegaConf.select(config, SECTION) or {}
     for key in given:
@@ -81,8 +81,8 @@ def served(config: DictConfig) -> ResolvedConfig:
     if len(contexts) != 1:
         raise ConfigError(f"{SECTION}.contexts: got {contexts}, wanted one context, which the served teacher reads.")
     term = {"name": "distill", "divergence": "forward_kl", "context": contexts[0]}
-    result = resolve(build({**_embedded(config), "objective": [term]}))
-    for problem in refusals.of_who_asks(result):
+    resolved = resolve(build({**_embedded(config), "objective": [term]}))
+    for problem in refusals.querying_problems(resolved):
         raise ConfigError(problem)
     manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
     if manager != SERVED:
@@ -90,16 +90,16 @@ def served(config: DictConfig) -> ResolvedConfig:
             f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, wanted {SERVED!r}, without which no context "
             "reaches the teacher."
         )
-    return result
+    return resolved
 
 
 def packed(config: Config) -> DictConfig:
-    """As a config travels to the workers."""
+    """The form in which a config is sent to the workers."""
     return OmegaConf.create(dataclasses.asdict(config))
 
 
 def unpacked(config: DictConfig) -> ResolvedConfig:
-    """What ``packed`` was given, checked again."""
+    """The config that ``packed`` was given, resolved again."""
     return resolve(build(config))
 
 
@@ -133,7 +133,7 @@ def _embedded(config: DictConfig) -> dict[str, Any]:
 
 
 def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Student and teacher are rendered alike: verl's own switch for thinking is the teacher's too."""
+    """Applies verl's switch for thinking to the teacher's prompts too, so that both are rendered alike."""
     theirs = (config.data.get("apply_chat_template_kwargs") or {}).get("enable_thinking")
     ours = given.get("thinking", theirs)
     if ours != theirs:
@@ -146,16 +146,16 @@ def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     return {"max_prompt_tokens": config.data.max_prompt_length, **given, "thinking": ours}
 
 
-def needs_reference(config: DictConfig, result: ResolvedConfig) -> bool:
-    """Whether a second model has to stand beside the student: a teacher with weights of its own, or the reference model.
+def needs_reference(config: DictConfig, resolved: ResolvedConfig) -> bool:
+    """Whether a second model is loaded next to the student: a teacher with weights of its own, or the reference model.
 
     Adapters need none: without them the student is the reference model.
     """
-    return not refusals.adapters(config) and (teacher_rule(result).copies or build_objective(result).needs_ref)
+    return not refusals.has_adapters(config) and (teacher_rule(resolved).copies or build_objective(resolved).needs_ref)
 
 
-def prepare(config: DictConfig, result: ResolvedConfig, mode: str) -> None:
-    """Puts the method where workers find it, and the trainer's mode back to one of verl's own, which verl compares with."""
+def prepare(config: DictConfig, resolved: ResolvedConfig, mode: str) -> None:
+    """Stores the method where workers find it, and sets the trainer's mode to verl's own, which verl compares with."""
     with open_dict(config):
         config.trainer.v1.trainer_mode = mode
-        config.actor_rollout_ref[SECTION] = packed(result.config)
+        config.actor_rollout_ref[SECTION] = packed(resolved.config)

@@ -1,4 +1,4 @@
-"""verl's data plane, TransferQueue: the only file that knows it. A batch is its keys; its columns are fetched and put by name."""
+"""The only file that uses verl's data plane, TransferQueue. A batch is a list of keys; its columns are fetched and put by name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def fetch(batch: KVBatchMeta, names: Sequence[str]) -> list[dict[str, Any]]:
-    """The rows, in the batch's order: tensors of their own length, other values as they were put; what no row has is absent."""
+    """The rows, in the batch's order: tensors of their own length, other values as they were put; absent columns are left out."""
     import transfer_queue as tq
 
     data = tq.kv_batch_get(keys=batch.keys, partition_id=batch.partition_id, select_fields=list(names))
@@ -23,7 +23,7 @@ def fetch(batch: KVBatchMeta, names: Sequence[str]) -> list[dict[str, Any]]:
 
 
 def put(batch: KVBatchMeta, columns: Mapping[str, Sequence[Tensor]]) -> None:
-    """Adds columns, one tensor a row; rows may differ in length."""
+    """Adds columns, one tensor per row; rows may differ in length."""
     import transfer_queue as tq
 
     fields = TensorDict({name: _joined(rows) for name, rows in columns.items()}, batch_size=len(batch.keys))
@@ -31,12 +31,12 @@ def put(batch: KVBatchMeta, columns: Mapping[str, Sequence[Tensor]]) -> None:
 
 
 def tags(batch: KVBatchMeta) -> list[Mapping[str, Any]]:
-    """What verl notes about each row without fetching it."""
+    """verl's metadata of each row."""
     return list(batch.tags)
 
 
 def synthetic(tag: Mapping[str, Any]) -> bool:
-    """Whether verl made the row up to fill a batch."""
+    """Whether this is a padding row, with which verl fills a batch."""
     return bool(tag.get("is_padding", False))
 
 

@@ -1,6 +1,6 @@
 """A frozen teacher on verl's own teacher servers: verl's trainer, engine and loss, and a privileged prompt of ours.
 
-For teachers that do not fit beside the student. Each trajectory is scored alone and at once, so contexts that look at siblings
+For teachers that do not fit next to the student. Each trajectory is scored alone and at once, so contexts that use siblings
 have nothing to show; the losses are those of verl's ``distillation`` section.
 
     actor_rollout_ref.rollout.agent.agent_loop_manager_class=onpolicy.integrations.verl.teacher_server.ServedTeacher
@@ -25,8 +25,8 @@ _of_verl = AgentLoopWorkerTQ.__ray_metadata__.modified_class
 """A Ray actor cannot be inherited from; its functions can be used."""
 
 
-class Worker(AgentLoopWorker):  # type: ignore[misc]
-    """Runs verl's agent loops; what the teacher is asked to score begins with another prompt."""
+class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
+    """Runs verl's agent loops; the teacher scores the response after a privileged prompt."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
@@ -51,7 +51,7 @@ class Worker(AgentLoopWorker):  # type: ignore[misc]
         validate: bool,
         sample_kwargs: Any = None,
     ) -> None:
-        """Raises ConfigError where the context has nothing to show: verl's losses want a teacher for every row."""
+        """Raises ConfigError where the context has nothing to show: verl's losses need a teacher for every row."""
         if not self.distillation_enabled or validate:
             return
         row = {**sample_kwargs, "prompts": torch.tensor(prompt_ids), "responses": torch.tensor(response_ids)}
@@ -65,11 +65,11 @@ class Worker(AgentLoopWorker):  # type: ignore[misc]
         privileged = list(self._renderer.prompt_ids(messages, limit=self._longest))
         await super()._compute_teacher_logprobs(output, privileged, response_ids, validate, sample_kwargs)
         for name in ("teacher_ids", "teacher_logprobs"):
-            output.extra_fields[name] = moved(output.extra_fields[name], len(privileged), len(prompt_ids))
+            output.extra_fields[name] = realign(output.extra_fields[name], len(privileged), len(prompt_ids))
 
 
-def moved(rows: Tensor, theirs: int, ours: int) -> Tensor:
-    """``[P' + R, K]`` behind the teacher's prompt -> ``[P + R, K]`` behind the student's; row j is about token j + 1.
+def realign(rows: Tensor, theirs: int, ours: int) -> Tensor:
+    """``[P' + R, K]`` after the teacher's prompt -> ``[P + R, K]`` after the student's; row j is about token j + 1.
 
     Args:
         theirs: P', tokens of the teacher's prompt
@@ -81,5 +81,5 @@ def moved(rows: Tensor, theirs: int, ours: int) -> Tensor:
 
 class ServedTeacher(AgentLoopManagerTQ):  # type: ignore[misc]
     def __init__(self, *arguments: Any, **named: Any) -> None:
-        self.agent_loop_workers_class = ray.remote(Worker)
+        self.agent_loop_workers_class = ray.remote(ServedTeacherWorker)
         AgentLoopManager.__init__(self, *arguments, **named)

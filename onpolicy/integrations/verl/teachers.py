@@ -1,4 +1,4 @@
-"""Whose weights teach on verl: the student's own, or those of the reference engine that verl keeps beside it."""
+"""The teachers on verl, with the student's weights or those of verl's reference engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class Teachers:
-    """Reads what the student said in every context, and follows its weights where the rule says so."""
+    """Scores the student's responses in every context, and updates the teacher's weights where its rule says so."""
 
     def __init__(
         self,
@@ -46,30 +46,30 @@ class Teachers:
         self.steps = 0
 
     def read(self, data: TensorDict) -> dict[str, HiddenStates]:
-        """By context, and REF where it is wanted, the logits at all sampled tokens; zeros, which the mask hides, without a context."""
+        """Logits at all sampled tokens by context, and under REF if a loss needs it; zeros, which the mask hides, without a context."""
         responses, masks = list(data["responses"].unbind()), [m.bool() for m in data["response_mask"].unbind()]
         found = {}
         for context in self.contexts:
             prompts = list(data[prompt_column(context)].unbind())
-            wanted = [i for i, ids in enumerate(prompts) if int(ids[0]) != NOTHING and bool(masks[i].any())]
-            logits = self._logits([prompts[i] for i in wanted], [responses[i] for i in wanted], data)
-            found[context] = _laid_out(dict(zip(wanted, logits, strict=True)), masks, *self._like)
+            rows = [i for i, ids in enumerate(prompts) if int(ids[0]) != NOTHING and bool(masks[i].any())]
+            logits = self._logits([prompts[i] for i in rows], [responses[i] for i in rows], data)
+            found[context] = _laid_out(dict(zip(rows, logits, strict=True)), masks, *self._like)
         if self.needs_ref:
-            logits = self._start(list(data["prompts"].unbind()), responses, data)
+            logits = self._copied_logits(list(data["prompts"].unbind()), responses, data)
             found[REF] = _laid_out(dict(enumerate(logits)), masks, *self._like)
         return {name: HiddenStates(logits, Head()) for name, logits in found.items()}
 
     def _logits(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
         if not self.rule.copies:
             return self.student.response_logits(prompts, responses, data, rounds=self.together.max_passes)
-        theirs = self._start(prompts, responses, data)
+        theirs = self._copied_logits(prompts, responses, data)
         if not (share := self.rule.student_share):
             return theirs
         own = self.student.response_logits(prompts, responses, data, rounds=self.together.max_passes)
         return [(1.0 - share) * one + share * other for one, other in zip(theirs, own, strict=True)]
 
-    def _start(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
-        """Of the weights beside the student's: the reference model's, or a teacher's that has moved since."""
+    def _copied_logits(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
+        """Logits of the reference engine: the reference model, or a teacher that has moved since."""
         reader = self.reference or self.student
         return reader.response_logits(
             prompts, responses, data, rounds=self.together.max_passes, plain=self.reference is None
@@ -82,8 +82,8 @@ class Teachers:
         return width, getattr(self.student, "_autocast_dtype", torch.float32)
 
     @torch.no_grad()
-    def follow(self) -> None:
-        """After a step of the trainer, on this rank's shards."""
+    def update(self) -> None:
+        """Applies the teacher's rule after a trainer step, to this rank's shards."""
         self.steps += 1
         if self.rule.update is None:
             return

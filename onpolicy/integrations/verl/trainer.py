@@ -1,4 +1,4 @@
-"""verl's trainer with contexts, group rewards, credit and telemetry: what happens to a batch between sampling and the update."""
+"""verl's trainers with contexts, group rewards, credit and telemetry, which are added to a batch between sampling and the update."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from onpolicy.integrations.verl import settings, store
 from onpolicy.integrations.verl.bridge import PREFIX
 from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE
 from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_group
-from onpolicy.integrations.verl.scoring import judged
+from onpolicy.integrations.verl.scoring import score_rows
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
 from onpolicy.models import context_window, teacher_prompt_limit
 from onpolicy.run.checkpoint import CheckpointError
@@ -32,17 +32,17 @@ from onpolicy.types import Example, Metrics
 from onpolicy.utils.errors import ConfigError
 
 STATE = "onpolicy.json"
-"""In a checkpoint's folder: what the driver has to know again."""
+"""File in a checkpoint's folder with the driver's state."""
 
 
-class Teaching:
-    """Mixed into any of verl's trainers of generation V1."""
+class TeachingTrainerMixin:
+    """For any of verl's trainers of generation V1."""
 
     mode: str
     """The mode of the trainer that this is mixed into; verl compares with its own names."""
     worker: type
-    """What takes the place of its actor's worker."""
-    annotator: Annotator
+    """Class that replaces its actor's worker."""
+    annotate: Annotator
     renderer: Renderer
 
     def __init__(self, config: Any) -> None:
@@ -87,15 +87,15 @@ class Teaching:
         roles: dict[Any, Any] = self.role_worker_mapping  # type: ignore[attr-defined]
         pools: dict[Any, str] = self.mapping  # type: ignore[attr-defined]
         (role,) = [r for r in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef) if r in roles]
-        wanted = role
+        ours = role
         if settings.needs_reference(self.config, self.resolved):  # type: ignore[attr-defined]
             if role is Role.Actor:
                 raise ConfigError(
                     "onpolicy.teacher: verl's separate trainer keeps the reference model apart; wanted live."
                 )
-            wanted = Role.ActorRolloutRef
+            ours = Role.ActorRolloutRef
         del roles[role]
-        roles[wanted], pools[wanted] = ray.remote(self.worker), pools.pop(role)
+        roles[ours], pools[ours] = ray.remote(self.worker), pools.pop(role)
 
     def on_step_begin(self) -> None:
         super().on_step_begin()  # type: ignore[misc]
@@ -107,13 +107,13 @@ class Teaching:
         return super()._compute_old_log_prob(batch, metrics=metrics)  # type: ignore[misc]
 
     def _teach(self, batch: Any) -> Metrics:
-        """Judges every group, builds what its teachers read, and hands both to the workers."""
+        """Scores every group, builds its teachers' prompts, and stores both for the workers."""
         rows, tags = store.fetch(batch, [*FIELDS, *self._columns]), store.tags(batch)
         real = [i for i, tag in enumerate(tags) if not store.synthetic(tag)]
         sets = [[real[k] for k in numbers] for numbers in grouped([rows[i] for i in real])]
         longest = self.resolved.generator.settings.max_tokens
         groups = [
-            judged(
+            score_rows(
                 rollout_group(own := [rows[i] for i in numbers], self.renderer, max_tokens=longest),
                 own,
                 self.rewards,
@@ -142,7 +142,7 @@ class Teaching:
         return metrics | self.coefficients.metrics()
 
     def _put_scores(self, batch: Any, examples: list[Example | None], lengths: list[int]) -> None:
-        """Rewards with those that only a group shows; and the advantages, if they are ours to make."""
+        """Stores rewards, including those that compare siblings; keeps the advantages for ``_compute_advantage``."""
         if self.rewards:
             scores = [torch.zeros(n) for n in lengths]
             for score, example in zip(scores, examples, strict=True):
@@ -204,7 +204,7 @@ class Teaching:
         self._last = dict(state["metrics"])
 
     def _check_prompts(self, examples: list[Example]) -> None:
-        """Once: whether teacher and student read the problem in the same words."""
+        """Once: warns where teacher and student prompts of the same problem differ."""
         if self._seen_prompt or not examples:
             return
         self._seen_prompt = True
@@ -222,19 +222,19 @@ class Teaching:
             )
 
 
-class SyncTrainer(Teaching, PPOTrainerSync):  # type: ignore[misc]
+class SyncTrainer(TeachingTrainerMixin, PPOTrainerSync):  # type: ignore[misc]
     """Trainer and rollout on the same devices, one after the other."""
 
     mode, worker = "sync", TeachingActorRolloutRefWorker
 
 
-class ColocateAsyncTrainer(Teaching, PPOTrainerColocateAsync):  # type: ignore[misc]
+class ColocateAsyncTrainer(TeachingTrainerMixin, PPOTrainerColocateAsync):  # type: ignore[misc]
     """The same devices, with rollouts that go on under new weights."""
 
     mode, worker = "colocate_async", TeachingActorRolloutRefWorker
 
 
-class SeparateAsyncTrainer(Teaching, PPOTrainerSeparateAsync):  # type: ignore[misc]
+class SeparateAsyncTrainer(TeachingTrainerMixin, PPOTrainerSeparateAsync):  # type: ignore[misc]
     """Rollouts on devices of their own."""
 
     mode, worker = "separate_async", TeachingDetachActorWorker

@@ -1,4 +1,4 @@
-"""verl's worker with a teacher beside the student."""
+"""verl's workers, with a teacher next to the student."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.trainer.collectives import ProcessGroup
 
 
-class Teaching:
-    """Mixed into any worker of verl's that trains an actor."""
+class TeachingWorkerMixin:
+    """For any of verl's workers that trains an actor."""
 
     _teachers: Teachers
     _bridge: Bridge
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
     def init_model(self) -> None:
-        """verl's models; then the loss and the teachers are put into its engine."""
+        """Loads verl's models, then gives its engine our loss and the teachers."""
         from onpolicy.integrations.verl.engine import TeachingEngine
 
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR  # by which verl's registry picks our engine
@@ -68,14 +68,14 @@ class Teaching:
             device=get_device_name(),
         )
         worker.engine.learn(self._bridge, self._teachers)
-        worker.set_loss_fn(self._bridge)
+        worker.set_loss_fn(self._bridge.loss)
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))  # type: ignore[untyped-decorator]
     def update_actor(self, data: TensorDict) -> Any:
-        """verl's updates; then the teacher's."""
+        """verl's updates, then the teacher's."""
         self._coefficients.load_values(tu.pop(data, COEFFICIENTS, default={}))
         output = super().update_actor(data)  # type: ignore[misc]
-        self._teachers.follow()
+        self._teachers.update()
         return output
 
     @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
@@ -92,9 +92,9 @@ class Teaching:
             self._bridge.telemetry.load_state(state["telemetry"])
 
 
-class TeachingActorRolloutRefWorker(Teaching, ActorRolloutRefWorker):  # type: ignore[misc]
+class TeachingActorRolloutRefWorker(TeachingWorkerMixin, ActorRolloutRefWorker):  # type: ignore[misc]
     """For trainer and rollout on the same devices."""
 
 
-class TeachingDetachActorWorker(Teaching, DetachActorWorker):  # type: ignore[misc]
+class TeachingDetachActorWorker(TeachingWorkerMixin, DetachActorWorker):  # type: ignore[misc]
     """For a trainer whose rollouts are elsewhere."""

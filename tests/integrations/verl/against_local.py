@@ -106,7 +106,7 @@ class Side:
             together=self.together, device="cpu",
         )  # fmt: skip
         self.worker.engine.learn(self.bridge, self.teachers)
-        self.worker.set_loss_fn(self.bridge)
+        self.worker.set_loss_fn(self.bridge.loss)
 
     def data(self, examples: Sequence[Example], *, synthetic: int = 0) -> TensorDict:
         """This rank's part of the rollouts, and rows that verl would make up to fill the batch."""
@@ -120,7 +120,7 @@ class Side:
         engine = self.worker.engine
         with engine.train_mode():
             engine.optimizer_zero_grad()
-            output = engine.forward_backward_batch(self.data(examples, synthetic=synthetic), self.bridge)
+            output = engine.forward_backward_batch(self.data(examples, synthetic=synthetic), self.bridge.loss)
             found = {n: _whole(p.grad).clone() for n, p in engine.module.named_parameters() if p.grad is not None}
             engine.optimizer_zero_grad()
         loss = torch.tensor(sum(output["loss"]) / self.together.size)
@@ -131,8 +131,8 @@ class Side:
         """As ``TeacherScorer.update_actor`` does it."""
         engine = self.worker.engine
         with engine.train_mode():
-            engine.train_batch(self.data(examples), self.bridge)
-        self.teachers.follow()
+            engine.train_batch(self.data(examples), self.bridge.loss)
+        self.teachers.update()
 
     def weights(self, engine: Any = None) -> dict[str, Tensor]:
         module = (engine or self.worker.engine).module

@@ -1,6 +1,6 @@
 """Level 2: verl's rows and our nouns.
 
-1. columns of a batch -> groups, rewards, judged groups; 2. what was decided goes through columns to a worker and comes out as the
+1. columns of a batch -> groups, rewards, scored groups; 2. what was decided goes through columns to a worker and comes out as the
 embedded trainer's batch; 3. through TransferQueue itself; 4. a served teacher's rows move to the student's places; 5. the reward manager
 gives the parts.
 """
@@ -23,8 +23,8 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_name
 from onpolicy.integrations.verl import store
 from onpolicy.integrations.verl.rows import columns, grouped, rollout_group, train_batch
-from onpolicy.integrations.verl.scoring import judged, sees_siblings
-from onpolicy.integrations.verl.teacher_server import moved
+from onpolicy.integrations.verl.scoring import score_rows, sees_siblings
+from onpolicy.integrations.verl.teacher_server import realign
 from onpolicy.rewards.answer import math_answer
 from onpolicy.trainer.collate import collate
 from onpolicy.types import Example
@@ -82,7 +82,7 @@ def test_what_workers_measured_is_weighed_with_what_only_a_group_shows() -> None
     group = rollout_group(rows, RENDERER, max_tokens=8)
     rewards = [Reward("math_answer", 1.0, math_answer), Reward("longest", 0.5, best_of_group, bonus=True)]
     assert sees_siblings(best_of_group) and not sees_siblings(math_answer)
-    found = judged(group, rows, rewards, str, right="math_answer")
+    found = score_rows(group, rows, rewards, str, right="math_answer")
     assert found.scores == (1.0, 0.0)
     assert [s.total for s in found.rewards] == [1.0, 0.5]
     assert [dict(s.reward_breakdown) for s in found.rewards] == [
@@ -93,7 +93,7 @@ def test_what_workers_measured_is_weighed_with_what_only_a_group_shows() -> None
 
 def test_without_rewards_of_ours_verls_score_counts() -> None:
     rows = [row("2", score=0.75, format=1), row("3", score=0.25, note="text")]
-    found = judged(rollout_group(rows, RENDERER, max_tokens=8), rows, [], str, right="")
+    found = score_rows(rollout_group(rows, RENDERER, max_tokens=8), rows, [], str, right="")
     assert found.scores == (0.75, 0.25)
     assert [dict(s.reward_breakdown) for s in found.rewards] == [{"score": 0.75, "format": 1.0}, {"score": 0.25}]
 
@@ -164,7 +164,7 @@ def test_columns_go_through_transfer_queue(monkeypatch: pytest.MonkeyPatch) -> N
 def test_a_served_teachers_rows_move_to_the_students_places() -> None:
     """Teacher's prompt of 3, student's of 2, response of 2: the rows that predict the response, and the dummy, behind zeros."""
     rows = torch.tensor([[10.0], [11.0], [12.0], [13.0], [0.0]])
-    assert moved(rows, 3, 2)[:, 0].tolist() == [0.0, 12.0, 13.0, 0.0]
+    assert realign(rows, 3, 2)[:, 0].tolist() == [0.0, 12.0, 13.0, 0.0]
 
 
 def test_the_reward_manager_gives_the_parts() -> None:

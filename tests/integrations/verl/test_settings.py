@@ -190,13 +190,13 @@ def test_every_trainer_of_verls_takes_the_mixin(given: list[str], mode: str) -> 
     """Its worker is ours, with a reference engine where the teacher needs one."""
     from verl.trainer.ppo.utils import Role
 
-    from onpolicy.integrations.verl.trainer import TRAINERS, Teaching
+    from onpolicy.integrations.verl.trainer import TRAINERS, TeachingTrainerMixin
 
     config = composed(given, f"trainer.v1.trainer_mode={mode}")
     kind: Any = TRAINERS[mode]
     trainer = kind.__new__(kind)
     trainer.resolved, trainer.config = method(config), config
-    assert issubclass(kind, Teaching)
+    assert issubclass(kind, TeachingTrainerMixin)
     trainer._init_resource_pool_mgr()
     assert list(trainer.role_worker_mapping) == [Role.ActorRolloutRef]
     assert trainer.mapping[Role.ActorRolloutRef] == "global_pool" and Role.ActorRollout not in trainer.mapping

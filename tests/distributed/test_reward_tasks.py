@@ -1,17 +1,16 @@
-"""Rewards in workers of their own, under a real Ray.
+"""Rewards as tasks of a real Ray.
 
-1. exactly what the judge in this process says: built-in rewards, bonuses, `when`, rewards that do not apply, scheduled
+1. exactly what the scorer in this process says: built-in rewards, bonuses, `when`, rewards that do not apply, scheduled
 weights and options as they are now; 2. groups are scored side by side, from several threads; 3. a worker that is killed or
 hangs is replaced and its groups scored again; a group that does it three times is named, with the rewards; 4. what a reward
-raises is raised as it is; 5. a worker loads no torch.
+raises is raised as it is; 5. a worker loads no torch, and its rewards once; 6. a scorer that is closed ends its workers.
 """
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +21,7 @@ from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.load import build
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schedules import Coefficients
-from onpolicy.distributed.reward_pool import RemoteScorer, remote_scorer
+from onpolicy.distributed.reward_tasks import RemoteScorer, remote_scorer
 from onpolicy.rewards.base import RewardError
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from onpolicy.utils.faults import Faults, GaveUp
@@ -35,7 +34,7 @@ BUILT_IN: list[dict[str, Any]] = [
     {"name": "repetition", "weight": -0.5},
     {"name": "brevity", "budget": 5, "when": "wrong"},
     {"name": "brier"},
-    {"name": "tests.distributed.test_reward_pool:sometimes", "share": 0.5},
+    {"name": "tests.distributed.light_rewards:sometimes", "share": 0.5},
 ]
 TEXTS = (
     "wait, maybe 2 + 2 is 5. No: \\boxed{4}",
@@ -49,9 +48,9 @@ pytestmark = pytest.mark.ray
 
 
 class Pair:
-    """A judge with workers, the one in this process, and what was said."""
+    """A scorer with workers, the one in this process, and what was said."""
 
-    def __init__(self, rewards: list[Any], workers: int = 2, patience: float = 120.0) -> None:
+    def __init__(self, rewards: list[Any], workers: int = 2, patience: float = 300.0) -> None:
         config = {
             "model": {"path": "unread"},
             "data": {"name": "file", "path": "unread.jsonl"},
@@ -96,35 +95,10 @@ def group(name: str, texts: tuple[str, ...] = TEXTS) -> RolloutGroup:
     )
 
 
-def sometimes(completion: str, *, share: float) -> float | None:
-    return share * len(completion) if "wait" in completion else None
-
-
-def dying(completion: str, fields: dict[str, Any], *, file: str, how: str) -> float:
-    """Ends or holds up its process, as often as the file has letters."""
-    path = Path(file)
-    left = path.read_text()
-    if completion == "deadly" and left:
-        path.write_text(left[1:])
-        if how == "dies":
-            os._exit(1)
-        time.sleep(1000)
-    return float(len(completion))
-
-
-def refusing(completion: str) -> float:
-    raise KeyError("no such column")
-
-
-def waiting(completion: str) -> float:
-    time.sleep(0.02)
-    return float(os.getpid())
-
-
 GROUPS = [group(f"p{i}", TEXTS[i % 3 :] + TEXTS[: i % 3]) for i in range(7)]
 
 
-def test_exactly_what_the_judge_here_says(pair: Any) -> None:
+def test_exactly_what_the_scorer_here_says(pair: Any) -> None:
     p = pair(BUILT_IN)
     coefficients = Coefficients(p.resolved.coefficients)
     totals = []
@@ -141,20 +115,25 @@ def test_exactly_what_the_judge_here_says(pair: Any) -> None:
     assert p.apart.score([]) == [] and not p.said
 
 
-def test_several_threads_and_all_workers(pair: Any) -> None:
-    p = pair(["tests.distributed.test_reward_pool:waiting"])
-    p.apart.score(GROUPS)  # until all are up
+def test_several_threads_and_all_workers(pair: Any, tmp_path: Path) -> None:
+    p = pair([{"name": "tests.distributed.light_rewards:meeting", "folder": str(tmp_path)}])
     with ThreadPoolExecutor(3) as threads:
         calls = list(threads.map(p.apart.score, [GROUPS] * 3))
     assert all([j.group for j in judged] == GROUPS for judged in calls)
     assert len({s.total for judged in calls for j in judged for s in j.rewards}) == 2
 
 
-@pytest.mark.parametrize(("how", "patience"), [("dies", 120.0), ("hangs", 6.0)])
-def test_a_worker_that_is_lost_is_replaced(pair: Any, tmp_path: Path, how: str, patience: float) -> None:
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_worker_that_is_lost_is_replaced(
+    pair: Any, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "onpolicy.distributed.reward_tasks.STARTUP_FACTOR", 100
+    )  # however long a new one needs to start
     file = tmp_path / "left"
     file.write_text("xx")
-    p = pair([{"name": "tests.distributed.test_reward_pool:dying", "file": str(file), "how": how}], patience=patience)
+    patience = 3.0 if how == "hangs" else 300.0
+    p = pair([{"name": "tests.distributed.light_rewards:dying", "file": str(file), "how": how}], patience=patience)
     groups = [*GROUPS[:3], group("the bad one", ("deadly", "fine"))]
     judged = p.apart(groups)
     assert judged == p.here(groups)
@@ -166,16 +145,16 @@ def test_a_worker_that_is_lost_is_replaced(pair: Any, tmp_path: Path, how: str, 
 def test_a_group_that_cannot_be_scored_is_named(pair: Any, tmp_path: Path) -> None:
     file = tmp_path / "left"
     file.write_text("x" * 100)
-    p = pair([{"name": "tests.distributed.test_reward_pool:dying", "file": str(file), "how": "dies"}], workers=1)
+    p = pair([{"name": "tests.distributed.light_rewards:dying", "file": str(file), "how": "dies"}], workers=1)
     with pytest.raises(
-        GaveUp, match=r"group of 'bad rollout 0' cost 3 workers under tests.distributed.test_reward_pool:dying"
+        GaveUp, match=r"group of 'bad rollout 0' cost 3 workers under tests.distributed.light_rewards:dying"
     ):
         p.apart([GROUPS[0], group("bad", ("deadly",))])
     assert p.apart.score(GROUPS) == p.here.score(GROUPS), "the others can still be scored"
 
 
 def test_what_a_reward_raises_is_raised_as_it_is(pair: Any) -> None:
-    p = pair(["tests.distributed.test_reward_pool:refusing"])
+    p = pair(["tests.distributed.light_rewards:refusing"])
     with pytest.raises(RewardError) as here:
         p.here.score(GROUPS)
     with pytest.raises(RewardError) as apart:
@@ -184,8 +163,31 @@ def test_what_a_reward_raises_is_raised_as_it_is(pair: Any) -> None:
     assert not p.said
 
 
-def test_a_worker_loads_no_torch(pair: Any) -> None:
-    p = pair([{"name": "density"}, {"name": "math_answer"}], workers=1)
-    p.apart(GROUPS[:1])
-    libraries = Path(f"/proc/{p.apart.crew.seats[0].pid}/maps").read_text()
-    assert "python" in libraries and "libtorch" not in libraries
+def test_a_worker_loads_no_torch_and_its_rewards_once(pair: Any, tmp_path: Path) -> None:
+    heavy = {"name": "tests.distributed.light_rewards:heavy", "folder": str(tmp_path)}
+    p = pair([heavy, {"name": "density"}, {"name": "math_answer"}], workers=1)
+    judged = [*p.apart(GROUPS), *p.apart(GROUPS)]
+    assert {s.parts[heavy["name"]] for j in judged for s in j.scored} == {0.0}, "no libtorch"
+    processes = [path.read_text() for path in tmp_path.iterdir()]
+    assert len(set(processes)) == len(processes) < len(GROUPS), (
+        "a process scores many groups and loads what it needs once"
+    )
+
+
+def test_a_scorer_that_is_closed_ends_its_workers(pair: Any, tmp_path: Path) -> None:
+    p = pair([{"name": "tests.distributed.light_rewards:blocking", "folder": str(tmp_path)}], workers=1)
+    with ThreadPoolExecutor(1) as threads:
+        call = threads.submit(p.apart, GROUPS)
+        wait_until(lambda: list(tmp_path.iterdir()))
+        p.apart.close()
+        with pytest.raises(CancelledError):
+            call.result()
+    (pid,) = [int(path.name) for path in tmp_path.iterdir()]
+    wait_until(lambda: not Path(f"/proc/{pid}").exists())
+
+
+def wait_until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 300
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

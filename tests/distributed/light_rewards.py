@@ -1,0 +1,58 @@
+"""Rewards for the workers of test_reward_tasks.py; nothing here loads torch."""
+
+from __future__ import annotations
+
+import functools
+import os
+import time
+import uuid
+from pathlib import Path
+from typing import Any
+
+
+def sometimes(completion: str, *, share: float) -> float | None:
+    return share * len(completion) if "wait" in completion else None
+
+
+def dying(completion: str, fields: dict[str, Any], *, file: str, how: str) -> float:
+    """Ends or holds up its process, as often as the file has letters."""
+    path = Path(file)
+    left = path.read_text()
+    if completion == "deadly" and left:
+        path.write_text(left[1:])
+        if how == "dies":
+            os._exit(1)
+        time.sleep(1000)
+    return float(len(completion))
+
+
+def refusing(completion: str) -> float:
+    raise KeyError("no such column")
+
+
+def meeting(completion: str, *, folder: str) -> float:
+    """The process that computes it, once a second one has been here too."""
+    (Path(folder) / str(os.getpid())).touch()
+    deadline = time.monotonic() + 240
+    while len(list(Path(folder).iterdir())) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return float(os.getpid())
+
+
+def blocking(completion: str, *, folder: str) -> float:
+    """Says which process it is in, and does not return."""
+    (Path(folder) / str(os.getpid())).touch()
+    time.sleep(1000)
+    return 0.0
+
+
+def heavy(completion: str, *, folder: str) -> float:
+    """Whether its process has loaded torch; what it needs is loaded once per process, as users' rewards do."""
+    load(folder)
+    return float("libtorch" in Path("/proc/self/maps").read_text())
+
+
+@functools.cache
+def load(folder: str) -> None:
+    (Path(folder) / uuid.uuid4().hex).write_text(str(os.getpid()))
