@@ -6,7 +6,7 @@ gives back what it was given.
 
 from __future__ import annotations
 
-from itertools import combinations, product
+from itertools import combinations, product, takewhile
 from pathlib import Path
 from random import Random
 
