@@ -26,8 +26,6 @@ for _name, _value in {
 ENGINES = ("deepspeed", "ray", "verl", "vllm")
 STARTS = ("process", *ENGINES)
 PROCESS_EVENTS = ("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
-SHARED = ("ray", "vllm")
-"""Engines of which one serves all tests."""
 
 
 class Watch:
@@ -79,20 +77,9 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     return result
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers take one group of tests after the other, those that take longest first."""
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    """Workers take one file after the other (--dist loadfile), those that take longest first."""
     items.sort(key=lambda item: (not any(item.iter_markers("ray")), not _starts(item)))
-
-
-def _group(item: pytest.Item) -> str:
-    """What stays in one worker: all tests that share an engine, the tests of a file, or one that starts processes of its own."""
-    shared = next((name for name in SHARED if any(item.iter_markers(name))), None)
-    fixtures = item._fixtureinfo.name2fixturedefs.values()  # type: ignore[attr-defined]
-    alone = _starts(item) and all(definition.scope == "function" for found in fixtures for definition in found)
-    return shared or (item.nodeid if alone else item.nodeid.partition("::")[0])
 
 
 def _starts(item: pytest.Item) -> bool:
@@ -101,7 +88,7 @@ def _starts(item: pytest.Item) -> bool:
 
 @pytest.fixture(scope="session")
 def ray() -> Iterator[Any]:
-    """One cluster for all tests that use Ray."""
+    """One cluster for all tests of this worker that use Ray."""
     import ray as module
 
     from onpolicy.config.schema import RolesSettings

@@ -6,6 +6,7 @@ The settings that make them small stand where a user's own would: model, data, s
 from __future__ import annotations
 
 import json
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,7 @@ def small(folder: Path) -> list[str]:
 
 def one_of_each(path: Path, folder: Path) -> list[tuple[str, tuple[str, ...]]]:
     """Every arm under the first factor and every factor of the first arm, with the overrides that make it."""
-    everything = [cell for cell in cells(path, folder / "out") if cell.seed == 0]
+    everything = list(takewhile(lambda cell: cell.seed == 0, cells(path, folder / "out")))
     first = everything[0]
     return [(f"{c.arm} {c.factor}", c.overrides) for c in everything if c.arm == first.arm or c.factor == first.factor]
 

@@ -16,6 +16,15 @@ from onpolicy.data import load_prompts
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.paper import clean, paper_eval_answer, paper_train_answer, parts, same
 
+pytestmark = pytest.mark.process  # that simplifies expressions, and can be killed
+
+
+@pytest.fixture(autouse=True)
+def time_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its start counts as well, and takes long on a busy machine."""
+    monkeypatch.setattr("onpolicy.rewards.paper.SECONDS", 120.0)
+
+
 GRADERS = {"math": math_answer, "train": paper_train_answer, "eval": paper_eval_answer}
 
 EQUAL = {
@@ -83,14 +92,16 @@ def test_lists_are_split_outside_of_brackets() -> None:
     assert parts("1,(2,3),{4,5}") == ["1", "(2,3)", "{4,5}"]
 
 
-def test_in_a_thread_and_on_garbage() -> None:
+def test_in_a_thread_and_on_garbage(monkeypatch: pytest.MonkeyPatch) -> None:
     garbage = [
         "\\boxed{" + s + "}" for s in ("\\frac{}{}", "((((", "\x00", "x" * 3000, "\\sqrt{", "1e999", "é½", "9^9^9^9^9")
     ]
     with ThreadPoolExecutor(1) as pool:
-        for text in garbage:
-            assert not pool.submit(paper_eval_answer, text, "4").result()
-            assert not pool.submit(paper_train_answer, text, "4").result()
+        with monkeypatch.context() as patch:
+            patch.setattr("onpolicy.rewards.paper.SECONDS", 5.0)
+            for text in garbage:
+                assert not pool.submit(paper_eval_answer, text, "4").result()
+                assert not pool.submit(paper_train_answer, text, "4").result()
         assert pool.submit(paper_eval_answer, r"\boxed{(x+1)^2}", "x^2+2x+1").result()
 
 

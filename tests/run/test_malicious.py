@@ -138,7 +138,7 @@ def test_a_report_runs_its_own_script_and_nothing_else(tmp_path: Path) -> None:
     (policy,) = (dict(a)["content"] or "" for tag, a in found.found if dict(a).get("http-equiv"))
     digest = base64.b64encode(hashlib.sha256(found.scripts[1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}';" in policy and "default-src 'none'" in policy
-    script = (ROOT / "onpolicy" / "report" / "page.js").read_text()
+    script = (ROOT / "onpolicy" / "experiments" / "report" / "page.js").read_text()
     assert not re.search(
         r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|Function\(|srcdoc|DOMParser|fetch\(|\.href",
         script,
