@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from onpolicy.config.load import load
+from onpolicy.config.load import ConfigSource, load
 from onpolicy.config.problems import Problems, collected
 from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
@@ -213,14 +212,14 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
 }
 
 
-def check_config(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedConfig:
+def check_config(source: ConfigSource, overrides: Sequence[str] = ()) -> ResolvedConfig:
     """Everything that can be checked of a config without a model: names, keys, types, values, and the plug-ins' contracts.
 
     Raises:
         ConfigError: with every problem of the config.
     """
     with collected(None) as problems:
-        resolved = resolve(load(path, overrides, problems), problems)
+        resolved = resolve(load(source, overrides, problems), problems)
         keep_to_contracts(resolved, problems)
         return resolved
 

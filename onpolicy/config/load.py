@@ -23,12 +23,15 @@ from onpolicy.config.shipped import find_config
 from onpolicy.config.yaml_io import leftovers, read_value, read_yaml, without_functions
 from onpolicy.utils.errors import ConfigError, suggest
 
+ConfigSource = str | Path | Mapping[str, Any] | Config
+"""A YAML file, the name of a shipped config, a mapping of the same form, or a config that was loaded before."""
 
-def load(path: str | Path, overrides: Sequence[str] = (), problems: Problems | None = None) -> Config:
-    """Reads a YAML file and applies ``a.b=value`` overrides (``objective[0].weight=2`` reaches into lists).
+
+def load(source: ConfigSource, overrides: Sequence[str] = (), problems: Problems | None = None) -> Config:
+    """Reads a config and applies ``a.b=value`` overrides (``objective[0].weight=2`` reaches into lists).
 
     Args:
-        path: a file, or the name of a shipped config (``sdpo``, ``lab/sdpo``)
+        source: a file, the name of a shipped config (``sdpo``, ``lab/sdpo``), a mapping, or a config
         overrides: ``key=value``, applied in their order
         problems: where problems are reported; what is sound is then returned
 
@@ -37,12 +40,18 @@ def load(path: str | Path, overrides: Sequence[str] = (), problems: Problems | N
             all of them, if ``problems`` is not given.
     """
     with collected(problems) as found:
-        raw = read_yaml(find_config(path), problems=found)
+        raw = _raw(source, found)
         for override in overrides:
             with found.collect():
                 _override(raw, override)
             raw = without_functions(raw, found)
         return build(raw, found)
+
+
+def _raw(source: ConfigSource, problems: Problems) -> DictConfig:
+    if isinstance(source, str | Path):
+        return read_yaml(find_config(source), problems=problems)
+    return OmegaConf.create(dataclasses.asdict(source) if isinstance(source, Config) else dict(source))
 
 
 def build(raw: DictConfig | Mapping[str, Any], problems: Problems | None = None) -> Config:

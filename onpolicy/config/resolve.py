@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from onpolicy.config.checks import CHECKS
-from onpolicy.config.load import load
+from onpolicy.config.load import ConfigSource, load
 from onpolicy.config.merge import merged
 from onpolicy.config.problems import Problems, collected
 from onpolicy.config.registry import Plugin, coefficient, is_schedule, resolve_plugin, stand_in
@@ -24,14 +23,14 @@ SCHEDULED = ("weight",)
 """Shared settings that a schedule may stand for."""
 
 
-def load_resolved(path: str | Path, overrides: Sequence[str] = ()) -> ResolvedConfig:
+def load_resolved(source: ConfigSource, overrides: Sequence[str] = ()) -> ResolvedConfig:
     """``load`` and ``resolve`` in one, so that the problems of both are reported together.
 
     Raises:
         ConfigError: with every problem of the config.
     """
     with collected(None) as problems:
-        return resolve(load(path, overrides, problems), problems)
+        return resolve(load(source, overrides, problems), problems)
 
 
 def resolve(config: Config, problems: Problems | None = None) -> ResolvedConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
@@ -19,38 +20,71 @@ from onpolicy.run.recovery import Recovery
 from onpolicy.run.run import Interrupted, Run
 from onpolicy.run.run_dir import default_folder
 from onpolicy.train import train
+from onpolicy.types import Metrics
 from onpolicy.utils.faults import RoleLost
 from onpolicy.utils.terminal import plain
 
 
+@dataclass(frozen=True)
+class TrainResult:
+    """What a run leaves behind."""
+
+    folder: Path
+    """The run folder; given as ``run_dir`` it resumes the run, or trains it for more ``steps``."""
+    step: int
+    """Optimizer steps done."""
+    first: Metrics
+    """Every metric at the first step that had it."""
+    metrics: Metrics
+    """Every metric at the latest step that had it."""
+    model_path: Path | None
+    """The last checkpoint, a Hugging Face folder; None where none was written."""
+    stopped: str | None = None
+    """None where every step is done. Else why not: what a guard said, or an empty text after Ctrl-C or SIGTERM."""
+
+
 def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
-    """Trains to the last step; 130 when interrupted after a save."""
+    """Trains to the last step; returns the exit status, 130 where the run was interrupted and saved."""
     resolved = check_config(config_path, overrides)
-    config = resolved.config
     if follower():
         return serve_rank(resolved)
-    folder = Path(config.run_dir) if config.run_dir else default_folder(config_path)
+    result = run_training(resolved, config_path)
+    console = Console()
+    if result.stopped is None:
+        _summarise(result, console)
+        return 0
+    why = f": {plain(result.stopped)}" if result.stopped else ""
+    console.print(f"[yellow]stopped after step {result.step}{why}[/yellow]; resume with:", highlight=False)
+    again = shlex.join([*_without_run_dir(overrides), f"run_dir={result.folder}"])
+    console.print(f"  onpolicy train {config_path} {again}", highlight=False, markup=False)
+    return 130
+
+
+def run_training(resolved: ResolvedConfig, source: Path) -> TrainResult:
+    """Trains to the last step, from where the run in ``run_dir`` stands if there is one.
+
+    Args:
+        resolved: the config, checked
+        source: file or name that the config comes from; it is printed, and names the folder of a new run
+
+    Raises:
+        UserError: the data, the model or the machine does not allow the run; the text names the remedy.
+    """
+    config = resolved.config
+    folder = Path(config.run_dir) if config.run_dir else default_folder(source)
     display = Display(config.steps, lexicon=config.epistemic.lexicon)
-    console = display.console
-    console.print(
-        f"[bold]onpolicy train[/bold] {plain(config_path)}  [dim]run folder[/dim] {plain(folder)}", highlight=False
+    display.console.print(
+        f"[bold]onpolicy train[/bold] {plain(source)}  [dim]run folder[/dim] {plain(folder)}", highlight=False
     )
-    run = assemble(resolved, folder, display)
+    run, stopped = assemble(resolved, folder, display), None
     try:
         keep_training(run, resolved)
-    except Interrupted as stopped:
-        why = f": {plain(stopped)}" if str(stopped) else ""
-        console.print(f"[yellow]stopped after step {run.step}{why}[/yellow]; resume with:", highlight=False)
-        console.print(
-            f"  onpolicy train {config_path} {shlex.join([*_without_run_dir(overrides), f'run_dir={folder}'])}",
-            highlight=False,
-            markup=False,
-        )
-        return 130
+    except Interrupted as interrupted:
+        stopped = str(interrupted)
     finally:
         run.close()
-    _summarise(run, console)
-    return 0
+    first, last, latest = run.log.history.get("first", {}), run.log.history.get("last", {}), run.checkpoints.latest()
+    return TrainResult(folder, run.step, first, last, latest.path if latest else None, stopped)
 
 
 def keep_training(run: Run, resolved: ResolvedConfig) -> None:
@@ -72,14 +106,14 @@ def keep_training(run: Run, resolved: ResolvedConfig) -> None:
             lost = error.with_traceback(None)  # its frames would keep the loop that it ended open
 
 
-def _summarise(run: Run, console: Console) -> None:
-    first, last = (run.log.history.get(name, {}) for name in ("first", "last"))
-    console.print(closing_table(first, last, lexicon=run.config.epistemic.lexicon))
-    latest = run.checkpoints.latest()
-    console.print(f"run folder  {plain(run.folder)}", highlight=False)
+def _summarise(result: TrainResult, console: Console) -> None:
+    console.print(closing_table(result.first, result.metrics))
+    console.print(f"run folder  {plain(result.folder)}", highlight=False)
     console.print("  metrics.jsonl  one line a step      samples.jsonl  rollouts with both prompts", highlight=False)
-    if latest:
-        console.print(f"  model          {plain(latest.path)}  (loads with from_pretrained and vLLM)", highlight=False)
+    if result.model_path:
+        console.print(
+            f"  model          {plain(result.model_path)}  (loads with from_pretrained and vLLM)", highlight=False
+        )
 
 
 def _without_run_dir(overrides: Sequence[str]) -> list[str]:
