@@ -373,7 +373,7 @@ COMMANDS: dict[str, Command | Group] = {
         "run the same methods on released verl, in its own environment (docs/verl.md)",
         {
             "train": Command(
-                "onpolicy.integrations.verl.command:train",
+                "onpolicy.integrations.verl.command:train_on_verl",
                 "check the config, then run `python -m verl.trainer.main_ppo` with it",
                 VERL_CONFIG,
             ),

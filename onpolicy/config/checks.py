@@ -16,6 +16,7 @@ from onpolicy.utils.errors import suggest
 
 NORMALIZE = ("tokens", "sequences", "all_sequences", "max_tokens")
 ACTIONS = ("warn", "lower", "freeze_teacher", "stop")
+WHEN = ("always", "correct", "wrong")
 LR_SCHEDULES = ("constant", "linear", "cosine")
 Check = Callable[[ResolvedConfig, Problems], Iterator[str]]
 
@@ -72,7 +73,7 @@ def choices(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     for guard in resolved.guards:
         yield from _one_of(f"{guard.plugin.key}.action", guard.settings.action, ACTIONS)
     for reward in resolved.rewards:
-        yield from _one_of(f"{reward.plugin.key}.when", reward.settings.when, ("always", "correct", "wrong"))
+        yield from _one_of(f"{reward.plugin.key}.when", reward.settings.when, WHEN)
     for term in resolved.objective:
         yield from _one_of(f"{term.plugin.key}.normalize", term.settings.normalize, NORMALIZE)
 
@@ -140,10 +141,10 @@ def rewards(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         yield "eval.sets: sets need a reward that says what is right; add one under rewards (weight 0 if it should not train)."
     if resolved.data.settings.dynamic_sampling > 0 and not names and problems.sound("rewards"):
         yield "data.dynamic_sampling: needs a reward that says what is right; add one under rewards."
-    right = config.correctness or (names[0] if names else None)
+    decides = resolved.correctness_name
     for reward in resolved.rewards:
-        if reward.plugin.name == right and reward.settings.when in ("correct", "wrong"):
-            yield f"{reward.plugin.key}.when: {right!r} itself says what is right; it is given always."
+        if reward.plugin.name == decides and reward.settings.when in WHEN[1:]:
+            yield f"{reward.plugin.key}.when: {decides!r} decides which answers are correct, so it must be given always."
     if config.correctness is not None and config.correctness not in names and problems.readable("rewards"):
         yield f"correctness: {config.correctness!r} is not under rewards ({', '.join(names) or 'empty'})."
 

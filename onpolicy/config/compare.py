@@ -12,7 +12,7 @@ ABSENT = object()
 """Stands for a value that one of the two does not have."""
 
 
-class Difference(NamedTuple):
+class ConfigDifference(NamedTuple):
     """A value that is not the same in both."""
 
     key: str
@@ -21,7 +21,9 @@ class Difference(NamedTuple):
     other: Any
 
 
-def differences(one: Any, other: Any, ignored: Collection[str] = (), key: str = "") -> Iterator[Difference]:
+def config_differences(
+    one: Any, other: Any, ignored: Collection[str] = (), key: str = ""
+) -> Iterator[ConfigDifference]:
     """Every value that two trees of settings do not share.
 
     Args:
@@ -36,19 +38,19 @@ def differences(one: Any, other: Any, ignored: Collection[str] = (), key: str = 
         first, second = ({} if side is ABSENT else side for side in (one, other))
         for name in dict.fromkeys([*second, *first]):
             inner = f"{key}.{name}" if key else str(name)
-            yield from differences(first.get(name, ABSENT), second.get(name, ABSENT), ignored, inner)
+            yield from config_differences(first.get(name, ABSENT), second.get(name, ABSENT), ignored, inner)
     elif kinds == {list} and (one or other):
         first, second = ([] if side is ABSENT else side for side in (one, other))
         for i in range(max(len(first), len(second))):
             a, b = (side[i] if i < len(side) else ABSENT for side in (first, second))
-            yield from differences(a, b, ignored, f"{key}[{i}]")
+            yield from config_differences(a, b, ignored, f"{key}[{i}]")
     elif one is ABSENT or other is ABSENT or _as_number(one) != _as_number(other):
-        yield Difference(key, one, other)
+        yield ConfigDifference(key, one, other)
 
 
 def fingerprint(settings: Any, ignored: Collection[str] = ()) -> str:
     """The same text for the same settings, and for no others."""
-    return json.dumps(sorted((key, shown(one)) for key, one, _ in differences(settings, ABSENT, ignored)))
+    return json.dumps(sorted((key, shown(one)) for key, one, _ in config_differences(settings, ABSENT, ignored)))
 
 
 def shown(value: Any) -> str:

@@ -37,7 +37,7 @@ def find_config(given: str | Path) -> Path:
     )
 
 
-def summary(path: Path) -> str:
+def config_summary(path: Path) -> str:
     """The beginning of a config's opening comment, up to the first line that ends a sentence."""
     words: list[str] = []
     for line in path.read_text(encoding="utf-8").splitlines():

@@ -15,7 +15,7 @@ from rich.table import Table
 from onpolicy.config.builtins import TABLES
 from onpolicy.config.registry import find_function, options_of
 from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
-from onpolicy.config.shipped import shipped_configs, summary
+from onpolicy.config.shipped import shipped_configs, config_summary
 from onpolicy.utils.errors import ConfigError, suggest
 from onpolicy.utils.terminal import plain
 
@@ -173,7 +173,7 @@ def _print_configs() -> int:
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
     for name, path in shipped_configs().items():
-        table.add_row(plain(name), plain(summary(path)))
+        table.add_row(plain(name), plain(config_summary(path)))
     Console().print(table)
     return 0
 

@@ -56,7 +56,7 @@ class Baseline:
         atomic_write(path, json.dumps(report) + "\n")
 
 
-def load(path: Path) -> Baseline:
+def load_baseline(path: Path) -> Baseline:
     report = json.loads(path.read_text())
     return Baseline(
         {name: ProblemBaseline(**problem_baseline) for name, problem_baseline in report["problems"].items()},

@@ -62,10 +62,10 @@ class TokenTelemetry:
             self._stratify(context, gap, begins & scores.mask, scores.mask & ~markers, inputs)
         self._observe_mass(inputs)
         for comparison, values in inputs.divergences.items():
-            taught = inputs.teacher[comparison.context].mask
-            self._add(f"divergence/{comparison.context}", values, taught)
+            in_context = inputs.teacher[comparison.context].mask
+            self._add(f"divergence/{comparison.context}", values, in_context)
             for name in self.classes:
-                self._add(f"divergence/{comparison.context}/{name}", values, marked[name] & taught)
+                self._add(f"divergence/{comparison.context}/{name}", values, marked[name] & in_context)
 
     def metrics(self) -> Metrics:
         """``epistemic/...``; what had not a single token is absent."""

@@ -20,7 +20,7 @@ from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator
 from onpolicy.rewards.extract import extract_answer
 from onpolicy.run.evaluation_files import ProblemResult, read_results, write_results
-from onpolicy.run.loading import drop_overlong, read_prompts
+from onpolicy.run.loading import drop_overlong, section_prompts
 from onpolicy.types import CORRECT_THRESHOLD, Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
 from onpolicy.utils.stats import bootstrap_ci
 
@@ -78,7 +78,7 @@ class Evaluator:
         metrics: Metrics = {}
         for name, prompts in self.sets.items():
             results = self._results(prompts, folder / f"{name}.jsonl", resume)
-            found = summary(results, self.k)
+            found = evaluation_summary(results, self.k)
             if self.telemetry:
                 found |= self.telemetry.summarise(
                     [as_scored_group(r, p) for r, p in zip(results, prompts, strict=True)]
@@ -129,7 +129,7 @@ def build_evaluator(resolved: ResolvedConfig, model: ModelHandle, generator: Gen
     graders = [Reward(name=g.name, weight=1.0, function=g.bind()) for g in resolved.graders]
     graders = graders or [r for r in build_rewards(resolved) if r.name == resolved.correctness_name]
     sets = {
-        name: drop_overlong(read_prompts(s, f"eval.sets.{name}")[: s.settings.problems], renderer, drop=False)
+        name: drop_overlong(section_prompts(s, f"eval.sets.{name}")[: s.settings.problems], renderer, drop=False)
         for name, s in resolved.eval_sets.items()
     }
     sampling = Sampling(
@@ -174,7 +174,7 @@ def as_scored_group(result: ProblemResult, prompt: Prompt) -> ScoredGroup:
     return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=rollouts), (), tuple(map(float, result.right)))
 
 
-def summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
+def evaluation_summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
     """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems, ``/<grader>`` is by that grader."""
     n = len(results[0].right)
     per_problem = [fmean(r.right) for r in results]

@@ -11,7 +11,7 @@ from onpolicy.data.subset import coverage
 from onpolicy.types import Prompt
 
 
-def read_prompts(section: Section, key: str) -> list[Prompt]:
+def section_prompts(section: Section, key: str) -> list[Prompt]:
     """Reads the prompts of a data section.
 
     Raises:
@@ -27,7 +27,7 @@ def training_prompts(resolved: ResolvedConfig, renderer: Renderer) -> list[Promp
     """The prompts to train on: the configured subset; those that are too long raise an error or are dropped."""
     chosen = resolved.data.settings.coverage
     prompts = coverage(
-        read_prompts(resolved.data, "data"), problems=chosen.problems, repeats=chosen.repeats, seed=chosen.seed
+        section_prompts(resolved.data, "data"), problems=chosen.problems, repeats=chosen.repeats, seed=chosen.seed
     )
     return drop_overlong(prompts, renderer, drop=resolved.config.rendering.too_long == "drop")
 

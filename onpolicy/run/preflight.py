@@ -138,16 +138,16 @@ class Preflight:
         counts = {term.name: sum(has_signal(term, e) for e in examples) for term in self.trainer.objective.terms}
         each = ", ".join(f"{name} {count} of {len(examples)}" for name, count in counts.items())
         if not any(counts.values()):
-            taught = sum(bool(e.teacher_prompt_ids) for e in examples)
+            with_context = sum(bool(e.teacher_prompt_ids) for e in examples)
             credited = sum(e.advantage != 0.0 for e in examples)
             raise PreflightError(
-                f"no rollout carries a signal ({each}): {taught} have a teacher context and {credited} an advantage. "
+                f"no rollout carries a signal ({each}): {with_context} have a teacher context and {credited} an advantage. "
                 "Try more rollouts (generator.group_size, data.prompts_per_step), an easier set, another context or route."
             )
-        taught_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
-        same = all(ids == e.rollout.prompt_ids for e, ids in taught_prompts)
+        teacher_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
+        same = all(ids == e.rollout.prompt_ids for e, ids in teacher_prompts)
         rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.spec.tokens == "sampled_mask")
-        if taught_prompts and same and not self.trainer.rule.copies and not rewarded:
+        if teacher_prompts and same and not self.trainer.rule.copies and not rewarded:
             raise PreflightError(
                 "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
             )
@@ -210,7 +210,7 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
 
 def has_signal(term: Term, example: Example) -> bool:
     """Whether a term can learn from a rollout: it is routed there, and has the contexts or the advantage that the term reads."""
-    taught = all(context in example.teacher_prompt_ids for context in term.contexts)
+    learns = all(context in example.teacher_prompt_ids for context in term.contexts)
     if term.spec.tokens == "sampled_mask" and not term.spec.unrewarded:
-        taught = example.advantage != 0.0 or (bool(term.contexts) and taught)
-    return example.routes.get(term.name, 1.0) > 0 and taught
+        learns = example.advantage != 0.0 or (bool(term.contexts) and learns)
+    return example.routes.get(term.name, 1.0) > 0 and learns

@@ -11,7 +11,7 @@ from onpolicy.annotation.metrics import rollout_metrics
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.rendering import Renderer
-from onpolicy.epistemic.baseline import Baseline, load
+from onpolicy.epistemic.baseline import Baseline, load_baseline
 from onpolicy.protocols import Generator
 from onpolicy.rollout.build import prompt_cursor
 from onpolicy.types import Prompt
@@ -45,7 +45,7 @@ def measure_baseline(
     telemetry = text_telemetry(resolved, renderer)
     if not settings.baseline or telemetry is None:
         return None
-    known = load(path) if path.exists() else Baseline()
+    known = load_baseline(path) if path.exists() else Baseline()
     missing = [p for p in _visited(resolved, prompts) if p.id not in known.problem_baselines]
     if missing:
         on_start()

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from onpolicy.config.compare import ABSENT, differences
+from onpolicy.config.compare import ABSENT, config_differences
 from onpolicy.config.load import to_yaml
 from onpolicy.config.schema import Config
 from onpolicy.types import Metrics
@@ -91,7 +91,7 @@ def logged(folder: Path) -> list[Metrics]:
 
 def _differences(before: Any, after: Any) -> list[str]:
     """What is not the same now; a setting that is not set is the same as one that is not there."""
-    found = differences(before, after, RESUMABLE)
+    found = config_differences(before, after, RESUMABLE)
     changed = [d for d in found if not (d.one in UNSET and d.other in UNSET)]
     return [f"{d.key}: {_shown(d.one)} there, {_shown(d.other)} here" for d in changed]
 

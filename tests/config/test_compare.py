@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-from onpolicy.config.compare import ABSENT, differences, fingerprint, shown
+from onpolicy.config.compare import ABSENT, config_differences, fingerprint, shown
 from onpolicy.config.keys import under
 
 
 def test_differences_of_settings() -> None:
     one = {"a": [1, {"b": 2}], "c": {"name": "x", "n": 1}, "d": {}, "same": [1]}
     other = {"a": [1], "c": {"name": "y"}, "same": [1.0]}
-    assert sorted((d.key, shown(d.one), shown(d.other)) for d in differences(one, other)) == [
+    assert sorted((d.key, shown(d.one), shown(d.other)) for d in config_differences(one, other)) == [
         ("a[1].b", "2", "nothing"),
         ("c.n", "1", "nothing"),
         ("c.name", "x", "y"),
     ]
-    assert list(differences({"a": {"b": 1}}, {"a": "text"})) == [("a", {"b": 1}, "text")]
-    assert not list(differences({"lr": "1e-6"}, {"lr": 0.000001})), "YAML reads the one as a text"
+    assert list(config_differences({"a": {"b": 1}}, {"a": "text"})) == [("a", {"b": 1}, "text")]
+    assert not list(config_differences({"lr": "1e-6"}, {"lr": 0.000001})), "YAML reads the one as a text"
     assert under("objective[0].weight", ["objective"]) and under("objective[0].weight", ["objective[0]"])
     assert under("trainer.lr", ["trainer.lr"]) and not under("trainer.lr_schedule", ["trainer.lr"])
     assert not under("objective[10].weight", ["objective[1]"])
@@ -23,8 +23,8 @@ def test_differences_of_settings() -> None:
 
 def test_ignored_keys_are_left_out_with_all_below_them() -> None:
     one, other = {"a": {"b": 1, "c": [1]}, "seed": 0}, {"a": {"b": 2, "c": [2]}, "seed": 1}
-    assert list(differences(one, other, ["seed", "a.c"])) == [("a.b", 1, 2)]
-    assert list(differences(one, ABSENT, ["a"])) == [("seed", 0, ABSENT)]
+    assert list(config_differences(one, other, ["seed", "a.c"])) == [("a.b", 1, 2)]
+    assert list(config_differences(one, ABSENT, ["a"])) == [("seed", 0, ABSENT)]
 
 
 def test_the_same_settings_have_the_same_fingerprint() -> None:

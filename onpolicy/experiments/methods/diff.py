@@ -7,7 +7,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.config.compare import ABSENT, Difference, differences, shown
+from onpolicy.config.compare import ABSENT, ConfigDifference, config_differences, shown
 from onpolicy.experiments.methods.axes import axes, read, settings
 from onpolicy.utils.terminal import plain
 
@@ -16,8 +16,8 @@ def print_difference(one: Path, other: Path) -> int:
     """0 where the two are the same method with the same settings, else 1, as diff does."""
     first, second = read(one), read(other)
     found = {
-        "axes": list(differences(axes(first), axes(second))),
-        "settings": list(differences(settings(first), settings(second))),
+        "axes": list(config_differences(axes(first), axes(second))),
+        "settings": list(config_differences(settings(first), settings(second))),
     }
     console = Console()
     for title, rows in found.items():
@@ -28,7 +28,7 @@ def print_difference(one: Path, other: Path) -> int:
     return int(any(found.values()))
 
 
-def _table(title: str, rows: list[Difference], names: tuple[str, str]) -> Table:
+def _table(title: str, rows: list[ConfigDifference], names: tuple[str, str]) -> Table:
     table = Table(title=title, title_justify="left")
     for head in ("axis" if title == "axes" else "key", *names):
         table.add_column(plain(head), overflow="fold")

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.config.canonical import canonicalize
-from onpolicy.config.compare import differences, fingerprint, shown
+from onpolicy.config.compare import config_differences, fingerprint, shown
 from onpolicy.config.keys import under
 from onpolicy.config.resolve import load_resolved
 from onpolicy.config.resolved import ResolvedConfig
@@ -268,7 +268,7 @@ class ConfoundCheck:
         reference = first.canonical
         for cell in others:
             unswept = []
-            for key, one, other in differences(cell.canonical, reference, IGNORED_KEYS):
+            for key, one, other in config_differences(cell.canonical, reference, IGNORED_KEYS):
                 value, there = shown(one), shown(other)
                 if under(key, self.grid.confounds) and not under(key, self.grid.axes):
                     self.confounds[Confound(cell.arm, cell.factor, key, value, there)] = None

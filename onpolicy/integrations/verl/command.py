@@ -86,7 +86,7 @@ def print_check(path: Path, overrides: Sequence[str]) -> int:
     return 0
 
 
-def train(path: Path, overrides: Sequence[str]) -> int:
+def train_on_verl(path: Path, overrides: Sequence[str]) -> int:
     """Checks, and then runs ``python -m verl.trainer.main_ppo``; returns its status."""
     check(path, overrides)
     here = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])  # for plug-ins of the user's

@@ -31,7 +31,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
 
     _bridge: Bridge | None = None
     _teachers: TeacherReader
-    _taught: dict[str, HiddenStates] | None = None
+    _teacher_states: dict[str, HiddenStates] | None = None
     """The teachers' outputs for the current micro-batch."""
 
     def learn(self, bridge: Bridge, teachers: TeacherReader) -> None:
@@ -72,17 +72,17 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         """One micro-batch: first the teachers' forward passes, without a graph."""
         if forward_only or self._bridge is None:
             return super().forward_step(micro_batch, loss_function, forward_only)
-        self._taught = self._teachers.read(micro_batch.to(get_device_id()))
+        self._teacher_states = self._teachers.read(micro_batch.to(get_device_id()))
         try:
             return super().forward_step(micro_batch, loss_function, forward_only)
         finally:
-            self._taught = None
+            self._teacher_states = None
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> Any:
         """Log-probabilities are the model's own, at temperature 1, whatever temperature it was sampled with."""
         tu.assign_non_tensor(micro_batch, temperature=1.0)
         inputs, arguments = super().prepare_model_inputs(micro_batch)
-        if self._taught is not None and _is_packed(micro_batch):
+        if self._teacher_states is not None and _is_packed(micro_batch):
             inputs["logits_to_keep"] = _packed_rows(micro_batch["prompts"], micro_batch["responses"])
         return inputs, arguments
 
@@ -90,10 +90,10 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         self, output: Any, output_args: Any, micro_batch: TensorDict, logits_processor_func: Any
     ) -> Any:
         """The student's and the teachers' logits at the sampled tokens, for ``Bridge``."""
-        if self._taught is None:
+        if self._teacher_states is None:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
         logits = _rows(output.logits, micro_batch)[sampled(micro_batch)]
-        return {"student": HiddenStates(logits, Head()), "teachers": self._taught}
+        return {"student": HiddenStates(logits, Head()), "teachers": self._teacher_states}
 
     @torch.no_grad()
     def response_logits(

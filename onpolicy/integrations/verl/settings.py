@@ -93,13 +93,13 @@ def served(config: DictConfig) -> ResolvedConfig:
     return resolved
 
 
-def packed(config: Config) -> DictConfig:
+def pack_config(config: Config) -> DictConfig:
     """The form in which a config is sent to the workers."""
     return OmegaConf.create(dataclasses.asdict(config))
 
 
-def unpacked(config: DictConfig) -> ResolvedConfig:
-    """The config that ``packed`` was given, resolved again."""
+def unpack_config(config: DictConfig) -> ResolvedConfig:
+    """The config that ``pack_config`` was given, resolved again."""
     return resolve(build(config))
 
 
@@ -158,4 +158,4 @@ def prepare(config: DictConfig, resolved: ResolvedConfig, mode: str) -> None:
     """Stores the method where workers find it, and sets the trainer's mode to verl's own, which verl compares with."""
     with open_dict(config):
         config.trainer.v1.trainer_mode = mode
-        config.actor_rollout_ref[SECTION] = packed(resolved.config)
+        config.actor_rollout_ref[SECTION] = pack_config(resolved.config)

@@ -19,7 +19,7 @@ from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.names import COEFFICIENTS, SECTION, VENDOR
-from onpolicy.integrations.verl.settings import unpacked
+from onpolicy.integrations.verl.settings import unpack_config
 from onpolicy.integrations.verl.teachers import Teachers
 from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.trainer.collectives import ProcessGroup
@@ -38,7 +38,7 @@ class TeachingWorkerMixin:
 
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR  # by which verl's registry picks our engine
         super().init_model()  # type: ignore[misc]
-        resolved = unpacked(self.config[SECTION])  # type: ignore[attr-defined]
+        resolved = unpack_config(self.config[SECTION])  # type: ignore[attr-defined]
         worker, reference = self.actor, self.ref  # type: ignore[attr-defined]
         if not isinstance(worker.engine, TeachingEngine):
             raise TypeError(

@@ -15,7 +15,7 @@ import yaml
 from omegaconf import OmegaConf, open_dict
 
 from onpolicy.integrations.verl.command import check, compose
-from onpolicy.integrations.verl.settings import OURS, method, needs_reference, prepare, served, unpacked
+from onpolicy.integrations.verl.settings import OURS, method, needs_reference, prepare, served, unpack_config
 from onpolicy.utils.errors import ConfigError
 from tests.integrations.verl.runs import ROOT, write_data
 
@@ -158,7 +158,7 @@ def test_the_method_travels_to_the_workers_as_it_is(given: list[str]) -> None:
     resolved = method(config)
     prepare(config, resolved, "sync")
     assert config.trainer.v1.trainer_mode == "sync"
-    assert unpacked(config.actor_rollout_ref.onpolicy).config == resolved.config
+    assert unpack_config(config.actor_rollout_ref.onpolicy).config == resolved.config
 
 
 def test_a_served_teacher_takes_one_view_and_nothing_else(given: list[str]) -> None:
