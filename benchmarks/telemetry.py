@@ -38,7 +38,7 @@ from onpolicy.trainer.trainer import TrainerSetup, local
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
 from onpolicy.utils.timer import PhaseTimer
 
-LEXICONS = ("seed10", "A", "B", "C", "D", "F")
+LEXICONS = ("paper10", "self_doubt", "hedges", "alternatives", "boosters", "neutral")
 TEXT = "We have 12 + 7 = 19, so then wait, maybe I should check that. Hmm, alternatively $x^2 = 4$ gives 2. "
 ROLLOUTS, TOKENS, REPEATS = 8, 256, 6
 
@@ -80,13 +80,13 @@ def measure() -> dict[str, list[float]]:
     )  # fmt: skip
     trainer = local(setup=setup)
     groups = [_scored(r, i) for i, r in enumerate(rollouts)]
-    plain = TextTelemetry(LEXICONS, "A", renderer.split_thinking)
+    plain = TextTelemetry(LEXICONS, "self_doubt", renderer.split_thinking)
     text = replace(plain, baseline=plain.build_baseline(groups, SPACING))
     seconds: dict[bool, list[float]] = {False: [], True: []}
     own: list[float] = []
     marking = [0.0, 0.0]
     for watched in [False, True] * REPEATS:
-        watch = Timed("A", (*LEXICONS, *CLASSES))
+        watch = Timed("self_doubt", (*LEXICONS, *CLASSES))
         trainer.telemetry = watch if watched else None
         trainer.batching.spans = tuple(finders) if watched else ()
         start = time.perf_counter()

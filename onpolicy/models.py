@@ -44,7 +44,7 @@ def resolve_model(path: str) -> str:
     folder = Path(path).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():
-            raise ModelError(f"model.path: folder {path!r} has no config.json; wanted a Hugging Face model folder")
+            raise ModelError(f"model.path: folder {path!r} has no config.json; expected a Hugging Face model folder")
         return str(folder)
     if path.startswith((".", "/", "~")) or path.count("/") > 1:
         raise ModelError(f"model.path: {path!r} does not exist")
@@ -103,7 +103,7 @@ def load_causal_lm(
     except pickle.UnpicklingError as error:
         raise ModelError(
             f"model.path: {path!r} cannot be loaded: its weights are a pickle that holds more than tensors, which could run code; "
-            "wanted model.safetensors"
+            "expected model.safetensors"
         ) from error
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ModelError(f"model.path: {path!r} cannot be loaded: {_first_line(error)}") from error

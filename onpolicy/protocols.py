@@ -27,7 +27,7 @@ class Generator(Protocol):
     policy_version: int
     """Version of the weights now in the engine; every rollout carries that of its oldest token."""
     on_progress: Callable[[int, int], None]
-    """Called with (rollouts finished, rollouts wanted) while generating, for each token at least: silence means that it hangs."""
+    """Called with (rollouts finished, rollouts expected) while generating, for each token at least: silence means that it hangs."""
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """Samples ``group_size`` rollouts of each prompt, in the order given; ``sampling`` replaces the one it was made with.

@@ -67,7 +67,7 @@ class Sampling:
     temperature: float = field(default=1.0, metadata={"help": "0: greedy"})
     top_p: float = field(default=1.0, metadata={"help": "nucleus; 1: off"})
     top_k: int = field(default=0, metadata={"help": "likeliest tokens to draw from; 0: off"})
-    staleness: int = field(
+    max_staleness: int = field(
         default=0,
         metadata={
             "help": "how many versions older than the weights being trained those may be that sampled a token: rollouts of "
@@ -83,11 +83,11 @@ class Sampling:
             "temperature": (self.temperature, self.temperature >= 0, "0 or more"),
             "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k, self.top_k >= 0, "0 or more"),
-            "staleness": (self.staleness, self.staleness >= 0, "0 or more"),
+            "max_staleness": (self.max_staleness, self.max_staleness >= 0, "0 or more"),
         }
         for name, (value, fine, want) in wanted.items():
             if not fine:
-                raise ValueError(f"generator.{name}: got {value}, wanted {want}")
+                raise ValueError(f"generator.{name}: got {value}, expected {want}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -114,7 +114,7 @@ class Rollout:
     """``stop``: ended by itself; ``length``: cut at ``generator.max_tokens``; ``abort``: the engine gave up."""
     policy_version: int
     """Optimizer step whose weights sampled this, its oldest token if they changed meanwhile; the loop refuses any that
-    is more than ``generator.staleness`` behind the current one."""
+    is more than ``generator.max_staleness`` behind the current one."""
     token_versions: tuple[int, ...] = ()
     """[T] by token; empty: all were sampled by ``policy_version``."""
     sampled_mask: tuple[bool, ...] = ()

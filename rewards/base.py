@@ -162,5 +162,5 @@ def _number(value: Any) -> float | None:
         return None
     number = float(value)
     if not math.isfinite(number):
-        raise ValueError(f"returned {value!r}, wanted a finite number")
+        raise ValueError(f"returned {value!r}, expected a finite number")
     return number

@@ -1,6 +1,6 @@
 """Lists of epistemic markers, and how they are counted.
 
-``seed10`` and ``companion9`` are those of arXiv 2603.24472 and 2603.15500. The tiers sort words by what they do: A says
+``paper10`` and ``companion9`` are those of arXiv 2603.24472 and 2603.15500. The tiers sort words by what they do: A says
 that the speaker doubts what was just said, B weakens a claim, C opens another branch, D strengthens a claim, F does
 none of these and is as frequent in reasoning text: the control. ``add`` makes a list of one's own known.
 """
@@ -13,9 +13,9 @@ from collections.abc import Sequence
 from typing import Literal
 
 LEXICONS: dict[str, tuple[str, ...]] = {
-    "seed10": ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check"),
+    "paper10": ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check"),
     "companion9": ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "check"),
-    "A": (
+    "self_doubt": (
         "wait",
         "hmm",
         "hold on",
@@ -25,10 +25,19 @@ LEXICONS: dict[str, tuple[str, ...]] = {
         "that's not right",
         "i'm not sure",
     ),
-    "B": ("perhaps", "maybe", "might", "possibly", "probably", "seems", "likely", "appears", "i think", "i guess"),
-    "C": ("alternatively", "another approach", "another way", "or maybe", "what if", "let's try", "instead"),
-    "D": ("clearly", "obviously", "certainly", "definitely", "of course", "undoubtedly", "surely", "without doubt"),
-    "F": ("so", "then", "now", "thus", "therefore", "first", "next", "also", "here", "since"),
+    "hedges": ("perhaps", "maybe", "might", "possibly", "probably", "seems", "likely", "appears", "i think", "i guess"),
+    "alternatives": ("alternatively", "another approach", "another way", "or maybe", "what if", "let's try", "instead"),
+    "boosters": (
+        "clearly",
+        "obviously",
+        "certainly",
+        "definitely",
+        "of course",
+        "undoubtedly",
+        "surely",
+        "without doubt",
+    ),
+    "neutral": ("so", "then", "now", "thus", "therefore", "first", "next", "also", "here", "since"),
 }
 
 Mode = Literal["paper", "words"]
@@ -50,7 +59,7 @@ def add(name: str, words: Sequence[str]) -> None:
     """
     cleaned = tuple(dict.fromkeys(" ".join(_folded(str(word)).split()) for word in words))
     if not cleaned or not all(isinstance(word, str) and word.strip() for word in words):
-        raise ValueError(f"lexicon {name!r}: wanted a list of words or phrases, got {words!r}")
+        raise ValueError(f"lexicon {name!r}: expected a list of words or phrases, got {words!r}")
     if LEXICONS.get(name, cleaned) != cleaned:
         raise ValueError(f"lexicon {name!r}: the name is taken; known: {', '.join(LEXICONS)}")
     LEXICONS[name] = cleaned
@@ -59,11 +68,11 @@ def add(name: str, words: Sequence[str]) -> None:
 def words_of(lexicon: str) -> tuple[str, ...]:
     """Raises ValueError for an unknown lexicon."""
     if lexicon not in LEXICONS:
-        raise ValueError(f"lexicon: got {lexicon!r}, wanted one of {', '.join(LEXICONS)}")
+        raise ValueError(f"lexicon: got {lexicon!r}, expected one of {', '.join(LEXICONS)}")
     return LEXICONS[lexicon]
 
 
-def count(text: str, lexicon: str = "seed10", mode: Mode = "words") -> dict[str, int]:
+def count(text: str, lexicon: str = "paper10", mode: Mode = "words") -> dict[str, int]:
     """Occurrences of each marker.
 
     ``mode="paper"`` counts as arXiv 2603.24472 does: substrings of the lower-cased text, so that "unlikely" holds a
@@ -77,12 +86,12 @@ def count(text: str, lexicon: str = "seed10", mode: Mode = "words") -> dict[str,
         lowered = text.lower()
         return {marker: lowered.count(marker) for marker in words}
     if mode != "words":
-        raise ValueError(f"mode: got {mode!r}, wanted 'paper' or 'words'")
+        raise ValueError(f"mode: got {mode!r}, expected 'paper' or 'words'")
     folded = _folded(text)
     return {marker: len(_pattern(marker).findall(folded)) for marker in words}
 
 
-def find(text: str, lexicon: str = "seed10", *, prompt: str = "", merge: bool = False) -> Spans:
+def find(text: str, lexicon: str = "paper10", *, prompt: str = "", merge: bool = False) -> Spans:
     """Where the markers of a lexicon stand as words, as ``(start, end)``, in order.
 
     Left out are those inside literal mathematics and code (``$...$``, ``\\(...\\)``, ``\\[...\\]``, back-quotes) and those

@@ -111,7 +111,7 @@ def _as_text(one: str, other: str) -> bool | None:
 
 
 def _as_choices(one: str, other: str) -> bool | None:
-    """Where a letter is wanted: the last capital letter of the choices that stands by itself."""
+    """Where a letter is expected: the last capital letter of the choices that stands by itself."""
     if len(other) != 1 or other not in CHOICES:
         return None
     letters = re.findall(rf"(?<![A-Za-z])[{CHOICES}](?![A-Za-z])", one)

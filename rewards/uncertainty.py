@@ -20,7 +20,7 @@ SPACING = 20
 """Words between two markers that both count."""
 
 
-def density(completion: str, num_tokens: int, *, lexicon: str = "A", scale: float = 10.0) -> float:
+def density(completion: str, num_tokens: int, *, lexicon: str = "self_doubt", scale: float = 10.0) -> float:
     """rate / scale, unbounded. **For ablation only: it can be gamed**: a rollout stuffed with markers earns most.
 
     Args:
@@ -31,12 +31,18 @@ def density(completion: str, num_tokens: int, *, lexicon: str = "A", scale: floa
 
 
 def saturating_floor(
-    completion: str, num_tokens: int, prompt: object = "", *, floor: float, lexicon: str = "A", spacing: int = SPACING
+    completion: str,
+    num_tokens: int,
+    prompt: object = "",
+    *,
+    floor: float,
+    lexicon: str = "self_doubt",
+    spacing: int = SPACING,
 ) -> float:
     """min(1, rate / floor): the reflection reward of REA-RL (arXiv 2505.19862), a floor and not a maximand.
 
     Its authors put the floor at a low quantile of the reference model's own rate (4.4 per 1,000 tokens for R1-Distill-7B). With the
-    weight `{name: dual_ascent, metric: epistemic/A/rate_per_1k, share: 0.9, rate: 0.01}` it is a Lagrangian floor: paid only
+    weight `{name: dual_ascent, metric: epistemic/self_doubt/rate_per_1k, share: 0.9, rate: 0.01}` it is a Lagrangian floor: paid only
     while the mean rate lies under nine tenths of the reference model's.
 
     Args:
@@ -54,7 +60,7 @@ def target_rate(
     ref_rate: float = 0.0,
     ref_std: float = 0.0,
     *,
-    lexicon: str = "A",
+    lexicon: str = "self_doubt",
     band: float = 1.0,
     least_std: float = 0.5,
     one_sided: bool = False,

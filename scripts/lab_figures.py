@@ -16,7 +16,7 @@ NAMES = {
     "moving_teacher": "self-distillation, EMA teacher",
     "grpo": "GRPO",
 }
-RATE = "epistemic/seed10/rate_per_1k"
+RATE = "epistemic/paper10/rate_per_1k"
 PROBLEMS = {"all": 320}
 """40 steps of eight problems visit this many of the 540, once each."""
 
@@ -85,7 +85,7 @@ def curves_over_steps(report: dict[str, Any]) -> None:
     shown = (
         ("tokens per rollout", "rollout/completion_length/mean", (0, 45), (0, 15, 30, 45)),
         ("epistemic markers per 1,000 tokens", RATE, (0, 120), (0, 40, 80, 120)),
-        ("accuracy on the problems trained on", "group/right", (0.5, 1), (0.5, 0.75, 1)),
+        ("accuracy on the problems trained on", "group/pass_rate", (0.5, 1), (0.5, 0.75, 1)),
     )
     for i, (title, metric, bounds, ticks) in enumerate(shown):
         panel = Panel(picture, (50 + i * 310, 40, 310 + i * 310, 230), (0, 40), bounds)

@@ -12,7 +12,7 @@ from typing import Any
 from lab_tables import SETS, difference_ci, table
 
 RESULTS = Path("docs/results/paper")
-LENGTH, RATE = "eval/other_map/completion_length", "eval/other_map/epistemic/seed10/rate_per_1k"
+LENGTH, RATE = "eval/other_map/completion_length", "eval/other_map/epistemic/paper10/rate_per_1k"
 
 
 def main() -> None:
@@ -29,7 +29,7 @@ def section_3() -> None:
     by_name = {
         row["context"]: [next(r for r in rows if r["context"] == row["context"]) for rows in seeds] for row in seeds[0]
     }
-    measures = ("score", "tokens", "paper_count", "paper_per_1k", "rate/seed10")
+    measures = ("score", "tokens", "paper_count", "paper_per_1k", "rate/paper10")
 
     def cells(rows: Sequence[Any]) -> Iterable[str]:
         yield from (spread([r["mean"][m]["mean"] for r in rows]) for m in measures)

@@ -91,12 +91,12 @@ def ray() -> Iterator[Any]:
     """One cluster for all tests of this worker that use Ray."""
     import ray as module
 
-    from onpolicy.config.schema import RolesSettings
+    from onpolicy.config.schema import DistributedSettings
     from onpolicy.distributed import ray_cluster
 
     while not module.is_initialized():
         try:
-            ray_cluster.join(RolesSettings())
+            ray_cluster.join(DistributedSettings())
         except Exception as error:  # half a minute, which nothing can change
             if "timed out during startup" not in str(error):
                 raise

@@ -30,7 +30,7 @@ def test_the_methods_page_is_current() -> None:
 
 
 def test_diff_names_the_axes(capsys: pytest.CaptureFixture[str]) -> None:
-    sdpo, ema, grpo = (str(ROOT / "configs" / f"{name}.yaml") for name in ("sdpo", "sdpo_ema", "grpo_seed"))
+    sdpo, ema, grpo = (str(ROOT / "configs" / f"{name}.yaml") for name in ("sdpo", "sdpo_ema", "grpo_paper"))
     assert main(["diff", sdpo, ema]) == 1
     output = capsys.readouterr().out
     assert "ema(ema_decay=0.95)" in output and "settings" not in output

@@ -25,7 +25,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "brevity": {"budget": 8},
     "saturating_floor": {"floor": 4.0},
     "temperature": {"temperature": 2.0},
-    "gap_above": {"threshold": -1.0},
+    "logratio_above": {"threshold": -1.0},
     "spans": {"marked": "key"},
     "normalized": {"token_weights": "position"},
     "entropy_matched": {"token_weights": "position"},

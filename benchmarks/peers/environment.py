@@ -1,4 +1,4 @@
-"""The environment of the peers, TRL and Liger, apart from the project's own: `build/peers`, made when it is first wanted.
+"""The environment of the peers, TRL and Liger, apart from the project's own: `build/peers`, made when it is first expected.
 
     python -m benchmarks.peers.environment
 

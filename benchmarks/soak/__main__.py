@@ -34,7 +34,9 @@ def main() -> int:
     parser.add_argument("--kinds", nargs="+", choices=list(KINDS), default=list(KINDS), help="of faults; default: all")
     parser.add_argument("--limit", type=int, help="faults at most")
     parser.add_argument("--generator", choices=["vllm", "transformers"], default="vllm", help="who samples")
-    parser.add_argument("--patience", type=float, default=Work.patience, help="roles.patience, in seconds")
+    parser.add_argument(
+        "--patience", type=float, default=Work.patience, help="distributed.heartbeat_timeout_s, in seconds"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS / "soak.json", help="file of the results")
     parser.add_argument("--folder", type=Path, default=Path("runs/soak"), help="of the run; what is in it goes")
     arguments = parser.parse_args()

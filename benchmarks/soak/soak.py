@@ -89,7 +89,7 @@ class Soak:
     ) -> None:
         """
         Args:
-            wanted: what is trained
+            expected: what is trained
             folder: for the run and everything around it
             seconds: between two faults, on average
             kinds: of ``chaos.KINDS``

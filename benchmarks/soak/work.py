@@ -53,7 +53,12 @@ def config(work: Work, folder: Path, model: str) -> dict[str, Any]:
     trainer: dict[str, Any] = {"name": "local", "lr": 1e-4}
     if TRAINERS:
         trainer |= {"name": "deepspeed", "config": str(folder / "zero2.json")}
-    generator: dict[str, Any] = {"name": work.generator, "group_size": GROUP, "max_tokens": 16, "staleness": STALENESS}
+    generator: dict[str, Any] = {
+        "name": work.generator,
+        "group_size": GROUP,
+        "max_tokens": 16,
+        "max_staleness": STALENESS,
+    }
     if work.generator == "vllm":
         generator |= {"max_num_seqs": 8, "enforce_eager": True}
     return {
@@ -65,10 +70,11 @@ def config(work: Work, folder: Path, model: str) -> dict[str, Any]:
         "teacher": {"name": "ema", "ema_decay": 0.9},
         "objective": [{"name": "distill", "divergence": "forward_kl"}, {"name": "policy_gradient", "weight": 0.1}],
         "trainer": trainer,
-        "roles": {
-            "generators": 2, "trainers": TRAINERS, "rewards": 1, "patience": work.patience, "restarts": 1000,
+        "distributed": {
+            "num_generators": 2, "num_trainers": TRAINERS, "num_reward_workers": 1, "heartbeat_timeout_s": work.patience,
+            "max_restarts": 1000,
         },
-        "epistemic": {"lexicons": ["A"]},
+        "epistemic": {"lexicons": ["self_doubt"]},
         "guards": [],
         "preflight": {"enabled": False},
         "logging": {"trackers": ["jsonl"], "samples": PROMPTS_PER_STEP * GROUP, "tokens_every": 0},

@@ -51,7 +51,7 @@ class Annotator:
 
         Raises:
             StaleRollouts: a token comes from weights more than ``staleness`` versions below ``version``, or from newer ones.
-            PromptTooLong: a privileged prompt is over the limit and ``rendering.too_long`` is ``refuse``.
+            PromptTooLong: a privileged prompt is over the limit and ``rendering.overlong`` is ``error``.
         """
         for scored in groups:
             _refuse_stale(scored.group, version, self.staleness)
@@ -139,7 +139,7 @@ class TeacherPrompts:
         """Token ids of a rollout's privileged prompt; None where its context is empty, or too long and to be dropped.
 
         Raises:
-            PromptTooLong: it is over the limit, and ``rendering.too_long`` is ``refuse``.
+            PromptTooLong: it is over the limit, and ``rendering.overlong`` is ``error``.
         """
         if messages is None:
             return None
@@ -180,5 +180,5 @@ def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:
             found = f"{oldest}" if oldest == newest else f"{oldest} to {newest}"
             raise StaleRollouts(
                 f"prompt {group.prompt.id!r}: sampled with weights of version {found}, training is at {version} and "
-                f"generator.staleness is {staleness}; generator.update_weights was skipped or failed"
+                f"generator.max_staleness is {staleness}; generator.update_weights was skipped or failed"
             )

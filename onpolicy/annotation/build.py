@@ -52,7 +52,7 @@ def build_queries(
         seed_of=functools.partial(step_seed, resolved.config.seed, "inquiry"),
         renderer=model.renderer,
         limit=model.max_model_len - resolved.generator.settings.max_tokens,
-        drop_too_long=resolved.config.rendering.too_long == "drop",
+        drop_too_long=resolved.config.rendering.overlong == "drop",
     )
 
 
@@ -89,8 +89,8 @@ def build_annotator(
         credit=resolved.credit.bind(),
         queries=queries or _no_queries(renderer),
         max_teacher_prompt_tokens=max_teacher_prompt_tokens,
-        drop_too_long=resolved.config.rendering.too_long == "drop",
-        staleness=resolved.generator.settings.staleness,
+        drop_too_long=resolved.config.rendering.overlong == "drop",
+        staleness=resolved.generator.settings.max_staleness,
         routes={name: term.settings.route for name, term in zip(resolved.term_names, resolved.objective, strict=True)},
         spans={name: plugin.bind() for name, plugin in resolved.spans.items()},
         classes=token_classes(resolved),

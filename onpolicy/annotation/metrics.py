@@ -33,8 +33,8 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
         "rollout/completion_length/max": float(max(lengths)),
         "rollout/truncated": fmean(r.finish_reason == "length" for r in rollouts),
         "rollout/aborted": fmean(r.finish_reason == "abort" for r in rollouts),
-        "group/right": fmean(scored.pass_rate for scored in groups),
-        "group/any_right": fmean(any(scored.correct) for scored in groups),
+        "group/pass_rate": fmean(scored.pass_rate for scored in groups),
+        "group/any_correct": fmean(any(scored.correct) for scored in groups),
         "group/mixed": fmean(scored.mixed for scored in groups),
     }
 

@@ -93,7 +93,7 @@ class ContextQueries:
                     prompt, id="#".join(_identity(prompt, request)), messages=request.messages
                 )
             elif not isinstance(request, SampleProblem):
-                raise QueryError(f"a context asked for {request!r}; wanted AskModel or SampleProblem")
+                raise QueryError(f"a context asked for {request!r}; expected AskModel or SampleProblem")
         found = {
             samples: self._ask(prompts, samples, seed=self.seed_of(version) + 7919 * (turn + 1))
             for samples, prompts in asked.items()

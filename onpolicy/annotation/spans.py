@@ -31,8 +31,8 @@ def pattern(group: RolloutGroup, index: int, rewards: Sequence[float], *, regex:
     return [match.span() for match in re.finditer(regex, group.rollouts[index].text)]
 
 
-def markers(group: RolloutGroup, index: int, rewards: Sequence[float], *, lexicon: str = "A") -> Spans:
-    """Every marker of a lexicon, but for those in mathematics, code or quotations of the prompt; the neutral words of `F` are the control.
+def markers(group: RolloutGroup, index: int, rewards: Sequence[float], *, lexicon: str = "self_doubt") -> Spans:
+    """Every marker of a lexicon, but for those in mathematics, code or quotations of the prompt; the `neutral` words are the control.
 
     Args:
         lexicon: whose markers

@@ -31,12 +31,12 @@ def ranges(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         "rendering.max_teacher_prompt_tokens": config.rendering.max_teacher_prompt_tokens,
         "trainer.micro_batch_tokens": trainer.micro_batch_tokens,
         "trainer.updates_per_step": trainer.updates_per_step,
-        "eval.samples": config.eval.samples,
+        "eval.samples_per_problem": config.eval.samples_per_problem,
         "checkpoint.keep_last": config.checkpoint.keep_last,
     }
     for key, value in positive.items():
         if value is not None and value < 1:
-            yield f"{key}: got {value}, wanted at least 1."
+            yield f"{key}: got {value}, expected at least 1."
     nonnegative = {
         "trainer.lr": trainer.lr,
         "eval.every": config.eval.every,
@@ -46,29 +46,29 @@ def ranges(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     }
     for key, number in nonnegative.items():
         if number < 0:
-            yield f"{key}: got {number}, wanted 0 or more."
+            yield f"{key}: got {number}, expected 0 or more."
 
 
 def lists(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     """The items of lists: OmegaConf takes a list where a number of a list is expected."""
     config = resolved.config
     yield from _items("trainer.betas", resolved.trainer.settings.betas, int | float, "two numbers", length=2)
-    yield from _items("eval.k", config.eval.k, int, "whole numbers")
+    yield from _items("eval.pass_at", config.eval.pass_at, int, "whole numbers")
     yield from _items("epistemic.lexicons", config.epistemic.lexicons, str, "names of lexicons")
-    for k in config.eval.k if problems.sound("eval.samples") else ():
-        if isinstance(k, int) and not 1 <= k <= config.eval.samples:
-            yield f"eval.k: got {k}, wanted 1 to eval.samples = {config.eval.samples}."
+    for k in config.eval.pass_at if problems.sound("eval.samples_per_problem") else ():
+        if isinstance(k, int) and not 1 <= k <= config.eval.samples_per_problem:
+            yield f"eval.pass_at: got {k}, expected 1 to eval.samples_per_problem = {config.eval.samples_per_problem}."
 
 
 def _items(key: str, values: Sequence[Any], kind: Any, expected: str, length: int | None = None) -> Iterator[str]:
     if not all(isinstance(v, kind) for v in values) or (length is not None and len(values) != length):
-        yield f"{key}: got {values!r}, wanted a list of {expected}."
+        yield f"{key}: got {values!r}, expected a list of {expected}."
 
 
 def choices(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     """Values that are one of a few names."""
     config = resolved.config
-    yield from _one_of("rendering.too_long", config.rendering.too_long, ("refuse", "drop"))
+    yield from _one_of("rendering.overlong", config.rendering.overlong, ("error", "drop"))
     yield from _one_of("trainer.lr_schedule", resolved.trainer.settings.lr_schedule, LR_SCHEDULES)
     for guard in resolved.guards:
         yield from _one_of(f"{guard.plugin.key}.action", guard.settings.action, ACTIONS)
@@ -83,14 +83,14 @@ def lexicons(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     config = resolved.config
     named = [*(("epistemic.lexicons", name) for name in config.epistemic.lexicons)]
     for key, name in (*named, ("epistemic.lexicon", config.epistemic.lexicon)):
-        if name not in config.lexicons:
+        if name not in config.custom_lexicons:
             yield from _one_of(key, name, lexicon.LEXICONS, "lexicon")
 
 
 def _one_of(key: str, value: str, known: Iterable[str], kind: str = "") -> Iterator[str]:
     if value not in known:
         hint = renamed_name(kind, value) or suggest(value, known)
-        yield f"{key}: got {value!r}, wanted one of {', '.join(known)}.{hint}"
+        yield f"{key}: got {value!r}, expected one of {', '.join(known)}.{hint}"
 
 
 def lowered(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
@@ -102,10 +102,10 @@ def lowered(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         key, settings = guard.plugin.key, guard.settings
         if settings.action not in ACTIONS or not problems.sound(key):
             continue
-        if settings.action == "lower" and (settings.lowers in numbers or problems.sound(*sections)):
-            yield from _one_of(f"{key}.lowers", str(settings.lowers), numbers)
-        elif settings.action != "lower" and settings.lowers:
-            yield f"{key}.lowers: has no effect with action={settings.action}; set action=lower."
+        if settings.action == "lower" and (settings.target in numbers or problems.sound(*sections)):
+            yield from _one_of(f"{key}.target", str(settings.target), numbers)
+        elif settings.action != "lower" and settings.target:
+            yield f"{key}.target: has no effect with action={settings.action}; set action=lower."
 
 
 def contexts(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
@@ -167,11 +167,11 @@ def reference_rates(resolved: ResolvedConfig, problems: Problems) -> Iterator[st
 
 def completions(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     """What sampled answers have and a dataset's completions lack."""
-    if resolved.data.settings.completions is None:
+    if resolved.data.settings.completions_column is None:
         return
-    nothing = "data.completions: nothing is sampled"
-    if resolved.generator.settings.staleness:
-        yield f"{nothing}, so generator.staleness has no meaning; leave it at 0."
+    nothing = "data.completions_column: nothing is sampled"
+    if resolved.generator.settings.max_staleness:
+        yield f"{nothing}, so generator.max_staleness has no meaning; leave it at 0."
     if resolved.data.settings.dynamic_sampling:
         yield f"{nothing}, so there are no groups for data.dynamic_sampling; leave it at 0."
     for term in resolved.objective:

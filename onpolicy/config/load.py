@@ -94,7 +94,7 @@ def _built(raw: DictConfig | Mapping[str, Any], problems: Problems) -> Config:
 def _override(raw: DictConfig, override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
-        raise ConfigError(f"override {override!r}: wanted key=value")
+        raise ConfigError(f"override {override!r}: expected key=value")
     try:
         OmegaConf.update(raw, key, read_value(value), merge=False, force_add=True)
     except (OmegaConfBaseException, yaml.YAMLError, IndexError, TypeError, ValueError) as error:
@@ -130,7 +130,7 @@ def _refuse_unknown(raw: DictConfig, name: Any, fields: Mapping[str, dataclasses
     except OmegaConfBaseException as error:
         raise ConfigError(f"{error.full_key}: {reason(error)}") from error
     if not isinstance(value, kind):
-        raise ConfigError(f"{key}: got {value!r}, wanted {expected}.")
+        raise ConfigError(f"{key}: got {value!r}, expected {expected}.")
 
 
 def _all_keys() -> Iterator[str]:

@@ -73,7 +73,7 @@ def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
         raise ConfigError(f"{key}: unknown {kind} {name!r}.{hint}")
     module_name, _, attribute = target.partition(":")
     if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ConfigError(f"{key}: got {name!r}, wanted 'module:function' as Python writes them.")
+        raise ConfigError(f"{key}: got {name!r}, expected 'module:function' as Python writes them.")
     try:
         module = importlib.import_module(module_name) if name in table else _import_users(module_name)
     except ImportError as error:
@@ -84,7 +84,7 @@ def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
         raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}.{suggest(attribute, names)}") from None
     if not callable(function):
-        raise ConfigError(f"{key}: {target!r} is a {type(function).__name__}, wanted a function")
+        raise ConfigError(f"{key}: {target!r} is a {type(function).__name__}, expected a function")
     return function
 
 
@@ -142,7 +142,7 @@ def resolve_plugin(
         spec = {"name": spec}
     with collected(problems) as found:
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-            found.add(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
+            found.add(f"{key}: expected a name or a mapping with 'name' and options, got {spec!r}")
             return stand_in(kind, "", key)
         with found.collect():
             function = find_function(kind, spec["name"], name_key)

@@ -82,10 +82,10 @@ def _sections(config: Config, problems: Problems) -> ResolvedConfig:
 def reward_sections(config: Config, problems: Problems | None = None) -> tuple[Section, ...]:
     """The rewards, with the lexicons they may count; imports nothing else that the config names."""
     with collected(problems) as found:
-        for name, words in config.lexicons.items():
+        for name, words in config.custom_lexicons.items():
             try:
                 if not isinstance(words, list):
-                    raise ValueError(f"got {words!r}, wanted a list of words or phrases")
+                    raise ValueError(f"got {words!r}, expected a list of words or phrases")
                 lexicon.add(name, words)
             except ValueError as error:
                 found.add(f"lexicons.{name}: {error}")
@@ -96,14 +96,14 @@ def reward_sections(config: Config, problems: Problems | None = None) -> tuple[S
 
 def lowered_keys(config: Config) -> list[str]:
     """Keys of the numbers that guards may lower."""
-    return [str(spec["lowers"]) for spec in config.guards if isinstance(spec, Mapping) and spec.get("lowers")]
+    return [str(spec["target"]) for spec in config.guards if isinstance(spec, Mapping) and spec.get("target")]
 
 
 def _with_lexicon(guard: Any, lexicon_name: str) -> Any:
-    """A guard with the name of ``epistemic.lexicon`` where its metric says ``{followed}``."""
+    """A guard with the name of ``epistemic.lexicon`` where its metric says ``{lexicon}``."""
     if not isinstance(guard, Mapping) or not isinstance(guard.get("metric"), str):
         return guard
-    return {**guard, "metric": guard["metric"].replace("{followed}", lexicon_name)}
+    return {**guard, "metric": guard["metric"].replace("{lexicon}", lexicon_name)}
 
 
 def section(
@@ -125,7 +125,7 @@ def section(
     names = {f.name for f in dataclasses.fields(settings)}
     with collected(problems) as found:
         if not isinstance(spec, str | Mapping):
-            found.add(f"{key}: wanted a name or a mapping with 'name' and options, got {spec!r}")
+            found.add(f"{key}: expected a name or a mapping with 'name' and options, got {spec!r}")
             return Section(stand_in(kind, "", key), settings())
         given = spec if isinstance(spec, Mapping) else {}
         shared = _settings(settings, {k: v for k, v in given.items() if k in names}, key, lowered, found)

@@ -74,7 +74,7 @@ def phases(step: int, metrics: Metrics, memory: dict[str, Any], *, values: list[
         switch: last step of each value but the last, rising
     """
     if len(values) != len(switch) + 1 or sorted(switch) != list(switch):
-        raise ScheduleError(f"phases: wanted rising switch steps, one fewer than values; got {values} and {switch}")
+        raise ScheduleError(f"phases: expected rising switch steps, one fewer than values; got {values} and {switch}")
     return values[sum(step > last for last in switch)]
 
 
@@ -135,7 +135,7 @@ def dual_ascent(
         maximum: the multiplier does not exceed this
     """
     if (level is None) == (share is None):
-        raise ScheduleError("dual_ascent: wanted either a level or a share of the metric's first value")
+        raise ScheduleError("dual_ascent: expected either a level or a share of the metric's first value")
     if metric in metrics:
         memory.setdefault("first", metrics[metric])
     if step > 1:

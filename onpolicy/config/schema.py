@@ -44,9 +44,9 @@ class RenderingSettings:
     max_teacher_prompt_tokens: int = opt(
         32768, "maximum length of the teacher's prompt, in tokens; lowered to what fits into the model's context window"
     )
-    too_long: str = opt(
-        "refuse",
-        "what to do with a longer prompt: `refuse` stops with an error; `drop` skips the rollout and counts it",
+    overlong: str = opt(
+        "error",
+        "what to do with a longer prompt: `error` stops the run; `drop` skips the rollout and counts it",
     )
 
 
@@ -64,7 +64,7 @@ class DataSettings:
     prompts_per_step: int = opt(8, "problems per step; each gets `generator.group_size` rollouts")
     shuffle: bool = opt(True, "shuffle the problems in each epoch; the order depends on `seed` alone")
     coverage: CoverageSettings = opt(CoverageSettings, "train on a subset of the problems")
-    completions: str | None = opt(
+    completions_column: str | None = opt(
         None,
         "dataset column with a completion for each problem, as text or token ids. Nothing is then sampled and training is "
         "off-policy, e.g. fine-tuning with the term `cross_entropy`; null: completions are sampled",
@@ -130,37 +130,37 @@ class TermSettings(Weighted):
 class GuardSettings:
     action: str = opt(
         "warn",
-        "what to do when the guard triggers: `warn`, `lower` (see `lowers`), `freeze_teacher` (no more teacher updates) or `stop` (after "
+        "what to do when the guard triggers: `warn`, `lower` (see `target`), `freeze_teacher` (no more teacher updates) or `stop` (after "
         "saving)",
     )
-    lowers: str | None = opt(
+    target: str | None = opt(
         None,
         "key of the number that the action `lower` reduces: a weight, e.g. `objective[0].weight`, or a scheduled option",
     )
-    factor: float = opt(0.5, "what that number is multiplied by, for the rest of the run, each time the guard triggers")
+    scale: float = opt(0.5, "what that number is multiplied by, for the rest of the run, each time the guard triggers")
 
 
 GUARDS = [
-    {"name": "falls", "metric": "rollout/completion_length/mean", "share": 0.4},
-    {"name": "falls", "metric": "policy/entropy", "share": 0.3},
-    {"name": "falls", "metric": "epistemic/{followed}/rate_per_1k", "share": 0.3},
-    {"name": "falls", "metric": "epistemic/{followed}/entropy_at", "share": 0.3},
-    {"name": "falls", "metric": "credit/nonzero", "share": 0.3},
-    {"name": "falls", "metric": "group/mixed", "share": 0.3},
-    {"name": "falls", "metric": "group/any_right", "share": 0.5},
+    {"name": "falls", "metric": "rollout/completion_length/mean", "below_fraction": 0.4},
+    {"name": "falls", "metric": "policy/entropy", "below_fraction": 0.3},
+    {"name": "falls", "metric": "epistemic/{lexicon}/rate_per_1k", "below_fraction": 0.3},
+    {"name": "falls", "metric": "epistemic/{lexicon}/entropy_at", "below_fraction": 0.3},
+    {"name": "falls", "metric": "credit/nonzero", "below_fraction": 0.3},
+    {"name": "falls", "metric": "group/mixed", "below_fraction": 0.3},
+    {"name": "falls", "metric": "group/any_correct", "below_fraction": 0.5},
     {"name": "rises", "metric": "rollout/truncated", "by": 0.3},
     {"name": "rises", "metric": "audit/repetition", "by": 0.2},
-    {"name": "falls", "metric": "audit/compression", "share": 0.7},
-    {"name": "rises", "metric": "audit/{followed}/first_word", "by": 0.3},
-    {"name": "rises", "metric": "audit/{followed}/vacuous", "by": 0.3},
-    {"name": "rises", "metric": "audit/{followed}/after_answer", "by": 0.2},
-    {"name": "rises", "metric": "audit/{followed}/crowded", "by": 0.3},
-    {"name": "rises", "metric": "audit/{followed}/carrier", "by": 0.3},
-    {"name": "rises", "metric": "audit/{followed}/lead", "by": 0.7},
-    {"name": "rises", "metric": "epistemic/{followed}/probability", "by": 0.25},
+    {"name": "falls", "metric": "audit/compression", "below_fraction": 0.7},
+    {"name": "rises", "metric": "audit/{lexicon}/first_word", "by": 0.3},
+    {"name": "rises", "metric": "audit/{lexicon}/vacuous", "by": 0.3},
+    {"name": "rises", "metric": "audit/{lexicon}/after_answer", "by": 0.2},
+    {"name": "rises", "metric": "audit/{lexicon}/crowded", "by": 0.3},
+    {"name": "rises", "metric": "audit/{lexicon}/carrier", "by": 0.3},
+    {"name": "rises", "metric": "audit/{lexicon}/lead", "by": 0.7},
+    {"name": "rises", "metric": "epistemic/{lexicon}/probability", "by": 0.25},
     {"name": "stays", "metric": "train/skipped_updates", "steps": 5, "action": "stop"},
 ]
-"""The guards of every run by default: collapse, markers without meaning, gradients that are not finite. ``{followed}`` in a guard's
+"""The guards of every run by default: collapse, markers without meaning, gradients that are not finite. ``{lexicon}`` in a guard's
 metric stands for ``epistemic.lexicon``."""
 
 
@@ -168,8 +168,8 @@ metric stands for ``epistemic.lexicon``."""
 class EvalSettings:
     every: int = opt(0, "evaluate every N steps, and before the first and after the last; 0: never")
     sets: dict[str, Any] = opt({}, "name -> data section (with `problems: N`, only the first N problems)")
-    samples: int = opt(4, "rollouts per problem")
-    k: list[int] = opt([1, 4], "values of k for which pass@k and maj@k are reported")
+    samples_per_problem: int = opt(4, "rollouts per problem")
+    pass_at: list[int] = opt([1, 4], "values of k for which pass@k and maj@k are reported")
     temperature: float = opt(1.0, "sampling temperature of the evaluation")
     top_p: float = opt(1.0, "nucleus sampling of the evaluation")
     max_tokens: int | None = opt(
@@ -185,10 +185,11 @@ class EvalSettings:
 @dataclass
 class EpistemicSettings:
     lexicons: list[str] = opt(
-        ["seed10", "A", "B", "C", "D", "F"], "lexicons whose markers are counted in every rollout; []: none"
+        ["paper10", "self_doubt", "hedges", "alternatives", "boosters", "neutral"],
+        "lexicons whose markers are counted in every rollout; []: none",
     )
     lexicon: str = opt(
-        "A",
+        "self_doubt",
         "lexicon whose markers are tracked per token: teacher gap, probability mass, entropy, share of the divergence",
     )
     baseline: int = opt(
@@ -202,7 +203,7 @@ class EpistemicSettings:
 class CheckpointSettings:
     every: int = opt(0, "save every N steps, and after the last; 0: only after the last")
     keep_last: int = opt(2, "number of latest checkpoints to keep, in addition to the best")
-    best: str | None = opt(
+    best_metric: str | None = opt(
         None, "metric by which the best checkpoint is chosen and kept, e.g. `eval/ood/avg@4`; null: none"
     )
 
@@ -227,23 +228,27 @@ class PreflightSettings:
 
 
 @dataclass
-class RolesSettings:
+class DistributedSettings:
     address: str | None = opt(
         None,
         "Ray cluster to join, e.g. `auto` or `10.0.0.1:6379`; null: if a setting below needs Ray, start it on this machine",
     )
-    generators: int = opt(0, "number of generators, each a Ray actor; 0: one, in the driver process")
-    trainers: int = opt(0, "number of trainer ranks, each a Ray actor; 0: the driver process, or the ranks of torchrun")
-    rewards: int = opt(0, "number of Ray workers that compute rewards; 0: the driver process")
-    patience: float = opt(120.0, "seconds without progress after which a process counts as hung and is replaced")
-    restarts: int = opt(
+    num_generators: int = opt(0, "number of generators, each a Ray actor; 0: one, in the driver process")
+    num_trainers: int = opt(
+        0, "number of trainer ranks, each a Ray actor; 0: the driver process, or the ranks of torchrun"
+    )
+    num_reward_workers: int = opt(0, "number of Ray workers that compute rewards; 0: the driver process")
+    heartbeat_timeout_s: float = opt(
+        120.0, "seconds without progress after which a process counts as hung and is replaced"
+    )
+    max_restarts: int = opt(
         5, "number of replacements in a row, without any work done between them, after which the run gives up"
     )
 
     @property
     def apart(self) -> list[str]:
         """The roles that run in separate processes, by the names under which faults are counted."""
-        counts = {"generator": self.generators, "trainer": self.trainers, "rewards": self.rewards}
+        counts = {"generator": self.num_generators, "trainer": self.num_trainers, "rewards": self.num_reward_workers}
         return [role for role, count in counts.items() if count]
 
 
@@ -264,7 +269,9 @@ class Config:
     contexts: dict[str, Any] = opt(
         {}, "name -> what the teacher sees in addition to the problem; plug-ins of kind `context`"
     )
-    lexicons: dict[str, Any] = opt({}, "name -> list of words and phrases: lexicons in addition to the built-in ones")
+    custom_lexicons: dict[str, Any] = opt(
+        {}, "name -> list of words and phrases: lexicons in addition to the built-in ones"
+    )
     spans: dict[str, Any] = opt({}, "name -> parts of a completion to mark; plug-ins of kind `span`")
     teacher: dict[str, Any] = opt({"name": "live"}, "which weights the teacher has; a plug-in of kind `teacher`")
     credit: dict[str, Any] = opt(
@@ -272,7 +279,9 @@ class Config:
     )
     objective: list[Any] = opt([], "the loss: plug-ins of kind `term`, summed with their `weight`")
     trainer: dict[str, Any] = opt({"name": "local"}, "updates the weights; a plug-in of kind `trainer`")
-    roles: RolesSettings = opt(RolesSettings, "which parts run in separate processes under Ray; none by default")
+    distributed: DistributedSettings = opt(
+        DistributedSettings, "which parts run in separate processes under Ray; none by default"
+    )
     eval: EvalSettings = opt(EvalSettings, "named sets, evaluated during training and by `onpolicy eval`")
     epistemic: EpistemicSettings = opt(EpistemicSettings, "measures of expressed uncertainty, computed every step")
     guards: list[Any] = opt(GUARDS, "early warnings of collapse: plug-ins of kind `guard`; []: none")

@@ -15,7 +15,7 @@ from rich.table import Table
 from onpolicy.config.builtins import TABLES
 from onpolicy.config.registry import find_function, options_of
 from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
-from onpolicy.config.shipped import shipped_configs, config_summary
+from onpolicy.config.shipped import config_summary, shipped_configs
 from onpolicy.utils.errors import ConfigError, suggest
 from onpolicy.utils.terminal import plain
 

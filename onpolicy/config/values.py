@@ -22,7 +22,7 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
     if typing.get_origin(annotation) is typing.Literal:
         choices = typing.get_args(annotation)
         if value not in choices:
-            raise ConfigError(f"{key}: got {value!r}, wanted one of {', '.join(map(repr, choices))}.")
+            raise ConfigError(f"{key}: got {value!r}, expected one of {', '.join(map(repr, choices))}.")
         return value
     schema = dataclasses.make_dataclass("Option", [("value", annotation if _omegaconf_knows(annotation) else Any)])
     try:
@@ -30,7 +30,7 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
         if not _fits(found, annotation):
             raise ValueError("a list among a list's numbers")
     except (OmegaConfBaseException, TypeError, ValueError) as error:  # ValueError: a list for a mapping, or the reverse
-        raise ConfigError(f"{key}: got {value!r}, wanted {type_name(annotation)}.") from error
+        raise ConfigError(f"{key}: got {value!r}, expected {type_name(annotation)}.") from error
     return found
 
 

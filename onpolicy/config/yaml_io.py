@@ -43,7 +43,7 @@ def read_yaml(path: Path, what: str = "config file", problems: Problems | None =
         raise ConfigError(f"{what} {str(path)!r} is not valid YAML: {_reason(error)}") from error
     if not isinstance(raw, DictConfig):
         held = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
-        raise ConfigError(f"{what} {str(path)!r} holds {held}, wanted sections (key: value)")
+        raise ConfigError(f"{what} {str(path)!r} holds {held}, expected sections (key: value)")
     with collected(problems) as found:
         return without_functions(raw, found)
 
@@ -64,7 +64,7 @@ def without_functions(raw: DictConfig, problems: Problems) -> DictConfig:
 
     def checked(key: str, value: Any) -> Any:
         if isinstance(value, float) and math.isnan(value):
-            problems.add(f"{key}: got nan, wanted a number.")
+            problems.add(f"{key}: got nan, expected a number.")
             return UNKNOWN
         if isinstance(value, str) and calls_function(value):
             shown = value if len(value) <= SHOWN else value[: SHOWN - 3] + "..."
@@ -86,7 +86,7 @@ def leftovers(tree: Any) -> list[str]:
     def look(key: str, value: Any) -> None:
         if isinstance(value, str) and "${" in value:
             found.append(
-                f"{key}: got a text with '${{' in it; wanted none, this stands for references to other values."
+                f"{key}: got a text with '${{' in it; expected none, this stands for references to other values."
             )
 
     _mapped(tree, "", look)
@@ -97,7 +97,7 @@ def file_name(name: str, key: str) -> None:
     """Raises ConfigError for a name of a config that becomes a file or folder and would lead out of its place."""
     if not name or name in (".", "..") or not name.isprintable() or any(character in name for character in "/\\"):
         raise ConfigError(
-            f"{key}: got the name {name!r}, which becomes a file; wanted one without slashes or control characters."
+            f"{key}: got the name {name!r}, which becomes a file; expected one without slashes or control characters."
         )
 
 

@@ -32,7 +32,7 @@ def champ(
     rows = [row for row in data["problems"].values() if category in (None, row["category"])]
     if not rows:
         known = ", ".join(sorted({row["category"] for row in data["problems"].values()}))
-        raise DataError(f"data.category: {category!r} is not an area of CHAMP; wanted one of {known}")
+        raise DataError(f"data.category: {category!r} is not an area of CHAMP; expected one of {known}")
     chosen = [row for row in rows if not whole_numbers or row["_answer"].strip().lstrip("-").isdigit()]
     return [_prompt(row, helps, prompt_template) for row in chosen]
 

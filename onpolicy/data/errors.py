@@ -8,7 +8,7 @@ from onpolicy.utils.errors import UserError
 
 
 class DataError(UserError, ValueError):
-    """A dataset that cannot be used; the message names the file, the row and what is wanted."""
+    """A dataset that cannot be used; the message names the file, the row and what is expected."""
 
 
 @dataclass(frozen=True)

@@ -12,19 +12,19 @@ from onpolicy.data.errors import BadRow, DataError
 from onpolicy.data.rows import to_prompt, unique_ids
 from onpolicy.types import Prompt
 
-OnBadRow = Literal["refuse", "skip"]
+OnBadRow = Literal["error", "skip"]
 SHOWN = 5
 """Bad rows named in an error."""
 
 
 def load_prompts(
-    path: str | Path, *, on_bad_row: OnBadRow = "refuse", prompt_template: str | None = None
+    path: str | Path, *, on_bad_row: OnBadRow = "error", prompt_template: str | None = None
 ) -> list[Prompt]:
     """Problems from a ``.parquet``, ``.jsonl`` or ``.json`` file, or from a folder of such files, in order.
 
     Args:
         path: file or folder
-        on_bad_row: `refuse` raises on any row that cannot be read, `skip` leaves it out and says so
+        on_bad_row: `error` raises on any row that cannot be read, `skip` leaves it out and says so
         prompt_template: text around a problem given as plain text; `{problem}` stands for it
 
     Raises:
@@ -55,7 +55,7 @@ def prompts_of(
             if isinstance(row, ValueError):
                 raise row
             if not isinstance(row, Mapping):
-                raise ValueError(f"holds a {type(row).__name__}, wanted an object with named columns")
+                raise ValueError(f"holds a {type(row).__name__}, expected an object with named columns")
             prompts.append(to_prompt(row, default_id=f"{stem}/{number}", prompt_template=prompt_template))
         except ValueError as error:
             bad.append(BadRow(file=source, row=number, problem=str(error)))
@@ -67,7 +67,7 @@ def prompts_of(
 def accept(prompts: list[Prompt], bad: list[BadRow], on_bad_row: OnBadRow, source: str) -> list[Prompt]:
     """The prompts, if the bad rows are to be tolerated and anything is left."""
     listed = "\n  ".join(map(str, bad[:SHOWN])) + (f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else "")
-    if bad and on_bad_row == "refuse":
+    if bad and on_bad_row == "error":
         raise DataError(
             f"{len(bad)} of {len(bad) + len(prompts)} rows cannot be read:\n  {listed}\nSet data.on_bad_row=skip to leave them out."
         )
@@ -85,7 +85,7 @@ def _files(path: Path) -> list[Path]:
         raise DataError(f"data file {str(path)!r} does not exist")
     if path.is_file():
         if path.suffix not in READERS:
-            raise DataError(f"data file {str(path)!r} ends with {path.suffix!r}, wanted one of {', '.join(READERS)}")
+            raise DataError(f"data file {str(path)!r} ends with {path.suffix!r}, expected one of {', '.join(READERS)}")
         return [path]
     files = sorted(p for p in path.iterdir() if p.suffix in READERS)
     if not files:
@@ -128,7 +128,7 @@ def _json(path: Path) -> Iterator[Any]:
     except (ValueError, RecursionError) as error:
         raise DataError(f"{str(path)!r} is not JSON: {error}") from error
     if not isinstance(rows, list):
-        raise DataError(f"{str(path)!r} holds a {type(rows).__name__}, wanted a list of rows")
+        raise DataError(f"{str(path)!r} holds a {type(rows).__name__}, expected a list of rows")
     yield from rows
 
 

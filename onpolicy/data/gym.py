@@ -53,7 +53,7 @@ def _from_templates(dataset: Any, span: list[int]) -> list[dict[str, Any]]:
     if not hasattr(dataset, "generators"):
         raise DataError("data.templates: only the task gsm_symbolic is made from templates")
     if len(span) != 2 or not 0 <= span[0] <= span[1] < len(tasks_ok):
-        raise DataError(f"data.templates: got {span}, wanted [first, last] within 0 to {len(tasks_ok) - 1}")
+        raise DataError(f"data.templates: got {span}, expected [first, last] within 0 to {len(tasks_ok) - 1}")
     chosen = tasks_ok[span[0] : span[1] + 1]
     entries = []
     for i in range(dataset.size):

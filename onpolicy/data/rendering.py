@@ -31,7 +31,7 @@ class PromptTooLong(UserError, ValueError):
 
     def __init__(self, num_tokens: int, limit: int, where: str = "prompt") -> None:
         super().__init__(
-            f"{where}: {num_tokens} tokens, the limit is {limit}. Raise it, or set rendering.too_long=drop."
+            f"{where}: {num_tokens} tokens, the limit is {limit}. Raise it, or set rendering.overlong=drop."
         )
         self.num_tokens, self.limit = num_tokens, limit
 

@@ -21,7 +21,7 @@ NESTED = ("messages", "prompt", "reward_model", "extra_info")
 
 
 def to_prompt(row: Mapping[str, Any], *, default_id: str, prompt_template: str | None) -> Prompt:
-    """Raises ValueError saying which column is wrong and what is wanted."""
+    """Raises ValueError saying which column is wrong and what is expected."""
     row = {name: _unpacked(name, value) if name in NESTED else value for name, value in row.items()}
     for name, value in row.items():
         if not _is_text(value) or not _is_text(name):
@@ -31,7 +31,7 @@ def to_prompt(row: Mapping[str, Any], *, default_id: str, prompt_template: str |
     column = next((name for name in QUESTION if row.get(name) is not None), None)
     if column is None:
         raise ValueError(
-            f"no prompt: wanted one of the columns {', '.join(QUESTION)}; it has {', '.join(map(repr, row)) or 'none'}"
+            f"no prompt: expected one of the columns {', '.join(QUESTION)}; it has {', '.join(map(repr, row)) or 'none'}"
         )
     messages = _messages(row[column], column, prompt_template)
     identity = _first(row, IDENTITY)
@@ -58,10 +58,10 @@ def unique_ids(prompts: Iterable[Prompt]) -> list[Prompt]:
 def _messages(value: Any, column: str, prompt_template: str | None) -> tuple[Message, ...]:
     if isinstance(value, str):
         if not value.strip():
-            raise ValueError(f"column {column!r} is empty, wanted a problem")
+            raise ValueError(f"column {column!r} is empty, expected a problem")
         return ({"role": "user", "content": _filled(prompt_template, value)},)
     if not isinstance(value, list) or not value:
-        raise ValueError(f"column {column!r} holds {_short(value)}, wanted text or a list of messages")
+        raise ValueError(f"column {column!r} holds {_short(value)}, expected text or a list of messages")
     return tuple(_message(item, column) for item in value)
 
 
@@ -71,7 +71,9 @@ def _message(item: Any, column: str) -> Message:
         or not isinstance(item.get("role"), str)
         or not isinstance(item.get("content"), str)
     ):
-        raise ValueError(f"column {column!r} holds the message {_short(item)}, wanted a role and a content, both text")
+        raise ValueError(
+            f"column {column!r} holds the message {_short(item)}, expected a role and a content, both text"
+        )
     if not item["content"].strip():
         raise ValueError(f"column {column!r} holds an empty {item['role']} message")
     return {"role": item["role"], "content": item["content"]}

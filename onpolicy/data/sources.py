@@ -8,12 +8,12 @@ from onpolicy.data.rows import unique_ids
 from onpolicy.types import Prompt
 
 
-def file(*, path: str, on_bad_row: OnBadRow = "refuse", prompt_template: str | None = None) -> list[Prompt]:
+def file(*, path: str, on_bad_row: OnBadRow = "error", prompt_template: str | None = None) -> list[Prompt]:
     """A .parquet (verl's schema too), .jsonl or .json file, or a folder of them.
 
     Args:
         path: file or folder
-        on_bad_row: `refuse` stops at rows that cannot be read, `skip` leaves them out and says so
+        on_bad_row: `error` stops at rows that cannot be read, `skip` leaves them out and says so
         prompt_template: text around a problem given as plain text; `{problem}` stands for it
     """
     return load_prompts(path, on_bad_row=on_bad_row, prompt_template=prompt_template)
@@ -25,7 +25,7 @@ def hub(
     split: str = "train",
     subset: str | None = None,
     revision: str | None = None,
-    on_bad_row: OnBadRow = "refuse",
+    on_bad_row: OnBadRow = "error",
     prompt_template: str | None = None,
 ) -> list[Prompt]:
     """A dataset of the Hugging Face hub, or a local folder in its layout; needs `pip install datasets`.
@@ -35,7 +35,7 @@ def hub(
         split: which split
         subset: configuration of the dataset, where it has several
         revision: branch, tag or commit
-        on_bad_row: `refuse` stops at rows that cannot be read, `skip` leaves them out and says so
+        on_bad_row: `error` stops at rows that cannot be read, `skip` leaves them out and says so
         prompt_template: text around a problem given as plain text; `{problem}` stands for it
     """
     try:

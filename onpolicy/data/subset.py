@@ -23,7 +23,7 @@ def coverage(
     if problems is not None and not 1 <= problems <= len(prompts):
         raise DataError(f"data.coverage.problems: got {problems}, but the dataset has {len(prompts)}")
     if repeats is not None and repeats < 1:
-        raise DataError(f"data.coverage.repeats: got {repeats}, wanted at least 1")
+        raise DataError(f"data.coverage.repeats: got {repeats}, expected at least 1")
     chosen = list(prompts)
     if problems is not None:
         order = list(range(len(prompts)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from onpolicy.config.schema import RolesSettings
+from onpolicy.config.schema import DistributedSettings
 from onpolicy.distributed.supervisor import ActorSupervisor
 from onpolicy.distributed.tasks import ActorLost, ActorSpec, TaskQueue
 from onpolicy.utils.faults import Faults, GaveUp
@@ -14,13 +14,14 @@ from onpolicy.utils.faults import Faults, GaveUp
 class ActorPool(TaskQueue):
     """A queue of tasks and the actors that take them, each supervised by a thread of its own."""
 
-    def __init__(self, spec: ActorSpec, size: int, roles: RolesSettings, faults: Faults | None = None) -> None:
+    def __init__(self, spec: ActorSpec, size: int, roles: DistributedSettings, faults: Faults | None = None) -> None:
         super().__init__(spec, size)
         self.on_fault: Callable[[str, str], None] = faults.record if faults else (lambda role, what: None)
         """Called with the role and what happened, once for each actor that is replaced."""
-        self._max_restarts = roles.restarts
+        self._max_restarts = roles.max_restarts
         self.supervisors = [
-            ActorSupervisor(self, number, roles.patience, self.record_restart) for number in range(1, size + 1)
+            ActorSupervisor(self, number, roles.heartbeat_timeout_s, self.record_restart)
+            for number in range(1, size + 1)
         ]
         for supervisor in self.supervisors:
             supervisor.start()
@@ -37,12 +38,12 @@ class ActorPool(TaskQueue):
         """Counts and reports that actor ``number`` is replaced, for the ``in_a_row``-th time without a finished task.
 
         Raises:
-            GaveUp: more often in a row than ``roles.restarts``.
+            GaveUp: more often in a row than ``distributed.max_restarts``.
         """
         if in_a_row > self._max_restarts:
             raise GaveUp(
                 f"{self.spec.role} {number} of {self.size} was replaced {self._max_restarts} times in a row "
-                f"(roles.restarts) without finishing any work; at last: {lost}"
+                f"(distributed.max_restarts) without finishing any work; at last: {lost}"
             ) from lost.__cause__
         self.on_fault(self.spec.role, f"{number} of {self.size} {lost}; a new one takes its place")
 

@@ -127,7 +127,7 @@ class ReplicaSpec:
     def give_up_error(self, task: GenerateTask, losses: int, lost: ActorLost) -> Exception | None:
         if lost.raised is not None and losses >= MAX_REPLICAS_LOST:
             return lost.raised
-        if losses <= self._resolved.config.roles.restarts:
+        if losses <= self._resolved.config.distributed.max_restarts:
             return None
         names = ", ".join(repr(prompt.id) for prompt in task.prompts)
         return GaveUp(f"generator: {losses} replicas were lost over the prompts {names}; the last one {lost}")
@@ -151,19 +151,19 @@ class GeneratorPool:
         )
         self.sampling, self.policy_version = resolved.generator.settings, 0
         self.on_progress: Callable[[int, int], None] = lambda done, total: None
-        self._roles, self._went_back = resolved.config.roles, False
+        self._roles, self._went_back = resolved.config.distributed, False
         self._lock = threading.Lock()
         self._done = self._total = self._calls = 0
         ray_cluster.join(self._roles)
         with ray_cluster.leave_on_error():
             ray_cluster.resources(resolved, gpus=ray_cluster.gpus_per_generator(resolved))
         spec = ReplicaSpec(resolved, model.max_model_len, RolloutValidator(model.renderer, vocabulary))
-        self.actors = ActorPool(spec, self._roles.generators, self._roles, faults)
+        self.actors = ActorPool(spec, self._roles.num_generators, self._roles, faults)
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given; each by whichever replica is free."""
         sampling = sampling or self.sampling
-        size = max(1, len(prompts) // (TASKS_PER_REPLICA * self._roles.generators))
+        size = max(1, len(prompts) // (TASKS_PER_REPLICA * self._roles.num_generators))
         parts = [tuple(prompts[i : i + size]) for i in range(0, len(prompts), size)]
         self._report(0, len(prompts) * sampling.group_size, calls=1)
         futures = self.actors.submit(GenerateTask(part, seed, sampling) for part in parts)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 STARTUP_FACTOR = 10
-"""An actor or worker that loads a model may take this many times ``roles.patience``."""
+"""An actor or worker that loads a model may take this many times ``distributed.heartbeat_timeout_s``."""
 INTERVAL = 1.0
 """Seconds between two heartbeats of an actor; a quarter of the timeout if that is shorter."""
 

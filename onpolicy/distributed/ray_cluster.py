@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from onpolicy.config.resolved import ResolvedConfig
-from onpolicy.config.schema import RolesSettings
+from onpolicy.config.schema import DistributedSettings
 from onpolicy.utils.errors import ConfigError
 
 FORWARDED = ("CUDA_", "HF_", "NCCL_", "OMP_", "ONPOLICY_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "VLLM_")
@@ -23,7 +23,7 @@ _joined = 0
 _started_here = False
 
 
-def join(roles: RolesSettings, *, key: str = "roles.address") -> None:
+def join(roles: DistributedSettings, *, key: str = "distributed.address") -> None:
     """Connects this process to the cluster, the first time; every ``join`` needs a ``leave``.
 
     Args:
@@ -77,7 +77,7 @@ def resources(resolved: ResolvedConfig, *, gpus: int) -> dict[str, Any]:
         _check_gpus(resolved, available)
     environment = forwarded_environment()
     if not (available and gpus):
-        threads = share_of_cores(resolved.config.roles)
+        threads = share_of_cores(resolved.config.distributed)
         # vLLM on a CPU would bind every replica to the same cores
         environment = {"OMP_NUM_THREADS": str(threads), "VLLM_CPU_OMP_THREADS_BIND": "nobind"} | environment
     return {
@@ -118,7 +118,7 @@ def slots(asked: Mapping[str, tuple[str, float]]) -> int:
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     for kind, (option, each) in asked.items():
         if each < 0 or (each > 1 and each != int(each)):
-            raise ConfigError(f"{option}: got {each:g}, wanted a share of one or a whole number")
+            raise ConfigError(f"{option}: got {each:g}, expected a share of one or a whole number")
         largest = max((node.get(kind, 0.0) for node in nodes), default=0.0)
         if each > largest:
             raise ConfigError(f"{option}: got {each:g}, but no node of the cluster has more than {largest:g} {kind}s")
@@ -126,10 +126,10 @@ def slots(asked: Mapping[str, tuple[str, float]]) -> int:
     return sum(int(min(node.get(kind, 0.0) // each for kind, each in needs.items())) for node in nodes)
 
 
-def share_of_cores(roles: RolesSettings) -> int:
+def share_of_cores(roles: DistributedSettings) -> int:
     """Threads of each process on a CPU; the driver counts as one of the processes."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // (1 + roles.generators + roles.trainers + roles.rewards))
+    return max(1, cores // (1 + roles.num_generators + roles.num_trainers + roles.num_reward_workers))
 
 
 def gpus_per_generator(resolved: ResolvedConfig) -> int:
@@ -137,12 +137,12 @@ def gpus_per_generator(resolved: ResolvedConfig) -> int:
 
 
 def _check_gpus(resolved: ResolvedConfig, available: int) -> None:
-    roles, each = resolved.config.roles, gpus_per_generator(resolved)
-    needed = roles.generators * each + roles.trainers
+    roles, each = resolved.config.distributed, gpus_per_generator(resolved)
+    needed = roles.num_generators * each + roles.num_trainers
     if needed > available:
         raise ConfigError(
-            f"roles.generators: {roles.generators} of {each} GPUs each and {roles.trainers} trainers (roles.trainers) want "
-            f"{needed} GPUs; the cluster has {available}."
+            f"distributed.num_generators: {roles.num_generators} of {each} GPUs each and {roles.num_trainers} trainers "
+            f"(distributed.num_trainers) want {needed} GPUs; the cluster has {available}."
         )
 
 

@@ -92,13 +92,13 @@ class RayTrainerGroup(TrainerGroup):
     def __init__(self, resolved: ResolvedConfig, clock: PhaseTimer, faults: Faults) -> None:
         super().__init__(resolved)
         self._resolved, self._clock, self._faults = resolved, clock, faults
-        self._size, self._roles = resolved.config.roles.trainers, resolved.config.roles
+        self._size, self._roles = resolved.config.distributed.num_trainers, resolved.config.distributed
         self._actors: list[Any] = []
         self._processes: list[Any] = []
         self._budget: int | None = None
         """Tokens per micro-batch, once memory has run out."""
         self._folder = tempfile.TemporaryDirectory(prefix="onpolicy-ranks-")
-        ray_cluster.join(resolved.config.roles)
+        ray_cluster.join(resolved.config.distributed)
         try:
             self._start()
         except BaseException:
@@ -106,12 +106,14 @@ class RayTrainerGroup(TrainerGroup):
             raise
 
     def _start(self) -> None:
-        for attempt in range(self._roles.restarts + 1):
+        for attempt in range(self._roles.max_restarts + 1):
             try:
                 return self.restart()
             except RoleLost as lost:
-                if attempt == self._roles.restarts:
-                    raise GaveUp(f"trainer: {lost}; it did not come up {attempt + 1} times (roles.restarts)") from lost
+                if attempt == self._roles.max_restarts:
+                    raise GaveUp(
+                        f"trainer: {lost}; it did not come up {attempt + 1} times (distributed.max_restarts)"
+                    ) from lost
                 self._faults.record("trainer", f"{lost}; starting all ranks again")
 
     def restart(self) -> None:
@@ -131,12 +133,12 @@ class RayTrainerGroup(TrainerGroup):
         for rank in range(self._size):
             actor = ray.remote(Rank).options(max_concurrency=3, **resources)
             self._actors.append(actor.remote(config, os.getcwd(), rank, self._size))
-        self._timeout = STARTUP_FACTOR * self._roles.patience
+        self._timeout = STARTUP_FACTOR * self._roles.heartbeat_timeout_s
         places = self._await([actor.ready.remote() for actor in self._actors])
         self._processes = [local_process(*place) for place in places]
         init_method = self._init_method()
         (self._tokens, *_) = self._await([actor.init_process_group.remote(init_method) for actor in self._actors])
-        self._timeout = self._roles.patience
+        self._timeout = self._roles.heartbeat_timeout_s
 
     def call_all(self, method: str, *arguments: Any) -> Any:
         import ray
@@ -208,8 +210,8 @@ class RayTrainerGroup(TrainerGroup):
     def _reason(self, failure: Failure) -> str:
         return {
             "died": "died",
-            "silent": f"did not answer for {self._timeout:g} s (roles.patience)",
-            "stalled": f"and the others gave no sign of progress for {self._timeout:g} s (roles.patience)",
+            "silent": f"did not answer for {self._timeout:g} s (distributed.heartbeat_timeout_s)",
+            "stalled": f"and the others gave no sign of progress for {self._timeout:g} s (distributed.heartbeat_timeout_s)",
         }[failure.kind]
 
     def _raise(self, rank: int, error: Exception) -> NoReturn:

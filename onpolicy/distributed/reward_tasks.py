@@ -65,7 +65,7 @@ def load_rewards(config: bytes) -> tuple[dict[str, Callable[..., Any]], Coeffici
 
 
 class RewardTasks:
-    """Scores ``roles.rewards`` groups at a time; a group whose worker dies or hangs is scored again.
+    """Scores ``distributed.num_reward_workers`` groups at a time; a group whose worker dies or hangs is scored again.
 
     Ray reuses its worker processes, and keeps as many idle ones as a node has cores.
     """
@@ -73,12 +73,12 @@ class RewardTasks:
     def __init__(self, resolved: ResolvedConfig, faults: Faults | None = None) -> None:
         import ray
 
-        roles = resolved.config.roles
+        roles = resolved.config.distributed
         self._names = ", ".join(s.plugin.name for s in resolved.rewards)
-        self._config, self._timeout = pickle.dumps(resolved.config), roles.patience
+        self._config, self._timeout = pickle.dumps(resolved.config), roles.heartbeat_timeout_s
         self._on_fault: Callable[[str, str], None] = faults.record if faults else (lambda role, what: None)
         self._closed = threading.Event()
-        self._threads = ThreadPoolExecutor(roles.rewards, thread_name_prefix="rewards")
+        self._threads = ThreadPoolExecutor(roles.num_reward_workers, thread_name_prefix="rewards")
         ray_cluster.join(roles)
         with ray_cluster.leave_on_error():
             resources = ray_cluster.resources(resolved, gpus=0)
@@ -121,14 +121,14 @@ class RewardTasks:
         raise AssertionError("unreachable")
 
     def _attempt(self, task: RewardTask) -> list[RewardBreakdown]:
-        """Raises ActorLost where the worker died, or gave no answer within ``roles.patience`` once the rewards were loaded."""
+        """Raises ActorLost: the worker died, or gave no answer within ``distributed.heartbeat_timeout_s`` after loading."""
         import ray
 
         stream, process = self._function.remote(self._config, os.getcwd(), task), None
         startup = Deadline(STARTUP_FACTOR * self._timeout)
         try:
             process = local_process(*self._next(stream, startup, f"did not start within {startup.seconds:g} s"))
-            stalled = f"gave no sign of progress for {self._timeout:g} s (roles.patience)"
+            stalled = f"gave no sign of progress for {self._timeout:g} s (distributed.heartbeat_timeout_s)"
             return list(self._next(stream, Deadline(self._timeout), stalled))
         except (ActorLost, CancelledError):
             with contextlib.suppress(Exception):
@@ -170,7 +170,7 @@ class RemoteScorer(Scorer):
 
 
 def remote_scorer(resolved: ResolvedConfig, scorer: Scorer, faults: Faults | None = None) -> RemoteScorer:
-    """The same scorer, with its rewards computed in ``roles.rewards`` workers."""
+    """The same scorer, with its rewards computed in ``distributed.num_reward_workers`` workers."""
     return RemoteScorer(
         rewards=scorer.rewards,
         final_part=scorer.final_part,

@@ -129,7 +129,7 @@ class ActorSupervisor(threading.Thread):
         if failure is not None and failure.kind == "died":
             raise ActorLost("died") from failure.error
         if failure is not None:
-            raise ActorLost(f"gave no sign of progress for {self._timeout:g} s (roles.patience)")
+            raise ActorLost(f"gave no sign of progress for {self._timeout:g} s (distributed.heartbeat_timeout_s)")
 
     def _on_reply(self, ref: Any) -> None:
         import ray

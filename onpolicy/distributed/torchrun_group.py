@@ -99,7 +99,7 @@ def serve_rank(resolved: ResolvedConfig) -> int:
     refuse_staleness(resolved)
     model = open_model(resolved)
     worker = TrainerWorker(resolved, model, PhaseTimer(), size=world_size())
-    if not resolved.config.roles.generators:
+    if not resolved.config.distributed.num_generators:
         worker.generator = local_generator(resolved, model)
     while True:
         method, arguments = broadcast_call(None)
@@ -121,8 +121,8 @@ def broadcast_call(call: tuple[str, tuple[Any, ...]] | None) -> tuple[str, tuple
 
 def refuse_staleness(resolved: ResolvedConfig) -> None:
     """Raises ConfigError if ranks would have to sample while they train."""
-    if resolved.generator.settings.staleness and not resolved.config.roles.generators:
+    if resolved.generator.settings.max_staleness and not resolved.config.distributed.num_generators:
         raise ConfigError(
-            f"generator.staleness: {resolved.generator.settings.staleness} wants generators that sample while the ranks train; "
-            "give them processes of their own (roles.generators), or set it to 0"
+            f"generator.max_staleness: {resolved.generator.settings.max_staleness} wants generators that sample while the ranks train; "
+            "give them processes of their own (distributed.num_generators), or set it to 0"
         )

@@ -39,7 +39,7 @@ class TrainerWorker:
         self.generator: Generator | None = None
         if self.trainer.collectives.size != size:
             raise ConfigError(
-                f"trainer.name: {resolved.trainer.plugin.name!r} runs in one process, and there are {size} ranks; wanted deepspeed"
+                f"trainer.name: {resolved.trainer.plugin.name!r} runs in one process, and there are {size} ranks; expected deepspeed"
             )
 
     def call(self, method: str, arguments: Sequence[Any]) -> Any:

@@ -64,7 +64,7 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
 
     - ``stated``: in a ``<confidence>`` tag; ``agreement``: share of the problem's other rollouts with the same final answer. Both are
       probabilities: ``brier``, ``ece``, ``gap`` (mean confidence minus accuracy), ``share`` (of rollouts that have it)
-    - ``likelihood``: mean log-probability of a sampled token; ``silence``: the negative rate of the lexicon's markers. These only order
+    - ``likelihood``: mean log-probability of a sampled token; ``no_hedging``: the negative rate of the lexicon's markers. These only order
       answers: ``auroc``, and ``auroc_within`` problems, as for the others
     """
     metrics: Metrics = {}
@@ -72,7 +72,7 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
         ("stated", [stated_confidence(m.text) for m in marked], True),
         ("agreement", _agreement(marked), True),
         ("likelihood", [_likelihood(m) for m in marked], False),
-        ("silence", [-m.rate(lexicon) for m in marked], False),
+        ("no_hedging", [-m.rate(lexicon) for m in marked], False),
     ):
         kept = [(c, m) for c, m in zip(readings, marked, strict=True) if c is not None]
         if not kept:

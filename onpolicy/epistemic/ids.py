@@ -34,7 +34,7 @@ def marker_ids(tokenizer: Any, lexicon: str) -> list[int]:
         LexiconError: unknown lexicon, or none of its markers is one token.
     """
     if lexicon not in LEXICONS:
-        raise LexiconError(f"lexicon: got {lexicon!r}, wanted one of {', '.join(LEXICONS)}")
+        raise LexiconError(f"lexicon: got {lexicon!r}, expected one of {', '.join(LEXICONS)}")
     wanted = {marker.casefold() for marker in LEXICONS[lexicon]}
     found = [
         index

@@ -17,7 +17,7 @@ from onpolicy.utils.stats import bootstrap_ci, bootstrap_statistic_ci
 
 EPSILON = 0.5
 """Added to both rates before their logarithms are compared, markers per 1,000 tokens."""
-HELD_OUT = ("A", "B", "C")
+HELD_OUT = ("self_doubt", "hedges", "alternatives")
 """Lists that should move with the one that is followed if its doubt is real."""
 
 

@@ -16,7 +16,7 @@ EASY, HARD = 2 / 3, 1 / 3
 
 CHOICES: dict[str, Callable[[MarkedRollout], bool]] = {
     "correct": lambda m: m.correct,
-    "wrong": lambda m: not m.correct,
+    "incorrect": lambda m: not m.correct,
     "easy": lambda m: m.pass_rate > EASY,
     "medium": lambda m: HARD <= m.pass_rate <= EASY,
     "hard": lambda m: m.pass_rate < HARD,
@@ -37,14 +37,14 @@ def marker_rates(marked: Sequence[MarkedRollout], lexicons: Sequence[str]) -> Me
             for name, chosen in CHOICES.items()
         }
         metrics |= {f"epistemic/{lexicon}/{what}": value for what, value in found.items() if value is not None}
-    metrics["epistemic/seed10/paper_count"] = fmean(sum(count(m.text, "seed10", "paper").values()) for m in marked)
+    metrics["epistemic/paper10/paper_count"] = fmean(sum(count(m.text, "paper10", "paper").values()) for m in marked)
     return metrics
 
 
 def _rates(marked: Sequence[MarkedRollout], lexicon: str) -> dict[str, float | None]:
     found: dict[str, float | None] = {
         "rate_per_1k": pooled_rate(marked, lexicon),
-        "rate_per_1k/by_response": fmean(m.rate(lexicon) for m in marked),
+        "rate_per_1k/by_completion": fmean(m.rate(lexicon) for m in marked),
         "count": fmean(len(m.spans[lexicon]) for m in marked),
         "rate_per_1k/thinking": _part(marked, lexicon, lambda m, n: (0, m.answer_at)),
         "rate_per_1k/answer": _part(marked, lexicon, lambda m, n: (m.answer_at, n)),

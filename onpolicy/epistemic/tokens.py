@@ -123,7 +123,7 @@ class TokenTelemetry:
             self._add(f"mass/{context}", theirs.exp(), scores.mask)
             self._add(f"mass_gap/{context}", theirs - student, chance & scores.mask)
         if (REF, self.lexicon) in inputs.marker_mass:
-            self._add("mass/start", inputs.marker_mass[REF, self.lexicon].exp(), inputs.sampled_mask)
+            self._add("mass/ref", inputs.marker_mass[REF, self.lexicon].exp(), inputs.sampled_mask)
 
     def _stratify(self, context: str, gap: Tensor, markers: Tensor, others: Tensor, inputs: LossInputs) -> None:
         """[strata, 4]: sum and number of u over markers, sum and number over other tokens."""

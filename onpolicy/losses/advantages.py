@@ -26,7 +26,7 @@ def group(inputs: LossInputs) -> Tensor:
     return inputs.advantages
 
 
-def gap(
+def teacher_logratio(
     inputs: LossInputs, *, floor: float | None = None, clip: float | None = None, context: str = "teacher"
 ) -> Tensor:
     """A_t = u_t: the teacher's log-ratio replaces the reward (Thinking Machines, On-Policy Distillation, 2025).
@@ -43,7 +43,7 @@ def gap(
     return torch.where(inputs.teacher[context].mask, replaced, 0.0)
 
 
-def future_gap(inputs: LossInputs, *, context: str = "teacher") -> Tensor:
+def future_logratio(inputs: LossInputs, *, context: str = "teacher") -> Tensor:
     """A_t = (sum of u over the tokens after t) / (number of them): the long-term part of MiniLLM's gradient.
 
     MiniLLM (arXiv 2306.08543, section 2.2) with its single-step decomposition and length normalisation. The single-step part
@@ -94,7 +94,7 @@ def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, conte
     return _where_in_context(inputs, context, advantages * ((1.0 - share) + share * weight))
 
 
-def rebellious(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, context: str = "teacher") -> Tensor:
+def inverse_teacher(inputs: LossInputs, *, share: float = 1.0, clip: float = 0.2, context: str = "teacher") -> Tensor:
     """Where A > 0: A_t = A ((1 - share) + share w_t), w_t = clip(exp(-u_t), 1 - clip, 1 + clip); elsewhere A_t = A.
 
     RLRT (arXiv 2605.10781): in a correct answer, tokens that are *un*likely under the informed teacher count more. Its gate on
@@ -187,7 +187,7 @@ def on_markers(
     inputs: LossInputs,
     *,
     advantage: Advantage,
-    lexicon: str = "A",
+    lexicon: str = "self_doubt",
     opportunity: float = 0.01,
     control: Literal["none", "others", "any", "like_entropy"] = "none",
     seed: int = 0,
@@ -217,14 +217,14 @@ def on_markers(
 
 
 @reads_ref
-def surprise(
+def hedging_bonus(
     inputs: LossInputs,
     *,
     coefficient: float = 0.1,
     bound: float = 2.0,
     fork: float = 0.7,
     total: float = 1.0,
-    lexicon: str = "A",
+    lexicon: str = "self_doubt",
     context: str = "teacher",
     control: Literal["none", "any", "like_entropy"] = "none",
     seed: int = 0,

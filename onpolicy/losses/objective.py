@@ -149,7 +149,7 @@ class Objective:
             if output.per_token.shape != mask.shape:
                 raise ValueError(
                     f"objective term {term.name!r} returned a loss of shape {tuple(output.per_token.shape)}, "
-                    f"wanted one number per token {tuple(mask.shape)}"
+                    f"expected one number per token {tuple(mask.shape)}"
                 )
             # where, not multiplication: 0 * nan from a padded position would poison the sum
             per_token = torch.where(mask, output.per_token, 0.0)

@@ -110,7 +110,7 @@ def marker_mass_floor(
     teacher: Tensor,
     seen: Distributions,
     *,
-    lexicon: str = "A",
+    lexicon: str = "self_doubt",
     share: float = 0.5,
     control: Literal["none", "others"] = "none",
 ) -> Tensor:

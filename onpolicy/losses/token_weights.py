@@ -2,7 +2,7 @@
 
 A weight multiplies a term's loss per token; the term still divides by its number of tokens, so weights below 1 also lower
 the loss as a whole; ``normalized`` undoes that. Controls: ``shuffled`` and ``entropy_matched`` move the same weights to
-other tokens, ``random`` selects the same number of tokens, and another ``lexicon``, such as the neutral words of ``F``, tests
+other tokens, ``random`` selects the same number of tokens, and another ``lexicon``, such as the ``neutral`` words, tests
 whether the words matter.
 """
 
@@ -67,7 +67,7 @@ def entropy(
     return mask.to(chosen.dtype) - chosen if keep == "not_high" else chosen
 
 
-def gap(inputs: LossInputs, mask: Tensor, *, context: str = "teacher", scale: float = 1.0) -> Tensor:
+def teacher_logratio(inputs: LossInputs, mask: Tensor, *, context: str = "teacher", scale: float = 1.0) -> Tensor:
     """w_t = sigmoid(u_t / scale), u_t = log teacher(y_t) - log student(y_t): tokens that are unlikely under the teacher count less.
 
     The gate of SDAR (arXiv 2605.15155).
@@ -79,7 +79,7 @@ def gap(inputs: LossInputs, mask: Tensor, *, context: str = "teacher", scale: fl
     return torch.sigmoid((inputs.teacher[context].logprobs - inputs.logprobs.detach()) / scale)
 
 
-def gap_above(inputs: LossInputs, mask: Tensor, *, threshold: float, context: str = "teacher") -> Tensor:
+def logratio_above(inputs: LossInputs, mask: Tensor, *, threshold: float, context: str = "teacher") -> Tensor:
     """1 where u_t = log teacher(y_t) - log old student(y_t) is at least the threshold, 0 below (REOPOLD, arXiv 2603.11137, phase I).
 
     Args:
@@ -121,8 +121,8 @@ def teacher_certainty(inputs: LossInputs, mask: Tensor, *, scale: float = 1.0, c
 
 
 @reads_ref
-def opportunity(
-    inputs: LossInputs, mask: Tensor, *, lexicon: str = "A", minimum: float = 0.0, saturation: float = 0.05
+def protect_markers(
+    inputs: LossInputs, mask: Tensor, *, lexicon: str = "self_doubt", minimum: float = 0.0, saturation: float = 0.05
 ) -> Tensor:
     """w_t = 1 - (1 - minimum) min(1, M_t / saturation), M_t the reference model's mass on the lexicon's markers at t.
 

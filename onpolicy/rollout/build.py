@@ -46,7 +46,7 @@ def prompt_cursor(resolved: ResolvedConfig, prompts: Sequence[Prompt]) -> Prompt
 
 def completion_source(resolved: ResolvedConfig, model: ModelHandle, generator: Generator) -> Sampler:
     """Where the completions of a step come from: the generator, or a column of the dataset."""
-    column = resolved.data.settings.completions
+    column = resolved.data.settings.completions_column
     if column is None:
         return generator
     return DatasetCompletions(generator, model.renderer, column, resolved.generator.settings.max_tokens)
@@ -55,7 +55,7 @@ def completion_source(resolved: ResolvedConfig, model: ModelHandle, generator: G
 def build_prefetcher(
     resolved: ResolvedConfig, cursor: PromptCursor, source: Sampler, score: Callable[..., Any], timer: PhaseTimer
 ) -> RolloutPrefetcher:
-    """The scored rollouts of each step; with ``generator.staleness`` those of the next steps are sampled meanwhile.
+    """The scored rollouts of each step; with ``generator.max_staleness`` those of the next steps are sampled meanwhile.
 
     Args:
         score: rollout groups -> scored groups
@@ -69,5 +69,5 @@ def build_prefetcher(
         batches=resolved.data.settings.dynamic_sampling,
     )
     return RolloutPrefetcher(
-        rollouts, timer, staleness=resolved.generator.settings.staleness, steps=resolved.config.steps
+        rollouts, timer, staleness=resolved.generator.settings.max_staleness, steps=resolved.config.steps
     )

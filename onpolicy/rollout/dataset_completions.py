@@ -51,5 +51,5 @@ class DatasetCompletions:
         if isinstance(answer, Sequence) and len(answer) and all(isinstance(i, int) for i in answer):
             return tuple(answer)
         raise DataError(
-            f"data.completions: {self.column!r} of prompt {prompt.id!r} holds {answer!r}, wanted an answer as text or as token ids"
+            f"data.completions_column: {self.column!r} of prompt {prompt.id!r} holds {answer!r}, expected an answer as text or as token ids"
         )

@@ -47,13 +47,13 @@ class RolloutValidator:
             InvalidRollout: with the first problem found.
         """
         if not isinstance(groups, Sequence) or not all(isinstance(g, RolloutGroup) for g in groups):
-            raise InvalidRollout(f"is a {type(groups).__name__}, wanted a list of groups")
+            raise InvalidRollout(f"is a {type(groups).__name__}, expected a list of groups")
         if [g.prompt.id for g in groups] != [p.id for p in prompts]:
-            raise InvalidRollout(f"is about {[g.prompt.id for g in groups]}, wanted {[p.id for p in prompts]}")
+            raise InvalidRollout(f"is about {[g.prompt.id for g in groups]}, expected {[p.id for p in prompts]}")
         for group, prompt in zip(groups, prompts, strict=True):
             if len(group.rollouts) != sampling.group_size:
                 raise InvalidRollout(
-                    f"has {len(group.rollouts)} rollouts of prompt {prompt.id!r}, wanted {sampling.group_size}"
+                    f"has {len(group.rollouts)} rollouts of prompt {prompt.id!r}, expected {sampling.group_size}"
                 )
             prompt_ids = (*self.renderer.prompt_ids(prompt.messages, limit=sys.maxsize), *prompt.completion_prefix_ids)
             for rollout in group.rollouts:
@@ -73,7 +73,7 @@ class RolloutValidator:
         if not all(math.isfinite(x) and x <= TOLERANCE for x in r.rollout_logprobs):
             return "with a log-prob that is none"
         if not oldest <= r.policy_version <= newest:
-            return f"of weights {r.policy_version}, wanted {oldest} to {newest}"
+            return f"of weights {r.policy_version}, expected {oldest} to {newest}"
         if r.text != self.renderer.completion_text(r.sampled_ids):
             return "whose text is not that of its tokens"
         return ""

@@ -48,7 +48,7 @@ class SharedEngine:
         wanted: Sequence[tuple[Sequence[int], SamplingParams]],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Request]:
-        """Finished requests, in the order wanted."""
+        """Finished requests, in the order expected."""
         requests: dict[str, Request] = {}
         try:
             with self._turn() as engine:

@@ -35,14 +35,14 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     prompts = training_prompts(resolved, model.renderer)
     timer = PhaseTimer(_synchronize)
     timer.on_phase = display.phase
-    faults = Faults(display.note, config.roles.apart)
+    faults = Faults(display.note, config.distributed.apart)
     trainer = build_trainer(resolved, model, timer, faults)
     generator = build_generator(resolved, model, faults)
-    if isinstance(trainer, Rank0Driver) and not config.roles.generators:
+    if isinstance(trainer, Rank0Driver) and not config.distributed.num_generators:
         generator = RankGenerators(trainer, generator)
     generator.on_progress = display.progress
     checkpoints = Checkpoints(
-        folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best
+        folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best_metric
     )
     scorer = build_scorer(resolved, model, faults)
     with waiting_for_disk_space(display.note, kept=checkpoints.kept):

@@ -36,7 +36,7 @@ class Checkpoint:
     path: Path
     step: int
     score: float | None
-    """The value of the metric named by ``checkpoint.best``; None where there is none."""
+    """The value of the metric named by ``checkpoint.best_metric``; None where there is none."""
 
 
 class Checkpoints:

@@ -39,7 +39,7 @@ class RunControl:
     def apply_guards(self, step: int, metrics: Metrics) -> None:
         """Asks every guard, tells the user of new alarms, and does what their settings say."""
         for reason, settings in self.guards.check(step, metrics):
-            what = f"{settings.action} {settings.lowers}" if settings.action == "lower" else settings.action
+            what = f"{settings.action} {settings.target}" if settings.action == "lower" else settings.action
             self.note(f"step {step}: {reason}" + ("" if settings.action == "warn" else f" [{what}]"))
             self._act(settings, reason)
 
@@ -49,8 +49,8 @@ class RunControl:
         elif settings.action == "freeze_teacher":
             self.trainer.freeze_teacher()
         elif settings.action == "lower":
-            assert settings.lowers is not None
-            self.coefficients.lower(settings.lowers, settings.factor)
+            assert settings.target is not None
+            self.coefficients.lower(settings.target, settings.scale)
 
     def ask_to_stop(self) -> None:
         """The user's wish: the run stops after this step.

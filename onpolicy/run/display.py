@@ -51,7 +51,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 class Display:
     """A context manager that shows the bar; every method may also be called outside of it."""
 
-    def __init__(self, steps: int, console: Console | None = None, *, lexicon: str = "A") -> None:
+    def __init__(self, steps: int, console: Console | None = None, *, lexicon: str = "self_doubt") -> None:
         """
         Args:
             steps: of the run
@@ -120,13 +120,13 @@ SUMMARY = (
     "rollout/completion_length/mean",
     "rollout/truncated",
     "epistemic/{lexicon}/rate_per_1k",
-    "epistemic/B/rate_per_1k",
+    "epistemic/hedges/rate_per_1k",
     "policy/entropy",
     "rollout/logprob_gap",
 )
 
 
-def closing_table(first: Metrics, last: Metrics, *, lexicon: str = "A") -> Table:
+def closing_table(first: Metrics, last: Metrics, *, lexicon: str = "self_doubt") -> Table:
     """A table of what changed between the first and the last step."""
     table = Table(title="what changed", title_justify="left")
     for heading in ("metric", "first", "last", "change"):

@@ -133,7 +133,7 @@ def build_evaluator(resolved: ResolvedConfig, model: ModelHandle, generator: Gen
         for name, s in resolved.eval_sets.items()
     }
     sampling = Sampling(
-        group_size=settings.samples,
+        group_size=settings.samples_per_problem,
         max_tokens=settings.max_tokens or resolved.generator.settings.max_tokens,
         temperature=settings.temperature,
         top_p=settings.top_p,
@@ -143,7 +143,7 @@ def build_evaluator(resolved: ResolvedConfig, model: ModelHandle, generator: Gen
         sets=sets,
         reward=graders[0],
         sampling=sampling,
-        k=settings.k,
+        k=settings.pass_at,
         final_part=renderer.final_answer_text,
         extract=extract_answer,
         seed=resolved.config.seed,

@@ -61,7 +61,7 @@ def write_samples(folder: Path, sets: list[str]) -> None:
         for name, found in results.items():
             for result in found.values():
                 for i, text in enumerate(result.completions):
-                    markers = sum(count(text, "seed10", "paper").values())
+                    markers = sum(count(text, "paper10", "paper").values())
                     right, cut = int(result.right[i]), int(result.truncated[i])
                     writer.writerow(
                         [name, result.id, i, right, result.answers[i], result.lengths[i], cut, markers]

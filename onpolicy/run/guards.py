@@ -2,7 +2,7 @@
 
 ``falls`` and ``rises`` compare a metric with its value under the reference model, where step 0 logs it (``epistemic.baseline``,
 evaluation), else with its own first values, so that no threshold has to be chosen. A guard's ``action`` says what happens then:
-``warn`` prints a warning, ``lower`` multiplies the number under ``lowers`` by ``factor``, ``freeze_teacher`` stops a moving teacher,
+``warn`` prints a warning, ``lower`` multiplies the number under ``target`` by ``scale``, ``freeze_teacher`` stops a moving teacher,
 ``stop`` saves and ends the run. To raise the number again once the metric has recovered, use the schedule ``schmitt_gate`` instead.
 """
 
@@ -19,19 +19,25 @@ Guard = Callable[[int, Mapping[str, float], dict[str, Any]], str | None]
 
 
 def falls(
-    step: int, metrics: Mapping[str, float], memory: dict[str, Any], *, metric: str, share: float = 0.4, warmup: int = 3
+    step: int,
+    metrics: Mapping[str, float],
+    memory: dict[str, Any],
+    *,
+    metric: str,
+    below_fraction: float = 0.4,
+    warmup: int = 3,
 ) -> str | None:
-    """The metric fell below a share of its mean over the first steps that had it.
+    """The metric fell below a fraction of its mean over the first steps that had it.
 
     Args:
         metric: its name, as logged
-        share: of the mean over the warm-up
+        below_fraction: of the mean over the warm-up
         warmup: steps that make the mean
     """
     level = _level(step, metrics, memory, metric, warmup)
-    if level is None or metrics[metric] >= share * level:
+    if level is None or metrics[metric] >= below_fraction * level:
         return None
-    return f"{metric} fell from {level:.3g} to {metrics[metric]:.3g}, below {share:.0%} of where it began"
+    return f"{metric} fell from {level:.3g} to {metrics[metric]:.3g}, below {below_fraction:.0%} of where it began"
 
 
 def rises(
@@ -51,22 +57,22 @@ def rises(
 
 
 def stays(
-    step: int, metrics: Mapping[str, float], memory: dict[str, Any], *, metric: str, steps: int, over: float = 0.0
+    step: int, metrics: Mapping[str, float], memory: dict[str, Any], *, metric: str, steps: int, above: float = 0.0
 ) -> str | None:
     """The metric was above a bound for so many steps in a row; said again after as many more.
 
     Args:
         metric: its name, as logged
         steps: in a row that had it
-        over: the bound
+        above: the bound
     """
     if metric not in metrics:
         return None
-    memory["row"] = memory.get("row", 0) + 1 if metrics[metric] > over else 0
+    memory["row"] = memory.get("row", 0) + 1 if metrics[metric] > above else 0
     if memory["row"] < steps:
         return None
     memory["row"] = 0
-    return f"{metric} was above {over:g} for {steps} steps in a row"
+    return f"{metric} was above {above:g} for {steps} steps in a row"
 
 
 def _level(step: int, metrics: Mapping[str, float], memory: dict[str, Any], metric: str, warmup: int) -> float | None:

@@ -29,7 +29,7 @@ def training_prompts(resolved: ResolvedConfig, renderer: Renderer) -> list[Promp
     prompts = coverage(
         section_prompts(resolved.data, "data"), problems=chosen.problems, repeats=chosen.repeats, seed=chosen.seed
     )
-    return drop_overlong(prompts, renderer, drop=resolved.config.rendering.too_long == "drop")
+    return drop_overlong(prompts, renderer, drop=resolved.config.rendering.overlong == "drop")
 
 
 def drop_overlong(prompts: Sequence[Prompt], renderer: Renderer, *, drop: bool) -> list[Prompt]:

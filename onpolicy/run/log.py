@@ -154,7 +154,7 @@ def build_log(
 ) -> RunLog:
     """The log of a run in ``folder``, opened at its last checkpoint."""
     config, latest = resolved.config, checkpoints.latest()
-    changes_meanwhile = resolved.generator.settings.staleness or resolved.data.settings.completions
+    changes_meanwhile = resolved.generator.settings.max_staleness or resolved.data.settings.completions_column
     opener = partial(open_logs, resolved, folder)
     return RunLog(
         settings=config.logging,

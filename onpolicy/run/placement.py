@@ -16,9 +16,9 @@ from onpolicy.utils.timer import PhaseTimer
 
 
 def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> Scorer:
-    """The scorer of a run; with ``roles.rewards`` its rewards are computed by workers of their own."""
+    """The scorer of a run; with ``distributed.num_reward_workers`` its rewards are computed by workers of their own."""
     scorer = local_scorer(resolved, model.renderer)
-    if not resolved.config.roles.rewards or not resolved.rewards:
+    if not resolved.config.distributed.num_reward_workers or not resolved.rewards:
         return scorer
     from onpolicy.distributed.reward_tasks import remote_scorer
 
@@ -26,14 +26,14 @@ def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | 
 
 
 def build_generator(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> Generator:
-    """The generator of a run, with the reference model's weights; with ``roles.generators`` several replicas of it.
+    """The generator of a run, with the reference model's weights; with ``distributed.num_generators`` several replicas of it.
 
     Args:
         resolved: the config
         model: the student before training
         faults: records every replica that is replaced
     """
-    if not resolved.config.roles.generators:
+    if not resolved.config.distributed.num_generators:
         return local_generator(resolved, model)
     from onpolicy.distributed.generator_pool import GeneratorPool
 
@@ -41,8 +41,8 @@ def build_generator(resolved: ResolvedConfig, model: ModelHandle, faults: Faults
 
 
 def build_trainer(resolved: ResolvedConfig, model: ModelHandle, timer: PhaseTimer, faults: Faults) -> Trainer:
-    """The trainer of a run: in this process, in ``roles.trainers`` Ray actors, or in the ranks that a launcher started."""
-    if resolved.config.roles.trainers:
+    """The trainer of a run: in this process, in ``distributed.num_trainers`` Ray actors, or in the ranks that a launcher started."""
+    if resolved.config.distributed.num_trainers:
         from onpolicy.distributed.ray_trainer_group import RayTrainerGroup
 
         return RayTrainerGroup(resolved, timer, faults)

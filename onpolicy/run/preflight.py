@@ -87,7 +87,7 @@ class Preflight:
                 if tuple(ids[len(ids) - len(suffix) :]) != tuple(suffix):
                     raise PreflightError(
                         f"prompt {example.prompt.id!r}: the prompt of {who!r} ends with {self.renderer.decode(ids[-len(suffix) :])!r}, "
-                        f"wanted the generation prompt {self.renderer.decode(suffix)!r}; the completion would start in another place"
+                        f"expected the generation prompt {self.renderer.decode(suffix)!r}; the completion would start in another place"
                     )
         self._passed("first completion token lines up", f"all prompts end with {self.renderer.decode(suffix)!r}")
 
@@ -129,7 +129,7 @@ class Preflight:
         value = float(loss.detach().abs())
         if value > 1e-5 or norm > 1e-3:
             raise PreflightError(
-                f"a teacher with the student's prompt and weights gives a loss of {value:.3g} per token, a gradient of {norm:.3g}; wanted 0"
+                f"a teacher with the student's prompt and weights gives a loss of {value:.3g} per token, a gradient of {norm:.3g}; expected 0"
             )
         self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
 
@@ -198,7 +198,7 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
         report_of,
         run.log.renderer,
         tuple(resolved.contexts),
-        run.config.preflight.logprob_tolerance if resolved.data.settings.completions is None else None,
+        run.config.preflight.logprob_tolerance if resolved.data.settings.completions_column is None else None,
         (console.width, console.is_terminal),
         first_rollouts(run, resolved),
     )

@@ -7,7 +7,7 @@ from onpolicy.utils.faults import GaveUp, RoleLost
 
 
 class Recovery:
-    """Brings a run back to its last checkpoint, at most ``roles.restarts`` times in a row to the same one."""
+    """Brings a run back to its last checkpoint, at most ``distributed.max_restarts`` times in a row to the same one."""
 
     def __init__(self, run: Run) -> None:
         self._run = run
@@ -19,7 +19,7 @@ class Recovery:
 
         Raises:
             RoleLost: a rank was lost again meanwhile.
-            GaveUp: that happened more than ``roles.restarts`` times without a new checkpoint, or none could be written.
+            GaveUp: that happened more than ``distributed.max_restarts`` times without a new checkpoint, or none could be written.
         """
         run = self._run
         run.report_failed_save(wait=True)
@@ -30,9 +30,9 @@ class Recovery:
         where = f"step {step}" if latest else "the beginning"
         if latest is None and run.step:
             raise GaveUp(f"trainer: {lost}; there is no checkpoint to go back to") from lost
-        if self._times > run.config.roles.restarts:
+        if self._times > run.config.distributed.max_restarts:
             raise GaveUp(
-                f"trainer: {lost}; the run went back to {where} {self._times - 1} times (roles.restarts)"
+                f"trainer: {lost}; the run went back to {where} {self._times - 1} times (distributed.max_restarts)"
             ) from lost
         run.log.faults.record("trainer", f"{lost}; going back to {where}")
         run.generator.reset_version()

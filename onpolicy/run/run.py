@@ -83,7 +83,7 @@ class Run:
 
     def _begin(self) -> None:
         self.finish_step(0, self.ref_metrics | self.evaluate_if_due(0), [])
-        if self.config.roles.trainers:  # where the run goes back to if a rank is lost early
+        if self.config.distributed.num_trainers:  # where the run goes back to if a rank is lost early
             self.save(0, {})
 
     def evaluate_if_due(self, step: int) -> Metrics:

@@ -256,22 +256,22 @@ def read_config(path: str | None) -> dict[str, Any]:
     if path is None:
         return {"zero_optimization": {"stage": 2}}
     if not Path(path).is_file():
-        raise ConfigError(f"trainer.config: file {path!r} does not exist; wanted a DeepSpeed config (JSON)")
+        raise ConfigError(f"trainer.config: file {path!r} does not exist; expected a DeepSpeed config (JSON)")
     try:
         config = json.loads(Path(path).read_text())
     except ValueError as error:
         raise ConfigError(f"trainer.config: {path!r} is not JSON: {error}") from error
     if not isinstance(config, dict):
-        raise ConfigError(f"trainer.config: {path!r} holds a {type(config).__name__}, wanted an object")
+        raise ConfigError(f"trainer.config: {path!r} holds a {type(config).__name__}, expected an object")
     for key, ours in OURS.items():
         if key in config:
             raise ConfigError(f"trainer.config: {path!r} sets {key!r}, which is set by {ours}; take it out")
     zero = config.setdefault("zero_optimization", {})
     if not isinstance(zero, dict):
-        raise ConfigError(f"trainer.config: {path!r} has zero_optimization {zero!r}, wanted an object")
+        raise ConfigError(f"trainer.config: {path!r} has zero_optimization {zero!r}, expected an object")
     stage = zero.setdefault("stage", 0)
     if stage not in (0, 1, 2, 3):
-        raise ConfigError(f"trainer.config: {path!r} has zero_optimization.stage {stage!r}, wanted 0, 1, 2 or 3")
+        raise ConfigError(f"trainer.config: {path!r} has zero_optimization.stage {stage!r}, expected 0, 1, 2 or 3")
     return config
 
 

@@ -354,7 +354,7 @@ def choose_layout(requested: Layout | None, *models: PreTrainedModel) -> Layout:
     unfit = unfit or [type(m).__name__ for m in models if not prefix_sharing.enable_prefix_sharing(m)]
     if requested == "packed" and unfit:
         raise ValueError(
-            f"trainer.layout: {unfit[0]} cannot be packed, its attention is not transformers' sdpa; wanted padded or null"
+            f"trainer.layout: {unfit[0]} cannot be packed, its attention is not transformers' sdpa; expected padded or null"
         )
     return "padded" if unfit else "packed"
 

@@ -11,14 +11,14 @@ from typing import Any
 def whole(text: str) -> int:
     """A whole number above 0."""
     if not text.isascii() or not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a whole number above 0")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a whole number above 0")
     return int(text)
 
 
 def above_zero(text: str) -> float:
     value = _number(text)
     if value is None or not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a number above 0")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0")
     return value
 
 
@@ -26,7 +26,7 @@ def share(text: str) -> float:
     """Above 0, at most 1."""
     value = _number(text)
     if value is None or not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"got {text!r}, wanted a number above 0, at most 1")
+        raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0, at most 1")
     return value
 
 
@@ -35,7 +35,7 @@ def new_file(text: str) -> Path:
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(
-            f"got {text!r}, wanted a file; "
+            f"got {text!r}, expected a file; "
             + ("this is a folder" if path.is_dir() else f"there is no folder {str(path.parent)!r}")
         )
     return path
@@ -53,7 +53,8 @@ class Band(argparse.Action):
         low, high = (_number(text) for text in texts)
         if low is None or high is None or not 0 <= low <= high <= 1:
             raise argparse.ArgumentError(
-                self, f"got {' '.join(texts)!r}, wanted two shares between 0 and 1, the lower one first, e.g. 0.125 0.5"
+                self,
+                f"got {' '.join(texts)!r}, expected two shares between 0 and 1, the lower one first, e.g. 0.125 0.5",
             )
         return low, high
 

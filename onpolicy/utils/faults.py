@@ -13,7 +13,7 @@ class RoleLost(RuntimeError):
 
 
 class GaveUp(UserError, RuntimeError):
-    """A role was replaced ``roles.restarts`` times in a row without having done any work; names the role and what it died of."""
+    """A role was replaced ``distributed.max_restarts`` times in a row without having done any work; names the role and what it died of."""
 
 
 class Faults:

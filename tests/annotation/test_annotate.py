@@ -248,14 +248,18 @@ def test_observed_tokens_are_in_no_span_and_counted_nowhere() -> None:
         policy_version=0, sampled_mask=mask,
     )  # fmt: skip
     whole = replace(rollout, completion_ids=tuple(said), rollout_logprobs=(-1.0,) * len(said), sampled_mask=())
-    telemetry = TextTelemetry(["A"], "A", renderer.split_thinking)
+    telemetry = TextTelemetry(["self_doubt"], "self_doubt", renderer.split_thinking)
     rewards = [Reward("right", 1.0, right), Reward("short", 0.5, short, bonus=True)]
     (found, metrics), (expected, reference) = (
         annotate([RolloutGroup(prompt=PROMPT, rollouts=(one,))], renderer=renderer, rewards=rewards, telemetry=telemetry,
-                 contexts={"hint": final_answer}, spans={"key": partial_(markers, lexicon="A")})
+                 contexts={"hint": final_answer}, spans={"key": partial_(markers, lexicon="self_doubt")})
         for one in (rollout, whole)
     )  # fmt: skip
-    assert metrics == reference and metrics["rollout/tokens"] == 7.0 and metrics["epistemic/A/rate_per_1k"] == 1000 / 7
+    assert (
+        metrics == reference
+        and metrics["rollout/tokens"] == 7.0
+        and metrics["epistemic/self_doubt/rate_per_1k"] == 1000 / 7
+    )
     assert (found[0].reward, found[0].reward_breakdown) == (expected[0].reward, expected[0].reward_breakdown)
     assert rollout.select_sampled(found[0].spans["key"]) == expected[0].spans["key"] == (False,) * 3 + (True,) * 4
     assert sum(found[0].spans["key"]) == 4

@@ -186,7 +186,7 @@ def test_a_context_that_asks_for_nonsense_is_named() -> None:
     def odd(group: RolloutGroup, index: int, rewards: Sequence[float]) -> Any:
         yield "what?"
 
-    with pytest.raises(QueryError, match="'what\\?'; wanted AskModel or SampleProblem"):
+    with pytest.raises(QueryError, match="'what\\?'; expected AskModel or SampleProblem"):
         annotate([group("a")], contexts={"teacher": odd})
 
 
@@ -217,7 +217,7 @@ def test_a_question_that_is_too_long_is_refused_or_left_out() -> None:
 
 def test_spans_of_text_become_marks_on_tokens() -> None:
     text = "so, wait: x = 3. Hmm"
-    found = {"markers": partial(spans.markers, lexicon="A"), "sums": partial(spans.pattern, regex=r"\w = \d")}
+    found = {"markers": partial(spans.markers, lexicon="self_doubt"), "sums": partial(spans.pattern, regex=r"\w = \d")}
     (example, *_), facts = annotate([group(text)], spans=found)
     marked = {name: "".join(c for c, inside in zip(text, example.spans[name], strict=True) if inside) for name in found}
     assert marked == {"markers": "waitHmm", "sums": "x = 3"}

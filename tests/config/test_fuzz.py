@@ -48,8 +48,8 @@ SMALL: dict[str, Any] = {
     "teacher": {"name": "ema", "ema_decay": 0.9},
     "objective": [{"name": "distill", "divergence": {"name": "jsd", "beta": 0.5}, "weight": {"name": "constant", "value": 1.0}}],
     "eval": {"sets": {"near": {"name": "gym", "size": 2}}},
-    "lexicons": {"mine": ["perhaps"]},
-    "guards": [{"name": "falls", "metric": "x", "share": 0.3}],
+    "custom_lexicons": {"mine": ["perhaps"]},
+    "guards": [{"name": "falls", "metric": "x", "below_fraction": 0.3}],
     "seed": 1,
 }  # fmt: skip
 STARTS = [SMALL, *(yaml.safe_load(path.read_text().replace("???", "x")) for path in CONFIGS)]
@@ -58,7 +58,7 @@ WORDS = [
     "", " ", "é\u202e\x1b[31m", "???", "${seed}", "${nope}", "${a", "${.}", "${..x}", "$${", "\\${seed}", "${oc.env:HOME}", "${steps}",
     "${objective}", "${oc.create:{a: 1}}", "a:b", ":", "os:", "..:x", "builtins:int",
     "onpolicy.config.resolve:Plan", "rewards:nope", "\x00:x",
-    "name", "1e400", "-", "null", "jsd", "ema", "file", "constant", "a.b", "[", "teacher", "{followed}",
+    "name", "1e400", "-", "null", "jsd", "ema", "file", "constant", "a.b", "[", "teacher", "{lexicon}",
 ]  # fmt: skip
 NUMBERS = [0, -1, 10**30, -(10**30), 2**63, 1e308, math.nan, math.inf, -math.inf, True, False, None]
 SCALARS = st.sampled_from([*WORDS, *NUMBERS]) | st.text(max_size=6)
@@ -104,8 +104,9 @@ def spoilt(draw: st.DrawFn) -> Any:
 
 KEYS = st.sampled_from(
     ["seed", "steps", "data", "data.path", "objective[0]", "objective[0].weight", "objective[9].x", "objective.x", "teacher.ema_decay",
-     "trainer.lr", "eval.k", "eval.sets.x", "guards[0].lowers", "lexicons.x", "model", "a.b.c", "", ".", "[", "x[", "generator.top_p",
-     "${seed}", "${oc.env:HOME}", "epistemic.lexicons", "logging.trackers", "contexts.teacher", "roles.generators", "rewards[0].when"]
+     "trainer.lr", "eval.pass_at", "eval.sets.x", "guards[0].target", "lexicons.x", "model", "a.b.c", "", ".", "[", "x[", "generator.top_p",
+     "${seed}", "${oc.env:HOME}", "epistemic.lexicons", "logging.trackers", "contexts.teacher", "distributed.num_generators",
+     "rewards[0].when"]
 ) | st.text(max_size=6)  # fmt: skip
 VALUES = st.sampled_from(
     ["", "{", "[1", "&a [*a]", "*x", "!!python/object/apply:os.system [x]", "!!timestamp 2020-01-01", "2020-13-45", "0o9", "{a: {b: [c]}}",

@@ -52,11 +52,11 @@ MISTAKES = {
     "trainer.micro_batch_tokens=0": "trainer.micro_batch_tokens",
     "trainer.name=locl": "trainer.name",
     "steps=many": "steps",
-    "eval.k=[9]": "eval.k",
+    "eval.pass_at=[9]": "eval.pass_at",
     "eval.every=-1": "eval.every",
-    "rendering.too_long=cut": "rendering.too_long",
+    "rendering.overlong=cut": "rendering.overlong",
     "epistemic.lexicon=Q": "epistemic.lexicon",
-    "lexicons={mine: 3}": "lexicons.mine",
+    "custom_lexicons={mine: 3}": "custom_lexicons.mine",
     "logging.trackers=[jsnl]": "logging.trackers[0]",
     "guards=[{name: falls, metric: x, share: much}]": "guards[0].share",
     "seed=${oc.env:HOME}": "seed",
@@ -109,7 +109,7 @@ def test_eight_mistakes_of_different_kinds_are_eight_problems(config: Path, caps
         *("generater", "generator.max_token", "objective[0].divergence.beta", "objective[1].advantage.context"),
         *("rewards[0]", "steps", "teacher", "trainer.micro_batch_tokens"),
     ]
-    assert "trainer.micro_batch_tokens: got 0, wanted at least 1." in error
+    assert "trainer.micro_batch_tokens: got 0, expected at least 1." in error
     assert main(["train", str(config), *mistakes]) == 2 and "8 problems" in capsys.readouterr().err
 
 
@@ -131,7 +131,7 @@ def test_as_many_problems_as_mistakes(config: Path, mistakes: list[str]) -> None
 def test_what_follows_from_a_mistake_is_not_reported(config: Path) -> None:
     for overrides, key in (
         (["lexicons={mine: 3}", "epistemic.lexicon=mine"], "lexicons.mine"),
-        (["eval.samples=few", "eval.k=[9]"], "eval.samples"),
+        (["eval.samples_per_problem=few", "eval.pass_at=[9]"], "eval.samples_per_problem"),
         (["objective=[distil]"], "objective[0]"),
         (["objective[0].divergence={name: jsd, betta: 0.5}"], "objective[0].divergence.betta"),
         (["rewards=[nope]", "correctness=nope"], "rewards[0]"),
@@ -176,7 +176,7 @@ def test_an_old_name_is_answered_with_the_new_one(
     changes: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for old, new in {"old": "steps", "old_section": "trainer", "old_section.a": "trainer.lr", "generator.old": "generator.max_tokens",
-                     "lexicon old": "A"}.items():  # fmt: skip
+                     "lexicon old": "self_doubt"}.items():  # fmt: skip
         monkeypatch.setitem(RENAMED, old, new)
     with pytest.raises(ConfigError, match=re.escape(message)) as caught:
         problems = Problems()

@@ -1,4 +1,4 @@
-"""Configs: what is wrong is said with its full key, the value, and what is wanted, before anything is loaded.
+"""Configs: what is wrong is said with its full key, the value, and what is expected, before anything is loaded.
 
 1. every shipped file is valid and its defaults are the code's; 2. each kind of mistake; 3. overrides reach into lists;
 4. the resolved config loads again; 5. nested plug-ins; 6. OmegaConf 2.3's rules suffice.
@@ -52,7 +52,7 @@ MISTAKES = [
     ("objective[0].weight=heavy", ["objective[0].weight", "heavy"]),
     ("trainer.lr=fast", ["trainer.lr", "fast"]),
     ("trainer.lr=-1", ["trainer.lr: got -1"]),
-    ("trainer.micro_batch_tokens=0", ["trainer.micro_batch_tokens: got 0, wanted at least 1"]),
+    ("trainer.micro_batch_tokens=0", ["trainer.micro_batch_tokens: got 0, expected at least 1"]),
     ("trainer.lr_schedule=cosin", ["trainer.lr_schedule: got 'cosin'", "Did you mean 'cosine'"]),
     ("steps=many", ["steps", "many"]),
     ("steps=0", ["steps: got 0"]),
@@ -66,19 +66,22 @@ MISTAKES = [
     ("contexts.hint=final_answer", ["contexts.hint: no term of the objective reads this context"]),
     ("objective[0].context=hint", ["objective[0].context", "'hint'", "contexts"]),
     ("objective[1].advantage={name: add, context: hint}", ["objective[1].advantage.context", "'hint'"]),
-    ("objective[0].token_weights={name: gap, context: hint}", ["objective[0].token_weights.context", "'hint'"]),
+    (
+        "objective[0].token_weights={name: teacher_logratio, context: hint}",
+        ["objective[0].token_weights.context", "'hint'"],
+    ),
     ("generator.temperature=-1", ["generator.temperature: got -1"]),
     ("generator.temperature=warm", ["generator.temperature", "warm"]),
-    ("teacher={name: ema, ema_decay: soon}", ["teacher.ema_decay: got 'soon', wanted float"]),
-    ("eval.k=[9]", ["eval.k: got 9"]),
-    ("lexicons={A: [other]}", ["lexicons.A: ", "the name is taken"]),
+    ("teacher={name: ema, ema_decay: soon}", ["teacher.ema_decay: got 'soon', expected float"]),
+    ("eval.pass_at=[9]", ["eval.pass_at: got 9"]),
+    ("custom_lexicons={self_doubt: [other]}", ["custom_lexicons.self_doubt: ", "the name is taken"]),
     ("rewards[0]={name: math_answer, when: correct}", ["rewards[0].when: 'math_answer' itself says what is right"]),
     ("rewards=[{name: math_answer}, {name: brevity, budget: 9, when: rigth}]", ["rewards[1].when: got 'rigth'"]),
     ("correctness=nope", ["correctness: 'nope' is not under rewards"]),
-    ("rendering.too_long=cut", ["rendering.too_long: got 'cut'", "refuse, drop"]),
+    ("rendering.overlong=cut", ["rendering.overlong: got 'cut'", "error, drop"]),
     ("objective=[]", ["objective: empty"]),
     ("data={}", ["data: missing"]),
-    ("nonsense", ["override 'nonsense': wanted key=value"]),
+    ("nonsense", ["override 'nonsense': expected key=value"]),
     ("objective[7].weight=1", ["objective[7].weight"]),
 ]
 
@@ -111,7 +114,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     write_config(tmp_path)
     for name, words in (
         ("confg.yaml", "Did you mean"),
-        ("list.yaml", "wanted sections"),
+        ("list.yaml", "expected sections"),
         ("broken.yaml", "not valid YAML"),
     ):
         with pytest.raises(ConfigError, match=words):
@@ -131,7 +134,7 @@ def test_errors_on_the_command_line_have_no_traceback(tmp_path: Path, capsys: py
 def test_overrides_reach_into_lists_and_types_are_kept(tmp_path: Path) -> None:
     config = load(
         write_config(tmp_path),
-        ["objective[0].weight=2", "trainer.lr=1e-4", "eval.k=[1]", "run_dir=", "teacher.ema_decay=1"],
+        ["objective[0].weight=2", "trainer.lr=1e-4", "eval.pass_at=[1]", "run_dir=", "teacher.ema_decay=1"],
     )
     resolved = resolve(config)
     assert (

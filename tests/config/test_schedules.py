@@ -137,7 +137,7 @@ def test_coefficients_of_nested_plug_ins_are_found_and_saved() -> None:
         ({"name": "linear", "initial": 1.0}, r"objective\[0\]\.weight\.final: missing"),
         (
             {"name": "phases", "values": [1], "switch": [2]},
-            r"objective\[0\]\.weight: phases: wanted rising switch steps",
+            r"objective\[0\]\.weight: phases: expected rising switch steps",
         ),
     ],
 )

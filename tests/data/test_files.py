@@ -121,8 +121,8 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
         ("missing.jsonl", "does not exist"),
         ("broken.parquet", "not a readable parquet"),
         ("empty.jsonl", "holds no problems"),
-        ("object.json", "wanted a list"),
-        ("table.csv", "'.csv', wanted one of"),
+        ("object.json", "expected a list"),
+        ("table.csv", "'.csv', expected one of"),
         ("folder", "holds no .parquet"),
     ):
         with pytest.raises(DataError, match=words):

@@ -68,7 +68,7 @@ def checked(folder: Path, generator: str = AS_TOLD, **roles: Any) -> ResolvedCon
                 "generator": {"name": generator, "group_size": 2, "max_tokens": 6},
                 "rewards": ["tests.runs:length_reward"],
                 "objective": [{"name": "policy_gradient"}],
-                "roles": {"generators": 2, "patience": 120.0, "restarts": 100, **roles},
+                "distributed": {"num_generators": 2, "heartbeat_timeout_s": 120.0, "max_restarts": 100, **roles},
             }
         )
     )
@@ -85,7 +85,7 @@ class Site:
 
     def __init__(self, plan_: ResolvedConfig) -> None:
         self.said: list[str] = []
-        self.faults = Faults(self._hear, plan_.config.roles.apart)
+        self.faults = Faults(self._hear, plan_.config.distributed.apart)
         self.model = open_model(plan_)
         self.replicas = GeneratorPool(plan_, self.model, self.faults)
         self.own = local_generator(plan_, self.model)
@@ -407,7 +407,7 @@ def test_an_error_that_three_replicas_raise_is_the_works(pair: Site) -> None:
 
 
 def test_what_does_not_get_better_is_given_up(site: Any) -> None:
-    s = site("tests.distributed.test_generator_pool:Hopeless", generators=1, restarts=2)
+    s = site("tests.distributed.test_generator_pool:Hopeless", num_generators=1, max_restarts=2)
     with pytest.raises(GaveUp, match=r"generator 1 of 1 was replaced 2 times in a row .* at last: died"):
         s.replicas.generate(PROMPTS[:1], seed=0)
     assert len(s.said) == 2
@@ -416,7 +416,7 @@ def test_what_does_not_get_better_is_given_up(site: Any) -> None:
 
 
 def test_weights_of_another_model_end_the_run(site: Any) -> None:
-    s = site("transformers", generators=1)
+    s = site("transformers", num_generators=1)
     assert s.processes
     with pytest.raises(ValueError, match="tensors are missing"):
         s.replicas.update_weights(weights(1)[:2], version=1)
@@ -445,8 +445,10 @@ def test_this_process_keeps_its_signal_handlers(ray: Any) -> None:
 
 def test_too_few_gpus(ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_cluster, "cluster_gpus", lambda: 3)
-    with pytest.raises(ConfigError, match=r"roles.generators: 2 of 1 GPUs each and 2 trainers .* want 4 GPUs.* has 3"):
-        ray_cluster.resources(checked(folder, trainers=2), gpus=1)
+    with pytest.raises(
+        ConfigError, match=r"distributed.num_generators: 2 of 1 GPUs each and 2 trainers .* want 4 GPUs.* has 3"
+    ):
+        ray_cluster.resources(checked(folder, num_trainers=2), gpus=1)
     assert ray_cluster.resources(checked(folder), gpus=1)["num_gpus"] == 1
 
 
@@ -456,17 +458,22 @@ def test_a_cluster_that_is_not_there(folder: Path) -> None:
         "ray_cluster.join(RolesSettings(address='127.0.0.1:1'))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert "ConfigError: roles.address: cannot join '127.0.0.1:1'" in found.stderr
+    assert "ConfigError: distributed.address: cannot join '127.0.0.1:1'" in found.stderr
 
 
 def test_a_whole_run_with_roles(tmp_path: Path, ray: Any) -> None:
     """Under a Ray of its own, under one that it joins, and without."""
-    config = write_config(tmp_path, roles={"generators": 1, "rewards": 1})
+    config = write_config(tmp_path, distributed={"num_generators": 1, "num_reward_workers": 1})
     address = ray.get_runtime_context().gcs_address
     output = _finish(config, f"run_dir={tmp_path / 'apart'}")
     assert not [line for line in output.splitlines() if "ray" in line.lower()], output
-    _finish(config, f"run_dir={tmp_path / 'joined'}", f"roles.address={address}")
-    assert run_here(config, f"run_dir={tmp_path / 'here'}", "roles.generators=0", "roles.rewards=0") == 0
+    _finish(config, f"run_dir={tmp_path / 'joined'}", f"distributed.address={address}")
+    assert (
+        run_here(
+            config, f"run_dir={tmp_path / 'here'}", "distributed.num_generators=0", "distributed.num_reward_workers=0"
+        )
+        == 0
+    )
     apart, joined, here = (metrics(tmp_path / name) for name in ("apart", "joined", "here"))
     for row, second, other in zip(apart, joined, here, strict=True):
         assert row == second and row.pop("faults/generator") == row.pop("faults/rewards") == 0.0

@@ -56,11 +56,11 @@ class Pair:
             "data": {"name": "file", "path": "unread.jsonl"},
             "rewards": rewards,
             "objective": [{"name": "policy_gradient"}],
-            "roles": {"rewards": workers, "patience": patience},
+            "distributed": {"num_reward_workers": workers, "heartbeat_timeout_s": patience},
         }
         self.resolved = resolve(build(config))
         self.said: list[str] = []
-        self.faults = Faults(self.said.append, self.resolved.config.roles.apart)
+        self.faults = Faults(self.said.append, self.resolved.config.distributed.apart)
         self.here = Scorer(build_rewards(self.resolved), str.strip, self.resolved.correctness_name)
         self.apart: RemoteScorer = remote_scorer(self.resolved, self.here, self.faults)
 

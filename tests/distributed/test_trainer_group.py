@@ -58,7 +58,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_log_what_the_local_trainer_logs(tmp_path: Path, undisturbed: Path) -> None:
     """Under ZeRO 3; the next test has ZeRO 2."""
     zero3 = f"trainer.config={ROOT / 'configs/deepspeed/zero3.json'}"
-    assert run_here(settings(tmp_path), f"run_dir={tmp_path / 'run'}", "roles.trainers=2", zero3) == 0
+    assert run_here(settings(tmp_path), f"run_dir={tmp_path / 'run'}", "distributed.num_trainers=2", zero3) == 0
     assert_same(tmp_path / "run", undisturbed)
     assert metrics(tmp_path / "run")[-1]["faults/trainer"] == 0
 
@@ -69,7 +69,12 @@ def test_ranks_that_are_lost_cost_nothing(
     """One is killed after the second step, one is stopped after the third."""
     harm = [{"name": "tests.ranks.faults:kill", "step": 2}, {"name": "tests.ranks.faults:stop", "step": 3}]
     config = settings(tmp_path, logging={"trackers": ["jsonl", *harm]}, checkpoint={"every": 1})
-    assert run_here(config, f"run_dir={tmp_path / 'run'}", "roles.trainers=2", "roles.patience=15") == 0
+    assert (
+        run_here(
+            config, f"run_dir={tmp_path / 'run'}", "distributed.num_trainers=2", "distributed.heartbeat_timeout_s=15"
+        )
+        == 0
+    )
     assert len(list((tmp_path / "run").glob("harmed-*"))) == 2
     assert_same(tmp_path / "run", undisturbed)
     assert metrics(tmp_path / "run")[-1]["faults/trainer"] == 2
@@ -80,7 +85,7 @@ def test_ranks_that_are_lost_cost_nothing(
 def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     objective = [{"name": "tests.ranks.faults:greedy", "most": 9}]
     config = settings(tmp_path, objective=objective, contexts={}, preflight={"enabled": False}, steps=2)
-    assert run_here(config, f"run_dir={tmp_path / 'run'}", "roles.trainers=2", "trainer.layout=padded") == 0
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "distributed.num_trainers=2", "trainer.layout=padded") == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "ran out of memory; trainer.micro_batch_tokens is 100 from now on; going back to step 0" in said
     assert [row["step"] for row in metrics(tmp_path / "run") if "train/loss" in row] == [1, 2]
@@ -89,21 +94,23 @@ def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path, capsys: pyt
 def test_an_error_of_the_users_surfaces(tmp_path: Path) -> None:
     config = settings(tmp_path, objective=["tests.ranks.faults:broken"], contexts={}, preflight={"enabled": False})
     with pytest.raises(ZeroDivisionError, match="a term of the user's"):
-        run_here(config, f"run_dir={tmp_path / 'run'}", "roles.trainers=2")
+        run_here(config, f"run_dir={tmp_path / 'run'}", "distributed.num_trainers=2")
 
 
 def test_ranks_that_die_every_time_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trackers = ["jsonl", {"name": "tests.ranks.faults:kill", "step": 1, "every_time": True}]
     config = settings(tmp_path, logging={"trackers": trackers}, checkpoint={"every": 0})
-    assert run_here(config, f"run_dir={tmp_path / 'run'}", "roles.trainers=2", "roles.restarts=1") == 2
-    assert "the run went back to step 0 1 times (roles.restarts)" in " ".join(capsys.readouterr().err.split())
+    assert (
+        run_here(config, f"run_dir={tmp_path / 'run'}", "distributed.num_trainers=2", "distributed.max_restarts=1") == 2
+    )
+    assert "the run went back to step 0 1 times (distributed.max_restarts)" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_run_goes_over_to_other_ranks_and_stages(tmp_path: Path, undisturbed: Path) -> None:
     config, folder = settings(tmp_path), tmp_path / "run"
     zero3 = f"trainer.config={ROOT / 'configs/deepspeed/zero3_offload.json'}"
-    assert run_here(config, f"run_dir={folder}", "steps=2", "roles.trainers=2", zero3) == 0
-    assert run_here(config, f"run_dir={folder}", "steps=3", "roles.trainers=1") == 0
+    assert run_here(config, f"run_dir={folder}", "steps=2", "distributed.num_trainers=2", zero3) == 0
+    assert run_here(config, f"run_dir={folder}", "steps=3", "distributed.num_trainers=1") == 0
     assert (
         run_here(config, f"run_dir={folder}", "steps=4", "trainer={name: local, lr: 0.001, micro_batch_tokens: 200}")
         == 0
@@ -148,9 +155,12 @@ def test_ranks_of_torchrun_with_vllm(tmp_path: Path) -> None:
     [
         (
             ["trainer={name: local}"],
-            "trainer.name: 'local' runs in one process, and there are 2 ranks; wanted deepspeed",
+            "trainer.name: 'local' runs in one process, and there are 2 ranks; expected deepspeed",
         ),
-        (["generator.staleness=1"], "generator.staleness: 1 wants generators that sample while the ranks train"),
+        (
+            ["generator.max_staleness=1"],
+            "generator.max_staleness: 1 wants generators that sample while the ranks train",
+        ),
     ],
 )
 def test_what_torchrun_cannot_start(tmp_path: Path, overrides: list[str], said: str) -> None:

@@ -24,7 +24,7 @@ from tests.epistemic.test_telemetry import marked
 
 HONEST = [
     "We try 12 - 4 = 8. Wait, 8 is even, so the sum must be odd. Hmm, then 7 fits better than the other candidate and the check holds: "
-    "7 + 5 = 12 with nothing left over, which is what the question wanted. The answer is 7.",
+    "7 + 5 = 12 with nothing left over, which is what the question expected. The answer is 7.",
     "Let x = 3. Then 2x = 6. Hold on, the text says twice the sum, hence 2(x + 1) = 8 must be used, and from there one more step gives "
     "x + 10 = 13 as the total of all the terms together. The answer is 13.",
     "The area is 5 * 4 = 20. Hmm, the path around it takes 2 on every side, which makes 9 by 8, and subtracting the garden in the middle "
@@ -46,7 +46,7 @@ def test_signs_by_hand() -> None:
     #       new number 2      the same pairs again    behind the answer
     text = "hmm so it is 2. Wait, so it is 2. The answer is 2. Hmm so it is 2"
     (m,) = marked([(text, 20, 0.0)])
-    first, second, third = uses_of(m, "A")
+    first, second, third = uses_of(m, "self_doubt")
     assert [u.vacuous for u in (first, second, third)] == [False, False, True], "the second goes on to 'the answer is'"
     assert [u.after_answer for u in (first, second, third)] == [False, False, True]
     assert [u.gap for u in (first, second, third)] == [None, 4, 8]
@@ -55,41 +55,48 @@ def test_signs_by_hand() -> None:
 
 def test_nothing_behind_a_marker_is_nothing_new() -> None:
     (m,) = marked([("so 4 it is. wait", 8, 1.0)])
-    assert [u.vacuous for u in uses_of(m, "A")] == [True]
+    assert [u.vacuous for u in uses_of(m, "self_doubt")] == [True]
 
 
 def test_what_is_asked_of_responses() -> None:
-    found = audit(marked([("Wait no", 10, 1.0), ("hmm", 10, 0.0)], [("so", 10, 0.0), ("so hmm", 10, 0.0)]), "A")
-    assert found["audit/A/first_word"] == 0.5
-    assert found["audit/A/precision"] == pytest.approx(2 / 3) and found["audit/A/recall"] == pytest.approx(2 / 3)
+    found = audit(
+        marked([("Wait no", 10, 1.0), ("hmm", 10, 0.0)], [("so", 10, 0.0), ("so hmm", 10, 0.0)]), "self_doubt"
+    )
+    assert found["audit/self_doubt/first_word"] == 0.5
+    assert found["audit/self_doubt/precision"] == pytest.approx(2 / 3) and found[
+        "audit/self_doubt/recall"
+    ] == pytest.approx(2 / 3)
     # difficulties .5 and 1, rates 100 and 50 markers per 1,000 tokens
-    assert found["audit/A/dose_slope"] == pytest.approx((50 - 100) / 0.5)
-    assert "audit/A/vacuous" not in found and "audit/compression" not in found, "three markers, short texts"
-    assert "audit/A/dose_slope" not in audit(marked([("hmm", 9, 1.0)], [("so", 9, 1.0)]), "A") and audit([], "A") == {}
+    assert found["audit/self_doubt/dose_slope"] == pytest.approx((50 - 100) / 0.5)
+    assert "audit/self_doubt/vacuous" not in found and "audit/compression" not in found, "three markers, short texts"
+    assert (
+        "audit/self_doubt/dose_slope" not in audit(marked([("hmm", 9, 1.0)], [("so", 9, 1.0)]), "self_doubt")
+        and audit([], "self_doubt") == {}
+    )
 
 
 def test_repetition_and_compression() -> None:
-    assert audit(marked([("a b c d e a b c d f", 9, 1.0)]), "A")["audit/repetition"] == pytest.approx(1 / 7)
+    assert audit(marked([("a b c d e a b c d f", 9, 1.0)]), "self_doubt")["audit/repetition"] == pytest.approx(1 / 7)
     assert compression("x" * 99) is None
     varied, loop = compression(HONEST[0]), compression(STUFFED[0])
     assert varied is not None and loop is not None and loop < 0.5 < varied
 
 
 def guards() -> Guards:
-    specs = json.loads(json.dumps(GUARDS).replace("{followed}", "A"))
+    specs = json.loads(json.dumps(GUARDS).replace("{lexicon}", "self_doubt"))
     return build_guards([section("guard", spec, f"guards[{i}]") for i, spec in enumerate(specs)])
 
 
 def test_a_stuffed_step_trips_what_an_honest_one_does_not() -> None:
     watched = guards()
-    honest, stuffed = audit(step(HONEST), "A"), audit(step(STUFFED), "A")
+    honest, stuffed = audit(step(HONEST), "self_doubt"), audit(step(STUFFED), "self_doubt")
     assert not watched.check(0, honest)
-    assert not watched.check(1, audit(step(list(reversed(HONEST))), "A"))
+    assert not watched.check(1, audit(step(list(reversed(HONEST))), "self_doubt"))
     reasons = " ".join(reason for reason, _ in watched.check(2, stuffed))
     for sign in ("vacuous", "after_answer", "crowded", "carrier"):
-        assert f"audit/A/{sign} rose" in reasons
+        assert f"audit/self_doubt/{sign} rose" in reasons
     assert "audit/repetition rose" in reasons
-    assert stuffed["audit/A/first_word"] == 1.0 > honest["audit/A/first_word"]
+    assert stuffed["audit/self_doubt/first_word"] == 1.0 > honest["audit/self_doubt/first_word"]
 
 
 @settings(deadline=None)
@@ -119,14 +126,14 @@ def test_calibration_by_hand() -> None:
 def test_the_scoreboard() -> None:
     said = lambda answer, c: f"\\boxed{{{answer}}} <confidence>{c}</confidence>"  # noqa: E731
     rows: Any = [(said(1, 0.9), 10, 1.0), (said(1, 0.6), 10, 1.0), (said(2, 0.7), 10, 0.0), ("wait hmm wait", 10, 0.0)]
-    found = scoreboard(marked(rows), "A")
+    found = scoreboard(marked(rows), "self_doubt")
     assert found["calibration/stated/share"] == 0.75
     assert found["calibration/stated/brier"] == pytest.approx((0.01 + 0.16 + 0.49) / 3)
     assert found["calibration/stated/auroc"] == pytest.approx(0.5), ".9 beats .7, .6 does not"
     # one of three siblings agrees with each right answer, none with the wrong one; the last has no answer
     assert found["calibration/agreement/gap"] == pytest.approx((1 / 3 + 1 / 3 + 0) / 3 - 2 / 3)
     assert (
-        found["calibration/silence/auroc_within"] == pytest.approx(0.75)
+        found["calibration/no_hedging/auroc_within"] == pytest.approx(0.75)
         and found["calibration/likelihood/auroc"] == 0.5
     )
-    assert "calibration/stated/brier" not in scoreboard(marked([("no", 3, 1.0)]), "A")
+    assert "calibration/stated/brier" not in scoreboard(marked([("no", 3, 1.0)]), "self_doubt")

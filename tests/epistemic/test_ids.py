@@ -12,19 +12,19 @@ from tests.tiny import byte_tokenizer
 def test_whole_markers_in_any_case_with_and_without_a_space() -> None:
     tokenizer = byte_tokenizer(added=("wait", " Wait", "WAIT", "Wait,", "waiting", "hm", "perhaps", "so"))
     names = lambda lexicon: {tokenizer.decode([i]) for i in marker_ids(tokenizer, lexicon)}  # noqa: E731
-    assert names("seed10") == {"wait", " Wait", "WAIT", "perhaps"}
-    assert names("F") == {"so"}
+    assert names("paper10") == {"wait", " Wait", "WAIT", "perhaps"}
+    assert names("neutral") == {"so"}
 
 
 def test_a_lexicon_without_a_token_and_an_unknown_one_are_refused() -> None:
     with pytest.raises(LexiconError, match="none of its markers is a single token"):
-        marker_ids(byte_tokenizer(), "A")
-    with pytest.raises(LexiconError, match="wanted one of seed10"):
+        marker_ids(byte_tokenizer(), "self_doubt")
+    with pytest.raises(LexiconError, match="expected one of paper10"):
         marker_ids(byte_tokenizer(), "Z")
 
 
 def test_where_the_words_stand() -> None:
     text = "Wait\u2014awaiting. I\u2019m not sure, hmmm; wait"
-    assert [text[a:b] for a, b in find(text, "A")] == ["Wait", "I\u2019m not sure", "hmmm", "wait"]
+    assert [text[a:b] for a, b in find(text, "self_doubt")] == ["Wait", "I\u2019m not sure", "hmmm", "wait"]
     with pytest.raises(ValueError, match="lexicon: got 'Z'"):
         find(text, "Z")

@@ -56,7 +56,7 @@ def compared(bounds: tuple[float, float] = ANY_PASS_RATE, problems: int = 9) -> 
     queries = ContextQueries(generator, scorer, prompts, step_seed, RENDERER, 2000, False)
     contexts: dict[str, Any] = {"answer": final_answer, "sibling": partial(successful_sibling, threshold=0.5)}
     guided = answer_with_contexts(unguided, contexts, generator=generator, scorer=scorer, queries=queries, seed=0)
-    return context_rows(unguided, guided, {}, ["A"], RENDERER.split_thinking) if unguided else []
+    return context_rows(unguided, guided, {}, ["self_doubt"], RENDERER.split_thinking) if unguided else []
 
 
 def test_contexts_by_hand() -> None:
@@ -68,8 +68,8 @@ def test_contexts_by_hand() -> None:
     # wait, maybe, hmm in two answers of 26 tokens together
     assert plain.mean("paper_count").mean == pytest.approx((3 / 2 + 3 / 2 + 0) / 3)
     assert plain.mean("paper_per_1k").mean == pytest.approx((2 * 3000 / 26) / 3, rel=0.01)
-    assert plain.mean("rate/A").mean == pytest.approx((2 * 1000 * 2 / 26) / 3, rel=0.01)
-    assert told.mean("rate/A").mean == 0.0 and plain.mean("score").low < plain.mean("score").mean
+    assert plain.mean("rate/self_doubt").mean == pytest.approx((2 * 1000 * 2 / 26) / 3, rel=0.01)
+    assert told.mean("rate/self_doubt").mean == 0.0 and plain.mean("score").low < plain.mean("score").mean
     assert told.difference("score").mean == pytest.approx(1 / 3) and plain.difference("tokens").mean == 0.0
     assert told.by_problem["p3"]["score"] == 1.0 and told.against["p1"]["score"] == 0.5
 
@@ -170,25 +170,25 @@ def test_a_context_longer_than_a_prompt_may_be(tmp_path: Path, capsys: pytest.Ca
     assert main([*ask, "rendering.max_teacher_prompt_tokens=900", "--output", str(tmp_path / "out.json")]) == 0
     found = json.loads((tmp_path / "out.json").read_text())["rows"]
     assert found[1]["context"] == "teacher" and found[1]["problems"] == 2
-    own_window = ["rendering.max_teacher_prompt_tokens=900", "roles.generators=1"]
+    own_window = ["rendering.max_teacher_prompt_tokens=900", "distributed.num_generators=1"]
     assert main([*ask, *own_window]) == 0, "a replica has the same window as the driver thinks it has"
     assert main([*ask, "rendering.max_teacher_prompt_tokens=300"]) == 2
     said = " ".join(capsys.readouterr().err.split())
     assert "with the context 'teacher'" in said and "rendering.max_teacher_prompt_tokens" in said
-    assert main([*ask, "rendering.max_teacher_prompt_tokens=300", "rendering.too_long=drop"]) == 0
+    assert main([*ask, "rendering.max_teacher_prompt_tokens=300", "rendering.overlong=drop"]) == 0
 
 
 @pytest.mark.parametrize(
-    ("command", "flag", "value", "wanted"),
+    ("command", "flag", "value", "expected"),
     [
-        (["analyze", "contexts"], "--problems", ["0"], "got '0', wanted a whole number above 0"),
-        (["analyze", "contexts"], "--pass-rate", ["0.5", "0.125"], "got '0.5 0.125', wanted two shares between 0 and 1"),
-        (["analyze", "contexts"], "--pass-rate", ["2", "3"], "got '2 3', wanted two shares between 0 and 1"),
-        (["analyze", "contexts"], "--output", ["missing/x.json"], "got 'missing/x.json', wanted a file; there is no folder"),
-        (["analyze", "probes"], "--continuations", ["-1"], "got '-1', wanted a whole number above 0"),
-        (["sft"], "--batch", ["0"], "got '0', wanted a whole number above 0"),
-        (["forecast"], "--utilisation", ["0"], "got '0', wanted a number above 0, at most 1"),
-        (["forecast"], "--completion-tokens", ["nan"], "got 'nan', wanted a number above 0"),
+        (["analyze", "contexts"], "--problems", ["0"], "got '0', expected a whole number above 0"),
+        (["analyze", "contexts"], "--pass-rate", ["0.5", "0.125"], "got '0.5 0.125', expected two shares between 0 and 1"),
+        (["analyze", "contexts"], "--pass-rate", ["2", "3"], "got '2 3', expected two shares between 0 and 1"),
+        (["analyze", "contexts"], "--output", ["missing/x.json"], "got 'missing/x.json', expected a file; there is no folder"),
+        (["analyze", "probes"], "--continuations", ["-1"], "got '-1', expected a whole number above 0"),
+        (["sft"], "--batch", ["0"], "got '0', expected a whole number above 0"),
+        (["forecast"], "--utilisation", ["0"], "got '0', expected a number above 0, at most 1"),
+        (["forecast"], "--completion-tokens", ["nan"], "got 'nan', expected a number above 0"),
     ],
 )  # fmt: skip
 def test_options_are_checked_first(
@@ -229,8 +229,9 @@ def test_pressure_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "suppression pressure" in capsys.readouterr().out
     found = json.loads((tmp_path / "out.json").read_text())
     assert (
-        set(found["pressure"]) == {"A", "seed10", "F", "companion9"} & set(found["pressure"]) and found["rollouts"] == 6
+        set(found["pressure"]) == {"self_doubt", "paper10", "neutral", "companion9"} & set(found["pressure"])
+        and found["rollouts"] == 6
     )
-    assert found["pressure"]["A"]["relative"] != 0 and found["pressure"]["A"]["tokens"] > 0
+    assert found["pressure"]["self_doubt"]["relative"] != 0 and found["pressure"]["self_doubt"]["tokens"] > 0
     after = AutoModelForCausalLM.from_pretrained(tmp_path / "model").state_dict()
     assert all((before[name] == after[name]).all() for name in before)

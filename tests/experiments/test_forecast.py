@@ -130,13 +130,13 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     found = json.loads((tmp_path / "out.json").read_text())
     assert set(found["memory"]) == {"a trainer's", "a generator's"} and found["hours"] > 1
     capsys.readouterr()
-    tight = ["trainer.config=null", "roles.trainers=1"]
+    tight = ["trainer.config=null", "distributed.num_trainers=1"]
     assert main(["forecast", *own, *tight, "--gpu", "h100"]) == 1, "one GPU does not hold it"
     assert "does not fit: a trainer's GPU would hold" in capsys.readouterr().out
     assert main(["forecast", *own, "generator.gpu_memory_utilization=0.18"]) == 1, "no room for keys and values"
     assert "generator.gpu_memory_utilization: of its share" in " ".join(capsys.readouterr().out.split())
     assert main(["forecast", *own, "--gpu", "h10"]) == 2
-    assert f"wanted one of {', '.join(GPUS)}. Did you mean 'h100'?" in capsys.readouterr().err
+    assert f"expected one of {', '.join(GPUS)}. Did you mean 'h100'?" in capsys.readouterr().err
     assert main(["forecast", *own[:2], "data.path=x", "--model-config", str(tmp_path / "no.json")]) == 2
     assert "--model-config: got" in capsys.readouterr().err
     (tmp_path / "odd").mkdir()

@@ -37,10 +37,16 @@ def test_what_lies_under_no_axis_is_refused(tmp_path: Path) -> None:
     assert "weight_decay: 0.1 differs from 0.0" in refusal(
         arms(tmp_path, {"trainer.weight_decay": 0.1}, axes=["trainer.lr"])
     )
-    many = {"teacher": {"name": "live"}, "eval.samples": 3, "eval.temperature": 0.5, "guards": [], "steps": 3}
+    many = {
+        "teacher": {"name": "live"},
+        "eval.samples_per_problem": 3,
+        "eval.temperature": 0.5,
+        "guards": [],
+        "steps": 3,
+    }
     said = refusal(arms(tmp_path, many | SLOW, axes=["objective", "guards"]))
     assert "teacher.name: live differs from ema in arm 'plain'" in said
-    assert "So do teacher.ema_decay, trainer.lr, eval.samples and 2 more." in said
+    assert "So do teacher.ema_decay, trainer.lr, eval.samples_per_problem and 2 more." in said
 
 
 def test_every_cross_is_looked_at(tmp_path: Path) -> None:
@@ -115,7 +121,7 @@ def test_every_character_arrives(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("key", "message"),
-    [("objectives", "got 'objectives'"), ("lr", "got 'lr', wanted the beginning of a config's key"), ("", "got ''")],
+    [("objectives", "got 'objectives'"), ("lr", "got 'lr', expected the beginning of a config's key"), ("", "got ''")],
 )
 def test_an_axis_that_no_config_has(tmp_path: Path, key: str, message: str) -> None:
     for where in ("axes", "confounds"):

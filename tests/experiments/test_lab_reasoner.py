@@ -101,7 +101,7 @@ def test_the_papers_effect_in_small(tmp_path: Path) -> None:
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()][1:]
     first, last = rows[0], rows[-1]
     assert last["rollout/completion_length/mean"] < first["rollout/completion_length/mean"] / 2
-    assert last["epistemic/seed10/rate_per_1k"] < first["epistemic/seed10/rate_per_1k"]
+    assert last["epistemic/paper10/rate_per_1k"] < first["epistemic/paper10/rate_per_1k"]
     assert last["reward/mean"] >= 0.9, "what it is trained on, it can do"
     before, after = (pass_rates_by_problem(tmp_path / "run", step) for step in (0, 15))
     for name in ("other_map", "longer"):

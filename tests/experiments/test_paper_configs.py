@@ -35,15 +35,15 @@ def small(folder: Path) -> list[str]:
         "generator={name: transformers, group_size: 4, max_tokens: 8}",
         "trainer={name: local, lr: 0.001}",
         "rewards=['tests.experiments.test_methods:often_right']",
-        "roles={}",
+        "distributed={}",
         "rendering.max_prompt_tokens=200",
         "rendering.max_teacher_prompt_tokens=900",
         "eval.every=0",
         "eval.max_tokens=8",
-        "eval.samples=2",
-        "eval.k=[1]",
+        "eval.samples_per_problem=2",
+        "eval.pass_at=[1]",
         f"eval.sets={{few: {{name: file, path: {folder / 'data.jsonl'}, problems: 3}}}}",
-        "epistemic.lexicons=[seed10]",
+        "epistemic.lexicons=[paper10]",
         "logging.trackers=[jsonl]",
         "checkpoint={}",
         "steps=1",
@@ -114,12 +114,12 @@ def settings(config: Config) -> dict[str, Any]:
         "credit": config.credit["name"], "context": teacher.get("name"), "threshold": teacher.get("threshold"),
         "keep": teacher.get("keep_thinking"), "term": term["name"], "beta": term.get("divergence", {}).get("beta"),
         "k": term.get("support", {}).get("k"), "cap": term["importance_cap"], "normalize": term["normalize"],
-        "reward": config.rewards[0]["name"], "eval": (sets.samples, sets.temperature, sets.top_p, sets.max_tokens),
+        "reward": config.rewards[0]["name"], "eval": (sets.samples_per_problem, sets.temperature, sets.top_p, sets.max_tokens),
     }  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("grid", "arm", "factor", "wanted"),
+    ("grid", "arm", "factor", "expected"),
     [
         ("section_5", "sdpo", "r1_distill_7b", SDPO),
         ("section_5", "sdpo_without_think", "olmo3_7b", SDPO | {"keep": False}),

@@ -29,7 +29,7 @@ from tests.tiny import random_examples
 from tests.trainer.test_teacher import distill_term, trainer, twins
 
 STUDENT, TEACHER = torch.tensor([[0.2, 0.8]]).double().log(), torch.tensor([[0.012, 0.988]]).double().log()
-SEEN = Distributions(STUDENT, {}, STUDENT, torch.tensor([0]), {"A": torch.tensor([0])})
+SEEN = Distributions(STUDENT, {}, STUDENT, torch.tensor([0]), {"self_doubt": torch.tensor([0])})
 
 
 def pressure_of(loss: Callable[[Tensor], Tensor]) -> float:
@@ -39,7 +39,7 @@ def pressure_of(loss: Callable[[Tensor], Tensor]) -> float:
 
 def noted(logits: Tensor, loss: Callable[[Tensor], Tensor], ids: Tensor) -> Tensor:
     """[N] dM of the markers ``ids``."""
-    watch = GradientProbe({"A": ids})
+    watch = GradientProbe({"self_doubt": ids})
     watch.attach(HiddenStates(logits, Head(torch.eye(logits.shape[-1], dtype=logits.dtype))))
     leaf = logits.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss(leaf.log_softmax(-1)).sum(), leaf)
@@ -64,7 +64,7 @@ def test_masking_sampled_markers_leaves_most_of_it_under_a_divergence() -> None:
 
 @pytest.mark.parametrize(("share", "left"), [(0.5, 0.27), (0.9, 0.04), (1.0, 0.0)])
 def test_what_a_floor_under_the_mass_leaves(share: float, left: float) -> None:
-    floored = marker_mass_floor(TEACHER, SEEN, lexicon="A", share=share)
+    floored = marker_mass_floor(TEACHER, SEEN, lexicon="self_doubt", share=share)
     whole, rest = (pressure_of(partial(reverse_kl, teacher=t)) for t in (TEACHER, floored))
     assert rest / whole == pytest.approx(left, abs=0.005)
 
@@ -82,9 +82,11 @@ def test_it_is_what_a_small_step_on_the_logits_does() -> None:
 
 
 def measured(target: Any, examples: list[Any]) -> Any:
-    one = trainer(frozen(), distill_term(target), marker_ids={"A": list(range(3, 40))}, spans=(span_name("A"),))
+    one = trainer(
+        frozen(), distill_term(target), marker_ids={"self_doubt": list(range(3, 40))}, spans=(span_name("self_doubt"),)
+    )
     before = [p.clone() for p in one.student.parameters()]
-    found = pressures(one, examples)["A"]
+    found = pressures(one, examples)["self_doubt"]
     assert all(torch.equal(a, b) for a, b in zip(before, one.student.parameters(), strict=True))
     assert all(p.grad is None for p in one.student.parameters())
     return found
@@ -92,7 +94,7 @@ def measured(target: Any, examples: list[Any]) -> Any:
 
 def test_on_a_real_model() -> None:
     examples = [
-        replace(e, spans={span_name("A"): tuple(i in range(3, 40) for i in e.rollout.completion_ids)})
+        replace(e, spans={span_name("self_doubt"): tuple(i in range(3, 40) for i in e.rollout.completion_ids)})
         for e in random_examples(8, with_teacher=1.0)
     ]
     plain = measured(identity, examples)
@@ -100,7 +102,7 @@ def test_on_a_real_model() -> None:
         plain.tokens == sum(len(e.rollout.completion_ids) for e in examples) and 0 < plain.opportunities <= plain.tokens
     )
     assert plain.relative != 0 and math.isclose(plain.said + plain.unsaid, plain.relative, rel_tol=0.05, abs_tol=1e-4)
-    floored = measured(partial(marker_mass_floor, lexicon="A", share=1.0), examples)
+    floored = measured(partial(marker_mass_floor, lexicon="self_doubt", share=1.0), examples)
     assert floored.relative > plain.relative
-    same = [replace(e, spans={span_name("A"): (False,) * len(e.rollout.completion_ids)}) for e in twins()]
+    same = [replace(e, spans={span_name("self_doubt"): (False,) * len(e.rollout.completion_ids)}) for e in twins()]
     assert measured(identity, same).relative == pytest.approx(0.0, abs=1e-7)

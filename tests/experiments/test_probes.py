@@ -65,7 +65,7 @@ def probes(
 ) -> dict[tuple[str, str], Probe]:
     generator: Any = Scripted(rule)
     scorer = Scorer([Reward("right", 1.0, right)], str, "right")
-    prober = Prober(generator, scorer, RENDERER, "A", window=window, continuations=3, seed=0)
+    prober = Prober(generator, scorer, RENDERER, "self_doubt", window=window, continuations=3, seed=0)
     return {(p.arm, p.against): p for p in prober.probe([problem(name) for name in names])}
 
 

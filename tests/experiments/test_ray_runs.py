@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 from onpolicy.cli import main
-from onpolicy.config.schema import RolesSettings
+from onpolicy.config.schema import DistributedSettings
 from onpolicy.distributed import ray_cluster
 from onpolicy.experiments.sweep import ray_runs, shared_folder
 from onpolicy.experiments.sweep.grid import Cell, cells
@@ -196,7 +196,7 @@ def test_what_cannot_run_is_refused() -> None:
 
 
 def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(roles: RolesSettings, *, key: str) -> None:
+    def refuse(roles: DistributedSettings, *, key: str) -> None:
         raise ConfigError(f"{key}: cannot join {roles.address!r}: nobody is there")
 
     monkeypatch.setattr(ray_cluster, "join", refuse)

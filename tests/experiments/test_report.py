@@ -102,7 +102,7 @@ def fake_run(folder: Path, *, rollouts: int, tokens: int, lr: float = 0.1, seed:
                 "entropy": numbers(), "tokens": draw.choices(words, k=tokens), "contexts": {"teacher": teacher},
                 "terms": {"distill": {"loss": numbers(), "token_weight": numbers(), "advantage": 0.5}},
                 "marks": {f"<{name}>": bits([i % 2 == 1 for i in range(tokens)]) for name in
-                          ("A", "B", "C", "D", "F", "seed10", "number", "operator", "style")},
+                          ("self_doubt", "hedges", "alternatives", "boosters", "neutral", "paper10", "number", "operator", "style")},
                 "student_prompt": "q", "teacher_prompts": {"teacher": "q s"},
             }  # fmt: skip
             file.write(json.dumps(record) + "\n")

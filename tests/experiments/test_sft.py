@@ -25,7 +25,7 @@ from onpolicy.run.run_dir import logged
 
 CONFIG = Path("configs/lab/self_distillation.yaml")
 SMALL = [
-    "generator.group_size=2", "eval.samples=1", "eval.k=[1]", "preflight.enabled=false", "logging.tokens_every=0",
+    "generator.group_size=2", "eval.samples_per_problem=1", "eval.pass_at=[1]", "preflight.enabled=false", "logging.tokens_every=0",
     "eval.sets={unseen: {name: lab, family: route-a-2, split: test, problems: 6}}",
 ]  # fmt: skip
 
@@ -82,7 +82,7 @@ def test_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert [r["step"] for r in one] == [0, 1, 2, 3, 4] and one[-1]["train/loss"] > 0
         lengths = [len(r[COLUMN]) for r in trace_rows(traces, UNGUIDED)]
         assert sum(r.get("rollout/tokens", 0) for r in one) == 2 * sum(lengths), "two epochs of exactly these answers"
-        assert one[1]["group/right"] == 1.0
+        assert one[1]["group/pass_rate"] == 1.0
     ids = [[r["id"] for r in trace_rows(tmp_path / "traces" / f"seed-{s}", GUIDED)] for s in (0, 1)]
     assert ids[0] != ids[1], "other problems with each seed"
     comparison = json.loads((tmp_path / "comparison.json").read_text())

@@ -38,7 +38,8 @@ def grid(folder: Path, **changes: Any) -> Path:
     sets = {"sums": {"name": "file", "path": str(folder / "data.jsonl"), "problems": 4}}
     write_config(
         folder, steps=2, checkpoint={"every": 1}, logging={"trackers": ["jsonl"], "tokens_every": 0},
-        rewards=[{"name": "tests.experiments.test_probes:lucky"}], eval={"every": 2, "sets": sets, "samples": 2, "k": [2]},
+        rewards=[{"name": "tests.experiments.test_probes:lucky"}],
+        eval={"every": 2, "sets": sets, "samples_per_problem": 2, "pass_at": [2]},
     )  # fmt: skip
     whole: dict[str, Any] = {
         "config": "config.yaml", "seeds": [0, 1], "eval_groups": {"both": ["sums"]},
@@ -192,11 +193,14 @@ def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()
     lines = [
-        {"step": s, "reward/mean": s / 10, "epistemic/A/rate_per_1k": 8.0 - s, "eval/set/avg@4": 0.5} for s in range(9)
+        {"step": s, "reward/mean": s / 10, "epistemic/self_doubt/rate_per_1k": 8.0 - s, "eval/set/avg@4": 0.5}
+        for s in range(9)
     ]
     text = "".join(json.dumps(line) + "\n" for line in lines)
     (folder / "metrics.jsonl").write_text(text + '{"step": 9, "rew')  # being written
-    table = curves_table([("one", folder, 20, "A"), ("not begun", tmp_path / "none", 20, "A")], "runs")
+    table = curves_table(
+        [("one", folder, 20, "self_doubt"), ("not begun", tmp_path / "none", 20, "self_doubt")], "runs"
+    )
     assert [c.header for c in table.columns] == ["run", "step", "reward", "length", "markers per 1k", "set"]
     cells = [list(c.cells) for c in table.columns]
     assert cells[1] == ["8/20", "0/20"] and cells[3] == ["", ""]
@@ -218,7 +222,7 @@ def test_every_combination(tmp_path: Path) -> None:
     ]
     assert names(["one", "plain"]) == [("plain", "one")] and len(names([])) == 4
     with pytest.raises(
-        ConfigError, match=r"--arm: got 'slwo', wanted arms or factors: all, one, plain, slow\. Did you mean 'slow'"
+        ConfigError, match=r"--arm: got 'slwo', expected arms or factors: all, one, plain, slow\. Did you mean 'slow'"
     ):
         names(["slwo"])
 
@@ -227,17 +231,17 @@ def test_every_combination(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"arms": {"bad": {"trainer.lrr": 1}}}, "arm 'bad': trainer.lrr"),
-        ({"arms": {}}, "wanted at least one arm"),
+        ({"arms": {}}, "expected at least one arm"),
         ({"seeds": "many"}, "seeds"),
         ({"arm": {}}, "arm: unknown key. Did you mean 'arms'?"),
         ({"pools": {"out": ["sums"]}}, "pools: this key is now called 'eval_groups'"),
-        ({"eval_groups": {"out": ["summs"]}}, "eval_groups.out: got 'summs', wanted sets of eval.sets: sums"),
-        ({"eval_groups": {"out": []}}, "eval_groups.out: got [], wanted at least one set of eval.sets"),
-        ({"eval_groups": {"sums": ["sums"]}}, "eval_groups.sums: got ['sums'], wanted a name that is no set's own"),
+        ({"eval_groups": {"out": ["summs"]}}, "eval_groups.out: got 'summs', expected sets of eval.sets: sums"),
+        ({"eval_groups": {"out": []}}, "eval_groups.out: got [], expected at least one set of eval.sets"),
+        ({"eval_groups": {"sums": ["sums"]}}, "eval_groups.sums: got ['sums'], expected a name that is no set's own"),
         ({"arms": {"plain": {}, "same": {}}}, "the runs 'plain seed 0' and 'same seed 0' have the same settings"),
         (
             {"factors": {"quiet": {"logging.trackers": ["tensorboard"]}}},
-            "logging.trackers: got ['tensorboard'], wanted jsonl",
+            "logging.trackers: got ['tensorboard'], expected jsonl",
         ),
     ],
 )

@@ -23,12 +23,12 @@ from onpolicy.losses.advantages import (
     bounded_reversal,
     contrastive,
     entropy_directed,
-    future_gap,
-    gap,
+    future_logratio,
+    hedging_bonus,
+    inverse_teacher,
     multiply,
     on_markers,
-    rebellious,
-    surprise,
+    teacher_logratio,
 )
 from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.divergences import reverse_kl
@@ -69,9 +69,9 @@ def only(given: LossInputs, keep: list[bool], context: str = "teacher") -> LossI
 def test_reopolds_floor() -> None:
     floor = math.log(0.1) / 0.9
     assert floor == pytest.approx(-2.558, abs=5e-4)
-    found = gap(inputs(row(-20.0, -1.0, 3.0)), floor=floor)
+    found = teacher_logratio(inputs(row(-20.0, -1.0, 3.0)), floor=floor)
     assert found[0].tolist() == pytest.approx([floor, -1.0, 3.0])
-    assert gap(only(inputs(row(-20.0, 3.0)), [True, False]), clip=2.0)[0].tolist() == [-2.0, 0.0]
+    assert teacher_logratio(only(inputs(row(-20.0, 3.0)), [True, False]), clip=2.0)[0].tolist() == [-2.0, 0.0]
 
 
 def test_rlsds_clip() -> None:
@@ -97,7 +97,7 @@ def test_the_sign_of_an_advantage_is_kept(u: float, advantage: float, wrong: flo
         add_keeping_sign(given_, coefficient=2.0),
         contrastive(given_),
         multiply(given_, clip=0.9),
-        rebellious(given_, clip=0.9),
+        inverse_teacher(given_, clip=0.9),
     ):
         assert changed.item() * given_.advantages.item() >= 0
 
@@ -117,7 +117,7 @@ def test_contrast_by_hand() -> None:
 
 
 def test_rebellion_needs_success() -> None:
-    found = rebellious(inputs(row(-0.1, -0.1, 9.0), row(1.0, -1.0, 1.0)), clip=0.2)
+    found = inverse_teacher(inputs(row(-0.1, -0.1, 9.0), row(1.0, -1.0, 1.0)), clip=0.2)
     assert found[0].tolist() == pytest.approx([math.exp(0.1), -1.0, 0.8])
 
 
@@ -135,8 +135,8 @@ def test_dasd_attracts_where_sure_and_repels_where_not() -> None:
 
 
 def test_the_mean_of_what_follows() -> None:
-    assert future_gap(inputs(row(1.0, 2.0, 4.0)))[0].tolist() == pytest.approx([3.0, 4.0, 0.0])
-    assert future_gap(only(inputs(row(1.0, 2.0, 4.0)), [True, True, False]))[0].tolist() == pytest.approx(
+    assert future_logratio(inputs(row(1.0, 2.0, 4.0)))[0].tolist() == pytest.approx([3.0, 4.0, 0.0])
+    assert future_logratio(only(inputs(row(1.0, 2.0, 4.0)), [True, True, False]))[0].tolist() == pytest.approx(
         [2.0, 0.0, 0.0]
     )
 
@@ -167,7 +167,7 @@ def test_minillms_split_is_the_gradient_of_the_sequences_kl() -> None:
             )  # fmt: skip
             loss = (
                 distill(facts, divergence=reverse_kl).per_token
-                + teacher_advantage(facts, advantage=future_gap).per_token
+                + teacher_advantage(facts, advantage=future_logratio).per_token
             )
             total = total + joint[a, b].exp().detach() * loss.sum()
     for mine, theirs in zip(torch.autograd.grad(total, (first, second)), exact, strict=True):
@@ -229,7 +229,7 @@ def test_token_weights_weigh_rewards_too() -> None:
 
 def test_a_rule_on_markers_alone_and_its_controls() -> None:
     marks = {"<A>": torch.tensor([[True, False, False, False, False, False]])}
-    mass = {("<student>", "A"): row(0.5, 0.001, 0.2, 0.001, 0.0, 0.0).log()}
+    mass = {("<student>", "self_doubt"): row(0.5, 0.001, 0.2, 0.001, 0.0, 0.0).log()}
     u = row(-3.0, -3.0, -3.0, 2.0, 2.0, 2.0)
     given_ = inputs(u, torch.zeros(1, 6), spans=marks, marker_mass=mass, entropy=row(2.0, 0.1, 1.9, 0.2, 0.3, 0.4))
     rule = bounded_reversal(given_)[0].tolist()
@@ -246,14 +246,14 @@ def test_a_rule_on_markers_alone_and_its_controls() -> None:
 def test_the_surprise_bonus_by_hand() -> None:
     marks = {"<A>": torch.tensor([[True, True, True, False]])}
     given_ = inputs(row(-1.0, -9.0, -1.0, -9.0), torch.ones(1, 4), spans=marks, ref_entropy=row(1.0, 1.0, 0.1, 1.0))
-    assert surprise(given_, coefficient=0.1)[0].tolist() == pytest.approx([1.1, 1.2, 1.0, 1.0])
-    assert surprise(given_, coefficient=1.0)[0].tolist() == pytest.approx(
+    assert hedging_bonus(given_, coefficient=0.1)[0].tolist() == pytest.approx([1.1, 1.2, 1.0, 1.0])
+    assert hedging_bonus(given_, coefficient=1.0)[0].tolist() == pytest.approx(
         [1 + 1 / 3, 1 + 2 / 3, 1.0, 1.0]
     )  # 3 cut to 1
     for control in ("any", "like_entropy"):
-        elsewhere = surprise(given_, coefficient=0.1, control=control)[0]  # type: ignore[arg-type]
+        elsewhere = hedging_bonus(given_, coefficient=0.1, control=control)[0]  # type: ignore[arg-type]
         assert sorted(elsewhere.tolist()) == pytest.approx([1.0, 1.0, 1.1, 1.2]), "the same bonuses"
-    paid = {tuple(surprise(given_, coefficient=0.1, control="any", seed=seed)[0].tolist()) for seed in range(8)}
+    paid = {tuple(hedging_bonus(given_, coefficient=0.1, control="any", seed=seed)[0].tolist()) for seed in range(8)}
     assert len(paid) > 2, "on other tokens"
     failed = replace(given_, advantages=-torch.ones(1, 4))
-    assert torch.equal(surprise(failed), failed.advantages)
+    assert torch.equal(hedging_bonus(failed), failed.advantages)

@@ -108,7 +108,7 @@ TARGETS: dict[str, tuple[Callable[..., Any], Callable[[P, P, P, P], P]]] = {
     "prior_anchor": (partial(targets.prior_anchor, scale=0.5), prior_anchor),
     "geometric_mix": (partial(targets.geometric_mix, share=0.3), geometric),
     "pmi_residual": (partial(targets.pmi_residual, reference_context="other", kappa=2.0, beta=0.7), pmi_residual),
-    "marker_mass_floor": (partial(targets.marker_mass_floor, lexicon="A", share=0.8), floored),
+    "marker_mass_floor": (partial(targets.marker_mass_floor, lexicon="self_doubt", share=0.8), floored),
 }  # fmt: skip
 
 
@@ -125,7 +125,7 @@ def ours(
     logp = {who: x.log_softmax(-1) for who, x in leaves.items()}
     seen = Distributions(
         logp["student"].detach(), {"teacher": logp["teacher"], "other": logp["other"]}, logp["start"], torch.tensor([TOKEN]),
-        {"A": torch.tensor(MARKERS)},
+        {"self_doubt": torch.tensor(MARKERS)},
     )  # fmt: skip
     comparison = Comparison("teacher", SUPPORTS[names[1]][0], TARGETS[names[0]][0], DIVERGENCES[names[2]][0])
     return comparison.compare(logp["student"], seen)[0], leaves["student"], leaves

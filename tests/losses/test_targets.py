@@ -25,15 +25,16 @@ IDS = torch.tensor([1, 4])
 ALL: list[Any] = [
     targets.identity, partial(targets.temperature, temperature=0.5), partial(targets.top_k, k=2), targets.arithmetic_mix,
     targets.prior_anchor,
-    targets.geometric_mix, partial(targets.pmi_residual, reference_context="other"), partial(targets.marker_mass_floor, lexicon="A"),
-    partial(targets.marker_mass_floor, lexicon="A", control="others"),
+    targets.geometric_mix, partial(targets.pmi_residual, reference_context="other"),
+    partial(targets.marker_mass_floor, lexicon="self_doubt"),
+    partial(targets.marker_mass_floor, lexicon="self_doubt", control="others"),
 ]  # fmt: skip
 
 
 def draw(seed: int, scale: float = 2.0) -> tuple[Tensor, Distributions]:
     random = torch.Generator().manual_seed(seed)
     student, teacher, start, other = ((torch.randn(3, 7, generator=random) * scale).log_softmax(-1) for _ in range(4))
-    return teacher, Distributions(student, {"other": other}, start, torch.tensor([0, 1, 2]), {"A": IDS})
+    return teacher, Distributions(student, {"other": other}, start, torch.tensor([0, 1, 2]), {"self_doubt": IDS})
 
 
 @given(st.integers(0, 10_000), st.floats(0.1, 60.0))
@@ -49,8 +50,8 @@ def test_the_floor_is_an_i_projection() -> None:
     """argmin over r of KL(r || q) under r(E) >= share pi_0(E), by an optimiser that knows nothing of the closed form."""
     teacher = torch.tensor([[0.5, 0.01, 0.2, 0.15, 0.02, 0.07, 0.05]]).log()
     start = torch.tensor([[0.2, 0.15, 0.1, 0.2, 0.15, 0.1, 0.1]]).log()
-    seen = Distributions(start, {}, start, torch.tensor([0]), {"A": IDS})
-    ours = targets.marker_mass_floor(teacher, seen, lexicon="A", share=0.5).exp()[0].numpy()
+    seen = Distributions(start, {}, start, torch.tensor([0]), {"self_doubt": IDS})
+    ours = targets.marker_mass_floor(teacher, seen, lexicon="self_doubt", share=0.5).exp()[0].numpy()
     q = teacher.exp()[0].double().numpy()
     found = minimize(
         lambda r: float((r * np.log(r / q)).sum()), q, bounds=[(1e-6, 1)] * 7, method="SLSQP", tol=1e-12,

@@ -67,9 +67,9 @@ def test_distill_weighs_the_divergence() -> None:
 def test_teacher_advantage_by_hand() -> None:
     given = inputs(row(-1.0, -2.0), teacher_logprobs=row(-0.5, -9.0))
     assert teacher_advantage(given).per_token[0].tolist() == pytest.approx([-0.5, 7.0])
-    assert teacher_advantage(given, advantage=partial(advantages.gap, clip=1.0)).per_token[0].tolist() == pytest.approx(
-        [-0.5, 1.0]
-    )
+    assert teacher_advantage(given, advantage=partial(advantages.teacher_logratio, clip=1.0)).per_token[
+        0
+    ].tolist() == pytest.approx([-0.5, 1.0])
     assert teacher_advantage(given).metrics["teacher_gap"][0].tolist() == pytest.approx([0.5, -7.0])
 
 

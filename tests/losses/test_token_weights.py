@@ -23,17 +23,17 @@ from onpolicy.losses.terms.teacher_advantage import teacher_advantage
 from onpolicy.losses.token_weights import (
     entropy,
     entropy_matched,
-    gap,
-    gap_above,
+    logratio_above,
     normalized,
-    opportunity,
     position,
+    protect_markers,
     random,
     shuffled,
     skip_first,
     spans,
     teacher_certainty,
     teacher_entropy,
+    teacher_logratio,
     uniform,
 )
 from onpolicy.types import REF, LossInputs, TeacherScores
@@ -90,7 +90,7 @@ def test_shuffled_keeps_the_values_of_each_row() -> None:
         uniform,
         position,
         entropy,
-        gap,
+        teacher_logratio,
         random,
         partial(shuffled, token_weights=position),
         partial(entropy, keep="not_high"),
@@ -98,7 +98,7 @@ def test_shuffled_keeps_the_values_of_each_row() -> None:
         partial(normalized, token_weights=position),
         teacher_entropy,
         partial(normalized, token_weights=position, mean="geometric"),
-        partial(gap_above, threshold=0.1),
+        partial(logratio_above, threshold=0.1),
         teacher_certainty,
     ],
 )
@@ -151,7 +151,7 @@ def test_thresholds_and_certainty_by_hand() -> None:
         logprobs=torch.tensor([[-1.0, -5.0, -2.0]]), entropy=torch.tensor([[0.5, 0.8, 2.0]]), mask=mask
     )
     given = inputs(mask, teacher={"teacher": scores}, old_logprobs=torch.tensor([[-1.0, -2.0, -3.0]]))
-    assert gap_above(given, mask, threshold=-2.558).tolist() == [[1.0, 0.0, 1.0]]
+    assert logratio_above(given, mask, threshold=-2.558).tolist() == [[1.0, 0.0, 1.0]]
     assert teacher_entropy(given, mask, threshold=0.8).tolist() == [[0.0, 0.0, 1.0]]
     assert teacher_entropy(given, mask, threshold=0.8, keep="below").tolist() == [[1.0, 1.0, 0.0]]
     assert teacher_certainty(given, mask, scale=2.0)[0].tolist() == pytest.approx(
@@ -162,8 +162,8 @@ def test_thresholds_and_certainty_by_hand() -> None:
 def test_opportunities_and_spans_by_hand() -> None:
     mask = torch.ones(1, 3, dtype=torch.bool)
     mass = torch.tensor([[0.0001, 0.025, 0.3]]).log()
-    given = inputs(mask, marker_mass={(REF, "A"): mass}, spans={"key": torch.tensor([[True, False, True]])})
-    assert opportunity(given, mask, minimum=0.2, saturation=0.05)[0].tolist() == pytest.approx([0.9984, 0.6, 0.2])
+    given = inputs(mask, marker_mass={(REF, "self_doubt"): mass}, spans={"key": torch.tensor([[True, False, True]])})
+    assert protect_markers(given, mask, minimum=0.2, saturation=0.05)[0].tolist() == pytest.approx([0.9984, 0.6, 0.2])
     assert spans(given, mask, marked="key").tolist() == [[1.0, 0.0, 1.0]]
     assert spans(given, mask, marked="key", inside=0.5, outside=2.0).tolist() == [[0.5, 2.0, 0.5]]
 
@@ -175,7 +175,7 @@ def test_the_first_tokens_can_be_left_out() -> None:
 def test_gap_by_hand() -> None:
     given = inputs()
     u = given.teacher["teacher"].logprobs - given.logprobs
-    torch.testing.assert_close(gap(given, MASK, scale=0.5), 1 / (1 + (-u / 0.5).exp()))
+    torch.testing.assert_close(teacher_logratio(given, MASK, scale=0.5), 1 / (1 + (-u / 0.5).exp()))
 
 
 def test_terms_use_weights_and_clips() -> None:

@@ -15,7 +15,7 @@ TEXT = "Wait, unlikely. WAIT wait—waiting; double-check, check. Hmm… hmmm ma
 
 def test_the_papers_mode_counts_substrings() -> None:
     lowered = TEXT.lower()
-    expected = {word: lowered.count(word) for word in LEXICONS["seed10"]}
+    expected = {word: lowered.count(word) for word in LEXICONS["paper10"]}
     assert count(TEXT, mode="paper") == expected
     assert expected["wait"] == 4 and expected["likely"] == 1 and expected["check"] == 2
 
@@ -27,9 +27,9 @@ CASES = json.loads((Path(__file__).parent / "texts.json").read_text())
 def test_the_committed_texts_in_both_modes() -> None:
     for case in CASES:
         text = case["text"].lower()
-        reference = {word: text.count(word) for word in LEXICONS["seed10"]}
-        assert count(case["text"], "seed10", "paper") == reference
-        assert Counter(word for *_, word in occurrences(case["text"], "seed10")) == case["words"], case["text"]
+        reference = {word: text.count(word) for word in LEXICONS["paper10"]}
+        assert count(case["text"], "paper10", "paper") == reference
+        assert Counter(word for *_, word in occurrences(case["text"], "paper10")) == case["words"], case["text"]
 
 
 def test_words() -> None:
@@ -39,18 +39,18 @@ def test_words() -> None:
 
 
 def test_phrases_and_curly_apostrophes() -> None:
-    found = count("Hold  on. That\u2019s not right; I'm not sure.", lexicon="A")
+    found = count("Hold  on. That\u2019s not right; I'm not sure.", lexicon="self_doubt")
     assert found["hold on"] == 1 and found["that's not right"] == 1 and found["i'm not sure"] == 1
 
 
 def test_lists() -> None:
-    assert len(LEXICONS["seed10"]) == 10 and set(LEXICONS["companion9"]) == set(LEXICONS["seed10"]) - {"likely"}
+    assert len(LEXICONS["paper10"]) == 10 and set(LEXICONS["companion9"]) == set(LEXICONS["paper10"]) - {"likely"}
     held_out = [set(LEXICONS[tier]) for tier in "ABCDF"]
     assert all(not a & b for i, a in enumerate(held_out) for b in held_out[i + 1 :]), "tiers must not overlap"
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ValueError, match="seed10"):
+    with pytest.raises(ValueError, match="paper10"):
         count("x", lexicon="seed11")
     with pytest.raises(ValueError, match="paper"):
         count("x", mode="letters")  # type: ignore[arg-type]

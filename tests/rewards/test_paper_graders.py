@@ -61,7 +61,7 @@ def test_equal(branch: str) -> None:
         assert same(given, wanted), (given, wanted, clean(given), clean(wanted))
 
 
-@pytest.mark.parametrize(("given", "wanted"), DIFFERENT)
+@pytest.mark.parametrize(("given", "expected"), DIFFERENT)
 def test_different(given: str, wanted: str) -> None:
     assert not same(given, wanted)
 

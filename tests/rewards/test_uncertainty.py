@@ -35,7 +35,7 @@ def tokens(text: str) -> int:
 
 
 def test_what_is_paid() -> None:
-    count = lambda text, prompt="": paid(text, prompt, "A", 3)  # noqa: E731
+    count = lambda text, prompt="": paid(text, prompt, "self_doubt", 3)  # noqa: E731
     assert count("Wait, wait... Hmm: no, not so.") == 1
     assert count("wait one two wait three four") == 1 and count("wait one two three wait four five") == 2
     assert count("one two wait one two wait one two") == 0 and count("wait") == 0, "nothing new behind it"
@@ -70,7 +70,7 @@ def test_stuffing_does_not_pay(bonus: Any) -> None:
     honest = bonus(HONEST, num_tokens=tokens(HONEST))
     for stuffed in (STUFFED, SPACED):
         assert bonus(stuffed, num_tokens=tokens(stuffed)) <= honest
-        assert paid(stuffed, "", "A", 20) <= paid(RARE, "", "A", 20) == 1, (
+        assert paid(stuffed, "", "self_doubt", 20) <= paid(RARE, "", "self_doubt", 20) == 1, (
             "nor is it paid for more markers than a rare one"
         )
     assert bonus(HONEST + " wait hmm" * 30, num_tokens=tokens(HONEST) + 60) <= honest, "nothing after the final answer"
@@ -95,13 +95,15 @@ def test_recovery_by_hand() -> None:
 
 def test_merging_and_exclusions_of_find() -> None:
     text = "Wait, wait... hmm. So wait"
-    assert [text[a:b] for a, b in find(text, "A", merge=True)] == ["Wait, wait... hmm", "wait"]
+    assert [text[a:b] for a, b in find(text, "self_doubt", merge=True)] == ["Wait, wait... hmm", "wait"]
     code = "check `check` $likely$ 等check一下 -check double-check check-in"
-    assert [a for a, b in find(code, "seed10")] == [0, code.index("等") + 1, code.index("-check") + 1]
+    assert [a for a, b in find(code, "paper10")] == [0, code.index("等") + 1, code.index("-check") + 1]
 
 
 def test_money_is_no_mathematics() -> None:
-    assert len(find("It costs $5. Wait, that is $7.", "A")) == 1 and not find("Let $x = wait$ and $5 wait$.", "A")
+    assert len(find("It costs $5. Wait, that is $7.", "self_doubt")) == 1 and not find(
+        "Let $x = wait$ and $5 wait$.", "self_doubt"
+    )
 
 
 def test_a_list_of_ones_own() -> None:
@@ -113,8 +115,8 @@ def test_a_list_of_ones_own() -> None:
             add("mine", ["other"])
         add("sharp", ["don\u2019t know", "wei\u00df nicht"])
         assert len(find("I DON'T know. I don\u2019t know. Wei\u00df nicht.", "sharp")) == 3
-        assert not find("double\u2011check", "seed10")
-        with pytest.raises(ValueError, match="wanted a list of words"):
+        assert not find("double\u2011check", "paper10")
+        with pytest.raises(ValueError, match="expected a list of words"):
             add("empty", [])
     finally:
         del LEXICONS["mine"]

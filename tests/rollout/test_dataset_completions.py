@@ -70,14 +70,14 @@ def test_text_and_ids(tmp_path: Path) -> None:
     ((cut,),) = (g.rollouts for g in recorded("ids", max_tokens=4).generate(prompts, seed=0))
     assert cut.completion_ids == tuple(ids[:4]) and cut.finish_reason == "length"
     for column in ("none", "missing"):
-        with pytest.raises(DataError, match=f"data.completions: '{column}' of prompt"):
+        with pytest.raises(DataError, match=f"data.completions_column: '{column}' of prompt"):
             recorded(column).generate(prompts, seed=0)
 
 
 def test_a_step_equals_one_written_out(tmp_path: Path) -> None:
     """Adam's first step on the mean over all tokens of the batch."""
     config = sft_config(tmp_path, trainer={"lr": 1e-3, "micro_batch_tokens": 30})
-    own = ["steps=1", "data.completions=worked", "data.shuffle=false", "data.prompts_per_step=12"]
+    own = ["steps=1", "data.completions_column=worked", "data.shuffle=false", "data.prompts_per_step=12"]
     assert run_here(config, *own, "generator.max_tokens=40", f"run_dir={tmp_path / 'run'}") == 0
     model = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     losses = []
@@ -98,9 +98,9 @@ def test_a_step_equals_one_written_out(tmp_path: Path) -> None:
 
 
 def test_a_run_learns_its_answers_and_resumes(tmp_path: Path) -> None:
-    config = sft_config(tmp_path, eval={"every": 6, "samples": 1, "k": [1], "sets": {"same": {
+    config = sft_config(tmp_path, eval={"every": 6, "samples_per_problem": 1, "pass_at": [1], "sets": {"same": {
         "name": "file", "path": str(tmp_path / "data.jsonl"), "problems": 2}}})  # fmt: skip
-    own = ["data.completions=worked", "generator.max_tokens=30", "data.prompts_per_step=6", "trainer.lr=3e-3"]
+    own = ["data.completions_column=worked", "generator.max_tokens=30", "data.prompts_per_step=6", "trainer.lr=3e-3"]
     assert run_here(config, *own, "steps=12", f"run_dir={tmp_path / 'whole'}") == 0
     rows = metrics(tmp_path / "whole")
     losses = [r["train/loss"] for r in rows if "train/loss" in r]
@@ -113,10 +113,13 @@ def test_a_run_learns_its_answers_and_resumes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["data.completions=missing"], "data.completions: 'missing' of prompt"),
-        (["data.completions=worked", "generator.staleness=1"], "generator.staleness has no meaning"),
-        (["data.completions=worked", "data.dynamic_sampling=2"], "no groups for data.dynamic_sampling"),
-        (["data.completions=worked", "objective=[{name: policy_gradient}]"], "importance_cap = 2.0; set it to null"),
+        (["data.completions_column=missing"], "data.completions_column: 'missing' of prompt"),
+        (["data.completions_column=worked", "generator.max_staleness=1"], "generator.max_staleness has no meaning"),
+        (["data.completions_column=worked", "data.dynamic_sampling=2"], "no groups for data.dynamic_sampling"),
+        (
+            ["data.completions_column=worked", "objective=[{name: policy_gradient}]"],
+            "importance_cap = 2.0; set it to null",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused(

@@ -39,7 +39,7 @@ from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, start, wait_for_a_step, write_config
 from tests.tiny import example
 
-STALE = {"name": "transformers", "group_size": 3, "max_tokens": 8, "staleness": 2}
+STALE = {"name": "transformers", "group_size": 3, "max_tokens": 8, "max_staleness": 2}
 PROMPTS = [Prompt(id=str(i), messages=()) for i in range(12)]
 
 
@@ -230,9 +230,9 @@ def test_how_old_rollouts_are_by_hand() -> None:
 
 
 def test_a_negative_bound_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    config = write_config(tmp_path, generator=STALE | {"staleness": -1})
+    config = write_config(tmp_path, generator=STALE | {"max_staleness": -1})
     assert run_here(config) == 2
-    assert "generator.staleness: got -1, wanted 0 or more" in capsys.readouterr().err
+    assert "generator.max_staleness: got -1, expected 0 or more" in capsys.readouterr().err
 
 
 class DatasetCompletions:
@@ -254,7 +254,7 @@ class DatasetCompletions:
 
 
 class Direct:
-    """The synchronous loop: rollouts are asked for when they are wanted."""
+    """The synchronous loop: rollouts are asked for when they are expected."""
 
     def __init__(self, rollouts: RolloutSampler) -> None:
         self.rollouts = rollouts
@@ -338,7 +338,12 @@ def test_evaluation_and_contexts_sample_meanwhile(tmp_path: Path) -> None:
         tmp_path,
         generator=STALE,
         contexts={"teacher": {"name": "regenerated", "samples": 2}},
-        eval={"every": 2, "samples": 2, "k": [1, 2], "sets": {"easy": {"name": "gym", "task": "chain_sum", "size": 3}}},
+        eval={
+            "every": 2,
+            "samples_per_problem": 2,
+            "pass_at": [1, 2],
+            "sets": {"easy": {"name": "gym", "task": "chain_sum", "size": 3}},
+        },
         steps=4,
     )
     run = assemble(resolve(load(config, [])), tmp_path / "run", Display(4))

@@ -33,7 +33,7 @@ def answer(**changes: Any) -> RolloutGroup:
 
 NONSENSE: dict[str, tuple[Any, str]] = {
     "no answer": (None, "NoneType"),
-    "no groups": ([1], "wanted a list of groups"),
+    "no groups": ([1], "expected a list of groups"),
     "nothing": ([], "is about"),
     "another prompt's": ([replace(answer(), prompt=PROMPTS[1])], "is about"),
     "too many": ([replace(answer(), rollouts=answer().rollouts * 2)], "4 rollouts"),
@@ -44,7 +44,7 @@ NONSENSE: dict[str, tuple[Any, str]] = {
     "above 0": ([answer(rollout_logprobs=(-1.0, 0.01, -1.0))], "log-prob"),
     "unknown token": ([answer(completion_ids=(70, 264, 2))], "vocabulary of 264"),
     "negative token": ([answer(completion_ids=(70, -1, 2))], "vocabulary"),
-    "too old": ([answer(policy_version=2)], "weights 2, wanted 3 to 5"),
+    "too old": ([answer(policy_version=2)], "weights 2, expected 3 to 5"),
     "too new": ([answer(policy_version=6)], "weights 6"),
     "another text": ([answer(text="hello")], "text"),
 }

@@ -50,7 +50,7 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
         lambda f: write_rows(f, row(answer=None)), ["rewards=[math_answer]"], ["math_answer", "rollout 0", "'answer'"]),
     "row without a solution": (lambda f: write_rows(f, row(solution=None)), [], ["'data/1'", "no 'solution'"]),
     "prompt too long": (lambda f: write_rows(f, row(prompt="x" * 500)), ["rendering.max_prompt_tokens=100"],
-        ["prompt 'data/1' (rendering.max_prompt_tokens)", "the limit is 100", "too_long=drop"]),
+        ["prompt 'data/1' (rendering.max_prompt_tokens)", "the limit is 100", "overlong=drop"]),
     "privileged prompt too long": (lambda f: write_rows(f, row(solution="x" * 500)), ["rendering.max_teacher_prompt_tokens=200"],
         ["contexts.teacher", "rendering.max_teacher_prompt_tokens", "the limit is 200"]),
     "no such model": (lambda f: shutil.rmtree(f / "model"), [], ["model.path", "does not exist"]),
@@ -91,7 +91,7 @@ def test_long_prompts_can_be_dropped(tmp_path: Path) -> None:
             config,
             f"run_dir={tmp_path / 'run'}",
             "rendering.max_prompt_tokens=100",
-            "rendering.too_long=drop",
+            "rendering.overlong=drop",
             "steps=1",
         )
         == 0

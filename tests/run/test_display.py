@@ -8,13 +8,13 @@ from rich.console import Console
 
 from onpolicy.run.display import Display, closing_table
 
-METRICS = {"train/loss": 0.5, "epistemic/A/rate_per_1k": 1.25, "epistemic/seed10/rate_per_1k": 7.5}
+METRICS = {"train/loss": 0.5, "epistemic/self_doubt/rate_per_1k": 1.25, "epistemic/paper10/rate_per_1k": 7.5}
 
 
 def test_the_rate_of_the_followed_lexicon_is_shown() -> None:
     shown = io.StringIO()
     console = Console(file=shown, width=200)
-    Display(1, console, lexicon="seed10").finish_step(1, METRICS)
-    console.print(closing_table(METRICS, METRICS, lexicon="seed10"))
+    Display(1, console, lexicon="paper10").finish_step(1, METRICS)
+    console.print(closing_table(METRICS, METRICS, lexicon="paper10"))
     text = shown.getvalue()
-    assert "doubt 7.5" in text and "epistemic/seed10/rate_per_1k" in text and "epistemic/A" not in text
+    assert "doubt 7.5" in text and "epistemic/paper10/rate_per_1k" in text and "epistemic/self_doubt" not in text

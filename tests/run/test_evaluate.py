@@ -195,7 +195,7 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     prompts = [Prompt(id="p", messages=({"role": "user", "content": "?"},), fields={"answer": "4"})]
     answers = {"p": [r"wait, unlikely. \boxed{4}", r"\boxed{4.0}", "no", "so ..."]}
     metrics = evaluator_of(Scripted(answers), {"set": prompts}).evaluate(tmp_path)
-    config = build({"model": {"path": "some/model"}, "eval": {"samples": 4}})
+    config = build({"model": {"path": "some/model"}, "eval": {"samples_per_problem": 4}})
     export(tmp_path, config, metrics)
     found = json.loads((tmp_path / "results.json").read_text())
     assert found["results"]["set"]["avg@4,none"] == 0.5 and found["results"]["set"]["avg@4/exact_answer,none"] == 0.25

@@ -20,7 +20,9 @@ def said(guard: Any, values: list[float | None]) -> list[bool]:
 
 def test_a_drop_is_said_once_until_it_has_recovered() -> None:
     # mean of the first two is 10: alarm below 4
-    assert said(partial(falls, metric="m", share=0.4, warmup=2), [8, None, 12, 5, 3, 2, 6, 3]) == [False] * 4 + [
+    assert said(partial(falls, metric="m", below_fraction=0.4, warmup=2), [8, None, 12, 5, 3, 2, 6, 3]) == [
+        False
+    ] * 4 + [
         True,
         False,
         False,
@@ -77,7 +79,7 @@ def test_a_guard_freezes_a_moving_teacher_for_good(tmp_path: Path) -> None:
     assert whole[2]["train/loss"] == moving[2]["train/loss"] and whole[3]["train/loss"] != moving[3]["train/loss"]
 
 
-LOWER = {**GUARD, "action": "lower", "lowers": "objective[1].weight", "factor": 0.25}
+LOWER = {**GUARD, "action": "lower", "target": "objective[1].weight", "scale": 0.25}
 
 
 def test_a_guard_lowers_a_weight_for_good(tmp_path: Path) -> None:
@@ -93,7 +95,7 @@ def test_a_guard_lowers_a_weight_for_good(tmp_path: Path) -> None:
 def test_a_guard_lowers_what_a_schedule_gives(tmp_path: Path) -> None:
     schedule = {"name": "linear", "initial": 1.0, "final": 0.0, "begin": 1, "end": 5}
     terms = [{"name": "distill", "divergence": "forward_kl", "weight": schedule}]
-    config = write_config(tmp_path, objective=terms, guards=[{**LOWER, "lowers": "objective[0].weight"}])
+    config = write_config(tmp_path, objective=terms, guards=[{**LOWER, "target": "objective[0].weight"}])
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=4") == 0
     weights = [row["schedule/objective[0].weight"] for row in metrics(tmp_path / "run")]
     assert weights == pytest.approx([1.0, 0.75, 0.125, 0.0625])
@@ -102,10 +104,13 @@ def test_a_guard_lowers_what_a_schedule_gives(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("guard", "message"),
     [
-        ({**LOWER, "lowers": "objective[2].weight"}, "guards[0].lowers: got 'objective[2].weight', wanted one of"),
-        ({**LOWER, "lowers": None}, "guards[0].lowers: got 'None', wanted one of rewards[0].weight"),
-        ({**LOWER, "action": "warn"}, "guards[0].lowers: has no effect with action=warn"),
-        ({**GUARD, "action": "pray"}, "guards[0].action: got 'pray', wanted one of warn, lower, freeze_teacher, stop"),
+        ({**LOWER, "target": "objective[2].weight"}, "guards[0].target: got 'objective[2].weight', expected one of"),
+        ({**LOWER, "target": None}, "guards[0].target: got 'None', expected one of rewards[0].weight"),
+        ({**LOWER, "action": "warn"}, "guards[0].target: has no effect with action=warn"),
+        (
+            {**GUARD, "action": "pray"},
+            "guards[0].action: got 'pray', expected one of warn, lower, freeze_teacher, stop",
+        ),
     ],
 )
 def test_what_cannot_be_done_is_refused(

@@ -400,8 +400,8 @@ def test_a_reference_cannot_be_put_together_from_harmless_parts(
     monkeypatch.setenv("ONPOLICY_SECRET", SECRET)
     parts = [
         "correctness='{oc.env:ONPOLICY_SECRET}'",
-        "rendering.too_long='$'",
-        "data.path='${rendering.too_long}${correctness}'",
+        "rendering.overlong='$'",
+        "data.path='${rendering.overlong}${correctness}'",
     ]
     with pytest.raises(ConfigError) as caught:
         resolve(load(write_config(tmp_path), parts))
@@ -508,7 +508,11 @@ def test_a_terminal_shows_text_as_text(tmp_path: Path) -> None:
         ),
     )
     text = shown(
-        preflight, display, *tables, closing_table(metrics, metrics), curves_table([(ODD, folder, 1, "A")], "t")
+        preflight,
+        display,
+        *tables,
+        closing_table(metrics, metrics),
+        curves_table([(ODD, folder, 1, "self_doubt")], "t"),
     )
     assert text.count("[red]x[/red]") >= 5 and "[/INST]" in text and "[link=http://e.vil]" in text
     for control in ("\x1b]0;", "\x1b]8", "\x07", "\x9b", "\r", "\u202e", "\x1b[31m\x1b]"):
@@ -607,4 +611,4 @@ def test_the_code_calls_nothing_that_runs_what_it_reads() -> None:
 
 def test_what_is_off_by_default() -> None:
     config = build({"model": {"path": "x"}})
-    assert config.model.trust_remote_code is False and config.roles.address is None
+    assert config.model.trust_remote_code is False and config.distributed.address is None

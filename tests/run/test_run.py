@@ -188,7 +188,7 @@ def test_a_run_waits_for_disk_space(
 def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from onpolicy.cli import main
 
-    config = write_config(tmp_path, eval={"every": 2, "samples": 2, "k": [1, 2], "sets": SETS})
+    config = write_config(tmp_path, eval={"every": 2, "samples_per_problem": 2, "pass_at": [1, 2], "sets": SETS})
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=3") == 0
     rows = metrics(tmp_path / "run")
     measured = {row["step"]: row for row in rows if "eval/easy/avg@2" in row}
@@ -207,7 +207,7 @@ def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest
     other = [f"model.path={trained}", f"run_dir={tmp_path / 'eval'}", "eval.temperature=0.5"]
     assert main(["eval", str(config), *other]) == 2
     assert "holds another evaluation (eval.temperature: 1.0 there, 0.5 here)" in capsys.readouterr().err
-    two = [f"model.path={trained}", f"run_dir={tmp_path / 'two'}", "roles.generators=2"]
+    two = [f"model.path={trained}", f"run_dir={tmp_path / 'two'}", "distributed.num_generators=2"]
     assert main(["eval", str(config), *two]) == 0
     assert (tmp_path / "two" / "easy.jsonl").read_text() == ours, "replicas share the problems and change nothing"
     assert json.loads((tmp_path / "two" / "results.json").read_text())["results"]["easy"]["problems,none"] > 0

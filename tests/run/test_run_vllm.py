@@ -49,7 +49,7 @@ def test_vllm_is_asked_for_contexts_and_gets_merged_adapters(tmp_path: Path) -> 
 def test_rollouts_that_go_on_under_new_weights(tmp_path: Path) -> None:
     """Training ends first here, so rollouts are in the middle when the weights change. They change by nothing, so what
     separates sampler and trainer is what an engine that mixed up its caches would make."""
-    generator = {"name": "vllm", "group_size": 3, "max_tokens": 120, "staleness": 2}
+    generator = {"name": "vllm", "group_size": 3, "max_tokens": 120, "max_staleness": 2}
     config = write_config(tmp_path, generator=generator, checkpoint={"every": 0}, steps=8)
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "trainer.lr=1e-12") == 0
     rows = metrics(tmp_path / "run")

@@ -71,14 +71,14 @@ def test_a_state_goes_over_to_any_other_stage(found: dict[str, Any], stage: int)
 
 
 @pytest.mark.parametrize(
-    ("text", "wanted"),
+    ("text", "expected"),
     [
         (None, "does not exist"),
         ("{", "is not JSON"),
         ("[]", "holds a list"),
         ('{"gradient_clipping": 1}', "sets 'gradient_clipping', which is set by trainer.max_grad_norm"),
         ('{"bf16": {"enabled": true}}', "trainer.precision"),
-        ('{"zero_optimization": {"stage": 5}}', "stage 5, wanted 0, 1, 2 or 3"),
+        ('{"zero_optimization": {"stage": 5}}', "stage 5, expected 0, 1, 2 or 3"),
         ('{"zero_optimization": 3}', "zero_optimization"),
     ],
 )

@@ -26,7 +26,7 @@ from onpolicy.losses.targets import identity, marker_mass_floor
 from onpolicy.losses.terms.base import TermSpec, spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.ref_kl import ref_kl
-from onpolicy.losses.token_weights import opportunity
+from onpolicy.losses.token_weights import protect_markers
 from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import Checkpoints, read_state, read_weights
 from onpolicy.trainer.lora import adapter_off
@@ -220,21 +220,21 @@ def test_a_whole_run_with_adapters(tmp_path: Path) -> None:
 
 
 def test_the_reference_models_marker_mass_reaches_weights_and_targets() -> None:
-    weights = partial(opportunity, lexicon="A", minimum=0.1, saturation=0.2)
-    target = partial(marker_mass_floor, lexicon="A", share=1.0)
+    weights = partial(protect_markers, lexicon="self_doubt", minimum=0.1, saturation=0.2)
+    target = partial(marker_mass_floor, lexicon="self_doubt", share=1.0)
     markers = list(range(3, 60))
-    one = trainer(frozen(), distill_term(target, token_weights=weights), marker_ids={"A": markers})
+    one = trainer(frozen(), distill_term(target, token_weights=weights), marker_ids={"self_doubt": markers})
     examples = random_examples(4, with_teacher=1.0)
     inputs = one.inputs(one.batching.batch(examples))
     mask = inputs.sampled_mask
-    start = inputs.marker_mass[REF, "A"].exp()[mask]
-    torch.testing.assert_close(inputs.marker_mass[STUDENT, "A"].exp()[mask], start)  # before the first step
+    start = inputs.marker_mass[REF, "self_doubt"].exp()[mask]
+    torch.testing.assert_close(inputs.marker_mass[STUDENT, "self_doubt"].exp()[mask], start)  # before the first step
     assert start.min() > 0 and start.max() < 1
     expected = 1 - 0.9 * (start / 0.2).clamp(max=1)
     torch.testing.assert_close(weights(inputs, mask)[mask], expected)
-    plain = trainer(frozen(), distill_term(token_weights=weights), marker_ids={"A": markers})
+    plain = trainer(frozen(), distill_term(token_weights=weights), marker_ids={"self_doubt": markers})
     (edited,), (unedited,) = (list(t.inputs(t.batching.batch(examples)).divergences.values()) for t in (one, plain))
-    gap = (inputs.marker_mass["teacher", "A"] - inputs.marker_mass[REF, "A"])[mask]
+    gap = (inputs.marker_mass["teacher", "self_doubt"] - inputs.marker_mass[REF, "self_doubt"])[mask]
     torch.testing.assert_close(
         edited[mask][gap > 1e-4], unedited[mask][gap > 1e-4]
     )  # the teacher keeps the mass: nothing changes

@@ -78,7 +78,7 @@ def measures_of(scored: Sequence[ScoredGroup], lexicons: Sequence[str], split: S
     for g in scored:
         marked = locate_markers([g], lexicons, split)
         tokens = sum(m.tokens for m in marked)
-        paper = sum(sum(count(m.text, "seed10", "paper").values()) for m in marked)
+        paper = sum(sum(count(m.text, "paper10", "paper").values()) for m in marked)
         found[g.group.prompt.id] = {
             "score": pass_rate(g),
             "tokens": tokens / len(marked),

@@ -105,7 +105,7 @@ def measure_contexts(resolved: ResolvedConfig, problems: int, pass_rates: PassRa
             seed=seed,
         )
     gains = richness(resolved, s.model, without_context, with_contexts)
-    lexicons = resolved.config.epistemic.lexicons or ["seed10", "A"]
+    lexicons = resolved.config.epistemic.lexicons or ["paper10", "self_doubt"]
     rows = context_rows(without_context, with_contexts, gains, lexicons, s.model.renderer.split_thinking)
     return ContextMeasurement(rows, pass_rates, problems)
 

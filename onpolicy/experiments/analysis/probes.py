@@ -45,7 +45,7 @@ PLACES = (0.25, 0.5, 0.75)
 """Where doubt is injected, as a fraction of the text before the final answer."""
 MARGIN = 64
 """Tokens for words that are put into an answer."""
-CONTROL = "F"
+CONTROL = "neutral"
 """Lexicon of neutral words."""
 
 _SENTENCE_END = re.compile(r"[.!?]+(?=\s)|\n+")

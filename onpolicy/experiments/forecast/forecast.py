@@ -134,10 +134,10 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
 def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) -> Forecast:
     """The forecast of a run; raises ConfigError for an unknown GPU."""
     if assumed.gpu not in GPUS:
-        raise ConfigError(f"--gpu: got {assumed.gpu!r}, wanted one of {', '.join(GPUS)}.{suggest(assumed.gpu, GPUS)}")
-    gpu, roles = GPUS[assumed.gpu], resolved.config.roles
-    engines, ranks = max(roles.generators, 1), max(roles.trainers, 1)
-    apart = bool(roles.generators) and bool(roles.trainers)
+        raise ConfigError(f"--gpu: got {assumed.gpu!r}, expected one of {', '.join(GPUS)}.{suggest(assumed.gpu, GPUS)}")
+    gpu, roles = GPUS[assumed.gpu], resolved.config.distributed
+    engines, ranks = max(roles.num_generators, 1), max(roles.num_trainers, 1)
+    apart = bool(roles.num_generators) and bool(roles.num_trainers)
     tensor_parallel = int(resolved.generator.plugin.options.get("tensor_parallel_size", 1))
     trainer = {k: v / GIB for k, v in trainer_bytes(resolved, shape, ranks).items()}
     generator = {k: v / GIB for k, v in generator_bytes(resolved, shape, gpu, tensor_parallel).items()}
@@ -153,7 +153,7 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
     times = 0 if not (settings.every and resolved.eval_sets) else math.ceil(resolved.config.steps / settings.every) + 1
     cap = settings.max_tokens or resolved.generator.settings.max_tokens
     answer = min(length, cap)
-    answers = assumed.eval_problems * settings.samples
+    answers = assumed.eval_problems * settings.samples_per_problem
     evaluations = times * answers * answer / (engines * rate(answers / engines)) / 3600
     return Forecast(
         memory=memory,
@@ -165,7 +165,7 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
             f"{assumed.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.gib:.0f} GiB (data sheet)",
             f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",
             f"prompts of {assumed.prompt_tokens:.0f} tokens, answers of {length:.0f}; a teacher reads as much again as an answer",
-            f"{times} evaluations of {assumed.eval_problems} problems, {settings.samples} answers of {answer:.0f} tokens each",
+            f"{times} evaluations of {assumed.eval_problems} problems, {settings.samples_per_problem} answers of {answer:.0f} tokens each",
             *_left_out(resolved, shape),
         ],
         refusals=_refusals(resolved, shape, gpu, assumed, length, tensor_parallel, memory),

@@ -22,7 +22,7 @@ def lab(*, family: str = "route-a-2", split: Literal["train", "test"] = "train")
         split: `train` or `test`; the reasoner has seen neither
     """
     if family not in families():
-        raise DataError(f"data.family: got {family!r}, wanted one of {', '.join(families())}")
+        raise DataError(f"data.family: got {family!r}, expected one of {', '.join(families())}")
     return [_prompt(problem, family) for problem in getattr(families()[family], split)]
 
 

@@ -128,7 +128,7 @@ def pressure_correlation(
         scores: dict[str, list[float]] = {}
         for row in (row for row in own if row["factor"] == factor and row["arm"] in pressure):
             scores.setdefault(row["arm"], []).append(row["accuracy"][OUT])
-        result = spearmanr([pressure[arm]["seed10"] for arm in scores], [fmean(values) for values in scores.values()])
+        result = spearmanr([pressure[arm]["paper10"] for arm in scores], [fmean(values) for values in scores.values()])
         found[factor] = {"spearman": float(result.statistic), "p": float(result.pvalue), "arms": float(len(scores))}
     return found
 
@@ -142,7 +142,7 @@ def own_results(cell: Cell, eval_groups: Mapping[str, Sequence[str]]) -> dict[st
     own = {"arm": cell.arm, "factor": cell.factor, "seed": cell.seed}
     return own | {
         "accuracy": accuracy,
-        "trained": metrics["group/right"],
+        "trained": metrics["group/pass_rate"],
         "sampled_tokens": metrics["tokens/generated"],
     }
 
@@ -167,7 +167,7 @@ def arm_summaries(
                 "factor": factor,
                 "seeds": len(chosen),
                 "sampled_tokens": round(fmean(float(m["tokens/generated"]) for m in metrics)),
-                "accuracy_on_trained": round(fmean(float(m["group/right"]) for m in metrics), 4),
+                "accuracy_on_trained": round(fmean(float(m["group/pass_rate"]) for m in metrics), 4),
                 "pressure": dict(pressure.get(arm, {})),
                 "sets": {name: {what: round(v, 4) for what, v in found.items()} for name, found in measured.items()},
             }

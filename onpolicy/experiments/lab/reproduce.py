@@ -45,7 +45,7 @@ PROBLEMS = 100
 EXAMPLES = 400
 """Problems whose answers are fine-tuned on."""
 IN_DOMAIN, OUT_OF_DOMAIN = "unseen", "out_of_domain"
-RATE = "epistemic/seed10/rate_per_1k"
+RATE = "epistemic/paper10/rate_per_1k"
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ def ordered_contexts(measured: Sequence[Sequence[Mapping[str, Any]]]) -> Iterato
     for poorer, richer in itertools.pairwise(names):
         for what, read in (
             ("tokens", lambda r: r["mean"]["tokens"]["mean"]),
-            ("markers per 1k", lambda r: r["mean"]["rate/seed10"]["mean"]),
+            ("markers per 1k", lambda r: r["mean"]["rate/paper10"]["mean"]),
         ):
             gaps = [read(rows[richer]) - read(rows[poorer]) for rows in by_name]
             yield over_seeds("a", f"{what}: {richer} minus {poorer}", gaps, positive=False)
@@ -148,7 +148,7 @@ def shortened(finished: Sequence[Cell]) -> Iterator[Claim]:
         for what, metric, positive in (
             ("tokens of the rollouts", "rollout/completion_length/mean", False),
             ("markers per 1k in the rollouts", RATE, False),
-            ("accuracy on the problems trained on", "group/right", True),
+            ("accuracy on the problems trained on", "group/pass_rate", True),
         ):
             gaps = [_gap(c.folder, metric) for c in chosen]
             yield over_seeds("b", f"|D| = {factor}: {what}, last minus first step", gaps, positive=positive)
@@ -223,7 +223,7 @@ def over_seeds(letter: str, text: str, gaps: Sequence[float], *, positive: bool)
 
 def curves_by_step(finished: Sequence[Cell]) -> list[dict[str, Any]]:
     """Accuracy, length and markers by step of every run: what the figures are drawn from."""
-    kept = ("group/right", "rollout/completion_length/mean", RATE, "rollout/sampled_tokens")
+    kept = ("group/pass_rate", "rollout/completion_length/mean", RATE, "rollout/sampled_tokens")
     return [
         {"arm": c.arm, "factor": c.factor, "seed": c.seed}
         | {n: [[r["step"], round(r[n], 4)] for r in logged(c.folder) if n in r] for n in (*kept, *_scores(c.folder))}

@@ -182,7 +182,7 @@ function load() {
   draw();
 }
 function draw() {
-  const c = COLOURS[$("colour").value], box = $("text"), followed = new Set(["A", "B", "C", "seed10", rollouts[$("rollout").value].run.followed]);
+  const c = COLOURS[$("colour").value], box = $("text"), followed = new Set(["self_doubt", "hedges", "alternatives", "paper10", rollouts[$("rollout").value].run.followed]);
   box.replaceChildren();
   for (let start = 0; start < tokens.length; start += 400) {
     const block = make("div");

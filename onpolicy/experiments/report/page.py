@@ -76,7 +76,7 @@ def read_run(folder: Path, name: str) -> dict[str, Any]:
         "metrics": rows,
         "rollouts": [json.loads(line) for line in chosen],
         "samples": read_samples(folder / "samples.jsonl"),
-        "followed": ((yaml.safe_load(text) or {}).get("epistemic") or {}).get("lexicon", "A"),
+        "followed": ((yaml.safe_load(text) or {}).get("epistemic") or {}).get("lexicon", "self_doubt"),
     }
 
 

@@ -110,7 +110,7 @@ def _trained_on(output: Path, seed: int | str) -> Path:
 def _arm(kind: str, steps: int, training: Training, output: Path) -> dict[str, Any]:
     path = _trained_on(output, "${seed}") / f"{kind}.jsonl"
     return {
-        "data": {"name": "file", "path": str(path), "completions": COLUMN, "prompts_per_step": training.batch},
+        "data": {"name": "file", "path": str(path), "completions_column": COLUMN, "prompts_per_step": training.batch},
         "contexts": {},
         "spans": {},
         "teacher": {"name": "live"},

@@ -104,7 +104,7 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(f"sweep: file {str(path)!r} does not exist")
     raw = read_yaml(path, "sweep grid")
     if not {"config", "arms"} <= raw.keys():
-        raise ConfigError(f"{path}: wanted at least 'config' and 'arms'")
+        raise ConfigError(f"{path}: expected at least 'config' and 'arms'")
     for key in map(str, raw):
         if key in RENAMED:
             raise ConfigError(f"{path}: {key}: this key is now called {RENAMED[key]!r}")
@@ -118,15 +118,15 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(f"{path}: {error.full_key}: {str(error).splitlines()[0]}") from error
     except (TypeError, ValueError) as error:
         raise ConfigError(
-            f"{path}: wanted keys and values under arms, factors and eval_groups, a list of seeds: {error}"
+            f"{path}: expected keys and values under arms, factors and eval_groups, a list of seeds: {error}"
         ) from error
     if not grid.arms or not grid.seeds:
-        raise ConfigError(f"{path}: wanted at least one arm and one seed")
+        raise ConfigError(f"{path}: expected at least one arm and one seed")
     for section in ("arms", "factors", "eval_groups"):
         for name, changes in getattr(grid, section).items():
             file_name(name, f"{path}: {section}.{name}")
             if section != "eval_groups" and not isinstance(changes, dict | None):
-                raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, wanted keys and values to change")
+                raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, expected keys and values to change")
     _check_keys(path, grid)
     return grid
 
@@ -138,7 +138,7 @@ def _check_keys(path: Path, grid: Grid) -> None:
             section = _section(key)
             if section not in known:
                 raise ConfigError(
-                    f"{path}: {name}: got {key!r}, wanted the beginning of a config's key, e.g. objective or trainer.lr."
+                    f"{path}: {name}: got {key!r}, expected the beginning of a config's key, e.g. objective or trainer.lr."
                     f"{suggest(section, known)}"
                 )
 
@@ -148,11 +148,11 @@ def check_eval_groups(path: Path, grid: Grid, sets: Collection[str]) -> None:
     for group, names in grid.eval_groups.items():
         if not names or group in sets:
             wanted = "at least one set of eval.sets" if not names else "a name that is no set's own"
-            raise ConfigError(f"{path}: eval_groups.{group}: got {names!r}, wanted {wanted}")
+            raise ConfigError(f"{path}: eval_groups.{group}: got {names!r}, expected {wanted}")
         for name in names:
             if name not in sets:
                 raise ConfigError(
-                    f"{path}: eval_groups.{group}: got {name!r}, wanted sets of eval.sets: {', '.join(sets)}"
+                    f"{path}: eval_groups.{group}: got {name!r}, expected sets of eval.sets: {', '.join(sets)}"
                 )
 
 
@@ -200,14 +200,14 @@ def _refuse_own(path: Path, grid: Grid, overrides: Sequence[str]) -> None:
     for where, key in given:
         if key in ("seed", "run_dir"):
             raise ConfigError(
-                f"{where}: {key}: every run of a sweep has its own; wanted seeds in the grid, and --output"
+                f"{where}: {key}: every run of a sweep has its own; expected seeds in the grid, and --output"
             )
 
 
 def _refuse_without_metrics(resolved: ResolvedConfig) -> None:
     """Raises ConfigError where a run would not log the metrics by which arms are compared."""
     if not any(tracker.function is jsonl for tracker in resolved.trackers):
-        raise ConfigError(f"logging.trackers: got {resolved.config.logging.trackers!r}, wanted jsonl among them")
+        raise ConfigError(f"logging.trackers: got {resolved.config.logging.trackers!r}, expected jsonl among them")
 
 
 def _yaml(value: Any) -> str:
@@ -236,7 +236,9 @@ def chosen(everything: Sequence[Cell], named: Sequence[str]) -> list[Cell]:
     for name in named:
         if name not in arms | factors:
             known = sorted((arms | factors) - {""})
-            raise ConfigError(f"--arm: got {name!r}, wanted arms or factors: {', '.join(known)}.{suggest(name, known)}")
+            raise ConfigError(
+                f"--arm: got {name!r}, expected arms or factors: {', '.join(known)}.{suggest(name, known)}"
+            )
     wanted = [names.intersection(named) or names for names in (arms, factors)]
     return [c for c in everything if c.arm in wanted[0] and c.factor in wanted[1]]
 

@@ -16,9 +16,9 @@ WIDTH = 16
 CURVES = {
     "reward": ("reward/mean",),
     "length": ("rollout/completion_length/mean",),
-    "markers per 1k": ("epistemic/{followed}/rate_per_1k",),
+    "markers per 1k": ("epistemic/{lexicon}/rate_per_1k",),
 }
-"""Heading -> metric of every step; ``{followed}`` is the run's ``epistemic.lexicon``. Every evaluation set has a column too."""
+"""Heading -> metric of every step; ``{lexicon}`` is the run's ``epistemic.lexicon``. Every evaluation set has a column too."""
 
 
 def sparkline(values: Sequence[float], low: float, high: float) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import ray
 
-from onpolicy.config.schema import RolesSettings
+from onpolicy.config.schema import DistributedSettings
 from onpolicy.distributed import ray_cluster
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.shared_folder import require_finished, run_on_node
@@ -20,7 +20,7 @@ GRACE = 60.0
 class RayRuns:
     def __init__(self, address: str, *, cpus: int = 1, gpus: float | None = None) -> None:
         """``address``: ``auto``, ``host:port``, or ``local`` to start a cluster here; ``gpus``: of a run, None for one if there are any."""
-        ray_cluster.join(RolesSettings(address=None if address == "local" else address), key="--ray")
+        ray_cluster.join(DistributedSettings(address=None if address == "local" else address), key="--ray")
         gpus = float(bool(ray_cluster.cluster_gpus())) if gpus is None else gpus
         with ray_cluster.leave_on_error():
             self.at_once = ray_cluster.slots({"CPU": ("--cpus-per-run", cpus), "GPU": ("--gpus-per-run", gpus)})

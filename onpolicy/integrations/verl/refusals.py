@@ -56,7 +56,7 @@ def find_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]
     yield from querying_problems(resolved)
     marked = list(span_names(resolved))
     if len(marked) > MOST_SPANS:
-        yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; wanted at most {MOST_SPANS}."
+        yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; expected at most {MOST_SPANS}."
 
 
 def querying_problems(resolved: ResolvedConfig) -> Iterator[str]:
@@ -70,16 +70,16 @@ def querying_problems(resolved: ResolvedConfig) -> Iterator[str]:
 def _engine_problems(config: DictConfig) -> Iterator[str]:
     for key, why in UNWANTED.items():
         if OmegaConf.select(config, key):
-            yield f"{key}: got true, wanted false: {why}."
+            yield f"{key}: got true, expected false: {why}."
     if not config.trainer.use_v1:
-        yield "trainer.use_v1: got false, wanted true: verl's older trainer knows no plug-ins."
+        yield "trainer.use_v1: got false, expected true: verl's older trainer knows no plug-ins."
     for place in ("actor", "actor.fsdp_config", "ref", "ref.fsdp_config"):
         key = f"actor_rollout_ref.{place}.ulysses_sequence_parallel_size"
         if (size := OmegaConf.select(config, key) or 1) > 1:
-            yield f"{key}: got {size}, wanted 1: a teacher's rows are not split over ranks."
+            yield f"{key}: got {size}, expected 1: a teacher's rows are not split over ranks."
     for key in ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.ref.strategy"):
         if (strategy := OmegaConf.select(config, key)) != "fsdp2":
-            yield f"{key}: got {strategy!r}, wanted 'fsdp2'."
+            yield f"{key}: got {strategy!r}, expected 'fsdp2'."
 
 
 def _rollout_problems(config: DictConfig) -> Iterator[str]:
@@ -88,12 +88,12 @@ def _rollout_problems(config: DictConfig) -> Iterator[str]:
     edited = [f"{name} {rollout[name]}" for name, values in neutral.items() if rollout[name] not in values]
     if edited and rollout.logprobs_mode != "raw_logprobs":
         yield (
-            f"actor_rollout_ref.rollout.logprobs_mode: got {rollout.logprobs_mode!r} with {', '.join(edited)}, wanted 'raw_logprobs': "
+            f"actor_rollout_ref.rollout.logprobs_mode: got {rollout.logprobs_mode!r} with {', '.join(edited)}, expected 'raw_logprobs': "
             "the losses are about the model's own distribution, not the one that is sampled from."
         )
     if edited and rollout.name == "sglang":
         yield (
-            f"actor_rollout_ref.rollout.name: got 'sglang' with {', '.join(edited)}, wanted 'vllm': only there rollout.logprobs_mode "
+            f"actor_rollout_ref.rollout.name: got 'sglang' with {', '.join(edited)}, expected 'vllm': only there rollout.logprobs_mode "
             "makes log-probs those of the model itself."
         )
 
@@ -102,7 +102,7 @@ def _reward_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[s
     manager = config.reward.reward_manager.name
     if resolved.rewards and manager != MANAGER:
         yield (
-            f"reward.reward_manager.name: got {manager!r}, wanted {MANAGER!r}, which computes {SECTION}.rewards; or leave those out and "
+            f"reward.reward_manager.name: got {manager!r}, expected {MANAGER!r}, which computes {SECTION}.rewards; or leave those out and "
             "keep verl's reward function."
         )
     if manager != MANAGER:
@@ -114,7 +114,7 @@ def _reward_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[s
         )
     for key in ("reward.custom_reward_function.path", "reward.reward_model.enable"):
         if value := OmegaConf.select(config, key):
-            yield f"{key}: got {value!r}, which has no effect beside reward.reward_manager.name={MANAGER}; wanted one of the two."
+            yield f"{key}: got {value!r}, which has no effect beside reward.reward_manager.name={MANAGER}; expected one of the two."
 
 
 def _keys_without_effect(config: DictConfig) -> Iterator[str]:
@@ -135,7 +135,7 @@ def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[
     rule, name = teacher_rule(resolved), resolved.teacher.name
     moves = rule.update is not None
     if rule.path is not None:
-        yield f"{SECTION}.teacher: another model than the student cannot teach here; wanted live, frozen, ema or snapshot."
+        yield f"{SECTION}.teacher: another model than the student cannot teach here; expected live, frozen, ema or snapshot."
     if rule.reads_ref:
         yield f"{SECTION}.teacher: {name!r} needs reference model and teacher beside the student; use trust_region_logits."
     if moves and build_objective(resolved).needs_ref:
@@ -144,11 +144,11 @@ def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[
             "use a frozen or live teacher."
         )
     if moves and has_adapters(config):
-        yield f"{SECTION}.teacher: {name!r} does not go with adapters (actor_rollout_ref.model.lora_rank); wanted live or frozen."
+        yield f"{SECTION}.teacher: {name!r} does not go with adapters (actor_rollout_ref.model.lora_rank); expected live or frozen."
     dtype = OmegaConf.select(config, "actor_rollout_ref.ref.fsdp_config.model_dtype")
     if moves and dtype not in ("fp32", "float32"):
         yield (
-            f"actor_rollout_ref.ref.fsdp_config.model_dtype: got {dtype!r}, wanted 'fp32': the steps of a teacher that moves are "
+            f"actor_rollout_ref.ref.fsdp_config.model_dtype: got {dtype!r}, expected 'fp32': the steps of a teacher that moves are "
             "too small for 16 bits."
         )
 

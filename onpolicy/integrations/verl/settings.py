@@ -37,7 +37,7 @@ THEIRS = {
     "data": "data",
     "generator": "actor_rollout_ref.rollout",
     "trainer": "actor_rollout_ref.actor",
-    "roles": "trainer.n_gpus_per_node and trainer.nnodes",
+    "distributed": "trainer.n_gpus_per_node and trainer.nnodes",
     "eval": "data.val_files and trainer.test_freq",
     "checkpoint": "trainer.save_freq",
     "logging": "trainer.logger",
@@ -75,11 +75,11 @@ def served(config: DictConfig) -> ResolvedConfig:
     for key in given:
         if key not in ("contexts", "rendering"):
             raise ConfigError(
-                f"{SECTION}.{key}: a served teacher has verl's own loss and rewards; wanted contexts and rendering alone."
+                f"{SECTION}.{key}: a served teacher has verl's own loss and rewards; expected contexts and rendering alone."
             )
     contexts = list(given.get("contexts") or {})
     if len(contexts) != 1:
-        raise ConfigError(f"{SECTION}.contexts: got {contexts}, wanted one context, which the served teacher reads.")
+        raise ConfigError(f"{SECTION}.contexts: got {contexts}, expected one context, which the served teacher reads.")
     term = {"name": "distill", "divergence": "forward_kl", "context": contexts[0]}
     resolved = resolve(build({**_embedded(config), "objective": [term]}))
     for problem in refusals.querying_problems(resolved):
@@ -87,7 +87,7 @@ def served(config: DictConfig) -> ResolvedConfig:
     manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
     if manager != SERVED:
         raise ConfigError(
-            f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, wanted {SERVED!r}, without which no context "
+            f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "
             "reaches the teacher."
         )
     return resolved

@@ -91,7 +91,7 @@ class TeachingTrainerMixin:
         if settings.needs_reference(self.config, self.resolved):  # type: ignore[attr-defined]
             if role is Role.Actor:
                 raise ConfigError(
-                    "onpolicy.teacher: verl's separate trainer keeps the reference model apart; wanted live."
+                    "onpolicy.teacher: verl's separate trainer keeps the reference model apart; expected live."
                 )
             ours = Role.ActorRolloutRef
         del roles[role]

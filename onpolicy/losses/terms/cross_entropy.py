@@ -11,8 +11,8 @@ from onpolicy.types import LossInputs, TermOutput
 def cross_entropy(inputs: LossInputs, *, token_weights: TokenWeight = uniform) -> TermOutput:
     """L_t = -v_t log student(y_t), v_t the token weights: supervised fine-tuning.
 
-    With `data.completions` the completions are a dataset's, as in the off-policy self-distillation of arXiv 2603.24472, section 4; on
-    sampled completions with `route: correct` it is rejection sampling fine-tuning (STaR, arXiv 2203.14465).
+    With `data.completions_column` the completions are a dataset's, as in the off-policy self-distillation of arXiv
+    2603.24472, section 4; on sampled completions with `route: correct` it is rejection sampling fine-tuning (STaR, arXiv 2203.14465).
 
     Args:
         token_weights: weight of each token

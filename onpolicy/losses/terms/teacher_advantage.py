@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onpolicy.losses.advantages import Advantage, gap
+from onpolicy.losses.advantages import Advantage, teacher_logratio
 from onpolicy.losses.terms.base import loss_term
 from onpolicy.losses.terms.importance import sampler_weight
 from onpolicy.losses.terms.policy_gradient import clipped_objective
@@ -36,7 +36,7 @@ def teacher_advantage(
         importance_cap: cap of the weight pi_old / pi_rollout; null: no weight
     """
     teacher = inputs.teacher[context]
-    advantages = (gap(inputs, context=context) if advantage is None else advantage(inputs)).detach()
+    advantages = (teacher_logratio(inputs, context=context) if advantage is None else advantage(inputs)).detach()
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high)
     weights = token_weights(inputs, teacher.mask)
     return TermOutput(

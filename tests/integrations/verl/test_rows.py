@@ -68,7 +68,7 @@ def test_rows_become_groups_with_the_columns_of_the_dataset() -> None:
 
 def test_an_image_is_named() -> None:
     bad = row("2") | {"raw_prompt": [{"role": "user", "content": [{"type": "image"}]}]}
-    with pytest.raises(ValueError, match="wanted a role and a content, both text"):
+    with pytest.raises(ValueError, match="expected a role and a content, both text"):
         rollout_group([bad], RENDERER, max_tokens=8)
 
 

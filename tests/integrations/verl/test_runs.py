@@ -83,7 +83,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
     assert [row["step"] for row in rows] == [0, 1, 2]
     assert "val-aux/sums/density/mean@1" in rows[0] and "val-core/sums/reward/mean@1" in rows[2]
     for name in ("reward/tests.runs:length_reward", "reward/density", "distill/divergence", "policy_gradient/loss",
-                 "epistemic/A/rate_per_1k", "policy/entropy", "teacher/teacher/gap", "context/teacher/share"):  # fmt: skip
+                 "epistemic/self_doubt/rate_per_1k", "policy/entropy", "teacher/teacher/gap", "context/teacher/share"):  # fmt: skip
         finite(rows, name)
     assert max(finite(rows, "rollout/logprob_gap")) < 1e-4, "the weights reach the rollout servers"
     assert max(finite(rows, "training/rollout_probs_diff_max")) < 1e-4
@@ -118,7 +118,7 @@ def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
     rows = main_ppo(smallest(tmp_path), tmp_path, config=config)
     assert [row["step"] for row in rows] == [1, 2]
     for name in ("reward/saturating_floor", "distill/divergence", "epistemic/toy/mass/student", "epistemic/toy/mass/teacher",
-                 "epistemic/toy/mass/start", "epistemic/toy/rate_per_1k"):  # fmt: skip
+                 "epistemic/toy/mass/ref", "epistemic/toy/rate_per_1k"):  # fmt: skip
         finite(rows, name)
     assert rows[-1]["critic/score/mean"] == pytest.approx(rows[-1]["reward/mean"], abs=1e-6), (
         "verl sees the weighed rewards"

@@ -46,7 +46,7 @@ def test_every_config_is_accepted_by_verl_and_by_us(path: Path, given: list[str]
     assert config.actor_rollout_ref.actor.strategy == "fsdp2"
 
 
-def test_the_seeds_runs_are_the_seeds() -> None:
+def test_the_papers_runs_have_its_settings() -> None:
     """Models, sizes and rates of arXiv 2603.24472's math runs."""
     for name, model in (
         ("qwen3_8b", "Qwen/Qwen3-8B"),
@@ -82,12 +82,12 @@ def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -
 
 
 @pytest.mark.parametrize(
-    ("override", "wanted"),
+    ("override", "expected"),
     [
-        ("actor_rollout_ref.model.use_fused_kernels=true", "actor_rollout_ref.model.use_fused_kernels: got true, wanted false"),
+        ("actor_rollout_ref.model.use_fused_kernels=true", "actor_rollout_ref.model.use_fused_kernels: got true, expected false"),
         ("actor_rollout_ref.actor.fsdp_config.pad_to_length=true", "pad_to_length: got true"),
-        ("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", "ulysses_sequence_parallel_size: got 2, wanted 1"),
-        ("actor_rollout_ref.actor.strategy=fsdp", "actor_rollout_ref.actor.strategy: got 'fsdp', wanted 'fsdp2'"),
+        ("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", "ulysses_sequence_parallel_size: got 2, expected 1"),
+        ("actor_rollout_ref.actor.strategy=fsdp", "actor_rollout_ref.actor.strategy: got 'fsdp', expected 'fsdp2'"),
         ("actor_rollout_ref.actor.use_kl_loss=true", "has no effect: the loss is onpolicy.objective"),
         ("actor_rollout_ref.actor.entropy_coeff=0.1", "entropy_coeff: got 0.1, which has no effect"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "loss_mode: got 'gspo', which has no effect"),
@@ -96,7 +96,7 @@ def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -
         ("algorithm.rollout_correction.loss_type=reinforce", "loss_type: got 'reinforce', which has no effect"),
         ("algorithm.norm_adv_by_std_in_grpo=false", "norm_adv_by_std_in_grpo: got False, which has no effect"),
         ("actor_rollout_ref.actor.clip_ratio_high=0.28", "clip_ratio_high: got 0.28, which has no effect"),
-        ("actor_rollout_ref.ref.ulysses_sequence_parallel_size=2", "ref.ulysses_sequence_parallel_size: got 2, wanted 1"),
+        ("actor_rollout_ref.ref.ulysses_sequence_parallel_size=2", "ref.ulysses_sequence_parallel_size: got 2, expected 1"),
         ("actor_rollout_ref.model.enable_activation_offload=true", "enable_activation_offload: got true"),
         ("trainer.use_v1=false", "trainer.use_v1: got false"),
         ("~onpolicy.rewards", "every answer would get 0"),
@@ -104,7 +104,7 @@ def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -
         ("reward.reward_model.enable=true", "reward_model.enable: got True, which has no effect"),
         ("algorithm.use_kl_in_reward=true", "algorithm.use_kl_in_reward: got true"),
         ("distillation.enabled=true", "distillation.enabled: got true"),
-        ("reward.reward_manager.name=naive", "reward.reward_manager.name: got 'naive', wanted 'onpolicy'"),
+        ("reward.reward_manager.name=naive", "reward.reward_manager.name: got 'naive', expected 'onpolicy'"),
         ("+onpolicy.generator.max_tokens=3", "onpolicy.generator: verl has keys of its own for this: actor_rollout_ref.rollout"),
         ("+onpolicy.rendering.thinking=true", "enable_thinking=None"),
         ("+onpolicy.objektive=[]", "objektive: unknown key"),
@@ -118,7 +118,7 @@ def test_what_cannot_work_is_refused(given: list[str], override: str, wanted: st
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "wanted"),
+    ("key", "value", "expected"),
     [
         ("teacher", {"name": "trust_region_weights"}, "onpolicy.teacher: 'trust_region_weights' needs reference model"),
         ("teacher", {"name": "model", "path": "other/model"}, "onpolicy.teacher: another model than the student"),
