@@ -10,24 +10,27 @@ from onpolicy.utils.errors import ConfigError, nearest
 SHIPPED = Path(__file__).parents[1] / "configs"
 
 
-def shipped_configs() -> dict[str, Path]:
+def shipped_configs(suffix: str = ".yaml") -> dict[str, Path]:
     """Name -> file: the path below the folder of shipped configs, without its ending, e.g. ``lab/sdpo``."""
-    files = sorted(SHIPPED.rglob("*.yaml"), key=lambda path: (len(path.parts), path))
+    files = sorted(SHIPPED.rglob(f"*{suffix}"), key=lambda path: (len(path.parts), path))
     return {path.relative_to(SHIPPED).with_suffix("").as_posix(): path for path in files}
 
 
-def find_config(given: str | Path) -> Path:
+def find_config(given: str | Path, suffix: str = ".yaml") -> Path:
     """The file that a path or the name of a shipped config means; a file that exists at the path comes first.
+
+    Args:
+        suffix: ``.json`` for DeepSpeed's configs, e.g. ``deepspeed/zero3``
 
     Raises:
         ConfigError: neither.
     """
-    path, shipped = Path(given), shipped_configs()
+    path, shipped = Path(given), shipped_configs(suffix)
     if path.is_file():
         return path
     if path.as_posix() in shipped:
         return shipped[path.as_posix()]
-    here = sorted(str(p) for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+    here = sorted(str(p) for p in path.parent.glob(f"*{suffix}")) if path.parent.is_dir() else []
     near = next(iter(difflib.get_close_matches(str(path), here, n=1, cutoff=0.4)), None)
     near = near or nearest(path.as_posix(), shipped)
     raise ConfigError(

@@ -129,7 +129,8 @@ class Preflight:
         value = float(loss.detach().abs())
         if value > 1e-5 or norm > 1e-3:
             raise PreflightError(
-                f"a teacher with the student's prompt and weights gives a loss of {value:.3g} per token, a gradient of {norm:.3g}; expected 0"
+                f"a teacher with the student's prompt and weights gives a loss of {value:.3g} per token and a gradient of "
+                f"{norm:.3g}; expected 0"
             )
         self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
 

@@ -17,13 +17,13 @@ import socket
 import warnings
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 
 from onpolicy.config.schema import TrainerSettings
+from onpolicy.config.shipped import find_config
 from onpolicy.trainer.collectives import ProcessGroup, SingleProcess
 from onpolicy.trainer.engine import OptimizerState, adamw, load_state_by_name, set_lr, state_by_name
 from onpolicy.trainer.forward import Layout
@@ -214,7 +214,7 @@ def deepspeed(
 
     Args:
         config: path of a DeepSpeed config (JSON) with `zero_optimization` and anything else that no key here sets, e.g.
-            configs/deepspeed/zero3_offload.json; null: ZeRO stage 2
+            deepspeed/zero3_offload; null: ZeRO stage 2
         precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32
         layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
             `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
@@ -255,10 +255,14 @@ def read_config(path: str | None) -> dict[str, Any]:
     """
     if path is None:
         return {"zero_optimization": {"stage": 2}}
-    if not Path(path).is_file():
-        raise ConfigError(f"trainer.config: file {path!r} does not exist; expected a DeepSpeed config (JSON)")
     try:
-        config = json.loads(Path(path).read_text())
+        file = find_config(path, ".json")
+    except ConfigError as error:
+        raise ConfigError(
+            f"trainer.config: expected a DeepSpeed config (JSON) or the name of a shipped one: {error}"
+        ) from None
+    try:
+        config = json.loads(file.read_text())
     except ValueError as error:
         raise ConfigError(f"trainer.config: {path!r} is not JSON: {error}") from error
     if not isinstance(config, dict):

@@ -20,6 +20,7 @@ from rich.progress import track
 from rich.table import Table
 
 from onpolicy.config.resolve import resolve
+from onpolicy.config.shipped import SHIPPED
 from onpolicy.experiments.analysis.pressure import measure_pressure
 from onpolicy.experiments.lab.readout import pooled_metrics, readout, rounded, versions
 from onpolicy.experiments.sweep.compare import (
@@ -34,7 +35,7 @@ from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.utils.tables import left, table
 
-GRID = Path("configs/lab/decisive.yaml")
+GRID = SHIPPED / "lab/decisive.yaml"
 CONTROLS = {
     "opportunity": ("opportunity_shuffled", "opportunity_like_entropy", "opportunity_neutral"),
     "floor_90": ("floor_neutral",),

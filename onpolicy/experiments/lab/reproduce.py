@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from onpolicy.config.resolve import load_resolved, resolve
+from onpolicy.config.shipped import SHIPPED
 from onpolicy.experiments.analysis.contexts import measure_contexts
 from onpolicy.experiments.analysis.pass_rates import ANY_PASS_RATE
 from onpolicy.experiments.lab.readout import rounded, versions
@@ -39,7 +40,7 @@ from onpolicy.run.run_dir import logged
 from onpolicy.utils.stats import two_way_t_ci
 from onpolicy.utils.tables import coloured, left, table
 
-CONTEXTS, COVERAGE = Path("configs/lab/contexts.yaml"), Path("configs/lab/coverage.yaml")
+CONTEXTS, COVERAGE = SHIPPED / "lab/contexts.yaml", SHIPPED / "lab/coverage.yaml"
 PROBLEMS = 100
 """Problems answered under each context."""
 EXAMPLES = 400
