@@ -1,8 +1,8 @@
 """Lists of epistemic markers, and how they are counted.
 
-``paper10`` and ``companion9`` are those of arXiv 2603.24472 and 2603.15500. The tiers sort words by what they do: A says
-that the speaker doubts what was just said, B weakens a claim, C opens another branch, D strengthens a claim, F does
-none of these and is as frequent in reasoning text: the control. ``add`` makes a list of one's own known.
+``paper10`` and ``companion9`` are the lists of arXiv 2603.24472 and 2603.15500. The others sort words by function: ``self_doubt``
+questions what was just said, ``hedges`` weaken a claim, ``alternatives`` open another branch, ``boosters`` strengthen a claim, and
+``neutral`` words do none of these and are as frequent in reasoning text: the control. ``add`` registers a list of your own.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "length": ("rollout/completion_length/mean",),
     "loss": ("train/loss",),
     "gap": ("distill/teacher_gap", "teacher_advantage/teacher_gap"),
-    "doubt": ("epistemic/{lexicon}/rate_per_1k",),
+    "markers": ("epistemic/{lexicon}/rate_per_1k",),
     "entropy": ("policy/entropy",),
     "seconds": ("time/step",),
 }
@@ -56,7 +56,7 @@ class Display:
         Args:
             steps: of the run
             console: where it is shown; None: standard output
-            lexicon: whose rate is shown under ``doubt``
+            lexicon: whose rate per 1,000 tokens is shown under ``markers``
         """
         self.console = console or Console()
         self._columns = {head: _named(names, lexicon) for head, names in COLUMNS.items()}

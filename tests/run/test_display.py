@@ -17,4 +17,4 @@ def test_the_rate_of_the_followed_lexicon_is_shown() -> None:
     Display(1, console, lexicon="paper10").finish_step(1, METRICS)
     console.print(closing_table(METRICS, METRICS, lexicon="paper10"))
     text = shown.getvalue()
-    assert "doubt 7.5" in text and "epistemic/paper10/rate_per_1k" in text and "epistemic/self_doubt" not in text
+    assert "markers 7.5" in text and "epistemic/paper10/rate_per_1k" in text and "epistemic/self_doubt" not in text
