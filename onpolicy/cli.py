@@ -106,7 +106,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add(commands: Any, name: str, command: Command) -> None:
     parser = commands.add_parser(name, help=command.help, description=command.help)
-    exclusive = parser.add_mutually_exclusive_group()
+    some_exclude_each_other = any(argument.exclusive for argument in command.arguments)
+    exclusive = parser.add_mutually_exclusive_group() if some_exclude_each_other else parser
     passed_on = {}
     for argument in command.arguments:
         place = exclusive if argument.exclusive else parser

@@ -88,7 +88,7 @@ def reward_sections(config: Config, problems: Problems | None = None) -> tuple[S
                     raise ValueError(f"got {words!r}, expected a list of words or phrases")
                 lexicon.add(name, words)
             except ValueError as error:
-                found.add(f"lexicons.{name}: {error}")
+                found.add(f"custom_lexicons.{name}: {error}")
         lowered = lowered_keys(config)
         specs = enumerate(config.rewards)
         return tuple(section("reward", s, f"rewards[{i}]", lowered=lowered, problems=found) for i, s in specs)

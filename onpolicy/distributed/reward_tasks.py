@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
+import json
 import os
-import pickle
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from onpolicy.annotation.scoring import Scorer, evaluate_rewards
+from onpolicy.config.load import build
 from onpolicy.config.resolve import reward_sections
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients, coefficients_in
@@ -39,11 +41,11 @@ class RewardTask:
     values: Mapping[str, float]
 
 
-def score_rewards(config: bytes, folder: str, task: RewardTask) -> Iterator[Any]:
+def score_rewards(config: str, folder: str, task: RewardTask) -> Iterator[Any]:
     """The Ray task: yields its node and process id once the rewards are loaded, then the reward breakdown of each sample.
 
     Args:
-        config: pickled ``Config`` of the run
+        config: the run's config as JSON
         folder: the driver's working directory
     """
     import ray
@@ -58,9 +60,9 @@ def score_rewards(config: bytes, folder: str, task: RewardTask) -> Iterator[Any]
 
 
 @functools.cache
-def load_rewards(config: bytes) -> tuple[dict[str, Callable[..., Any]], Coefficients]:
+def load_rewards(config: str) -> tuple[dict[str, Callable[..., Any]], Coefficients]:
     """The configured rewards and their scheduled options; loaded once per worker process."""
-    functions = {s.plugin.name: s.plugin.bind() for s in reward_sections(pickle.loads(config))}
+    functions = {s.plugin.name: s.plugin.bind() for s in reward_sections(build(json.loads(config)))}
     return functions, Coefficients([c for function in functions.values() for c in coefficients_in(function)])
 
 
@@ -75,7 +77,7 @@ class RewardTasks:
 
         roles = resolved.config.distributed
         self._names = ", ".join(s.plugin.name for s in resolved.rewards)
-        self._config, self._timeout = pickle.dumps(resolved.config), roles.heartbeat_timeout_s
+        self._config, self._timeout = json.dumps(dataclasses.asdict(resolved.config)), roles.heartbeat_timeout_s
         self._on_fault: Callable[[str, str], None] = faults.record if faults else (lambda role, what: None)
         self._closed = threading.Event()
         self._threads = ThreadPoolExecutor(roles.num_reward_workers, thread_name_prefix="rewards")

@@ -84,7 +84,10 @@ def evaluate(
             key: _written(rows, folder / "sets" / f"{key}.jsonl", {}, f"sets[{key!r}]") for key, rows in sets.items()
         }
         settings = dataclasses.replace(
-            settings, run_dir=str(folder), eval=dataclasses.replace(settings.eval, sets=written)
+            settings,
+            run_dir=str(folder),
+            eval=dataclasses.replace(settings.eval, sets=written),
+            data=settings.data if settings.data.get("name") else next(iter(written.values())),  # a config needs some
         )
     return run_evaluation(resolve(settings), name)[1]
 

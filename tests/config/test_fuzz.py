@@ -104,7 +104,8 @@ def spoilt(draw: st.DrawFn) -> Any:
 
 KEYS = st.sampled_from(
     ["seed", "steps", "data", "data.path", "objective[0]", "objective[0].weight", "objective[9].x", "objective.x", "teacher.ema_decay",
-     "trainer.lr", "eval.pass_at", "eval.sets.x", "guards[0].target", "lexicons.x", "model", "a.b.c", "", ".", "[", "x[", "generator.top_p",
+     "trainer.lr", "eval.pass_at", "eval.sets.x", "guards[0].target", "custom_lexicons.x", "model", "a.b.c", "", ".", "[", "x[",
+     "generator.top_p",
      "${seed}", "${oc.env:HOME}", "epistemic.lexicons", "logging.trackers", "contexts.teacher", "distributed.num_generators",
      "rewards[0].when"]
 ) | st.text(max_size=6)  # fmt: skip

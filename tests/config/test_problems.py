@@ -58,7 +58,7 @@ MISTAKES = {
     "epistemic.lexicon=Q": "epistemic.lexicon",
     "custom_lexicons={mine: 3}": "custom_lexicons.mine",
     "logging.trackers=[jsnl]": "logging.trackers[0]",
-    "guards=[{name: falls, metric: x, share: much}]": "guards[0].share",
+    "guards=[{name: falls, metric: x, below_fraction: much}]": "guards[0].below_fraction",
     "seed=${oc.env:HOME}": "seed",
     "run_dir=${nowhere}": "run_dir",
     "nonsense": "override 'nonsense'",
@@ -130,7 +130,7 @@ def test_as_many_problems_as_mistakes(config: Path, mistakes: list[str]) -> None
 
 def test_what_follows_from_a_mistake_is_not_reported(config: Path) -> None:
     for overrides, key in (
-        (["lexicons={mine: 3}", "epistemic.lexicon=mine"], "lexicons.mine"),
+        (["custom_lexicons={mine: 3}", "epistemic.lexicon=mine"], "custom_lexicons.mine"),
         (["eval.samples_per_problem=few", "eval.pass_at=[9]"], "eval.samples_per_problem"),
         (["objective=[distil]"], "objective[0]"),
         (["objective[0].divergence={name: jsd, betta: 0.5}"], "objective[0].divergence.betta"),
@@ -169,7 +169,7 @@ def test_one_problem_hides_later_ones_below_it() -> None:
         ({"old": 1}, "old: unknown key. It is called steps now."),
         ({"old_section": {"a": 1, "b": 2}}, "old_section: unknown key. It is called trainer now (old_section.a is trainer.lr)."),
         ({"generator": {"name": "vllm", "old": 1}}, "generator.old: unknown key. It is called generator.max_tokens now."),
-        ({"epistemic": {"lexicon": "old"}}, "It is called 'A' now."),
+        ({"epistemic": {"lexicon": "old"}}, "It is called 'self_doubt' now."),
     ],
 )  # fmt: skip
 def test_an_old_name_is_answered_with_the_new_one(

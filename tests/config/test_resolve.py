@@ -75,7 +75,10 @@ MISTAKES = [
     ("teacher={name: ema, ema_decay: soon}", ["teacher.ema_decay: got 'soon', expected float"]),
     ("eval.pass_at=[9]", ["eval.pass_at: got 9"]),
     ("custom_lexicons={self_doubt: [other]}", ["custom_lexicons.self_doubt: ", "the name is taken"]),
-    ("rewards[0]={name: math_answer, when: correct}", ["rewards[0].when: 'math_answer' itself says what is right"]),
+    (
+        "rewards[0]={name: math_answer, when: correct}",
+        ["rewards[0].when: 'math_answer' decides which answers are correct"],
+    ),
     ("rewards=[{name: math_answer}, {name: brevity, budget: 9, when: rigth}]", ["rewards[1].when: got 'rigth'"]),
     ("correctness=nope", ["correctness: 'nope' is not under rewards"]),
     ("rendering.overlong=cut", ["rendering.overlong: got 'cut'", "error, drop"]),

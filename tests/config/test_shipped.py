@@ -67,6 +67,7 @@ def test_commands_take_names(
 
 @pytest.mark.parametrize("start", sorted(STARTS))
 @pytest.mark.parametrize("package", [False, True], ids=["rewards.py", "rewards/"])
+@pytest.mark.process
 def test_a_users_own_rewards(tmp_path: Path, start: str, package: bool) -> None:
     file = tmp_path / ("rewards/__init__.py" if package else "rewards.py")
     file.parent.mkdir(exist_ok=True)

@@ -208,7 +208,7 @@ def test_shares_of_the_divergence_add_up() -> None:
 
 def test_a_run_logs_it_resumes_with_it_and_can_leave_it_out(tmp_path: Path) -> None:
     own = {
-        "lexicons": {"letters": ["a", "e", "the end"]},
+        "custom_lexicons": {"letters": ["a", "e", "the end"]},
         "epistemic": {"lexicon": "letters", "lexicons": ["letters", "paper10"]},
     }
     config = write_config(tmp_path, **own)
@@ -278,7 +278,7 @@ def test_mantel_haenszel_by_hand() -> None:
 def test_a_run_aims_at_the_start_models_own_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     reward = {"name": "target_rate", "lexicon": "letters", "spacing": 0, "weight": 0.1}
     changes: dict[str, Any] = {
-        "lexicons": {"letters": ["a", "e", "x"]}, "epistemic": {"lexicon": "letters", "lexicons": ["letters"], "baseline": 4},
+        "custom_lexicons": {"letters": ["a", "e", "x"]}, "epistemic": {"lexicon": "letters", "lexicons": ["letters"], "baseline": 4},
         "rewards": [{"name": "tests.runs:length_reward"}, reward],
     }  # fmt: skip
     config = write_config(tmp_path, **changes)

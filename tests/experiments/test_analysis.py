@@ -192,12 +192,12 @@ def test_a_context_longer_than_a_prompt_may_be(tmp_path: Path, capsys: pytest.Ca
     ],
 )  # fmt: skip
 def test_options_are_checked_first(
-    command: list[str], flag: str, value: list[str], wanted: str, capsys: pytest.CaptureFixture[str]
+    command: list[str], flag: str, value: list[str], expected: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as stopped:
         main([*command, "no.yaml", flag, *value])
     said = " ".join(capsys.readouterr().err.split())
-    assert stopped.value.code == 2 and f"argument {flag}: {wanted}" in said
+    assert stopped.value.code == 2 and f"argument {flag}: {expected}" in said
 
 
 @pytest.mark.parametrize(

@@ -133,10 +133,10 @@ def settings(config: Config) -> dict[str, Any]:
         ("section_6", "grpo", "1", GRPO | SIX),
     ],
 )
-def test_the_papers_settings(grid: str, arm: str, factor: str, wanted: dict[str, Any], tmp_path: Path) -> None:
+def test_the_papers_settings(grid: str, arm: str, factor: str, expected: dict[str, Any], tmp_path: Path) -> None:
     cell = next(c for c in cells(GRIDS[grid], tmp_path) if (c.arm, c.factor) == (arm, factor))
     found = settings(load(FOLDER / "math.yaml", cell.overrides))
-    assert found == wanted
+    assert found == expected
     if "grpo" in arm:
         (term,) = load(FOLDER / "math.yaml", cell.overrides).objective
         assert (term["clip_low"], term["clip_high"], term["dual_clip"]) == (0.2, 0.28, 3.0)

@@ -86,7 +86,7 @@ def idle(name: str, completion_prefix_ids: str, banned_token_ids: Sequence[int])
 
 def test_doubt_that_works() -> None:
     found = probes(functional, "p1", "p2")
-    kept = found["A kept", "A left out"]
+    kept = found["self_doubt kept", "self_doubt left out"]
     assert (kept.accuracy.mean, kept.difference.mean, kept.problems, kept.answers) == (1.0, 1.0, 1, 12)
     for other in ("neutral words", "nothing"):
         mended = found["doubt at 25% of wrong answers", other]
@@ -94,7 +94,7 @@ def test_doubt_that_works() -> None:
     # p1 is cut behind its first sentence, before it doubts; whoever goes on without doubt stays with the guess
     assert found["doubt at 25% of correct answers", "nothing"].difference.mean == 1.0
     assert found["doubt at 75% of correct answers", "nothing"].difference.mean == 0.0, "cut after its doubt"
-    ban, control = found["A banned", "nothing banned"], found["F banned", "nothing banned"]
+    ban, control = found["self_doubt banned", "nothing banned"], found["neutral banned", "nothing banned"]
     assert (ban.accuracy.mean, ban.difference.mean, ban.problems) == (0.0, -0.5, 2)
     assert (ban.difference.low, ban.difference.high) == (-1.0, 0.0), "one of two problems"
     assert (control.accuracy.mean, control.difference.mean) == (0.5, 0.0)
@@ -102,7 +102,12 @@ def test_doubt_that_works() -> None:
 
 def test_doubt_out_of_habit() -> None:
     found = probes(idle, "p1", "p2")
-    assert {name for name, _ in found} >= {"A kept", "A banned", "F banned", "doubt at 50% of wrong answers"}
+    assert {name for name, _ in found} >= {
+        "self_doubt kept",
+        "self_doubt banned",
+        "neutral banned",
+        "doubt at 50% of wrong answers",
+    }
     assert all(p.difference.mean == 0.0 for p in found.values())
 
 
@@ -115,7 +120,7 @@ def test_the_arms_are_as_long() -> None:
 
 def test_where_there_is_no_place_there_is_no_probe() -> None:
     found = probes(lambda name, completion_prefix_ids, banned_token_ids: "4", "p1")
-    assert {name for name, _ in found} == {"A banned", "F banned"}
+    assert {name for name, _ in found} == {"self_doubt banned", "neutral banned"}
 
 
 def test_a_full_window_is_named() -> None:
@@ -138,11 +143,11 @@ def test_probes_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     tiny_model(vocab_size=300).save_pretrained(tmp_path / "model")
     byte_tokenizer(added=ADDED).save_pretrained(tmp_path / "model")
     assert main([*command, "generator.max_tokens=60", "generator.group_size=4"]) == 0
-    assert "A banned" in capsys.readouterr().out
+    assert "banned" in capsys.readouterr().out
     report = json.loads((tmp_path / "out.json").read_text())
-    banned_token_ids = next(p for p in report["probes"] if p["arm"] == "A banned")
+    banned_token_ids = next(p for p in report["probes"] if p["arm"] == "self_doubt banned")
     assert banned_token_ids["problems"] == 4 and banned_token_ids["answers"] == 32
-    assert any(p["arm"] == "A kept" for p in report["probes"]), "a random model says wait now and then"
+    assert any(p["arm"] == "self_doubt kept" for p in report["probes"]), "a random model says wait now and then"
     assert main([*command, "rewards=[]"]) == 2 and "expected a reward" in capsys.readouterr().err
 
 
@@ -162,5 +167,5 @@ def test_a_ban_for_one_token_is_for_one_token() -> None:
             else "it is. wait no. The answer is 5."
         )
 
-    (probe,) = (p for key, p in probes(rule, "p1").items() if key[0] == "A kept")
+    (probe,) = (p for key, p in probes(rule, "p1").items() if key[0] == "self_doubt kept")
     assert probe.accuracy.mean == 0.0 and probe.difference.mean == -1.0

@@ -228,7 +228,7 @@ def test_token_weights_weigh_rewards_too() -> None:
 
 
 def test_a_rule_on_markers_alone_and_its_controls() -> None:
-    marks = {"<A>": torch.tensor([[True, False, False, False, False, False]])}
+    marks = {"<self_doubt>": torch.tensor([[True, False, False, False, False, False]])}
     mass = {("<student>", "self_doubt"): row(0.5, 0.001, 0.2, 0.001, 0.0, 0.0).log()}
     u = row(-3.0, -3.0, -3.0, 2.0, 2.0, 2.0)
     given_ = inputs(u, torch.zeros(1, 6), spans=marks, marker_mass=mass, entropy=row(2.0, 0.1, 1.9, 0.2, 0.3, 0.4))
@@ -244,7 +244,7 @@ def test_a_rule_on_markers_alone_and_its_controls() -> None:
 
 
 def test_the_surprise_bonus_by_hand() -> None:
-    marks = {"<A>": torch.tensor([[True, True, True, False]])}
+    marks = {"<self_doubt>": torch.tensor([[True, True, True, False]])}
     given_ = inputs(row(-1.0, -9.0, -1.0, -9.0), torch.ones(1, 4), spans=marks, ref_entropy=row(1.0, 1.0, 0.1, 1.0))
     assert hedging_bonus(given_, coefficient=0.1)[0].tolist() == pytest.approx([1.1, 1.2, 1.0, 1.0])
     assert hedging_bonus(given_, coefficient=1.0)[0].tolist() == pytest.approx(

@@ -57,13 +57,13 @@ GOLD = [
 
 @pytest.mark.parametrize("branch", EQUAL)
 def test_equal(branch: str) -> None:
-    for given, wanted in EQUAL[branch]:
-        assert same(given, wanted), (given, wanted, clean(given), clean(wanted))
+    for given, expected in EQUAL[branch]:
+        assert same(given, expected), (given, expected, clean(given), clean(expected))
 
 
 @pytest.mark.parametrize(("given", "expected"), DIFFERENT)
-def test_different(given: str, wanted: str) -> None:
-    assert not same(given, wanted)
+def test_different(given: str, expected: str) -> None:
+    assert not same(given, expected)
 
 
 def test_what_is_boxed_counts() -> None:

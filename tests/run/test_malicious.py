@@ -111,7 +111,7 @@ def logged_run(folder: Path, text: str) -> Path:
         "tokens": 1,
     }
     (folder / "config.yaml").write_text(
-        f"lexicons: {json.dumps({text: [text]})}\nepistemic: {json.dumps({'lexicon': text})}\n"
+        f"custom_lexicons: {json.dumps({text: [text]})}\nepistemic: {json.dumps({'lexicon': text})}\n"
     )
     (folder / "metrics.jsonl").write_text(
         json.dumps({"step": 1, "reward/mean": 1.0, f"eval/{text}/avg@4": 0.5, text: 1.0}) + "\n"
@@ -364,7 +364,8 @@ REFERENCES = (
 @pytest.mark.omegaconf
 @pytest.mark.parametrize("reference", REFERENCES)
 @pytest.mark.parametrize(
-    "key", ["run_dir", "data.path", "seed", "objective[0].divergence", "contexts.teacher.template", "lexicons.mine"]
+    "key",
+    ["run_dir", "data.path", "seed", "objective[0].divergence", "contexts.teacher.template", "custom_lexicons.mine"],
 )
 def test_a_config_reads_no_environment(
     key: str, reference: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

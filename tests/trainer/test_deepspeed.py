@@ -82,13 +82,13 @@ def test_a_state_goes_over_to_any_other_stage(found: dict[str, Any], stage: int)
         ('{"zero_optimization": 3}', "zero_optimization"),
     ],
 )
-def test_a_config_of_deepspeed_is_checked(tmp_path: Path, text: str | None, wanted: str) -> None:
+def test_a_config_of_deepspeed_is_checked(tmp_path: Path, text: str | None, expected: str) -> None:
     path = tmp_path / "ds.json"
     if text is not None:
         path.write_text(text)
     with pytest.raises(ConfigError, match=r"trainer\.config") as caught:
         read_config(str(path))
-    assert wanted in str(caught.value) and str(path) in str(caught.value)
+    assert expected in str(caught.value) and str(path) in str(caught.value)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "deepspeed").glob("*.json")), ids=lambda p: p.stem)

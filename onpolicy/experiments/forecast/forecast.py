@@ -18,10 +18,11 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from onpolicy.config.registry import options_of
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.shipped import find_config
 from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.utils.errors import ConfigError, suggest
 
@@ -249,11 +250,13 @@ def frozen_copies(resolved: ResolvedConfig) -> int:
 
 def zero_of(resolved: ResolvedConfig) -> dict[str, Any]:
     """DeepSpeed's ``zero_optimization`` section; empty without DeepSpeed."""
-    options = resolved.trainer.plugin.options
-    if not hasattr(resolved.trainer.plugin.function, "stage"):
+    plugin = resolved.trainer.plugin
+    if "config" not in options_of(plugin.function):  # a trainer without DeepSpeed has no such option
         return {}
-    path = options.get("config")
-    found: dict[str, Any] = json.loads(Path(path).read_text()) if path else {"zero_optimization": {"stage": 2}}
+    path = plugin.options.get("config")
+    found: dict[str, Any] = (
+        json.loads(find_config(path, ".json").read_text()) if path else {"zero_optimization": {"stage": 2}}
+    )
     return dict(found.get("zero_optimization", {}))
 
 

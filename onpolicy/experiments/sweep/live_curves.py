@@ -45,7 +45,7 @@ def curves_table(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Tabl
     )  # fmt: skip
     columns = CURVES | {metric.split("/")[1]: (metric,) for metric in sets}
     series = [
-        [[row[m] for row in rows for m in (name.format(followed=followed) for name in names) if m in row] for names in columns.values()]
+        [[row[m] for row in rows for m in (name.format(lexicon=followed) for name in names) if m in row] for names in columns.values()]
         for _, _, followed, rows in found
     ]  # fmt: skip
     bounds = [_bounds([v for row in series for v in row[i]]) for i in range(len(columns))]

@@ -16,11 +16,14 @@ from onpolicy.utils.terminal import plain
 GRACE = 60.0
 """Seconds that cancelled runs have to finish their step and save."""
 
+HERE = "local"
+"""In place of an address: a cluster on this machine."""
+
 
 class RayRuns:
     def __init__(self, address: str, *, cpus: int = 1, gpus: float | None = None) -> None:
         """``address``: ``auto``, ``host:port``, or ``local`` to start a cluster here; ``gpus``: of a run, None for one if there are any."""
-        ray_cluster.join(DistributedSettings(address=None if address == "local" else address), key="--ray")
+        ray_cluster.join(DistributedSettings(address=None if address == HERE else address), key="--ray")
         gpus = float(bool(ray_cluster.cluster_gpus())) if gpus is None else gpus
         with ray_cluster.leave_on_error():
             self.at_once = ray_cluster.slots({"CPU": ("--cpus-per-run", cpus), "GPU": ("--gpus-per-run", gpus)})

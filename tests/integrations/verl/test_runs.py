@@ -101,7 +101,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
 def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
     """Under verl's asynchronous trainer with the same mixin, where rollouts go on under new weights."""
     method = {
-        "lexicons": {"toy": ["w", "h", "m"]},
+        "custom_lexicons": {"toy": ["w", "h", "m"]},
         "rewards": [
             "tests.runs:length_reward",
             {"name": "saturating_floor", "floor": 5.0, "lexicon": "toy", "weight": 0.1},
