@@ -1,0 +1,71 @@
+"""The wheel: everything that a user needs is inside, and nothing else takes a name of theirs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+pytestmark = pytest.mark.process
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from what git knows of the checkout, so that no leftover of another build is inside."""
+    source, out = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("wheel")
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_symlink():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).symlink_to(os.readlink(ROOT / name))
+        elif (ROOT / name).is_file():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    options = ["-q", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "wheel", *options, "-w", str(out), str(source)], check=True)
+    return next(out.glob("*.whl"))
+
+
+@pytest.fixture(scope="module")
+def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel in a folder of its own, which hides the checkout."""
+    folder = tmp_path_factory.mktemp("installed")
+    options = ["-q", "--no-deps", "--disable-pip-version-check", "--target", str(folder)]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, str(wheel)], check=True)
+    return folder
+
+
+def test_what_the_wheel_holds(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    assert {name.partition("/")[0] for name in names} == {"onpolicy", wheel.name.split("-py3")[0] + ".dist-info"}
+    for folder in ("configs", "rewards"):
+        shipped = {
+            f"onpolicy/{folder}/{p.relative_to(ROOT / folder)}"
+            for p in (ROOT / folder).rglob("*.*")
+            if p.suffix != ".pyc"
+        }
+        assert shipped <= names
+    for name in ("experiments/report/page.js", "experiments/lab/reasoner/model.safetensors", "py.typed"):
+        assert f"onpolicy/{name}" in names
+
+
+@pytest.mark.parametrize(
+    "start", [["-m", "onpolicy"], ["-c", "import sys; from onpolicy.cli import main; sys.exit(main())"]]
+)
+def test_it_runs_beside_a_users_own_rewards(installed: Path, tmp_path: Path, start: list[str]) -> None:
+    (tmp_path / "rewards.py").write_text("def short(completion):\n    return 1.0 / (1 + len(completion))\n")
+    overrides = ["model.path=m", "data.path=d", "rewards=[rewards:short, math_answer]"]
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(installed)}
+    found = subprocess.run(
+        [sys.executable, *start, "check", "sdpo", *overrides], cwd=tmp_path, env=env, capture_output=True, text=True
+    )
+    assert found.returncode == 0, found.stderr
+    assert "rewards:short" in found.stdout
+    where = "import onpolicy, onpolicy.rewards; print(onpolicy.__file__, onpolicy.rewards.__file__)"
+    paths = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+    assert all(Path(path).is_relative_to(installed) for path in paths.split())
