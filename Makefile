@@ -6,7 +6,7 @@ VERL ?= build/verl
 CONFIG ?= configs/quickstart.yaml
 # Two workers, each of which takes one file after the other: the tests of a file share what they start.
 SIDE_BY_SIDE := -n 2 --dist loadfile
-FAST := not (process or ray or vllm or deepspeed or verl or nightly)
+FAST := not (process or ray or vllm or deepspeed or verl or slow or nightly)
 
 .PHONY: train lab check test nightly compat test-verl verl lint setup model lock docs clean
 

@@ -363,6 +363,7 @@ ASKING: dict[str, Any] = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ASKING)
 def test_a_run_with_each_of_them(name: str, tmp_path: Path) -> None:
     config = write_config(

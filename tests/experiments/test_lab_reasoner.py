@@ -95,6 +95,7 @@ def test_vllm_and_transformers_read_it_alike(generator: HFGenerator) -> None:
         assert ours[-len(rollout.completion_ids) :] == pytest.approx(list(rollout.rollout_logprobs), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_the_papers_effect_in_small(tmp_path: Path) -> None:
     small = ["steps=15", "eval.every=15", "preflight.enabled=false", "trainer.lr=1e-3", "eval.sets.longer.problems=16"]
     assert run_here(CONFIG, *small, f"run_dir={tmp_path / 'run'}") == 0

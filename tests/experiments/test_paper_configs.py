@@ -64,6 +64,7 @@ def test_a_config_is_valid_and_says_where_it_comes_from(name: str) -> None:
     assert "arXiv" in path.read_text() and "# Source: " in path.read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GRIDS)
 def test_every_arm_takes_a_step(name: str, tmp_path: Path) -> None:
     """Arms that are the same once they are small take it once."""
