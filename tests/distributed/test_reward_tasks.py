@@ -120,7 +120,9 @@ def test_several_threads_and_all_workers(pair: Any, tmp_path: Path) -> None:
     with ThreadPoolExecutor(3) as threads:
         calls = list(threads.map(p.apart.score, [GROUPS] * 3))
     assert all([j.group for j in judged] == GROUPS for judged in calls)
-    assert len({s.total for judged in calls for j in judged for s in j.rewards}) == 2
+    assert len({s.total for judged in calls for j in judged for s in j.rewards}) >= 2, (
+        "Ray may start more than two, one after the other"
+    )
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])
@@ -135,9 +137,9 @@ def test_a_worker_that_is_lost_is_replaced(
     patience = 3.0 if how == "hangs" else 300.0
     p = pair([{"name": "tests.distributed.light_rewards:dying", "file": str(file), "how": how}], patience=patience)
     groups = [*GROUPS[:3], group("the bad one", ("deadly", "fine"))]
-    judged = p.apart(groups)
-    assert judged == p.here(groups)
-    word = "died" if how == "dies" else "no sign of progress for 6 s"
+    judged = p.apart.score(groups)
+    assert judged == p.here.score(groups)
+    word = "died" if how == "dies" else "no sign of progress for 3 s"
     assert len(p.said) == 2 and all(word in line and line.startswith("rewards: ") for line in p.said), p.said
     assert p.faults.metrics() == {"faults/rewards": 2.0}
 
@@ -149,7 +151,7 @@ def test_a_group_that_cannot_be_scored_is_named(pair: Any, tmp_path: Path) -> No
     with pytest.raises(
         GaveUp, match=r"group of 'bad rollout 0' cost 3 workers under tests.distributed.light_rewards:dying"
     ):
-        p.apart([GROUPS[0], group("bad", ("deadly",))])
+        p.apart.score([GROUPS[0], group("bad", ("deadly",))])
     assert p.apart.score(GROUPS) == p.here.score(GROUPS), "the others can still be scored"
 
 
@@ -166,8 +168,8 @@ def test_what_a_reward_raises_is_raised_as_it_is(pair: Any) -> None:
 def test_a_worker_loads_no_torch_and_its_rewards_once(pair: Any, tmp_path: Path) -> None:
     heavy = {"name": "tests.distributed.light_rewards:heavy", "folder": str(tmp_path)}
     p = pair([heavy, {"name": "density"}, {"name": "math_answer"}], workers=1)
-    judged = [*p.apart(GROUPS), *p.apart(GROUPS)]
-    assert {s.parts[heavy["name"]] for j in judged for s in j.scored} == {0.0}, "no libtorch"
+    judged = [*p.apart.score(GROUPS), *p.apart.score(GROUPS)]
+    assert {s.reward_breakdown[heavy["name"]] for j in judged for s in j.rewards} == {0.0}, "no libtorch"
     processes = [path.read_text() for path in tmp_path.iterdir()]
     assert len(set(processes)) == len(processes) < len(GROUPS), (
         "a process scores many groups and loads what it needs once"
@@ -177,7 +179,7 @@ def test_a_worker_loads_no_torch_and_its_rewards_once(pair: Any, tmp_path: Path)
 def test_a_scorer_that_is_closed_ends_its_workers(pair: Any, tmp_path: Path) -> None:
     p = pair([{"name": "tests.distributed.light_rewards:blocking", "folder": str(tmp_path)}], workers=1)
     with ThreadPoolExecutor(1) as threads:
-        call = threads.submit(p.apart, GROUPS)
+        call = threads.submit(p.apart.score, GROUPS)
         wait_until(lambda: list(tmp_path.iterdir()))
         p.apart.close()
         with pytest.raises(CancelledError):
