@@ -35,7 +35,7 @@ def contexts(report: dict[str, Any]) -> None:
     table(
         ("context", "accuracy", "tokens", "markers per 1k", "markers per response (paper's count)", "tells, nats"),
         (
-            (name, f"{mean(r, 'score'):.3f}", f"{mean(r, 'tokens'):.1f}", f"{mean(r, 'rate/seed10'):.0f}",
+            (name, f"{mean(r, 'score'):.3f}", f"{mean(r, 'tokens'):.1f}", f"{mean(r, 'rate/paper10'):.0f}",
              f"{mean(r, 'paper_count'):.2f}", tells(r))
             for name, r in by_name.items()
         ),
@@ -70,7 +70,7 @@ def arms(report: dict[str, Any], factor: str) -> None:
         rows.append(
             (
                 a["arm"].replace("_", " "),
-                f"{a['pressure']['seed10'] * 1e9:+.1f}" if a["pressure"] else "–",
+                f"{a['pressure']['paper10'] * 1e9:+.1f}" if a["pressure"] else "–",
                 f"{a['accuracy_on_trained']:.2f}",
                 number(a["sets"]["unseen"], "accuracy"),
                 number(out, "accuracy"),
