@@ -454,8 +454,8 @@ def test_too_few_gpus(ray: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_cluster_that_is_not_there(folder: Path) -> None:
     code = (
-        "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import RolesSettings\n"
-        "ray_cluster.join(RolesSettings(address='127.0.0.1:1'))"
+        "from onpolicy.distributed import ray_cluster; from onpolicy.config.schema import DistributedSettings\n"
+        "ray_cluster.join(DistributedSettings(address='127.0.0.1:1'))"
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "ConfigError: distributed.address: cannot join '127.0.0.1:1'" in found.stderr
