@@ -196,8 +196,8 @@ def test_what_cannot_run_is_refused() -> None:
 
 
 def test_nobody_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(roles: DistributedSettings, *, key: str) -> None:
-        raise ConfigError(f"{key}: cannot join {roles.address!r}: nobody is there")
+    def refuse(settings: DistributedSettings, *, key: str) -> None:
+        raise ConfigError(f"{key}: cannot join {settings.address!r}: nobody is there")
 
     monkeypatch.setattr(ray_cluster, "join", refuse)
     path, _ = two(tmp_path)
