@@ -112,8 +112,8 @@ def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -
         ("actor_rollout_ref.model.lora_rank=8", "onpolicy.teacher: 'ema' does not go with adapters"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_refused(given: list[str], override: str, wanted: str) -> None:
-    with pytest.raises((ConfigError, ValueError), match=wanted.replace(".", r"\.").replace("{", r"\{")):
+def test_what_cannot_work_is_refused(given: list[str], override: str, expected: str) -> None:
+    with pytest.raises((ConfigError, ValueError), match=expected.replace(".", r"\.").replace("{", r"\{")):
         method(composed(given, override))
 
 
@@ -126,10 +126,10 @@ def test_what_cannot_work_is_refused(given: list[str], override: str, wanted: st
         ("contexts", {"teacher": {"name": "regenerated"}}, "onpolicy.contexts.teacher: 'regenerated' asks the model"),
     ],
 )
-def test_methods_that_verl_has_no_place_for(given: list[str], key: str, value: Any, wanted: str) -> None:
+def test_methods_that_verl_has_no_place_for(given: list[str], key: str, value: Any, expected: str) -> None:
     config = composed(given)
     OmegaConf.update(config, f"onpolicy.{key}", value, merge=False)
-    with pytest.raises(ConfigError, match=wanted):
+    with pytest.raises(ConfigError, match=expected):
         method(config)
 
 
