@@ -17,12 +17,12 @@ from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.errors import ConfigError
 
 RESUMABLE = (
-    *("steps", "run_dir", "logging", "checkpoint", "preflight", "roles"),
+    *("steps", "run_dir", "logging", "checkpoint", "preflight", "distributed"),
     *("trainer.name", "trainer.config", "trainer.micro_batch_tokens"),
 )
 """Keys that may change when a run is resumed: how long it runs, where, and what it keeps, but not what a step computes."""
 
-EVALUATED = ("model", "rendering", "generator", "rewards", "correctness", "lexicons", "epistemic", "eval", "seed")
+EVALUATED = ("model", "rendering", "generator", "rewards", "correctness", "custom_lexicons", "epistemic", "eval", "seed")
 """Sections that decide the numbers of an evaluation."""
 EVALUATION = "evaluation.json"
 UNSET = (ABSENT, None)

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
+import yaml
+
 from onpolicy.config.compare import ABSENT, config_differences, fingerprint, shown
 from onpolicy.config.keys import under
+from onpolicy.config.load import to_yaml
+from onpolicy.config.schema import Config
+from onpolicy.experiments.sweep.grid import IGNORED_KEYS
+from onpolicy.run.run_dir import EVALUATED, RESUMABLE
 
 
 def test_differences_of_settings() -> None:
@@ -30,3 +37,16 @@ def test_ignored_keys_are_left_out_with_all_below_them() -> None:
 def test_the_same_settings_have_the_same_fingerprint() -> None:
     assert fingerprint({"a": 1, "b": [2]}) == fingerprint({"b": [2], "a": 1}) != fingerprint({"a": 1, "b": [3]})
     assert fingerprint({"a": 1, "seed": 0}, ["seed"]) == fingerprint({"a": 1, "seed": 1}, ["seed"])
+
+
+@pytest.mark.parametrize(
+    "keys", [RESUMABLE, EVALUATED, IGNORED_KEYS], ids=["resumable", "evaluated", "ignored in sweeps"]
+)
+def test_lists_of_keys_name_keys_that_exist(keys: tuple[str, ...]) -> None:
+    """A key that is renamed in the schema but not in such a list is silently compared again."""
+    settings = yaml.safe_load(to_yaml(Config()))
+    for key in keys:
+        value = settings
+        for part in key.split("."):
+            assert part in value, f"{key} is no key of a config"
+            value = value[part]

@@ -30,7 +30,7 @@ from onpolicy.run.run_dir import logged, refuse_other_settings
 from onpolicy.run.trackers import jsonl
 from onpolicy.utils.errors import ConfigError, suggest
 
-IGNORED_KEYS = ("seed", "run_dir", "logging", "checkpoint", "preflight", "roles", "trainer.micro_batch_tokens")
+IGNORED_KEYS = ("seed", "run_dir", "logging", "checkpoint", "preflight", "distributed", "trainer.micro_batch_tokens")
 """Keys in which arms may always differ: what a run keeps, where and how fast it runs, not what a step computes."""
 RENAMED = {"cross": "factors", "pools": "eval_groups"}
 """Keys of earlier versions -> their names now."""

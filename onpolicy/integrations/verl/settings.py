@@ -23,7 +23,7 @@ OURS = (
     "rewards",
     "correctness",
     "contexts",
-    "lexicons",
+    "custom_lexicons",
     "spans",
     "teacher",
     "credit",
