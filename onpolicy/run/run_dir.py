@@ -22,7 +22,17 @@ RESUMABLE = (
 )
 """Keys that may change when a run is resumed: how long it runs, where, and what it keeps, but not what a step computes."""
 
-EVALUATED = ("model", "rendering", "generator", "rewards", "correctness", "custom_lexicons", "epistemic", "eval", "seed")
+EVALUATED = (
+    "model",
+    "rendering",
+    "generator",
+    "rewards",
+    "correctness",
+    "custom_lexicons",
+    "epistemic",
+    "eval",
+    "seed",
+)
 """Sections that decide the numbers of an evaluation."""
 EVALUATION = "evaluation.json"
 UNSET = (ABSENT, None)
