@@ -42,8 +42,15 @@ class Watch:
             return
         if event in PROCESS_EVENTS and self.marks.isdisjoint(STARTS):
             self.found.append(f"starts a process without one of the marks {', '.join(STARTS)}: {event} {arguments[:2]}")
-        elif event == "import" and arguments[0] in ENGINES and arguments[0] not in self.marks and not _by_accelerate():
+        elif (
+            event == "import" and arguments[0] in ENGINES and not self._may_load(arguments[0]) and not _by_accelerate()
+        ):
             self.found.append(f"loads {arguments[0]} without the mark '{arguments[0]}'")
+
+    def _may_load(self, engine: str) -> bool:
+        """Whether a mark says so; vLLM and verl load Ray themselves."""
+        assert self.marks is not None
+        return engine in self.marks or (engine == "ray" and not self.marks.isdisjoint({"vllm", "verl"}))
 
 
 def _by_accelerate() -> bool:

@@ -147,6 +147,7 @@ class Run:
         set_random_state(state["random"])
         self.log.history, self.step = state["history"], state["step"]
         self.control.load_state(state)
+        self.generator.reset_version()  # a checkpoint of step 0 is as new as the weights that a generator starts with
         self.generator.update_weights(self.trainer.weights(), version=self.step)
         self.resumed = True
         return True

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from onpolicy.config.load import load
 from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
+from onpolicy.run.run import Run
 from onpolicy.utils import disk
 from tests.runs import metrics, run_here, start, wait_for_a_step, write_config
 from tests.tiny import byte_tokenizer, tiny_model
@@ -77,6 +78,23 @@ def test_the_same_seed_gives_the_same_run(finished: Path, tmp_path: Path) -> Non
 def test_a_run_is_continued_to_the_last_bit(finished: Path, tmp_path: Path) -> None:
     config, run = finished / "config.yaml", tmp_path / "run"
     assert run_here(config, f"run_dir={run}", "steps=2") == 0
+    assert run_here(config, f"run_dir={run}", "steps=5") == 0
+    assert metrics(run) == metrics(finished / "run")
+
+
+def test_a_checkpoint_of_step_0_is_resumed(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is stopped before its first step ends saves step 0; its weights are as new as the generator's own."""
+    config, run = finished / "config.yaml", tmp_path / "run"
+
+    def no_steps(self: Run) -> Iterator[int]:
+        self.save(0, {})
+        self.checkpoints.wait()
+        return iter(())
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "remaining_steps", no_steps)
+        run_here(config, f"run_dir={run}", "steps=5")
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-000000"]
     assert run_here(config, f"run_dir={run}", "steps=5") == 0
     assert metrics(run) == metrics(finished / "run")
 
