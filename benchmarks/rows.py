@@ -45,15 +45,15 @@ def spec(folder: Path, model: str, what: str, *, prompts: int, context: int = CO
         {"question": sums + " ".join(draw.choices(WORDS, k=20)), "solution": " ".join(draw.choices(WORDS, k=context))}
         for _ in range(4 * prompts)
     ]
-    wanted = {
+    columns = {
         "trainer": "sdpo", "what": what, "model": model_folder(model, folder / model), "problems": problems, "group": group,
         "prompts_per_step": prompts, "max_tokens": tokens, "micro_batch": GROUP, "threads": 2, "lr": 1e-5, "teacher_template": SOLUTION,
     }  # fmt: skip
     if what == "update":
-        wanted["completions"] = [
+        columns["completions"] = [
             [[draw.randrange(100, 40_000) for _ in range(tokens)] for _ in range(group)] for _ in problems
         ]
-    return wanted
+    return columns
 
 
 OURS, TRL, BARE = "step_worker.py", "peers/trl_worker.py", "bare_worker.py"

@@ -77,7 +77,7 @@ class Sampling:
     )
 
     def __post_init__(self) -> None:
-        wanted = {
+        checks = {
             "group_size": (self.group_size, self.group_size >= 1, "at least 1"),
             "max_tokens": (self.max_tokens, self.max_tokens >= 1, "at least 1"),
             "temperature": (self.temperature, self.temperature >= 0, "0 or more"),
@@ -85,9 +85,9 @@ class Sampling:
             "top_k": (self.top_k, self.top_k >= 0, "0 or more"),
             "max_staleness": (self.max_staleness, self.max_staleness >= 0, "0 or more"),
         }
-        for name, (value, fine, want) in wanted.items():
+        for name, (value, fine, expected) in checks.items():
             if not fine:
-                raise ValueError(f"generator.{name}: got {value}, expected {want}")
+                raise ValueError(f"generator.{name}: got {value}, expected {expected}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

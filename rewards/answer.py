@@ -43,13 +43,13 @@ def _verify(completion: str, answer: str, seconds: int | None) -> bool:
     from math_verify.errors import TimeoutException
 
     found = extract_answer(completion)
-    wanted = extract_answer(answer) or answer.strip().strip("$")
-    if found is not None and _BASE.fullmatch(wanted):  # math-verify overlooks the base
+    expected = extract_answer(answer) or answer.strip().strip("$")
+    if found is not None and _BASE.fullmatch(expected):  # math-verify overlooks the base
         given = _BASE.fullmatch(found.strip("$ "))
-        return given is not None and given.groups() == _BASE.fullmatch(wanted).groups()  # type: ignore[union-attr]
+        return given is not None and given.groups() == _BASE.fullmatch(expected).groups()  # type: ignore[union-attr]
     text = after_thinking(completion) if found is None else f"\\boxed{{{found}}}"
     try:
-        gold = parse(f"\\boxed{{{wanted}}}", parsing_timeout=seconds, raise_on_error=False)
+        gold = parse(f"\\boxed{{{expected}}}", parsing_timeout=seconds, raise_on_error=False)
         given = parse(text, parsing_timeout=seconds, raise_on_error=False)
         return bool(verify(gold, given, timeout_seconds=seconds, raise_on_error=False))
     except TimeoutException:  # derives from BaseException: nothing else would catch it

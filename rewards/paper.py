@@ -59,9 +59,9 @@ def _last_box(completion: str) -> str | None:
     return behind.partition("$")[0].strip() or None
 
 
-def same(given: str, wanted: str) -> bool:
+def same(given: str, expected: str) -> bool:
     """The comparison itself; text that cannot be read is different, never an error."""
-    one, other = clean(given), clean(wanted)
+    one, other = clean(given), clean(expected)
     if not one or not other:
         return False
     tests: tuple[Callable[[str, str], bool | None], ...] = (
@@ -131,19 +131,19 @@ def number(text: str) -> float | None:
 
 
 def _as_numbers(one: str, other: str) -> bool | None:
-    given, wanted = number(one), number(other)
-    if given is None or wanted is None:
+    given, expected = number(one), number(other)
+    if given is None or expected is None:
         return None
-    return any(math.isclose(given, factor * wanted, rel_tol=CLOSE) for factor in (1.0, 0.01, 100.0))
+    return any(math.isclose(given, factor * expected, rel_tol=CLOSE) for factor in (1.0, 0.01, 100.0))
 
 
 def _as_lists(one: str, other: str) -> bool | None:
     """Tuples, intervals, sets and bare lists: as many elements, each the same; the kind of bracket does not count."""
-    given, wanted = parts(_unbracketed(one)), parts(_unbracketed(other))
-    if len(wanted) < 2 and len(given) < 2:
+    given, expected = parts(_unbracketed(one)), parts(_unbracketed(other))
+    if len(expected) < 2 and len(given) < 2:
         bare = _unbracketed(one), _unbracketed(other)
         return same(*bare) if bare != (one, other) and all(bare) else None
-    return len(given) == len(wanted) and all(same(a, b) for a, b in zip(given, wanted, strict=True))
+    return len(given) == len(expected) and all(same(a, b) for a, b in zip(given, expected, strict=True))
 
 
 def _unbracketed(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The environment of the peers, TRL and Liger, apart from the project's own: `build/peers`, made when it is first expected.
+"""The environment of the peers, TRL and Liger, apart from the project's own: `build/peers`, made when it is first needed.
 
     python -m benchmarks.peers.environment
 
@@ -22,8 +22,8 @@ def peers_python() -> Path:
     """The peers' python. The stamp is written last and holds what was asked for, so a set-up that was interrupted, or
     made for other versions, is taken up again."""
     python, stamp = VENV / "bin" / "python", VENV / ".complete"
-    wanted = "".join(file.read_text() for file in (TORCH, LOCK, PEERS))
-    if stamp.exists() and stamp.read_text() == wanted:
+    contents = "".join(file.read_text() for file in (TORCH, LOCK, PEERS))
+    if stamp.exists() and stamp.read_text() == contents:
         return python
     print(f"setting up {VENV.relative_to(ROOT)} with TRL and Liger: 1.5 GB, a minute", flush=True)
     if not python.exists():
@@ -31,7 +31,7 @@ def peers_python() -> Path:
     _run(python, *PIP, "--retries", "1", "-r", TORCH)
     _run(python, *PIP, "-c", LOCK, "accelerate", "datasets", "transformers")  # what TRL declares
     _run(python, *PIP, "--no-deps", "-r", PEERS)
-    stamp.write_text(wanted)
+    stamp.write_text(contents)
     return python
 
 

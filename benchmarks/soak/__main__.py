@@ -45,9 +45,9 @@ def main() -> int:
         if any(arguments.folder.iterdir()) and not (arguments.folder / "problems.jsonl").exists():
             parser.error(f"--folder {arguments.folder}: holds something other than a soak")
         shutil.rmtree(arguments.folder)
-    wanted = Work(arguments.steps, arguments.seed, arguments.generator, patience=arguments.patience)
+    requested = Work(arguments.steps, arguments.seed, arguments.generator, patience=arguments.patience)
     soak = Soak(
-        wanted,
+        requested,
         arguments.folder.resolve(),
         seconds=arguments.seconds,
         kinds=arguments.kinds,

@@ -79,7 +79,7 @@ class Soak:
 
     def __init__(
         self,
-        wanted: Work,
+        requested: Work,
         folder: Path,
         *,
         seconds: float,
@@ -89,19 +89,19 @@ class Soak:
     ) -> None:
         """
         Args:
-            expected: what is trained
+            requested: what is trained
             folder: for the run and everything around it
             seconds: between two faults, on average
             kinds: of ``chaos.KINDS``
             say: takes a line for each fault, and some on the way
             limit: faults at most
         """
-        self.work, self.folder, self.seconds, self.say, self.limit = wanted, folder, seconds, say, limit
+        self.work, self.folder, self.seconds, self.say, self.limit = requested, folder, seconds, say, limit
         self.seen = Seen()
         self._temporary = Path(tempfile.mkdtemp(prefix="soak"))
-        self.driver = Driver(work.prepare(wanted, folder), folder / "run", folder / "driver.log", self._temporary)
-        self._kinds, self._kind = shuffled(list(kinds), wanted.seed), ""
-        self._draw = random.Random(f"{wanted.seed}/times")
+        self.driver = Driver(work.prepare(requested, folder), folder / "run", folder / "driver.log", self._temporary)
+        self._kinds, self._kind = shuffled(list(kinds), requested.seed), ""
+        self._draw = random.Random(f"{requested.seed}/times")
         self._begun = time.monotonic()
         self._due = self._sampled = self._moved_at = self._begun
         self._undo: list[tuple[float, Callable[[], None]]] = []
@@ -238,18 +238,18 @@ class Soak:
 
     def results(self) -> list[Check]:
         """What was to be shown."""
-        run, seen, wanted = self.driver.run, self.seen, self.work
+        run, seen, requested = self.driver.run, self.seen, self.work
         rows = checks.rows_of(run / "metrics.jsonl")
-        ids = [work.row(i)["id"] for i in range(wanted.problems)]
+        ids = [work.row(i)["id"] for i in range(requested.problems)]
         last = Checkpoints(run / "checkpoints", keep_last=1, best=None).latest()
         left = [path.name for path in (run / "checkpoints").glob(".*")]
         return [
             Check("the run came to its end", seen.finished, f"{self.driver.starts - 1} restarts of the driver"),
             Check("the driver ended only when it was killed", not seen.ends, "; ".join(seen.ends[:3])),
-            checks.steps_once(rows, wanted.steps),
+            checks.steps_once(rows, requested.steps),
             checks.prompts_once(
                 checks.rows_of(run / "samples.jsonl"), ids,
-                steps=wanted.steps, per_step=work.PROMPTS_PER_STEP, group=work.GROUP,
+                steps=requested.steps, per_step=work.PROMPTS_PER_STEP, group=work.GROUP,
             ),
             checks.staleness_bounded(rows, work.STALENESS),
             Check(
@@ -257,7 +257,7 @@ class Soak:
             ),
             Check(
                 "the last checkpoint is whole, and none is half written",
-                last is not None and last.step == wanted.steps and not left,
+                last is not None and last.step == requested.steps and not left,
                 f"step {last.step if last else None}; {', '.join(left) or 'nothing'} left behind",
             ),
             *checks.nothing_grows(seen.samples),

@@ -35,16 +35,16 @@ def marker_ids(tokenizer: Any, lexicon: str) -> list[int]:
     """
     if lexicon not in LEXICONS:
         raise LexiconError(f"lexicon: got {lexicon!r}, expected one of {', '.join(LEXICONS)}")
-    wanted = {marker.casefold() for marker in LEXICONS[lexicon]}
+    marker_words = {marker.casefold() for marker in LEXICONS[lexicon]}
     found = [
         index
         for token, index in tokenizer.get_vocab().items()
-        if _word(tokenizer.convert_tokens_to_string([token])).casefold() in wanted
+        if _word(tokenizer.convert_tokens_to_string([token])).casefold() in marker_words
     ]
     if not found:
         raise LexiconError(
             f"lexicon {lexicon!r}: none of its markers is a single token of {tokenizer.name_or_path!r}, so their probability "
-            f"cannot be read off one position. Markers: {', '.join(sorted(wanted))}."
+            f"cannot be read off one position. Markers: {', '.join(sorted(marker_words))}."
         )
     return sorted(found)
 

@@ -45,14 +45,14 @@ class SharedEngine:
 
     def run(
         self,
-        wanted: Sequence[tuple[Sequence[int], SamplingParams]],
+        asked: Sequence[tuple[Sequence[int], SamplingParams]],
         on_progress: Callable[[int, int], None] = lambda done, total: None,
     ) -> list[Request]:
-        """Finished requests, in the order expected."""
+        """Finished requests, in the order given."""
         requests: dict[str, Request] = {}
         try:
             with self._turn() as engine:
-                for ids, params in wanted:
+                for ids, params in asked:
                     name = str(next(self._numbers))
                     engine.add_request(name, {"prompt_token_ids": list(ids)}, params)
                     requests[name] = self._running[name] = Request()

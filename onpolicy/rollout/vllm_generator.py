@@ -82,7 +82,7 @@ class VLLMGenerator:
         """``group_size`` rollouts of each prompt, in the order given."""
         sampling = sampling or self.sampling
         longest = self.max_model_len - sampling.max_tokens
-        wanted = [
+        asked = [
             (
                 (
                     *self.renderer.prompt_ids(prompt.messages, limit=longest - len(prompt.completion_prefix_ids)),
@@ -93,7 +93,7 @@ class VLLMGenerator:
             for prompt in prompts
             for j in range(sampling.group_size)
         ]
-        rollouts = [self._rollout(request) for request in self._engine.run(wanted, self.on_progress)]
+        rollouts = [self._rollout(request) for request in self._engine.run(asked, self.on_progress)]
         size = sampling.group_size
         return [
             RolloutGroup(prompt=prompt, rollouts=tuple(rollouts[i * size : (i + 1) * size]))
@@ -169,9 +169,9 @@ def _whole_prompts(max_model_len: int) -> dict[str, Any]:
 
 def _set_environment(cpu: bool, kv_cache_gib: int) -> None:
     """What vLLM reads when it is imported; a user's own settings win."""
-    wanted = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
+    defaults = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR", "TORCH_CPP_LOG_LEVEL": "ERROR"}
     if cpu:
         # compiling its small kernels takes half a minute on a CPU and gains nothing that could be measured
-        wanted |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
-    for name, value in wanted.items():
+        defaults |= {"VLLM_CPU_KVCACHE_SPACE": str(kv_cache_gib), "TORCHDYNAMO_DISABLE": "1"}
+    for name, value in defaults.items():
         os.environ.setdefault(name, value)

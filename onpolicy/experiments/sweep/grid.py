@@ -147,8 +147,8 @@ def check_eval_groups(path: Path, grid: Grid, sets: Collection[str]) -> None:
     """Raises ConfigError where an eval group names a set that is not evaluated, or no set, or has a set's name."""
     for group, names in grid.eval_groups.items():
         if not names or group in sets:
-            wanted = "at least one set of eval.sets" if not names else "a name that is no set's own"
-            raise ConfigError(f"{path}: eval_groups.{group}: got {names!r}, expected {wanted}")
+            expected = "at least one set of eval.sets" if not names else "a name that is no set's own"
+            raise ConfigError(f"{path}: eval_groups.{group}: got {names!r}, expected {expected}")
         for name in names:
             if name not in sets:
                 raise ConfigError(
@@ -239,8 +239,8 @@ def chosen(everything: Sequence[Cell], named: Sequence[str]) -> list[Cell]:
             raise ConfigError(
                 f"--arm: got {name!r}, expected arms or factors: {', '.join(known)}.{suggest(name, known)}"
             )
-    wanted = [names.intersection(named) or names for names in (arms, factors)]
-    return [c for c in everything if c.arm in wanted[0] and c.factor in wanted[1]]
+    selected = [names.intersection(named) or names for names in (arms, factors)]
+    return [c for c in everything if c.arm in selected[0] and c.factor in selected[1]]
 
 
 def confounds(path: Path, grid: Grid, runs: Sequence[Cell]) -> list[Confound]:

@@ -72,15 +72,15 @@ def sweep(
     """
     console, grid = Console(), read_grid(path)
     everything = list(cells(path, output, overrides))
-    wanted = chosen(everything, arms)
-    refuse_doubles(wanted, overrides)
-    missing = [cell for cell in wanted if not cell.finished()]
-    console.print(f"{len(wanted)} runs, {len(wanted) - len(missing)} finished, in {plain(output)}", soft_wrap=True)
+    selected = chosen(everything, arms)
+    refuse_doubles(selected, overrides)
+    missing = [cell for cell in selected if not cell.finished()]
+    console.print(f"{len(selected)} runs, {len(selected) - len(missing)} finished, in {plain(output)}", soft_wrap=True)
     failed: list[Cell] = []
     if missing:
         with closing((runs or (lambda: Processes(jobs)))()) as place:
             failed = run_all(missing, place, console)
-    whole = [cell for cell in everything if cell not in failed and (cell in wanted or _finished_before(cell))]
+    whole = [cell for cell in everything if cell not in failed and (cell in selected or _finished_before(cell))]
     if not whole:
         return 1
     told = [c for c in confounds(path, grid, everything) if any((c.arm, c.factor) == (w.arm, w.factor) for w in whole)]

@@ -216,7 +216,7 @@ def _packed_rows(prompts: Any, responses: Any) -> Tensor:
 
 
 def _rows(logits: Tensor, data: TensorDict) -> Tensor:
-    """[all T, V], row after row; packed ones were kept where they are expected."""
+    """[all T, V], row after row; packed logits hold only the positions asked for."""
     if _is_packed(data):
         return logits[0]
     starts = torch.arange(len(logits), device=logits.device) * logits.shape[1]
