@@ -1,0 +1,264 @@
+"""One optimizer update of a shipped config on a golden case, decided the way a run decides it.
+
+Rewards, scored groups, annotator (contexts, credit, routes), examples, collate, chunked head, loss inputs, objective. Nothing
+here repairs a difference between a config and published code: only the scale of a case is laid over the config.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.build import build_rewards
+from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.resolve import load_resolved
+from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.schedules import Coefficients
+from onpolicy.config.shipped import find_config
+from onpolicy.config.yaml_io import read_yaml
+from onpolicy.experiments.parity.fixtures import Case
+from onpolicy.losses.objective import Objective
+from onpolicy.trainer.build import build_objective
+from onpolicy.trainer.chunked_head import token_stats
+from onpolicy.trainer.collate import collate
+from onpolicy.trainer.head import Head, HiddenStates
+from onpolicy.trainer.loss_inputs import loss_inputs
+from onpolicy.types import (
+    REF,
+    Example,
+    LossInputs,
+    Prompt,
+    Rollout,
+    RolloutGroup,
+    RolloutReward,
+    ScoredGroup,
+    TrainBatch,
+)
+
+METRICS = {"teacher/teacher/entropy": 1.0}
+"""Metrics of the steps before, for schedules that read one: constant, so that a gate on it stays open."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a config computes on a case."""
+
+    rows: list[int]
+    """The rows that became examples; the others are left out of the update."""
+    advantages: Tensor
+    """By row of ``rows``."""
+    notes: list[str] = field(default_factory=list)
+    """Decisions about rows in which the config differs from the published code."""
+    loss: Tensor | None = None
+    gradient: Tensor | None = None
+    """[B, T, V] with respect to the student's logits."""
+
+
+def config_of(name: str, settings: Mapping[str, Any]) -> ResolvedConfig:
+    """A shipped config at the scale of a case: vocabulary, lengths, temperature, and the strengths that a case is named after."""
+    path = find_config(name)
+    return load_resolved(path, list(_overrides(_plain(read_yaml(path)), settings)))
+
+
+def compute(case: Case, resolved: ResolvedConfig | None = None) -> Update:
+    """Loss, gradient on the student's logits and advantages of the case's config."""
+    resolved = resolved or config_of(case.config, case.settings)
+    objective = _parts(build_objective(resolved), case.settings.get("parts"))
+    coefficients = Coefficients(resolved.coefficients)
+    for step in range(1, case.settings.get("step", 1) + 1):  # controllers remember the steps before
+        coefficients.set(step, METRICS)
+    examples, notes = examples_of(case, resolved)
+    if case.settings.get("advantages") == "given":
+        given = case.arrays["out_advantages"]
+        examples = {i: dataclasses.replace(e, advantage=float(given[i])) for i, e in examples.items()}
+    rows = list(examples)
+    advantages = torch.tensor([e.advantage for e in examples.values()], dtype=torch.float64)
+    if case.meta["compare"] == ["advantages"]:
+        return Update(rows, advantages, notes)
+    batch = exact(
+        collate(list(examples.values()), contexts=tuple(resolved.contexts), routes=objective.routes), case, rows
+    )
+    leaf = case.tensor("student_logits").requires_grad_()
+    inputs = read(case, resolved, objective, batch, leaf[rows, : batch.sampled_mask.shape[1]], rows)
+    loss = objective.loss(inputs, objective.denominators([batch]))
+    (gradient,) = torch.autograd.grad(loss, leaf)
+    return Update(rows, advantages, notes, loss.detach(), gradient)
+
+
+def exact(batch: TrainBatch, case: Case, rows: Sequence[int]) -> TrainBatch:
+    """The batch with the sampler's log-probabilities and the advantages in float64."""
+    width, mask = batch.sampled_mask.shape[1], batch.sampled_mask
+    advantages = torch.tensor([e.advantage for e in batch.examples], dtype=torch.float64)[:, None]
+    return dataclasses.replace(
+        batch, rollout_logprobs=case.tensor("rollout_logprobs", rows, width) * mask, advantages=advantages * mask
+    )
+
+
+def read(
+    case: Case, resolved: ResolvedConfig, objective: Objective, batch: TrainBatch, student: Tensor, rows: Sequence[int]
+) -> LossInputs:
+    """What the loss sees, from the case's logits."""
+    mask, width = batch.sampled_mask, batch.sampled_mask.shape[1]
+    teachers = {}
+    for context, own in batch.context_masks.items():
+        name = f"{name_in_case(resolved, context)}_logits"
+        if name not in case.arrays and bool(own.any()):
+            raise ValueError(f"{case.name}: the config has a context {context!r}, of which the case has no logits")
+        logits = case.tensor(name, rows, width) if name in case.arrays else torch.zeros_like(student.detach())
+        teachers[context] = HiddenStates(torch.where(own[mask][:, None], logits[mask], 0.0), Head())
+    if objective.needs_ref:
+        teachers[REF] = HiddenStates(case.tensor("ref_logits", rows, width)[mask], Head())
+    stats = token_stats(
+        HiddenStates(student[mask], Head()), teachers, batch.completion_ids[mask], objective.comparisons
+    )
+    old = None if case.settings["first_update"] else case.tensor("old_logprobs", rows, width) * mask
+    return loss_inputs(batch, stats, old)
+
+
+def examples_of(case: Case, resolved: ResolvedConfig) -> tuple[dict[int, Example], list[str]]:
+    """The config's own decisions about every row, in the order of the arrays; rows that it leaves out are absent."""
+    scored, order = scored_groups(case, resolved)
+    nobody: Any = None
+    queries = ContextQueries(
+        generator=nobody, scorer=nobody, prompts=(), seed_of=int, renderer=nobody, limit=10**6, drop_too_long=False
+    )
+    renderer: Any = _OneTokenPrompts()
+    annotator = Annotator(
+        renderer=renderer,
+        contexts={context: plugin.bind() for context, plugin in resolved.contexts.items()},
+        credit=resolved.credit.bind(),
+        queries=queries,
+        max_teacher_prompt_tokens=10**6,
+        drop_too_long=False,
+        routes={name: t.settings.route for name, t in zip(resolved.term_names, resolved.objective, strict=True)},
+    )
+    examples, _ = annotator.annotate(scored, version=0)
+    row_of = {id(r): row for row, r in zip(order, (r for s in scored for r in s.group.rollouts), strict=True)}
+    placed = dict(sorted((row_of[id(e.rollout)], e) for e in examples))
+    missing = sorted(set(order) - set(placed))
+    notes = [f"rows left out: {missing}"] if missing else []
+    for context in resolved.contexts:
+        theirs = case.arrays.get(f"has_context_{name_in_case(resolved, context)}")
+        own = [context in e.teacher_prompt_ids for e in placed.values()]
+        if theirs is not None and own != [bool(theirs[i]) for i in placed]:
+            shown = "".join(".x"[m] for m in own), "".join(".x"[int(theirs[i])] for i in placed)
+            notes.append(f"rows with {context}: {shown[0]}, published {shown[1]}")
+    return placed, notes
+
+
+def scored_groups(case: Case, resolved: ResolvedConfig) -> tuple[list[ScoredGroup], list[int]]:
+    """Groups with their rewards, and the row of each rollout: by the config's rewards where the case has texts."""
+    texts, rewards = case.meta.get("texts"), build_rewards(resolved)
+    groups = [_group(case, number) for number in sorted(set(case.arrays["group_ids"].tolist()))]
+    order = [row for rows, _ in groups for row in rows]
+    if rewards and texts:
+        scorer = Scorer(rewards, lambda text: text.split("</think>")[-1], resolved.correctness_name)
+        return scorer.score([group for _, group in groups]), order
+    overlong = [r for r in rewards if r.name == "overlong"]
+    scored = []
+    for rows, group in groups:
+        correct = [float(case.arrays["correct"][i]) for i in rows]
+        total = [float(case.arrays["rewards"][i]) for i in rows]
+        if overlong:  # correct or not as the config weighs it, and the config's own penalty of length
+            weight = float(next(r for r in rewards if r not in overlong).weight)
+            total = [
+                weight * right + sum(float(p.weight) * p.function(int(case.arrays["lengths"][i])) for p in overlong)
+                for right, i in zip(correct, rows, strict=True)
+            ]
+        scored.append(ScoredGroup(group, tuple(RolloutReward(t, 0.0, {}) for t in total), tuple(correct)))
+    return scored, order
+
+
+def name_in_case(resolved: ResolvedConfig, context: str) -> str:
+    """What the arrays of a case call a context: teacher, contrast, and contrast2 and so on for further wrong siblings."""
+    if context in ("teacher", "contrast"):
+        return context
+    rank = int(resolved.contexts[context].options.get("rank", 0))
+    return "contrast" if rank == 0 else f"contrast{rank + 1}"
+
+
+class _OneTokenPrompts:
+    """Stands in for a renderer: a prompt is one token, since the case has the logits."""
+
+    def prompt_ids(self, messages: Any, *, limit: int | None = None) -> tuple[int, ...]:
+        return (1,)
+
+
+def _group(case: Case, number: int) -> tuple[list[int], RolloutGroup]:
+    arrays, texts = case.arrays, case.meta.get("texts")
+    rows = [i for i, group in enumerate(arrays["group_ids"].tolist()) if group == number]
+    prompt = Prompt(
+        id=f"p{number}",
+        messages=({"role": "user", "content": f"Problem {number}."},),
+        fields={"answer": texts["golds"][rows[0]] if texts else "1", "solution": "A solution."},
+    )
+    rollouts = tuple(
+        Rollout(
+            prompt_ids=(1,),
+            completion_ids=tuple(arrays["sampled_ids"][i, : arrays["lengths"][i]].tolist()),
+            rollout_logprobs=tuple(arrays["rollout_logprobs"][i, : arrays["lengths"][i]].tolist()),
+            text=texts["completions"][i] if texts else f"Attempt {i}.",
+            finish_reason="length" if arrays["truncated"][i] else "stop",
+            policy_version=0,
+        )
+        for i in rows
+    )
+    return rows, RolloutGroup(prompt=prompt, rollouts=rollouts)
+
+
+def _parts(objective: Objective, parts: Any) -> Objective:
+    """Of a loss with a part that is exact at each step and a long one, only the part that the case has."""
+    if parts not in (["one"], ["long"]):
+        return objective
+    kept = tuple(t for t in objective.terms if (t.comparison is not None) == (parts == ["one"]))
+    return dataclasses.replace(objective, terms=kept)
+
+
+def _overrides(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    yield "model.path=x"
+    if "path" in spec.get("data", {"path": 0}):
+        yield "data.path=x"
+    if spec.get("teacher", {}).get("name") == "model":
+        yield "teacher.path=x"
+    share, clip = settings.get("teacher_share"), settings.get("weight_clip")
+    for path, value in _walk(spec["objective"], "objective"):
+        if "top_k" in settings and re.search(r"support\.k$", path):  # the vocabulary is small
+            yield f"{path}={settings['top_k']}"
+        if isinstance(share, float) and path.endswith(".advantage"):
+            name = value["name"] if isinstance(value, dict) else value
+            if name in ("multiply", "inverse_teacher"):
+                yield f"{path}={{name: {name}, share: {share}" + (f", clip: {clip}" if clip is not None else "") + "}"
+        if "strength" in settings and path.endswith("advantage.coefficient"):
+            yield f"{path}={settings['strength']}"
+    if "temperature" in settings:
+        yield f"generator.temperature={settings['temperature']}"
+    if "completion_limit" in settings:
+        yield f"generator.max_tokens={settings['completion_limit']}"
+    if "overlong_limit" in settings:
+        for i, reward in enumerate(spec.get("rewards", [])):
+            if isinstance(reward, dict) and reward.get("name") == "overlong":
+                yield f"rewards[{i}].max_tokens={settings['overlong_limit']}"
+                yield f"rewards[{i}].buffer={settings['overlong_buffer']}"
+
+
+def _plain(node: Any) -> Any:
+    from omegaconf import OmegaConf
+
+    return OmegaConf.to_container(node, resolve=False)
+
+
+def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Every (key path, value) below a node of a config."""
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, value in items:
+        inner = f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}"
+        yield inner, value
+        yield from _walk(value, inner)
