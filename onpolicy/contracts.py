@@ -242,6 +242,8 @@ def keep_to_contracts(resolved: ResolvedConfig, problems: Problems | None = None
                 if kind in term.plugin.options:
                     _report(found, f"{key}.{kind}", CHECKS[kind], term.plugin.options[kind])
             _report(found, f"{key}.route", check_route, term.settings.route)
+            if term.settings.select is not None:
+                _report(found, f"{key}.select", CHECKS["token_weights"], term.settings.select.bind())
             _report(found, key, check_term, term.plugin.bind())
         _report(found, resolved.credit.key, check_credit, resolved.credit.bind())
         _report(found, resolved.teacher.key, lambda make: make(), resolved.teacher.bind())

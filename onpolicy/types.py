@@ -10,7 +10,7 @@ completion token ``t``. Prompts are padded on the left and completions on the ri
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
 from statistics import fmean
@@ -279,6 +279,11 @@ class TeacherScores:
     """[B, T] bool; the context's ``teacher_mask``."""
 
 
+def this_batch(values: Tensor) -> Tensor:
+    """The values themselves: the micro-batch is the whole update."""
+    return values
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossInputs:
     """All a loss term may look at. Everything is ``[B, T]``; only ``logprobs`` and ``divergences`` carry gradient.
@@ -311,6 +316,14 @@ class LossInputs:
     """[B] by loss term."""
     spans: Mapping[str, Tensor] = field(default_factory=dict)
     """[B, T] bool by name."""
+    tempered: Mapping[float, LossInputs] = field(default_factory=dict)
+    """By temperature other than 1 that a term asks for: the same, from logits divided by it; the sampler's log-probabilities and the
+    marker mass stay those at 1."""
+    tokens: Tensor | None = None
+    """[B, T] bool: those of the term that is being computed; None outside of an objective."""
+    over_update: Callable[[Tensor], Tensor] = this_batch
+    """[n] numbers of this micro-batch -> those of the whole optimizer update, in no order; for functions that declare ``reads_update``
+    (onpolicy.losses.update_values). By default this micro-batch is the whole update."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -28,6 +28,8 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "logratio_above": {"threshold": -1.0},
     "spans": {"marked": "key"},
     "normalized": {"token_weights": "position"},
+    "normalized_in_update": {"token_weights": "position"},
+    "advantage_changed": {"advantage": "teacher_logratio"},
     "entropy_matched": {"token_weights": "position"},
     "on_markers": {"advantage": "bounded_reversal"},
 }

@@ -9,9 +9,9 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from statistics import fmean
 from typing import Any
 
+from onpolicy.annotation.credit import group_mean
 from onpolicy.annotation.metrics import example_metrics, rollout_metrics, staleness_metrics
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.routes import Route
@@ -170,7 +170,7 @@ def advantages(scored: ScoredGroup, credit: Callable[[Sequence[float]], Sequence
     """
     bonuses = [reward.bonus for reward in scored.rewards]
     normalised = credit([reward.normalised_reward for reward in scored.rewards])
-    return [a + (bonus - fmean(bonuses)) for a, bonus in zip(normalised, bonuses, strict=True)]
+    return [a + bonus for a, bonus in zip(normalised, group_mean(bonuses), strict=True)]
 
 
 def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:

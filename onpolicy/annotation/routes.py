@@ -6,8 +6,10 @@ what the reward named by ``correctness`` gives (the sum of all rewards where the
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Sequence
 
+from onpolicy.annotation.credit import group_mean
 from onpolicy.types import CORRECT_THRESHOLD
 
 Route = Callable[[Sequence[float], int], float]
@@ -62,4 +64,28 @@ def zero_variance(scores: Sequence[float], index: int) -> float:
 
 def above_average(scores: Sequence[float], index: int) -> float:
     """Those that did better than their group: A > 0 (SDPG, arXiv 2606.04036)."""
-    return float(scores[index] > sum(scores) / len(scores))
+    return float(group_mean(scores)[index] > 0)
+
+
+def not_above_average(scores: Sequence[float], index: int) -> float:
+    """The others: A <= 0 (SRPO's code, arXiv 2604.02288)."""
+    return float(group_mean(scores)[index] <= 0)
+
+
+def all_failed(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
+    """Those of groups that failed as a whole (HDPO, arXiv 2603.23871).
+
+    Args:
+        threshold: score from which an answer counts as correct
+    """
+    return float(max(scores) < threshold)
+
+
+def between_siblings(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
+    """Those with a correct and with a wrong sibling besides themselves (RLCSD, arXiv 2606.11709).
+
+    Args:
+        threshold: score from which an answer counts as correct
+    """
+    siblings = [s >= threshold for i, s in enumerate(scores) if i != index]
+    return float(any(siblings) and not builtins.all(siblings))

@@ -9,12 +9,12 @@ from typing import Any
 from onpolicy.config.problems import Problems
 from onpolicy.config.registry import Plugin
 from onpolicy.config.renamed import renamed_name
-from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, mentioned
+from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, mentioned, plug_ins_of
 from onpolicy.config.schedules import coefficients_in
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
 
-NORMALIZE = ("tokens", "sequences", "all_sequences", "max_tokens")
+NORMALIZE = ("tokens", "all_tokens", "sequences", "all_sequences", "max_tokens")
 ACTIONS = ("warn", "lower", "freeze_teacher", "stop")
 WHEN = ("always", "correct", "wrong")
 LR_SCHEDULES = ("constant", "linear", "cosine")
@@ -117,7 +117,7 @@ def contexts(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     for kind, what, option, example, read_by, configured in kinds:
         read: set[str] = set()
         for term in resolved.objective:
-            keys = read_by(term.plugin)
+            keys = {name: key for plugin in plug_ins_of(term) for name, key in read_by(plugin).items()}
             read.update(keys)
             for name, key in keys.items():
                 if name not in configured and problems.readable(kind):
@@ -174,8 +174,8 @@ def completions(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         yield f"{nothing}, so generator.max_staleness has no meaning; leave it at 0."
     if resolved.data.settings.dynamic_sampling:
         yield f"{nothing}, so there are no groups for data.dynamic_sampling; leave it at 0."
-    for term in resolved.objective:
-        for cap, key in mentioned(term.plugin, "importance_cap").items():
+    for plugin in resolved.loss_plugins:
+        for cap, key in mentioned(plugin, "importance_cap").items():
             if cap is not None:
                 yield f"{nothing}, so no sampler's log-probabilities for {key} = {cap}; set it to null."
 

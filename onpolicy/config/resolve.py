@@ -162,7 +162,10 @@ def _with_settings(problem: str, kind: str, prefix: str, given: str | Mapping[st
 def _term(spec: Any, key: str, lowered: Sequence[str], problems: Problems) -> Section:
     found = section("term", spec, key, lowered=lowered, problems=problems)
     route = resolve_plugin("route", found.settings.route, f"{key}.route", problems=problems).bind()
-    return Section(found.plugin, dataclasses.replace(found.settings, route=route))
+    select = found.settings.select
+    if select is not None:
+        select = resolve_plugin("token_weights", select, f"{key}.select", problems=problems)
+    return Section(found.plugin, dataclasses.replace(found.settings, route=route, select=select))
 
 
 def _eval_set(name: str, spec: Any, problems: Problems) -> Section:

@@ -46,8 +46,8 @@ class ResolvedConfig:
     def coefficients(self) -> list[Coefficient]:
         """Every scheduled number of the run."""
         plugins = [*self.contexts.values(), *self.spans.values(), self.teacher, self.credit]
-        sections = [*self.rewards, *self.objective]
-        found = [s.settings.weight for s in sections] + [p.bind() for p in [*plugins, *(s.plugin for s in sections)]]
+        plugins += [*(r.plugin for r in self.rewards), *self.loss_plugins]
+        found = [s.settings.weight for s in (*self.rewards, *self.objective)] + [p.bind() for p in plugins]
         return [c for value in found for c in coefficients_in(value)]
 
     @property
@@ -71,7 +71,12 @@ class ResolvedConfig:
     @property
     def lexicons(self) -> tuple[str, ...]:
         """The lexicons whose markers' probability the objective reads."""
-        return tuple(dict.fromkeys(value for t in self.objective for value in mentioned(t.plugin, "lexicon")))
+        return tuple(dict.fromkeys(value for p in self.loss_plugins for value in mentioned(p, "lexicon")))
+
+    @property
+    def loss_plugins(self) -> list[Plugin]:
+        """The terms, and what selects their tokens."""
+        return [plugin for term in self.objective for plugin in plug_ins_of(term)]
 
     @property
     def correctness_name(self) -> str:
@@ -92,6 +97,11 @@ def unique_names(names: Sequence[str]) -> list[str]:
         seen[name] += 1
         result.append(name if seen[name] == 1 else f"{name}_{seen[name]}")
     return result
+
+
+def plug_ins_of(term: Section) -> list[Plugin]:
+    """A term's own plug-in, and the one that selects its tokens."""
+    return [term.plugin] if term.settings.select is None else [term.plugin, term.settings.select]
 
 
 def contexts_of(plugin: Plugin) -> dict[str, str]:

@@ -88,6 +88,7 @@ def schmitt_gate(
     close: float = 0.93,
     reopen: float = 1.0,
     warmup: int = 5,
+    open_in_warmup: bool = True,
 ) -> float:
     """``value`` while a metric keeps up, 0 once it falls below ``close`` of its warm-up mean, until it is back at ``reopen`` of it.
 
@@ -98,7 +99,8 @@ def schmitt_gate(
         value: value while the gate is open
         close: share of the warm-up mean below which the gate closes
         reopen: share of the warm-up mean at which it opens again
-        warmup: steps over which the mean is taken; the gate is open meanwhile
+        warmup: steps over which the mean is taken
+        open_in_warmup: whether the gate is open meanwhile
     """
     if step > 1:
         seen = metrics[metric]
@@ -107,7 +109,8 @@ def schmitt_gate(
         else:
             threshold = close if memory.get("open", True) else reopen
             memory["open"] = seen >= threshold * memory["level"]
-    return value if memory.get("open", True) else 0.0
+    is_open = memory.get("open", True) if step > warmup else open_in_warmup
+    return value if is_open else 0.0
 
 
 def dual_ascent(

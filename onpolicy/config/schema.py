@@ -119,11 +119,16 @@ class RewardSettings(Weighted):
 class TermSettings(Weighted):
     normalize: str = opt(
         "tokens",
-        "what the term is averaged over. `tokens`: all its tokens in the update; `sequences`: its tokens in each completion, then the "
-        "completions; `all_sequences`: the same, but completions without a token of the term count too; `max_tokens`: the sum is divided "
-        "by completions x `generator.max_tokens`",
+        "what the term is averaged over. `tokens`: all its tokens in the update; `all_tokens`: all sampled tokens of the update, those of "
+        "other terms too; `sequences`: its tokens in each completion, then the completions; `all_sequences`: the same, but completions "
+        "without a token of the term count too; `max_tokens`: the sum is divided by completions x `generator.max_tokens`",
     )
     route: Any = opt("all", "which rollouts this term is computed on; a plug-in of kind `route`")
+    select: Any = opt(
+        None,
+        "which of their tokens: a plug-in of kind `token_weights`, whose tokens of weight 0 are left out of the term and of its mean "
+        "(under `token_weights` they count as 0 in the mean). If it reads the models, the student reads the update once more; null: all",
+    )
 
 
 @dataclass

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from onpolicy.losses.comparison import reads_ref
 from onpolicy.losses.token_weights import permuted
+from onpolicy.losses.update_values import reads_update
 from onpolicy.types import STUDENT, LossInputs
 
 Advantage = Callable[[LossInputs], Tensor]
@@ -27,7 +28,12 @@ def group(inputs: LossInputs) -> Tensor:
 
 
 def teacher_logratio(
-    inputs: LossInputs, *, floor: float | None = None, clip: float | None = None, context: str = "teacher"
+    inputs: LossInputs,
+    *,
+    floor: float | None = None,
+    clip: float | None = None,
+    against: Literal["old", "sampler"] = "old",
+    context: str = "teacher",
 ) -> Tensor:
     """A_t = u_t: the teacher's log-ratio replaces the reward (Thinking Machines, On-Policy Distillation, 2025).
 
@@ -36,9 +42,13 @@ def teacher_logratio(
     Args:
         floor: lower bound of u_t, nats; null: none
         clip: upper bound of |u_t|, nats; null: none
+        against: the policy that the teacher is compared with: `old`, the trainer's at the start of the step, or `sampler`, with the
+            generator's own log-probabilities (tinker-cookbook)
         context: the context that the teacher reads
     """
-    replaced = _gap(inputs, context) if floor is None else _gap(inputs, context).clamp(min=floor)
+    behaviour = inputs.old_logprobs if against == "old" else inputs.rollout_logprobs
+    replaced = inputs.teacher[context].logprobs - behaviour
+    replaced = replaced if floor is None else replaced.clamp(min=floor)
     replaced = replaced if clip is None else replaced.clamp(-clip, clip)
     return torch.where(inputs.teacher[context].mask, replaced, 0.0)
 
@@ -57,6 +67,29 @@ def future_logratio(inputs: LossInputs, *, context: str = "teacher") -> Tensor:
     later = gaps.flip(-1).cumsum(-1).flip(-1) - gaps
     remaining = mask.int().flip(-1).cumsum(-1).flip(-1) - 1
     return torch.where(mask & (remaining > 0), later / remaining.clamp(min=1), 0.0)
+
+
+@reads_update
+def whitened_logratio_to_go(inputs: LossInputs, *, context: str = "teacher") -> Tensor:
+    """A_t = (R_t - mean) / sqrt(var + 1e-8), R_t = (sum of u from t on) / (number of those tokens): MiniLLM as its code computes it.
+
+    Its code (LMOps) differs from the paper (`future_logratio`) in three ways: the token's own u counts, R is whitened over the
+    batch, and mean and variance (over n - 1) are taken over rows x longest completion, where padding counts as 0. Its factor of 2
+    on the rewards has no effect, since it is divided out.
+
+    Args:
+        context: the context that the teacher reads
+    """
+    mask = inputs.teacher[context].mask
+    gaps = torch.where(mask, _gap(inputs, context), 0.0)
+    remaining = mask.int().flip(-1).cumsum(-1).flip(-1)
+    returns = gaps.flip(-1).cumsum(-1).flip(-1) / remaining.clamp(min=1)
+    found = inputs.over_update(returns[mask])
+    lengths = inputs.over_update(mask.sum(-1).to(returns.dtype))
+    size = (len(lengths) * lengths.max()).clamp(min=2)
+    mean = found.sum() / size
+    variance = ((found - mean).square().sum() + (size - len(found)) * mean.square()) / (size - 1)
+    return torch.where(mask, (returns - mean) / (variance + 1e-8).sqrt(), 0.0)
 
 
 def add(inputs: LossInputs, *, coefficient: float = 0.1, context: str = "teacher") -> Tensor:
@@ -80,9 +113,10 @@ def add_keeping_sign(inputs: LossInputs, *, coefficient: float = 0.1, context: s
 
 
 def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, context: str = "teacher") -> Tensor:
-    """A_t = A ((1 - share) + share w_t), w_t = clip(exp(sign(A) u_t), 1 - clip, 1 + clip).
+    """A_t = A ((1 - share) + share w_t), w_t = clip(exp(sign(A) d_t), 1 - clip, 1 + clip), d_t = log teacher - log student.
 
-    RLSD (arXiv 2604.03128): the reward gives the sign, and the teacher gives each token's magnitude.
+    RLSD (arXiv 2604.03128): the reward gives the sign, and the teacher gives each token's magnitude. d_t is the gap to the
+    *current* student, as in its code, not to the one at the start of the step.
 
     Args:
         share: weight of w_t in the average with 1, 0 to 1
@@ -90,7 +124,8 @@ def multiply(inputs: LossInputs, *, share: float = 0.5, clip: float = 0.2, conte
         context: the context that the teacher reads
     """
     advantages = inputs.advantages
-    weight = (advantages.sign() * _gap(inputs, context)).exp().clamp(1.0 - clip, 1.0 + clip)
+    gap = inputs.teacher[context].logprobs - inputs.logprobs.detach()
+    weight = (advantages.sign() * gap).exp().clamp(1.0 - clip, 1.0 + clip)
     return _where_in_context(inputs, context, advantages * ((1.0 - share) + share * weight))
 
 
@@ -141,6 +176,21 @@ def contrastive(
     change = (coefficient * torch.tanh((inputs.teacher[context].logprobs - mean) / temperature)).clamp(-bound, bound)
     change = torch.where((change.abs() > deadband) & (count > 0), change, 0.0)
     return _where_in_context(inputs, context, _keeping_sign(inputs.advantages, change))
+
+
+def advantage_changed(
+    inputs: LossInputs, mask: Tensor, *, advantage: Advantage, keep: Literal["changed", "unchanged"] = "changed"
+) -> Tensor:
+    """Token weights: 1 where an advantage function changes the group's advantage, 0 elsewhere; or the other way round.
+
+    Two terms that `select` by it are two means over the two sets of tokens (RLCSD's code, arXiv 2606.11709).
+
+    Args:
+        advantage: the function
+        keep: the tokens that get 1: `changed` or `unchanged`
+    """
+    changed = advantage(inputs) != inputs.advantages
+    return (changed if keep == "changed" else ~changed).to(inputs.entropy.dtype)
 
 
 def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, context: str = "teacher") -> Tensor:

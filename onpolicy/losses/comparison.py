@@ -1,4 +1,4 @@
-"""A comparison of student and teacher: the context, the target, the support and the divergence."""
+"""A comparison of student and teacher: the context, the target, the support, the divergence and the temperature."""
 
 from __future__ import annotations
 
@@ -51,6 +51,8 @@ class Comparison:
     support: Support
     target: Target
     divergence: Divergence
+    temperature: float = 1.0
+    """Both sides' logits are divided by this first; ``compare`` gets the log-probabilities of the divided ones."""
 
     def compare(self, student: Tensor, seen: Distributions) -> Tensor:
         """The student's log-probabilities ``[..., V]`` -> the divergence ``[...]`` in nats; only ``student`` carries gradient."""

@@ -5,20 +5,23 @@
 The denominator says what a term is a mean over (`normalize`):
 
     tokens          its tokens in the whole optimizer update
+    all_tokens      all sampled tokens of the update, also those that the term does not train: one divisor for several terms
     sequences       each completion's tokens, then the completions that have any (GRPO as published, arXiv 2402.03300)
     all_sequences   the same, but completions without a token of the term count too: SDPO's code does this, so its
                     step shrinks with the fraction of rollouts that have no teacher
-    max_tokens      completions x `generator.max_tokens`, a constant: no bias from length (Dr. GRPO, arXiv 2503.20783)
+    max_tokens      completions that are not empty x `generator.max_tokens`: no bias from length (Dr. GRPO, arXiv 2503.20783)
 
-The denominators are counted over all micro-batches before the first of them runs, so how an update is cut into
-micro-batches never changes its gradient.
+The denominators are counted over all micro-batches before the first gradient, so how an update is cut into micro-batches
+never changes its gradient. Where they depend on what the models say (`select`), or where a function compares a token with all
+others of the update (`reads_update`), the student first reads the update once without gradient: ``Objective.survey``.
 """
 
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +29,19 @@ from torch import Tensor
 from onpolicy.config.schedules import Coefficient
 from onpolicy.losses.comparison import Comparison
 from onpolicy.losses.terms.base import TermFunction, TermSpec
-from onpolicy.types import LossInputs, Metrics, TrainBatch
+from onpolicy.losses.token_weights import TokenWeight, reads_masks_alone
+from onpolicy.losses.update_values import Answers, asked_for, with_answers
+from onpolicy.types import LossInputs, Metrics, TermOutput, TrainBatch
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What a micro-batch has to know of the whole optimizer update."""
+
+    denominators: Mapping[str, float]
+    """By term."""
+    answers: Mapping[str, Answers] = field(default_factory=dict)
+    """By term, the update's values that its functions ask for; a term that asks for none is absent."""
 
 
 @dataclass(frozen=True)
@@ -42,14 +57,25 @@ class Term:
     contexts: tuple[str, ...] = ()
     """The contexts that it reads, itself or through its options."""
     normalize: str = "tokens"
-    """``tokens``, ``sequences``, ``all_sequences`` or ``max_tokens``."""
+    """``tokens``, ``all_tokens``, ``sequences``, ``all_sequences`` or ``max_tokens``."""
+    select: TokenWeight | None = None
+    """Token weights: where they are 0, the token is none of the term's. None: all are."""
+    temperature: float = 1.0
+    """What the logits of student and teacher are divided by in its inputs."""
+    reads_update: bool = False
+    """Whether one of its functions compares a token with all others of the update."""
     max_tokens: int = 1
     """``generator.max_tokens``."""
     comparison: Comparison | None = None
     """The comparison over the vocabulary that it reads, if any."""
 
-    def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
-        """[B, T] bool: the tokens this term trains."""
+    @property
+    def needs_survey(self) -> bool:
+        """Whether its tokens or its values are known only once the models have read the whole update."""
+        return self.reads_update or (self.select is not None and not reads_masks_alone(self.select))
+
+    def candidates(self, batch: TrainBatch | LossInputs) -> Tensor:
+        """[B, T] bool: the tokens among which ``select`` chooses: those of the rollouts that the term gets."""
         mask = batch.sampled_mask
         if self.spec.tokens == "teacher_mask":
             for context in self.contexts:
@@ -58,20 +84,57 @@ class Term:
                 )
         return mask if self.name not in batch.routes else mask & (batch.routes[self.name] > 0)[:, None]
 
+    def tokens(self, batch: TrainBatch | LossInputs) -> Tensor:
+        """[B, T] bool: the tokens this term trains. A ``TrainBatch`` is enough unless the term ``needs_survey``."""
+        mask, chosen = self.candidates(batch), self.select
+        # what selects by masks alone reads nothing that a TrainBatch lacks
+        return mask if chosen is None else mask & (chosen(batch, mask) > 0)  # type: ignore[arg-type]
+
     def token_scale(self, mask: Tensor, inputs: LossInputs) -> Tensor:
         """[B, T] the factor of each token's loss before the division: its rollout's route, divided by the row's tokens if the
         term is a mean over sequences."""
-        scale = mask.float() if self.name not in inputs.routes else mask * inputs.routes[self.name][:, None]
+        scale = mask.to(inputs.logprobs.dtype)
+        if self.name in inputs.routes:
+            scale = scale * inputs.routes[self.name][:, None]
         return scale / mask.sum(-1, keepdim=True).clamp(min=1) if self.normalize.endswith("sequences") else scale
 
-    def denominator(self, mask: Tensor) -> int:
-        """How many tokens or sequences the term is a mean over, in rows with this mask ``[B, T]``."""
+    def denominator(self, mask: Tensor, sampled: Tensor) -> int:
+        """How many tokens or sequences the term is a mean over.
+
+        Args:
+            mask: [B, T] the term's tokens
+            sampled: [B, T] all sampled tokens
+        """
         return {
             "tokens": int(mask.sum()),
+            "all_tokens": int(sampled.sum()),
             "sequences": int(mask.any(-1).sum()),
             "all_sequences": len(mask),
-            "max_tokens": len(mask) * self.max_tokens,
+            "max_tokens": int(sampled.any(-1).sum()) * self.max_tokens,
         }[self.normalize]
+
+    def own_inputs(self, inputs: LossInputs) -> LossInputs:
+        """The micro-batch at the term's temperature."""
+        if self.temperature == 1.0:
+            return inputs
+        tempered = inputs.tempered[self.temperature]
+        return replace(tempered, marker_mass=inputs.marker_mass, over_update=inputs.over_update)
+
+    def evaluate(self, inputs: LossInputs) -> tuple[TermOutput, Tensor]:
+        """The term's losses ``[B, T]``, and which of them count.
+
+        Raises:
+            ValueError: the losses are not ``[B, T]``.
+        """
+        inputs = self.own_inputs(inputs)
+        mask = self.tokens(inputs)
+        output = self.function(replace(inputs, tokens=mask))
+        if output.per_token.shape != mask.shape:
+            raise ValueError(
+                f"objective term {self.name!r} returned a loss of shape {tuple(output.per_token.shape)}, "
+                f"expected one number per token {tuple(mask.shape)}"
+            )
+        return output, mask
 
 
 class MetricAccumulator:
@@ -114,6 +177,11 @@ class Objective:
         return tuple(dict.fromkeys(t.comparison for t in self.terms if t.comparison is not None))
 
     @property
+    def temperatures(self) -> tuple[float, ...]:
+        """Those at which its terms read the models."""
+        return tuple(dict.fromkeys(t.temperature for t in self.terms))
+
+    @property
     def needs_ref(self) -> bool:
         """Whether a term, or a plug-in among its options, reads the reference model."""
         return any(t.spec.needs_ref for t in self.terms)
@@ -122,22 +190,39 @@ class Objective:
     def routes(self) -> tuple[str, ...]:
         return tuple(t.name for t in self.terms)
 
-    def denominators(self, batches: Iterable[TrainBatch]) -> Mapping[str, int]:
-        """Each term's denominator, counted over all micro-batches of one optimizer update."""
+    @property
+    def needs_survey(self) -> bool:
+        """Whether the models have to read the whole update before its first gradient."""
+        return any(t.needs_survey for t in self.terms)
+
+    def count(self, batches: Iterable[TrainBatch]) -> Totals:
+        """Each term's denominator, counted over all micro-batches of one optimizer update, of an objective without a survey."""
+        return Totals(self._denominators((t, batch) for batch in batches for t in self.terms))
+
+    def survey(self, read: Sequence[LossInputs], gather: Callable[[Any], list[Any]] = lambda own: [own]) -> Totals:
+        """The same, and what the terms' functions ask for, from what the models say.
+
+        Args:
+            read: the update's micro-batches on this rank, read without gradient
+            gather: a rank's values -> those of all ranks
+        """
+        answers = {t.name: asked_for(t.evaluate, read, gather) for t in self.terms if t.reads_update}
+        seen = ((t, with_answers(inputs, answers.get(t.name))) for inputs in read for t in self.terms)
+        return Totals(self._denominators(seen), answers)
+
+    def _denominators(self, parts: Iterable[tuple[Term, TrainBatch | LossInputs]]) -> Mapping[str, float]:
         counts: Counter[str] = Counter({t.name: 0 for t in self.terms})
-        for batch in batches:
-            for term in self.terms:
-                counts[term.name] += term.denominator(term.tokens(batch))
+        for term, batch in parts:
+            own = term.own_inputs(batch) if isinstance(batch, LossInputs) else batch
+            counts[term.name] += term.denominator(term.tokens(own), batch.sampled_mask)
         return counts
 
-    def loss(
-        self, inputs: LossInputs, denominators: Mapping[str, int], metrics: MetricAccumulator | None = None
-    ) -> Tensor:
+    def loss(self, inputs: LossInputs, totals: Totals, metrics: MetricAccumulator | None = None) -> Tensor:
         """This micro-batch's part of the loss; the parts of all micro-batches add up to the loss of the update.
 
         Args:
             inputs: of one micro-batch
-            denominators: by term, counted over the whole update
+            totals: of the whole update
             metrics: gets the terms' losses and metrics
 
         Raises:
@@ -145,15 +230,10 @@ class Objective:
         """
         total = inputs.logprobs.sum() * 0.0  # keeps the graph where no term has a token in this micro-batch
         for term in self.terms:
-            output, mask = term.function(inputs), term.tokens(inputs)
-            if output.per_token.shape != mask.shape:
-                raise ValueError(
-                    f"objective term {term.name!r} returned a loss of shape {tuple(output.per_token.shape)}, "
-                    f"expected one number per token {tuple(mask.shape)}"
-                )
+            output, mask = term.evaluate(with_answers(inputs, totals.answers.get(term.name)))
             # where, not multiplication: 0 * nan from a padded position would poison the sum
             per_token = torch.where(mask, output.per_token, 0.0)
-            part = (per_token * term.token_scale(mask, inputs)).sum() / max(denominators[term.name], 1)
+            part = (per_token * term.token_scale(mask, inputs)).sum() / max(totals.denominators[term.name], 1)
             total = total + float(term.weight) * part
             if metrics is not None:
                 metrics.add(f"{term.name}/loss", per_token.detach(), mask)

@@ -1,7 +1,8 @@
 """Token weights: ``(inputs, mask) -> [B, T]``, without gradient, at least 0.
 
 A weight multiplies a term's loss per token; the term still divides by its number of tokens, so weights below 1 also lower
-the loss as a whole; ``normalized`` undoes that. Controls: ``shuffled`` and ``entropy_matched`` move the same weights to
+the loss as a whole; ``normalized`` undoes that. Under a term's `select` a weight of 0 takes the token out of the mean as well.
+Controls: ``shuffled`` and ``entropy_matched`` move the same weights to
 other tokens, ``random`` selects the same number of tokens, and another ``lexicon``, such as the ``neutral`` words, tests
 whether the words matter.
 """
@@ -9,27 +10,42 @@ whether the words matter.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from onpolicy.config.resolved import unbound
 from onpolicy.losses.comparison import reads_ref
+from onpolicy.losses.update_values import reads_update
 from onpolicy.types import REF, LossInputs
 
+Function = TypeVar("Function", bound=Callable[..., Any])
 TokenWeight = Callable[[LossInputs, Tensor], Tensor]
 """``(inputs, mask [B, T] bool: the term's tokens)`` -> weights ``[B, T]``."""
 
 
+def masks_alone(function: Function) -> Function:
+    """Declares that a function reads nothing but masks and spans: what it selects is known before any model has read the update."""
+    function.masks_alone = True  # type: ignore[attr-defined]
+    return function
+
+
+def reads_masks_alone(bound: TokenWeight) -> bool:
+    """Whether ``masks_alone`` was declared."""
+    return getattr(unbound(bound)[0], "masks_alone", False)
+
+
+@masks_alone
 def uniform(inputs: LossInputs, mask: Tensor) -> Tensor:
     """w_t = 1."""
-    return torch.ones_like(inputs.old_logprobs)
+    return torch.ones_like(inputs.rollout_logprobs)
 
 
 def position(
     inputs: LossInputs, mask: Tensor, *, minimum: float = 0.25, midpoint: float = 0.30, width: float = 0.10
 ) -> Tensor:
-    """w_t = minimum + (1 - minimum) sigmoid((t / |y| - midpoint) / width): later tokens count more.
+    """w_t = minimum + (1 - minimum) sigmoid(((t + 1/2) / |y| - midpoint) / width), t from 0: later tokens count more.
 
     PW-OPSD (arXiv 2605.21606), its moderate setting: .29 at the start, .63 at 30 %, .91 at half of the row's own length.
 
@@ -39,17 +55,18 @@ def position(
         width: width of the rise, in the same unit
     """
     lengths = inputs.sampled_mask.sum(-1, keepdim=True).clamp(min=1)
-    place = (inputs.sampled_mask.cumsum(-1) - 1) / lengths
+    place = (inputs.sampled_mask.cumsum(-1).to(inputs.logprobs.dtype) - 0.5) / lengths
     return minimum + (1.0 - minimum) * torch.sigmoid((place - midpoint) / width)
 
 
+@masks_alone
 def skip_first(inputs: LossInputs, mask: Tensor, *, tokens: int = 3) -> Tensor:
     """0 on the first tokens of each completion, 1 elsewhere; SDFT (arXiv 2601.19897) skips three.
 
     Args:
         tokens: how many
     """
-    return (inputs.sampled_mask.cumsum(-1) > tokens).to(inputs.entropy.dtype)
+    return (inputs.sampled_mask.cumsum(-1) > tokens).to(inputs.rollout_logprobs.dtype)
 
 
 def entropy(
@@ -65,6 +82,22 @@ def entropy(
     """
     chosen = _top_share(-inputs.entropy if keep == "low" else inputs.entropy, mask, share)
     return mask.to(chosen.dtype) - chosen if keep == "not_high" else chosen
+
+
+@reads_update
+def entropy_in_update(inputs: LossInputs, mask: Tensor, *, share: float = 0.2) -> Tensor:
+    """1 on the given fraction of the *update's* tokens where the student's entropy is highest, 0 elsewhere.
+
+    REOPOLD, phase II (arXiv 2603.11137): the threshold is the quantile 1 - share over the whole batch, so completions of high
+    entropy have more of the tokens than others. `entropy` takes the same fraction of each completion.
+
+    Args:
+        share: fraction of the update's tokens that is selected, 0 to 1
+    """
+    everything = inputs.over_update(inputs.entropy[mask])
+    if not len(everything):
+        return torch.zeros_like(inputs.entropy)
+    return ((inputs.entropy >= _quantile(everything, 1.0 - share)) & mask).to(inputs.entropy.dtype)
 
 
 def teacher_logratio(inputs: LossInputs, mask: Tensor, *, context: str = "teacher", scale: float = 1.0) -> Tensor:
@@ -138,6 +171,7 @@ def protect_markers(
     return 1.0 - (1.0 - minimum) * (mass / saturation).clamp(max=1.0)
 
 
+@masks_alone
 def spans(inputs: LossInputs, mask: Tensor, *, marked: str, inside: float = 1.0, outside: float = 0.0) -> Tensor:
     """One weight inside the marked spans of the completion, another outside (TRACE, arXiv 2605.10194).
 
@@ -146,7 +180,7 @@ def spans(inputs: LossInputs, mask: Tensor, *, marked: str, inside: float = 1.0,
         inside: weight of a marked token
         outside: weight of the others
     """
-    return torch.where(inputs.spans[marked], inside, outside)
+    return torch.where(inputs.spans[marked], inside, outside).to(inputs.rollout_logprobs.dtype)
 
 
 def normalized(
@@ -169,6 +203,19 @@ def normalized(
     average = values.masked_fill(~mask, 0.0).sum(-1, keepdim=True) / count
     divisor = average if mean == "arithmetic" else average.exp()
     return weights / divisor.clamp(min=torch.finfo(weights.dtype).tiny)
+
+
+@reads_update
+def normalized_in_update(inputs: LossInputs, mask: Tensor, *, token_weights: TokenWeight) -> Tensor:
+    """The weights of another function divided by their mean over the term's tokens in the whole update (SRPO's code, arXiv 2604.02288).
+
+    Args:
+        token_weights: the other function
+    """
+    weights = token_weights(inputs, mask)
+    everything = inputs.over_update(weights[mask])
+    mean = everything.mean() if len(everything) else torch.ones_like(weights.sum())
+    return weights / mean.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 def random(inputs: LossInputs, mask: Tensor, *, share: float = 0.2, seed: int = 0) -> Tensor:
@@ -215,6 +262,16 @@ def permuted(inputs: LossInputs, weights: Tensor, mask: Tensor, *, strata: int =
         for part in ordered.tensor_split(min(strata, max(len(ordered), 1))):
             out[row, part] = weights[row, part[noise[row, part].argsort()]]
     return out
+
+
+def _quantile(values: Tensor, share: float) -> Tensor:
+    """The quantile, with linear interpolation; ``torch.quantile`` refuses more than 16 million values."""
+    if not 0.0 <= share < 1.0:
+        raise ValueError(f"token_weights.share must lie above 0 and at most at 1, got {1.0 - share}")
+    place = share * (len(values) - 1)
+    low = int(place)
+    ordered = values.sort().values
+    return torch.lerp(ordered[low], ordered[min(low + 1, len(values) - 1)], place - low)
 
 
 def _top_share(score: Tensor, mask: Tensor, share: float) -> Tensor:

@@ -47,7 +47,7 @@ def token_record(trainer: PolicyTrainer, renderer: Renderer, example: Example) -
         "logprob": packed(inputs.logprobs[0]),
         "entropy": packed(inputs.entropy[0]),
         "contexts": contexts,
-        "terms": {t.name: _of_term(t, inputs) for t in trainer.objective.terms if t.tokens(inputs).any()},
+        "terms": {t.name: _of_term(t, inputs) for t in trainer.objective.terms if t.candidates(inputs).any()},
         "marks": {name: bits(marks) for name, marks in example.spans.items() if any(marks)},
         "student_prompt": renderer.decode(example.rollout.prompt_ids),
         "teacher_prompts": {context: renderer.decode(ids) for context, ids in example.teacher_prompt_ids.items()},
@@ -55,8 +55,8 @@ def token_record(trainer: PolicyTrainer, renderer: Renderer, example: Example) -
 
 
 def _of_term(term: Term, inputs: LossInputs) -> dict[str, str | float]:
-    output = term.function(inputs)
-    loss = float(term.weight) * torch.where(term.tokens(inputs), output.per_token, 0.0)
+    output, mask = term.evaluate(inputs)
+    loss = float(term.weight) * torch.where(mask, output.per_token, 0.0)
     found = {"loss": loss} | {name: output.metrics[name] for name in SHOWN if name in output.metrics}
     return {name: _same_or_packed(values[0]) for name, values in found.items()}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, plug_ins_in
+from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, plug_ins_in, plug_ins_of
 from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison
@@ -31,7 +31,8 @@ def build_objective(resolved: ResolvedConfig) -> Objective:
 
 def _term(name: str, section: Section, max_tokens: int) -> Term:
     plugin, spec = section.plugin, spec_of(section.plugin.function)
-    options, contexts = plugin.options, tuple(contexts_of(plugin))
+    options, plugins = plugin.options, plug_ins_of(section)
+    contexts = tuple(dict.fromkeys(context for p in plugins for context in contexts_of(p)))
     comparison = None
     if "divergence" in options:  # a term with this option reads LossInputs.divergences
         comparison = Comparison(
@@ -39,8 +40,10 @@ def _term(name: str, section: Section, max_tokens: int) -> Term:
             support=options.get("support", full),
             target=options.get("target", identity),
             divergence=options["divergence"],
+            temperature=options.get("temperature", 1.0),
         )
-    reads_ref = any(getattr(f, "reads_ref", False) for f in plug_ins_in(plugin.function, options))
+    functions = [function for p in plugins for function in plug_ins_in(p.function, p.options)]
+    reads_ref = any(getattr(f, "reads_ref", False) for f in functions)
     return Term(
         name=name,
         weight=section.settings.weight,
@@ -50,6 +53,9 @@ def _term(name: str, section: Section, max_tokens: int) -> Term:
         spec=dataclasses.replace(spec, needs_ref=spec.needs_ref or reads_ref),
         contexts=contexts,
         comparison=comparison,
+        temperature=options.get("temperature", 1.0),
+        select=None if section.settings.select is None else section.settings.select.bind(),
+        reads_update=any(getattr(f, "reads_update", False) for f in functions),
     )
 
 

@@ -27,7 +27,10 @@ def stacked(batch: TrainBatch, old: Sequence[Tensor] | None, indices: Sequence[i
 
 
 def loss_inputs(batch: TrainBatch, stats: TokenStats, old_logprobs: Tensor | None) -> LossInputs:
-    """The inputs of the loss; the current log-probabilities are the old ones if ``old_logprobs`` is None."""
+    """The inputs of the loss; the current log-probabilities are the old ones if ``old_logprobs`` is None.
+
+    Old log-probabilities are those at temperature 1: at another one, the current ones stand for them.
+    """
     mask = batch.sampled_mask
     logprobs = spread(stats.logprobs, mask)
     return LossInputs(
@@ -51,6 +54,7 @@ def loss_inputs(batch: TrainBatch, stats: TokenStats, old_logprobs: Tensor | Non
         marker_mass={who: spread(values, mask) for who, values in stats.marker_mass.items()},
         routes=batch.routes,
         spans=batch.spans,
+        tempered={temperature: loss_inputs(batch, own, None) for temperature, own in stats.tempered.items()},
     )
 
 

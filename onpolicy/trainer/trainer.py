@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -26,6 +25,7 @@ from onpolicy.trainer.lora import LoraSettings, adapted, adapter_tensors, add_ad
 from onpolicy.trainer.loss_inputs import loss_inputs, observe, stacked
 from onpolicy.trainer.teacher import TeacherHidden, TeacherScorer
 from onpolicy.trainer.teacher_rules import WeightRule
+from onpolicy.trainer.totals import has_tokens, update_totals
 from onpolicy.trainer.zero3 import full_tensors
 from onpolicy.types import Example, LossInputs, Metrics, TrainBatch
 from onpolicy.utils.timer import PhaseTimer
@@ -179,26 +179,31 @@ class PolicyTrainer:
         shard = self.collectives.shard(examples)
         cut = self.batching.cut(shard)
         batches = [self.batching.batch([shard[i] for i in indices]) for indices in cut]
-        tokens = sum(int(term.tokens(batch).sum()) for batch in batches for term in self.objective.terms)
-        counts = self.collectives.all_sum({**self.objective.denominators(batches), "": tokens})
-        denominators = {name: int(count) for name, count in counts.items()}
-        if not denominators.pop(""):
+        if not has_tokens(self.objective, batches, self.collectives):
             return None
         # a rank with fewer micro-batches than another takes part in the other's collectives with a loss of 0
         idle = self.collectives.max_passes(len(batches)) - len(batches)
         filler = [min(examples, key=num_tokens)] if idle else []
         total, hidden = 0.0, self.teacher_hidden([*shard, *filler])
         metrics.count("teacher/tokens", self.teacher_scorer.tokens(shard, with_ref=self.objective.needs_ref))
-        for indices, batch in zip(cut, batches, strict=True):
-            inputs = self.inputs(batch, stacked(batch, old, indices), [hidden[i] for i in indices])
+
+        def read(number: int) -> LossInputs:
+            """A micro-batch of this rank, or the filler."""
+            if number >= len(batches):
+                return self.inputs(self.batching.batch(filler), teacher_hidden=hidden[-1:])
+            batch, indices = batches[number], cut[number]
+            return self.inputs(batch, stacked(batch, old, indices), [hidden[i] for i in indices])
+
+        totals = update_totals(self.objective, batches, read, self.collectives, idle=idle)
+        for number in range(len(batches)):
+            inputs = read(number)
             with self.clock.phase("update"):
-                loss = self.objective.loss(inputs, denominators, metrics)
+                loss = self.objective.loss(inputs, totals, metrics)
                 self.engine.backward(loss)
             total += loss.item()
             observe(inputs, metrics, self.telemetry)
         for _ in range(idle):
-            inputs = self.inputs(self.batching.batch(filler), teacher_hidden=hidden[-1:])
-            self.engine.backward(0.0 * self.objective.loss(inputs, denominators))
+            self.engine.backward(0.0 * self.objective.loss(read(len(batches)), totals))
         return self.collectives.all_sum({"": total})[""]
 
     def inputs(
@@ -223,7 +228,14 @@ class PolicyTrainer:
             student = self._student_states(batch.examples)
             student = student if through is None else through(student)
             ids, comparisons = batch.completion_ids[batch.sampled_mask], self.objective.comparisons
-            stats = token_stats(student, teachers, ids, comparisons, marker_ids=self.marker_ids)
+            stats = token_stats(
+                student,
+                teachers,
+                ids,
+                comparisons,
+                marker_ids=self.marker_ids,
+                temperatures=self.objective.temperatures,
+            )
         return loss_inputs(batch, stats, old_logprobs)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -298,7 +310,7 @@ class PolicyTrainer:
     def _student_states(self, examples: Sequence[Example]) -> HiddenStates:
         """Hidden states that predict the sampled tokens; observed ones are read and predict nothing that is trained."""
         states = completion_states(self.student, student_rows(examples), layout=self.layout, body=self.engine.body)
-        return dataclasses.replace(states, hidden=select_sampled(states.hidden, [e.rollout for e in examples]))
+        return replace(states, hidden=select_sampled(states.hidden, [e.rollout for e in examples]))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast_enabled)

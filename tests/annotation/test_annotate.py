@@ -15,7 +15,8 @@ from typing import Any
 
 import pytest
 
-from onpolicy.annotation.annotate import Annotator, StaleRollouts
+from onpolicy.annotation import routes
+from onpolicy.annotation.annotate import Annotator, StaleRollouts, advantages
 from onpolicy.annotation.contexts.failed_sibling import failed_sibling
 from onpolicy.annotation.contexts.feedback import feedback
 from onpolicy.annotation.contexts.final_answer import final_answer
@@ -34,7 +35,7 @@ from onpolicy.annotation.spans import markers
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.experiments.lab.siblings import sibling_answer
-from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup
+from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
 from onpolicy.utils.seeds import step_seed
 from tests.tiny import byte_tokenizer
 
@@ -128,15 +129,28 @@ def test_the_ladder_of_contexts() -> None:
 
 def test_credit_by_hand() -> None:
     assert group_mean([1.0, 0.0, 0.0, 1.0]) == [0.5, -0.5, -0.5, 0.5]
-    assert group_std([1.0, 0.0, 0.0, 1.0], epsilon=0.0) == [1.0, -1.0, -1.0, 1.0]
+    # deviations of .5, squares sum to 1, over n - 1 = 3: std = sqrt(1/3)
+    assert group_std([1.0, 0.0, 0.0, 1.0], epsilon=0.0) == pytest.approx([0.5 * 3**0.5 * s for s in (1, -1, -1, 1)])
+    assert group_std([1.0, 0.0], epsilon=0.5**0.5) == pytest.approx([0.5 / 2**0.5, -0.5 / 2**0.5])
     assert leave_one_out([1.0, 0.0, 0.0]) == [1.0, -0.5, -0.5] and leave_one_out([3.0]) == [0.0]
-    assert group_std([1.0, 1.0]) == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("credit", [group_mean, group_std, leave_one_out])
+@pytest.mark.parametrize("value", [0.1, 0.35, 1.0, -0.7, 1e-9, 1e9, 1 / 3])
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 8, 64])
+def test_equal_rewards_give_exactly_nothing(credit: Any, value: float, size: int) -> None:
+    """0 and not 1e-17, whose sign a route or an advantage would take for a verdict."""
+    assert credit([value] * size) == [0.0] * size
+    assert all(routes.above_average([value] * size, i) == 0 for i in range(size))
+    group = RolloutGroup(prompt=Prompt(id="p", messages=()), rollouts=())
+    bonus = ScoredGroup(group, tuple(RolloutReward(1.0, value, {}) for _ in range(size)), (1.0,) * size)
+    assert advantages(bonus, credit) == [0.0] * size
 
 
 def test_the_trap_of_dividing_by_a_small_spread() -> None:
-    """A bonus of .001 in an all-right group becomes an advantage of about one; without the division it stays .0005."""
+    """A bonus of .001 in an all-right group becomes an advantage of .7; without the division it stays .0005."""
     rewards = [1.0, 1.001]
-    assert group_std(rewards, epsilon=1e-6)[1] == pytest.approx(1.0, abs=0.01)
+    assert group_std(rewards, epsilon=1e-6)[1] == pytest.approx(0.5**0.5, abs=0.01)
     assert group_mean(rewards)[1] == pytest.approx(0.0005)
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from onpolicy.annotation import routes
 from onpolicy.losses.comparison import Comparison, Distributions
 from onpolicy.losses.divergences import jsd
-from onpolicy.losses.objective import Objective, Term
+from onpolicy.losses.objective import Objective, Term, Totals
 from onpolicy.losses.supports import student_topk
 from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import TermSpec, spec_of
@@ -69,8 +69,8 @@ def loss_of(given: LossInputs, normalize: str, parts: list[slice]) -> float:
         replace(given, **{n: getattr(given, n)[p] for n in ("logprobs", "sampled_mask")}, routes={"term": given.routes["term"][p]})
         for p in parts
     ]  # fmt: skip
-    denominators = Objective((term,)).denominators(cut)  # type: ignore[arg-type]
-    return sum(Objective((term,)).loss(part, denominators).item() for part in cut)
+    totals = Objective((term,)).count(cut)  # type: ignore[arg-type]
+    return sum(Objective((term,)).loss(part, totals).item() for part in cut)
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_sdpos_loss_is_the_published_formula() -> None:
     bound = partial(distill, divergence=divergence, support=support, importance_cap=2.0)
     term = Term("distill", 1.0, bound, spec_of(distill), ("teacher",), normalize="all_sequences", comparison=comparison)
     objective = Objective((term,))
-    ours = objective.loss(given, {"distill": 4})
+    ours = objective.loss(given, Totals({"distill": 4}))
     theirs = published_sdpo(student, teacher, sampled, old, rollout, mask, sample)
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     mine, expected = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, theirs))

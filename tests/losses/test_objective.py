@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.config.resolved import unique_names
-from onpolicy.losses.objective import MetricAccumulator, Objective, Term
+from onpolicy.losses.objective import MetricAccumulator, Objective, Term, Totals
 from onpolicy.losses.terms.base import TermSpec
 from onpolicy.types import LossInputs, TeacherScores, TermOutput
 
@@ -53,7 +53,7 @@ def test_by_hand() -> None:
     taught = torch.tensor([[True, True], [False, False]])
     objective = Objective((term("nll", nll), term("square", square, weight=0.5, tokens="teacher_mask")))
     metrics = MetricAccumulator()
-    loss = objective.loss(inputs(logprobs, mask, taught), {"nll": 3, "square": 2}, metrics)
+    loss = objective.loss(inputs(logprobs, mask, taught), Totals({"nll": 3, "square": 2}), metrics)
     # (1 + 2 + 3) / 3 + .5 (1 + 4) / 2
     assert loss.item() == pytest.approx(2.0 + 1.25)
     assert metrics.means() == pytest.approx({"nll/loss": 2.0, "nll/twice": 4.0, "square/loss": 2.5})
@@ -64,9 +64,9 @@ def test_mean_over_sequences_by_hand() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
     one = replace(term("nll", nll), normalize="sequences")
     objective = Objective((one,))
-    assert one.denominator(mask) == 2
-    assert objective.loss(inputs(logprobs, mask), {"nll": 2}).item() == pytest.approx((2.0 + 8.0) / 2)
-    shares = [objective.loss(inputs(logprobs[i : i + 1], mask[i : i + 1]), {"nll": 2}) for i in range(3)]
+    assert one.denominator(mask, mask) == 2
+    assert objective.loss(inputs(logprobs, mask), Totals({"nll": 2})).item() == pytest.approx((2.0 + 8.0) / 2)
+    shares = [objective.loss(inputs(logprobs[i : i + 1], mask[i : i + 1]), Totals({"nll": 2})) for i in range(3)]
     assert torch.stack(shares).sum().item() == pytest.approx(5.0)
 
 
@@ -74,7 +74,7 @@ def test_shares_of_micro_batches_add_up() -> None:
     torch.manual_seed(0)
     logprobs, mask = torch.randn(6, 5), torch.rand(6, 5) > 0.4
     objective = Objective((term("nll", nll), term("square", square, weight=2.0)))
-    counts = {"nll": int(mask.sum()), "square": int(mask.sum())}
+    counts = Totals({"nll": int(mask.sum()), "square": int(mask.sum())})
     whole = objective.loss(inputs(logprobs, mask), counts)
     for size in (1, 2, 4):
         shares = [objective.loss(inputs(logprobs[i : i + size], mask[i : i + size]), counts) for i in range(0, 6, size)]
@@ -88,7 +88,7 @@ def test_a_nan_on_padding_does_not_leak() -> None:
     def poisoned(given: LossInputs) -> TermOutput:
         return TermOutput(per_token=-given.logprobs + torch.tensor([[0.0, float("nan")]]))
 
-    loss = Objective((term("poisoned", poisoned),)).loss(inputs(logprobs, mask), {"poisoned": 1})
+    loss = Objective((term("poisoned", poisoned),)).loss(inputs(logprobs, mask), Totals({"poisoned": 1}))
     loss.backward()
     assert loss.item() == 1.0 and logprobs.grad is not None and logprobs.grad.tolist() == [[-1.0, 0.0]]
 
@@ -99,16 +99,16 @@ def test_a_term_of_the_wrong_shape_is_named() -> None:
 
     with pytest.raises(ValueError, match=r"'summed'.*\(1, 2\)"):
         Objective((term("summed", summed),)).loss(
-            inputs(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)), {"summed": 2}
+            inputs(torch.zeros(1, 2), torch.ones(1, 2, dtype=torch.bool)), Totals({"summed": 2})
         )
 
 
 def test_a_term_without_tokens_contributes_nothing() -> None:
     given = inputs(torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 2, dtype=torch.bool))
     objective = Objective((term("square", square, tokens="teacher_mask"),))
-    assert objective.loss(given, {"square": 0}).item() == 0.0
+    assert objective.loss(given, Totals({"square": 0})).item() == 0.0
     metrics = MetricAccumulator()
-    objective.loss(replace(given), {"square": 0}, metrics)
+    objective.loss(replace(given), Totals({"square": 0}), metrics)
     assert metrics.means() == {}, "a mean over nothing is no number"
 
 

@@ -53,9 +53,13 @@ def inputs(mask: torch.Tensor = MASK, **changes: Any) -> LossInputs:
 
 
 def test_position_as_published() -> None:
+    """The place of token t is that of its middle, (t + 1/2) / |y|."""
     weights = position(inputs(), MASK)
-    assert weights[0, [0, 3, 5]].tolist() == pytest.approx([0.2856, 0.625, 0.9106], abs=1e-3)
-    assert weights[1, 0] == weights[0, 0] and weights[1, 1].item() == pytest.approx(weights[0, 2].item()), (
+    length = int(MASK[0].sum())
+    expected = [0.25 + 0.75 / (1 + math.exp(-((t + 0.5) / length - 0.3) / 0.1)) for t in range(length)]
+    assert weights[0, :length].tolist() == pytest.approx(expected)
+    other = int(MASK[1].sum())
+    assert weights[1, 0].item() == pytest.approx(0.25 + 0.75 / (1 + math.exp(-(0.5 / other - 0.3) / 0.1))), (
         "each row by its own length"
     )
 

@@ -16,7 +16,7 @@ from onpolicy.losses.comparison import Comparison, Distributions
 from onpolicy.losses.divergences import forward_kl, jsd, reverse_kl
 from onpolicy.losses.supports import full, student_topk, teacher_topk
 from onpolicy.losses.targets import identity, temperature
-from onpolicy.trainer import chunked_head
+from onpolicy.trainer import head_passes
 from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.head import Head, HiddenStates
 
@@ -53,7 +53,7 @@ COMPARISONS = {
 def test_equals_the_plain_computation(
     comparisons: list[Comparison], chunk: int, head: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(chunked_head.LOGITS_PER_SLICE, "cpu", 3 * 150)
+    monkeypatch.setitem(head_passes.LOGITS_PER_SLICE, "cpu", 3 * 150)
     hidden, own, taught, other, ids = parts()
     own, other = replace(own, **head), replace(other, **head)  # type: ignore[arg-type]
     stats = token_stats(

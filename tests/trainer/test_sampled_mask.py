@@ -80,7 +80,7 @@ def test_sampled_tokens_have_the_losses_of_the_whole_sequence(layout: str) -> No
         assert torch.equal(own, term.tokens(expected)) and not (own & ~mask).any()
         ours, theirs = term.function(inputs).per_token, term.function(expected).per_token
         torch.testing.assert_close(ours[own], theirs[own], atol=1e-6, rtol=1e-5)
-    counts = one.objective.denominators([batch])
+    counts = one.objective.count([batch])
     losses = (
         one.objective.loss(inputs, counts, MetricAccumulator()),
         other.objective.loss(expected, counts, MetricAccumulator()),
@@ -107,7 +107,7 @@ def test_no_gradient_flows_from_an_observed_token() -> None:
     inputs = one.inputs(one.batching.batch(EXAMPLES), through=keep)
     assert len(kept[0].hidden) == sum(e.rollout.num_sampled for e in EXAMPLES) == int(inputs.sampled_mask.sum())
     (weight,) = torch.autograd.grad(
-        one.objective.loss(inputs, one.objective.denominators([one.batching.batch(EXAMPLES)])), inputs.logprobs
+        one.objective.loss(inputs, one.objective.count([one.batching.batch(EXAMPLES)])), inputs.logprobs
     )
     assert weight[inputs.sampled_mask].any() and not weight[~inputs.sampled_mask].any()
 

@@ -32,6 +32,7 @@ from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.head import Head, HiddenStates
+from onpolicy.trainer.totals import update_totals
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch
 from onpolicy.utils.tables import table
@@ -85,12 +86,14 @@ def pressures(trainer: PolicyTrainer, examples: Sequence[Example]) -> dict[str, 
         examples: annotated rollouts; their spans ``<lexicon>`` say where markers were sampled
     """
     batches = list(trainer.batching.batches(examples))
-    denominators = trainer.objective.denominators(batches)
+    totals = update_totals(
+        trainer.objective, batches, lambda number: trainer.inputs(batches[number]), trainer.collectives
+    )
     probe = GradientProbe(trainer.marker_ids)
     found = []
     for batch in batches:
         inputs = trainer.inputs(batch, through=probe.attach)
-        trainer.objective.loss(inputs, denominators).backward()  # type: ignore[no-untyped-call]
+        trainer.objective.loss(inputs, totals).backward()  # type: ignore[no-untyped-call]
         mass = torch.stack([inputs.marker_mass[STUDENT, name].exp()[batch.sampled_mask] for name in probe.ids], -1)
         found.append((probe.changes, mass, _said(batch, inputs, tuple(trainer.marker_ids))))
     change, mass, said = (torch.cat(column).double() for column in zip(*found, strict=True))

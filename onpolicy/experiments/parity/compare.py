@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -33,9 +34,9 @@ class Finding:
         return max((d for d in (self.loss, self.gradient, self.advantages) if d is not None), default=0.0)
 
 
-def compare(case: Case) -> Finding:
+def compare_case(case: Case) -> Finding:
     """Computes a case's update from its config and compares what the case says counts."""
-    return _compare_teacher(case) if case.meta["kind"] == "ema" else _compare_update(case)
+    return KINDS[case.meta["kind"]](case)
 
 
 def _compare_update(case: Case) -> Finding:
@@ -87,3 +88,7 @@ def _factor(ours: Tensor, theirs: Tensor, allowed: list[float]) -> float:
     power = float((theirs * theirs).sum())
     scale = float((ours * theirs).sum()) / power if power > 1e-24 else 1.0
     return min(allowed, key=lambda factor: abs(factor - scale))
+
+
+KINDS: dict[str, Callable[[Case], Finding]] = {"loss": _compare_update, "ema": _compare_teacher}
+"""What a case is about -> how it is compared."""

@@ -31,13 +31,12 @@ class Case:
 
     @cached_property
     def arrays(self) -> Mapping[str, Any]:
-        with np.load(self.path) as file:
-            return {name: file[name] for name in file.files if name != "meta"}
+        with np.load(self.path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
 
     @cached_property
     def meta(self) -> Mapping[str, Any]:
-        with np.load(self.path) as file:
-            found: Mapping[str, Any] = json.loads(str(file["meta"]))
+        found: Mapping[str, Any] = json.loads(str(self.arrays["meta"]))
         return found
 
     @property

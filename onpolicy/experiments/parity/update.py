@@ -87,8 +87,8 @@ def compute(case: Case, resolved: ResolvedConfig | None = None) -> Update:
         collate(list(examples.values()), contexts=tuple(resolved.contexts), routes=objective.routes), case, rows
     )
     leaf = case.tensor("student_logits").requires_grad_()
-    inputs = read(case, resolved, objective, batch, leaf[rows, : batch.sampled_mask.shape[1]], rows)
-    loss = objective.loss(inputs, objective.denominators([batch]))
+    inputs = read_case(case, resolved, objective, batch, leaf[rows, : batch.sampled_mask.shape[1]], rows)
+    loss = objective.loss(inputs, objective.survey([inputs]))
     (gradient,) = torch.autograd.grad(loss, leaf)
     return Update(rows, advantages, notes, loss.detach(), gradient)
 
@@ -102,7 +102,7 @@ def exact(batch: TrainBatch, case: Case, rows: Sequence[int]) -> TrainBatch:
     )
 
 
-def read(
+def read_case(
     case: Case, resolved: ResolvedConfig, objective: Objective, batch: TrainBatch, student: Tensor, rows: Sequence[int]
 ) -> LossInputs:
     """What the loss sees, from the case's logits."""
@@ -116,9 +116,8 @@ def read(
         teachers[context] = HiddenStates(torch.where(own[mask][:, None], logits[mask], 0.0), Head())
     if objective.needs_ref:
         teachers[REF] = HiddenStates(case.tensor("ref_logits", rows, width)[mask], Head())
-    stats = token_stats(
-        HiddenStates(student[mask], Head()), teachers, batch.completion_ids[mask], objective.comparisons
-    )
+    states, ids = HiddenStates(student[mask], Head()), batch.completion_ids[mask]
+    stats = token_stats(states, teachers, ids, objective.comparisons, temperatures=objective.temperatures)
     old = None if case.settings["first_update"] else case.tensor("old_logprobs", rows, width) * mask
     return loss_inputs(batch, stats, old)
 
@@ -236,6 +235,8 @@ def _overrides(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator
             name = value["name"] if isinstance(value, dict) else value
             if name in ("multiply", "inverse_teacher"):
                 yield f"{path}={{name: {name}, share: {share}" + (f", clip: {clip}" if clip is not None else "") + "}"
+        if "temperature" in settings and path.endswith(".temperature") and ".advantage" not in path:
+            yield f"{path}={settings['temperature']}"
         if "strength" in settings and path.endswith("advantage.coefficient"):
             yield f"{path}={settings['strength']}"
     if "temperature" in settings:

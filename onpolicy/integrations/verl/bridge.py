@@ -12,7 +12,7 @@ from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.rows import padded, train_batch
-from onpolicy.losses.objective import MetricAccumulator, Objective
+from onpolicy.losses.objective import MetricAccumulator, Objective, Totals
 from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.loss_inputs import loss_inputs, observe
@@ -43,7 +43,7 @@ class Bridge:
         self.objective, self.contexts, self.spans = objective, tuple(contexts), tuple(spans)
         self.telemetry, self.together = telemetry, together
         self.marker_ids = {name: torch.tensor(ids, device=device) for name, ids in marker_ids.items()}
-        self._denominators: dict[str, int] = {}
+        self._totals = Totals({})
         self.empty = False
         """Whether no term has a token in the update under way."""
         self._tally = MetricAccumulator()
@@ -51,10 +51,10 @@ class Bridge:
     def begin(self, data: TensorDict) -> None:
         """Counts the tokens that each term is averaged over, in the whole update and on all ranks."""
         batch = _real(self.batch(data))
-        tokens = sum(int(term.tokens(batch).sum()) for term in self.objective.terms)
-        counts = self.together.all_sum({**self.objective.denominators([batch]), "": tokens})
-        self._denominators = {name: int(count) for name, count in counts.items()}
-        self.empty = not self._denominators.pop("")
+        tokens = sum(int(term.candidates(batch).sum()) for term in self.objective.terms)
+        self.empty = not self.together.all_sum({"": tokens})[""]
+        own = self.objective.count([batch])
+        self._totals = replace(own, denominators=self.together.all_sum(own.denominators))
         self._tally = MetricAccumulator()
 
     def loss(self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[Tensor, Metrics]:
@@ -66,12 +66,13 @@ class Bridge:
             batch.completion_ids[batch.sampled_mask],
             self.objective.comparisons,
             marker_ids=self.marker_ids,
+            temperatures=self.objective.temperatures,
         )
         old = padded(data["old_log_probs"]).float() if "old_log_probs" in data.keys() else None  # noqa: SIM118
         inputs = loss_inputs(batch, stats, old)
         if "rollout_log_probs" not in data.keys():  # noqa: SIM118 the sampler did not say: it counts as the trainer
             inputs = replace(inputs, rollout_logprobs=inputs.old_logprobs)
-        loss = self.objective.loss(inputs, self._denominators, self._tally) * self.together.size
+        loss = self.objective.loss(inputs, self._totals, self._tally) * self.together.size
         observe(inputs, self._tally, self.telemetry)
         return loss, {}
 

@@ -6,6 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from torch import Tensor
+
+from onpolicy.types import LossInputs
+
 TermFunction = Callable[..., Any]
 
 
@@ -34,6 +38,11 @@ def loss_term(
         return function
 
     return declare
+
+
+def own_tokens(inputs: LossInputs, otherwise: Tensor) -> Tensor:
+    """[B, T] bool: the tokens of the term that is being computed; ``otherwise`` where a term is called outside of an objective."""
+    return otherwise if inputs.tokens is None else inputs.tokens
 
 
 def spec_of(function: TermFunction) -> TermSpec:

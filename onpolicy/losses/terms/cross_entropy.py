@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from onpolicy.losses.terms.base import loss_term
+from onpolicy.losses.terms.base import loss_term, own_tokens
 from onpolicy.losses.token_weights import TokenWeight, uniform
 from onpolicy.types import LossInputs, TermOutput
 
@@ -17,5 +17,5 @@ def cross_entropy(inputs: LossInputs, *, token_weights: TokenWeight = uniform) -
     Args:
         token_weights: weight of each token
     """
-    weights = token_weights(inputs, inputs.sampled_mask)
+    weights = token_weights(inputs, own_tokens(inputs, inputs.sampled_mask))
     return TermOutput(per_token=-weights * inputs.logprobs, metrics={"token_weight": weights})

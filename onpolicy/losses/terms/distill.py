@@ -5,8 +5,8 @@ from __future__ import annotations
 from onpolicy.losses.comparison import Comparison, Divergence, Support, Target
 from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
-from onpolicy.losses.terms.base import loss_term
-from onpolicy.losses.terms.importance import sampler_weight, staleness_weight
+from onpolicy.losses.terms.base import loss_term, own_tokens
+from onpolicy.losses.terms.importance import ImportanceLevel, sampler_weight, staleness_weight
 from onpolicy.losses.token_weights import TokenWeight, uniform
 from onpolicy.types import LossInputs, TermOutput
 
@@ -22,6 +22,8 @@ def distill(
     context: str = "teacher",
     token_clip: float | None = None,
     importance_cap: float | None = None,
+    importance_level: ImportanceLevel = "token",
+    temperature: float = 1.0,
 ) -> TermOutput:
     """L_t = v_t w_t min(D(student_t, target_t), token_clip), D over the next-token distribution at each sampled position.
 
@@ -36,12 +38,15 @@ def distill(
         context: the context that the teacher reads
         token_clip: upper bound of a token's divergence, nats, above which it has no gradient; null: none
         importance_cap: cap of each of the two importance weights; null: no weights
+        temperature: what both sides' logits are divided by first (OPSD's code: 1.1)
+        importance_level: `sequence` gives each token the mean of min(pi_old / pi_rollout, cap) over its completion (SDFT's code)
     """
-    distance = inputs.divergences[Comparison(context=context, support=support, target=target, divergence=divergence)]
+    comparison = Comparison(context, support, target, divergence, temperature)
+    distance = inputs.divergences[comparison]
     teacher = inputs.teacher[context]
     clipped = distance if token_clip is None else distance.clamp(max=token_clip)
-    importance = sampler_weight(inputs, importance_cap) * staleness_weight(inputs, importance_cap)
-    weights = token_weights(inputs, teacher.mask)
+    importance = sampler_weight(inputs, importance_cap, importance_level) * staleness_weight(inputs, importance_cap)
+    weights = token_weights(inputs, own_tokens(inputs, teacher.mask))
     return TermOutput(
         per_token=importance * weights * clipped,
         metrics={

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.losses.advantages import Advantage, group
-from onpolicy.losses.terms.base import loss_term
+from onpolicy.losses.terms.base import loss_term, own_tokens
 from onpolicy.losses.terms.importance import sampler_weight
 from onpolicy.losses.token_weights import TokenWeight, uniform
 from onpolicy.types import LossInputs, TermOutput
@@ -39,7 +39,10 @@ def policy_gradient(
     """
     advantages = advantage(inputs).detach()
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high, dual_clip)
-    importance, weights = sampler_weight(inputs, importance_cap), token_weights(inputs, inputs.sampled_mask)
+    importance, weights = (
+        sampler_weight(inputs, importance_cap),
+        token_weights(inputs, own_tokens(inputs, inputs.sampled_mask)),
+    )
     return TermOutput(
         per_token=-importance * weights * objective,
         metrics={

@@ -1,0 +1,44 @@
+"""What each micro-batch has to know of the whole optimizer update, on all ranks, before its first gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+
+from onpolicy.losses.objective import Objective, Totals
+from onpolicy.trainer.collectives import SingleProcess
+from onpolicy.types import LossInputs, TrainBatch
+
+
+def has_tokens(objective: Objective, batches: Sequence[TrainBatch], collectives: SingleProcess) -> bool:
+    """Whether any term may have a token on any rank."""
+    own = sum(int(term.candidates(batch).sum()) for batch in batches for term in objective.terms)
+    return collectives.all_sum({"": own})[""] > 0
+
+
+@torch.no_grad()
+def update_totals(
+    objective: Objective,
+    batches: Sequence[TrainBatch],
+    read: Callable[[int], LossInputs],
+    collectives: SingleProcess,
+    *,
+    idle: int = 0,
+) -> Totals:
+    """Denominators of all ranks, and the answers to what the terms ask for about the update.
+
+    Args:
+        objective: the loss
+        batches: the update's micro-batches on this rank
+        read: number of a micro-batch -> what the models say about it; called only if the objective needs a survey
+        collectives: of the ranks
+        idle: so many passes more than this rank has micro-batches are made by another rank
+    """
+    if objective.needs_survey:
+        seen = [read(number) for number in range(len(batches) + idle)][: len(batches)]
+        own = objective.survey(seen, collectives.all_gather)
+    else:
+        own = objective.count(batches)
+    return replace(own, denominators=collectives.all_sum(own.denominators))
