@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 GOLDEN = Path(__file__).parent / "golden"
+ACCEPTED = Path(__file__).parent / "accepted.json"
 VARIABLE = "ONPOLICY_GOLDEN"
 """Environment variable that names another folder of the same format."""
 CREDIT_CONFIGS = {"group_std": "grpo", "group_mean": "dr_grpo", "leave_one_out": "rloo"}
@@ -67,6 +68,24 @@ class Case:
         """An array in float64, some of its rows, so many of its tokens."""
         values = self.arrays[name].astype(np.float64)
         return torch.tensor((values if rows is None else values[list(rows)])[:, :width])
+
+
+@dataclass(frozen=True)
+class Accepted:
+    """A committed difference to a golden case."""
+
+    cause: str
+    overrides: tuple[str, ...] = ()
+    """With these laid over the config the case is equal: what the difference consists of."""
+
+
+def accepted_differences() -> dict[str, Accepted]:
+    """Name of a case -> why the config differs there."""
+    found = json.loads(ACCEPTED.read_text(encoding="utf-8"))
+    return {
+        name: Accepted(given) if isinstance(given, str) else Accepted(given["cause"], tuple(given["with"]))
+        for name, given in found.items()
+    }
 
 
 def golden_folder() -> Path:

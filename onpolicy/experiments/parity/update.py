@@ -62,15 +62,20 @@ class Update:
     """[B, T, V] with respect to the student's logits."""
 
 
-def config_of(name: str, settings: Mapping[str, Any]) -> ResolvedConfig:
+def config_of(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> ResolvedConfig:
     """A shipped config at the scale of a case: vocabulary, lengths, temperature, and the strengths that a case is named after."""
     path = find_config(name)
-    return load_resolved(path, list(_overrides(_plain(read_yaml(path)), settings)))
+    return load_resolved(path, [*_overrides(_plain(read_yaml(path)), settings), *overrides])
 
 
-def compute(case: Case, resolved: ResolvedConfig | None = None) -> Update:
-    """Loss, gradient on the student's logits and advantages of the case's config."""
-    resolved = resolved or config_of(case.config, case.settings)
+def compute(case: Case, overrides: Sequence[str] = ()) -> Update:
+    """Loss, gradient on the student's logits and advantages of the case's config.
+
+    Args:
+        case: the golden case
+        overrides: laid over the config
+    """
+    resolved = config_of(case.config, case.settings, overrides)
     objective = _parts(build_objective(resolved), case.settings.get("parts"))
     coefficients = Coefficients(resolved.coefficients)
     for step in range(1, case.settings.get("step", 1) + 1):  # controllers remember the steps before

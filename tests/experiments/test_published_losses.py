@@ -1,0 +1,75 @@
+"""Each method equals the published code whose name its config carries (onpolicy/experiments/parity/golden/README.md).
+
+1. every golden case: loss, gradient and advantages to its tolerance, or a committed cause that is still one; 2. the same numbers
+however the update is cut into micro-batches, and on two ranks; 3. an error in a method turns its cases red.
+
+ONPOLICY_GOLDEN=<folder> runs 1 on another folder of the same format.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from onpolicy.experiments.parity.compare import compare_case
+from onpolicy.experiments.parity.fixtures import Case, accepted_differences, golden_folder, loss_cases
+
+ACCEPTED = accepted_differences()
+CASES = list(loss_cases())
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> object:
+    """The cases are small: threads cost more than they save."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def test_there_are_cases() -> None:
+    assert CASES, f"{golden_folder()}: no losses/<method>/<case>.npz"
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_a_method_equals_its_published_code(case: Case) -> None:
+    found = compare_case(case, ACCEPTED.get(case.name))
+    assert found.verdict != "differs", found
+    if case.name in ACCEPTED:
+        assert found.verdict == "accepted", f"{case.name} is equal now: remove it from accepted.json"
+
+
+# ---- 3. what a method consists of, each part changed: config -> (override, a case that has to differ)
+ERRORS = {
+    "rloo": ("objective[0].normalize=sequences", "rloo/ordinary"),
+    "sdft": ("objective[0].importance_level=token", "sdft/ordinary"),
+    "reopold": ("objective[0].normalize=all_tokens", "reopold/phase_1_ordinary"),
+    "reopold, quantile": ("objective[1].select={name: entropy, share: 0.2}", "reopold/phase_2_ordinary"),
+    "rlcsd": ("objective[0].normalize=all_tokens", "rlcsd/teacher_near_student"),
+    "rlcsd, rows": ("objective[1].route=all", "rlcsd/rows_without_both_hints"),
+    "srpo": ("objective[1].normalize=tokens", "srpo/ordinary"),
+    "srpo, weight": ("objective[1].token_weights=teacher_certainty", "srpo/ordinary"),
+    "sd_zero": ("objective[0].weight=1", "sd_zero/ordinary"),
+    "minillm": ("objective[1].advantage=future_logratio", "minillm/long_part"),
+    "opsd": ("objective[0].normalize=tokens", "opsd/as_trained_micro_batch_1"),
+    "opsd, temperature": ("objective[0].temperature=1.0", "opsd/as_trained_micro_batch_1"),
+    "pw_opsd": ("objective[0].token_weights={name: position, midpoint: 0.31}", "pw_opsd/ordinary"),
+    "eopd": ("objective[0].importance_cap=2", "eopd/sampler_noise"),
+    "rlsd": ("objective[0].advantage.share.begin=0", "rlsd/step_26"),
+    "opd": ("objective[0].advantage.against=old", "opd/sampler_noise"),
+    "dr_grpo": ("objective[0].normalize=tokens", "dr_grpo/corner_empty_row"),
+    "grpo": ("credit={name: group_mean}", "grpo/whole_from_rewards"),
+    "antisd": ("objective[0].advantage.coefficient=1", "antisd/as_configured"),
+    "rlrt": ("objective[0].advantage.clip=0.2", "rlrt/as_configured"),
+}
+
+
+@pytest.mark.skipif(not all((golden_folder() / "losses" / f"{case}.npz").exists() for _, case in ERRORS.values()),
+                    reason="another folder of cases")  # fmt: skip
+@pytest.mark.parametrize(("override", "name"), ERRORS.values(), ids=ERRORS)
+def test_an_error_is_noticed(override: str, name: str) -> None:
+    from onpolicy.experiments.parity.compare import KINDS
+
+    case = next(c for c in CASES if c.name == name)
+    assert KINDS["loss"](case, ()).verdict == "equal"
+    assert KINDS["loss"](case, (override,)).verdict == "differs"
