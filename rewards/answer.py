@@ -6,7 +6,7 @@ import re
 import threading
 
 from .deadline import call_with_deadline
-from .extract import after_thinking, extract_answer
+from .extract import after_thinking, extract_answer, plain_answer
 
 SECONDS = 5
 """Longest time one answer may take; a pathological expression counts as wrong."""
@@ -31,11 +31,7 @@ def math_answer(completion: str, answer: str) -> bool:
 def exact_answer(completion: str, answer: str) -> bool:
     """Right to the letter: the extracted answer equals the reference but for spaces, case, ``$`` and a final full stop."""
     found = extract_answer(completion)
-    return found is not None and _plain(found) == _plain(extract_answer(answer) or answer)
-
-
-def _plain(text: str) -> str:
-    return "".join(text.strip().strip("$").rstrip(".").split()).casefold()
+    return found is not None and plain_answer(found) == plain_answer(extract_answer(answer) or answer)
 
 
 def _verify(completion: str, answer: str, seconds: int | None) -> bool:

@@ -18,6 +18,11 @@ def extract_answer(text: str) -> str | None:
     return marks[-1].strip() if marks else None
 
 
+def plain_answer(answer: str) -> str:
+    """An answer without spaces, case, ``$`` and a final full stop, to compare it as text."""
+    return "".join(answer.strip().strip("$").rstrip(".").split()).casefold()
+
+
 def after_thinking(text: str) -> str:
     """What follows the last closing tag, or all of it."""
     return text.rpartition("</think>")[2]

@@ -27,6 +27,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "without_thinking": "onpolicy.annotation.contexts.without_thinking:without_thinking",
         "successful_sibling": "onpolicy.annotation.contexts.successful_sibling:successful_sibling",
         "failed_sibling": "onpolicy.annotation.contexts.failed_sibling:failed_sibling",
+        "majority_sibling": "onpolicy.annotation.contexts.majority_sibling:majority_sibling",
         "feedback": "onpolicy.annotation.contexts.feedback:feedback",
         "wrong_answer": "onpolicy.annotation.contexts.wrong_answer:wrong_answer",
         "instruction": "onpolicy.annotation.contexts.instruction:instruction",
@@ -74,6 +75,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "entropy_directed": "onpolicy.losses.advantages:entropy_directed",
         "on_markers": "onpolicy.losses.advantages:on_markers",
         "hedging_bonus": "onpolicy.losses.advantages:hedging_bonus",
+        "tail_suppression": "onpolicy.losses.tail_tokens:tail_suppression",
     },
     "support": {
         "full": "onpolicy.losses.supports:full",
@@ -115,6 +117,9 @@ TABLES: dict[str, Mapping[str, str]] = {
         "normalized_in_update": "onpolicy.losses.token_weights:normalized_in_update",
         "advantage_changed": "onpolicy.losses.advantages:advantage_changed",
         "entropy_matched": "onpolicy.losses.token_weights:entropy_matched",
+        "unlikely": "onpolicy.losses.tail_tokens:unlikely",
+        "positive_advantage": "onpolicy.losses.gates:positive_advantage",
+        "teacher_entropy_gate": "onpolicy.losses.gates:teacher_entropy_gate",
     },
     "route": {
         "all": "onpolicy.annotation.routes:all",

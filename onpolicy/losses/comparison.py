@@ -43,6 +43,12 @@ def reads_ref(function: Function) -> Function:
     return function
 
 
+def needs_no_reward(function: Function) -> Function:
+    """Declares that an advantage is no function of the reward: it trains rollouts whose own advantage is 0, too."""
+    function.needs_no_reward = True  # type: ignore[attr-defined]
+    return function
+
+
 @dataclass(frozen=True)
 class Comparison:
     """Requested by a loss term, computed once over the vocabulary, read from ``LossInputs.divergences``."""

@@ -72,7 +72,8 @@ class Term:
     @property
     def needs_survey(self) -> bool:
         """Whether its tokens or its values are known only once the models have read the whole update."""
-        return self.reads_update or (self.select is not None and not reads_masks_alone(self.select))
+        selects = self.select is not None and not reads_masks_alone(self.select)
+        return self.reads_update or (selects and self.normalize in ("tokens", "sequences"))
 
     def candidates(self, batch: TrainBatch | LossInputs) -> Tensor:
         """[B, T] bool: the tokens among which ``select`` chooses: those of the rollouts that the term gets."""
@@ -98,20 +99,17 @@ class Term:
             scale = scale * inputs.routes[self.name][:, None]
         return scale / mask.sum(-1, keepdim=True).clamp(min=1) if self.normalize.endswith("sequences") else scale
 
-    def denominator(self, mask: Tensor, sampled: Tensor) -> int:
-        """How many tokens or sequences the term is a mean over.
-
-        Args:
-            mask: [B, T] the term's tokens
-            sampled: [B, T] all sampled tokens
-        """
-        return {
-            "tokens": int(mask.sum()),
-            "all_tokens": int(sampled.sum()),
-            "sequences": int(mask.any(-1).sum()),
-            "all_sequences": len(mask),
-            "max_tokens": int(sampled.any(-1).sum()) * self.max_tokens,
+    def denominator(self, batch: TrainBatch | LossInputs) -> int:
+        """How many tokens or sequences the term is a mean over; only ``tokens`` and ``sequences`` depend on what it selects."""
+        sampled = batch.sampled_mask
+        count: Callable[[], Tensor | int] = {
+            "tokens": lambda: self.tokens(batch).sum(),
+            "all_tokens": sampled.sum,
+            "sequences": lambda: self.tokens(batch).any(-1).sum(),
+            "all_sequences": lambda: len(sampled),
+            "max_tokens": lambda: sampled.any(-1).sum() * self.max_tokens,
         }[self.normalize]
+        return int(count())
 
     def own_inputs(self, inputs: LossInputs) -> LossInputs:
         """The micro-batch at the term's temperature."""
@@ -213,8 +211,7 @@ class Objective:
     def _denominators(self, parts: Iterable[tuple[Term, TrainBatch | LossInputs]]) -> Mapping[str, float]:
         counts: Counter[str] = Counter({t.name: 0 for t in self.terms})
         for term, batch in parts:
-            own = term.own_inputs(batch) if isinstance(batch, LossInputs) else batch
-            counts[term.name] += term.denominator(term.tokens(own), batch.sampled_mask)
+            counts[term.name] += term.denominator(term.own_inputs(batch) if isinstance(batch, LossInputs) else batch)
         return counts
 
     def loss(self, inputs: LossInputs, totals: Totals, metrics: MetricAccumulator | None = None) -> Tensor:

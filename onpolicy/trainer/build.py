@@ -44,13 +44,14 @@ def _term(name: str, section: Section, max_tokens: int) -> Term:
         )
     functions = [function for p in plugins for function in plug_ins_in(p.function, p.options)]
     reads_ref = any(getattr(f, "reads_ref", False) for f in functions)
+    unrewarded = any(getattr(f, "needs_no_reward", False) for f in functions)
     return Term(
         name=name,
         weight=section.settings.weight,
         normalize=section.settings.normalize,
         max_tokens=max_tokens,
         function=plugin.bind(),
-        spec=dataclasses.replace(spec, needs_ref=spec.needs_ref or reads_ref),
+        spec=dataclasses.replace(spec, needs_ref=spec.needs_ref or reads_ref, unrewarded=spec.unrewarded or unrewarded),
         contexts=contexts,
         comparison=comparison,
         temperature=options.get("temperature", 1.0),

@@ -11,6 +11,8 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
+from onpolicy.annotation.contexts import majority_sibling
+from onpolicy.types import Rollout
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import tiny_model_dir
 
@@ -24,8 +26,14 @@ def often_right(completion: str) -> float:
     return float(len(completion) % 2)
 
 
+def odd_or_even(rollout: Rollout) -> str:
+    """A random model states no answer; here it states one of two."""
+    return str(len(rollout.text) % 2)
+
+
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
-def test_two_steps_of_every_config(path: Path, tmp_path: Path) -> None:
+def test_two_steps_of_every_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(majority_sibling, "vote_of", odd_or_even)
     write_config(tmp_path)
     given = yaml.safe_load(path.read_text())
     overrides = [*SMALL, f"model.path={tmp_path / 'model'}", f"run_dir={tmp_path / 'run'}"]

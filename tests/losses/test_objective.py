@@ -64,7 +64,7 @@ def test_mean_over_sequences_by_hand() -> None:
     mask = torch.tensor([[True, True, True], [True, False, False], [False, False, False]])
     one = replace(term("nll", nll), normalize="sequences")
     objective = Objective((one,))
-    assert one.denominator(mask, mask) == 2
+    assert one.denominator(inputs(logprobs, mask)) == 2
     assert objective.loss(inputs(logprobs, mask), Totals({"nll": 2})).item() == pytest.approx((2.0 + 8.0) / 2)
     shares = [objective.loss(inputs(logprobs[i : i + 1], mask[i : i + 1]), Totals({"nll": 2})) for i in range(3)]
     assert torch.stack(shares).sum().item() == pytest.approx(5.0)

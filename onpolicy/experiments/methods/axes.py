@@ -48,7 +48,9 @@ def axes(config: Config) -> dict[str, str]:
         "objective": " | ".join(_term(term) for term in terms),
         **{axis: _joined([term.get(axis) for term in terms]) for axis in TERM_AXES},
         "normalize": _joined([term.get("normalize") for term in terms]),
-        "credit": short(config.credit) if any(_reads_rewards(term["name"]) for term in terms) else "",
+        "credit": short(config.credit)
+        if config.rewards and any(_reads_rewards(term["name"]) for term in terms)
+        else "",
         "rewards": "; ".join(short(reward) for reward in config.rewards),
         "schedule": "; ".join(_schedules(config.objective, "objective")),
         "coverage": ", ".join(f"{k} {v}" for k, v in config.data.get("coverage", {}).items()),
