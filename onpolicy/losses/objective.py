@@ -102,14 +102,14 @@ class Term:
     def denominator(self, batch: TrainBatch | LossInputs) -> int:
         """How many tokens or sequences the term is a mean over; only ``tokens`` and ``sequences`` depend on what it selects."""
         sampled = batch.sampled_mask
-        count: Callable[[], Tensor | int] = {
+        count: dict[str, Callable[[], Tensor | int]] = {
             "tokens": lambda: self.tokens(batch).sum(),
-            "all_tokens": sampled.sum,
+            "all_tokens": lambda: sampled.sum(),
             "sequences": lambda: self.tokens(batch).any(-1).sum(),
             "all_sequences": lambda: len(sampled),
             "max_tokens": lambda: sampled.any(-1).sum() * self.max_tokens,
-        }[self.normalize]
-        return int(count())
+        }
+        return int(count[self.normalize]())
 
     def own_inputs(self, inputs: LossInputs) -> LossInputs:
         """The micro-batch at the term's temperature."""

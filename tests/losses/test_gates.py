@@ -112,7 +112,7 @@ def test_the_config_sdpg_is_its_published_formula() -> None:
         teacher={"teacher": TeacherScores(logprobs=pick(said_by_teacher), entropy=torch.zeros_like(old), mask=mask)},
         divergences={c: torch.where(mask, c.compare(logprobs, seen), 0.0) for c in objective.comparisons},
     )  # fmt: skip
-    loss = objective.loss(given, dict.fromkeys(objective.routes, sum(LENGTHS)))
+    loss = objective.loss(given, objective.survey([given]))
     (gradient,) = torch.autograd.grad(loss, leaf)
 
     logits, fixed = leaf.tolist(), (said_by_teacher.tolist(), old.tolist(), ref.tolist(), ids.tolist())

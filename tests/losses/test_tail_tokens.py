@@ -99,8 +99,9 @@ def test_the_configs_gradient_is_equation_5() -> None:
     said = torch.where(mask, logprobs.gather(-1, ids[..., None])[..., 0], 0.0)
     entropy = torch.where(mask, -(logprobs.exp() * logprobs).sum(-1), 0.0)
     objective = build_objective("opsa", FILLED)
-    (term,) = objective.terms
-    loss = objective.loss(inputs(said, entropy, mask), {term.name: len(lengths)})
+    given = inputs(said, entropy, mask)
+    assert not objective.needs_survey
+    loss = objective.loss(given, objective.survey([given]))
     (gradient,) = torch.autograd.grad(loss, leaf)
 
     plain = [(x.tolist(), y.tolist()) for x, y in zip(logits, tokens, strict=True)]

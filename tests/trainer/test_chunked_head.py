@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -43,6 +44,12 @@ COMPARISONS = {
         Comparison("teacher", partial(teacher_topk, k=9), partial(temperature, temperature=2.0), forward_kl)
     ],
     "several at once": [FULL, TOP, Comparison("teacher", partial(teacher_topk, k=3), identity, forward_kl)],
+    "divided logits": [
+        FULL,
+        replace(FULL, temperature=1.5),
+        replace(TOP, temperature=0.7),
+        replace(TOP, temperature=1.5),
+    ],
     "none": [],
 }
 
@@ -64,11 +71,15 @@ def test_equals_the_plain_computation(
     torch.testing.assert_close(stats.entropy, -(s.exp() * s).sum(-1).detach())
     torch.testing.assert_close(stats.teacher_logprobs["teacher"], t.gather(-1, ids[:, None])[:, 0])
     torch.testing.assert_close(stats.teacher_entropy["teacher"], -(t.exp() * t).sum(-1))
-    seen = Distributions(s.detach(), {"teacher": t}, None, ids, {})
     shares = torch.rand(len(ids), 1 + len(comparisons))
     shares[2:5] = 0.0  # tokens that no term trains
     shares[6, :-1] = 0.0  # and one that a single term trains
-    plain = [s.gather(-1, ids[:, None])[:, 0], *(c.compare(s, seen) for c in comparisons)]
+
+    def compared(c: Comparison) -> torch.Tensor:
+        divided, teacher = (s / c.temperature).log_softmax(-1), (t / c.temperature).log_softmax(-1)
+        return c.compare(divided, Distributions(divided.detach(), {"teacher": teacher}, None, ids, {}))
+
+    plain = [s.gather(-1, ids[:, None])[:, 0], *map(compared, comparisons)]
     ours = [stats.logprobs, *(stats.divergences[c] for c in comparisons)]
     torch.testing.assert_close(ours, plain)
     leaves = [hidden, own.weight, own.bias]
@@ -78,6 +89,34 @@ def test_equals_the_plain_computation(
     ]
     for mine, theirs in zip(*gradients, strict=True):
         torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def test_sampled_tokens_at_a_temperature() -> None:
+    """Log-probabilities, entropies and their gradient from divided logits; the numbers at 1 stay what they are."""
+    hidden, own, taught, other, ids = parts()
+    states = HiddenStates(hidden, own), {"teacher": HiddenStates(taught, other)}, ids
+    stats, plain = token_stats(*states, temperatures=(1.0, 2.0), chunk=4), token_stats(*states, chunk=4)
+    hot = stats.tempered[2.0]
+    s, t = (own.logits(hidden) / 2).log_softmax(-1), (other.logits(taught) / 2).log_softmax(-1).detach()
+    torch.testing.assert_close(hot.logprobs, s.gather(-1, ids[:, None])[:, 0])
+    torch.testing.assert_close(hot.entropy, -(s.exp() * s).sum(-1).detach())
+    torch.testing.assert_close(hot.teacher_logprobs["teacher"], t.gather(-1, ids[:, None])[:, 0])
+    torch.testing.assert_close(hot.teacher_entropy["teacher"], -(t.exp() * t).sum(-1))
+    for name in ("logprobs", "entropy", "teacher_logprobs", "teacher_entropy"):
+        assert torch.equal(*(torch.as_tensor(_only(getattr(x, name))) for x in (stats, plain)))
+    weight = torch.arange(1.0, 1.0 + len(ids))
+    both = (hot.logprobs * weight - stats.logprobs).sum()
+    by_hand = (s.gather(-1, ids[:, None])[:, 0] * weight).sum() - own.logits(hidden).log_softmax(-1).gather(
+        -1, ids[:, None]
+    ).sum()
+    for mine, theirs in zip(
+        *(torch.autograd.grad(x, [hidden, own.weight, own.bias]) for x in (both, by_hand)), strict=True
+    ):  # type: ignore[arg-type]
+        torch.testing.assert_close(mine, theirs, atol=1e-5, rtol=1e-4)
+
+
+def _only(value: Any) -> Any:
+    return value["teacher"] if isinstance(value, dict) else value
 
 
 def test_where_the_top_entries_hold_nearly_everything() -> None:
