@@ -14,7 +14,7 @@ from typing import Any
 
 from onpolicy.annotation.metrics import example_metrics, rollout_metrics, staleness_metrics
 from onpolicy.annotation.queries import ContextQueries
-from onpolicy.annotation.routes import Route
+from onpolicy.annotation.routes import Route, share_of
 from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
@@ -106,7 +106,7 @@ class Annotator:
             reward_breakdown=own.reward_breakdown,
             advantage=advantage,
             teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
-            routes={term: route(scored.scores, index) for term, route in self.routes.items()},
+            routes={term: share_of(route, scored.scores, index, scored.group) for term, route in self.routes.items()},
             spans={
                 name: self._mark(rollout, built[group_id, index, "span", name] or ())
                 for name in (*self.spans, *self.classes)

@@ -120,6 +120,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "frontier": "onpolicy.annotation.routes:frontier",
         "zero_variance": "onpolicy.annotation.routes:zero_variance",
         "above_average": "onpolicy.annotation.routes:above_average",
+        "finished": "onpolicy.annotation.routes:finished",
     },
     "span": {
         "pattern": "onpolicy.annotation.spans:pattern",

@@ -73,7 +73,8 @@ def choices(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     for guard in resolved.guards:
         yield from _one_of(f"{guard.plugin.key}.action", guard.settings.action, ACTIONS)
     for reward in resolved.rewards:
-        yield from _one_of(f"{reward.plugin.key}.when", reward.settings.when, WHEN)
+        others = [r.plugin.name for r in resolved.rewards if r is not reward and r.settings.when == WHEN[0]]
+        yield from _one_of(f"{reward.plugin.key}.when", reward.settings.when, (*WHEN, *others))
     for term in resolved.objective:
         yield from _one_of(f"{term.plugin.key}.normalize", term.settings.normalize, NORMALIZE)
 

@@ -111,7 +111,8 @@ class RewardSettings(Weighted):
     )
     when: str = opt(
         "always",
-        "which completions get the reward: `always`, `correct` or `wrong` ones (see `correctness`); the others get 0",
+        "which completions get the reward: `always`, `correct` or `wrong` ones (see `correctness`), or the name of another reward: those "
+        "for which that one is at least 0.5, e.g. a format; the others get 0",
     )
 
 

@@ -27,7 +27,7 @@ from onpolicy.annotation.contexts.other_problem import other_problem
 from onpolicy.annotation.contexts.regenerated import regenerated
 from onpolicy.annotation.contexts.revision import revision
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
-from onpolicy.annotation.credit import group_std
+from onpolicy.annotation.credit import group_mean, group_std
 from onpolicy.annotation.leakage import repeated_share
 from onpolicy.annotation.queries import ContextQueries, QueryError
 from onpolicy.annotation.scoring import Reward, Scorer
@@ -36,6 +36,7 @@ from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.rollout.sampler import RolloutSampler
 from onpolicy.types import AskModel, Example, Metrics, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config
@@ -291,6 +292,55 @@ def test_a_bonus_for_right_answers_alone() -> None:
     examples, _ = annotate([group("right and long", "right", "wrong and long", "wrong")], rewards=rewards)
     assert [e.reward_breakdown["long"] for e in examples] == [1.0, 0.0, 0.0, 0.0]
     assert [e.reward for e in examples] == [1.5, 1.0, -0.5, 0.0]
+
+
+def test_a_reward_for_answers_that_another_reward_accepts() -> None:
+    """RLCR's: all 0 without the format, correctness too, so that an unformatted answer is no correct one."""
+    rewards = [
+        Reward("right", 0.5, right, when="form"),
+        Reward("form", 0.5, lambda completion: completion.endswith("!")),
+        Reward("extra", 2.0, lambda completion: 0.75, when="correct"),
+    ]
+    (scored,) = Scorer(rewards, str, "right").score([group("right!", "right", "no!", "no")])
+    assert [r.total for r in scored.rewards] == [0.5 + 0.5 + 1.5, 0.0, 0.5, 0.0]
+    assert scored.scores == (1.0, 0.0, 0.0, 0.0) and scored.correct == (True, False, False, False)
+
+
+def test_what_when_may_name() -> None:
+    from onpolicy.config.load import build
+    from onpolicy.config.resolve import resolve
+
+    def when(decides: str, gate: str) -> str:
+        rewards = [
+            {"name": "math_answer", "when": decides},
+            {"name": "tagged_format", "bonus": False, "when": gate},
+            {"name": "brevity", "budget": 9},
+        ]
+        base = {"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "objective": ["policy_gradient"]}
+        try:
+            return str(resolve(build({**base, "rewards": rewards})).rewards[0].settings.when)
+        except ConfigError as error:
+            return str(error)
+
+    assert when("tagged_format", "always") == "tagged_format"
+    assert "rewards[0].when: got 'format', expected one of always, correct, wrong, tagged_format" in when(
+        "format", "always"
+    )
+    assert "rewards[0].when: got 'math_answer'" in when("math_answer", "always"), "not itself"
+    assert "got 'tagged_format', expected one of always, correct, wrong, brevity" in when("tagged_format", "brevity"), (
+        "no chain"
+    )
+    assert "must be given always" in when("correct", "always")
+
+
+def test_a_route_may_see_the_rollouts() -> None:
+    """A truncated answer leaves the loss and stays in its group's mean."""
+    whole = group("right", "no", "right")
+    cut = replace(whole, rollouts=(*whole.rollouts[:2], replace(whole.rollouts[2], finish_reason="length")))
+    examples, facts = annotate([cut], credit=group_mean, routes={"pg": routes.finished, "all": routes.all})
+    assert [e.routes["pg"] for e in examples] == [1.0, 1.0, 0.0] and facts["route/pg"] == pytest.approx(2 / 3)
+    assert [e.advantage for e in examples] == pytest.approx([1 / 3, -2 / 3, 1 / 3])
+    assert routes.share_of(partial(routes.failures, threshold=2.0), [1.0], 0, whole) == 1.0
 
 
 def test_correctness_and_not_the_sum_decides_contexts_and_routes() -> None:
