@@ -32,6 +32,7 @@ class Annotator:
     """Turns scored groups into examples: everything that is decided about a rollout before it becomes tensors."""
 
     renderer: Renderer
+    """Of the student's prompts, and of the teacher's unless there is another."""
     contexts: Mapping[str, ContextBuilder]
     credit: Callable[[Sequence[float]], Sequence[float]]
     queries: ContextQueries
@@ -45,6 +46,8 @@ class Annotator:
     classes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Span finders whose marks are for telemetry; they ask nothing."""
     telemetry: TextTelemetry | None = None
+    teacher_renderer: Renderer | None = None
+    """Of the teacher's prompts, where they are rendered in another thinking mode."""
 
     def annotate(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Returns the examples in the order of the rollouts, and the step's metrics about them.
@@ -57,7 +60,9 @@ class Annotator:
             _refuse_stale(scored.group, version, self.staleness)
         self.queries.sampled.clear()
         built = self.queries.run(self._started(groups), version=version)
-        prompts = TeacherPrompts(self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long)
+        prompts = TeacherPrompts(
+            self.teacher_renderer or self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long
+        )
         examples = [
             self._example(scored, i, j, advantage, built, prompts)
             for i, scored in enumerate(groups)

@@ -16,7 +16,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.baseline import Baseline
 from onpolicy.epistemic.ids import CLASSES, class_names, span_name
 from onpolicy.epistemic.telemetry import TextTelemetry
-from onpolicy.models import ModelHandle
+from onpolicy.models import ModelHandle, teacher_renderer
 from onpolicy.protocols import Generator
 from onpolicy.types import Prompt
 from onpolicy.utils.seeds import step_seed
@@ -85,6 +85,7 @@ def build_annotator(
     """
     return Annotator(
         renderer=renderer,
+        teacher_renderer=teacher_renderer(resolved, renderer),
         contexts={context: plugin.bind() for context, plugin in resolved.contexts.items()},
         credit=resolved.credit.bind(),
         queries=queries or _no_queries(renderer),

@@ -40,6 +40,7 @@ class RenderingSettings:
     thinking: bool | None = opt(
         None, "`enable_thinking` passed to the chat template, for student and teacher alike; null: not passed"
     )
+    teacher_thinking: bool | None = opt(None, "`enable_thinking` of the teacher's prompts; null: as `thinking`")
     max_prompt_tokens: int = opt(2048, "maximum length of the student's prompt, in tokens")
     max_teacher_prompt_tokens: int = opt(
         32768, "maximum length of the teacher's prompt, in tokens; lowered to what fits into the model's context window"

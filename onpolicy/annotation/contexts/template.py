@@ -44,6 +44,14 @@ def replace_question(prompt: Prompt, template: str, **values: Any) -> tuple[Mess
     return (*prompt.messages[:last], {"role": "user", "content": content}, *prompt.messages[last + 1 :])
 
 
+def continue_turn(prompt: Prompt, text: str) -> tuple[Message, ...]:
+    """The prompt's messages and an assistant's turn that begins with the text; the completion continues that turn."""
+    *before, last = prompt.messages
+    if last["role"] == "assistant":  # the turn has been begun already
+        return (*before, {"role": "assistant", "content": last["content"] + text})
+    return (*prompt.messages, {"role": "assistant", "content": text})
+
+
 def fill(template: str, values: Mapping[str, Any], prompt_id: str) -> str:
     """Replaces ``{name}`` once, leaving every other brace alone: solutions are full of LaTeX."""
 
