@@ -56,7 +56,11 @@ class ResolvedConfig:
         found = {f"contexts.{k}": p for k, p in self.contexts.items()} | {
             f"spans.{k}": p for k, p in self.spans.items()
         }
-        return {key: plugin for key, plugin in found.items() if inspect.isgeneratorfunction(plugin.function)}
+        return {
+            key: plugin
+            for key, plugin in found.items()
+            if any(map(inspect.isgeneratorfunction, plug_ins_in(plugin.function, plugin.options)))
+        }
 
     @property
     def ref_rate_readers(self) -> list[Plugin]:
