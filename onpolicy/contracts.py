@@ -163,9 +163,9 @@ def _answered(result: Any, prompt: Prompt) -> Any:
 
 
 def check_route(function: Callable[..., float]) -> None:
-    """(scores of the group, index) or (scores, index, group) -> a share between 0 and 1."""
+    """(scores of the group, index), and rollouts or is_privileged where it has such parameters, -> a share between 0 and 1."""
     for scores in ([1.0, 0.0, 0.5], [1.0], [0.0, 0.0]):
-        share = _call("route", functools.partial(share_of, function), scores, 0, _group(len(scores)))
+        share = _call("route", functools.partial(share_of, function), scores, 0, _group(len(scores)).rollouts)
         _require(
             isinstance(share, int | float) and 0.0 <= share <= 1.0,
             function,

@@ -2,7 +2,8 @@
 
 A rollout with share 0 is not among the term's tokens and not in its denominator; shares between weigh its loss. Scores are
 what the reward named by ``correctness`` gives (the sum of all rewards where there is none of that name). A route that has to see
-the rollouts themselves has a third positional parameter, ``group``, and is given the ``RolloutGroup``.
+the rollouts themselves has a third positional parameter, ``rollouts``, and is given those of the group; one that takes
+rollouts which were sampled with a context (``privileged_rollouts``) has a parameter ``is_privileged``. All others get none of these.
 """
 
 from __future__ import annotations
@@ -10,17 +11,29 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Sequence
 
-from onpolicy.types import CORRECT_THRESHOLD, RolloutGroup
+from onpolicy.types import CORRECT_THRESHOLD, Rollout
 
 Route = Callable[..., float]
-"""``(scores, index)`` or ``(scores, index, group)``."""
+"""``(scores, index)``, and ``rollouts``, ``is_privileged`` or both behind them."""
 
 
-def share_of(route: Route, scores: Sequence[float], index: int, group: RolloutGroup) -> float:
-    """What a route says about a rollout; it is given the group where it asks for one."""
-    if "group" in inspect.signature(route).parameters:
-        return route(scores, index, group)
-    return route(scores, index)
+def share_of(
+    route: Route, scores: Sequence[float], index: int, rollouts: Sequence[Rollout], *, privileged: bool = False
+) -> float:
+    """What a route says about a rollout, given what its parameters ask for.
+
+    Args:
+        route: the route
+        scores: of the group
+        index: which of its rollouts
+        rollouts: of the group
+        privileged: whether they were sampled with a context that the student does not have
+    """
+    parameters = inspect.signature(route).parameters
+    if privileged and "is_privileged" not in parameters:
+        return 0.0
+    known = {"rollouts": rollouts, "is_privileged": privileged}
+    return route(scores, index, **{name: value for name, value in known.items() if name in parameters})
 
 
 def all(scores: Sequence[float], index: int) -> float:
@@ -75,7 +88,13 @@ def above_average(scores: Sequence[float], index: int) -> float:
     return float(scores[index] > sum(scores) / len(scores))
 
 
-def finished(scores: Sequence[float], index: int, group: RolloutGroup) -> float:
+def finished(scores: Sequence[float], index: int, rollouts: Sequence[Rollout]) -> float:
     """Those that ended by themselves. The others are masked out of the loss and still count in their group's credit (RLCR, arXiv
     2507.16806; the overlong filtering of DAPO, 2503.14476)."""
-    return float(group.rollouts[index].finish_reason == "stop")
+    return float(rollouts[index].finish_reason == "stop")
+
+
+def privileged(scores: Sequence[float], index: int, is_privileged: bool) -> float:
+    """Correct rollouts that the model sampled with a context, for groups in which all others failed (`privileged_rollouts`; HDPO, arXiv
+    2603.23871), and no others."""
+    return float(is_privileged)

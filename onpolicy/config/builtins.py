@@ -121,6 +121,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "zero_variance": "onpolicy.annotation.routes:zero_variance",
         "above_average": "onpolicy.annotation.routes:above_average",
         "finished": "onpolicy.annotation.routes:finished",
+        "privileged": "onpolicy.annotation.routes:privileged",
     },
     "span": {
         "pattern": "onpolicy.annotation.spans:pattern",

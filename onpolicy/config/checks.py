@@ -3,13 +3,14 @@ problem of its own it stays silent, because what it would say may only follow fr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from onpolicy.config.problems import Problems
 from onpolicy.config.registry import Plugin
 from onpolicy.config.renamed import renamed_name
-from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, mentioned
+from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, mentioned, plug_ins_in
 from onpolicy.config.schedules import coefficients_in
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
@@ -181,6 +182,32 @@ def completions(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
                 yield f"{nothing}, so no sampler's log-probabilities for {key} = {cap}; set it to null."
 
 
+def privileged(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Rollouts sampled with a context are sampled for terms that take them, and a term that takes them has some."""
+    found, key = resolved.privileged_rollouts, "privileged_rollouts"
+    takers = [t for t in resolved.objective if "is_privileged" in inspect.signature(t.settings.route).parameters]
+    if found is None:
+        for term in takers:
+            yield f"{term.plugin.key}.route: takes privileged rollouts alone, but {key} names no context with which to sample them."
+        return
+    if found.settings.samples < 1:
+        yield f"{key}.samples: got {found.settings.samples}, expected at least 1."
+    if not takers and problems.sound("objective"):
+        yield f"{key}: no term of the objective takes such rollouts; add a term with route=privileged."
+    if not resolved.rewards and problems.sound("rewards"):
+        yield f"{key}: needs a reward that says which rollouts are correct; add one under rewards."
+    if resolved.data.settings.completions_column is not None:
+        yield f"{key}: nothing is sampled with data.completions_column; leave it out."
+    if any(map(inspect.isgeneratorfunction, plug_ins_in(found.plugin.function, found.plugin.options))):
+        yield f"{key}.name: {found.plugin.name!r} asks the model itself; expected a context that does not."
+    for term in resolved.objective:
+        if term.settings.normalize in NORMALIZE[2:]:
+            yield (
+                f"{term.plugin.key}.normalize: {term.settings.normalize!r} counts every completion of the update, {key} too; "
+                "expected tokens or sequences."
+            )
+
+
 def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     """Schedules stand only where a number is read again at each step."""
     sections: tuple[Section, ...] = (resolved.data, resolved.generator, resolved.trainer)
@@ -190,5 +217,17 @@ def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(ranges, lists, choices, lexicons, lowered, contexts, rewards, reference_rates, completions, schedules),
+    *(
+        ranges,
+        lists,
+        choices,
+        lexicons,
+        lowered,
+        contexts,
+        rewards,
+        reference_rates,
+        completions,
+        privileged,
+        schedules,
+    ),
 )

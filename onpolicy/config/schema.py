@@ -271,6 +271,11 @@ class Config:
     contexts: dict[str, Any] = opt(
         {}, "name -> what the teacher sees in addition to the problem; plug-ins of kind `context`"
     )
+    privileged_rollouts: dict[str, Any] = opt(
+        {},
+        "for groups whose rollouts all failed: the context, a plug-in of kind `context`, with which the same model samples further "
+        "rollouts. Correct ones go to the terms with the route `privileged`, as answers to the student's prompt; {}: none are sampled",
+    )
     custom_lexicons: dict[str, Any] = opt(
         {}, "name -> list of words and phrases: lexicons in addition to the built-in ones"
     )
@@ -319,3 +324,8 @@ INJECTED: dict[str, tuple[str, ...]] = {
 @dataclass
 class EvalSetSettings:
     problems: int | None = opt(None, "use the first N problems only; null: all")
+
+
+@dataclass
+class PrivilegedSettings:
+    samples: int = opt(8, "rollouts sampled for each group whose rollouts all failed")

@@ -366,7 +366,7 @@ def test_a_route_may_see_the_rollouts() -> None:
     examples, facts = annotate([cut], credit=group_mean, routes={"pg": routes.finished, "all": routes.all})
     assert [e.routes["pg"] for e in examples] == [1.0, 1.0, 0.0] and facts["route/pg"] == pytest.approx(2 / 3)
     assert [e.advantage for e in examples] == pytest.approx([1 / 3, -2 / 3, 1 / 3])
-    assert routes.share_of(partial(routes.failures, threshold=2.0), [1.0], 0, whole) == 1.0
+    assert routes.share_of(partial(routes.failures, threshold=2.0), [1.0], 0, whole.rollouts) == 1.0
 
 
 def test_correctness_and_not_the_sum_decides_contexts_and_routes() -> None:

@@ -216,7 +216,7 @@ def test_generators_trust_a_models_code_only_when_asked(
     monkeypatch.setattr("onpolicy.rollout.hf_generator.load_causal_lm", engine)
     asked = ["model.trust_remote_code=true", "model.revision=abc"] if trusted else []
     resolved = resolve(load(write_config(tmp_path), [f"generator={{name: {generator}}}", *asked]))
-    build_generator(resolved, ModelHandle(str(tmp_path), None, *[Renderer(byte_tokenizer())] * 2, 10, 10))
+    build_generator(resolved, ModelHandle(str(tmp_path), None, (r := Renderer(byte_tokenizer())), r, 10, 10))
     assert given["trust_remote_code"] is trusted and given["revision"] == ("abc" if trusted else None)
 
 
