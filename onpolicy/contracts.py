@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from types import GeneratorType
@@ -16,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from onpolicy.annotation.routes import share_of
 from onpolicy.config.load import ConfigSource, load
 from onpolicy.config.problems import Problems, collected
 from onpolicy.config.resolve import resolve
@@ -118,7 +120,24 @@ def check_reward(function: Callable[..., Any], sample: RewardInput | None = None
 
 
 def check_context(function: Callable[..., Any]) -> None:
-    """(group, index, rewards) -> messages that end with the user's turn, or None."""
+    """(group, index, rewards) -> messages that end with the user's turn, or with what the assistant's turn begins with; or None."""
+    group = _group(2)
+    for rewards in ([0.0, 0.0], [1.0, 1.0], [1.0, 0.0]):
+        for index in range(2):
+            messages = _answered(_call("context", function, group, index, rewards), group.prompt)
+            if messages is None:
+                continue
+            good = all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
+            _require(bool(messages) and good, function, "must return messages with a role and a content")
+            _require(
+                messages[-1]["role"] in ("user", "assistant"),
+                function,
+                "must end with the user's turn, or the beginning of the assistant's: the completion is the assistant's",
+            )
+
+
+def _group(size: int) -> RolloutGroup:
+    """A problem and so many equal rollouts."""
     prompt = Prompt(
         id="contract",
         messages=({"role": "user", "content": "2 + 2?"},),
@@ -127,19 +146,7 @@ def check_context(function: Callable[..., Any]) -> None:
     rollout = Rollout(
         prompt_ids=(1,), completion_ids=(2,), rollout_logprobs=(-1.0,), text="4", finish_reason="stop", policy_version=0
     )
-    group = RolloutGroup(prompt=prompt, rollouts=(rollout, rollout))
-    for rewards in ([0.0, 0.0], [1.0, 1.0], [1.0, 0.0]):
-        for index in range(2):
-            messages = _answered(_call("context", function, group, index, rewards), prompt)
-            if messages is None:
-                continue
-            good = all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
-            _require(bool(messages) and good, function, "must return messages with a role and a content")
-            _require(
-                messages[-1]["role"] == "user",
-                function,
-                "must end with the user's turn: the completion is the assistant's",
-            )
+    return RolloutGroup(prompt=prompt, rollouts=(rollout,) * size)
 
 
 def _answered(result: Any, prompt: Prompt) -> Any:
@@ -155,10 +162,10 @@ def _answered(result: Any, prompt: Prompt) -> Any:
         return stop.value
 
 
-def check_route(function: Callable[[Sequence[float], int], float]) -> None:
-    """(scores of the group, index) -> a share between 0 and 1."""
+def check_route(function: Callable[..., float]) -> None:
+    """(scores of the group, index), and rollouts or is_privileged where it has such parameters, -> a share between 0 and 1."""
     for scores in ([1.0, 0.0, 0.5], [1.0], [0.0, 0.0]):
-        share = _call("route", function, scores, 0)
+        share = _call("route", functools.partial(share_of, function), scores, 0, _group(len(scores)).rollouts)
         _require(
             isinstance(share, int | float) and 0.0 <= share <= 1.0,
             function,

@@ -155,6 +155,8 @@ class ModelHandle:
     path: str
     tokenizer: Any
     renderer: Renderer
+    """Of the student's prompts."""
+    teacher_renderer: Renderer
     max_teacher_prompt_tokens: int
     max_model_len: int
     """Tokens of the longest prompt and completion together that the generator has to handle, questions of contexts included."""
@@ -187,15 +189,25 @@ def open_model(resolved: ResolvedConfig, *, extra_tokens: int = 0, guided: bool 
     longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
     informed = config.rendering.max_teacher_prompt_tokens + resolved.generator.settings.max_tokens
     tokenizer = load_tokenizer(path, chat_template=config.rendering.chat_template, **source)  # type: ignore[arg-type]
+    renderer = Renderer(tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=longest_prompt)
     return ModelHandle(
         path=path,
         tokenizer=tokenizer,
-        renderer=Renderer(tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=longest_prompt),
+        renderer=renderer,
+        teacher_renderer=teacher_renderer(resolved, renderer),
         max_teacher_prompt_tokens=teacher_prompt_limit(resolved, window),
         max_model_len=min(
             window, max(longest_prompt + longest + extra_tokens, informed if resolved.querying_plugins or guided else 0)
         ),
     )
+
+
+def teacher_renderer(resolved: ResolvedConfig, renderer: Renderer) -> Renderer:
+    """The renderer of the teacher's prompts: the student's own, unless ``rendering.teacher_thinking`` says otherwise."""
+    settings = resolved.config.rendering
+    if settings.teacher_thinking in (None, settings.thinking):
+        return renderer
+    return Renderer(renderer.tokenizer, thinking=settings.teacher_thinking)
 
 
 def teacher_prompt_limit(resolved: ResolvedConfig, window: int | None) -> int:

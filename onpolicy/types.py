@@ -55,7 +55,8 @@ class Prompt:
     banned_token_ids: tuple[int, ...] = ()
     """Tokens that no rollout may have."""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """The row's other columns under their usual names: ``answer``, ``solution``, ``data_source`` and whatever else the row holds."""
+    """The row's other columns under their usual names: ``answer``, ``solution``, ``problem`` (the text without the prompt's wording),
+    ``data_source`` and whatever else the row holds."""
 
 
 @dataclass

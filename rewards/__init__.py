@@ -12,6 +12,7 @@ BUILTIN: dict[str, str] = {
     "gym_answer": "onpolicy.rewards.gym:gym_answer",
     "boxed_format": "onpolicy.rewards.format:boxed_format",
     "thinking_format": "onpolicy.rewards.format:thinking_format",
+    "tagged_format": "onpolicy.rewards.format:tagged_format",
     "density": "onpolicy.rewards.uncertainty:density",
     "saturating_floor": "onpolicy.rewards.uncertainty:saturating_floor",
     "target_rate": "onpolicy.rewards.uncertainty:target_rate",

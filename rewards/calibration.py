@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
-import re
-
 from .answer import math_answer
+from .extract import last_in_tag
 
 
-def brier(completion: str, answer: str, *, tag: str = "confidence") -> float:
-    """-(c - r)^2 with c the stated confidence and r 1 for a right answer, 0 for a wrong one; -1 where none is stated.
+def brier(completion: str, answer: str, *, tag: str = "confidence", offset: float = 0.0) -> float:
+    """offset - (c - r)^2 with c the stated confidence and r 1 for a right answer, 0 for a wrong one; offset - 1 where none is stated.
 
     RLCR (arXiv 2507.16806) adds it to correctness: the sum is largest for the likeliest answer with a confidence equal to
     its chance of being right. The last tag counts; percentages are read too.
 
     Args:
         tag: name of the tag around the confidence
+        offset: what a confidence that is exactly right earns; with 1 (RLCR's code) the reward lies between 0 and 1
     """
     confidence = stated_confidence(completion, tag=tag)
-    return -1.0 if confidence is None else -((confidence - float(math_answer(completion, answer))) ** 2)
+    return offset - (1.0 if confidence is None else (confidence - float(math_answer(completion, answer))) ** 2)
 
 
-def stated_confidence(completion: str, *, tag: str = "confidence") -> float | None:
-    """0 to 1; None where no number in that range stands in the last such tag."""
-    found = re.findall(rf"<{tag}>\s*([0-9]*\.?[0-9]+)\s*(%?)\s*</{tag}>", completion)
-    if not found:
+def stated_confidence(completion: str, *, tag: str = "confidence", percent: bool = True) -> float | None:
+    """0 to 1; None where no number in that range stands in the last such tag.
+
+    Args:
+        completion: the text
+        tag: name of the tag around the confidence
+        percent: whether ``80%`` is .8; otherwise it is none
+    """
+    text = (last_in_tag(completion, tag) or "").strip()
+    in_percent = percent and text.endswith("%")
+    try:
+        confidence = float(text.removesuffix("%") if in_percent else text) / (100.0 if in_percent else 1.0)
+    except ValueError:
         return None
-    number, percent = found[-1]
-    confidence = float(number) / (100.0 if percent else 1.0)
-    return confidence if confidence <= 1.0 else None
+    return confidence if 0.0 <= confidence <= 1.0 else None

@@ -38,6 +38,13 @@ def boxed(text: str) -> list[str]:
     return found
 
 
+def last_in_tag(text: str, tag: str) -> str | None:
+    """What stands between the last ``<tag>`` that is closed and its ``</tag>``; None where there is none."""
+    before, closed, _ = text.rpartition(f"</{tag}>")
+    _, opened, inside = before.rpartition(f"<{tag}>")
+    return inside if closed and opened else None
+
+
 def _closing_brace(text: str, start: int) -> int | None:
     depth = 1
     for i in range(start, len(text)):

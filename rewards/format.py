@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+
+from .calibration import stated_confidence
 from .extract import boxed
 
 
@@ -23,3 +26,31 @@ def thinking_format(completion: str, *, open_tag: str = "<think>", close_tag: st
         before.count(open_tag) == 1 and before.lstrip().startswith(open_tag)
     )
     return bool(closed) and opened_at_start and close_tag not in after and open_tag not in after and bool(after.strip())
+
+
+def tagged_format(
+    completion: str,
+    *,
+    tags: list[str] = ["answer", "analysis", "confidence"],  # noqa: B006 read, never changed
+    confidence: str | None = "confidence",
+) -> bool:
+    """After ``</think>`` the tags, each closed, in this order and to the end, with nothing but white space between them.
+
+    The format that RLCR (arXiv 2507.16806) rewards: thinking, answer, analysis of the doubt, and a confidence from 0 to 1.
+
+    Args:
+        tags: names of the tags, at least one
+        confidence: name of the tag that must hold a number from 0 to 1 ("80%" is none); null: no tag has to
+    """
+    if not tags:
+        raise ValueError("tagged_format: got no tags, expected at least one")
+    place = 0
+    for closed, opened in zip(["think", *tags], tags, strict=False):
+        found = re.compile(rf"</{re.escape(closed)}>\s*<{re.escape(opened)}>").search(completion, place)
+        if found is None:
+            return False
+        place = found.end()
+    end = f"</{tags[-1]}>"
+    if not completion[place:].rstrip().endswith(end):
+        return False
+    return confidence is None or stated_confidence(completion, tag=confidence, percent=False) is not None

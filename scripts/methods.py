@@ -41,7 +41,15 @@ def _table() -> Iterator[str]:
         point, comment = axes(read(path)), header(path)
         rest = "; ".join(
             f"{axis}: {point[axis]}"
-            for axis in ("credit", "rewards", "normalize", "schedule", "dynamic sampling", "spans")
+            for axis in (
+                "credit",
+                "rewards",
+                "normalize",
+                "schedule",
+                "dynamic sampling",
+                "privileged rollouts",
+                "spans",
+            )
             if point[axis]
         )
         cells = [point[column] for column in COLUMNS]

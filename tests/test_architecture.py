@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "rollout": {"types", "utils", "protocols", "config", "data", "models"},
     "annotation": BASE | {"protocols", "config", "data", "models", "epistemic"},
     "trainer": {"types", "utils", "protocols", "config", "data", "models", "losses", "epistemic"},
-    "contracts": {"types", "rewards", "utils", "config", "losses"},
+    "contracts": {"types", "rewards", "utils", "config", "losses", "annotation"},
     "train": {"types", "protocols", "run"},
 }
 """Package, or file at the top -> what any of its files may import, besides itself."""

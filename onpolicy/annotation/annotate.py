@@ -7,14 +7,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from onpolicy.annotation.credit import group_mean
 from onpolicy.annotation.metrics import example_metrics, rollout_metrics, staleness_metrics
+from onpolicy.annotation.privileged import PrivilegedRollouts
 from onpolicy.annotation.queries import ContextQueries
-from onpolicy.annotation.routes import Route
+from onpolicy.annotation.routes import Route, share_of
 from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
@@ -32,6 +33,7 @@ class Annotator:
     """Turns scored groups into examples: everything that is decided about a rollout before it becomes tensors."""
 
     renderer: Renderer
+    """Of the student's prompts, and of the teacher's unless there is another."""
     contexts: Mapping[str, ContextBuilder]
     credit: Callable[[Sequence[float]], Sequence[float]]
     queries: ContextQueries
@@ -45,9 +47,14 @@ class Annotator:
     classes: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     """Span finders whose marks are for telemetry; they ask nothing."""
     telemetry: TextTelemetry | None = None
+    teacher_renderer: Renderer | None = None
+    """Of the teacher's prompts, where they are rendered in another thinking mode."""
+    privileged: PrivilegedRollouts | None = None
 
     def annotate(self, groups: Sequence[ScoredGroup], *, version: int) -> tuple[list[Example], Metrics]:
         """Returns the examples in the order of the rollouts, and the step's metrics about them.
+
+        Privileged rollouts follow those of their group. They have no advantage, and no metric but their own counts them.
 
         Raises:
             StaleRollouts: a token comes from weights more than ``staleness`` versions below ``version``, or from newer ones.
@@ -57,13 +64,19 @@ class Annotator:
             _refuse_stale(scored.group, version, self.staleness)
         self.queries.sampled.clear()
         built = self.queries.run(self._started(groups), version=version)
-        prompts = TeacherPrompts(self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long)
+        prompts = TeacherPrompts(
+            self.teacher_renderer or self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long
+        )
         examples = [
             self._example(scored, i, j, advantage, built, prompts)
             for i, scored in enumerate(groups)
             for j, advantage in enumerate(advantages(scored, self.credit))
         ]
         metrics = example_metrics(examples, prompts.dropped, self.contexts, self.spans)
+        if self.privileged is not None:
+            others, counts = self._privileged_examples(self.privileged, groups, prompts, version)
+            examples = sorted([*examples, *others], key=lambda example: example.group_id)
+            metrics |= counts
         metrics |= rollout_metrics(groups)
         if self.queries.sampled:
             metrics["context/sampled_tokens"] = float(sum(self.queries.sampled))
@@ -72,6 +85,26 @@ class Annotator:
         if self.telemetry is not None:
             metrics |= self.telemetry.measure(groups)
         return examples, metrics
+
+    def _privileged_examples(
+        self, privileged: PrivilegedRollouts, groups: Sequence[ScoredGroup], prompts: TeacherPrompts, version: int
+    ) -> tuple[list[Example], Metrics]:
+        """Examples of the privileged rollouts, whose siblings are each other."""
+        found, metrics = privileged.sample(groups, version=version)
+        built = self.queries.run(self._started(list(found.values())), version=version)
+        examples = [
+            replace(
+                self._example(scored, k, j, 0.0, built, prompts),
+                group_id=group_id,
+                routes={
+                    term: share_of(route, scored.scores, j, scored.group.rollouts, privileged=True)
+                    for term, route in self.routes.items()
+                },
+            )
+            for k, (group_id, scored) in enumerate(found.items())
+            for j in range(len(scored.scores))
+        ]
+        return privileged.under_students_prompt(examples), metrics
 
     def _started(self, groups: Sequence[ScoredGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
         """Calls every context and every span finder for every rollout; those that ask the model return a coroutine."""
@@ -106,7 +139,10 @@ class Annotator:
             reward_breakdown=own.reward_breakdown,
             advantage=advantage,
             teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
-            routes={term: route(scored.scores, index) for term, route in self.routes.items()},
+            routes={
+                term: share_of(route, scored.scores, index, scored.group.rollouts)
+                for term, route in self.routes.items()
+            },
             spans={
                 name: self._mark(rollout, built[group_id, index, "span", name] or ())
                 for name in (*self.spans, *self.classes)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.privileged import Logprobs, PrivilegedRollouts
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.annotation.spans import markers, pattern
@@ -16,7 +17,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.baseline import Baseline
 from onpolicy.epistemic.ids import CLASSES, class_names, span_name
 from onpolicy.epistemic.telemetry import TextTelemetry
-from onpolicy.models import ModelHandle
+from onpolicy.models import ModelHandle, teacher_renderer
 from onpolicy.protocols import Generator
 from onpolicy.types import Prompt
 from onpolicy.utils.seeds import step_seed
@@ -73,6 +74,7 @@ def build_annotator(
     max_teacher_prompt_tokens: int,
     queries: ContextQueries | None,
     baseline: Baseline | None = None,
+    logprobs: Logprobs | None = None,
 ) -> Annotator:
     """Builds the annotator of a run.
 
@@ -82,9 +84,15 @@ def build_annotator(
         max_teacher_prompt_tokens: tokens of the longest prompt that a teacher may read
         queries: answers contexts that ask the model; None where the config has been refused if one does
         baseline: the reference model's use of markers, where it has been measured
+        logprobs: the trainer's log-probabilities of examples, for privileged rollouts
     """
+    privileged = None
+    if resolved.privileged_rollouts is not None and queries is not None and logprobs is not None:
+        given = resolved.privileged_rollouts
+        privileged = PrivilegedRollouts(given.plugin.bind(), given.settings.samples, queries, logprobs)
     return Annotator(
         renderer=renderer,
+        teacher_renderer=teacher_renderer(resolved, renderer),
         contexts={context: plugin.bind() for context, plugin in resolved.contexts.items()},
         credit=resolved.credit.bind(),
         queries=queries or _no_queries(renderer),
@@ -95,6 +103,7 @@ def build_annotator(
         spans={name: plugin.bind() for name, plugin in resolved.spans.items()},
         classes=token_classes(resolved),
         telemetry=text_telemetry(resolved, renderer, baseline),
+        privileged=privileged,
     )
 
 

@@ -1,18 +1,41 @@
 """Which rollouts go to a loss term: ``(scores of the group, index) -> share``, 0 for none and 1 for all of it.
 
 A rollout with share 0 is not among the term's tokens and not in its denominator; shares between weigh its loss. Scores are
-what the reward named by ``correctness`` gives (the sum of all rewards where there is none of that name).
+what the reward named by ``correctness`` gives (the sum of all rewards where there is none of that name). A route that has to see
+the rollouts themselves has a third positional parameter, ``rollouts``, and is given those of the group; one that takes
+rollouts which were sampled with a context (``privileged_rollouts``) has a parameter ``is_privileged``. All others get none of these.
 """
 
 from __future__ import annotations
 
 import builtins
+import inspect
 from collections.abc import Callable, Sequence
 
 from onpolicy.annotation.credit import group_mean
-from onpolicy.types import CORRECT_THRESHOLD
+from onpolicy.types import CORRECT_THRESHOLD, Rollout
 
-Route = Callable[[Sequence[float], int], float]
+Route = Callable[..., float]
+"""``(scores, index)``, and ``rollouts``, ``is_privileged`` or both behind them."""
+
+
+def share_of(
+    route: Route, scores: Sequence[float], index: int, rollouts: Sequence[Rollout], *, privileged: bool = False
+) -> float:
+    """What a route says about a rollout, given what its parameters ask for.
+
+    Args:
+        route: the route
+        scores: of the group
+        index: which of its rollouts
+        rollouts: of the group
+        privileged: whether they were sampled with a context that the student does not have
+    """
+    parameters = inspect.signature(route).parameters
+    if privileged and "is_privileged" not in parameters:
+        return 0.0
+    known = {"rollouts": rollouts, "is_privileged": privileged}
+    return route(scores, index, **{name: value for name, value in known.items() if name in parameters})
 
 
 def all(scores: Sequence[float], index: int) -> float:
@@ -72,15 +95,6 @@ def not_above_average(scores: Sequence[float], index: int) -> float:
     return float(group_mean(scores)[index] <= 0)
 
 
-def all_failed(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
-    """Those of groups that failed as a whole (HDPO, arXiv 2603.23871).
-
-    Args:
-        threshold: score from which an answer counts as correct
-    """
-    return float(max(scores) < threshold)
-
-
 def between_siblings(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
     """Those with a correct and with a wrong sibling besides themselves (RLCSD, arXiv 2606.11709).
 
@@ -89,3 +103,15 @@ def between_siblings(scores: Sequence[float], index: int, *, threshold: float = 
     """
     siblings = [s >= threshold for i, s in enumerate(scores) if i != index]
     return float(any(siblings) and not builtins.all(siblings))
+
+
+def finished(scores: Sequence[float], index: int, rollouts: Sequence[Rollout]) -> float:
+    """Those that ended by themselves. The others are masked out of the loss and still count in their group's credit (RLCR, arXiv
+    2507.16806; the overlong filtering of DAPO, 2503.14476)."""
+    return float(rollouts[index].finish_reason == "stop")
+
+
+def privileged(scores: Sequence[float], index: int, is_privileged: bool) -> float:
+    """Correct rollouts that the model sampled with a context, for groups in which all others failed (`privileged_rollouts`; HDPO, arXiv
+    2603.23871), and no others."""
+    return float(is_privileged)

@@ -26,7 +26,8 @@ class Reward:
     bonus: bool = False
     """Whether it is added to the advantage after ``credit`` instead of being part of what ``credit`` normalises."""
     when: str = "always"
-    """``always``, ``correct`` or ``wrong``: which answers get it; the others get 0."""
+    """Which answers get it, the others get 0: ``always``, ``correct``, ``wrong``, or those that another reward, named here, is at least
+    ``CORRECT_THRESHOLD`` for."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +101,14 @@ def combine(
     def weighted_sum(breakdown: RewardBreakdown, *, bonus: bool) -> float:
         return sum(float(r.weight) * breakdown[r.name] for r in rewards if r.bonus == bonus and r.name in breakdown)
 
+    gates = {r.when for r in rewards}.intersection(r.name for r in rewards)
     combined = []
     for given in breakdowns:
-        verdict = "correct" if given.get(correctness, 0.0) >= CORRECT_THRESHOLD else "wrong"
-        own = dict(given) | {r.name: 0.0 for r in rewards if r.name in given and r.when not in ("always", verdict)}
+        passed = {"always", *(gate for gate in gates if given.get(gate, 0.0) >= CORRECT_THRESHOLD)}
+        closed = {r.name for r in rewards if r.when in gates - passed}
+        correct = correctness not in closed and given.get(correctness, 0.0) >= CORRECT_THRESHOLD
+        passed.add("correct" if correct else "wrong")
+        own = dict(given) | {r.name: 0.0 for r in rewards if r.name in given and r.when not in passed}
         combined.append(RolloutReward(weighted_sum(own, bonus=False), weighted_sum(own, bonus=True), own))
     return combined
 

@@ -130,8 +130,9 @@ TABLES: dict[str, Mapping[str, str]] = {
         "zero_variance": "onpolicy.annotation.routes:zero_variance",
         "above_average": "onpolicy.annotation.routes:above_average",
         "not_above_average": "onpolicy.annotation.routes:not_above_average",
-        "all_failed": "onpolicy.annotation.routes:all_failed",
         "between_siblings": "onpolicy.annotation.routes:between_siblings",
+        "finished": "onpolicy.annotation.routes:finished",
+        "privileged": "onpolicy.annotation.routes:privileged",
     },
     "span": {
         "pattern": "onpolicy.annotation.spans:pattern",

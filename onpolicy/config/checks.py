@@ -3,13 +3,14 @@ problem of its own it stays silent, because what it would say may only follow fr
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from onpolicy.config.problems import Problems
 from onpolicy.config.registry import Plugin
 from onpolicy.config.renamed import renamed_name
-from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, mentioned, plug_ins_of
+from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, mentioned, plug_ins_in, term_plugins
 from onpolicy.config.schedules import coefficients_in
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
@@ -73,7 +74,8 @@ def choices(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     for guard in resolved.guards:
         yield from _one_of(f"{guard.plugin.key}.action", guard.settings.action, ACTIONS)
     for reward in resolved.rewards:
-        yield from _one_of(f"{reward.plugin.key}.when", reward.settings.when, WHEN)
+        others = [r.plugin.name for r in resolved.rewards if r is not reward and r.settings.when == WHEN[0]]
+        yield from _one_of(f"{reward.plugin.key}.when", reward.settings.when, (*WHEN, *others))
     for term in resolved.objective:
         yield from _one_of(f"{term.plugin.key}.normalize", term.settings.normalize, NORMALIZE)
 
@@ -117,7 +119,7 @@ def contexts(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     for kind, what, option, example, read_by, configured in kinds:
         read: set[str] = set()
         for term in resolved.objective:
-            keys = {name: key for plugin in plug_ins_of(term) for name, key in read_by(plugin).items()}
+            keys = {name: key for plugin in term_plugins(term) for name, key in read_by(plugin).items()}
             read.update(keys)
             for name, key in keys.items():
                 if name not in configured and problems.readable(kind):
@@ -180,6 +182,32 @@ def completions(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
                 yield f"{nothing}, so no sampler's log-probabilities for {key} = {cap}; set it to null."
 
 
+def privileged(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Rollouts sampled with a context are sampled for terms that take them, and a term that takes them has some."""
+    found, key = resolved.privileged_rollouts, "privileged_rollouts"
+    takers = [t for t in resolved.objective if "is_privileged" in inspect.signature(t.settings.route).parameters]
+    if found is None:
+        for term in takers:
+            yield f"{term.plugin.key}.route: takes privileged rollouts alone, but {key} names no context with which to sample them."
+        return
+    if found.settings.samples < 1:
+        yield f"{key}.samples: got {found.settings.samples}, expected at least 1."
+    if not takers and problems.sound("objective"):
+        yield f"{key}: no term of the objective takes such rollouts; add a term with route=privileged."
+    if not resolved.rewards and problems.sound("rewards"):
+        yield f"{key}: needs a reward that says which rollouts are correct; add one under rewards."
+    if resolved.data.settings.completions_column is not None:
+        yield f"{key}: nothing is sampled with data.completions_column; leave it out."
+    if any(map(inspect.isgeneratorfunction, plug_ins_in(found.plugin.function, found.plugin.options))):
+        yield f"{key}.name: {found.plugin.name!r} asks the model itself; expected a context that does not."
+    for term in resolved.objective:
+        if term.settings.normalize in NORMALIZE[2:]:
+            yield (
+                f"{term.plugin.key}.normalize: {term.settings.normalize!r} counts every completion of the update, {key} too; "
+                "expected tokens or sequences."
+            )
+
+
 def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     """Schedules stand only where a number is read again at each step."""
     sections: tuple[Section, ...] = (resolved.data, resolved.generator, resolved.trainer)
@@ -189,5 +217,17 @@ def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
 
 
 CHECKS: tuple[Check, ...] = (
-    *(ranges, lists, choices, lexicons, lowered, contexts, rewards, reference_rates, completions, schedules),
+    *(
+        ranges,
+        lists,
+        choices,
+        lexicons,
+        lowered,
+        contexts,
+        rewards,
+        reference_rates,
+        completions,
+        privileged,
+        schedules,
+    ),
 )

@@ -14,7 +14,7 @@ from onpolicy.config.merge import merged
 from onpolicy.config.problems import Problems, collected
 from onpolicy.config.registry import Plugin, coefficient, is_schedule, resolve_plugin, stand_in
 from onpolicy.config.resolved import ResolvedConfig, Section
-from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
+from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings, PrivilegedSettings
 from onpolicy.config.yaml_io import file_name
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
@@ -75,6 +75,7 @@ def _sections(config: Config, problems: Problems) -> ResolvedConfig:
         guards=tuple(section("guard", spec, f"guards[{i}]", problems=problems) for i, spec in enumerate(guards)),
         trackers=tuple(plugin("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)),
         eval_sets={name: _eval_set(name, spec, problems) for name, spec in config.eval.sets.items()},
+        privileged_rollouts=_privileged(config, problems),
         graders=tuple(plugin("reward", s, f"eval.graders[{i}]") for i, s in enumerate(config.eval.graders)),
     )
 
@@ -166,6 +167,12 @@ def _term(spec: Any, key: str, lowered: Sequence[str], problems: Problems) -> Se
     if select is not None:
         select = resolve_plugin("token_weights", select, f"{key}.select", problems=problems)
     return Section(found.plugin, dataclasses.replace(found.settings, route=route, select=select))
+
+
+def _privileged(config: Config, problems: Problems) -> Section | None:
+    if not config.privileged_rollouts:
+        return None
+    return section("context", config.privileged_rollouts, "privileged_rollouts", PrivilegedSettings, problems=problems)
 
 
 def _eval_set(name: str, spec: Any, problems: Problems) -> Section:

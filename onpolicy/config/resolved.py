@@ -41,6 +41,8 @@ class ResolvedConfig:
     trackers: tuple[Plugin, ...]
     eval_sets: Mapping[str, Section]
     graders: tuple[Plugin, ...]
+    privileged_rollouts: Section | None = None
+    """What the model reads when it samples further rollouts for groups that failed whole; None where none are sampled."""
 
     @property
     def coefficients(self) -> list[Coefficient]:
@@ -52,11 +54,17 @@ class ResolvedConfig:
 
     @property
     def querying_plugins(self) -> dict[str, Plugin]:
-        """Contexts and span finders that may ask the model during a step, by their keys."""
+        """What may ask the model during a step: contexts, span finders, and what samples privileged rollouts; by their keys."""
         found = {f"contexts.{k}": p for k, p in self.contexts.items()} | {
             f"spans.{k}": p for k, p in self.spans.items()
         }
-        return {key: plugin for key, plugin in found.items() if inspect.isgeneratorfunction(plugin.function)}
+        asking = {
+            key: plugin
+            for key, plugin in found.items()
+            if any(map(inspect.isgeneratorfunction, plug_ins_in(plugin.function, plugin.options)))
+        }
+        privileged = self.privileged_rollouts
+        return asking if privileged is None else asking | {privileged.plugin.key: privileged.plugin}
 
     @property
     def ref_rate_readers(self) -> list[Plugin]:
@@ -76,7 +84,7 @@ class ResolvedConfig:
     @property
     def loss_plugins(self) -> list[Plugin]:
         """The terms, and what selects their tokens."""
-        return [plugin for term in self.objective for plugin in plug_ins_of(term)]
+        return [plugin for term in self.objective for plugin in term_plugins(term)]
 
     @property
     def correctness_name(self) -> str:
@@ -99,7 +107,7 @@ def unique_names(names: Sequence[str]) -> list[str]:
     return result
 
 
-def plug_ins_of(term: Section) -> list[Plugin]:
+def term_plugins(term: Section) -> list[Plugin]:
     """A term's own plug-in, and the one that selects its tokens."""
     return [term.plugin] if term.settings.select is None else [term.plugin, term.settings.select]
 

@@ -40,6 +40,7 @@ class RenderingSettings:
     thinking: bool | None = opt(
         None, "`enable_thinking` passed to the chat template, for student and teacher alike; null: not passed"
     )
+    teacher_thinking: bool | None = opt(None, "`enable_thinking` of the teacher's prompts; null: as `thinking`")
     max_prompt_tokens: int = opt(2048, "maximum length of the student's prompt, in tokens")
     max_teacher_prompt_tokens: int = opt(
         32768, "maximum length of the teacher's prompt, in tokens; lowered to what fits into the model's context window"
@@ -111,7 +112,8 @@ class RewardSettings(Weighted):
     )
     when: str = opt(
         "always",
-        "which completions get the reward: `always`, `correct` or `wrong` ones (see `correctness`); the others get 0",
+        "which completions get the reward: `always`, `correct` or `wrong` ones (see `correctness`), or the name of another reward: those "
+        "for which that one is at least 0.5, e.g. a format; the others get 0",
     )
 
 
@@ -274,6 +276,11 @@ class Config:
     contexts: dict[str, Any] = opt(
         {}, "name -> what the teacher sees in addition to the problem; plug-ins of kind `context`"
     )
+    privileged_rollouts: dict[str, Any] = opt(
+        {},
+        "for groups whose rollouts all failed: the context, a plug-in of kind `context`, with which the same model samples further "
+        "rollouts. Correct ones go to the terms with the route `privileged`, as answers to the student's prompt; {}: none are sampled",
+    )
     custom_lexicons: dict[str, Any] = opt(
         {}, "name -> list of words and phrases: lexicons in addition to the built-in ones"
     )
@@ -322,3 +329,8 @@ INJECTED: dict[str, tuple[str, ...]] = {
 @dataclass
 class EvalSetSettings:
     problems: int | None = opt(None, "use the first N problems only; null: all")
+
+
+@dataclass
+class PrivilegedSettings:
+    samples: int = opt(8, "rollouts sampled for each group whose rollouts all failed")

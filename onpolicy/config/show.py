@@ -14,7 +14,7 @@ from rich.table import Table
 
 from onpolicy.config.builtins import TABLES
 from onpolicy.config.registry import find_function, options_of
-from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings
+from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings, PrivilegedSettings
 from onpolicy.config.shipped import config_summary, shipped_configs
 from onpolicy.utils.errors import ConfigError, suggest
 from onpolicy.utils.terminal import plain
@@ -56,6 +56,7 @@ def options() -> Iterator[Option]:
     yield from _fields(Config, "", "onpolicy.config.schema:Config")
     for kind, settings in SHARED_FIELDS.items():
         yield from _fields(settings, f"{SECTION_OF.get(kind, kind)}.", f"{settings.__module__}:{settings.__name__}")
+    yield from _fields(PrivilegedSettings, "privileged_rollouts.", "onpolicy.config.schema:PrivilegedSettings")
     yield from _fields(EvalSetSettings, "eval.sets.<set>.", "onpolicy.config.schema:EvalSetSettings")
     for kind, table in TABLES.items():
         for name, target in table.items():

@@ -3,6 +3,9 @@
 Text that comes from data cannot act as markup: where a message holds the text of a special or added token
 (``<|im_end|>``, ``<think>``), that text is tokenised as the ordinary characters it is, so it neither closes a turn nor
 opens a tag. Templates whose delimiters are plain text (``[INST]``) cannot be guarded this way.
+
+A conversation that ends with an assistant's message is a turn to be continued: the completion follows the message inside the same
+turn. Thinking tags keep their meaning there, because they stand where the model itself writes; nothing in it can close the turn.
 """
 
 from __future__ import annotations
@@ -14,7 +17,7 @@ from typing import Any
 
 from onpolicy.types import Message
 from onpolicy.utils.errors import UserError
-from onpolicy.utils.thinking import ThinkingSplit, opens_thinking, split_thinking
+from onpolicy.utils.thinking import CLOSE, OPEN, ThinkingSplit, opens_thinking, split_thinking
 
 # Private-use characters that stand for the k-th forbidden text while the template runs.
 MARK, END = "\ue000", "\ue001"
@@ -49,6 +52,8 @@ class Renderer:
         self._added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
         longest_first = sorted(self._added, key=len, reverse=True)
         self._forbidden = re.compile("|".join(map(re.escape, [*longest_first, MARK, END])))
+        inside_turn = [text for text in longest_first if text not in (OPEN, CLOSE)]
+        self._forbidden_inside_turn = re.compile("|".join(map(re.escape, [*inside_turn, MARK, END])))
         texts = [self._template_text([_user(probe)]) for probe in PROBES]
         suffix = functools.reduce(_common_suffix, texts)
         self.generation_suffix: tuple[int, ...] = tuple(functools.reduce(_common_suffix, map(self._encode, texts)))
@@ -57,25 +62,25 @@ class Renderer:
         """Whether completions start inside a thinking span."""
 
     def prompt_ids(self, messages: Sequence[Message], *, limit: int | None = None) -> tuple[int, ...]:
-        """[P] the conversation and the opening of the assistant's turn.
+        """[P] the conversation and the opening of the assistant's turn, up to where the completion begins.
 
         Raises:
             PromptTooLong: over ``limit``, or over ``max_prompt_tokens`` where no limit is given.
         """
-        texts: list[str] = []
-
-        def hide(match: re.Match[str]) -> str:
-            texts.append(match.group())
-            return f"{MARK}{len(texts) - 1}{END}"
-
-        hidden: list[Message] = [
+        continues = len(messages) > 1 and messages[-1]["role"] == "assistant"
+        hidden = _HiddenTexts()
+        shown: list[Message] = [
             {
-                "role": self._forbidden.sub(hide, m["role"]),
-                "content": self._acting(m["content"]).sub(hide, m["content"]),
+                "role": hidden.hide(self._forbidden, m["role"]),
+                "content": hidden.hide(self._acting(m["content"], self._forbidden), m["content"]),
             }
-            for m in messages
+            for m in (messages[:-1] if continues else messages)
         ]
-        ids = self._encode_hidden(self._template_text(hidden), texts)
+        ids = self._encode_hidden(self._template_text(shown), hidden.texts)
+        if continues:
+            begun, hidden = messages[-1]["content"], _HiddenTexts()
+            begun = hidden.hide(self._acting(begun, self._forbidden_inside_turn), begun)
+            ids += self._encode_hidden(begun, hidden.texts)
         limit = self.max_prompt_tokens if limit is None else limit
         if limit is not None and len(ids) > limit:
             raise PromptTooLong(len(ids), limit)
@@ -139,14 +144,21 @@ class Renderer:
             ids += self._encode_plain(forbidden[int(piece)]) if i % 2 else self._encode(piece)
         return ids
 
-    def _acting(self, text: str) -> re.Pattern[str]:
+    def in_open_turn(self, prompt_ids: Sequence[int]) -> bool:
+        """Whether a prompt ends inside the assistant's turn: behind the generation prompt, nothing has closed the turn."""
+        suffix, n = self.generation_suffix, len(self.generation_suffix)
+        starts = (i for i in range(len(prompt_ids) - n, -1, -1) if tuple(prompt_ids[i : i + n]) == suffix)
+        start = next(starts, None)
+        return start is not None and not set(self.eos_ids).intersection(prompt_ids[start + n :])
+
+    def _acting(self, text: str, forbidden: re.Pattern[str]) -> re.Pattern[str]:
         """What to hide in a text; all of it where the tokenizer would only make a token that acts out of its characters."""
         inner = getattr(self.tokenizer, "backend_tokenizer", None)
         normalizer = getattr(inner, "normalizer", None)
         if normalizer is None or text.isascii():
-            return self._forbidden
+            return forbidden
         read = self._forbidden.search(normalizer.normalize_str(self._forbidden.sub(" ", text)))
-        return re.compile("(?s:.+)") if read else self._forbidden
+        return re.compile("(?s:.+)") if read else forbidden
 
     def _encode_plain(self, text: str) -> list[int]:
         """Character by character where even a part of the text would be read as a token that acts."""
@@ -155,6 +167,20 @@ class Renderer:
         if not acting.intersection(ids):
             return ids
         return [i for character in text for i in self._encode(character)]
+
+
+class _HiddenTexts:
+    """Texts that marks stand for while the template runs and the rest is tokenised."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def hide(self, pattern: re.Pattern[str], text: str) -> str:
+        return pattern.sub(self._mark, text)
+
+    def _mark(self, match: re.Match[str]) -> str:
+        self.texts.append(match.group())
+        return f"{MARK}{len(self.texts) - 1}{END}"
 
 
 def _user(content: str) -> Message:

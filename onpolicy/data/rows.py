@@ -36,6 +36,8 @@ def to_prompt(row: Mapping[str, Any], *, default_id: str, prompt_template: str |
     messages = _messages(row[column], column, prompt_template)
     identity = _first(row, IDENTITY)
     fields = dict(row) | {"prompt": row[column]}
+    if isinstance(row[column], str) and fields.get("problem") is None:
+        fields["problem"] = row[column]
     for name, columns in (("answer", ANSWER), ("solution", SOLUTION)):
         value = _first(row, columns)
         if value is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 from onpolicy.annotation.build import build_annotator, build_queries
@@ -22,6 +23,8 @@ from onpolicy.run.placement import build_generator, build_scorer, build_trainer
 from onpolicy.run.ref_baseline import measure_baseline
 from onpolicy.run.run import Run
 from onpolicy.run.run_dir import prepare_folder
+from onpolicy.trainer.trainer import PolicyTrainer
+from onpolicy.types import Example
 from onpolicy.utils.disk import waiting_for_disk_space
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.timer import PhaseTimer
@@ -68,6 +71,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
             max_teacher_prompt_tokens=model.max_teacher_prompt_tokens,
             queries=build_queries(resolved, model, prompts, generator, scorer),
             baseline=baseline,
+            logprobs=functools.partial(trainer.apply, own_logprobs),
         ),
         trainer=trainer,
         generator=generator,
@@ -81,6 +85,11 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
         ref_metrics=baseline.metrics if baseline else {},
         log=build_log(resolved, folder, checkpoints, trainer, model.renderer, display, timer, faults),
     )
+
+
+def own_logprobs(trainer: PolicyTrainer, examples: Sequence[Example]) -> list[list[float]]:
+    """The student's log-probability of each sampled token, by example; for ``Trainer.apply``."""
+    return [row.tolist() for row in trainer.logprobs(examples)]
 
 
 def _synchronize() -> None:

@@ -42,6 +42,7 @@ class Preflight:
 
     trainer: PolicyTrainer
     renderer: Renderer
+    teacher_renderer: Renderer
     contexts: Sequence[str]
     logprob_tolerance: float | None
     """Nats; None where nothing was sampled, so that there is nothing to compare."""
@@ -79,17 +80,22 @@ class Preflight:
         self._passed("the model's head is understood", f"logits differ by {error:.1e}")
 
     def check_alignment(self, examples: Sequence[Example]) -> None:
-        """The prompts of student and teacher must end with the same tokens, so that the completion starts at the same place."""
-        suffix = self.renderer.generation_suffix
+        """The prompts of student and teacher must end inside the assistant's turn, so that the completion continues it."""
+        student = self.renderer
         for example in examples:
-            prompts = {"student": example.rollout.prompt_ids, **example.teacher_prompt_ids}
-            for who, ids in prompts.items():
-                if tuple(ids[len(ids) - len(suffix) :]) != tuple(suffix):
+            prompts = [("student", student, example.rollout.prompt_ids)]
+            prompts += [(context, self.teacher_renderer, ids) for context, ids in example.teacher_prompt_ids.items()]
+            for who, renderer, ids in prompts:
+                if not renderer.in_open_turn(ids):
+                    suffix = renderer.generation_suffix
                     raise PreflightError(
-                        f"prompt {example.prompt.id!r}: the prompt of {who!r} ends with {self.renderer.decode(ids[-len(suffix) :])!r}, "
-                        f"expected the generation prompt {self.renderer.decode(suffix)!r}; the completion would start in another place"
+                        f"prompt {example.prompt.id!r}: the prompt of {who!r} ends with {renderer.decode(ids[-len(suffix) :])!r}, "
+                        f"expected the generation prompt {renderer.decode(suffix)!r}; the completion would start in another place"
                     )
-        self._passed("first completion token lines up", f"all prompts end with {self.renderer.decode(suffix)!r}")
+        ends = dict.fromkeys(r.decode(r.generation_suffix) for r in (student, self.teacher_renderer))
+        self._passed(
+            "first completion token lines up", f"all prompts end inside a turn begun by {' or '.join(map(repr, ends))}"
+        )
 
     def check_logprobs(self, examples: Sequence[Example], tolerance: float) -> None:
         """Generator and trainer must give the sampled tokens the same log-probabilities."""
@@ -163,17 +169,20 @@ class Preflight:
 
 def report_of(
     trainer: PolicyTrainer,
-    renderer: Renderer,
+    renderers: tuple[Renderer, Renderer],
     contexts: Sequence[str],
     logprob_tolerance: float | None,
     screen: tuple[int, bool],
     examples: Sequence[Example],
 ) -> tuple[str, PreflightError | None]:
-    """All checks, for ``Trainer.apply``: what they print on a terminal of this width (and whether it is one), and the failure."""
+    """All checks, for ``Trainer.apply``: what they print on a terminal of this width (and whether it is one), and the failure.
+
+    ``renderers`` are those of the student's and the teacher's prompts.
+    """
     said = io.StringIO()
     console = Console(file=said, width=screen[0], force_terminal=screen[1])
     try:
-        Preflight(trainer, renderer, contexts, logprob_tolerance, console).check(examples)
+        Preflight(trainer, *renderers, contexts, logprob_tolerance, console).check(examples)
     except PreflightError as error:
         return said.getvalue(), error
     return said.getvalue(), None
@@ -197,7 +206,7 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
     console = run.log.display.console
     said, error = run.trainer.apply(
         report_of,
-        run.log.renderer,
+        (run.log.renderer, run.annotator.teacher_renderer or run.log.renderer),
         tuple(resolved.contexts),
         run.config.preflight.logprob_tolerance if resolved.data.settings.completions_column is None else None,
         (console.width, console.is_terminal),

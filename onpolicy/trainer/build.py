@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, plug_ins_in, plug_ins_of
+from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, plug_ins_in, term_plugins
 from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.comparison import Comparison
@@ -31,7 +31,7 @@ def build_objective(resolved: ResolvedConfig) -> Objective:
 
 def _term(name: str, section: Section, max_tokens: int) -> Term:
     plugin, spec = section.plugin, spec_of(section.plugin.function)
-    options, plugins = plugin.options, plug_ins_of(section)
+    options, plugins = plugin.options, term_plugins(section)
     contexts = tuple(dict.fromkeys(context for p in plugins for context in contexts_of(p)))
     comparison = None
     if "divergence" in options:  # a term with this option reads LossInputs.divergences

@@ -25,7 +25,7 @@ from onpolicy.annotation.contexts.none import none
 from onpolicy.annotation.contexts.partial import partial
 from onpolicy.annotation.contexts.reference_solution import reference_solution
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
-from onpolicy.annotation.contexts.template import ContextError
+from onpolicy.annotation.contexts.template import ContextError, replace_question
 from onpolicy.annotation.contexts.without_thinking import without_thinking
 from onpolicy.annotation.contexts.wrong_answer import wrong_answer
 from onpolicy.annotation.credit import group_mean, group_std, leave_one_out
@@ -33,6 +33,7 @@ from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.annotation.spans import markers
 from onpolicy.data.rendering import PromptTooLong, Renderer
+from onpolicy.data.rows import to_prompt
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.experiments.lab.siblings import sibling_answer
 from onpolicy.types import Example, Metrics, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
@@ -277,3 +278,85 @@ def test_observed_tokens_are_in_no_span_and_counted_nowhere() -> None:
     assert (found[0].reward, found[0].reward_breakdown) == (expected[0].reward, expected[0].reward_breakdown)
     assert rollout.select_sampled(found[0].spans["key"]) == expected[0].spans["key"] == (False,) * 3 + (True,) * 4
     assert sum(found[0].spans["key"]) == 4
+
+
+def lettered(*texts: str, name: str = "p1") -> RolloutGroup:
+    whole = group(*texts)
+    return replace(whole, prompt=replace(PROMPT, id=name, fields={**PROMPT.fields, "problem": "x?"}))
+
+
+def test_siblings_at_random_are_the_same_each_time_and_not_always_the_first() -> None:
+    texts, rewards = [f"answer {i}" for i in range(6)], [0.0, 1.0, 1.0, 1.0, 1.0, 0.0]
+
+    def shown(name: str, index: int) -> str:
+        messages = successful_sibling(
+            lettered(*texts, name=name), index, rewards, choose="random", template="{solution}"
+        )
+        assert messages is not None
+        return messages[-1]["content"]
+
+    drawn = {(f"p{n}", i): shown(f"p{n}", i) for n in range(8) for i in range(6)}
+    assert drawn == {key: shown(*key) for key in drawn}
+    assert all(text in texts[1:5] and text != texts[i] for (_, i), text in drawn.items())
+    assert set(drawn.values()) == set(texts[1:5]) and len({drawn[f"p{n}", 0] for n in range(8)}) > 1
+
+
+def test_failed_siblings_at_random_are_different_ones_by_rank() -> None:
+    whole, rewards = lettered(*(f"try {i}" for i in range(6))), [1.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    for index, expected in ((0, {1, 2, 3, 4}), (2, {1, 3, 4})):
+        by_rank = [
+            failed_sibling(whole, index, rewards, rank=r, choose="random", template="{attempt}") for r in range(5)
+        ]
+        texts = [messages[-1]["content"] for messages in by_rank if messages]
+        assert sorted(texts) == [f"try {i}" for i in sorted(expected)] and by_rank[len(expected)] is None
+
+
+RLCSD = "Problem: {problem}\n=== Begin ===\n{solution}\n\nCorrect final answer: {answer}\n=== End ==="
+
+
+def test_right_and_wrong_hints_in_the_same_words() -> None:
+    """Each with its own answer; a wrong one without an answer is not shown, a right one has the dataset's then."""
+    whole = lettered(r"so \boxed{4}", r"so \boxed{5}", "no answer", "four", r"<think>\boxed{1}</think>\boxed{6}")
+    rewards = [1.0, 0.0, 0.0, 1.0, 0.0]
+
+    def text(context: Any, index: int, **options: Any) -> str:
+        messages = context(whole, index, rewards, template=RLCSD, **options)
+        return "" if messages is None else messages[-1]["content"]
+
+    form = "Problem: x?\n=== Begin ===\n{}\n\nCorrect final answer: {}\n=== End ===".format
+    assert text(successful_sibling, 3) == form(r"so \boxed{4}", "4") and text(successful_sibling, 0) == form(
+        "four", "4"
+    )
+    wrong = [text(failed_sibling, 0, rank=r, disguised=True) for r in range(3)]
+    assert wrong == [form(r"so \boxed{5}", "5"), form(r"<think>\boxed{1}</think>\boxed{6}", "6"), ""]
+    assert text(failed_sibling, 1) == wrong[1], "the others alone"
+    assert failed_sibling(whole, 0, rewards, rank=2) is not None, "words without an answer show those without one too"
+
+
+def test_where_no_sibling_is_correct_another_context_may_stand_in() -> None:
+    """AntiSD's: a correct rollout, else the solution, and whether this very one is correct."""
+    words = "{solution} | Your answer is {outcome}."
+    solution = partial_(reference_solution, optional=True, template=words)
+    both = lettered("right", "wrong")
+
+    def text(rewards: list[float], index: int, **options: Any) -> str | None:
+        messages = successful_sibling(both, index, rewards, threshold=0.5, template=words, **options)
+        return None if messages is None else messages[-1]["content"]
+
+    assert text([1.0, 0.0], 1, context=solution) == "right | Your answer is incorrect."
+    assert text([1.0, 0.0], 0, context=solution) == PROMPT.fields["solution"] + " | Your answer is correct."
+    assert text([0.0, 0.0], 0, context=solution) == PROMPT.fields["solution"] + " | Your answer is incorrect."
+    assert text([0.0, 0.0], 0) is None
+    without = replace(both, prompt=replace(both.prompt, fields={}))
+    assert successful_sibling(without, 0, [0.0, 0.0], context=solution) is None
+
+
+def test_the_problem_without_the_prompts_wording() -> None:
+    worded = to_prompt({"question": "2 + 2?"}, default_id="a", prompt_template="Problem: {problem}\n\nThink.")
+    assert worded.fields["problem"] == "2 + 2?"
+    (message,) = replace_question(worded, "{problem} | {question}")
+    assert message["content"] == "2 + 2? | Problem: 2 + 2?\n\nThink."
+    chat = to_prompt({"prompt": [{"role": "user", "content": "2 + 2?"}]}, default_id="b", prompt_template=None)
+    assert replace_question(chat, "{problem}!")[0]["content"] == "2 + 2?!"
+    kept = to_prompt({"prompt": "Solve: 2 + 2?", "problem": "2 + 2?"}, default_id="c", prompt_template=None)
+    assert replace_question(kept, "{problem}!")[0]["content"] == "2 + 2?!"

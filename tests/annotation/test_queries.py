@@ -9,6 +9,7 @@ in which the student really is asked, with transformers.
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,7 +28,7 @@ from onpolicy.annotation.contexts.other_problem import other_problem
 from onpolicy.annotation.contexts.regenerated import regenerated
 from onpolicy.annotation.contexts.revision import revision
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
-from onpolicy.annotation.credit import group_std
+from onpolicy.annotation.credit import group_mean, group_std
 from onpolicy.annotation.leakage import repeated_share
 from onpolicy.annotation.queries import ContextQueries, QueryError
 from onpolicy.annotation.scoring import Reward, Scorer
@@ -36,10 +37,11 @@ from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.rollout.sampler import RolloutSampler
 from onpolicy.types import AskModel, Example, Metrics, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import metrics, run_here, write_config
-from tests.tiny import byte_tokenizer
+from tests.tiny import CHATML, byte_tokenizer
 
 RENDERER = Renderer(byte_tokenizer())
 ALIGNMENT = TokenAlignment(RENDERER)
@@ -164,13 +166,38 @@ def test_another_problem_is_the_same_for_a_group_and_never_its_own() -> None:
         annotate([group("a")], prompts=problems[:1], contexts={"teacher": other_problem})
 
 
-def test_revision_shows_the_answer_and_its_outcome() -> None:
-    messages = revision(group("wrong", "right"), 0, [0.0, 1.0])
-    assert [m["role"] for m in messages] == ["user", "assistant", "user"] and messages[1]["content"] == "wrong"
-    assert (
-        "is wrong" in messages[2]["content"]
-        and "is correct" in revision(group("wrong", "right"), 1, [0.0, 1.0])[2]["content"]
+def test_a_revision_continues_the_turn_with_its_outcome() -> None:
+    """SD-Zero's input: problem, y, sentence, and y again inside one assistant's turn."""
+    both, rewards = group("wrong", "right"), [0.0, 1.0]
+    assert revision(both, 0, rewards)[-1] == {
+        "role": "assistant",
+        "content": "wrong\n\nWait, this response is wrong. Let me correct it.\n\n",
+    }
+    assert revision(both, 1, rewards)[-1]["content"] == "right\n\nLet me rephrase the above solution.\n\n"
+    examples, _ = annotate([both], contexts={"teacher": revision})
+    whole = RENDERER.decode(examples[1].teacher_prompt_ids["teacher"] + examples[1].rollout.completion_ids)
+    assert whole == (
+        "<|im_start|>user\np1?<|im_end|>\n<|im_start|>assistant\nright\n\nLet me rephrase the above solution.\n\nright"
     )
+
+
+def test_a_revision_begins_twice_in_the_same_state_of_thinking() -> None:
+    """A template that opens the thinking: text that closes what nothing in it has opened."""
+    outcome = "\n\nLet me rephrase the above solution.\n\n"
+    for text, again in (
+        ("hm</think>4", "<think>\n"),
+        ("<think>hm</think>4", ""),
+        ("cut while thinking", ""),
+        ("a</think>b<think>c</think>d", "<think>\n"),
+        ("", ""),
+    ):
+        assert revision(group(text), 0, [1.0])[-1]["content"] == text + outcome + again
+
+
+def test_a_revision_goes_on_where_the_prompt_has_begun_the_answer() -> None:
+    begun = replace(problem("p1"), messages=(*problem("p1").messages, {"role": "assistant", "content": "Well, "}))
+    messages = revision(RolloutGroup(prompt=begun, rollouts=(rollout("4"),)), 0, [1.0], right="Again:")
+    assert [m["role"] for m in messages] == ["user", "assistant"] and messages[-1]["content"] == "Well, 4\n\nAgain:\n\n"
 
 
 def test_failed_siblings_by_rank_and_in_disguise() -> None:
@@ -293,6 +320,55 @@ def test_a_bonus_for_right_answers_alone() -> None:
     assert [e.reward for e in examples] == [1.5, 1.0, -0.5, 0.0]
 
 
+def test_a_reward_for_answers_that_another_reward_accepts() -> None:
+    """RLCR's: all 0 without the format, correctness too, so that an unformatted answer is no correct one."""
+    rewards = [
+        Reward("right", 0.5, right, when="form"),
+        Reward("form", 0.5, lambda completion: completion.endswith("!")),
+        Reward("extra", 2.0, lambda completion: 0.75, when="correct"),
+    ]
+    (scored,) = Scorer(rewards, str, "right").score([group("right!", "right", "no!", "no")])
+    assert [r.total for r in scored.rewards] == [0.5 + 0.5 + 1.5, 0.0, 0.5, 0.0]
+    assert scored.scores == (1.0, 0.0, 0.0, 0.0) and scored.correct == (True, False, False, False)
+
+
+def test_what_when_may_name() -> None:
+    from onpolicy.config.load import build
+    from onpolicy.config.resolve import resolve
+
+    def when(decides: str, gate: str) -> str:
+        rewards = [
+            {"name": "math_answer", "when": decides},
+            {"name": "tagged_format", "bonus": False, "when": gate},
+            {"name": "brevity", "budget": 9},
+        ]
+        base = {"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "objective": ["policy_gradient"]}
+        try:
+            return str(resolve(build({**base, "rewards": rewards})).rewards[0].settings.when)
+        except ConfigError as error:
+            return str(error)
+
+    assert when("tagged_format", "always") == "tagged_format"
+    assert "rewards[0].when: got 'format', expected one of always, correct, wrong, tagged_format" in when(
+        "format", "always"
+    )
+    assert "rewards[0].when: got 'math_answer'" in when("math_answer", "always"), "not itself"
+    assert "got 'tagged_format', expected one of always, correct, wrong, brevity" in when("tagged_format", "brevity"), (
+        "no chain"
+    )
+    assert "must be given always" in when("correct", "always")
+
+
+def test_a_route_may_see_the_rollouts() -> None:
+    """A truncated answer leaves the loss and stays in its group's mean."""
+    whole = group("right", "no", "right")
+    cut = replace(whole, rollouts=(*whole.rollouts[:2], replace(whole.rollouts[2], finish_reason="length")))
+    examples, facts = annotate([cut], credit=group_mean, routes={"pg": routes.finished, "all": routes.all})
+    assert [e.routes["pg"] for e in examples] == [1.0, 1.0, 0.0] and facts["route/pg"] == pytest.approx(2 / 3)
+    assert [e.advantage for e in examples] == pytest.approx([1 / 3, -2 / 3, 1 / 3])
+    assert routes.share_of(partial(routes.failures, threshold=2.0), [1.0], 0, whole.rollouts) == 1.0
+
+
 def test_correctness_and_not_the_sum_decides_contexts_and_routes() -> None:
     """A large bonus must not turn a failure into a demonstration."""
     rewards = [Reward("right", 1.0, right), Reward("long", 5.0, lambda num_tokens: float(num_tokens > 5), bonus=True)]
@@ -375,6 +451,47 @@ def test_a_run_with_each_of_them(name: str, tmp_path: Path) -> None:
     again = tmp_path / "again"
     assert run_here(config, f"run_dir={again}", "steps=1") == 0 and run_here(config, f"run_dir={again}", "steps=2") == 0
     assert metrics(again) == rows, "what was asked is asked again in the same way"
+
+
+SILENT = CHATML.replace(
+    "assistant\n{% endif %}",
+    "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
+)
+
+
+def test_a_run_whose_teacher_thinks_and_whose_student_does_not(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OPSD's setting. Preflight holds each prompt against the ending of its own mode, and still finds no loss at equal prompts."""
+    (tmp_path / "silent.jinja").write_text(SILENT)
+    rendering = {"chat_template": str(tmp_path / "silent.jinja"), "thinking": False, "teacher_thinking": True}
+    contexts = {"teacher": {"name": "reference_solution"}, "revised": {"name": "revision"}}
+    terms = [{"name": "distill", "divergence": "forward_kl", "context": name} for name in contexts]
+    config = write_config(tmp_path, rendering=rendering, contexts=contexts, objective=terms)
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=1") == 0
+    said = capsys.readouterr().out
+    assert "first completion token lines up" in said and "same prompt, same weights, no loss" in said
+    (sample, *_) = map(json.loads, (tmp_path / "run/samples.jsonl").read_text().splitlines())
+    closed = "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert sample["student_prompt"].endswith(closed)
+    assert sample["teacher_prompts"]["teacher"].endswith("<|im_start|>assistant\n")
+    revised = sample["teacher_prompts"]["revised"]
+    assert "<|im_start|>assistant\n" + sample["completion"] in revised and revised.endswith("it.\n\n")
+
+
+def test_which_renderer_the_teachers_prompts_have() -> None:
+    from onpolicy.config.load import build
+    from onpolicy.config.resolve import resolve
+    from onpolicy.models import teacher_renderer
+
+    student = Renderer(byte_tokenizer(SILENT), thinking=False)
+    base = {"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "objective": ["policy_gradient"]}
+    for given, same in (({}, True), ({"teacher_thinking": False}, True), ({"teacher_thinking": True}, False)):
+        resolved = resolve(build({**base, "rendering": {"thinking": False, **given}}))
+        assert (teacher_renderer(resolved, student) is student) == same
+        assert resolved.config.rendering.teacher_thinking == given.get("teacher_thinking")
+    other = teacher_renderer(resolved, student)
+    assert other.decode(other.generation_suffix) == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 def test_a_run_without_signal_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

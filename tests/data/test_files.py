@@ -15,7 +15,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from onpolicy.data import DataError, champ, gym, hub, load_prompts, read_prompts
+from onpolicy.data import DataError, champ, file, gym, hub, load_prompts, read_prompts
 
 VERL = {
     "data_source": "math",
@@ -180,3 +180,12 @@ def test_champ_has_help_of_every_grade() -> None:
         DataError, match=r"data\.category: 'Algebra'.*Combinatorics, Inequality, Number-Theory, Polynomial, Sequence"
     ):
         champ(category="Algebra")
+
+
+def test_a_system_prompt_stands_before_conversations_without_one(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    own = [{"role": "system", "content": "Mine."}, {"role": "user", "content": "b"}]
+    path.write_text("\n".join(json.dumps(row) for row in ({"problem": "a"}, {"messages": own})))
+    first, second = file(path=str(path), prompt_template="P: {problem}", system_prompt="Use tags: {problem}")
+    assert first.messages == ({"role": "system", "content": "Use tags: {problem}"}, {"role": "user", "content": "P: a"})
+    assert list(second.messages) == own and file(path=str(path))[0].messages == ({"role": "user", "content": "a"},)

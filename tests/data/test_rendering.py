@@ -163,3 +163,41 @@ def test_an_ending_that_merges_with_what_follows_is_no_common_ending() -> None:
     for content in ("one", "two."):
         ids = renderer.prompt_ids(user(content))
         assert ids[-len(renderer.generation_suffix) :] == renderer.generation_suffix
+
+
+def continued(content: str) -> list[Message]:
+    return [*user("2 + 2?"), {"role": "assistant", "content": content}]
+
+
+@pytest.mark.parametrize("template", [CHATML, R1, QWEN3])
+def test_an_assistants_last_message_is_continued(template: str) -> None:
+    renderer = Renderer(byte_tokenizer(template, TAGS), thinking=False)
+    begun = renderer.prompt_ids(continued("It is "))
+    assert renderer.decode(begun) == renderer.decode(renderer.prompt_ids(user("2 + 2?"))) + "It is "
+    assert renderer.prompt_ids(continued("")) == renderer.prompt_ids(user("2 + 2?")) and renderer.in_open_turn(begun)
+    with pytest.raises(PromptTooLong):
+        renderer.prompt_ids(continued("It is "), limit=len(begun) - 1)
+
+
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=8).map("".join))
+@settings(max_examples=80, deadline=None)
+def test_a_continued_turn_may_think_and_cannot_be_closed(content: str) -> None:
+    tokenizer = byte_tokenizer(added=TAGS)
+    renderer = Renderer(tokenizer)
+    ids = renderer.prompt_ids(continued(content))
+    before = renderer.prompt_ids(user("2 + 2?"))
+    assert ids[: len(before)] == before and renderer.decode(ids[len(before) :]) == content
+    acting = [renderer.decode([i]) for i in ids[len(before) :] if i in tokenizer.added_tokens_decoder]
+    assert set(acting) <= set(TAGS) and len(acting) == content.count(TAGS[0]) + content.count(TAGS[1])
+    assert renderer.in_open_turn(ids)
+
+
+def test_a_prompt_that_ends_outside_of_the_assistants_turn_is_known() -> None:
+    tokenizer = byte_tokenizer()
+    renderer = Renderer(tokenizer)
+    closed = tokenizer.apply_chat_template(continued("4"), add_generation_prompt=False, return_dict=False)
+    assert not renderer.in_open_turn(closed), "the turn is over"
+    assert not renderer.in_open_turn(renderer.prompt_ids(user("x"))[:-1]), "cut"
+    assert not renderer.in_open_turn(()) and renderer.in_open_turn(renderer.prompt_ids(user("x")))
+    silent = Renderer(byte_tokenizer(QWEN3, TAGS), thinking=False)
+    assert not silent.in_open_turn(Renderer(byte_tokenizer(QWEN3, TAGS)).prompt_ids(user("x"))), "the other mode"

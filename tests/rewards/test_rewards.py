@@ -18,7 +18,7 @@ from onpolicy.rewards.answer import exact_answer, math_answer
 from onpolicy.rewards.base import RewardError, RewardInput, score
 from onpolicy.rewards.calibration import brier, stated_confidence
 from onpolicy.rewards.extract import boxed, extract_answer
-from onpolicy.rewards.format import boxed_format, thinking_format
+from onpolicy.rewards.format import boxed_format, tagged_format, thinking_format
 from onpolicy.rewards.gym import gym_answer
 from onpolicy.rewards.length import brevity, overlong
 
@@ -213,6 +213,43 @@ def test_the_brier_reward_by_hand() -> None:
     assert brier(right, "4") == pytest.approx(-0.04) and brier(wrong, "4") == pytest.approx(-0.09)
     assert brier("\\boxed{4}", "4") == -1.0 and brier("\\boxed{4} <confidence>7</confidence>", "4") == -1.0
     assert stated_confidence("<confidence>1</confidence> no, <confidence>.25</confidence>") == 0.25
+    assert [brier(text, "4", offset=1.0) for text in (right, wrong, "\\boxed{4}")] == pytest.approx([0.96, 0.91, 0.0])
+
+
+@pytest.mark.parametrize(
+    ("text", "read", "without_percent"),
+    [
+        ("<confidence> 80% </confidence>", 0.8, None),
+        ("<confidence>1e-1</confidence>", 0.1, 0.1),
+        ("<confidence>1.5</confidence>", None, None),
+        ("<confidence>150 %</confidence>", None, None),
+        ("<confidence>-0.2</confidence>", None, None),
+        ("<confidence>nan</confidence>", None, None),
+        ("<confidence>%</confidence>", None, None),
+        ("<confidence></confidence>", None, None),
+        ("<confidence>0.7</confidence> or <confidence>high</confidence>", None, None),
+        ("<confidence>0.7</confidence> or <confidence>0.9", 0.7, 0.7),
+        ("</confidence> 0.7 <confidence>", None, None),
+    ],
+)
+def test_confidences_in_odd_forms(text: str, read: float | None, without_percent: float | None) -> None:
+    assert stated_confidence(text) == read and stated_confidence(text, percent=False) == without_percent
+
+
+def test_the_format_with_tags() -> None:
+    good = "<think>hm</think> <answer>4</answer>\n<analysis>sure</analysis><confidence>0.9</confidence>\n"
+    assert tagged_format(good) and tagged_format(good.removeprefix("<think>"))
+    for bad in (
+        "", good + "!", good.replace("0.9", "90%"), good.replace("0.9", "1.1"), good.replace("</think>", ""),
+        good.replace("</answer>\n", "</answer> so "), good.replace("<answer>4</answer>\n", ""), good.rstrip()[:-1],
+        "<think>hm</think> <analysis>sure</analysis> <answer>4</answer> <confidence>0.9</confidence>",
+    ):  # fmt: skip
+        assert not tagged_format(bad), bad
+    assert tagged_format("a</think><answer>4</answer>", tags=["answer"], confidence=None)
+    assert not tagged_format(good, tags=["answer", "analysis"], confidence=None), "more follows"
+    assert tagged_format("</think></think><answer>a</answer>b</answer>", tags=["answer"], confidence=None)
+    with pytest.raises(ValueError, match="expected at least one"):
+        tagged_format(good, tags=[])
 
 
 def test_stating_the_true_chance_pays_best() -> None:

@@ -216,7 +216,7 @@ def test_generators_trust_a_models_code_only_when_asked(
     monkeypatch.setattr("onpolicy.rollout.hf_generator.load_causal_lm", engine)
     asked = ["model.trust_remote_code=true", "model.revision=abc"] if trusted else []
     resolved = resolve(load(write_config(tmp_path), [f"generator={{name: {generator}}}", *asked]))
-    build_generator(resolved, ModelHandle(str(tmp_path), None, Renderer(byte_tokenizer()), 10, 10))
+    build_generator(resolved, ModelHandle(str(tmp_path), None, (r := Renderer(byte_tokenizer())), r, 10, 10))
     assert given["trust_remote_code"] is trusted and given["revision"] == ("abc" if trusted else None)
 
 
@@ -491,7 +491,7 @@ def test_a_terminal_shows_text_as_text(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "reward/mean": 1.0, "eval/[red]/avg@4": 0.5}) + "\n")
     metrics = {f"eval/{ODD}/avg@4": 0.5, f"eval/{ODD}/avg@4/low": 0.4, f"eval/{ODD}/avg@4/high": 0.6, f"{ODD}/kl": 1.0}
-    checks = Preflight(None, None, (), 0.1, Console())  # type: ignore[arg-type]
+    checks = Preflight(None, None, None, (), 0.1, Console())  # type: ignore[arg-type]
 
     def preflight(console: Console) -> None:
         object.__setattr__(checks, "console", console)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onpolicy.annotation.contexts.siblings import outcome
 from onpolicy.annotation.contexts.template import SOLUTION, replace_question
 from onpolicy.types import Message, RolloutGroup
 
@@ -22,9 +23,10 @@ def reference_solution(
     Args:
         field: column of the dataset that holds the solution
         optional: a row without it has no teacher, instead of being an error
-        template: text with `{question}` and `{solution}`
+        template: text with `{question}` and `{solution}`; `{outcome}` is whether this rollout itself is `correct` or `incorrect`,
+            `{problem}` the problem without the prompt's wording
     """
     solution = group.prompt.fields.get(field)
     if solution is None and optional:
         return None
-    return replace_question(group.prompt, template, solution=solution)
+    return replace_question(group.prompt, template, solution=solution, outcome=outcome(rewards[index]))

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import cast
 
 from onpolicy.annotation.contexts.reference_solution import reference_solution
+from onpolicy.annotation.contexts.siblings import Shown
 from onpolicy.annotation.contexts.template import SOLUTION, replace_question
-from onpolicy.types import AskModel, ContextCoroutine, Message, Reply, RolloutGroup
-
-Shown = Callable[[RolloutGroup, int, Sequence[float]], tuple[Message, ...] | None]
+from onpolicy.types import AskModel, ContextCoroutine, Reply, RolloutGroup
 
 
 def regenerated(

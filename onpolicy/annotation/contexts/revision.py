@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onpolicy.annotation.contexts.template import continue_turn
 from onpolicy.types import Message, RolloutGroup
+from onpolicy.utils.thinking import CLOSE, OPEN
 
 
 def revision(
@@ -13,18 +15,20 @@ def revision(
     rewards: Sequence[float],
     *,
     threshold: float = 1.0,
-    right: str = "Your answer is correct. Rephrase your solution.",
-    wrong: str = "Your answer is wrong. Find the mistake and solve the problem again.",
+    right: str = "Let me rephrase the above solution.",
+    wrong: str = "Wait, this response is wrong. Let me correct it.",
 ) -> tuple[Message, ...]:
-    """The teacher reads the problem, the rollout as its own earlier answer, and one sentence on the outcome; no solution is needed.
+    """The teacher has written the rollout and one sentence on its outcome, and writes it again in the same turn; no solution is needed.
 
-    The second phase of SD-Zero (arXiv 2604.12002), whose phrases and whose preceding fine-tuning on revisions are its own.
+    The second phase of SD-Zero (arXiv 2604.12002): problem, y, blank line, sentence, blank line, and the y that is scored. Where the
+    template opens the thinking, it is opened again, so that y begins both times in the same state.
 
     Args:
         threshold: reward from which a rollout counts as right
         right: said after an answer that was right
         wrong: said after one that was not
     """
-    outcome = right if rewards[index] >= threshold else wrong
-    answer: Message = {"role": "assistant", "content": group.rollouts[index].text}
-    return (*group.prompt.messages, answer, {"role": "user", "content": outcome})
+    text, outcome = group.rollouts[index].text, right if rewards[index] >= threshold else wrong
+    closes_first = CLOSE in text and OPEN not in text.partition(CLOSE)[0]
+    again = f"{OPEN}\n" if closes_first else ""
+    return continue_turn(group.prompt, f"{text}\n\n{outcome}\n\n{again}")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from onpolicy.annotation.contexts.siblings import Choice, Shown, ordered, outcome
 from onpolicy.annotation.contexts.template import SOLUTION, replace_question
+from onpolicy.rewards.extract import extract_answer
 from onpolicy.types import Message, RolloutGroup
 from onpolicy.utils.thinking import strip_thinking
 
@@ -15,23 +17,29 @@ def successful_sibling(
     rewards: Sequence[float],
     *,
     threshold: float = 1.0,
+    choose: Choice = "first",
     keep_thinking: bool = True,
+    context: Shown | None = None,
     template: str = SOLUTION,
 ) -> tuple[Message, ...] | None:
-    """The first other rollout of the group whose reward reaches the threshold (SDPO; arXiv 2603.24472, c = s).
+    """Another rollout of the group whose reward reaches the threshold (SDPO; arXiv 2603.24472, c = s).
 
-    A rollout is never its own demonstration. Without a successful sibling there is no teacher.
+    A rollout is never its own demonstration. Without a successful sibling there is no teacher, unless `context` has something to show.
 
     Args:
         threshold: reward from which a rollout counts as successful
+        choose: which of several: the `first`, or a `random` one (RLCSD), the same each time this problem's rollout is annotated
         keep_thinking: show its thinking too (c = s); false: what follows it (c = s without think)
-        template: text with `{question}` and `{solution}`
+        context: what the teacher reads where no sibling succeeded (AntiSD: the solution); null: nothing, there is no teacher
+        template: text with `{question}` and `{solution}`; `{answer}` is the sibling's final answer, the dataset's where it states none,
+            `{outcome}` whether this rollout itself is `correct` or `incorrect`, `{problem}` the problem without the prompt's wording
     """
-    siblings = (i for i, reward in enumerate(rewards) if i != index and reward >= threshold)
-    chosen = next(siblings, None)
-    if chosen is None:
-        return None
-    text = group.rollouts[chosen].text
+    siblings = [i for i, reward in enumerate(rewards) if i != index and reward >= threshold]
+    if not siblings:
+        return None if context is None else context(group, index, rewards)
+    text = group.rollouts[ordered(group, index, siblings, choose)[0]].text
     if not keep_thinking:
         text = strip_thinking(text, opened=False)
-    return replace_question(group.prompt, template, solution=text)
+    answer = extract_answer(text) or group.prompt.fields.get("answer")
+    verdict = outcome(rewards[index], threshold)
+    return replace_question(group.prompt, template, solution=text, answer=answer, outcome=verdict)

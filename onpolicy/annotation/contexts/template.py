@@ -31,7 +31,8 @@ class ContextError(UserError, ValueError):
 def replace_question(prompt: Prompt, template: str, **values: Any) -> tuple[Message, ...]:
     """The prompt's messages with the last user message filled into ``{question}`` of the template.
 
-    Other fields of the template come from ``values``, then from the dataset row.
+    Other fields of the template come from ``values``, then from the dataset row. ``{problem}`` is the row's problem without the
+    wording that the prompt puts around it, or the whole message where the row does not keep it apart.
 
     Raises:
         ContextError: the prompt has no user message, or the template names a field that the row lacks.
@@ -39,9 +40,18 @@ def replace_question(prompt: Prompt, template: str, **values: Any) -> tuple[Mess
     last = max((i for i, m in enumerate(prompt.messages) if m["role"] == "user"), default=None)
     if last is None:
         raise ContextError(f"prompt {prompt.id!r} has no user message that a context could extend")
-    known = {**prompt.fields, **values, "question": prompt.messages[last]["content"]}
+    question = prompt.messages[last]["content"]
+    known = {"problem": question, **prompt.fields, **values, "question": question}
     content = fill(template, known, prompt.id)
     return (*prompt.messages[:last], {"role": "user", "content": content}, *prompt.messages[last + 1 :])
+
+
+def continue_turn(prompt: Prompt, text: str) -> tuple[Message, ...]:
+    """The prompt's messages and an assistant's turn that begins with the text; the completion continues that turn."""
+    *before, last = prompt.messages
+    if last["role"] == "assistant":  # the turn has been begun already
+        return (*before, {"role": "assistant", "content": last["content"] + text})
+    return (*prompt.messages, {"role": "assistant", "content": text})
 
 
 def fill(template: str, values: Mapping[str, Any], prompt_id: str) -> str:

@@ -103,7 +103,7 @@ def _gain(found: Mapping[tuple[str, str], float]) -> Gain | None:
 def _prompt(model: ModelHandle, messages: Sequence[Message]) -> tuple[int, ...] | None:
     """None where it is too long."""
     try:
-        return model.renderer.prompt_ids(messages, limit=model.max_teacher_prompt_tokens)
+        return model.teacher_renderer.prompt_ids(messages, limit=model.max_teacher_prompt_tokens)
     except PromptTooLong:
         return None
 

@@ -146,7 +146,7 @@ def examples_of(case: Case, resolved: ResolvedConfig) -> tuple[dict[int, Example
     )
     examples, _ = annotator.annotate(scored, version=0)
     row_of = {id(r): row for row, r in zip(order, (r for s in scored for r in s.group.rollouts), strict=True)}
-    placed = dict(sorted((row_of[id(e.rollout)], e) for e in examples))
+    placed = dict(sorted((row_of[id(e.rollout)], _within(case, resolved, e)) for e in examples))
     missing = sorted(set(order) - set(placed))
     notes = [f"rows left out: {missing}"] if missing else []
     for context in resolved.contexts:
@@ -156,6 +156,16 @@ def examples_of(case: Case, resolved: ResolvedConfig) -> tuple[dict[int, Example
             shown = "".join(".x"[m] for m in own), "".join(".x"[int(theirs[i])] for i in placed)
             notes.append(f"rows with {context}: {shown[0]}, published {shown[1]}")
     return placed, notes
+
+
+def _within(case: Case, resolved: ResolvedConfig, example: Example) -> Example:
+    """The example with as many wrong hints as the case has; a config may have contexts for more."""
+    hints = case.settings.get("wrong_hints")
+    if not isinstance(hints, int):
+        return example
+    ranks = {context: int(plugin.options.get("rank", 0)) for context, plugin in resolved.contexts.items()}
+    kept = {context: ids for context, ids in example.teacher_prompt_ids.items() if ranks[context] < hints}
+    return dataclasses.replace(example, teacher_prompt_ids=kept)
 
 
 def scored_groups(case: Case, resolved: ResolvedConfig) -> tuple[list[ScoredGroup], list[int]]:
@@ -209,7 +219,7 @@ def _group(case: Case, number: int) -> tuple[list[int], RolloutGroup]:
             prompt_ids=(1,),
             completion_ids=tuple(arrays["sampled_ids"][i, : arrays["lengths"][i]].tolist()),
             rollout_logprobs=tuple(arrays["rollout_logprobs"][i, : arrays["lengths"][i]].tolist()),
-            text=texts["completions"][i] if texts else f"Attempt {i}.",
+            text=texts["completions"][i] if texts else f"Attempt {i}: \\boxed{{{i}}}",
             finish_reason="length" if arrays["truncated"][i] else "stop",
             policy_version=0,
         )

@@ -133,7 +133,7 @@ def _embedded(config: DictConfig) -> dict[str, Any]:
 
 
 def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Applies verl's switch for thinking to the teacher's prompts too, so that both are rendered alike."""
+    """Applies verl's switch for thinking to the teacher's prompts too, unless ``teacher_thinking`` is given."""
     theirs = (config.data.get("apply_chat_template_kwargs") or {}).get("enable_thinking")
     ours = given.get("thinking", theirs)
     if ours != theirs:

@@ -19,6 +19,7 @@ from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorke
 from onpolicy.data.rendering import Renderer
 from onpolicy.integrations.verl.rows import rollout_group
 from onpolicy.integrations.verl.settings import served
+from onpolicy.models import teacher_renderer
 from onpolicy.utils.errors import ConfigError
 
 _of_verl = AgentLoopWorkerTQ.__ray_metadata__.modified_class
@@ -38,6 +39,7 @@ class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
         ((self._name, plugin),) = resolved.contexts.items()
         self._context, self._longest = plugin.bind(), resolved.config.rendering.max_teacher_prompt_tokens
         self._renderer = Renderer(self.tokenizer, thinking=resolved.config.rendering.thinking)
+        self._teacher_renderer = teacher_renderer(resolved, self._renderer)
 
     generate_sequences = _of_verl.generate_sequences
     _run_prompt = _of_verl._run_prompt
@@ -62,7 +64,7 @@ class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
                 f"onpolicy.contexts.{self._name}: nothing to show for prompt {group.prompt.id!r}; a served teacher needs a "
                 "context that every row has, e.g. reference_solution"
             )
-        privileged = list(self._renderer.prompt_ids(messages, limit=self._longest))
+        privileged = list(self._teacher_renderer.prompt_ids(messages, limit=self._longest))
         await super()._compute_teacher_logprobs(output, privileged, response_ids, validate, sample_kwargs)
         for name in ("teacher_ids", "teacher_logprobs"):
             output.extra_fields[name] = realign(output.extra_fields[name], len(privileged), len(prompt_ids))
