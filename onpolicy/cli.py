@@ -312,6 +312,14 @@ COMMANDS: dict[str, Command | Group] = {
             JOBS,
         ),
     ),
+    "parity": Command(
+        "onpolicy.experiments.parity.table:print_parity",
+        "compare each method's loss and gradient with the published code whose name it carries",
+        (
+            _argument("methods", nargs="*", metavar="METHOD", help="a method, e.g. rloo; can be repeated (default: all)"),
+            _output("JSON file to write"),
+        ),
+    ),
     "forecast": Command(
         _forecast,
         "estimate the GPU memory and hours of a run by arithmetic",

@@ -8,23 +8,22 @@ ONPOLICY_GOLDEN=<folder> runs 1 on another folder of the same format.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
-import torch
 
 from onpolicy.experiments.parity.compare import compare_case
 from onpolicy.experiments.parity.fixtures import Case, accepted_differences, golden_folder, loss_cases
+from onpolicy.experiments.parity.threads import one_thread
 
 ACCEPTED = accepted_differences()
 CASES = list(loss_cases())
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> object:
-    """The cases are small: threads cost more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def without_threads() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def test_there_are_cases() -> None:
