@@ -1,4 +1,4 @@
-"""What a stated confidence is worth."""
+"""Rewards for a stated confidence."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from .answer import math_answer
 
 
 def brier(completion: str, answer: str, *, tag: str = "confidence") -> float:
-    """-(c - r)^2 with c the stated confidence and r 1 for a right answer, 0 for a wrong one; -1 where none is stated.
+    """-(c - r)^2 with c the stated confidence and r 1 for a correct answer, 0 for an incorrect one; -1 where none is stated.
 
     RLCR (arXiv 2507.16806) adds it to correctness: the sum is largest for the likeliest answer with a confidence equal to
-    its chance of being right. The last tag counts; percentages are read too.
+    its probability of being correct. The last tag counts; percentages are read too.
 
     Args:
         tag: name of the tag around the confidence
@@ -21,7 +21,7 @@ def brier(completion: str, answer: str, *, tag: str = "confidence") -> float:
 
 
 def stated_confidence(completion: str, *, tag: str = "confidence") -> float | None:
-    """0 to 1; None where no number in that range stands in the last such tag."""
+    """The confidence in the last such tag, from 0 to 1; None where the tag holds no number in that range."""
     found = re.findall(rf"<{tag}>\s*([0-9]*\.?[0-9]+)\s*(%?)\s*</{tag}>", completion)
     if not found:
         return None

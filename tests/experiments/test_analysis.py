@@ -31,7 +31,7 @@ from tests.tiny import byte_tokenizer, tiny_model
 
 
 class Doubtful:
-    """Right half of the time and full of doubt; told the answer, right and short."""
+    """Right half of the time and full of self-doubt markers; told the answer, right and short."""
 
     sampling, policy_version = Sampling(group_size=2), 0
 
