@@ -82,10 +82,10 @@ def test_it_trains_in_a_fresh_environment(wheel: Path) -> None:
         empty.mkdir()
         setup = ["make", "setup", f"VENV={venv}", f"PYTHON={sys.executable}", f"PACKAGE={wheel}"]
         subprocess.run(setup, cwd=ROOT, env=env, check=True)
-        where = [venv / "bin/python", "-c", "import onpolicy; print(onpolicy.__file__)"]
+        where = [str(venv / "bin/python"), "-c", "import onpolicy; print(onpolicy.__file__)"]
         found = subprocess.run(where, cwd=empty, env=env, capture_output=True, text=True, check=True).stdout
         assert Path(found.strip()).is_relative_to(venv)
-        command = [venv / "bin/onpolicy", "train", "quickstart", "steps=1", "run_dir=run"]
+        command = [str(venv / "bin/onpolicy"), "train", "quickstart", "steps=1", "run_dir=run"]
         done = subprocess.run(command, cwd=empty, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         assert done.returncode == 0, done.stdout[-4000:]
         assert (empty / "run/checkpoints/step-000001/model.safetensors").is_file()

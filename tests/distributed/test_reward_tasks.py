@@ -137,7 +137,10 @@ def test_a_worker_that_is_lost_is_replaced(
 
         def passed(self) -> bool:
             hangs = tmp_path / "hangs"
-            return self.seconds == PATIENCE and hangs.exists() and hangs.unlink() is None
+            if self.seconds != PATIENCE or not hangs.exists():
+                return False
+            hangs.unlink()
+            return True
 
     monkeypatch.setattr("onpolicy.distributed.reward_tasks.Deadline", WhenItHangs)
     file = tmp_path / "left"
