@@ -1,6 +1,6 @@
-"""Calling a function in a process that can be killed: for libraries that guard themselves with signals, which threads lack.
+"""Calls a function in a process that can be killed: for libraries that limit their time with signals, which threads lack.
 
-The process reads one JSON request a line and answers one line; it is started at the first call and kept.
+The process reads one JSON request per line and answers with one line; it is started at the first call and kept.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 TIMED_OUT = object()
-"""What a call returns that was not done in time."""
+"""The result of a call that was not finished in time."""
 
 _lock = threading.Lock()
 _process: subprocess.Popen[str] | None = None
 
 
 def call_with_deadline(target: str, arguments: list[Any], *, seconds: float) -> Any:
-    """``module:function`` of plain values, in the other process; TIMED_OUT if it was killed at the deadline.
+    """Calls ``module:function`` with plain values in the other process; returns TIMED_OUT if it was killed at the deadline.
 
     Raises:
         RuntimeError: the process could not be started or died, or the function raised.
@@ -66,7 +66,7 @@ atexit.register(_stop)
 
 
 def serve() -> None:
-    """The other process: answers until its input ends."""
+    """Answers requests until the input ends; runs in the other process."""
     replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not pass for a reply
     for line in sys.stdin:
         target, arguments = json.loads(line)
