@@ -10,7 +10,7 @@ CONFIG ?= configs/quickstart.yaml
 SIDE_BY_SIDE := -n 2 --dist loadfile
 FAST := not (process or ray or vllm or deepspeed or verl or slow or nightly)
 
-.PHONY: train lab check test nightly compat test-verl verl lint setup model lock docs clean
+.PHONY: train lab check test nightly compat test-verl verl lint setup model lock parity docs clean
 
 train: model
 	$(BIN)/onpolicy train $(CONFIG)
@@ -75,6 +75,10 @@ model: setup
 
 lock:
 	PYTHON=$(PYTHON) scripts/lock.sh
+
+# What the installed version computes beside published code; commit it with what changes it.
+parity: setup
+	$(BIN)/onpolicy parity --output docs/results/parity.json
 
 docs: setup
 	$(BIN)/onpolicy show --markdown > docs/configuration.md

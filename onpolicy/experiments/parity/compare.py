@@ -62,7 +62,7 @@ def _compare_update(case: Case, overrides: Sequence[str]) -> Finding:
         counted.append(gradient)
         if "loss" in what:
             expected = float(arrays["out_loss"]) * factor
-            loss = relative(ours.loss, torch.tensor(expected))
+            loss = relative(ours.loss, torch.tensor(expected, dtype=torch.float64))
             if abs(float(ours.loss) - expected) >= case.meta["loss_absolute"]:
                 counted.append(loss)
             elif loss >= case.meta["tolerance"]:

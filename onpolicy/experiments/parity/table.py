@@ -5,9 +5,10 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
@@ -97,6 +98,13 @@ def magnitude(difference: float) -> str:
     if math.isnan(difference):
         return "–"
     return "0" if difference == 0 else f"1e{math.ceil(math.log10(difference)):+03d}"
+
+
+def described(row: Mapping[str, Any]) -> str:
+    """A row of the written JSON in one line."""
+    numbers = f"loss {magnitude(row['loss'])}, gradient {magnitude(row['gradient'])}"
+    compared = row["cases"] - len(row["not_expressible"])
+    return f"{', '.join(row['published'])}: {numbers}, {row['equal'] + len(row['accepted'])} of {compared} cases"
 
 
 def _chosen(cases: list[Case], methods: Sequence[str]) -> list[Case]:
