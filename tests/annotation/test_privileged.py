@@ -47,9 +47,7 @@ def annotate(
 
 
 def test_groups_that_failed_whole_get_correct_rollouts_sampled_with_the_solution() -> None:
-    generator = Scripted(
-        ["right one", "no", "never", "right two"], Sampling(group_size=3, temperature=0.5)
-    )
+    generator = Scripted(["right one", "no", "never", "right two"], Sampling(group_size=3, temperature=0.5))
     groups = [group("no", "right", name="p1"), group("no", "never", name="p2"), group("right", "right", name="p3")]
     examples, facts = annotate(groups, generator)
     (asked,) = generator.asked
