@@ -28,13 +28,13 @@ UNITS = (
     "|coin|rupee|rs|rd|profit|loss|gain|excess|increase|decrease|rise|pure"
     "|apple|toy|tile|pie|man|men|woman|women|soldier|monkey|prime|mark|rounds"
 )
-"""Words, and their plurals, that fall away where they stand alone: single letters too, be they variables."""
-_UNIT = re.compile(rf"(?<![\w\\])(?:{UNITS})s?(?!\w)")
+"""Words, and their plurals, that fall away where they stand alone: single letters too, be they variables, and ``\\pm``."""
+_UNIT = re.compile(rf"(?<!\w)(?:{UNITS})s?(?!\w)")
 
 
 def same(given: str, expected: str) -> bool:
     """Whether an answer equals the expected one; text that cannot be read is different, never an error."""
-    one, other = clean(clean(given)), clean(expected)
+    one, other = (clean(clean(text)) for text in (given, expected))
     verdict = _quickly(one, other)
     if verdict is None:  # in a process with a deadline: simplifying may take for ever, and this may be any thread
         target = f"{__name__}:equal"
@@ -91,7 +91,7 @@ def _fractions(text: str) -> str:
 def _quickly(one: str, other: str) -> bool | None:
     """The verdict where text or numbers decide; None where they do not."""
     if one.lower() == other.lower() or (other in tuple(CHOICES) and _choice(one) == other):
-        return bool(other)
+        return True
     given, expected = number(one), number(other)
     if given is not None and expected is not None:
         return any(close(given, factor * expected) for factor in (0.01, 1.0, 100.0))
@@ -115,12 +115,12 @@ def equal(one: str, other: str, depth: int = 0) -> bool:
     equations, sides = (one.count("="), other.count("=")), (one.split("="), other.split("="))
     if equations == (1, 1):
         first, second = (f"{left} - ({right})" for left, right in sides)
-        if expressions.equal(first, second) or expressions.equal(f"-({first})", second):
+        if expressions.equal_expressions(first, second) or expressions.equal_expressions(f"-({first})", second):
             return True
     is_named_value = sorted(equations) == [0, 1] and len(sides[equations.index(1)][0]) <= 2
     if is_named_value and equal(sides[0][-1], sides[1][-1], depth + 1):
         return True
-    return expressions.equal(one, other)
+    return expressions.equal_expressions(one, other)
 
 
 def number(text: str) -> float | None:

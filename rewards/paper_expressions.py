@@ -34,22 +34,30 @@ _FUNCTIONS = {
 }
 
 
-def equal(one: str, other: str) -> bool:
+def equal_expressions(one: str, other: str) -> bool:
     """Whether both can be read and do not differ: as they stand, simplified, as equations, in numbers, or as rounded matrices."""
     try:
-        first, second = read(one), read(other)
+        first, second = read_expression(one), read_expression(other)
     except Exception:  # what cannot be read is different
         return False
     return any(_holds(test, first, second) for test in (_identical, _simplified, _same_equation, _near, _rounded))
 
 
-def read(text: str) -> Any:
+def read_expression(text: str) -> Any:
     """Raises whatever a reader raises on text that is no formula."""
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of what is no Python
-            return _evaluated(ast.parse(text, mode="eval").body)
-    except Exception:
-        return _latex(text)
+    last: Exception | None = None
+    for reader in (_python, _latex):
+        for spelling in (text.replace("\\\\", "\\"), text):  # a doubled backslash is first taken for a single one
+            try:
+                return reader(spelling)
+            except Exception as error:
+                last = error
+    raise last or ValueError("no reader")
+
+
+def _python(text: str) -> Any:
+    with warnings.catch_warnings(action="ignore"):  # of what is no Python
+        return _evaluated(ast.parse(text, mode="eval").body)
 
 
 def _evaluated(node: ast.AST) -> Any:
@@ -87,7 +95,7 @@ def _latex(text: str) -> Any:
     return _refuse() if isinstance(found, sympy.Set) and found is not sympy.S.EmptySet else found
 
 
-def _beginning(text: str) -> str:
+def _beginning(text: str) -> Any:
     """What 1.5.4 reads of a text: up to a bracket that nothing opened, or one of ``_ENDS`` outside of matrices."""
     depth, read_so_far = 0, ""
     for token in re.findall(r"\\[A-Za-z]+|\\.|.", text):
@@ -95,7 +103,7 @@ def _beginning(text: str) -> str:
         if depth < 0 or (token in _ENDS and "\\begin" not in text):
             break
         read_so_far += token
-    return read_so_far
+    return _refuse() if depth > 0 else read_so_far
 
 
 def _holds(test: Any, one: Any, other: Any) -> bool:

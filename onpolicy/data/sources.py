@@ -14,7 +14,7 @@ def file(*, path: str, on_bad_row: OnBadRow = "error", prompt_template: str | No
     Args:
         path: file or folder
         on_bad_row: `error` stops at rows that cannot be read, `skip` leaves them out and says so
-        prompt_template: text around a problem given as plain text; `{problem}` stands for it
+        prompt_template: text around a problem given as plain text; `{problem}` stands for it, without white space around it
     """
     return load_prompts(path, on_bad_row=on_bad_row, prompt_template=prompt_template)
 
@@ -36,7 +36,7 @@ def hub(
         subset: configuration of the dataset, where it has several
         revision: branch, tag or commit
         on_bad_row: `error` stops at rows that cannot be read, `skip` leaves them out and says so
-        prompt_template: text around a problem given as plain text; `{problem}` stands for it
+        prompt_template: text around a problem given as plain text; `{problem}` stands for it, without white space around it
     """
     try:
         from datasets import load_dataset

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from onpolicy.annotation.contexts.template import SOLUTION, replace_question
 from onpolicy.types import Message, RolloutGroup
-from onpolicy.utils.thinking import strip_thinking
+from onpolicy.utils.thinking import strip_closed_thinking, strip_thinking
 
 
 def successful_sibling(
@@ -15,7 +16,7 @@ def successful_sibling(
     rewards: Sequence[float],
     *,
     threshold: float = 1.0,
-    keep_thinking: bool = True,
+    keep_thinking: Literal[True, False, "unclosed"] = True,
     template: str = SOLUTION,
 ) -> tuple[Message, ...] | None:
     """The first other rollout of the group whose reward reaches the threshold (SDPO; arXiv 2603.24472, c = s).
@@ -24,7 +25,8 @@ def successful_sibling(
 
     Args:
         threshold: reward from which a rollout counts as successful
-        keep_thinking: show its thinking too (c = s); false: what follows it (c = s without think)
+        keep_thinking: show its thinking too (c = s); false: what follows it, nothing of a text whose thinking never closes;
+            `unclosed`: leave out closed thinking alone, as arXiv 2603.24472's code does (c = s without think)
         template: text with `{question}` and `{solution}`
     """
     siblings = (i for i, reward in enumerate(rewards) if i != index and reward >= threshold)
@@ -32,6 +34,8 @@ def successful_sibling(
     if chosen is None:
         return None
     text = group.rollouts[chosen].text
-    if not keep_thinking:
+    if keep_thinking == "unclosed":
+        text = strip_closed_thinking(text)
+    elif not keep_thinking:
         text = strip_thinking(text, opened=False)
     return replace_question(group.prompt, template, solution=text)
