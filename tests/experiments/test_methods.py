@@ -1,4 +1,4 @@
-"""Every shipped config takes two real steps on a tiny model and changes its weights; RLCSD, SDPO and OPSD differ by six lines
+"""Every shipped config takes two real steps on a tiny model and changes its weights; RLCSD, SDPO and OPSD differ by seven lines
 at most; each says where it comes from."""
 
 from __future__ import annotations
@@ -60,9 +60,9 @@ def test_a_config_is_short_and_says_where_it_comes_from(path: Path) -> None:
 
 
 @pytest.mark.parametrize(("one", "other"), [("rlcsd", "sdpo"), ("sdpo", "opsd"), ("opsd", "rlcsd")])
-def test_three_families_are_six_lines_apart(one: str, other: str) -> None:
+def test_three_families_are_seven_lines_apart(one: str, other: str) -> None:
     first, second = (_lines(name) for name in (one, other))
-    assert max(len(first - second), len(second - first)) <= 6
+    assert max(len(first - second), len(second - first)) <= 7
 
 
 def _lines(name: str) -> set[str]:
