@@ -6,7 +6,8 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,14 @@ from rich.progress import Progress
 from rich.table import Table
 
 from onpolicy.experiments.parity.compare import Finding, compare_case
-from onpolicy.experiments.parity.fixtures import Case, accepted_differences, golden_folder, loss_cases
+from onpolicy.experiments.parity.fixtures import Accepted, Case, accepted_differences, golden_folder, loss_cases
+from onpolicy.experiments.parity.texts import KINDS, TextFinding, compare_texts
 from onpolicy.experiments.parity.threads import one_thread
 from onpolicy.utils.errors import UserError
 from onpolicy.utils.terminal import plain
+
+PAPER = "beanie00/self-distillation-analysis@5c51051"
+"""The code that made the texts (golden/README.md)."""
 
 
 class UnknownMethod(UserError, ValueError):
@@ -35,9 +40,9 @@ class MethodParity:
     """``repository@commit`` of the code that made the cases; ``formula of arXiv ...`` where none could be had."""
     cases: int
     equal: int
-    loss: float
-    """Largest relative difference of the loss over the cases that are equal."""
-    gradient: float
+    loss: float | None
+    """Largest relative difference of the loss over the cases that are equal; None where none is compared."""
+    gradient: float | None
     """That of the gradient on the student's logits."""
     accepted: dict[str, str] = field(default_factory=dict)
     """Case -> cause."""
@@ -51,13 +56,13 @@ def print_parity(methods: Sequence[str], output: Path | None) -> int:
     Raises:
         UnknownMethod: a method has no cases.
     """
-    cases = _chosen(list(loss_cases()), methods)
-    console, findings = Console(), {}
-    accepted = accepted_differences()
+    cases, kinds = _chosen(list(loss_cases()), methods)
+    console, accepted = Console(), accepted_differences()
     with one_thread(), Progress(console=console, transient=True) as progress:
-        for case in progress.track(cases, description="comparing with published code"):
-            findings[case.name] = compare_case(case, accepted.get(case.name))
-    found = list(by_method(cases, findings.values()))
+        track = partial(progress.track, description="comparing with published code")
+        findings = [compare_case(case, accepted.get(case.name)) for case in track(cases)]
+        texts = [by_kind(kind, compare_texts(kind), accepted) for kind in track(kinds)]
+    found = [*by_method(cases, findings), *texts]
     console.print(_table(found))
     for line in _remarks(found):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -79,12 +84,28 @@ def by_method(cases: Iterable[Case], findings: Iterable[Finding]) -> Iterator[Me
             published=list(dict.fromkeys(published_by(case) for case, _ in group)),
             cases=len(group),
             equal=len(equal),
-            loss=max((f.loss or 0.0 for f in equal), default=math.nan),
-            gradient=max((max(f.gradient or 0.0, f.advantages or 0.0) for f in equal), default=math.nan),
+            loss=max((f.loss or 0.0 for f in equal), default=None),
+            gradient=max((max(f.gradient or 0.0, f.advantages or 0.0) for f in equal), default=None),
             accepted={f.case: f.notes[-1] for _, f in group if f.verdict == "accepted"},
             differing=[f.case for _, f in group if f.verdict == "differs"],
             not_expressible=[f.case for _, f in group if f.verdict == "not expressible"],
         )
+
+
+def by_kind(kind: str, findings: Sequence[TextFinding], accepted: Mapping[str, Accepted]) -> MethodParity:
+    """The findings of one kind of texts: verdicts, prompts or factors, which are equal or not."""
+    different = [f.case for f in findings if not f.equal]
+    return MethodParity(
+        method=kind,
+        config="sdpo",
+        published=[PAPER],
+        cases=len(findings),
+        equal=len(findings) - len(different),
+        loss=None,
+        gradient=None,
+        accepted={name: accepted[name].cause for name in different if name in accepted},
+        differing=[name for name in different if name not in accepted],
+    )
 
 
 def published_by(case: Case) -> str:
@@ -93,9 +114,9 @@ def published_by(case: Case) -> str:
     return f"{peer['repository']}@{peer['commit'][:7]}" if peer["kind"] == "code" else "the paper's formula"
 
 
-def magnitude(difference: float) -> str:
+def magnitude(difference: float | None) -> str:
     """The power of ten that a difference stays below; 0 is 0."""
-    if math.isnan(difference):
+    if difference is None:
         return "–"
     return "0" if difference == 0 else f"1e{math.ceil(math.log10(difference)):+03d}"
 
@@ -107,8 +128,10 @@ def described(row: Mapping[str, Any]) -> str:
     return f"{', '.join(row['published'])}: {numbers}, {row['equal'] + len(row['accepted'])} of {compared} cases"
 
 
-def _chosen(cases: list[Case], methods: Sequence[str]) -> list[Case]:
-    known = list(dict.fromkeys(case.method for case in cases))
+def _chosen(cases: list[Case], methods: Sequence[str]) -> tuple[list[Case], list[str]]:
+    """The cases of losses, and the kinds of texts, that belong to the methods; all of them without methods."""
+    kinds = [kind for kind in KINDS if (golden_folder() / "texts" / f"{kind}.json").exists()]
+    known = [*dict.fromkeys(case.method for case in cases), *kinds]
     for method in methods:
         if method not in known:
             near = difflib.get_close_matches(method, known, n=1)
@@ -116,7 +139,8 @@ def _chosen(cases: list[Case], methods: Sequence[str]) -> list[Case]:
             raise UnknownMethod(
                 f"METHOD: got {method!r}, expected one with cases in {golden_folder()}: {', '.join(known)}.{hint}"
             )
-    return [case for case in cases if not methods or case.method in methods]
+    chosen = methods or known
+    return [case for case in cases if case.method in chosen], [kind for kind in kinds if kind in chosen]
 
 
 def _table(found: Sequence[MethodParity]) -> Table:
@@ -156,5 +180,8 @@ def _remarks(found: Sequence[MethodParity]) -> Iterator[str]:
 
 def _rounded(row: MethodParity) -> MethodParity:
     """Differences as powers of ten, so that a file written on another processor is the same."""
-    powers = {name: float(magnitude(getattr(row, name)).replace("–", "nan")) for name in ("loss", "gradient")}
-    return MethodParity(**{**asdict(row), **powers})
+
+    def power(difference: float | None) -> float | None:
+        return None if difference is None else float(magnitude(difference))
+
+    return replace(row, loss=power(row.loss), gradient=power(row.gradient))
