@@ -8,12 +8,16 @@ import re
 def extract_answer(text: str) -> str | None:
     """The content of the last complete ``\\boxed{}``, else what follows the last ``####`` (GSM8K's mark), after the thinking.
 
-    Returns None where there is neither.
+    Where ``<answer>`` tags stand after the thinking, only the last of them is read, and without a box all of it is the answer: what
+    follows it may speak of other answers. Returns None where there is none of these.
     """
     text = after_thinking(text)
-    boxes = boxed(text)
+    tagged = last_in_tag(text, "answer")
+    boxes = boxed(text if tagged is None else tagged)
     if boxes:
         return boxes[-1].strip()
+    if tagged is not None:
+        return tagged.strip() or None
     marks = re.findall(r"####[ \t]*([^\n]+)", text)
     return marks[-1].strip() if marks else None
 

@@ -29,7 +29,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "spans": {"marked": "key"},
     "normalized": {"token_weights": "position"},
     "normalized_in_update": {"token_weights": "position"},
-    "advantage_changed": {"advantage": "teacher_logratio"},
+    "contrast_changes": {"advantage": "teacher_logratio"},
     "entropy_matched": {"token_weights": "position"},
     "on_markers": {"advantage": "bounded_reversal"},
 }

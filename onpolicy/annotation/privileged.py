@@ -57,7 +57,7 @@ class PrivilegedRollouts:
     def under_students_prompt(self, examples: Sequence[Example]) -> list[Example]:
         """The examples with the trainer's log-probabilities in the place of the generator's, which are those of another prompt.
 
-        So their weights of importance are 1, and the distance of generator and trainer is not measured on them.
+        So their importance weights are 1, and they count as 0 in `rollout/logprob_gap`.
         """
         if not examples:
             return []

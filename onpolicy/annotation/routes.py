@@ -8,7 +8,6 @@ rollouts which were sampled with a context (``privileged_rollouts``) has a param
 
 from __future__ import annotations
 
-import builtins
 import inspect
 from collections.abc import Callable, Sequence
 
@@ -81,7 +80,7 @@ def frontier(scores: Sequence[float], index: int, *, threshold: float = CORRECT_
 
 
 def zero_variance(scores: Sequence[float], index: int) -> float:
-    """Those of groups whose scores are all the same, where rewards teach nothing (HDPO, arXiv 2603.23871)."""
+    """Those of groups whose scores are all the same, where rewards teach nothing."""
     return float(max(scores) == min(scores))
 
 
@@ -93,16 +92,6 @@ def above_average(scores: Sequence[float], index: int) -> float:
 def not_above_average(scores: Sequence[float], index: int) -> float:
     """The others: A <= 0 (SRPO's code, arXiv 2604.02288)."""
     return float(group_mean(scores)[index] <= 0)
-
-
-def between_siblings(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
-    """Those with a correct and with a wrong sibling besides themselves (RLCSD, arXiv 2606.11709).
-
-    Args:
-        threshold: score from which an answer counts as correct
-    """
-    siblings = [s >= threshold for i, s in enumerate(scores) if i != index]
-    return float(any(siblings) and not builtins.all(siblings))
 
 
 def finished(scores: Sequence[float], index: int, rollouts: Sequence[Rollout]) -> float:

@@ -24,6 +24,8 @@ from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
 
 NORMALIZE = ("tokens", "all_tokens", "sequences", "all_sequences", "max_tokens")
+COUNT_OWN = ("tokens", "sequences")
+"""Means over a term's own tokens or completions; the others count all of the update."""
 ACTIONS = ("warn", "lower", "freeze_teacher", "stop")
 WHEN = ("always", "correct", "wrong")
 LR_SCHEDULES = ("constant", "linear", "cosine")
@@ -206,10 +208,12 @@ def privileged(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         yield f"{key}: needs a reward that says which rollouts are correct; add one under rewards."
     if resolved.data.settings.completions_column is not None:
         yield f"{key}: nothing is sampled with data.completions_column; leave it out."
+    if resolved.data.settings.dynamic_sampling:
+        yield f"{key}: data.dynamic_sampling discards the groups whose rollouts all failed; expected one of the two."
     if any(map(inspect.isgeneratorfunction, plug_ins_in(found.plugin.function, found.plugin.options))):
         yield f"{key}.name: {found.plugin.name!r} asks the model itself; expected a context that does not."
     for term in resolved.objective:
-        if term.settings.normalize in NORMALIZE[2:]:
+        if term.settings.normalize not in COUNT_OWN:
             yield (
                 f"{term.plugin.key}.normalize: {term.settings.normalize!r} counts every completion of the update, {key} too; "
                 "expected tokens or sequences."

@@ -178,19 +178,29 @@ def contrastive(
     return _where_in_context(inputs, context, _keeping_sign(inputs.advantages, change))
 
 
-def advantage_changed(
-    inputs: LossInputs, mask: Tensor, *, advantage: Advantage, keep: Literal["changed", "unchanged"] = "changed"
+def contrast_changes(
+    inputs: LossInputs,
+    mask: Tensor,
+    *,
+    advantage: Advantage,
+    keep: Literal["changed", "unchanged"] = "changed",
+    context: str = "teacher",
+    contrast_contexts: list[str] = ["contrast"],  # noqa: B006 read, never changed
 ) -> Tensor:
-    """Token weights: 1 where an advantage function changes the group's advantage, 0 elsewhere; or the other way round.
+    """Token weights: 1 where an advantage function changes the group's advantage, or where it does not; 0 elsewhere, and on all of a
+    rollout that lacks the correct hint or every wrong one.
 
     Two terms that `select` by it are two means over the two sets of tokens (RLCSD's code, arXiv 2606.11709).
 
     Args:
         advantage: the function
         keep: the tokens that get 1: `changed` or `unchanged`
+        context: the context with the correct hint
+        contrast_contexts: the contexts with wrong hints; a rollout needs at least one of them
     """
+    hinted = inputs.teacher[context].mask & torch.stack([inputs.teacher[c].mask for c in contrast_contexts]).any(0)
     changed = advantage(inputs) != inputs.advantages
-    return (changed if keep == "changed" else ~changed).to(inputs.entropy.dtype)
+    return ((changed if keep == "changed" else ~changed) & hinted).to(inputs.entropy.dtype)
 
 
 def bounded_reversal(inputs: LossInputs, *, coefficient: float = 1.0, context: str = "teacher") -> Tensor:

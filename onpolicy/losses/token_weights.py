@@ -2,9 +2,8 @@
 
 A weight multiplies a term's loss per token; the term still divides by its number of tokens, so weights below 1 also lower
 the loss as a whole; ``normalized`` undoes that. Under a term's `select` a weight of 0 takes the token out of the mean as well.
-Controls: ``shuffled`` and ``entropy_matched`` move the same weights to
-other tokens, ``random`` selects the same number of tokens, and another ``lexicon``, such as the ``neutral`` words, tests
-whether the words matter.
+Controls: ``shuffled`` and ``entropy_matched`` move the same weights to other tokens, ``random`` selects the same number of
+tokens, and another ``lexicon``, such as the ``neutral`` words, tests whether the words matter.
 """
 
 from __future__ import annotations
@@ -148,7 +147,7 @@ def teacher_entropy(
 
 
 def teacher_certainty(inputs: LossInputs, mask: Tensor, *, scale: float = 1.0, context: str = "teacher") -> Tensor:
-    """w_t = exp(-H(teacher_t) / scale): tokens where the teacher is uncertain count less (SRPO, arXiv 2604.02288; the form is ours).
+    """w_t = exp(-H(teacher_t) / scale): tokens where the teacher is uncertain count less (SRPO, arXiv 2604.02288).
 
     Args:
         scale: nats

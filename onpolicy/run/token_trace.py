@@ -47,7 +47,11 @@ def token_record(trainer: PolicyTrainer, renderer: Renderer, example: Example) -
         "logprob": packed(inputs.logprobs[0]),
         "entropy": packed(inputs.entropy[0]),
         "contexts": contexts,
-        "terms": {t.name: _of_term(t, inputs) for t in trainer.objective.terms if t.candidates(inputs).any()},
+        "terms": {
+            t.name: _of_term(t, inputs)
+            for t in trainer.objective.terms
+            if not t.reads_update and t.candidates(inputs).any()
+        },
         "marks": {name: bits(marks) for name, marks in example.spans.items() if any(marks)},
         "student_prompt": renderer.decode(example.rollout.prompt_ids),
         "teacher_prompts": {context: renderer.decode(ids) for context, ids in example.teacher_prompt_ids.items()},

@@ -160,16 +160,28 @@ class ForwardPass(HeadPass):
         logprobs: list[Tensor] = []
         stats: list[Tensor] = []
         divergences: dict[int, Tensor] = {}
-        for temperature in reversed(self.request.temperatures):
+        masses = self._masses(logits, theirs)
+        for temperature in self.request.temperatures:
             scaled = {context: _divided(z, temperature) for context, z in theirs.items()}
             logprob, own, found = self._at_temperature(_divided(logits, temperature), scaled, rows, tokens, temperature)
-            logprobs, stats, divergences = [logprob, *logprobs], [*own, *stats], divergences | found
+            logprobs, stats, divergences = [*logprobs, logprob], [*stats, *own], divergences | found
         columns = [divergences[i] for i in range(len(divergences))]
         return (
             torch.stack(logprobs, -1),
             torch.stack(columns, -1) if columns else logits.new_zeros(len(logits), 0),
-            torch.stack(stats, -1),
+            torch.stack([*stats, *masses], -1),
         )
+
+    def _masses(self, logits: Tensor, theirs: Mapping[str, Tensor]) -> list[Tensor]:
+        """Log of the probability of each lexicon's markers, by teacher and then by the student, from undivided logits."""
+        if not self.request.lexicons:
+            return []
+        return [
+            z[:, ids].logsumexp(-1) - total
+            for z in (*theirs.values(), logits)
+            for total in [z.logsumexp(-1)]
+            for ids in self.request.lexicons.values()
+        ]
 
     def _at_temperature(
         self, logits: Tensor, theirs: Mapping[str, Tensor], rows: Tensor, tokens: int, temperature: float
@@ -195,11 +207,9 @@ class ForwardPass(HeadPass):
             if index not in self.selected:
                 self.selected[index] = selected.empty(tokens)
             self.selected[index].put(rows, selected)
-        everyone = [*teachers.values(), logp]
-        masses = [q[:, m].logsumexp(-1) for q in everyone for m in self.request.lexicons.values()]
         stats = [stat for context, logq in teachers.items() for stat in _stats(logq, q_of[context], ids)]
         logprob, entropy = _stats(logp, p, ids)
-        return logprob, [*stats, entropy, *(masses if temperature == 1.0 else [])], divergences
+        return logprob, [*stats, entropy], divergences
 
 
 class BackwardPass(HeadPass):

@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from onpolicy.losses.advantages import advantage_changed, contrastive, whitened_logratio_to_go
+from onpolicy.losses.advantages import contrast_changes, contrastive, whitened_logratio_to_go
 from onpolicy.losses.objective import Objective, Term, Totals
 from onpolicy.losses.terms.base import TermSpec
 from onpolicy.losses.token_weights import (
@@ -235,7 +235,14 @@ def test_two_means_over_changed_and_unchanged_tokens() -> None:
     given = replace(
         inputs(torch.zeros(1, 3), advantages=torch.ones(1, 3)), teacher={"teacher": teacher, "contrast": contrast}
     )
-    changed = advantage_changed(given, given.sampled_mask, advantage=contrastive)
+    changed = contrast_changes(given, given.sampled_mask, advantage=contrastive)
     assert changed.tolist() == [[1, 1, 0]]
-    unchanged = advantage_changed(given, given.sampled_mask, advantage=contrastive, keep="unchanged")
+    unchanged = contrast_changes(given, given.sampled_mask, advantage=contrastive, keep="unchanged")
     assert (changed + unchanged).tolist() == [[1, 1, 1]]
+    without = replace(
+        given, teacher={"teacher": teacher, "contrast": replace(contrast, mask=torch.zeros(1, 3, dtype=torch.bool))}
+    )
+    for keep in ("changed", "unchanged"):
+        assert not contrast_changes(without, given.sampled_mask, advantage=contrastive, keep=keep).any(), (
+            "no wrong hint"
+        )

@@ -257,3 +257,19 @@ def test_stating_the_true_chance_pays_best() -> None:
     expected = {c / 10: 0.7 * (1 + brier(f"\\boxed{{4}}<confidence>{c / 10}</confidence>", "4"))
                 + 0.3 * brier(f"\\boxed{{5}}<confidence>{c / 10}</confidence>", "4") for c in range(11)}  # fmt: skip
     assert max(expected, key=lambda c: expected[c]) == 0.7
+
+
+@pytest.mark.parametrize(
+    ("completion", "found"),
+    [
+        ("<think>\\boxed{9}</think> <answer>\\boxed{1}</answer> <analysis>it is not \\boxed{2}</analysis>", "1"),
+        ("<answer>so 1/2</answer> #### 3", "so 1/2"),
+        ("<answer> 7 </answer>", "7"),
+        ("<answer></answer> \\boxed{2}", None),
+        ("\\boxed{2} <answer>unclosed", "2"),
+        ("<answer>1</answer> then <answer>\\boxed{5}</answer>", "5"),
+        ("<answer>1</answer></think> \\boxed{4}", "4"),
+    ],
+)
+def test_an_answer_in_its_tags_is_the_answer(completion: str, found: str | None) -> None:
+    assert extract_answer(completion) == found

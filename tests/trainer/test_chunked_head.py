@@ -20,6 +20,7 @@ from onpolicy.losses.targets import identity, temperature
 from onpolicy.trainer import head_passes
 from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.head import Head, HiddenStates
+from onpolicy.types import STUDENT
 
 FULL = Comparison("teacher", full, identity, forward_kl)
 TOP = Comparison("teacher", student_topk, identity, reverse_kl)
@@ -95,8 +96,11 @@ def test_sampled_tokens_at_a_temperature() -> None:
     """Log-probabilities, entropies and their gradient from divided logits; the numbers at 1 stay what they are."""
     hidden, own, taught, other, ids = parts()
     states = HiddenStates(hidden, own), {"teacher": HiddenStates(taught, other)}, ids
-    stats, plain = token_stats(*states, temperatures=(1.0, 2.0), chunk=4), token_stats(*states, chunk=4)
-    hot = stats.tempered[2.0]
+    markers = {"self_doubt": torch.tensor([5, 6]), "hedges": torch.tensor([140])}
+    stats, plain = (token_stats(*states, marker_ids=markers, temperatures=t, chunk=4) for t in ((1.0, 2.0), ()))
+    hot, undivided = stats.tempered[2.0], own.logits(hidden).softmax(-1)
+    for name, marked in markers.items():
+        torch.testing.assert_close(stats.marker_mass[STUDENT, name].exp(), undivided[:, marked].sum(-1).detach())
     s, t = (own.logits(hidden) / 2).log_softmax(-1), (other.logits(taught) / 2).log_softmax(-1).detach()
     torch.testing.assert_close(hot.logprobs, s.gather(-1, ids[:, None])[:, 0])
     torch.testing.assert_close(hot.entropy, -(s.exp() * s).sum(-1).detach())
@@ -104,6 +108,7 @@ def test_sampled_tokens_at_a_temperature() -> None:
     torch.testing.assert_close(hot.teacher_entropy["teacher"], -(t.exp() * t).sum(-1))
     for name in ("logprobs", "entropy", "teacher_logprobs", "teacher_entropy"):
         assert torch.equal(*(torch.as_tensor(_only(getattr(x, name))) for x in (stats, plain)))
+    assert all(torch.equal(mass, plain.marker_mass[who]) for who, mass in stats.marker_mass.items())
     weight = torch.arange(1.0, 1.0 + len(ids))
     both = (hot.logprobs * weight - stats.logprobs).sum()
     by_hand = (s.gather(-1, ids[:, None])[:, 0] * weight).sum() - own.logits(hidden).log_softmax(-1).gather(

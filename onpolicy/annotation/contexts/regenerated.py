@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import cast
 
 from onpolicy.annotation.contexts.reference_solution import reference_solution
@@ -32,6 +32,8 @@ def regenerated(
         template: text with `{question}` and `{solution}`
     """
     shown = context(group, index, rewards)
+    if isinstance(shown, Generator):  # a context that asks the model itself
+        shown = yield from shown
     if shown is None:
         return None
     replies = cast(tuple[Reply, ...], (yield AskModel(shown, samples)))

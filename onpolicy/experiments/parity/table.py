@@ -84,7 +84,7 @@ def by_method(cases: Iterable[Case], findings: Iterable[Finding]) -> Iterator[Me
             published=list(dict.fromkeys(published_by(case) for case, _ in group)),
             cases=len(group),
             equal=len(equal),
-            loss=max((f.loss or 0.0 for f in equal), default=None),
+            loss=max((f.loss for f in equal if f.loss is not None), default=None),
             gradient=max((max(f.gradient or 0.0, f.advantages or 0.0) for f in equal), default=None),
             accepted={f.case: f.notes[-1] for _, f in group if f.verdict == "accepted"},
             differing=[f.case for _, f in group if f.verdict == "differs"],
@@ -125,7 +125,8 @@ def described(row: Mapping[str, Any]) -> str:
     """A row of the written JSON in one line."""
     numbers = f"loss {magnitude(row['loss'])}, gradient {magnitude(row['gradient'])}"
     compared = row["cases"] - len(row["not_expressible"])
-    return f"{', '.join(row['published'])}: {numbers}, {row['equal'] + len(row['accepted'])} of {compared} cases"
+    found = f"{', '.join(row['published'])}: {numbers}, {row['equal']} of {compared} cases equal"
+    return found + (f", {len(row['accepted'])} differ with a cause" if row["accepted"] else "")
 
 
 def _chosen(cases: list[Case], methods: Sequence[str]) -> tuple[list[Case], list[str]]:
