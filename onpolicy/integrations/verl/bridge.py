@@ -77,7 +77,7 @@ class Bridge:
         self._read = []
 
     def loss(self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[Tensor, Metrics]:
-        """This rank's share of the loss, from the outputs of ``TeachingEngine``."""
+        """This rank's share of the loss, from the outputs of ``TeachingEngine``; 0 where ``begin`` found the update empty."""
         inputs = self._inputs(model_output, data)
         observe(inputs, self._tally, self.telemetry)
         if self.empty:
@@ -97,12 +97,10 @@ class Bridge:
             marker_ids=self.marker_ids,
             temperatures=self.objective.temperatures,
         )
-        given = {
-            name: floats(data[name])[rows] for name in ("old_log_probs", "rollout_log_probs") if name in data.keys()
-        }  # noqa: SIM118 a TensorDict iterates over rows
-        inputs = loss_inputs(batch, stats, given.get("old_log_probs"))
+        names = data.keys()  # a TensorDict iterates over rows
+        inputs = loss_inputs(batch, stats, floats(data["old_log_probs"])[rows] if "old_log_probs" in names else None)
         # where the sampler did not say, it counts as the trainer
-        return inputs if "rollout_log_probs" in given else replace(inputs, rollout_logprobs=inputs.old_logprobs)
+        return inputs if "rollout_log_probs" in names else replace(inputs, rollout_logprobs=inputs.old_logprobs)
 
     def _over_ranks(self, own: Totals) -> Totals:
         return replace(own, denominators=self.together.all_sum(own.denominators))

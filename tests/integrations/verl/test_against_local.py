@@ -1,6 +1,6 @@
 """Level 3: verl's FSDP2 engine with our loss and the embedded trainer agree, on one rank and on two.
 
-1. loss and gradient of SDPO, OPSD, the sampled token and a mixture, packed and padded, whatever rows verl made up; 2. a teacher
+1. loss and gradient of SDPO, OPSD, the sampled token, a mixture, and terms that need the whole update read first, packed and padded, whatever rows verl made up; 2. a teacher
 that reads the student's prompt teaches nothing; 3. five steps under every rule of the teacher, which survives a checkpoint;
 4. metrics are the same numbers.
 """
@@ -34,7 +34,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
-@pytest.mark.parametrize("method", ["sdpo", "opsd", "sampled", "mixed"])
+@pytest.mark.parametrize("method", ["sdpo", "opsd", "sampled", "mixed", "survey"])
 def test_loss_and_gradient_are_the_embedded_trainers(found: dict[str, Any], method: str, layout: str) -> None:
     gradients = found["gradients"]
     assert gradients[f"{method}/size"] > 1e-2
