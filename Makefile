@@ -3,12 +3,14 @@ PYTHON ?= python3.11
 VENV ?= .venv
 BIN := $(VENV)/bin
 VERL ?= build/verl
+# What `make setup` installs: this checkout, or a wheel of it.
+PACKAGE ?= -e .
 CONFIG ?= configs/quickstart.yaml
 # Two workers, each of which takes one file after the other: the tests of a file share what they start.
 SIDE_BY_SIDE := -n 2 --dist loadfile
 FAST := not (process or ray or vllm or deepspeed or verl or slow or nightly)
 
-.PHONY: train lab check test nightly compat test-verl verl lint setup model lock docs clean
+.PHONY: train lab check test nightly compat test-verl verl lint setup model lock parity docs clean
 
 train: model
 	$(BIN)/onpolicy train $(CONFIG)
@@ -65,7 +67,7 @@ $(VENV)/.complete: requirements/cpu.lock requirements/torch-cpu.txt requirements
 	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/build.txt
 	$(BIN)/python -m pip install -q --disable-pip-version-check --retries 1 -r requirements/torch-cpu.txt
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -r requirements/cpu.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation $(PACKAGE)
 	@touch $@
 
 model: setup
@@ -73,6 +75,10 @@ model: setup
 
 lock:
 	PYTHON=$(PYTHON) scripts/lock.sh
+
+# What the installed version computes beside published code; commit it with what changes it.
+parity: setup
+	$(BIN)/onpolicy parity --output docs/results/parity.json
 
 docs: setup
 	$(BIN)/onpolicy show --markdown > docs/configuration.md

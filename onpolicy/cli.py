@@ -15,7 +15,7 @@ from typing import Any
 
 from onpolicy.config.shipped import find_config
 from onpolicy.rewards.base import RewardError
-from onpolicy.utils.arguments import Band, Renamed, above_zero, new_file, share, whole
+from onpolicy.utils.arguments import PassRateRange, Renamed, above_zero, new_file, share, whole
 from onpolicy.utils.disk import is_full
 from onpolicy.utils.errors import UserError
 from onpolicy.utils.terminal import plain, printable, quiet_libraries
@@ -209,7 +209,7 @@ CONFIG, OVERRIDES = _config(), _overrides()
 JSON_OUTPUT = _output("JSON file to write", type=new_file)
 JOBS = _argument("--jobs", type=whole, default=1, help="number of runs at the same time (default 1)")
 PASS_RATE = _argument(
-    "--pass-rate", action=Band, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+    "--pass-rate", action=PassRateRange, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
     help="keep problems whose pass rate without a context lies in [LOW, HIGH] (the paper: 0.125 0.5)",
 )  # fmt: skip
 WAS_BAND = _argument("--band", action=Renamed, to="--pass-rate")
@@ -310,6 +310,14 @@ COMMANDS: dict[str, Command | Group] = {
             _argument("--context", default="teacher", help="context that guided answers are sampled with (default teacher)"),
             _output("folder (default: runs/sft- and the config's name)"),
             JOBS,
+        ),
+    ),
+    "parity": Command(
+        "onpolicy.experiments.parity.table:print_parity",
+        "compare each method's loss and gradient with the published code whose name it carries",
+        (
+            _argument("methods", nargs="*", metavar="METHOD", help="a method, e.g. rloo; can be repeated (default: all)"),
+            _output("JSON file to write"),
         ),
     ),
     "forecast": Command(

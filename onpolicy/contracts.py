@@ -130,9 +130,9 @@ def check_context(function: Callable[..., Any]) -> None:
             good = all(isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in messages)
             _require(bool(messages) and good, function, "must return messages with a role and a content")
             _require(
-                messages[-1]["role"] in ("user", "assistant"),
+                messages[-1]["role"] == "user" or (messages[-1]["role"] == "assistant" and len(messages) > 1),
                 function,
-                "must end with the user's turn, or the beginning of the assistant's: the completion is the assistant's",
+                "must end with the user's turn, or with what the assistant's turn after it begins with: the completion is the assistant's",
             )
 
 

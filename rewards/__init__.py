@@ -1,6 +1,6 @@
-"""What an answer is worth: plain functions, and nothing of the framework.
+"""Reward functions: plain functions that import nothing of the framework.
 
-A reward is a function whose positional parameters name what it wants to see (``base``), so reward functions
+A reward is a function whose positional parameters name what it reads (``base``), so reward functions
 written for verl and for TRL work as they are.
 """
 

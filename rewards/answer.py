@@ -1,4 +1,4 @@
-"""Whether the final answer is right."""
+"""Whether the final answer is correct."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from .deadline import call_with_deadline
 from .extract import after_thinking, extract_answer, plain_answer
 
 SECONDS = 5
-"""Longest time one answer may take; a pathological expression counts as wrong."""
+"""The longest time that one answer may take; an expression that takes longer counts as incorrect."""
 
 
 _BASE = re.compile(r"([0-9A-F]+)_\{?(\d+)\}?")
@@ -17,11 +17,11 @@ _BASE = re.compile(r"([0-9A-F]+)_\{?(\d+)\}?")
 
 
 def math_answer(completion: str, answer: str) -> bool:
-    """Right as mathematics: math-verify finds the answers equal (``1/2``, ``0.5``, ``\\frac{1}{2}``).
+    """Whether the answer is correct as mathematics: math-verify finds it equal to the reference (``1/2``, ``0.5``, ``\\frac{1}{2}``).
 
-    The last ``\\boxed{}`` or ``#### x`` after the thinking counts, else whatever math-verify finds there. Text it
-    cannot read is wrong, never an error. It limits its time by a signal, which exists in the main thread only;
-    elsewhere the work is done in a process with a deadline.
+    The last ``\\boxed{}`` or ``#### x`` after the thinking counts, else whatever math-verify finds there. Text that
+    it cannot read is incorrect, never an error. math-verify limits its time by a signal, which exists in the main thread only;
+    in other threads the work is done in a process with a deadline.
     """
     if threading.current_thread() is threading.main_thread():
         return _verify(completion, answer, SECONDS)
@@ -29,7 +29,7 @@ def math_answer(completion: str, answer: str) -> bool:
 
 
 def exact_answer(completion: str, answer: str) -> bool:
-    """Right to the letter: the extracted answer equals the reference but for spaces, case, ``$`` and a final full stop."""
+    """Whether the extracted answer equals the reference as text, apart from spaces, case, ``$`` and a final full stop."""
     found = extract_answer(completion)
     return found is not None and plain_answer(found) == plain_answer(extract_answer(answer) or answer)
 

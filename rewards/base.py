@@ -1,7 +1,7 @@
-"""How a reward function is called.
+"""Calls reward functions.
 
-Its positional parameters are filled **by name** from what is known of a sample: ``completion``, ``answer``, ``final``,
-``num_tokens`` and the other fields of ``RewardInput``; ``sample`` for all of it; any column of the dataset row; and the
+Its positional parameters are filled **by name** from the fields of a sample: ``completion``, ``answer``, ``final``,
+``num_tokens`` and the other fields of ``RewardInput``; ``sample`` (all of it); any column of the dataset row; and the
 names verl uses (``data_source``, ``solution_str``, ``ground_truth``, ``extra_info``). A function with a parameter
 ``completions`` is called once for a whole group with lists, as TRL does. Keyword-only parameters are its options.
 """
@@ -23,9 +23,9 @@ class RewardInput:
     """One sampled answer, as a reward sees it."""
 
     id: str
-    """Names the sample in errors, e.g. ``gsm/3 rollout 1``."""
+    """The sample's name in errors, e.g. ``gsm/3 rollout 1``."""
     prompt: str | Sequence[Message]
-    """As the dataset has it: text or messages."""
+    """Text or messages, as in the dataset."""
     completion: str
     """The whole completion, thinking included, special tokens removed."""
     final: str
@@ -51,10 +51,10 @@ class RewardError(RuntimeError):
 
 
 def score(function: RewardFn, samples: Sequence[RewardInput]) -> list[float | None]:
-    """The reward of each sample of one group; None where the function says that it does not apply.
+    """The reward of each sample of one group; None where the function does not apply.
 
     Raises:
-        RewardError: the function raised, wants something that the row does not have, or returned no finite number.
+        RewardError: the function raised, needs a column that the row does not have, or returned no finite number.
     """
     if "completions" in _wanted(function):
         return _score_group(function, samples)
@@ -89,7 +89,7 @@ def _score_group(function: RewardFn, samples: Sequence[RewardInput]) -> list[flo
 
 
 def known(sample: RewardInput) -> dict[str, Any]:
-    """Everything a parameter of a per-sample reward may name; the dataset's columns give way to our own names."""
+    """All values that a parameter of a per-sample reward may name; our own names take precedence over columns of the dataset."""
     ours = {f.name: getattr(sample, f.name) for f in fields(sample)}
     verl = {
         "data_source": sample.fields.get("data_source"),
@@ -101,7 +101,7 @@ def known(sample: RewardInput) -> dict[str, Any]:
 
 
 def _known_group(samples: Sequence[RewardInput]) -> dict[str, Any]:
-    """TRL's arguments: lists, completions as messages where the prompt is messages, each column by its name."""
+    """The arguments that TRL passes: lists, with completions as messages where the prompt is messages, and each column by its name."""
     columns = dict.fromkeys(name for sample in samples for name in sample.fields)
     return {
         **{name: [sample.fields.get(name) for sample in samples] for name in columns},
@@ -140,7 +140,7 @@ def _arguments(function: RewardFn, values: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=256)
 def _wanted(function: RewardFn) -> Mapping[str, inspect.Parameter]:
-    """Parameters to fill: all but the options (keyword-only) and what a partial has bound."""
+    """The parameters to fill: all but the options (keyword-only) and those that a partial has bound."""
     bound = _bound(function)
     return {
         name: parameter

@@ -1,4 +1,4 @@
-"""What a stated confidence is worth."""
+"""Rewards for a stated confidence."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from .extract import last_in_tag
 
 
 def brier(completion: str, answer: str, *, tag: str = "confidence", offset: float = 0.0) -> float:
-    """offset - (c - r)^2 with c the stated confidence and r 1 for a right answer, 0 for a wrong one; offset - 1 where none is stated.
+    """offset - (c - r)^2 with c the stated confidence and r 1 for a correct answer, 0 for an incorrect one; offset - 1 where none is
+    stated.
 
     RLCR (arXiv 2507.16806) adds it to correctness: the sum is largest for the likeliest answer with a confidence equal to
-    its chance of being right. The last tag counts; percentages are read too.
+    its probability of being correct. The last tag counts; percentages are read too.
 
     Args:
         tag: name of the tag around the confidence
@@ -21,7 +22,7 @@ def brier(completion: str, answer: str, *, tag: str = "confidence", offset: floa
 
 
 def stated_confidence(completion: str, *, tag: str = "confidence", percent: bool = True) -> float | None:
-    """0 to 1; None where no number in that range stands in the last such tag.
+    """The confidence in the last such tag, from 0 to 1; None where the tag holds no number in that range.
 
     Args:
         completion: the text

@@ -1,6 +1,6 @@
-"""Calling a function in a process that can be killed: for libraries that guard themselves with signals, which threads lack.
+"""Calls a function in a process that can be killed: for libraries that limit their time with signals, which threads lack.
 
-The process reads one JSON request a line and answers one line; it is started at the first call and kept.
+The process reads one JSON request per line and answers with one line; it is started at the first call and kept.
 """
 
 from __future__ import annotations
@@ -12,39 +12,66 @@ import select
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 TIMED_OUT = object()
-"""What a call returns that was not done in time."""
+"""The result of a call that was not finished in time."""
+LOADING_SECONDS = 300.0
+"""Longest time that the process may take to start and to load libraries, on a busy machine."""
 
 _lock = threading.Lock()
 _process: subprocess.Popen[str] | None = None
+_loaded: set[str] = set()
+"""Libraries that the running process has loaded."""
 
 
-def call_with_deadline(target: str, arguments: list[Any], *, seconds: float) -> Any:
-    """``module:function`` of plain values, in the other process; TIMED_OUT if it was killed at the deadline.
+def call_with_deadline(target: str, arguments: list[Any], *, seconds: float, libraries: Sequence[str] = ()) -> Any:
+    """Calls ``module:function`` with plain values in the other process; returns TIMED_OUT if it was killed at the deadline.
+
+    Args:
+        target: the function, which takes and returns what JSON can hold
+        arguments: its arguments
+        seconds: the deadline; starting the process and loading ``libraries`` does not count
+        libraries: modules that the function will import
 
     Raises:
         RuntimeError: the process could not be started or died, or the function raised.
     """
     global _process
     with _lock:
-        _process = _process if _process is not None and _process.poll() is None else _start()
-        assert _process.stdin is not None and _process.stdout is not None
-        try:
-            _process.stdin.write(json.dumps([target, arguments]) + "\n")
-            _process.stdin.flush()
-            ready, _, _ = select.select([_process.stdout], [], [], seconds)
-            if not ready:
-                _stop()
-                return TIMED_OUT
-            reply = json.loads(_process.stdout.readline() or "{}")
-        except (OSError, ValueError) as error:
-            raise RuntimeError(f"the process that runs {target} broke off: {error}") from error
+        if _process is None or _process.poll() is not None:
+            _process = _start()
+            _loaded.clear()
+        missing = [name for name in libraries if name not in _loaded]
+        if missing and _ask(f"{__name__}:load", [missing], LOADING_SECONDS) is TIMED_OUT:
+            return TIMED_OUT
+        _loaded.update(missing)
+        return _ask(target, arguments, seconds)
+
+
+def _ask(target: str, arguments: list[Any], seconds: float) -> Any:
+    assert _process is not None and _process.stdin is not None and _process.stdout is not None
+    try:
+        _process.stdin.write(json.dumps([target, arguments]) + "\n")
+        _process.stdin.flush()
+        ready, _, _ = select.select([_process.stdout], [], [], seconds)
+        if not ready:
+            _stop()
+            return TIMED_OUT
+        reply = json.loads(_process.stdout.readline() or "{}")
+    except (OSError, ValueError) as error:
+        raise RuntimeError(f"the process that runs {target} broke off: {error}") from error
     if "result" not in reply:
         raise RuntimeError(f"{target} failed in its process: {reply.get('error', 'it ended')}")
     return reply["result"]
+
+
+def load(libraries: list[str]) -> None:
+    """Imports modules, in the other process."""
+    for name in libraries:
+        importlib.import_module(name)
 
 
 def _start() -> subprocess.Popen[str]:
@@ -66,7 +93,7 @@ atexit.register(_stop)
 
 
 def serve() -> None:
-    """The other process: answers until its input ends."""
+    """Answers requests until the input ends; runs in the other process."""
     replies, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not pass for a reply
     for line in sys.stdin:
         target, arguments = json.loads(line)

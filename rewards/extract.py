@@ -1,4 +1,4 @@
-"""Finding the final answer in a completion."""
+"""Finds the final answer in a completion."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def plain_answer(answer: str) -> str:
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last closing tag, or all of it."""
+    """The text after the last closing tag, or the whole text where there is none."""
     return text.rpartition("</think>")[2]
 
 
@@ -58,7 +58,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 def stated_answers(text: str) -> list[tuple[int, str]]:
     """Every answer that a text states, thinking included, as ``(place, answer)`` in order.
 
-    Stated means: in ``\\boxed{}``, behind ``####``, or a number or formula behind "(the) answer is".
+    An answer is stated in ``\\boxed{}``, after ``####``, or as a number after "(the) answer is".
     """
     found = []
     for match in re.finditer(r"\\boxed\s*\{", text):

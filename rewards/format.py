@@ -9,17 +9,17 @@ from .extract import boxed
 
 
 def boxed_format(final: str) -> bool:
-    """Exactly one closed, non-empty ``\\boxed{}`` after the thinking."""
+    """Whether exactly one closed, non-empty ``\\boxed{}`` follows the thinking."""
     found = boxed(final)
     return len(found) == 1 and bool(found[0].strip())
 
 
 def thinking_format(completion: str, *, open_tag: str = "<think>", close_tag: str = "</think>") -> bool:
-    """One thinking span, closed once, and an answer after it; the template may have opened the span.
+    """Whether there is one thinking span, closed once, and an answer after it; the template may have opened the span.
 
     Args:
-        open_tag: what opens the thinking
-        close_tag: what closes it
+        open_tag: the tag that opens the thinking
+        close_tag: the tag that closes it
     """
     before, closed, after = completion.partition(close_tag)
     opened_at_start = before.count(open_tag) == 0 or (

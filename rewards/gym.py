@@ -1,4 +1,4 @@
-"""reasoning-gym's own verifiers, kept from running what a model wrote: several hand an answer to ``eval`` or to sympy's parser."""
+"""reasoning-gym's own verifiers, kept from running code that a model wrote: several pass an answer to ``eval`` or to sympy's parser."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ SYMPY = {
     "init_session",
     "source",
 }
-"""Names of sympy's that parse text, write files or start programs."""
+"""Functions of sympy that parse text, write files or start programs."""
 CALLS = SYMPY | {name for name in dir(builtins) if name[0].islower()} - ARITHMETIC
 
 
 def gym_answer(completion: str, fields: Mapping[str, Any]) -> float:
     """The score, 0 to 1, that the task's verifier gives the final answer; rows come from ``data: {name: gym}``.
 
-    An answer that could call a function of Python is wrong, unless it is the reference itself to the letter: verifiers evaluate it.
+    An answer that could call a Python function is incorrect unless it equals the reference exactly, because verifiers evaluate it.
     """
     from reasoning_gym import get_score_answer_fn
 
@@ -43,14 +43,14 @@ def gym_answer(completion: str, fields: Mapping[str, Any]) -> float:
     try:
         return float(get_score_answer_fn(task["task"])(answer, task["entry"]))
     except Exception:
-        # some verifiers raise on text that is no answer at all (prime_factorization does); that text is wrong
+        # some verifiers raise on text that is no answer at all (prime_factorization does); such text is incorrect
         return 0.0
 
 
 def is_code(answer: str) -> bool:
     """Whether Python or sympy, reading the text, could call something that is not arithmetic.
 
-    A call takes a parenthesis, and beside it a name of Python's, an attribute, or a text that would be read in its turn.
+    A call needs a parenthesis, and also a built-in name of Python, an attribute, or a string that would itself be parsed.
     """
     text = unicodedata.normalize("NFKC", answer)  # as Python reads names
     if "__" in text:

@@ -1,4 +1,4 @@
-"""What length is worth."""
+"""Rewards for the length of a completion."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ def overlong(num_tokens: int, *, max_tokens: int, buffer: int) -> float:
     DAPO's soft overlong punishment (arXiv 2503.14476, equation 13).
 
     Args:
-        max_tokens: length that is punished in full, tokens
-        buffer: length over which the punishment grows, tokens
+        max_tokens: length that is penalised in full, tokens
+        buffer: length over which the penalty grows, tokens
     """
     return -min(max((num_tokens - (max_tokens - buffer)) / buffer, 0.0), 1.0)
 

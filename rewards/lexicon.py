@@ -1,8 +1,8 @@
-"""Lists of epistemic markers, and how they are counted.
+"""Lists of epistemic markers, and functions that count and locate them.
 
 ``paper10`` and ``companion9`` are the lists of arXiv 2603.24472 and 2603.15500. The others sort words by function: ``self_doubt``
 questions what was just said, ``hedges`` weaken a claim, ``alternatives`` open another branch, ``boosters`` strengthen a claim, and
-``neutral`` words do none of these and are as frequent in reasoning text: the control. ``add`` registers a list of your own.
+``neutral`` words do none of these and are as frequent in reasoning text: the control. ``add`` registers another list.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ QUOTED = 6
 
 
 def add(name: str, words: Sequence[str]) -> None:
-    """Makes a list known under a name, in this process.
+    """Registers a list under a name, in this process.
 
     Raises:
-        ValueError: the name is taken by another list, or the list is empty or holds something that is no text.
+        ValueError: the name is taken by another list, or the list is empty or contains something that is not text.
     """
     cleaned = tuple(dict.fromkeys(" ".join(_folded(str(word)).split()) for word in words))
     if not cleaned or not all(isinstance(word, str) and word.strip() for word in words):
@@ -75,7 +75,7 @@ def words_of(lexicon: str) -> tuple[str, ...]:
 def count(text: str, lexicon: str = "paper10", mode: Mode = "words") -> dict[str, int]:
     """Occurrences of each marker.
 
-    ``mode="paper"`` counts as arXiv 2603.24472 does: substrings of the lower-cased text, so that "unlikely" holds a
+    ``mode="paper"`` counts as arXiv 2603.24472 does: substrings of the lower-cased text, so that "unlikely" contains a
     "likely". ``mode="words"`` counts whole words and phrases in any case, and drawn-out ones ("hmmm") as one.
 
     Raises:
@@ -92,16 +92,16 @@ def count(text: str, lexicon: str = "paper10", mode: Mode = "words") -> dict[str
 
 
 def find(text: str, lexicon: str = "paper10", *, prompt: str = "", merge: bool = False) -> Spans:
-    """Where the markers of a lexicon stand as words, as ``(start, end)``, in order.
+    """The positions at which markers of a lexicon occur as words, as ``(start, end)``, in order.
 
-    Left out are those inside literal mathematics and code (``$...$``, ``\\(...\\)``, ``\\[...\\]``, back-quotes) and those
-    inside a stretch of six or more words that repeats the prompt.
+    It leaves out those inside literal mathematics and code (``$...$``, ``\\(...\\)``, ``\\[...\\]``, back-quotes) and those
+    inside a run of six or more words that repeats the prompt.
 
     Args:
         text: the completion
-        lexicon: whose markers
-        prompt: what it answers; empty: nothing counts as quoted
-        merge: markers with nothing but punctuation between them ("wait, wait... hmm") are one
+        lexicon: the list of markers
+        prompt: the prompt of the completion; if it is empty, nothing counts as quoted
+        merge: counts markers with nothing but punctuation between them ("wait, wait... hmm") as one
 
     Raises:
         ValueError: unknown lexicon.
@@ -111,7 +111,7 @@ def find(text: str, lexicon: str = "paper10", *, prompt: str = "", merge: bool =
 
 
 def occurrences(text: str, lexicon: str, *, prompt: str = "") -> list[tuple[int, int, str]]:
-    """As ``find``, each with the marker it is an occurrence of."""
+    """The positions that ``find`` returns, each with its marker."""
     found = [(*m.span(), m.lastgroup or "") for m in _any_of(words_of(lexicon)).finditer(_folded(text))]
     outside = literal(text) + quotations(text, prompt) if found else []
     return [
@@ -122,7 +122,8 @@ def occurrences(text: str, lexicon: str, *, prompt: str = "") -> list[tuple[int,
 
 
 def literal(text: str) -> Spans:
-    """Mathematics and code. A dollar sign is money where no formula fits: behind a space, or before one or a digit (pandoc's rule)."""
+    """The positions of mathematics and code. A dollar sign stands for money where pandoc's rule finds no formula: the opening one must not
+    be followed by a space; the closing one must not follow a space or precede a digit."""
     return [match.span() for match in LITERAL.finditer(text)]
 
 
@@ -132,7 +133,7 @@ LITERAL = re.compile(
 
 
 def quotations(text: str, prompt: str) -> Spans:
-    """Stretches of at least six words that stand in the prompt too."""
+    """The positions of runs of at least six words that occur in the prompt too."""
     source = {tuple(run) for run in _runs([word for word, _, _ in _words(prompt)])}
     words = _words(text)
     spans = [
@@ -158,7 +159,7 @@ def _words(text: str) -> list[tuple[str, int, int]]:
 
 
 def merged(spans: Sequence[tuple[int, int]], text: str) -> Spans:
-    """Spans with nothing but punctuation between them are one."""
+    """Joins spans with nothing but punctuation between them."""
     joined: Spans = []
     for start, end in spans:
         if joined and not re.search(r"\w", text[joined[-1][1] : start]):
@@ -169,7 +170,7 @@ def merged(spans: Sequence[tuple[int, int]], text: str) -> Spans:
 
 
 def _folded(text: str) -> str:
-    """Lower case, character by character, so that places in it are places in the text."""
+    """The text in lower case, character by character, so that positions in it are positions in the text."""
     plain = text.replace("\u2019", "'")
     return (
         "".join(c if len(folded := c.casefold()) != 1 else folded for c in plain)
@@ -180,13 +181,13 @@ def _folded(text: str) -> str:
 
 @functools.cache
 def _pattern(marker: str) -> re.Pattern[str]:
-    """Neither a letter nor a hyphen may touch a word: "double-check" and "waiting" are other words."""
+    """A pattern of one marker. Neither a letter nor a hyphen may touch it: "double-check" and "waiting" are other words."""
     return re.compile(BEFORE + _body(marker) + AFTER)
 
 
 @functools.cache
 def _any_of(markers: tuple[str, ...]) -> re.Pattern[str]:
-    """All of them at once, one group each, the longest first."""
+    """A pattern of all markers, one group each, the longest first."""
     ordered = sorted(enumerate(markers), key=lambda pair: -len(pair[1]))
     return re.compile(BEFORE + "(?:" + "|".join(f"(?P<m{i}>{_body(marker)})" for i, marker in ordered) + ")" + AFTER)
 

@@ -1,10 +1,10 @@
-"""What expressed doubt is worth. Each of these can be a bonus or, with a negative weight, a penalty.
+"""Rewards for expressed uncertainty. Each of them can be a bonus or, with a negative weight, a penalty.
 
 Rates are markers per 1,000 sampled tokens. Where a bonus *claims protection*, its markers are counted by ``paid``: as words, not
-inside mathematics, code or quotations of the prompt; neighbours ("wait, wait, hmm") as one; at least ``spacing`` words apart; none
-after the final answer; none after which nothing changes (``vacuous``). What remains to be gained is capped: a floor pays no more
-above it, a target is highest at the reference model's own habit. Doubt that is said and followed by new text cannot be told from doubt that
-is meant; the audit and its held-out words watch for that.
+inside mathematics, code or quotations of the prompt; neighbours ("wait, wait, hmm") as one; at least ``spacing`` words apart; not
+after the final answer; not where nothing changes afterwards (``vacuous``). What remains to be gained is capped: a floor pays no more
+above it, and a target is highest at the reference model's own rate. A marker that is written for the reward and followed by new text cannot
+be told from one that expresses uncertainty; the audit and its held-out words watch for that.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from .lexicon import find
 from .vacuous import vacuous
 
 SPACING = 20
-"""Words between two markers that both count."""
+"""The least number of words between two markers that both count."""
 
 
 def density(completion: str, num_tokens: int, *, lexicon: str = "self_doubt", scale: float = 10.0) -> float:
-    """rate / scale, unbounded. **For ablation only: it can be gamed**: a rollout stuffed with markers earns most.
+    """rate / scale, unbounded. **For ablation only: it can be gamed**, since a rollout stuffed with markers earns most.
 
     Args:
-        lexicon: whose markers
-        scale: rate that is worth 1, markers per 1,000 tokens
+        lexicon: list of markers
+        scale: rate that earns 1, markers per 1,000 tokens
     """
     return per_1k(len(find(completion, lexicon)), num_tokens) / scale
 
@@ -39,16 +39,16 @@ def saturating_floor(
     lexicon: str = "self_doubt",
     spacing: int = SPACING,
 ) -> float:
-    """min(1, rate / floor): the reflection reward of REA-RL (arXiv 2505.19862), a floor and not a maximand.
+    """min(1, rate / floor): the reflection reward of REA-RL (arXiv 2505.19862), a floor, not something to maximise.
 
     Its authors put the floor at a low quantile of the reference model's own rate (4.4 per 1,000 tokens for R1-Distill-7B). With the
-    weight `{name: dual_ascent, metric: epistemic/self_doubt/rate_per_1k, share: 0.9, rate: 0.01}` it is a Lagrangian floor: paid only
-    while the mean rate lies under nine tenths of the reference model's.
+    weight `{name: dual_ascent, metric: epistemic/self_doubt/rate_per_1k, share: 0.9, rate: 0.01}` it is a Lagrangian floor: it pays only
+    while the mean rate lies below nine tenths of the reference model's.
 
     Args:
         floor: rate from which nothing more is earned, markers per 1,000 tokens
-        lexicon: whose markers
-        spacing: words between two markers that both count
+        lexicon: list of markers
+        spacing: least number of words between two markers that both count
     """
     return min(1.0, per_1k(paid(completion, prompt, lexicon, spacing), num_tokens) / floor)
 
@@ -68,15 +68,15 @@ def target_rate(
 ) -> float:
     """-min(1, max(0, |rate - rho_0| / sigma_0 - band)): 0 near the reference model's own rate on this problem, at most -1 away from it.
 
-    No paper behind it. The highest reward is the initial habit, so there is nothing to ratchet up. rho_0 and sigma_0 are the columns
-    `ref_rate` and `ref_std`, which the framework measures before the first step (``epistemic.baseline``).
+    This reward comes from no paper. It is highest at the initial rate, so that there is nothing to gain from more markers. rho_0 and
+    sigma_0 are the columns `ref_rate` and `ref_std`, which the framework measures before the first step (``epistemic.baseline``).
 
     Args:
-        lexicon: whose markers; must be that of the baseline
-        band: half-width of the band in which nothing is lost, in standard deviations
-        least_std: the standard deviation counts as at least this, markers per 1,000 tokens
-        one_sided: only a rate below the band costs
-        spacing: words between two markers that both count
+        lexicon: list of markers; must be that of the baseline
+        band: half-width of the range without a penalty, in standard deviations
+        least_std: lower bound of the standard deviation, markers per 1,000 tokens
+        one_sided: penalises only a rate below the range
+        spacing: least number of words between two markers that both count
     """
     distance = per_1k(paid(completion, prompt, lexicon, spacing), num_tokens) - ref_rate
     distance = max(-distance, 0.0) if one_sided else abs(distance)
@@ -84,14 +84,14 @@ def target_rate(
 
 
 def recovery(completion: str, answer: str, *, harm: float = 1.0) -> float:
-    """1 where an interim answer was wrong and the final one is right; -harm where the last interim was right and the final is wrong.
+    """1 where an interim answer was wrong and the final one is correct; -harm where the last interim was correct and the final is wrong.
 
-    Rewards what doubt is for, without a word list; sparse. **It can be gamed**: a wrong interim answer may be planted, and an answer that
-    is right at once earns nothing. No paper behind it. An answer counts as stated where it stands in `\\boxed{}`, behind
-    `####`, or behind "the answer is".
+    It rewards the outcome of self-doubt, without a word list, and is sparse. **It can be gamed**: a wrong interim answer may be inserted on
+    purpose, and an answer that is correct at once earns nothing. This reward comes from no paper. An answer counts as stated in
+    `\\boxed{}`, after `####`, or after "the answer is".
 
     Args:
-        harm: what is lost by giving up a right answer
+        harm: penalty for giving up a correct answer
     """
     *interim, final = [math_answer(f"\\boxed{{{said}}}", answer) for _, said in stated_answers(completion)] or [False]
     if not interim:
@@ -102,7 +102,7 @@ def recovery(completion: str, answer: str, *, harm: float = 1.0) -> float:
 
 
 def repetition(completion: str, *, n: int = 4) -> float:
-    """-(share of the runs of n words that occurred before): 0 for text that never repeats itself, near -1 for a loop.
+    """-(fraction of the runs of n words that occurred before): 0 for text that never repeats itself, near -1 for a loop.
 
     Args:
         n: words in a run
@@ -117,7 +117,7 @@ def per_1k(count: int, num_tokens: int) -> float:
 
 
 def paid(completion: str, prompt: object, lexicon: str, spacing: int) -> int:
-    """How many markers count, by the rules above."""
+    """The number of markers that count by the rules of this module."""
     answers = stated_answers(completion)
     end = answers[-1][0] if answers else len(completion)
     counted, last = 0, None
@@ -130,7 +130,7 @@ def paid(completion: str, prompt: object, lexicon: str, spacing: int) -> int:
 
 
 def prompt_text(prompt: object) -> str:
-    """A prompt as text, whether it is text or messages."""
+    """The text of a prompt that is given as text or as messages."""
     if isinstance(prompt, str):
         return prompt
     return "\n".join(str(m.get("content", "")) for m in prompt) if isinstance(prompt, list | tuple) else ""

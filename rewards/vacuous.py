@@ -1,4 +1,4 @@
-"""Markers of doubt after which nothing changes."""
+"""Finds markers after which nothing changes."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from itertools import pairwise
 WINDOW = 60
 """Words before and after a marker that are compared."""
 OVERLAP = 0.8
-"""Share of the pairs of words after a marker that stood before it too, from which nothing has changed."""
+"""From this fraction of word pairs after a marker that also occur before it, nothing has changed."""
 
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
 
 
 def vacuous(text: str, spans: Sequence[tuple[int, int]]) -> list[bool]:
-    """For each marker whether up to the next one, or for 60 words, no number is new and most pairs of words stood in the 60 words before.
+    """Whether nothing changes after each marker: up to the next one, or for 60 words, no number is new and most pairs of words occurred in
+    the 60 words before.
 
     Args:
         text: the completion
-        spans: where its markers stand, in order, as ``lexicon.find`` gives them
+        spans: positions of its markers, in order, as ``lexicon.find`` returns them
     """
     if not spans:
         return []
@@ -34,7 +35,7 @@ def vacuous(text: str, spans: Sequence[tuple[int, int]]) -> list[bool]:
 
 
 def among_words(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[re.Match[str]], list[tuple[int, int]]]:
-    """The words of a text, and for each span the numbers of its first word and of the first behind it."""
+    """The words of a text, and for each span the index of its first word and of the first word after it."""
     words = list(_WORD.finditer(text))
     starts = [w.start() for w in words]
     return words, [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]

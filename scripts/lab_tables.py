@@ -81,7 +81,7 @@ def arms(report: dict[str, Any], factor: str) -> None:
                 number(out, "held_out_per_1k", 0),
                 number(out, "corrected"),
                 number(out, "harmed"),
-                f"{number(out, 'doubt_precision')} / {number(out, 'doubt_recall')}",
+                f"{number(out, 'self_doubt_precision')} / {number(out, 'self_doubt_recall')}",
                 f"{a['sampled_tokens'] / 1000:.0f}k",
             )
         )

@@ -6,15 +6,31 @@ python scripts/methods.py > docs/methods.md
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from onpolicy.config.builtins import TABLES
 from onpolicy.config.registry import find_function
 from onpolicy.experiments.methods.axes import axes, read
+from onpolicy.experiments.parity.table import described
 
 ROOT = Path(__file__).parent.parent
-COLUMNS = ("context", "teacher", "objective", "target", "support", "divergence", "token_weights", "route", "advantage")
+PARITY = ROOT / "docs/results/parity.json"
+"""Written by ``onpolicy parity --output docs/results/parity.json``."""
+COLUMNS = (
+    "context",
+    "teacher",
+    "objective",
+    "target",
+    "support",
+    "divergence",
+    "token_weights",
+    "select",
+    "route",
+    "advantage",
+)
 KINDS = ("term", "advantage", "divergence", "support", "target", "token_weights", "route", "credit", "teacher", "context", "span",
          "schedule")  # fmt: skip
 HEAD = """# Methods
@@ -24,7 +40,9 @@ HEAD = """# Methods
 Every published method is a point on the same axes, and a config names the point. An empty cell is the default: the teacher's
 own distribution, the whole vocabulary, all tokens alike, every rollout, the group's advantage. `|` stands between the terms of one
 objective. `onpolicy diff A B` says what two configs change. *Source* is what the config was written from and how sure that is; its
-first lines say what differs from the original.
+first lines say what differs from the original. *Published code* is what the config's loss and its gradient on the student's logits
+were compared with, and the power of ten below which their largest relative difference stays (`onpolicy parity`;
+docs/results/parity.json). Confidence is high where this comparison holds.
 """
 
 
@@ -34,7 +52,8 @@ def page() -> str:
 
 
 def _table() -> Iterator[str]:
-    heads = ("method", *(c.replace("_", " ") for c in COLUMNS), "credit, rewards, rest", "source")
+    heads = ("method", "published code", *(c.replace("_", " ") for c in COLUMNS), "credit, rewards, rest", "source")
+    compared = {row["method"]: row for row in json.loads(PARITY.read_text())}
     yield f"| {' | '.join(heads)} |"
     yield f"|{' --- |' * len(heads)}"
     for path in sorted((ROOT / "configs").glob("*.yaml")):
@@ -55,11 +74,18 @@ def _table() -> Iterator[str]:
         cells = [point[column] for column in COLUMNS]
         cells = [
             f"[{path.stem}](../configs/{path.name})",
+            _published(compared.get(path.stem), comment["source"]),
             *(f"`{c}`" if c else "" for c in cells),
             f"`{rest}`" if rest else "",
             comment["source"],
         ]
         yield "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+
+def _published(found: Mapping[str, Any] | None, source: str) -> str:
+    if found is not None:
+        return described(found)
+    return "none found" if "no public code found" in source else ""
 
 
 def header(path: Path) -> dict[str, str]:

@@ -58,6 +58,17 @@ def length_reward(completion: str) -> float:
     return (len(completion) % 7) / 7
 
 
+def held(completion: str, *, hold: str | None = None) -> bool:
+    """A reward that lets a run write the checkpoint of step 1 and then waits for as long as the file ``hold`` exists.
+
+    The run's folder is that of its log, which is its standard output: so it is in a sweep.
+    """
+    saved = Path(os.readlink("/proc/self/fd/1")).parent / "checkpoints/step-000001"
+    while hold is not None and saved.is_dir() and Path(hold).exists():
+        time.sleep(0.02)
+    return len(completion) % 2 == 0
+
+
 class CountingTracker:
     def __init__(self, folder: Path) -> None:
         self.folder, self.steps = folder, 0

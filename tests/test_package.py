@@ -1,4 +1,4 @@
-"""The wheel: everything that a user needs is inside, and nothing else takes a name of theirs."""
+"""The wheel: everything that a user needs is inside, nothing else takes a name of theirs, and in a fresh environment it trains."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -69,3 +70,22 @@ def test_it_runs_beside_a_users_own_rewards(installed: Path, tmp_path: Path, sta
     where = "import onpolicy, onpolicy.rewards; print(onpolicy.__file__, onpolicy.rewards.__file__)"
     paths = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
     assert all(Path(path).is_relative_to(installed) for path in paths.split())
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(4 * 3600)
+def test_it_trains_in_a_fresh_environment(wheel: Path) -> None:
+    """With the locked CPU set, from an empty folder, without a checkout on the path: a user's first command."""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    with TemporaryDirectory() as folder:  # 4.5 GB, which pytest would keep
+        venv, empty = Path(folder, "venv"), Path(folder, "empty")
+        empty.mkdir()
+        setup = ["make", "setup", f"VENV={venv}", f"PYTHON={sys.executable}", f"PACKAGE={wheel}"]
+        subprocess.run(setup, cwd=ROOT, env=env, check=True)
+        where = [str(venv / "bin/python"), "-c", "import onpolicy; print(onpolicy.__file__)"]
+        found = subprocess.run(where, cwd=empty, env=env, capture_output=True, text=True, check=True).stdout
+        assert Path(found.strip()).is_relative_to(venv)
+        command = [str(venv / "bin/onpolicy"), "train", "quickstart", "steps=1", "run_dir=run"]
+        done = subprocess.run(command, cwd=empty, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        assert done.returncode == 0, done.stdout[-4000:]
+        assert (empty / "run/checkpoints/step-000001/model.safetensors").is_file()

@@ -9,8 +9,16 @@ from typing import Any
 
 from onpolicy.config.problems import Problems
 from onpolicy.config.registry import Plugin, defaults_and
-from onpolicy.config.renamed import renamed_name
-from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, mentioned, plug_ins_in, term_plugins
+from onpolicy.config.renamed import renamed_metric, renamed_name
+from onpolicy.config.resolved import (
+    ResolvedConfig,
+    Section,
+    contexts_of,
+    mentioned,
+    plug_ins_in,
+    term_plugins,
+    unbound,
+)
 from onpolicy.config.schedules import Coefficient, coefficients_in
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
@@ -244,19 +252,21 @@ def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
             yield f"{found.key}: a schedule has no effect here, this option is read once, at the start."
 
 
+def metrics(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Metrics that guards, schedules and checkpoints read were not renamed."""
+    config = resolved.config
+    own = {
+        *config.custom_lexicons,
+        config.epistemic.lexicon,
+    }  # an old name at epistemic.lexicon is a problem of its own
+    named = [(f"{guard.plugin.key}.metric", guard.plugin.options.get("metric")) for guard in resolved.guards]
+    named += [(f"{c.key}.metric", unbound(c.schedule)[1].get("metric")) for c in resolved.coefficients]
+    for key, name in (*named, ("checkpoint.best_metric", config.checkpoint.best_metric)):
+        if name and (hint := renamed_metric(str(name), own)):
+            yield f"{key}: no metric is called {name!r}.{hint}"
+
+
 CHECKS: tuple[Check, ...] = (
-    *(
-        ranges,
-        lists,
-        choices,
-        lexicons,
-        lowered,
-        contexts,
-        rewards,
-        reference_rates,
-        completions,
-        privileged,
-        temperatures,
-        schedules,
-    ),
+    *(ranges, lists, choices, lexicons, lowered, contexts, rewards, reference_rates),
+    *(completions, privileged, temperatures, schedules, metrics),
 )

@@ -82,7 +82,8 @@ def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
         function = getattr(module, attribute)
     except AttributeError:
         names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-        raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}.{suggest(attribute, names)}") from None
+        hint = renamed_name(kind, name) or suggest(attribute, names)
+        raise ConfigError(f"{key}: module {module_name!r} has no {attribute!r}.{hint}") from None
     if not callable(function):
         raise ConfigError(f"{key}: {target!r} is a {type(function).__name__}, expected a function")
     return function

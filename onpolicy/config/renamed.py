@@ -1,9 +1,9 @@
-"""Names that a config can no longer use, and what they are called now. An old name is refused with the new one."""
+"""Names that a config can no longer use, and their new names. An old name is refused with the new one."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -44,16 +44,29 @@ RENAMED: dict[str, str] = {
     "lexicon F": "neutral",
     "lexicon seed10": "paper10",
     "config grpo_seed": "grpo_paper",
+    "reward onpolicy.experiments.lab.grading:doubt_precision": "onpolicy.experiments.lab.grading:self_doubt_precision",
+    "reward onpolicy.experiments.lab.grading:doubt_recall": "onpolicy.experiments.lab.grading:self_doubt_recall",
 }
 """Old name -> new name, one line each:
 
     "roles"                  a section
     "generator.staleness"    a key, with its section; list items are written ``objective[]``
     "*.view"                 an option, wherever it stands; the new name is that of the option alone
-    "term start_kl"          a plug-in, after its kind; in the same way "lexicon A" and "metric epistemic/A/*"
+    "term start_kl"          a plug-in, after its kind; in the same way "lexicon A"
 
 A ``*`` in the new name stands for what the ``*`` in the old one stood for.
 """
+
+RENAMED_METRICS: dict[str, str] = {
+    "rate_per_1k/wrong": "rate_per_1k/incorrect",
+    "rate_per_1k/by_response": "rate_per_1k/by_completion",
+    "mass/start": "mass/ref",
+    "group/right": "group/pass_rate",
+    "group/any_right": "group/any_correct",
+    "calibration/silence": "calibration/no_hedging",
+    "{followed}": "{lexicon}",
+}
+"""Old -> new parts of metric names, whatever stands before and after them; lexicons are in ``RENAMED``."""
 
 
 def renamed_key(key: str, value: Any = None) -> str | None:
@@ -74,9 +87,25 @@ def renamed_key(key: str, value: Any = None) -> str | None:
 
 
 def renamed_name(kind: str, name: str) -> str:
-    """`` It is called 'x' now.`` for a plug-in, a lexicon or a metric that was renamed, or nothing."""
+    """`` It is called 'x' now.`` for a plug-in or a lexicon that was renamed, or nothing."""
     new = _new_name(f"{kind} {name}")
     return f" It is called {new!r} now." if new else ""
+
+
+def renamed_metric(name: str, own_lexicons: Collection[str] = ()) -> str:
+    """`` It is called 'x' now.`` for a metric that was renamed, or nothing.
+
+    Args:
+        own_lexicons: names that the config gives to lists of markers, even where they are old names of others
+    """
+    new = f"/{name}/"
+    for old, now in RENAMED_METRICS.items():
+        new = new.replace(f"/{old}/", f"/{now}/")
+    for key, now in RENAMED.items():
+        kind, _, lexicon = key.partition(" ")
+        if kind == "lexicon" and lexicon not in own_lexicons:
+            new = re.sub(rf"/(epistemic|audit)/{re.escape(lexicon)}/", rf"/\1/{now}/", new)
+    return f" It is called {new[1:-1]!r} now." if new[1:-1] != name else ""
 
 
 def _new_name(old: str) -> str | None:

@@ -84,6 +84,11 @@ class TrainerSettings:
         "constant", "schedule after the warm-up: `constant`, or `linear` or `cosine` decay to 0 at `steps`"
     )
     warmup_steps: int = opt(0, "number of steps of linear warm-up")
+    warmup_from_zero: bool = opt(
+        False,
+        "if true, step k of the warm-up has (k - 1) / warmup_steps of the peak rate: the first step learns nothing, as with the "
+        "schedulers of verl and transformers; if false, k / warmup_steps",
+    )
     weight_decay: float = opt(0.0, "weight decay of AdamW")
     betas: list[float] = opt([0.9, 0.999], "betas of AdamW")
     max_grad_norm: float = opt(1.0, "maximum norm of the gradient; larger gradients are scaled down to it")
@@ -123,7 +128,8 @@ class TermSettings(Weighted):
         "tokens",
         "what the term is averaged over. `tokens`: all its tokens in the update; `all_tokens`: all sampled tokens of the update, those of "
         "other terms too; `sequences`: its tokens in each completion, then the completions; `all_sequences`: the same, but completions "
-        "without a token of the term count too; `max_tokens`: the sum is divided by completions x `generator.max_tokens`",
+        "without a token of the term count too, as in SDPO's code with micro-batches of one completion; `max_tokens`: the sum is divided "
+        "by completions that are not empty x `generator.max_tokens`",
     )
     route: Any = opt("all", "which rollouts this term is computed on; a plug-in of kind `route`")
     select: Any = opt(

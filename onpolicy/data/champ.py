@@ -20,7 +20,7 @@ def champ(
     Needs `pip install champ-dataset` (MIT). Contexts show a column by its name: `{name: reference_solution, field: hints}`.
 
     Args:
-        whole_numbers: only the problems whose answer is a whole number, which can be graded without doubt
+        whole_numbers: only the problems whose answer is a whole number, which can be graded reliably
         category: only this area: Combinatorics, Inequality, Number-Theory, Polynomial or Sequence; null: all
         prompt_template: text around a problem; `{problem}` stands for it
     """

@@ -25,7 +25,7 @@ def load_prompts(
     Args:
         path: file or folder
         on_bad_row: `error` raises on any row that cannot be read, `skip` leaves it out and says so
-        prompt_template: text around a problem given as plain text; `{problem}` stands for it
+        prompt_template: text around a problem given as plain text; `{problem}` stands for it, without white space around it
 
     Raises:
         DataError: no such file, nothing in it, or rows that cannot be read; names the file and the rows.

@@ -97,8 +97,8 @@ def _is_text(value: Any) -> bool:
 
 
 def _filled(template: str | None, problem: str) -> str:
-    """``{problem}`` alone is replaced: problems and templates are full of other braces."""
-    return problem if template is None else template.replace("{problem}", problem)
+    """The problem as it is, or without white space around it in place of ``{problem}``; other braces are left alone."""
+    return problem if template is None else template.replace("{problem}", problem.strip())
 
 
 def _unpacked(column: str, value: Any) -> Any:

@@ -22,7 +22,7 @@ def file(
     Args:
         path: file or folder
         on_bad_row: `error` stops at rows that cannot be read, `skip` leaves them out and says so
-        prompt_template: text around a problem given as plain text; `{problem}` stands for it
+        prompt_template: text around a problem given as plain text; `{problem}` stands for it, without white space around it
         system_prompt: text of a system message before each conversation that has none
     """
     return with_system(load_prompts(path, on_bad_row=on_bad_row, prompt_template=prompt_template), system_prompt)
@@ -46,7 +46,7 @@ def hub(
         subset: configuration of the dataset, where it has several
         revision: branch, tag or commit
         on_bad_row: `error` stops at rows that cannot be read, `skip` leaves them out and says so
-        prompt_template: text around a problem given as plain text; `{problem}` stands for it
+        prompt_template: text around a problem given as plain text; `{problem}` stands for it, without white space around it
         system_prompt: text of a system message before each conversation that has none
     """
     try:

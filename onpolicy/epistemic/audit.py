@@ -1,4 +1,4 @@
-"""Is expressed doubt real? Signs of markers that are said for a reward, or out of habit, logged from the start.
+"""Is the expressed uncertainty real? Signs of markers that are written for a reward, or out of habit; logged from the start.
 
 Each is a number to be compared with the reference model's own (``epistemic.baseline``) or with the first steps', not with a threshold:
 genuine reasoning repeats itself too. The default ``guards`` speak up when one of them drifts.

@@ -1,4 +1,4 @@
-"""How much less doubt than the reference model expresses, on the same problems."""
+"""How much less uncertainty is expressed than by the reference model on the same problems."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from onpolicy.utils.stats import bootstrap_ci, bootstrap_statistic_ci
 EPSILON = 0.5
 """Added to both rates before their logarithms are compared, markers per 1,000 tokens."""
 HELD_OUT = ("self_doubt", "hedges", "alternatives")
-"""Lists that should move with the one that is followed if its doubt is real."""
+"""Lists that should move with the one that is followed if the uncertainty is real."""
 
 
 def suppression(
     marked: Sequence[MarkedRollout], start: Mapping[str, ProblemBaseline], lexicons: Sequence[str], followed: str
 ) -> Metrics:
-    """``epistemic/<lexicon>/suppression...`` over the problems whose start is known; below 0 is less doubt.
+    """``epistemic/<lexicon>/suppression...`` over the problems whose start is known; below 0 means fewer markers.
 
     - ``suppression``: S, mean over problems of log((rate + .5) / (reference model's rate + .5)); ``/low`` and ``/high``: 95 % bootstrap
       interval over problems

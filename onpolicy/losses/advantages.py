@@ -172,7 +172,7 @@ def contrastive(
     present = torch.stack([inputs.teacher[v].mask for v in contrast_contexts])
     wrong = torch.stack([inputs.teacher[v].logprobs for v in contrast_contexts]).masked_fill(~present, -torch.inf)
     count = present.sum(0)
-    mean = torch.where(count > 0, wrong.logsumexp(0) - count.clamp(min=1).log(), 0.0)
+    mean = torch.where(count > 0, wrong.logsumexp(0) - count.clamp(min=1).to(wrong.dtype).log(), 0.0)
     change = (coefficient * torch.tanh((inputs.teacher[context].logprobs - mean) / temperature)).clamp(-bound, bound)
     change = torch.where((change.abs() > deadband) & (count > 0), change, 0.0)
     return _where_in_context(inputs, context, _keeping_sign(inputs.advantages, change))

@@ -7,8 +7,10 @@ The denominator says what a term is a mean over (`normalize`):
     tokens          its tokens in the whole optimizer update
     all_tokens      all sampled tokens of the update, also those that the term does not train: one divisor for several terms
     sequences       each completion's tokens, then the completions that have any (GRPO as published, arXiv 2402.03300)
-    all_sequences   the same, but completions without a token of the term count too: SDPO's code does this, so its
-                    step shrinks with the fraction of rollouts that have no teacher
+    all_sequences   the same, but completions without a token of the term count too, so the step shrinks with the fraction of
+                    rollouts that have no teacher. SDPO's code takes the mean over the tokens of each micro-batch, then over
+                    micro-batches; this is that loss if, and only if, a micro-batch is one completion, as in arXiv 2603.24472's
+                    runs (ppo_micro_batch_size_per_gpu 1, no dynamic batches)
     max_tokens      completions that are not empty x `generator.max_tokens`: no bias from length (Dr. GRPO, arXiv 2503.20783)
 
 The denominators are counted over all micro-batches before the first gradient, so how an update is cut into micro-batches

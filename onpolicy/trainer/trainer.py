@@ -389,11 +389,14 @@ def split(examples: Sequence[Example], parts: int) -> list[Sequence[Example]]:
 
 
 def lr_factor(settings: TrainerSettings, total_steps: int) -> Callable[[int], float]:
-    """Step (from 0) -> fraction of the peak learning rate."""
+    """Step (from 0) -> fraction of the peak learning rate.
+
+    Warm-up over w steps: (step + 1) / w, or step / w from zero; then the schedule.
+    """
 
     def factor(step: int) -> float:
         if step < settings.warmup_steps:
-            return (step + 1) / settings.warmup_steps
+            return (step if settings.warmup_from_zero else step + 1) / settings.warmup_steps
         done = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
         shapes = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
         return shapes[settings.lr_schedule]

@@ -23,7 +23,7 @@ def above_zero(text: str) -> float:
 
 
 def share(text: str) -> float:
-    """Above 0, at most 1."""
+    """A fraction above 0 and at most 1."""
     value = _number(text)
     if value is None or not 0 < value <= 1:
         raise argparse.ArgumentTypeError(f"got {text!r}, expected a number above 0, at most 1")
@@ -41,8 +41,8 @@ def new_file(text: str) -> Path:
     return path
 
 
-class Band(argparse.Action):
-    """LOW HIGH, shares between which a problem's solve rate has to lie."""
+class PassRateRange(argparse.Action):
+    """LOW HIGH: the range in which a problem's pass rate has to lie, both between 0 and 1."""
 
     def __call__(
         self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: str | None = None
@@ -54,13 +54,13 @@ class Band(argparse.Action):
         if low is None or high is None or not 0 <= low <= high <= 1:
             raise argparse.ArgumentError(
                 self,
-                f"got {' '.join(texts)!r}, expected two shares between 0 and 1, the lower one first, e.g. 0.125 0.5",
+                f"got {' '.join(texts)!r}, expected two fractions between 0 and 1, the lower one first, e.g. 0.125 0.5",
             )
         return low, high
 
 
 class Renamed(argparse.Action):
-    """An option of an earlier version: says what it is called now."""
+    """An option of an earlier version, which is refused with its new name."""
 
     def __init__(self, option_strings: Sequence[str], dest: str, *, to: str) -> None:
         super().__init__(option_strings, dest, nargs="*", default=argparse.SUPPRESS, help=argparse.SUPPRESS)

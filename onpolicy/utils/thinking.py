@@ -48,12 +48,24 @@ def split_thinking(text: str, *, opened: bool) -> ThinkingSplit:
 
 
 def strip_thinking(text: str, *, opened: bool) -> str:
-    """The text without its thinking, as arXiv 2603.24472 removes it from demonstrations (c = s without think).
-
-    Its code leaves a text whole whose thinking never closes; here nothing is left of such a text, because nothing in
-    it is an answer.
-    """
+    """The answer alone: nothing is left of a text whose thinking never closes, because nothing in it is an answer."""
     return split_thinking(text, opened=opened).answer
+
+
+def strip_closed_thinking(text: str) -> str:
+    """The text without thinking that is closed; thinking that never closes stays, as do white space before a span and tags left over.
+
+    A span runs from an opening tag to the next closing one and takes the white space behind it along. If a closing tag is left
+    after that, its opening tag stood in the prompt: what precedes the first such tag is thinking too. So arXiv 2603.24472's
+    code removes thinking from demonstrations (c = s without think).
+    """
+    outside, rest = "", text
+    while OPEN in rest and CLOSE in rest.partition(OPEN)[2]:
+        before, _, inside = rest.partition(OPEN)
+        outside, rest = outside + before, inside.partition(CLOSE)[2].lstrip()
+    outside += rest
+    _, closed, behind = outside.partition(CLOSE)
+    return behind.lstrip() if closed else outside
 
 
 def opens_thinking(generation_prompt: str) -> bool:

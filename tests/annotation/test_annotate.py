@@ -66,7 +66,7 @@ def test_contexts_replace_the_last_user_message_and_leave_braces_alone() -> None
     messages = reference_solution(group("a"), 0, [0.0])
     assert messages is not None and messages[0] == PROMPT.messages[0] and len(messages) == 2
     assert messages[1]["content"] == (
-        "What is {x}?\n\nCorrect solution:\n\nx = \\frac{8}{2} = {answer}\n\nCorrectly solve the original question."
+        "What is {x}?\nCorrect solution:\n\nx = \\frac{8}{2} = {answer}\n\nCorrectly solve the original question."
     )
     assert "The correct final answer is 4." in final_answer(group("a"), 0, [0.0])[1]["content"]
     assert none(group("a"), 0, [0.0]) == PROMPT.messages
@@ -86,6 +86,18 @@ def test_a_sibling_is_never_the_rollout_itself() -> None:
     assert "one" in shown[0][-1]["content"] and "two" in shown[1][-1]["content"] and "one" in shown[2][-1]["content"]  # type: ignore[index]
     assert successful_sibling(siblings, 1, [0.0, 1.0, 0.0]) is None
     assert successful_sibling(siblings, 0, [0.0, 0.4, 0.0], threshold=0.3) is not None
+
+
+def test_thinking_that_never_closes_is_shown_only_where_it_is_kept() -> None:
+    siblings = group("x", "<think>hm {a} is 5")
+
+    def shown(**options: Any) -> str:
+        messages = successful_sibling(siblings, 0, [0.0, 1.0], **options)
+        assert messages is not None
+        return messages[-1]["content"]
+
+    assert "\n\n<think>hm {a} is 5\n\n" in shown(keep_thinking="unclosed") == shown()
+    assert "hm" not in shown(keep_thinking=False)
 
 
 def test_the_labs_sibling_without_its_search() -> None:
@@ -118,6 +130,10 @@ def test_the_ladder_of_contexts() -> None:
     assert "answer is 5." in text(wrong_answer) and "answer is 9." in text(wrong_answer, constant="9")
     assert text(instruction) == "Q\n\nCorrectly solve the original question."
     assert "hm" in text(successful_sibling) and "hm" not in text(successful_sibling, keep_thinking=False)
+    assert "hm" not in text(successful_sibling, keep_thinking="unclosed")
+    assert text(feedback) == (
+        "Q\nThe following is feedback from your unsuccessful earlier attempt:\n\noff by one\n\nCorrectly solve the original question."
+    )
     for options, words in (
         ({"constant": "4"}, "is the correct one"),
         ({"field": "solution"}, "give the context's constant"),

@@ -158,6 +158,14 @@ def test_one_problem_hides_later_ones_below_it() -> None:
         problems.refuse()
 
 
+def test_a_metric_of_a_lexicon_of_the_users_own_is_not_a_renamed_one() -> None:
+    for name in ("epistemic/A/rate_per_1k", "audit/A/lead"):
+        guards = [{"name": "falls", "metric": name}]
+        assert resolve(build({**SOUND, "guards": guards, "custom_lexicons": {"A": ["well"]}})).guards
+        with pytest.raises(ConfigError, match="self_doubt"):
+            resolve(build({**SOUND, "guards": guards}))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
@@ -170,6 +178,28 @@ def test_one_problem_hides_later_ones_below_it() -> None:
         ({"old_section": {"a": 1, "b": 2}}, "old_section: unknown key. It is called trainer now (old_section.a is trainer.lr)."),
         ({"generator": {"name": "vllm", "old": 1}}, "generator.old: unknown key. It is called generator.max_tokens now."),
         ({"epistemic": {"lexicon": "old"}}, "It is called 'self_doubt' now."),
+        (
+            {"rewards": ["onpolicy.experiments.lab.grading:doubt_recall"]},
+            "has no 'doubt_recall'. It is called 'onpolicy.experiments.lab.grading:self_doubt_recall' now.",
+        ),
+        (
+            {"guards": [{"name": "falls", "metric": "epistemic/A/rate_per_1k/wrong"}]},
+            "guards[0].metric: no metric is called 'epistemic/A/rate_per_1k/wrong'. "
+            "It is called 'epistemic/self_doubt/rate_per_1k/incorrect' now.",
+        ),
+        (
+            {"guards": [{"name": "rises", "metric": "audit/{followed}/lead", "by": 0.1}]},
+            "guards[0].metric: no metric is called 'audit/{followed}/lead'. It is called 'audit/{lexicon}/lead' now.",
+        ),
+        (
+            {"rewards": [{"name": "math_answer", "weight": {"name": "schmitt_gate", "metric": "group/right"}}]},
+            "rewards[0].weight.metric: no metric is called 'group/right'. It is called 'group/pass_rate' now.",
+        ),
+        (
+            {"checkpoint": {"best_metric": "eval/easy/epistemic/seed10/mass/start"}},
+            "checkpoint.best_metric: no metric is called 'eval/easy/epistemic/seed10/mass/start'. "
+            "It is called 'eval/easy/epistemic/paper10/mass/ref' now.",
+        ),
     ],
 )  # fmt: skip
 def test_an_old_name_is_answered_with_the_new_one(

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -95,8 +95,8 @@ class Site:
         self.said.append(line)
         self.set_patience(120.0)  # whoever takes the place has time to start
 
-    def set_patience(self, seconds: float) -> None:
-        for supervisor in self.replicas.actors.supervisors:
+    def set_patience(self, seconds: float, supervisors: Sequence[ActorSupervisor] | None = None) -> None:
+        for supervisor in supervisors or self.replicas.actors.supervisors:
             supervisor._timeout = seconds
             if (monitor := supervisor._monitor) is not None:
                 monitor.timeout = seconds
@@ -315,7 +315,7 @@ def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(pair: Site, number
     with s.stopped(seed=1) as call:
         os.kill(victim, number)
         if number == signal.SIGSTOP:
-            s.set_patience(6.0)  # until something is said
+            s.set_patience(6.0, s.replicas.actors.supervisors[1:])  # until something is said
     assert said(call.result()) == said(s.own.generate(PROMPTS, seed=1)), (
         "the same as if nothing had happened, each once"
     )
@@ -334,18 +334,18 @@ def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(pair: Site, m
     until(lambda: bool(s.said))
     assert victim not in s.processes
     assert said(s.replicas.generate(PROMPTS, seed=1)) == said(s.own.generate(PROMPTS, seed=1))
-    answered, ask = dict[int, int](), HeartbeatMonitor._ask
+    extended, ask = dict[int, list[bool]](), HeartbeatMonitor._ask
 
-    def counted(monitor: HeartbeatMonitor, index: int, busy: bool) -> None:
-        pending = index in monitor._pending
+    def watched(monitor: HeartbeatMonitor, index: int, busy: bool) -> None:
+        pending, before = index in monitor._pending, monitor._progressing._start
         ask(monitor, index, busy)
-        answered[id(monitor)] = answered.get(id(monitor), 0) + (pending and index not in monitor._pending)
+        if pending and index not in monitor._pending:  # it has answered
+            extended.setdefault(id(monitor), []).append(monitor._progressing._start > before)
 
-    monkeypatch.setattr(HeartbeatMonitor, "_ask", counted)
-    s.set_patience(4.0)
-    until(lambda: len(answered) == 2 and min(answered.values()) >= 6)  # one a second
-    s.set_patience(120.0)
-    assert len(s.said) == 1, "one that has no work makes no progress and is none the worse for it"
+    monkeypatch.setattr(HeartbeatMonitor, "_ask", watched)
+    until(lambda: len(extended) == 2 and min(map(len, extended.values())) >= 3)  # one a second
+    assert all(map(all, extended.values())), "one that has no work makes no progress and is none the worse for it"
+    assert len(s.said) == 1
 
 
 def _alive(pid: int) -> bool:

@@ -239,7 +239,7 @@ def test_suppression_by_hand() -> None:
     )
     assert found["epistemic/hedges/suppression"] == pytest.approx(math.log(0.5 / 20.5))
     assert found["audit/self_doubt/lead"] == pytest.approx(-math.log(0.5 / 20.5)), (
-        "doubt that stays while the held-out words go"
+        "markers that stay while the held-out words go"
     )
     prompt = Baseline({"p0": start}).add_columns(now[0].prompt)
     assert prompt.fields["ref_rate"] == 5.0 and prompt.fields["ref_std"] == 5.0

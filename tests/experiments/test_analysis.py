@@ -31,7 +31,7 @@ from tests.tiny import byte_tokenizer, tiny_model
 
 
 class Doubtful:
-    """Right half of the time and full of doubt; told the answer, right and short."""
+    """Right half of the time and full of self-doubt markers; told the answer, right and short."""
 
     sampling, policy_version = Sampling(group_size=2), 0
 
@@ -182,8 +182,8 @@ def test_a_context_longer_than_a_prompt_may_be(tmp_path: Path, capsys: pytest.Ca
     ("command", "flag", "value", "expected"),
     [
         (["analyze", "contexts"], "--problems", ["0"], "got '0', expected a whole number above 0"),
-        (["analyze", "contexts"], "--pass-rate", ["0.5", "0.125"], "got '0.5 0.125', expected two shares between 0 and 1"),
-        (["analyze", "contexts"], "--pass-rate", ["2", "3"], "got '2 3', expected two shares between 0 and 1"),
+        (["analyze", "contexts"], "--pass-rate", ["0.5", "0.125"], "got '0.5 0.125', expected two fractions between 0 and 1"),
+        (["analyze", "contexts"], "--pass-rate", ["2", "3"], "got '2 3', expected two fractions between 0 and 1"),
         (["analyze", "contexts"], "--output", ["missing/x.json"], "got 'missing/x.json', expected a file; there is no folder"),
         (["analyze", "probes"], "--continuations", ["-1"], "got '-1', expected a whole number above 0"),
         (["sft"], "--batch", ["0"], "got '0', expected a whole number above 0"),

@@ -18,7 +18,15 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.lab import route, sums
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.decisive import CONTROLS
-from onpolicy.experiments.lab.grading import corrected, doubt_precision, doubt_recall, facts, harmed, tried, verdicts
+from onpolicy.experiments.lab.grading import (
+    corrected,
+    facts,
+    harmed,
+    self_doubt_precision,
+    self_doubt_recall,
+    tried,
+    verdicts,
+)
 from onpolicy.experiments.lab.pretrain import example
 from onpolicy.experiments.lab.problem import HINT, Problem, direct, failed, mistaken, search
 from onpolicy.experiments.lab.readout import pooled_metrics
@@ -106,7 +114,10 @@ def test_traces_are_true_and_end_right() -> None:
         text = search(problem, draw)
         assert facts(text, problem.id) == verdicts(text, problem.id) == 1.0
         assert exact_answer(text, problem.answer) and harmed(text, problem.id) == 0.0
-        assert doubt_precision(text, problem.id) in (None, 1.0) and doubt_recall(text, problem.id) in (None, 1.0)
+        assert self_doubt_precision(text, problem.id) in (None, 1.0) and self_doubt_recall(text, problem.id) in (
+            None,
+            1.0,
+        )
         assert tried(text)[-1].verdict is True
         assert len({t.said for t in tried(text)}) == len(tried(text)), "nothing is tried twice"
         completion_prefix_ids = failed(problem, draw, 2)
@@ -128,10 +139,10 @@ def test_gradings_by_hand() -> None:
     assert [t.verdict for t in tried(text)] == [False, False, False]
     assert facts(text, problem.id) == pytest.approx(2 / 3), "the second sum is wrong"
     assert verdicts(text, problem.id) == 0.5, "of the two true ones, the third was judged wrongly"
-    assert doubt_precision(text, problem.id) == pytest.approx(2 / 3), (
+    assert self_doubt_precision(text, problem.id) == pytest.approx(2 / 3), (
         "the first deserves it, the false sum too, the third not"
     )
-    assert doubt_recall(text, problem.id) == 1.0
+    assert self_doubt_recall(text, problem.id) == 1.0
     assert corrected(text, problem.id) == 0.0 and harmed(text, problem.id) == 1.0
     assert corrected(direct(problem), problem.id) is None and facts("", problem.id) is None
     stumbled = f"maybe no wait maybe maybe {right.idea} {right.working} yes so #### {right.idea}"

@@ -1,7 +1,7 @@
 """The shipped reasoner, and the paper's effect in small.
 
 1. it searches, checks and is right, and is right at once where a solution is shown; 2. vLLM and transformers read it alike; 3. a minute
-of self-distillation on eight problems takes length, doubt and problems out of domain; signs, not sizes; 4. the commands of the lab.
+of self-distillation on eight problems takes length, self-doubt and problems out of domain; signs, not sizes; 4. the commands of the lab.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.lab.data import lab
-from onpolicy.experiments.lab.grading import doubt_recall, facts, verdicts
+from onpolicy.experiments.lab.grading import facts, self_doubt_recall, verdicts
 from onpolicy.experiments.lab.readout import readout
 from onpolicy.experiments.lab.reproduce import Claim, over_seeds
 from onpolicy.experiments.sweep.compare import pass_rates_by_problem
@@ -54,7 +54,7 @@ def shown(prompt: Prompt, field: str) -> Prompt:
 def test_it_searches_and_checks(generator: HFGenerator, family: str, least: float) -> None:
     said = answers(generator, lab(family=family, split="test")[:60])
     assert fmean(exact_answer(text, p.fields["answer"]) for p, text in said) >= least
-    for grade in (facts, verdicts, doubt_recall):
+    for grade in (facts, verdicts, self_doubt_recall):
         values = [v for p, text in said if (v := grade(text, p.fields["problem_id"])) is not None]
         assert len(values) > 60 and fmean(values) > 0.9, grade.__name__
 

@@ -87,7 +87,8 @@ def test_every_arm_takes_a_step(name: str, tmp_path: Path) -> None:
 
 
 SDPO = {
-    "prompts": 256, "answers": 8, "tokens": 20480, "updates": 2, "steps": 100, "lr": 1e-5, "warm-up": 10, "decay": 0.01, "clip": 1.0,
+    "prompts": 256, "answers": 8, "tokens": 20480, "updates": 2, "steps": 100, "lr": 1e-5, "warm-up": (10, True),
+    "decay": 0.01, "clip": 1.0,
     "teacher": "frozen", "credit": "group_mean", "context": "successful_sibling", "threshold": 0.5, "keep": None, "term": "distill",
     "beta": 0.5, "k": 100, "cap": 2.0, "normalize": "all_sequences", "reward": "paper_train_answer",
     "eval": (16, 0.6, 0.95, 38912),
@@ -110,7 +111,8 @@ def settings(config: Config) -> dict[str, Any]:
     trainer, sets = config.trainer, config.eval
     return {
         "prompts": config.data["prompts_per_step"], "answers": config.generator["group_size"], "tokens": config.generator["max_tokens"],
-        "updates": trainer["updates_per_step"], "steps": config.steps, "lr": float(trainer["lr"]), "warm-up": trainer["warmup_steps"],
+        "updates": trainer["updates_per_step"], "steps": config.steps, "lr": float(trainer["lr"]),
+        "warm-up": (trainer["warmup_steps"], trainer["warmup_from_zero"]),
         "decay": trainer["weight_decay"], "clip": trainer.get("max_grad_norm", 1.0), "teacher": config.teacher["name"],
         "credit": config.credit["name"], "context": teacher.get("name"), "threshold": teacher.get("threshold"),
         "keep": teacher.get("keep_thinking"), "term": term["name"], "beta": term.get("divergence", {}).get("beta"),
@@ -123,7 +125,7 @@ def settings(config: Config) -> dict[str, Any]:
     ("grid", "arm", "factor", "expected"),
     [
         ("section_5", "sdpo", "r1_distill_7b", SDPO),
-        ("section_5", "sdpo_without_think", "olmo3_7b", SDPO | {"keep": False}),
+        ("section_5", "sdpo_without_think", "olmo3_7b", SDPO | {"keep": "unclosed"}),
         ("section_5", "grpo", "qwen3_1.7b", GRPO),
         ("section_5", "grpo", "qwen3_8b_no_think", GRPO | {"eval": (16, 0.7, 0.8, 38912)}),
         ("section_5_ablations", "ema", "", SDPO | {"teacher": "ema"}),

@@ -15,7 +15,7 @@ import pytest
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
 from onpolicy.data.rendering import Renderer
-from onpolicy.experiments.analysis.probes import DOUBT, NEUTRAL, Probe, ProbedAnswer, Prober, compared
+from onpolicy.experiments.analysis.probes import NEUTRAL, SELF_DOUBT, Probe, ProbedAnswer, Prober, compared
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
@@ -70,7 +70,7 @@ def probes(
 
 
 def functional(name: str, completion_prefix_ids: str, banned_token_ids: Sequence[int]) -> str:
-    """Doubt, once said, finds the answer; without it the first guess stays. p2 never doubts by itself."""
+    """Self-doubt, once said, finds the answer; without it the first guess stays. p2 never doubts by itself."""
     if "wait" in completion_prefix_ids.casefold():
         return " no, 2 + 2 is not 5. The answer is 4."
     if name == "p2" or "it is 5" in completion_prefix_ids or IDS["wait"] in banned_token_ids:
@@ -84,37 +84,37 @@ def idle(name: str, completion_prefix_ids: str, banned_token_ids: Sequence[int])
     return f"{marker} go on. The answer is {'4' if name == 'p1' else '5'}."
 
 
-def test_doubt_that_works() -> None:
+def test_self_doubt_that_works() -> None:
     found = probes(functional, "p1", "p2")
     kept = found["self_doubt kept", "self_doubt left out"]
     assert (kept.accuracy.mean, kept.difference.mean, kept.problems, kept.answers) == (1.0, 1.0, 1, 12)
     for other in ("neutral words", "nothing"):
-        mended = found["doubt at 25% of wrong answers", other]
+        mended = found["self-doubt at 25% of wrong answers", other]
         assert (mended.accuracy.mean, mended.difference.mean, mended.problems) == (1.0, 1.0, 1)
     # p1 is cut behind its first sentence, before it doubts; whoever goes on without doubt stays with the guess
-    assert found["doubt at 25% of correct answers", "nothing"].difference.mean == 1.0
-    assert found["doubt at 75% of correct answers", "nothing"].difference.mean == 0.0, "cut after its doubt"
+    assert found["self-doubt at 25% of correct answers", "nothing"].difference.mean == 1.0
+    assert found["self-doubt at 75% of correct answers", "nothing"].difference.mean == 0.0, "cut after its doubt"
     ban, control = found["self_doubt banned", "nothing banned"], found["neutral banned", "nothing banned"]
     assert (ban.accuracy.mean, ban.difference.mean, ban.problems) == (0.0, -0.5, 2)
     assert (ban.difference.low, ban.difference.high) == (-1.0, 0.0), "one of two problems"
     assert (control.accuracy.mean, control.difference.mean) == (0.5, 0.0)
 
 
-def test_doubt_out_of_habit() -> None:
+def test_self_doubt_out_of_habit() -> None:
     found = probes(idle, "p1", "p2")
     assert {name for name, _ in found} >= {
         "self_doubt kept",
         "self_doubt banned",
         "neutral banned",
-        "doubt at 50% of wrong answers",
+        "self-doubt at 50% of wrong answers",
     }
     assert all(p.difference.mean == 0.0 for p in found.values())
 
 
 def test_the_arms_are_as_long() -> None:
-    words = [len(text.split()) for text in (DOUBT, NEUTRAL)]
+    words = [len(text.split()) for text in (SELF_DOUBT, NEUTRAL)]
     assert words[0] == words[1]
-    encoded = [len(RENDERER.tokenizer.encode(text)) for text in (DOUBT, NEUTRAL)]
+    encoded = [len(RENDERER.tokenizer.encode(text)) for text in (SELF_DOUBT, NEUTRAL)]
     assert abs(encoded[0] - encoded[1]) <= 8
 
 

@@ -1,30 +1,36 @@
 """Each method equals the published code whose name its config carries (onpolicy/experiments/parity/golden/README.md).
 
-1. every golden case: loss, gradient and advantages to its tolerance, or a committed cause that is still one; 2. the same numbers
-however the update is cut into micro-batches, and on two ranks; 3. an error in a method turns its cases red.
+1. every golden case: loss, gradient and advantages to its tolerance, or a committed cause that is still one; 2. the committed table
+and the configs' headers say what this suite finds; 3. an error in a method turns its cases red.
 
 ONPOLICY_GOLDEN=<folder> runs 1 on another folder of the same format.
 """
 
 from __future__ import annotations
 
-import pytest
-import torch
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
-from onpolicy.experiments.parity.compare import compare_case
-from onpolicy.experiments.parity.fixtures import Case, accepted_differences, golden_folder, loss_cases
+import pytest
+
+from onpolicy.experiments.parity.compare import KINDS, compare_case
+from onpolicy.experiments.parity.fixtures import GOLDEN, Case, accepted_differences, golden_folder, loss_cases
+from onpolicy.experiments.parity.table import published_by
+from onpolicy.experiments.parity.texts import KINDS as KINDS_OF_TEXTS
+from onpolicy.experiments.parity.threads import one_thread
+
+ROOT = Path(__file__).parents[2]
 
 ACCEPTED = accepted_differences()
 CASES = list(loss_cases())
 
 
 @pytest.fixture(autouse=True, scope="module")
-def one_thread() -> object:
-    """The cases are small: threads cost more than they save."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def without_threads() -> Iterator[None]:
+    with one_thread():
+        yield
 
 
 def test_there_are_cases() -> None:
@@ -37,6 +43,41 @@ def test_a_method_equals_its_published_code(case: Case) -> None:
     assert found.verdict != "differs", found
     if case.name in ACCEPTED:
         assert found.verdict == "accepted", f"{case.name} is equal now: remove it from accepted.json"
+
+
+# ---- 2. what is committed about it
+
+
+def committed() -> dict[str, Any]:
+    return {row["method"]: row for row in json.loads((ROOT / "docs/results/parity.json").read_text())}
+
+
+def headers() -> dict[str, str]:
+    """Config -> its opening comment."""
+    files = sorted((ROOT / "configs").glob("*.yaml"))
+    return {p.stem: " ".join(line for line in p.read_text().splitlines() if line.startswith("#")) for p in files}
+
+
+@pytest.mark.skipif(golden_folder() != GOLDEN, reason="another folder of cases")
+def test_the_committed_table_is_current() -> None:
+    """Its differences are powers of ten: another processor may be off by one of them."""
+    rows, methods = committed(), {case.method for case in CASES}
+    assert set(rows) - set(KINDS_OF_TEXTS) == methods, "run: make parity"
+    assert not [name for row in rows.values() for name in row["differing"]]
+    for method in methods:
+        row = rows[method]
+        own = [case for case in CASES if case.method == method]
+        assert row["cases"] == len(own) and set(row["accepted"]) == {c.name for c in own} & set(ACCEPTED)
+        assert row["published"] == list(dict.fromkeys(published_by(case) for case in own))
+
+
+@pytest.mark.parametrize(("name", "text"), headers().items(), ids=headers())
+def test_confidence_follows_from_the_comparison(name: str, text: str) -> None:
+    """High: equal to numbers that published code computed. Nobody's code: never high."""
+    row = committed().get(name)
+    equal_to_code = row is not None and any("@" in source for source in row["published"])
+    assert ("confidence high" in text) == equal_to_code
+    assert not (equal_to_code and "no public code found" in text)
 
 
 # ---- 3. what a method consists of, each part changed: config -> (override, a case that has to differ)
@@ -68,8 +109,6 @@ ERRORS = {
                     reason="another folder of cases")  # fmt: skip
 @pytest.mark.parametrize(("override", "name"), ERRORS.values(), ids=ERRORS)
 def test_an_error_is_noticed(override: str, name: str) -> None:
-    from onpolicy.experiments.parity.compare import KINDS
-
     case = next(c for c in CASES if c.name == name)
     assert KINDS["loss"](case, ()).verdict == "equal"
     assert KINDS["loss"](case, (override,)).verdict == "differs"

@@ -11,7 +11,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +33,11 @@ from tests.runs import metrics
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray")]
 
 
-LONGER = ("steps=6", "rewards=[{name: tests.experiments.test_sweep:unhurried}]")
-
-
-def two(folder: Path, longer: bool = False, **changes: Any) -> tuple[Path, list[Cell]]:
+def two(folder: Path, hold: Path | None = None, **changes: Any) -> tuple[Path, list[Cell]]:
     path = grid(folder, **{"seeds": [0], "confounds": [], "axes": ["trainer.lr"],
                            "arms": {"plain": {}, "slow": {"trainer.lr": 1e-6}}, **changes})  # fmt: skip
-    return path, list(cells(path, folder / "out", LONGER if longer else ()))
+    held = ("steps=6", f"rewards=[{{name: tests.runs:held, hold: {hold}}}]") if hold else ()
+    return path, list(cells(path, folder / "out", held))
 
 
 def until(true: Callable[[], bool]) -> None:
@@ -105,7 +103,8 @@ def test_a_sweep_over_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
 
 def test_a_worker_that_is_lost(tmp_path: Path) -> None:
     """Whether Ray takes its run along or leaves it behind, nobody else is in its folder; the run goes on from its checkpoint."""
-    _, (cell, _) = two(tmp_path, longer=True)
+    (hold := tmp_path / "hold").touch()
+    _, (cell, _) = two(tmp_path, hold)
     place = RayRuns("local")
     future = place.start(cell)
     saved_a_step(cell, future)
@@ -118,6 +117,7 @@ def test_a_worker_that_is_lost(tmp_path: Path) -> None:
         assert len(runs_in(cell)) <= 1
         time.sleep(0.05)
     assert len(runs_in(cell)) <= 1
+    hold.unlink()
     if run in runs_in(cell):
         os.kill(run, signal.SIGKILL)
     assert future.result() == 0 and place.failure(cell, future) is None
@@ -150,16 +150,25 @@ def deadly(cell: Cell, folder: str) -> int:
 
 def test_a_sweep_that_is_called_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_runs, "GRACE", 600.0)  # a step may take long on a busy machine
-    _, (cell, waiting) = two(tmp_path, longer=True)
+    (hold := tmp_path / "hold").touch()
+    _, (cell, waiting) = two(tmp_path, hold)
     place = RayRuns("local", cpus=os.cpu_count() or 1)
     assert place.at_once == 1
     future = place.start(cell)
     place.start(waiting)
     saved_a_step(cell, future)
-    place.close()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(let_go, hold, cell)
+        place.close()
     assert future.result() == STOPPED and not runs_in(cell)
     assert not runs_in(waiting) and not waiting.log.exists()
     assert "stopped after step" in cell.log.read_text() and not cell.finished()
+
+
+def let_go(hold: Path, cell: Cell) -> None:
+    """As soon as the run knows that it is to stop."""
+    until(lambda: "stopping after this step" in cell.log.read_text())
+    hold.unlink()
 
 
 def test_folders_that_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -109,7 +109,12 @@ def test_every_kind_of_fault_comes_as_often_as_it_should() -> None:
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("faults", "kinds"), [(1, ["kill"]), pytest.param(12, list(chaos.KINDS), marks=pytest.mark.nightly)]
+    ("faults", "kinds"),
+    [
+        (1, ["kill"]),
+        # the soak itself ends a run that makes no step for ten minutes; 144 steps and 12 faults take an hour on a busy machine
+        pytest.param(12, list(chaos.KINDS), marks=[pytest.mark.nightly, pytest.mark.timeout(4 * 3600)]),
+    ],
 )
 def test_a_short_soak_loses_nothing(tmp_path: Path, faults: int, kinds: list[str]) -> None:
     out = tmp_path / "soak.json"

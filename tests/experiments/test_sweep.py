@@ -306,12 +306,6 @@ def test_arms_with_other_problems(tmp_path: Path) -> None:
     assert [d.arm for d in compare([("plain", "", 0, one), ("c", "", 0, nothing)]).differences] == ["plain"]
 
 
-def unhurried(completion: str) -> bool:
-    """A reward that gives a test time to act while a run is at it."""
-    time.sleep(0.05)
-    return len(completion) % 2 == 0
-
-
 @contextmanager
 def sweep_process(path: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
     """In a process group of its own, as a terminal makes one; nothing of it outlives the block."""
@@ -344,21 +338,28 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 @pytest.mark.process
 def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Path) -> None:
-    arms = {name: {"trainer.lr": lr} for name, lr in (("first", 1e-3), ("second", 2e-3), ("third", 3e-3))}
-    path = grid(tmp_path, arms=arms, seeds=[0], axes=["trainer.lr"], confounds=[])
+    arms: dict[str, Any] = {
+        "first": {"trainer.lr": 1e-3},
+        "second": {"trainer.lr": 2e-3},
+        "third": {"trainer.lr": 3e-3},
+    }
+    (hold := tmp_path / "hold").touch()
+    arms["second"]["rewards[0].hold"] = str(hold)
+    path = grid(tmp_path, arms=arms, seeds=[0], axes=["trainer.lr", "rewards"], confounds=[])
     config = yaml.safe_load((tmp_path / "config.yaml").read_text())
     config["eval"]["every"] = 4
     changes = {
         "steps": 4,
-        "rewards": [{"name": "tests.experiments.test_sweep:unhurried"}],
+        "rewards": [{"name": "tests.runs:held"}],
         "preflight": {"enabled": False},
     }
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config | changes))
     first, second, third = found = list(cells(path, tmp_path / "out"))
-    with sweep_process(path, tmp_path / "whole") as whole:  # meanwhile, undisturbed
+    with sweep_process(path, tmp_path / "whole") as whole:  # meanwhile, not killed
         with sweep_process(path, tmp_path / "out") as killed:
             until(lambda: (second.folder / "checkpoints/step-000001").is_dir(), killed)
         assert first.finished() and not second.finished() and not third.folder.exists()
+        hold.unlink()
         before = state_of(first.folder)
         with sweep_process(path, tmp_path / "out") as again:
             said = again.communicate()[0]

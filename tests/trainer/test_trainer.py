@@ -226,6 +226,32 @@ def test_learning_rate_schedules() -> None:
     assert rates["cosine"](4) == pytest.approx(0.5)
 
 
+@pytest.mark.parametrize("schedule", ["constant", "linear", "cosine"])
+def test_a_warm_up_from_zero_is_a_step_behind_and_ends_in_the_same_rate(schedule: str) -> None:
+    settings = TrainerSettings(lr_schedule=schedule, warmup_steps=4)
+    rate, behind = lr_factor(settings, 10), lr_factor(replace(settings, warmup_from_zero=True), 10)
+    assert [behind(i) for i in range(5)] == [0.0, 0.25, 0.5, 0.75, 1.0] and [rate(i) for i in range(4)] == [
+        0.25,
+        0.5,
+        0.75,
+        1.0,
+    ]
+    assert [behind(i) for i in range(4, 11)] == [rate(i) for i in range(4, 11)]
+    assert [lr_factor(TrainerSettings(warmup_steps=w, warmup_from_zero=True), 10)(0) for w in (0, 1)] == [1.0, 0.0]
+
+
+def test_a_first_update_at_rate_zero_changes_nothing_and_is_no_fault() -> None:
+    one = trainer(distill_term(), rule=frozen(), lr=1e-2, warmup_steps=2, warmup_from_zero=True, weight_decay=0.1)
+    examples = random_examples(4, with_teacher=1.0)
+    before = [p.clone() for p in one.student.parameters()]
+    metrics = one.step(examples)
+    assert metrics["train/lr"] == 0.0 and metrics["train/grad_norm"] > 0.0
+    assert metrics["train/skipped_updates"] == metrics["train/empty_updates"] == 0.0
+    assert all(torch.equal(a, b) for a, b in zip(before, one.student.parameters(), strict=True))
+    assert one.step(examples)["train/lr"] == 5e-3
+    assert any(not torch.equal(a, b) for a, b in zip(before, one.student.parameters(), strict=True))
+
+
 def test_shares_of_a_step() -> None:
     assert [len(s) for s in split(random_examples(7), 3)] == [3, 3, 1]
     assert [len(s) for s in split(random_examples(2), 5)] == [1, 1]

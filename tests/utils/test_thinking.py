@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from onpolicy.utils.thinking import opens_thinking, split_thinking, strip_thinking
+from onpolicy.utils.thinking import opens_thinking, split_thinking, strip_closed_thinking, strip_thinking
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,28 @@ def test_split(text: str, opened: bool, thinking: str, answer: str, state: str) 
     found = split_thinking(text, opened=opened)
     assert (found.thinking, found.answer, found.state) == (thinking, answer, state)
     assert strip_thinking(text, opened=opened) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("4", "4"),
+        ("", ""),
+        ("<think>a</think>\r\n\t 4 ", "4 "),
+        ("Well, \n<think>a</think> 4", "Well, \n4"),  # what stands before a span is kept
+        ("a</think>\n4", "4"),  # the opening tag stood in the prompt
+        ("<think>a", "<think>a"),  # never closed: kept whole
+        ("5<think>a</think>4<think>b", "54<think>b"),
+        ("<think>ä<think>b</think> c</think>\n{4}", "{4}"),  # nested: the first closing tag ends the first span
+        (
+            "<think>a</think>4</think>5</think>6",
+            "5</think>6",
+        ),  # one stray closing tag is taken out, with what precedes it
+        ("</think><think>", "<think>"),
+    ],
+)
+def test_closed_thinking_alone_is_taken_out(text: str, left: str) -> None:
+    assert strip_closed_thinking(text) == left
 
 
 def test_what_a_generation_prompt_leaves_open() -> None:

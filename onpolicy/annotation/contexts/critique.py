@@ -27,15 +27,15 @@ def critique(
     question: str = QUESTION,
     template: str = CRITIQUE,
 ) -> ContextCoroutine:
-    """The model, shown the solution, says where this very rollout goes wrong; a rollout that succeeded needs no critique.
+    """The current student reads the solution and says where this rollout goes wrong; a rollout that succeeded gets no critique.
 
-    The step-aligned feedback of arXiv 2606.11173, which moves only the tokens where the reasoning fails; its critic is
-    frozen, here it is the current student.
+    This is the step-aligned feedback of arXiv 2606.11173, which changes only the tokens where the reasoning fails. Its critic is
+    frozen; here the critic is the current student.
 
     Args:
         threshold: reward from which a rollout counts as successful
-        question: what the critic is asked; text with `{question}`, `{attempt}` and any field of the row, as `{solution}`
-        template: what the teacher reads; text with `{question}` and `{critique}`
+        question: prompt of the critic; text with `{question}`, `{attempt}` and any field of the row, as `{solution}`
+        template: prompt of the teacher; text with `{question}` and `{critique}`
     """
     if rewards[index] >= threshold:
         return None

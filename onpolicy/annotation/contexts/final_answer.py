@@ -1,4 +1,4 @@
-"""The answer alone."""
+"""The final answer alone."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from onpolicy.types import Message, RolloutGroup
 def final_answer(
     group: RolloutGroup, index: int, rewards: Sequence[float], *, field: str = "answer", template: str = ANSWER
 ) -> tuple[Message, ...]:
-    """The teacher knows the final answer, not the way to it.
+    """The teacher reads the final answer without its derivation.
 
     Args:
         field: column of the dataset that holds the answer

@@ -1,4 +1,4 @@
-"""A control: more words, nothing to know."""
+"""A control: an instruction without privileged information."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def instruction(
     *,
     template: str = "{question}\n\nCorrectly solve the original question.",
 ) -> tuple[Message, ...]:
-    """The teacher reads an instruction around the question and no answer: what the wording alone does.
+    """The teacher reads an instruction around the question and no answer; this measures the effect of the wording alone.
 
     Args:
         template: text with `{question}`

@@ -25,15 +25,17 @@ def key_points(
     question: str = QUESTION,
     template: str = KEY_POINTS,
 ) -> ContextCoroutine:
-    """What lies between the final answer and the whole solution: about 280 of 530 tokens in arXiv 2609.20612, whose control it is.
+    """The teacher reads the key points: more than the final answer, less than the solution.
+
+    arXiv 2609.20612 uses this as a control; there, key points take about 280 of the 530 tokens of a solution.
 
     Args:
-        field: column of the dataset that holds them; null: the student, shown the solution, names them; what it thinks before is left out
-        question: what it is asked; text with `{question}` and any field of the row, as `{solution}`
+        field: column of the dataset that holds them; with null the student reads the solution and names them, and its thinking is removed
+        question: prompt of the student; text with `{question}` and any field of the row, as `{solution}`
         template: text with `{question}` and `{key_points}`
     """
     if field is not None:
         return replace_question(group.prompt, template, key_points=group.prompt.fields.get(field))
     (reply,) = cast(tuple[Reply, ...], (yield AskModel(replace_question(group.prompt, question))))
-    points = strip_thinking(reply.text, opened=False)  # the steps would be in there
+    points = strip_thinking(reply.text, opened=False)  # the thinking would repeat the steps
     return replace_question(group.prompt, template, key_points=points) if points.strip() else None

@@ -8,5 +8,5 @@ from onpolicy.types import Message, RolloutGroup
 
 
 def none(group: RolloutGroup, index: int, rewards: Sequence[float]) -> tuple[Message, ...]:
-    """The student's own messages: with live weights the loss is exactly 0; with others it is the control without privilege."""
+    """The student's own messages: with live weights the loss is exactly 0; with others this is the control without privilege."""
     return group.prompt.messages

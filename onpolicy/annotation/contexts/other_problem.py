@@ -17,9 +17,9 @@ OTHER = (
 def other_problem(
     group: RolloutGroup, index: int, rewards: Sequence[float], *, field: str = "solution", template: str = OTHER
 ) -> ContextCoroutine:
-    """The teacher reads a solved example that does not help with the answer: what the form of a solution does alone.
+    """The teacher reads a solved example that does not contain the answer; this measures the effect of a solution's form alone.
 
-    OP2SD (arXiv 2608.09228) finds it competitive with the problem's own solution.
+    OP2SD (arXiv 2608.09228) finds this competitive with the problem's own solution.
 
     Args:
         field: column of the dataset that holds the solution

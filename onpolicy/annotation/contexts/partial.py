@@ -18,10 +18,10 @@ def partial(
     field: str = "solution",
     template: str = SOLUTION,
 ) -> tuple[Message, ...]:
-    """The teacher reads the first part of the worked solution, cut between lines (partial exposure).
+    """The teacher reads the first lines of the worked solution (partial exposure).
 
     Args:
-        share: part of the solution's lines that is shown, 0 to 1; rounded up
+        share: fraction of the solution's lines that is shown, 0 to 1; the number of lines is rounded up
         field: column of the dataset that holds the solution
         template: text with `{question}` and `{solution}`
     """

@@ -22,7 +22,7 @@ def reference_solution(
 
     Args:
         field: column of the dataset that holds the solution
-        optional: a row without it has no teacher, instead of being an error
+        optional: whether a row without a solution has no teacher; otherwise such a row is an error
         template: text with `{question}` and `{solution}`; `{outcome}` is whether this rollout itself is `correct` or `incorrect`,
             `{problem}` the problem without the prompt's wording
     """

@@ -21,9 +21,9 @@ def regenerated(
     threshold: float = 0.5,
     template: str = SOLUTION,
 ) -> ContextCoroutine:
-    """The model answers under another context, and its first correct answer, else its first, is what the teacher reads.
+    """The model answers under another context; the teacher reads its first correct answer, or its first answer where none is correct.
 
-    Setting 4 of arXiv 2603.24472, section 3.
+    This is setting 4 of arXiv 2603.24472, section 3.
 
     Args:
         context: what the model sees while it answers

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 from onpolicy.annotation.contexts.siblings import Choice, Shown, ordered, outcome
 from onpolicy.annotation.contexts.template import SOLUTION, replace_question
 from onpolicy.rewards.extract import extract_answer
 from onpolicy.types import Message, RolloutGroup
-from onpolicy.utils.thinking import strip_thinking
+from onpolicy.utils.thinking import strip_closed_thinking, strip_thinking
 
 
 def successful_sibling(
@@ -18,7 +19,7 @@ def successful_sibling(
     *,
     threshold: float = 1.0,
     choose: Choice = "first",
-    keep_thinking: bool = True,
+    keep_thinking: Literal[True, False, "unclosed"] = True,
     context: Shown | None = None,
     template: str = SOLUTION,
 ) -> tuple[Message, ...] | None:
@@ -29,7 +30,8 @@ def successful_sibling(
     Args:
         threshold: reward from which a rollout counts as successful
         choose: which of several: the `first`, or a `random` one (RLCSD), the same each time this problem's rollout is annotated
-        keep_thinking: show its thinking too (c = s); false: what follows it (c = s without think)
+        keep_thinking: show its thinking too (c = s); false: what follows it, nothing of a text whose thinking never closes;
+            `unclosed`: leave out closed thinking alone, as arXiv 2603.24472's code does (c = s without think)
         context: what the teacher reads where no sibling succeeded (AntiSD: the solution); null: nothing, there is no teacher
         template: text with `{question}` and `{solution}`; `{answer}` is the sibling's final answer, the dataset's where it states none,
             `{outcome}` whether this rollout itself is `correct` or `incorrect`, `{problem}` the problem without the prompt's wording
@@ -38,7 +40,9 @@ def successful_sibling(
     if not siblings:
         return None if context is None else context(group, index, rewards)
     text = group.rollouts[ordered(group, index, siblings, choose)[0]].text
-    if not keep_thinking:
+    if keep_thinking == "unclosed":
+        text = strip_closed_thinking(text)
+    elif not keep_thinking:
         text = strip_thinking(text, opened=False)
     answer = extract_answer(text) or group.prompt.fields.get("answer")
     verdict = outcome(rewards[index], threshold)

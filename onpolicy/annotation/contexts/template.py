@@ -1,7 +1,8 @@
 """The wording around privileged text.
 
-The defaults are those of arXiv 2603.24472 (its SDPO code): the question, the text under a heading, and a closing line
-asking for the answer; they replace the last user message, and the completion follows as the assistant's turn.
+The question, the text under a heading, and a closing line asking for the answer; they replace the last user message, and the
+completion follows as the assistant's turn. SOLUTION and FEEDBACK are to the byte those of arXiv 2603.24472's training code (one line
+break before their headings); its sections 3 and 4 word it otherwise (configs/paper).
 """
 
 from __future__ import annotations
@@ -13,13 +14,13 @@ from typing import Any
 from onpolicy.types import Message, Prompt
 from onpolicy.utils.errors import UserError
 
-SOLUTION = "{question}\n\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
+SOLUTION = "{question}\nCorrect solution:\n\n{solution}\n\nCorrectly solve the original question."
 ANSWER = "{question}\n\nThe correct final answer is {answer}.\n\nCorrectly solve the original question."
 
 
 FAILED = "{question}\n\nThe following attempt is wrong:\n\n{attempt}\n\nCorrectly solve the original question."
 FEEDBACK = (
-    "{question}\n\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
+    "{question}\nThe following is feedback from your unsuccessful earlier attempt:\n\n{feedback}"
     "\n\nCorrectly solve the original question."
 )
 

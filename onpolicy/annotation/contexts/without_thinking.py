@@ -12,7 +12,7 @@ from onpolicy.utils.thinking import strip_thinking
 def without_thinking(
     group: RolloutGroup, index: int, rewards: Sequence[float], *, field: str = "solution", template: str = SOLUTION
 ) -> tuple[Message, ...]:
-    """The teacher reads the solution that follows the thinking (arXiv 2603.24472, section 3, setting 3).
+    """The teacher reads the part of the solution that follows the thinking (arXiv 2603.24472, section 3, setting 3).
 
     Args:
         field: column of the dataset that holds the solution, thinking included

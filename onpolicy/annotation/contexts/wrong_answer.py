@@ -1,4 +1,4 @@
-"""A control: an answer that is wrong."""
+"""A control: a wrong answer."""
 
 from __future__ import annotations
 
@@ -18,11 +18,13 @@ def wrong_answer(
     field: str = "answer",
     template: str = ANSWER,
 ) -> tuple[Message, ...]:
-    """The teacher is told a wrong answer with the same confidence: separates what the answer does from what its form does.
+    """The teacher reads a wrong answer, presented as confidently as a correct one.
+
+    This separates the effect of the answer from that of its form.
 
     Args:
         offset: added to an answer that is a whole number
-        constant: shown in place of any answer; needed where answers are no whole numbers
+        constant: shown in place of any answer; needed where answers are not whole numbers
         field: column of the dataset that holds the correct answer
         template: text with `{question}` and `{answer}`
     """

@@ -4,13 +4,13 @@ Nothing is trained. Three interventions, each a difference between two arms on t
 
 - **marker kept or left out** (forced continuation): an answer is cut at one of its own markers; one arm continues after the marker, the
   other continues before it, with every marker banned for one token
-- **doubt injected**: an answer is cut at the end of a sentence and continues after words of doubt, after as many neutral words (the
-  control: any interruption may help), or as it is; separately for answers that were correct and wrong by themselves, since both regress
-  to the mean when nothing is injected
+- **self-doubt injected**: an answer is cut at the end of a sentence and continues after a phrase of self-doubt, after as many neutral words
+  (the control: any interruption may help), or as it is; separately for answers that were correct and wrong by themselves, since both
+  regress to the mean when nothing is injected
 - **markers banned** throughout, against as many answers without a ban; banning neutral words is the control
 
-Where doubt has a function, leaving it out costs accuracy, injecting it corrects more wrong answers than it spoils correct ones and more
-than neutral words do, and banning it costs more than banning neutral words.
+Where expressed uncertainty has a function, leaving it out costs accuracy, injecting it corrects more wrong answers than it spoils correct
+ones and more than neutral words do, and banning it costs more than banning neutral words.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import Estimate, estimate_mean
 from onpolicy.utils.tables import left, table, with_note
 
-DOUBT = " Wait, maybe that is wrong. Let me double-check."
+SELF_DOUBT = " Wait, maybe that is wrong. Let me double-check."
 NEUTRAL = " So, then that is done. Let me continue."
 PLACES = (0.25, 0.5, 0.75)
-"""Where doubt is injected, as a fraction of the text before the final answer."""
+"""Where self-doubt is injected, as a fraction of the text before the final answer."""
 MARGIN = 64
 """Tokens for words that are put into an answer."""
 CONTROL = "neutral"
@@ -139,11 +139,11 @@ class Prober:
                     continue
                 arms = self._continued({
                     name: [PartialAnswer(m.prompt, (*m.rollout.completion_ids[:cut], *self._encoded(words))) for m, cut in cuts]
-                    for name, words in (("doubt", DOUBT), ("neutral words", NEUTRAL), ("nothing", ""))
+                    for name, words in (("self-doubt", SELF_DOUBT), ("neutral words", NEUTRAL), ("nothing", ""))
                 })  # fmt: skip
                 where = f"at {place:.0%} of {fate}"
                 for other in ("neutral words", "nothing"):
-                    yield compared(f"doubt {where}", arms["doubt"], other, arms[other])
+                    yield compared(f"self-doubt {where}", arms["self-doubt"], other, arms[other])
 
     def banned(self, prompts: Sequence[Prompt], answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """With the same seeds as the answers without a ban."""

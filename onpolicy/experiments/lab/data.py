@@ -12,7 +12,7 @@ from onpolicy.types import Prompt
 
 
 def lab(*, family: str = "route-a-2", split: Literal["train", "test"] = "train") -> list[Prompt]:
-    """Procedural problems on which doubt has a function, for the lab's reasoner (docs/lab.md). Needs no network.
+    """Procedural problems on which expressed uncertainty has a function, for the lab's reasoner (docs/lab.md). Needs no network.
 
     Columns: `answer`; `solution`, thought through aloud; `direct`, the same without a thought; `first`, the beginning of the
     answer; `mistaken`, a wrong answer in the form of `direct`; `problem_id`, by which `onpolicy.experiments.lab.grading` finds the problem.

@@ -57,7 +57,7 @@ METRICS = {
     "held_out_per_1k": "epistemic/held_out/rate_per_1k",
 }
 """Measure -> metric of the evaluation."""
-READ = ("corrected", "harmed", "doubt_precision", "doubt_recall", "attempts")
+READ = ("corrected", "harmed", "self_doubt_precision", "self_doubt_recall", "attempts")
 
 
 def decisive(output: Path, jobs: int) -> int:

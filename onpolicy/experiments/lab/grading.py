@@ -1,7 +1,7 @@
 """Grades every attempt of an answer exactly, because everything that can be tried on a problem is known.
 
-Rewards to log without training on them, e.g. ``{name: "onpolicy.experiments.lab.grading:verdicts", weight: 0}``; None where nothing can
-be graded.
+The functions are rewards that can be logged without training on them: ``{name: "onpolicy.experiments.lab.grading:verdicts", weight: 0}``.
+They return None where nothing can be graded.
 """
 
 from __future__ import annotations
@@ -57,18 +57,18 @@ def harmed(completion: str, problem_id: str) -> float | None:
     return float(extract_answer(completion) != problem.answer)
 
 
-def doubt_precision(completion: str, problem_id: str) -> float | None:
-    """Fraction of doubted attempts that deserve doubt: that do not work, or whose working is false."""
+def self_doubt_precision(completion: str, problem_id: str) -> float | None:
+    """Among the attempts that the completion rejects, the fraction that do not work or whose working is false."""
     works = {f"{a.idea} {a.working}" for a in problem_of(problem_id).attempts if a.works}
-    doubted = [t.said not in works for t in tried(completion) if t.verdict is False]
-    return sum(doubted) / len(doubted) if doubted else None
+    rightly = [t.said not in works for t in tried(completion) if t.verdict is False]
+    return sum(rightly) / len(rightly) if rightly else None
 
 
-def doubt_recall(completion: str, problem_id: str) -> float | None:
-    """Fraction of the attempts that deserve doubt which are doubted."""
+def self_doubt_recall(completion: str, problem_id: str) -> float | None:
+    """Among the attempts that do not work or whose working is false, the fraction that the completion rejects."""
     works = {f"{a.idea} {a.working}" for a in problem_of(problem_id).attempts if a.works}
-    doubted = [t.verdict is False for t in tried(completion) if t.verdict is not None and t.said not in works]
-    return sum(doubted) / len(doubted) if doubted else None
+    rejected = [t.verdict is False for t in tried(completion) if t.verdict is not None and t.said not in works]
+    return sum(rejected) / len(rejected) if rejected else None
 
 
 _MARKERS = "|".join((*TRY, *AGAIN, NO, YES, SO))

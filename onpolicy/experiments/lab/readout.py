@@ -15,8 +15,8 @@ from onpolicy.run.evaluation_files import read_evaluation
 MEASURES: Mapping[str, Callable[[str, str], float | None]] = {
     "corrected": grading.corrected,
     "harmed": grading.harmed,
-    "doubt_precision": grading.doubt_precision,
-    "doubt_recall": grading.doubt_recall,
+    "self_doubt_precision": grading.self_doubt_precision,
+    "self_doubt_recall": grading.self_doubt_recall,
     "facts": grading.facts,
     "verdicts": grading.verdicts,
     "attempts": lambda completion, problem_id: float(len(grading.tried(completion))),

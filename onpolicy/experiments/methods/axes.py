@@ -20,7 +20,7 @@ from onpolicy.types import Sampling
 
 MISSING = "…"
 """Stands for a value that the config leaves to its user."""
-TERM_AXES = ("target", "support", "divergence", "token_weights", "route", "advantage")
+TERM_AXES = ("target", "support", "divergence", "token_weights", "select", "route", "advantage")
 """Options of terms that are axes of their own, under design's names."""
 
 

@@ -62,10 +62,11 @@ def _compare_update(case: Case, overrides: Sequence[str]) -> Finding:
         counted.append(gradient)
         if "loss" in what:
             expected = float(arrays["out_loss"]) * factor
-            loss = relative(ours.loss, torch.tensor(expected))
-            # a sum that cancels is compared absolutely
-            loss = 0.0 if abs(float(ours.loss) - expected) < case.meta["loss_absolute"] else loss
-            counted.append(loss)
+            loss = relative(ours.loss, torch.tensor(expected, dtype=torch.float64))
+            if abs(float(ours.loss) - expected) >= case.meta["loss_absolute"]:
+                counted.append(loss)
+            elif loss >= case.meta["tolerance"]:
+                loss = 0.0  # a sum that cancels is compared absolutely
     if "advantages" in what:
         given = torch.tensor(arrays["out_advantages"][ours.rows]).double()
         advantages = min(relative(ours.advantages, given * factor) for factor in case.meta["allowed_factors"])

@@ -21,7 +21,7 @@ VARIABLE = "ONPOLICY_GOLDEN"
 CREDIT_CONFIGS = {"group_std": "grpo", "group_mean": "dr_grpo", "leave_one_out": "rloo"}
 """Credit functions have no config of their own: the config that uses one stands for it."""
 RENAMED = {"grpo_seed": "grpo_paper"}
-"""Names under which the fixtures know a config -> the config."""
+"""Names under which the fixtures know a method -> ours."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def method(self) -> str:
-        return self.path.parent.name
+        return RENAMED.get(self.path.parent.name, self.path.parent.name)
 
     @property
     def name(self) -> str:
@@ -51,8 +51,7 @@ class Case:
     @property
     def config(self) -> str:
         """Name of the shipped config that has to compute this."""
-        named = CREDIT_CONFIGS.get(self.method, self.method)
-        return RENAMED.get(named, named)
+        return CREDIT_CONFIGS.get(self.method, self.method)
 
     @property
     def settings(self) -> Mapping[str, Any]:

@@ -7,12 +7,13 @@ import os
 import subprocess
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from onpolicy.config.problems import collected
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.terminal import plain
 
@@ -21,7 +22,7 @@ def check(path: Path, overrides: Sequence[str]) -> Any:
     """The composed config of verl, with ours checked inside; loads no model and starts no Ray.
 
     Raises:
-        ConfigError: no verl here, a file or key that is wrong, or a combination that cannot work on verl.
+        ConfigError: no verl here, or every file or key that is wrong and every combination that cannot work on verl.
     """
     quiet()
     if importlib.util.find_spec("verl") is None:
@@ -33,23 +34,25 @@ def check(path: Path, overrides: Sequence[str]) -> Any:
     from onpolicy.integrations.verl.settings import method, served
 
     config = compose(path, overrides)
-    _look_for_files(config)
-    (method if config.trainer.v1.trainer_mode.startswith(MODE) else served)(config)
-    try:
-        validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
-    except (AssertionError, ValueError, TypeError) as error:
-        raise ConfigError(f"{path}: verl refuses it: {error}") from error
+    with collected(None) as problems:
+        problems.add(*_missing_files(config))
+        with problems.collect():
+            (method if config.trainer.v1.trainer_mode.startswith(MODE) else served)(config, problems)
+        try:
+            validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
+        except (AssertionError, ValueError, TypeError) as error:
+            problems.add(f"{path}: verl refuses it: {error}")
     return config
 
 
-def _look_for_files(config: Any) -> None:
-    """Raises ConfigError for missing files, which a run would find out after minutes; verl's defaults name some."""
+def _missing_files(config: Any) -> Iterator[str]:
+    """Files that do not exist, which a run would find out after minutes; verl's defaults name some."""
     for key in ("actor_rollout_ref.model.path", "data.train_files", "data.val_files"):
         value = OmegaConf.select(config, key)
         for name in [value] if isinstance(value, str) else value or ():
             local = name.startswith(("~", "/", ".")) or key.startswith("data.")
             if local and "://" not in name and not Path(name).expanduser().exists():
-                raise ConfigError(f"{key}: there is no {name!r}. Give the path in the file or as an override.")
+                yield f"{key}: there is no {name!r}. Give the path in the file or as an override."
 
 
 def quiet() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from onpolicy.config.problems import Problems
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION
@@ -48,15 +49,23 @@ NOT_OUR_CREDIT: dict[str, tuple[Any, str]] = {
 REJECTION = "algorithm.rollout_correction.rollout_rs"
 
 
-def find_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
+def find_problems(config: DictConfig, resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Every refusal; one that depends on a section with a problem of its own is left out.
+
+    Args:
+        problems: those of the section ``onpolicy:``
+    """
     yield from _engine_problems(config)
     yield from _rollout_problems(config)
-    yield from _reward_problems(config, resolved)
+    if problems.sound("rewards"):
+        yield from _reward_problems(config, resolved)
     yield from _keys_without_effect(config)
-    yield from _teacher_problems(config, resolved)
-    yield from _temperature_problems(config, resolved)
+    if problems.sound("teacher", "objective"):
+        yield from _teacher_problems(config, resolved)
+    if problems.sound("objective"):
+        yield from _temperature_problems(config, resolved)
     yield from querying_problems(resolved)
-    marked = list(span_names(resolved))
+    marked = list(span_names(resolved)) if problems.sound("objective", "spans", "epistemic") else []
     if len(marked) > MOST_SPANS:
         yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; expected at most {MOST_SPANS}."
 

@@ -1,6 +1,7 @@
 """verl's rows as the types of ``onpolicy.types``, and examples as columns for verl's workers.
 
-A row is one trajectory: ``prompts`` and ``responses`` without padding, the columns of the dataset, and what the reward said.
+A row is one trajectory: ``prompts`` and ``responses`` without padding, ``response_mask`` with a 0 for each token of the response that the
+policy did not sample (e.g. the output of a tool), the columns of the dataset, and what the reward said.
 The columns that are added to verl's own, one tensor per row:
 
     onpolicy_prompt_<context>   [P'] ids that the teacher reads before the response; a single -1 where it has no context
@@ -11,6 +12,7 @@ The columns that are added to verl's own, one tensor per row:
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import compress
 from typing import Any
 
 import torch
@@ -25,7 +27,16 @@ NOTHING = -1
 """Stands for the prompt ids of a row without this context."""
 MOST_SPANS = 63
 """Bits of a column's integers, without the sign."""
-FIELDS = ("prompts", "responses", "rollout_log_probs", "rm_scores", "raw_prompt", "uid", "extra_fields")
+FIELDS = (
+    "prompts",
+    "responses",
+    "response_mask",
+    "rollout_log_probs",
+    "rm_scores",
+    "raw_prompt",
+    "uid",
+    "extra_fields",
+)
 """Fields of a row that are read, apart from the dataset's columns."""
 ROUTES, SPANS = "onpolicy_routes", "onpolicy_spans"
 
@@ -58,15 +69,17 @@ def rollout_group(rows: Sequence[Mapping[str, Any]], renderer: Renderer, *, max_
 
 def _rollout(row: Mapping[str, Any], renderer: Renderer, max_tokens: int) -> Rollout:
     ids = tuple(row["responses"].tolist())
-    logprobs = row.get("rollout_log_probs")
+    logprobs, mask = row.get("rollout_log_probs"), row.get("response_mask")
+    sampled = () if mask is None or bool(mask.all()) else tuple(mask.bool().tolist())
     ended = len(ids) < max_tokens or ids[-1] in renderer.eos_ids
     return Rollout(
         prompt_ids=tuple(row["prompts"].tolist()),
         completion_ids=ids,
         rollout_logprobs=(0.0,) * len(ids) if logprobs is None else tuple(logprobs.tolist()),
-        text=renderer.completion_text(ids),
+        text=renderer.completion_text(tuple(compress(ids, sampled)) if sampled else ids),
         finish_reason="stop" if ended else "length",
         policy_version=0,
+        sampled_mask=sampled,
     )
 
 

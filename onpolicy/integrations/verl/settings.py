@@ -10,9 +10,11 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.config.load import build
+from onpolicy.config.problems import Problems, collected
 from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import Config
+from onpolicy.contracts import keep_to_contracts
 from onpolicy.integrations.verl import refusals
 from onpolicy.integrations.verl.names import SECTION
 from onpolicy.trainer.build import build_objective, teacher_rule
@@ -50,47 +52,55 @@ THEIRS = {
 """The other sections, and the keys of verl that replace them."""
 
 
-def method(config: DictConfig) -> ResolvedConfig:
+def method(config: DictConfig, problems: Problems | None = None) -> ResolvedConfig:
     """Resolves and checks a config with the section ``onpolicy:``.
 
+    Args:
+        problems: where problems are reported; what is sound is then returned
+
     Raises:
-        ConfigError: a key that is wrong, or that verl has a key of its own for, or a combination that cannot work on verl.
+        ConfigError: a key that is wrong, or that verl has a key of its own for, or a combination that cannot work on verl; all
+            of them, if ``problems`` is not given.
     """
-    try:
-        resolved = resolve(build(_embedded(config)))
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{error.full_key or SECTION}: {str(error).splitlines()[0]}") from error
-    for problem in refusals.find_problems(config, resolved):
-        raise ConfigError(problem)
-    return resolved
+    with collected(problems) as found:
+        resolved = resolve(build(_embedded(config, found), found), found)
+        keep_to_contracts(resolved, found)
+        found.add(*refusals.find_problems(config, resolved, found))
+        return resolved
 
 
-def served(config: DictConfig) -> ResolvedConfig:
+def served(config: DictConfig, problems: Problems | None = None) -> ResolvedConfig:
     """Resolves and checks the config of a run with verl's own teacher servers: the section names the context that the teacher gets.
 
+    Args:
+        problems: where problems are reported; what is sound is then returned
+
     Raises:
-        ConfigError: no context or several, another section, a context that queries the model.
+        ConfigError: no context or several, another section, a context that queries the model; all of them, if ``problems`` is
+            not given.
     """
-    given = OmegaConf.select(config, SECTION) or {}
-    for key in given:
-        if key not in ("contexts", "rendering"):
-            raise ConfigError(
-                f"{SECTION}.{key}: a served teacher has verl's own loss and rewards; expected contexts and rendering alone."
+    with collected(problems) as found:
+        given = OmegaConf.select(config, SECTION) or {}
+        kept = {key: value for key, value in given.items() if key in ("contexts", "rendering")}
+        found.add(*(
+            f"{SECTION}.{key}: a served teacher has verl's own loss and rewards; expected contexts and rendering alone."
+            for key in given if key not in kept
+        ))  # fmt: skip
+        contexts = list(given.get("contexts") or {})
+        if len(contexts) != 1:
+            found.add(f"{SECTION}.contexts: got {contexts}, expected one context, which the served teacher reads.")
+        manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
+        if manager != SERVED:
+            found.add(
+                f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "
+                "reaches the teacher."
             )
-    contexts = list(given.get("contexts") or {})
-    if len(contexts) != 1:
-        raise ConfigError(f"{SECTION}.contexts: got {contexts}, expected one context, which the served teacher reads.")
-    term = {"name": "distill", "divergence": "forward_kl", "context": contexts[0]}
-    resolved = resolve(build({**_embedded(config), "objective": [term]}))
-    for problem in refusals.querying_problems(resolved):
-        raise ConfigError(problem)
-    manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
-    if manager != SERVED:
-        raise ConfigError(
-            f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "
-            "reaches the teacher."
-        )
-    return resolved
+        embedded = _embedded(config, found)
+        reading: list[Any] = [{"name": "distill", "divergence": "forward_kl", "context": name} for name in contexts]
+        read = {key: value for key, value in embedded.items() if key in kept or key not in given}
+        resolved = resolve(build({**read, "objective": reading or ["cross_entropy"]}, found), found)
+        found.add(*refusals.querying_problems(resolved))
+        return resolved
 
 
 def pack_config(config: Config) -> DictConfig:
@@ -103,22 +113,40 @@ def unpack_config(config: DictConfig) -> ResolvedConfig:
     return resolve(build(config))
 
 
-def _embedded(config: DictConfig) -> dict[str, Any]:
-    """The config that the embedded trainer would read for the same method."""
+def _embedded(config: DictConfig, problems: Problems) -> dict[str, Any]:
+    """The config that the embedded trainer would read for the same method.
+
+    Raises:
+        ConfigError: there is no section, or a value that it refers to is missing.
+    """
     section = OmegaConf.select(config, SECTION)
     if section is None:
-        raise ConfigError(
+        problems.add(
             f"{SECTION}: missing. Give it e.g. {SECTION}: {{contexts: ..., objective: ...}}, as in configs/verl"
         )
-    given = OmegaConf.to_container(section, resolve=True)
-    assert isinstance(given, Mapping)
-    for key in given:
-        if key in THEIRS:
-            raise ConfigError(f"{SECTION}.{key}: verl has keys of its own for this: {THEIRS[key]}.")
+        problems.refuse()
+    try:
+        given = OmegaConf.to_container(section, resolve=True)
+        assert isinstance(given, Mapping)
+        return _with_verls_keys(config, given, problems)
+    except OmegaConfBaseException as error:
+        problems.add(f"{error.full_key or SECTION}: {str(error).splitlines()[0]}")
+        problems.refuse()
+        raise AssertionError from error
+
+
+def _with_verls_keys(config: DictConfig, given: Mapping[Any, Any], problems: Problems) -> dict[str, Any]:
+    """The sections of the embedded trainer that are ours, and what verl's own keys say in place of the others."""
+    problems.add(
+        *(f"{SECTION}.{key}: verl has keys of its own for this: {THEIRS[key]}." for key in given if key in THEIRS)
+    )
+    rendering: dict[str, Any] = {}
+    with problems.collect():
+        rendering = _rendering(config, given.get("rendering") or {})
     actor = config.actor_rollout_ref
     return {
-        **given,
-        "rendering": _rendering(config, given.get("rendering") or {}),
+        **{key: value for key, value in given.items() if key not in THEIRS},
+        "rendering": rendering,
         "model": {"path": actor.model.path},
         "data": {"name": "file", "path": str(config.data.train_files)},
         "generator": {

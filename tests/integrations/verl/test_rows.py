@@ -66,6 +66,17 @@ def test_rows_become_groups_with_the_columns_of_the_dataset() -> None:
     assert rollout_group([cut], RENDERER, max_tokens=8).rollouts[0].finish_reason == "length"
 
 
+def test_tokens_that_a_tool_wrote_are_observed_and_not_sampled() -> None:
+    """Response "2ab3" and the end of the turn, in which "ab" is the output of a tool."""
+    mask = torch.tensor([1, 0, 0, 1, 1])
+    (rollout,) = rollout_group([row("2ab3") | {"response_mask": mask}], RENDERER, max_tokens=8).rollouts
+    assert rollout.sampled_mask == (True, False, False, True, True) and len(rollout.completion_ids) == 5
+    assert rollout.text == "23" and rollout.num_sampled == 3
+    for sampled in ({}, {"response_mask": torch.ones(5)}):
+        (whole,) = rollout_group([row("2ab3") | sampled], RENDERER, max_tokens=8).rollouts
+        assert whole.sampled_mask == () and whole.text == "2ab3"
+
+
 def test_an_image_is_named() -> None:
     bad = row("2") | {"raw_prompt": [{"role": "user", "content": [{"type": "image"}]}]}
     with pytest.raises(ValueError, match="expected a role and a content, both text"):

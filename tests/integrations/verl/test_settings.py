@@ -120,6 +120,20 @@ def test_what_cannot_work_is_refused(given: list[str], override: str, expected: 
         method(composed(given, override))
 
 
+def test_all_problems_of_a_config_are_one_answer(given: list[str]) -> None:
+    """Of the files, of our section (its keys, values and plug-ins), of both together; verl's defaults name no files here."""
+    mistakes = [
+        "data.val_files=nowhere.parquet", "+onpolicy.objektive=[]", "+onpolicy.generator.max_tokens=3", "+onpolicy.rendering.thinking=true",
+        "onpolicy.teacher.ema_decay=2", "onpolicy.rewards=[nope]", "actor_rollout_ref.actor.entropy_coeff=0.1",
+    ]  # fmt: skip
+    with pytest.raises(ConfigError) as caught:
+        check(ROOT / "configs" / "verl" / "sdpo.yaml", [*given, *mistakes])
+    assert [problem.partition(": ")[0] for problem in caught.value.problems] == [
+        "data.val_files", "onpolicy.generator", "onpolicy.rendering.thinking", "objektive", "rewards[0]", "teacher",
+        "actor_rollout_ref.actor.entropy_coeff",
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("key", "value", "expected"),
     [
