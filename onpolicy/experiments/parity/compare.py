@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.experiments.parity.fixtures import Accepted, Case
-from onpolicy.experiments.parity.update import compute, config_of
+from onpolicy.experiments.parity.update import Update, compute, config_of
 from onpolicy.trainer.build import teacher_rule
 
 Verdict = Literal["equal", "accepted", "differs", "not expressible"]
@@ -51,7 +51,12 @@ def compare_case(case: Case, accepted: Accepted | None = None) -> Finding:
 
 
 def _compare_update(case: Case, overrides: Sequence[str]) -> Finding:
-    ours, what, arrays = compute(case, overrides), case.meta["compare"], case.arrays
+    return judge(case, compute(case, overrides))
+
+
+def judge(case: Case, ours: Update) -> Finding:
+    """An update that was computed on a case, beside the published one."""
+    what, arrays = case.meta["compare"], case.arrays
     loss = gradient = advantages = None
     counted = []
     if "gradient" in what:

@@ -65,7 +65,7 @@ class Update:
 def config_of(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> ResolvedConfig:
     """A shipped config at the scale of a case: vocabulary, lengths, temperature, and the strengths that a case is named after."""
     path = find_config(name)
-    return load_resolved(path, [*_overrides(_plain(read_yaml(path)), settings), *overrides])
+    return load_resolved(path, [*scale_of(_plain(read_yaml(path)), settings), *overrides])
 
 
 def compute(case: Case, overrides: Sequence[str] = ()) -> Update:
@@ -236,7 +236,13 @@ def _parts(objective: Objective, parts: Any) -> Objective:
     return dataclasses.replace(objective, terms=kept)
 
 
-def _overrides(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+def scale_of(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+    """Overrides that lay the scale of a case over a config.
+
+    Args:
+        spec: the config as it is written
+        settings: the case's
+    """
     yield "model.path=x"
     if "path" in spec.get("data", {"path": 0}):
         yield "data.path=x"

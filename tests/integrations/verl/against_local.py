@@ -83,7 +83,7 @@ def survey_terms() -> tuple[Term, ...]:
     weights = partial(normalized_in_update, token_weights=teacher_certainty)
     weighted = partial(distill, divergence=divergence, support=support, token_weights=weights)
     return (
-        replace(distill_term(divergence, support), function=weighted, normalize="all_tokens", reads_update=True),
+        replace(distill_term(divergence, support), function=weighted, normalize="all_sequences", reads_update=True),
         Term(
             "sampled", 0.1, partial(teacher_advantage, importance_cap=None), spec_of(teacher_advantage), ("teacher",),
             select=partial(entropy_in_update, share=0.3), temperature=1.1, reads_update=True,

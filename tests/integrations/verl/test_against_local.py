@@ -1,8 +1,8 @@
 """Level 3: verl's FSDP2 engine with our loss and the embedded trainer agree, on one rank and on two.
 
-1. loss and gradient of SDPO, OPSD, the sampled token, a mixture, and terms that need the whole update read first, packed and padded, whatever rows verl made up; 2. a teacher
-that reads the student's prompt teaches nothing; 3. five steps under every rule of the teacher, which survives a checkpoint;
-4. metrics are the same numbers.
+1. loss and gradient of SDPO, OPSD, the sampled token, a mixture, and terms that need the whole update read first, packed and
+padded, whatever rows verl made up; 2. a teacher that reads the student's prompt teaches nothing; 3. five steps under every rule of the
+teacher, which survives a checkpoint; 4. metrics are the same numbers.
 """
 
 from __future__ import annotations
