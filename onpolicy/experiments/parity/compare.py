@@ -50,11 +50,11 @@ def compare_case(case: Case, accepted: Accepted | None = None) -> Finding:
     return Finding(case.name, verdict, found.loss, found.gradient, found.advantages, [*found.notes, cause])
 
 
-def _compare_update(case: Case, overrides: Sequence[str]) -> Finding:
-    return judge(case, compute(case, overrides))
+def _compute_and_compare(case: Case, overrides: Sequence[str]) -> Finding:
+    return compare_update(case, compute(case, overrides))
 
 
-def judge(case: Case, ours: Update) -> Finding:
+def compare_update(case: Case, ours: Update) -> Finding:
     """An update that was computed on a case, beside the published one."""
     what, arrays = case.meta["compare"], case.arrays
     loss = gradient = advantages = None
@@ -94,7 +94,7 @@ def _compare_teacher(case: Case, overrides: Sequence[str]) -> Finding:
     return Finding(case.name, "equal" if worst < case.meta["tolerance"] else "differs", gradient=worst)
 
 
-KINDS: dict[str, Callable[[Case, Sequence[str]], Finding]] = {"loss": _compare_update, "ema": _compare_teacher}
+KINDS: dict[str, Callable[[Case, Sequence[str]], Finding]] = {"loss": _compute_and_compare, "ema": _compare_teacher}
 """What a case is about -> how it is compared."""
 
 

@@ -291,16 +291,16 @@ def steps(folder: Path) -> dict[str, float]:
 
 def special(folder: Path) -> dict[str, float]:
     """An update in which no term has a token moves nothing, as in the local trainer; a reference engine whose layers FSDP keeps whole."""
-    side, other = Side(folder, live(), methods()["sdpo"]), local(folder, live(), methods()["sdpo"])
-    silent = [replace(e, teacher_prompt_ids={}) for e in batch(seed=1)]
-    for examples in (batch(), silent):
-        before = side.weights()
-        side.step(examples)
-        other.step(examples)
-    found = {
-        "moved": _largest(side.weights(), before),
-        "silent": _largest(side.weights(), dict(other.student.named_parameters())),
-    }
+    found = {}
+    for name in ("sdpo", "survey"):
+        side, other = Side(folder, live(), methods()[name]), local(folder, live(), methods()[name])
+        silent = [replace(e, teacher_prompt_ids={}) for e in batch(seed=1)]
+        for examples in (batch(), silent):
+            before = side.weights()
+            side.step(examples)
+            other.step(examples)
+        found[f"{name}/moved"] = _largest(side.weights(), before)
+        found[f"{name}/silent"] = _largest(side.weights(), dict(other.student.named_parameters()))
     side, other = (
         Side(folder, ema(ema_decay=0.9), methods()["sdpo"], kept=True),
         local(folder, ema(ema_decay=0.9), methods()["sdpo"]),
@@ -372,7 +372,7 @@ def main(folder: Path) -> None:
     if torch.distributed.get_rank() == 0:
         tiny_model_dir(folder / "model")
     torch.distributed.barrier()
-    for case in (gradients, alone):
+    for case in (gradients, alone, identical, special, steps, adapters, metrics):
         found = case(folder)
         if torch.distributed.get_rank() == 0:
             (folder / f"{case.__name__}.json").write_text(json.dumps(found))

@@ -66,8 +66,9 @@ def test_a_teacher_that_moves_follows_and_comes_back(found: dict[str, Any], rule
     assert steps[f"{rule}/resumed"] == 0.0 and steps[f"{rule}/state"] == 0.0
 
 
-def test_an_update_without_a_token_moves_nothing(found: dict[str, Any]) -> None:
-    assert found["special"]["moved"] == 0.0 and found["special"]["silent"] < 1e-4
+@pytest.mark.parametrize("method", ["sdpo", "survey"])
+def test_an_update_without_a_token_moves_nothing(found: dict[str, Any], method: str) -> None:
+    assert found["special"][f"{method}/moved"] == 0.0 and found["special"][f"{method}/silent"] < 1e-4
 
 
 def test_a_reference_engine_whose_layers_stay_whole_follows_too(found: dict[str, Any]) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
-from onpolicy.experiments.parity.compare import judge, relative
+from onpolicy.experiments.parity.compare import compare_update, relative
 from onpolicy.experiments.parity.fixtures import GOLDEN, Case, accepted_differences, golden_folder, loss_cases
 from onpolicy.experiments.parity.update import METRICS, Update, compute, config_of, examples_of, name_in_case, scale_of
 from onpolicy.integrations.verl.bridge import Bridge
@@ -81,8 +81,7 @@ def composed(name: str) -> Any:
 def on_verl(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> ResolvedConfig:
     """A config of verl at the scale of a case."""
     config = composed(name).copy()
-    spec = OmegaConf.to_container(config.onpolicy)
-    assert isinstance(spec, dict)
+    spec: Any = OmegaConf.to_container(config.onpolicy)
     for override in [*scale_of(spec, settings), *overrides]:
         key, _, value = override.partition("=")
         if key.startswith("objective"):
@@ -200,11 +199,11 @@ def test_a_config_on_verl_equals_the_published_code(case: Case, name: str) -> No
     for what, cut in CUTS.items():
         own = without_empty(case, resolved, batch.update(*cut))
         assert largest(own, embedded) < 1e-12, f"{what}: the embedded trainer's config has another loss"
-        found = judge(case, own)
+        found = compare_update(case, own)
         assert found.verdict == ("equal" if accepted is None else "differs"), (what, found)
     if accepted is not None:
         explained = Batch(case, on_verl(name, case.settings, accepted.overrides))
-        assert judge(case, explained.update(*CUTS["all rows"])).verdict == "equal", accepted
+        assert compare_update(case, explained.update(*CUTS["all rows"])).verdict == "equal", accepted
 
 
 @pytest.mark.parametrize("name", [case.name for case in CASES.values() if case.method in SURVEYED])
@@ -214,7 +213,7 @@ def test_a_method_that_reads_the_update_first(name: str) -> None:
     for what, cut in CUTS.items():
         own = batch.update(*cut)
         assert batch.bridge.needs_survey and largest(own, embedded) < 1e-12, what
-        assert judge(case, own).verdict in ("equal", "not expressible"), what
+        assert compare_update(case, own).verdict in ("equal", "not expressible"), what
 
 
 @pytest.mark.skipif(golden_folder() != GOLDEN, reason="another folder of cases")
@@ -243,4 +242,4 @@ ERRORS = {
 @pytest.mark.parametrize("name", ERRORS)
 def test_an_error_is_noticed(name: str) -> None:
     override, case = ERRORS[name][0], CASES[ERRORS[name][1]]
-    assert judge(case, Batch(case, on_verl(name, case.settings, [override])).update(1, 1)).verdict == "differs"
+    assert compare_update(case, Batch(case, on_verl(name, case.settings, [override])).update(1, 1)).verdict == "differs"
