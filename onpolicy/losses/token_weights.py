@@ -25,6 +25,10 @@ TokenWeight = Callable[[LossInputs, Tensor], Tensor]
 """``(inputs, mask [B, T] bool: the term's tokens)`` -> weights ``[B, T]``."""
 
 
+SAME_ENTROPY = 1e-5
+"""Nats. Siblings begin alike, so several tokens have one entropy but for rounding; at a threshold all of them count."""
+
+
 def masks_alone(function: Function) -> Function:
     """Declares that a function reads nothing but masks and spans: what it selects is known before any model has read the update."""
     function.masks_alone = True  # type: ignore[attr-defined]
@@ -97,7 +101,7 @@ def entropy_in_update(inputs: LossInputs, mask: Tensor, *, share: float = 0.2) -
     everything = inputs.over_update(inputs.entropy[mask])
     if not len(everything):
         return torch.zeros_like(inputs.entropy)
-    return ((inputs.entropy >= _quantile(everything, 1.0 - share)) & mask).to(inputs.entropy.dtype)
+    return ((inputs.entropy >= _quantile(everything, 1.0 - share) - SAME_ENTROPY) & mask).to(inputs.entropy.dtype)
 
 
 def teacher_logratio(inputs: LossInputs, mask: Tensor, *, context: str = "teacher", scale: float = 1.0) -> Tensor:

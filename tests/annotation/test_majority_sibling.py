@@ -29,7 +29,7 @@ def shown(*rollouts: Rollout, **options: Any) -> list[str | None]:
     group, found = RolloutGroup(prompt=PROMPT, rollouts=rollouts), []
     for i in range(len(rollouts)):
         messages = majority_sibling(group, i, [float("nan")] * len(rollouts), **options)
-        found.append(None if messages is None else messages[-1]["content"].split("\n\n")[2].split(" ")[0])
+        found.append(None if messages is None else messages[-1]["content"].partition("solution:\n\n")[2].split()[0])
     return found
 
 

@@ -10,6 +10,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,18 @@ from torch import Tensor
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.epistemic.ids import span_name
 from onpolicy.epistemic.tokens import TokenTelemetry
+from onpolicy.losses.advantages import whitened_logratio_to_go
 from onpolicy.losses.objective import Objective, Term
-from onpolicy.losses.terms.base import TermSpec
+from onpolicy.losses.terms.base import TermSpec, spec_of
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
+from onpolicy.losses.terms.teacher_advantage import teacher_advantage
+from onpolicy.losses.token_weights import (
+    entropy_in_update,
+    logratio_above,
+    normalized_in_update,
+    teacher_certainty,
+)
 from onpolicy.trainer.deepspeed import deepspeed
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, trust_region_weights
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local
@@ -106,14 +115,31 @@ def equal(stage: int, folder: Path) -> dict[str, Any]:
     return found | {"curve": max(losses), "weights": pair.weights(), "ema_later": pair.teacher()}
 
 
+def surveyed_terms() -> tuple[Term, ...]:
+    """Terms whose tokens, weights and divisors are known only once all ranks have read the update; divided logits."""
+    long = partial(teacher_advantage, advantage=whitened_logratio_to_go)
+    weights = partial(normalized_in_update, token_weights=teacher_certainty)
+    chosen = replace(distill_term(weight=0.7), select=partial(entropy_in_update, share=0.3), reads_update=True)
+    hot = Term("hot", 1.0, partial(teacher_advantage, temperature=1.5, token_weights=weights), spec_of(teacher_advantage),
+               ("teacher",), select=partial(logratio_above, threshold=0.0), reads_update=True, temperature=1.5)  # fmt: skip
+    whitened = Term("whitened", 0.5, long, spec_of(teacher_advantage), ("teacher",), "sequences", reads_update=True)
+    return chosen, hot, whitened
+
+
 def rules(stage: int, folder: Path) -> dict[str, Any]:
-    """Other teachers, several updates a step, clipping, untied weights, adapters, offload."""
+    """Other teachers, several updates a step, clipping, untied weights, adapters, terms over the whole update, offload."""
     several = Pair(stage, live, folder, family="llama", updates_per_step=2, max_grad_norm=0.5, weight_decay=0.1)
     region = Pair(stage, lambda: trust_region_weights(student_share=0.3), folder)
     adapters = Pair(stage, frozen, folder, lora_rank=4, lr=1e-2)
+    surveyed = Pair(stage, frozen, folder, objective=surveyed_terms())
     found = {
         name: max(*(pair.step(batch(seed=seed)) for seed in range(3)), pair.weights())
-        for name, pair in {"updates": several, "trust_region": region, "adapters": adapters}.items()
+        for name, pair in {
+            "updates": several,
+            "trust_region": region,
+            "adapters": adapters,
+            "surveyed": surveyed,
+        }.items()
     }
     if stage >= 2:
         zero = {"offload_optimizer": {"device": "cpu"}} | ({"offload_param": {"device": "cpu"}} if stage == 3 else {})

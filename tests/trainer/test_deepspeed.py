@@ -1,9 +1,9 @@
 """DeepSpeed, real, on gloo, against the local trainer on the same rollouts; one rank and two, ZeRO 0 to 3.
 
-1. gradient and EMA agree to 1e-6, metrics and the loss over ten steps to rounding; 2. so do several updates a step, clipping, untied
-weights, a trust region, adapters and offload; 3. a gradient that is not finite on one rank is skipped on all, one of exactly 0
-moves nothing, a rank without rollouts computes along; 4. a state goes over to any other stage and number of ranks, and to the
-local trainer; 5. a DeepSpeed config that contradicts ours is refused by key.
+1. gradient and EMA agree to 1e-6, metrics and the loss over ten steps to rounding; 2. so do several updates a step, clipping,
+untied weights, a trust region, adapters, terms that read the whole update, and offload; 3. a gradient that is not finite on
+one rank is skipped on all, one of exactly 0 moves nothing, a rank without rollouts computes along; 4. a state goes over to
+any other stage and number of ranks, and to the local trainer; 5. a DeepSpeed config that contradicts ours is refused by key.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def test_gradient_teacher_and_curve_are_those_of_the_local_trainer(found: dict[s
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_same_with_other_rules_updates_adapters_and_offload(found: dict[str, Any], stage: int) -> None:
     one = found[f"rules-{stage}"]
-    assert set(one) == {"updates", "trust_region", "adapters"} | ({"offload"} if stage >= 2 else set())
+    assert set(one) == {"updates", "trust_region", "adapters", "surveyed"} | ({"offload"} if stage >= 2 else set())
     assert max(one.values()) < 1e-4
 
 

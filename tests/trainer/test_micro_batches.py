@@ -32,6 +32,7 @@ from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.teacher_rules import frozen
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import Example
+from tests.ranks.against_local import surveyed_terms
 from tests.tiny import example, tiny_model
 from tests.trainer.test_trainer import distill_term, gradient, plain_term, trainer
 
@@ -247,6 +248,23 @@ def test_neither_budget_nor_layout_change_the_gradient(updates: int) -> None:
         for budget in (1, 40, 90, 10**6):
             found = gradient(mixed_trainer(layout, budget, updates_per_step=updates), examples)
             assert found.keys() == reference.keys()
+            for name, expected in reference.items():
+                torch.testing.assert_close(
+                    found[name], expected, atol=1e-5, rtol=1e-4, msg=partial("{} at {}: {}".format, name, budget)
+                )
+
+
+def test_neither_changes_the_gradient_of_terms_that_read_the_whole_update() -> None:
+    examples = rollouts_of_shared_prompts(1)
+
+    def surveyed(layout: str, budget: int) -> PolicyTrainer:
+        return trainer(*surveyed_terms(), layout=layout, micro_batch_tokens=budget)
+
+    reference = gradient(surveyed("padded", 10**6), examples)
+    assert len(reference) > 10 and any(g.abs().max() > 1e-2 for g in reference.values())
+    for layout in ("packed", "padded"):
+        for budget in (1, 60, 10**6):
+            found = gradient(surveyed(layout, budget), examples)
             for name, expected in reference.items():
                 torch.testing.assert_close(
                     found[name], expected, atol=1e-5, rtol=1e-4, msg=partial("{} at {}: {}".format, name, budget)

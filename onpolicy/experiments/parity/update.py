@@ -7,7 +7,7 @@ here repairs a difference between a config and published code: only the scale of
 from __future__ import annotations
 
 import dataclasses
-import re
+import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +19,7 @@ from onpolicy.annotation.annotate import Annotator
 from onpolicy.annotation.build import build_rewards
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Scorer
+from onpolicy.config.registry import find_function
 from onpolicy.config.resolve import load_resolved
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
@@ -45,6 +46,9 @@ from onpolicy.types import (
 
 METRICS = {"teacher/teacher/entropy": 1.0}
 """Metrics of the steps before, for schedules that read one: constant, so that a gate on it stays open."""
+
+SCALE = {"support.k": "top_k", "].temperature": "temperature", "advantage.coefficient": "strength"}
+"""End of a key of the objective -> the setting of a case that takes its value's place: cases are small, and some vary a strength."""
 
 
 @dataclass(frozen=True)
@@ -176,15 +180,15 @@ def scored_groups(case: Case, resolved: ResolvedConfig) -> tuple[list[ScoredGrou
     if rewards and texts:
         scorer = Scorer(rewards, lambda text: text.split("</think>")[-1], resolved.correctness_name)
         return scorer.score([group for _, group in groups]), order
-    overlong = [r for r in rewards if r.name == "overlong"]
+    of_length = [r for r in rewards if next(iter(inspect.signature(r.function).parameters)) == "num_tokens"]
     scored = []
     for rows, group in groups:
         correct = [float(case.arrays["correct"][i]) for i in rows]
         total = [float(case.arrays["rewards"][i]) for i in rows]
-        if overlong:  # correct or not as the config weighs it, and the config's own penalty of length
-            weight = float(next(r for r in rewards if r not in overlong).weight)
+        if of_length:  # correct or not as the config weighs it, and the config's own penalty of length
+            weight = float(next(r for r in rewards if r not in of_length).weight)
             total = [
-                weight * right + sum(float(p.weight) * p.function(int(case.arrays["lengths"][i])) for p in overlong)
+                weight * right + sum(float(p.weight) * p.function(int(case.arrays["lengths"][i])) for p in of_length)
                 for right, i in zip(correct, rows, strict=True)
             ]
         scored.append(ScoredGroup(group, tuple(RolloutReward(t, 0.0, {}) for t in total), tuple(correct)))
@@ -237,38 +241,32 @@ def _parts(objective: Objective, parts: Any) -> Objective:
 
 
 def scale_of(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
-    """Overrides that lay the scale of a case over a config.
-
-    Args:
-        spec: the config as it is written
-        settings: the case's
-    """
-    yield "model.path=x"
-    if "path" in spec.get("data", {"path": 0}):
-        yield "data.path=x"
-    if spec.get("teacher", {}).get("name") == "model":
-        yield "teacher.path=x"
-    share, clip = settings.get("teacher_share"), settings.get("weight_clip")
+    """What a case says about its scale, for those keys of the config that are about it."""
+    for path, value in _walk(spec, ""):
+        if value == "???":
+            yield f"{path}=x"
     for path, value in _walk(spec["objective"], "objective"):
-        if "top_k" in settings and re.search(r"support\.k$", path):  # the vocabulary is small
-            yield f"{path}={settings['top_k']}"
-        if isinstance(share, float) and path.endswith(".advantage"):
-            name = value["name"] if isinstance(value, dict) else value
-            if name in ("multiply", "inverse_teacher"):
-                yield f"{path}={{name: {name}, share: {share}" + (f", clip: {clip}" if clip is not None else "") + "}"
-        if "temperature" in settings and path.endswith(".temperature") and ".advantage" not in path:
-            yield f"{path}={settings['temperature']}"
-        if "strength" in settings and path.endswith("advantage.coefficient"):
-            yield f"{path}={settings['strength']}"
-    if "temperature" in settings:
-        yield f"generator.temperature={settings['temperature']}"
+        for ending, setting in SCALE.items():
+            if path.endswith(ending) and setting in settings:
+                yield f"{path}={settings[setting]}"
+        if isinstance(settings.get("teacher_share"), float) and path.endswith(".advantage"):
+            yield from _shared(path, value, settings)
     if "completion_limit" in settings:
         yield f"generator.max_tokens={settings['completion_limit']}"
     if "overlong_limit" in settings:
-        for i, reward in enumerate(spec.get("rewards", [])):
-            if isinstance(reward, dict) and reward.get("name") == "overlong":
-                yield f"rewards[{i}].max_tokens={settings['overlong_limit']}"
-                yield f"rewards[{i}].buffer={settings['overlong_buffer']}"
+        for path, _ in _walk(spec["rewards"], "rewards"):
+            if path.endswith(".buffer"):
+                yield f"{path}={settings['overlong_buffer']}"
+                yield f"{path.removesuffix('buffer')}max_tokens={settings['overlong_limit']}"
+
+
+def _shared(path: str, value: Any, settings: Mapping[str, Any]) -> Iterator[str]:
+    """The teacher's share, and its clip, of an advantage that has these options."""
+    given = {"name": value} if isinstance(value, str) else dict(value)
+    options = inspect.signature(find_function("advantage", given["name"], path)).parameters
+    case = {"share": settings["teacher_share"], "clip": settings.get("weight_clip")}
+    given |= {name: number for name, number in case.items() if name in options and number is not None}
+    yield f"{path}={{{', '.join(f'{name}: {option}' for name, option in given.items())}}}"
 
 
 def _plain(node: Any) -> Any:
@@ -281,6 +279,6 @@ def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Every (key path, value) below a node of a config."""
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, value in items:
-        inner = f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}"
+        inner = f"{path}[{key}]" if isinstance(node, list) else f"{path}.{key}".lstrip(".")
         yield inner, value
         yield from _walk(value, inner)
