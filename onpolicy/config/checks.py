@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from onpolicy.config.problems import Problems
-from onpolicy.config.registry import Plugin
+from onpolicy.config.registry import Plugin, defaults_and
 from onpolicy.config.renamed import renamed_metric, renamed_name
 from onpolicy.config.resolved import (
     ResolvedConfig,
@@ -19,7 +19,7 @@ from onpolicy.config.resolved import (
     term_plugins,
     unbound,
 )
-from onpolicy.config.schedules import coefficients_in
+from onpolicy.config.schedules import Coefficient, coefficients_in
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
 
@@ -220,6 +220,34 @@ def privileged(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
             )
 
 
+def temperatures(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """At a temperature other than 1 nothing is known of the sampler, nor of the student at the start of a step."""
+    if not problems.sound("objective"):
+        return
+    updates = resolved.trainer.settings.updates_per_step
+    for term in resolved.objective:
+        key, value = f"{term.plugin.key}.temperature", resolved.temperature_of(term)
+        if isinstance(value, Coefficient):
+            yield f"{key}: a schedule has no effect here, this option is read once, at the start."
+        elif value <= 0:
+            yield f"{key}: got {value}, expected more than 0."
+        elif value != 1:
+            yield from _of_sampler(term.plugin, f"with {key} = {value}")
+    for plugin in resolved.tempered_old_readers if updates > 1 else ():
+        yield (
+            f"trainer.updates_per_step: got {updates}, but {plugin.key} reads log-probabilities of the start of a step, which are kept at "
+            f"temperature 1; expected 1, or {plugin.key}.temperature=1."
+        )
+
+
+def _of_sampler(plugin: Plugin, where: str) -> Iterator[str]:
+    why = "but the sampler's log-probabilities are those at temperature 1"
+    if (cap := dict(defaults_and(plugin.function, plugin.options)).get("importance_cap")) is not None:
+        yield f"{plugin.key}.importance_cap: got {cap} {where}, {why}; expected null."
+    if key := mentioned(plugin, "against").get("sampler"):
+        yield f"{key}: got 'sampler' {where}, {why}; expected 'old'."
+
+
 def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     """Schedules stand only where a number is read again at each step."""
     sections: tuple[Section, ...] = (resolved.data, resolved.generator, resolved.trainer)
@@ -244,5 +272,5 @@ def metrics(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
 
 CHECKS: tuple[Check, ...] = (
     *(ranges, lists, choices, lexicons, lowered, contexts, rewards, reference_rates),
-    *(completions, privileged, schedules, metrics),
+    *(completions, privileged, temperatures, schedules, metrics),
 )

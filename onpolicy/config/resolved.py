@@ -86,6 +86,24 @@ class ResolvedConfig:
         """The terms, and what selects their tokens."""
         return [plugin for term in self.objective for plugin in term_plugins(term)]
 
+    def temperature_of(self, term: Section) -> Any:
+        """What a term divides logits by: a number, or a schedule where somebody wrote one."""
+        return dict(defaults_and(term.plugin.function, term.plugin.options)).get("temperature", 1.0)
+
+    @property
+    def tempered_old_readers(self) -> list[Plugin]:
+        """Terms at a temperature other than 1 that read log-probabilities of the start of a step, which are kept at 1."""
+        return [
+            term.plugin
+            for term in self.objective
+            if self.temperature_of(term) != 1
+            and any(
+                getattr(function, "reads_old", False)
+                for plugin in term_plugins(term)
+                for function in plug_ins_in(plugin.function, plugin.options)
+            )
+        ]
+
     @property
     def correctness_name(self) -> str:
         """The reward that decides which answers are correct: ``correctness``, else the first one; "" without rewards."""

@@ -43,6 +43,12 @@ def reads_ref(function: Function) -> Function:
     return function
 
 
+def reads_old(function: Function) -> Function:
+    """Declares that a plug-in reads ``old_logprobs`` whatever its options: they are known at temperature 1 alone."""
+    function.reads_old = True  # type: ignore[attr-defined]
+    return function
+
+
 def needs_no_reward(function: Function) -> Function:
     """Declares that an advantage is no function of the reward: it trains rollouts whose own advantage is 0, too."""
     function.needs_no_reward = True  # type: ignore[attr-defined]

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.config.resolved import unbound
-from onpolicy.losses.comparison import reads_ref
+from onpolicy.losses.comparison import reads_old, reads_ref
 from onpolicy.losses.update_values import reads_update
 from onpolicy.types import REF, LossInputs
 
@@ -115,6 +115,7 @@ def teacher_logratio(inputs: LossInputs, mask: Tensor, *, context: str = "teache
     return torch.sigmoid((inputs.teacher[context].logprobs - inputs.logprobs.detach()) / scale)
 
 
+@reads_old
 def logratio_above(inputs: LossInputs, mask: Tensor, *, threshold: float, context: str = "teacher") -> Tensor:
     """1 where u_t = log teacher(y_t) - log old student(y_t) is at least the threshold, 0 below (REOPOLD, arXiv 2603.11137, phase I).
 

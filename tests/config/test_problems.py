@@ -142,6 +142,50 @@ def test_what_follows_from_a_mistake_is_not_reported(config: Path) -> None:
         assert keys(caught.value) == [key], caught.value
 
 
+TEMPERED = "objective[0]={name: teacher_advantage, importance_cap: null, temperature: 1.1}"
+CAP = "the sampler's log-probabilities are those at temperature 1; expected null"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["objective[0].temperature=0"], "objective[0].temperature: got 0.0, expected more than 0"),
+        (["objective[0].temperature={name: linear, initial: 1, final: 2, end: 9}"], "objective[0].temperature: a schedule has no effect"),
+        (["objective[0].temperature=1.1", "objective[0].importance_cap=2"],
+         f"objective[0].importance_cap: got 2.0 with objective[0].temperature = 1.1, but {CAP}"),
+        (["objective[0]={name: teacher_advantage, temperature: 1.1}"], "objective[0].importance_cap: got 2.0 with"),  # the default
+        (["objective[0].temperature=1.1", "objective[0].importance_cap=.inf"], "objective[0].importance_cap: got inf with"),
+        ([TEMPERED, "objective[0].advantage={name: teacher_logratio, against: sampler}"],
+         "objective[0].advantage.against: got 'sampler' with objective[0].temperature = 1.1"),
+        ([TEMPERED, "trainer.updates_per_step=2"], "trainer.updates_per_step: got 2, but objective[0] reads log-probabilities"),
+        (["objective[0].temperature=1.1", "objective[0].select={name: logratio_above, threshold: 0}", "trainer.updates_per_step=2"],
+         "trainer.updates_per_step: got 2, but objective[0] reads"),
+    ],
+)  # fmt: skip
+def test_at_another_temperature_nothing_is_known_of_sampling_and_of_the_start(
+    config: Path, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=re.escape(message)) as caught:
+        load_resolved(config, overrides)
+    assert len(caught.value.problems) == 1
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        [TEMPERED],
+        [
+            "objective[0].temperature=1.1",
+            "trainer.updates_per_step=2",
+        ],  # no importance weight: nothing of the start is read
+        [TEMPERED, "objective[0].temperature=1", "trainer.updates_per_step=2"],
+        ["objective[0].importance_cap=2", "trainer.updates_per_step=2"],
+    ],
+)
+def test_what_goes_with_a_temperature(config: Path, overrides: list[str]) -> None:
+    load_resolved(config, overrides)
+
+
 def test_the_settings_of_a_config_are_never_read_from_the_environment(config: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load_resolved(config, ["data.path=${oc.env:HOME}", "steps=0"])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.experiments.parity.fixtures import Accepted, Case
-from onpolicy.experiments.parity.update import compute, config_of
+from onpolicy.experiments.parity.update import Update, compute, config_of
 from onpolicy.trainer.build import teacher_rule
 
 Verdict = Literal["equal", "accepted", "differs", "not expressible"]
@@ -50,8 +50,13 @@ def compare_case(case: Case, accepted: Accepted | None = None) -> Finding:
     return Finding(case.name, verdict, found.loss, found.gradient, found.advantages, [*found.notes, cause])
 
 
-def _compare_update(case: Case, overrides: Sequence[str]) -> Finding:
-    ours, what, arrays = compute(case, overrides), case.meta["compare"], case.arrays
+def _compute_and_compare(case: Case, overrides: Sequence[str]) -> Finding:
+    return compare_update(case, compute(case, overrides))
+
+
+def compare_update(case: Case, ours: Update) -> Finding:
+    """An update that was computed on a case, beside the published one."""
+    what, arrays = case.meta["compare"], case.arrays
     loss = gradient = advantages = None
     counted = []
     if "gradient" in what:
@@ -89,7 +94,7 @@ def _compare_teacher(case: Case, overrides: Sequence[str]) -> Finding:
     return Finding(case.name, "equal" if worst < case.meta["tolerance"] else "differs", gradient=worst)
 
 
-KINDS: dict[str, Callable[[Case, Sequence[str]], Finding]] = {"loss": _compare_update, "ema": _compare_teacher}
+KINDS: dict[str, Callable[[Case, Sequence[str]], Finding]] = {"loss": _compute_and_compare, "ema": _compare_teacher}
 """What a case is about -> how it is compared."""
 
 

@@ -69,7 +69,7 @@ class Update:
 def config_of(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> ResolvedConfig:
     """A shipped config at the scale of a case: vocabulary, lengths, temperature, and the strengths that a case is named after."""
     path = find_config(name)
-    return load_resolved(path, [*_overrides(_plain(read_yaml(path)), settings), *overrides])
+    return load_resolved(path, [*scale_of(_plain(read_yaml(path)), settings), *overrides])
 
 
 def compute(case: Case, overrides: Sequence[str] = ()) -> Update:
@@ -240,7 +240,7 @@ def _parts(objective: Objective, parts: Any) -> Objective:
     return dataclasses.replace(objective, terms=kept)
 
 
-def _overrides(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
+def scale_of(spec: Mapping[str, Any], settings: Mapping[str, Any]) -> Iterator[str]:
     """What a case says about its scale, for those keys of the config that are about it."""
     for path, value in _walk(spec, ""):
         if value == "???":

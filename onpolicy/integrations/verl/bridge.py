@@ -11,12 +11,13 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
-from onpolicy.integrations.verl.rows import padded, train_batch
+from onpolicy.integrations.verl.rows import floats, train_batch
 from onpolicy.losses.objective import MetricAccumulator, Objective, Totals
 from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.loss_inputs import loss_inputs, observe
-from onpolicy.types import Metrics, TrainBatch
+from onpolicy.trainer.totals import has_tokens
+from onpolicy.types import LossInputs, Metrics, TrainBatch
 
 PREFIX = "onpolicy/"
 """Prefix of our metrics' names, until they reach the trainer."""
@@ -47,19 +48,47 @@ class Bridge:
         self.empty = False
         """Whether no term has a token in the update under way."""
         self._tally = MetricAccumulator()
+        self._read: list[LossInputs] = []
+        """What ``survey`` has seen of the update under way."""
+
+    @property
+    def needs_survey(self) -> bool:
+        """Whether every micro-batch of the update under way has to be read (``survey``) before the first gradient."""
+        return self.objective.needs_survey and not self.empty
 
     def begin(self, data: TensorDict) -> None:
-        """Counts the tokens that each term is averaged over, in the whole update and on all ranks."""
+        """Counts the tokens that each term is averaged over, in the whole update and on all ranks; or leaves that to ``survey``."""
         batch = _real(self.batch(data))
-        tokens = sum(int(term.candidates(batch).sum()) for term in self.objective.terms)
-        self.empty = not self.together.all_sum({"": tokens})[""]
-        own = self.objective.count([batch])
-        self._totals = replace(own, denominators=self.together.all_sum(own.denominators))
-        self._tally = MetricAccumulator()
+        self.empty = not has_tokens(self.objective, [batch], self.together)
+        self._tally, self._read = MetricAccumulator(), []
+        if not self.objective.needs_survey:
+            self._totals = self._over_ranks(self.objective.count([batch]))
+
+    def survey(self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[Tensor, Metrics]:
+        """In the place of ``loss`` where nothing is trained yet: keeps what the models say about a micro-batch."""
+        real = self.batch(data).sampled_mask.any(-1)
+        if bool(real.any()):
+            self._read.append(self._inputs(model_output, data, real))
+        return torch.zeros((), device=real.device), {}
+
+    def end_survey(self) -> None:
+        """From what all ranks have read, what their micro-batches have to know of the update."""
+        self._totals = self._over_ranks(self.objective.survey(self._read, self.together.all_gather))
+        self._read = []
 
     def loss(self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[Tensor, Metrics]:
-        """This rank's share of the loss, from the outputs of ``TeachingEngine``."""
-        batch = self.batch(data)
+        """This rank's share of the loss, from the outputs of ``TeachingEngine``; 0 where ``begin`` found the update empty."""
+        inputs = self._inputs(model_output, data)
+        observe(inputs, self._tally, self.telemetry)
+        if self.empty:
+            return inputs.logprobs.sum() * 0.0, {}
+        return self.objective.loss(inputs, self._totals, self._tally) * self.together.size, {}
+
+    def _inputs(
+        self, model_output: Mapping[str, Any], data: TensorDict, rows: Tensor | slice = slice(None)
+    ) -> LossInputs:
+        """Some rows of a micro-batch; those that are left out have no sampled token, so the models' outputs have nothing of them."""
+        batch = _rows(self.batch(data), rows)
         stats = token_stats(
             model_output["student"],
             model_output["teachers"],
@@ -68,13 +97,13 @@ class Bridge:
             marker_ids=self.marker_ids,
             temperatures=self.objective.temperatures,
         )
-        old = padded(data["old_log_probs"]).float() if "old_log_probs" in data.keys() else None  # noqa: SIM118
-        inputs = loss_inputs(batch, stats, old)
-        if "rollout_log_probs" not in data.keys():  # noqa: SIM118 the sampler did not say: it counts as the trainer
-            inputs = replace(inputs, rollout_logprobs=inputs.old_logprobs)
-        loss = self.objective.loss(inputs, self._totals, self._tally) * self.together.size
-        observe(inputs, self._tally, self.telemetry)
-        return loss, {}
+        names = data.keys()  # a TensorDict iterates over rows
+        inputs = loss_inputs(batch, stats, floats(data["old_log_probs"])[rows] if "old_log_probs" in names else None)
+        # where the sampler did not say, it counts as the trainer
+        return inputs if "rollout_log_probs" in names else replace(inputs, rollout_logprobs=inputs.old_logprobs)
+
+    def _over_ranks(self, own: Totals) -> Totals:
+        return replace(own, denominators=self.together.all_sum(own.denominators))
 
     def end(self) -> dict[str, list[float]]:
         """Means over all ranks' tokens, in lists: verl expects one value per micro-batch."""
@@ -88,11 +117,14 @@ class Bridge:
 
 def _real(batch: TrainBatch) -> TrainBatch:
     """Without verl's padding rows, in which nothing was sampled."""
-    keep = batch.sampled_mask.any(-1)
+    return _rows(batch, batch.sampled_mask.any(-1))
+
+
+def _rows(batch: TrainBatch, keep: Tensor | slice) -> TrainBatch:
     return TrainBatch(**{f.name: _kept(getattr(batch, f.name), keep) for f in fields(batch)})
 
 
-def _kept(value: Any, keep: Tensor) -> Any:
+def _kept(value: Any, keep: Tensor | slice) -> Any:
     if isinstance(value, Mapping):
         return {name: inner[keep] for name, inner in value.items()}
     return value[keep] if isinstance(value, Tensor) else value

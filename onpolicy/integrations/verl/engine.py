@@ -27,12 +27,14 @@ class TeacherReader(Protocol):
 
 
 class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
-    """A student that learns from teachers once ``learn`` was called; verl's own engine until then and in every forward-only pass."""
+    """A student that learns from teachers once ``learn`` was called; verl's own engine until then and in verl's forward-only passes."""
 
     _bridge: Bridge | None = None
     _teachers: TeacherReader
     _teacher_states: dict[str, HiddenStates] | None = None
     """The teachers' outputs for the current micro-batch."""
+    _surveying = False
+    """Whether the pass under way is forward only and read by teachers all the same."""
 
     def learn(self, bridge: Bridge, teachers: TeacherReader) -> None:
         """From now on every update uses this loss."""
@@ -57,9 +59,20 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         if forward_only or self._bridge is None:
             return super().forward_backward_batch(data, loss_function, forward_only)
         self._bridge.begin(data)
+        if self._bridge.needs_survey:
+            self._survey(data, self._bridge)
         output = super().forward_backward_batch(data, loss_function, forward_only)
         output["metrics"].update(self._bridge.end())
         return output
+
+    def _survey(self, data: TensorDict, bridge: Bridge) -> None:
+        """Student and teachers read the update without a graph, in the micro-batches in which it is trained."""
+        self._surveying = True
+        try:
+            super().forward_backward_batch(data, bridge.survey, forward_only=True)
+        finally:
+            self._surveying = False
+        bridge.end_survey()
 
     def optimizer_step(self) -> Any:
         """verl's, except in an update in which no term has a token: there momentum and weight decay alone would move the weights."""
@@ -70,13 +83,17 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
         """One micro-batch: first the teachers' forward passes, without a graph."""
-        if forward_only or self._bridge is None:
+        if self._bridge is None or (forward_only and not self._surveying):
             return super().forward_step(micro_batch, loss_function, forward_only)
         self._teacher_states = self._teachers.read(micro_batch.to(get_device_id()))
         try:
-            return super().forward_step(micro_batch, loss_function, forward_only)
+            loss, output = super().forward_step(micro_batch, loss_function, forward_only)
         finally:
             self._teacher_states = None
+        del output[
+            "model_output"
+        ]  # all micro-batches' logits would not fit, and verl joins those of a forward-only pass
+        return loss, output
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> Any:
         """Log-probabilities are the model's own, at temperature 1, whatever temperature it was sampled with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -61,6 +62,8 @@ def find_problems(config: DictConfig, resolved: ResolvedConfig, problems: Proble
     yield from _keys_without_effect(config)
     if problems.sound("teacher", "objective"):
         yield from _teacher_problems(config, resolved)
+    if problems.sound("objective"):
+        yield from _temperature_problems(config, resolved)
     yield from querying_problems(resolved)
     marked = list(span_names(resolved)) if problems.sound("objective", "spans", "epistemic") else []
     if len(marked) > MOST_SPANS:
@@ -68,7 +71,14 @@ def find_problems(config: DictConfig, resolved: ResolvedConfig, problems: Proble
 
 
 def querying_problems(resolved: ResolvedConfig) -> Iterator[str]:
-    for key, plugin in resolved.querying_plugins.items():
+    asking = dict(resolved.querying_plugins)
+    if resolved.privileged_rollouts is not None:
+        del asking[key := resolved.privileged_rollouts.plugin.key]
+        yield (
+            f"{SECTION}.{key}: samples failed groups again while a step is made, which verl has no place for; leave it out, with the terms "
+            "whose route is privileged."
+        )
+    for key, plugin in asking.items():
         yield (
             f"{SECTION}.{key}: {plugin.name!r} asks the model while a step is made, which verl has no place for; "
             "put what it would ask for into a column of the data."
@@ -158,6 +168,18 @@ def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[
         yield (
             f"actor_rollout_ref.ref.fsdp_config.model_dtype: got {dtype!r}, expected 'fp32': the steps of a teacher that moves are "
             "too small for 16 bits."
+        )
+
+
+def _temperature_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
+    """The counterpart of the embedded trainer's check of ``trainer.updates_per_step``."""
+    actor, rows = config.actor_rollout_ref.actor, config.data.train_batch_size
+    updates = math.ceil(rows / actor.ppo_mini_batch_size) * actor.ppo_epochs
+    for plugin in resolved.tempered_old_readers if updates > 1 else ():
+        yield (
+            f"actor_rollout_ref.actor.ppo_mini_batch_size: got {actor.ppo_mini_batch_size} with data.train_batch_size={rows} and "
+            f"ppo_epochs={actor.ppo_epochs}, {updates} updates a step, but {SECTION}.{plugin.key} reads log-probabilities of the start of "
+            f"a step, which are kept at temperature 1; expected one update, or {SECTION}.{plugin.key}.temperature=1."
         )
 
 

@@ -154,7 +154,13 @@ def train_batch(data: TensorDict, *, contexts: Sequence[str], terms: Sequence[st
 
 
 def _floats(data: TensorDict, name: str, otherwise: Tensor) -> Tensor:
-    return padded(data[name]).float() if name in data.keys() else otherwise  # noqa: SIM118 a TensorDict iterates over rows
+    return floats(data[name]) if name in data.keys() else otherwise  # noqa: SIM118 a TensorDict iterates over rows
+
+
+def floats(nested: Tensor) -> Tensor:
+    """[B, T], 0 where a row has ended; in float32, or as it is if that is more."""
+    found = padded(nested)
+    return found.to(torch.promote_types(found.dtype, torch.float32))
 
 
 def padded(nested: Tensor) -> Tensor:

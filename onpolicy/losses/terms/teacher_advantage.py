@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from onpolicy.losses.advantages import Advantage, teacher_logratio
+from onpolicy.losses.comparison import reads_old
 from onpolicy.losses.terms.base import loss_term, own_tokens
 from onpolicy.losses.terms.importance import sampler_weight
 from onpolicy.losses.terms.policy_gradient import clipped_objective
@@ -10,6 +11,7 @@ from onpolicy.losses.token_weights import TokenWeight, uniform
 from onpolicy.types import LossInputs, TermOutput
 
 
+@reads_old
 @loss_term(tokens="teacher_mask")
 def teacher_advantage(
     inputs: LossInputs,

@@ -42,6 +42,9 @@ from onpolicy.losses.supports import student_topk
 from onpolicy.epistemic.ids import span_name
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import Objective, Term
+from onpolicy.losses.token_weights import entropy_in_update, normalized_in_update, teacher_certainty
+from onpolicy.losses.terms.base import spec_of
+from onpolicy.losses.terms.distill import distill
 from onpolicy.models import load_causal_lm
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
@@ -63,14 +66,29 @@ def batch(n: int = 8, *, seed: int = 0) -> list[Example]:
 
 
 def methods() -> dict[str, tuple[Term, ...]]:
-    """SDPO, OPSD, the sampled token alone, and everything at once."""
+    """SDPO, OPSD, the sampled token alone, everything at once, and what compares a token with all others of the update."""
     sdpo = replace(distill_term(partial(jsd, beta=0.5), partial(student_topk, k=20)), normalize="all_sequences")
     return {
         "sdpo": (sdpo,),
         "opsd": (distill_term(partial(forward_kl, entry_clip=0.05)),),
         "sampled": (replace(plain_term(teacher_advantage), contexts=("teacher",)),),
         "mixed": (distill_term(weight=0.7), plain_term(policy_gradient), plain_term(ref_kl, 0.1)),
+        "survey": survey_terms(),
     }
+
+
+def survey_terms() -> tuple[Term, ...]:
+    """SRPO's weight, which is normalised over the update, and REOPOLD's second phase: the update's tokens of highest entropy."""
+    divergence, support = partial(jsd, beta=0.5), partial(student_topk, k=20)
+    weights = partial(normalized_in_update, token_weights=teacher_certainty)
+    weighted = partial(distill, divergence=divergence, support=support, token_weights=weights)
+    return (
+        replace(distill_term(divergence, support), function=weighted, normalize="all_sequences", reads_update=True),
+        Term(
+            "sampled", 0.1, partial(teacher_advantage, importance_cap=None), spec_of(teacher_advantage), ("teacher",),
+            select=partial(entropy_in_update, share=0.3), temperature=1.1, reads_update=True,
+        ),
+    )  # fmt: skip
 
 
 class Side:
@@ -226,7 +244,7 @@ def gradients(folder: Path) -> dict[str, float]:
 def alone(folder: Path) -> dict[str, float]:
     """One rollout for all ranks: the others have nothing but rows that verl made up, in this micro-batch or in all."""
     found = {}
-    for name in ("sdpo", "mixed"):
+    for name in ("sdpo", "mixed", "survey"):
         terms = methods()[name]
         loss, gradient = local_gradient(local(folder, frozen(), terms), batch()[:1])
         own, theirs, _ = Side(folder, frozen(), terms).gradient(batch()[:1], synthetic=20)
@@ -239,7 +257,7 @@ def identical(folder: Path) -> dict[str, float]:
     same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
     found: dict[str, float] = {}
     for name, terms in methods().items():
-        if name != "mixed":
+        if name not in ("mixed", "survey"):
             loss, gradient, _ = Side(folder, live(), terms).gradient(same)
             found |= {f"{name}/loss": abs(loss), name: max(float(g.abs().max()) for g in gradient.values())}
     return found
@@ -273,16 +291,16 @@ def steps(folder: Path) -> dict[str, float]:
 
 def special(folder: Path) -> dict[str, float]:
     """An update in which no term has a token moves nothing, as in the local trainer; a reference engine whose layers FSDP keeps whole."""
-    side, other = Side(folder, live(), methods()["sdpo"]), local(folder, live(), methods()["sdpo"])
-    silent = [replace(e, teacher_prompt_ids={}) for e in batch(seed=1)]
-    for examples in (batch(), silent):
-        before = side.weights()
-        side.step(examples)
-        other.step(examples)
-    found = {
-        "moved": _largest(side.weights(), before),
-        "silent": _largest(side.weights(), dict(other.student.named_parameters())),
-    }
+    found = {}
+    for name in ("sdpo", "survey"):
+        side, other = Side(folder, live(), methods()[name]), local(folder, live(), methods()[name])
+        silent = [replace(e, teacher_prompt_ids={}) for e in batch(seed=1)]
+        for examples in (batch(), silent):
+            before = side.weights()
+            side.step(examples)
+            other.step(examples)
+        found[f"{name}/moved"] = _largest(side.weights(), before)
+        found[f"{name}/silent"] = _largest(side.weights(), dict(other.student.named_parameters()))
     side, other = (
         Side(folder, ema(ema_decay=0.9), methods()["sdpo"], kept=True),
         local(folder, ema(ema_decay=0.9), methods()["sdpo"]),

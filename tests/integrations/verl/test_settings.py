@@ -23,7 +23,7 @@ pytestmark = pytest.mark.verl
 
 OURS_ON_VERL = sorted((ROOT / "configs" / "verl").glob("*.yaml"))
 EMBEDDED = sorted((ROOT / "configs").glob("*.yaml"))
-REASONS = ("asks the model", "another model", "third copy", "needs reference model")
+REASONS = ("asks the model", "another model", "third copy", "needs reference model", "samples failed groups again")
 """Why a method of the embedded trainer may not go over."""
 
 
@@ -69,10 +69,13 @@ def test_the_papers_runs_have_its_settings() -> None:
 @pytest.mark.parametrize("path", EMBEDDED, ids=lambda p: p.stem)
 def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -> None:
     """Their sections, word for word; those that ask the model in the middle of a step, or need a third model, say so."""
-    sections = {k: v for k, v in yaml.safe_load(path.read_text().replace("???", "x")).items() if k in OURS}
+    given_there = yaml.safe_load(path.read_text().replace("???", "x"))
+    sections = {k: v for k, v in given_there.items() if k in (*OURS, "privileged_rollouts")}
     config = composed(given)
     with open_dict(config):
         config.onpolicy = sections
+        if (thinking := sections.get("rendering", {}).get("thinking")) is not None:
+            config.data.apply_chat_template_kwargs = {"enable_thinking": thinking}
         if not sections.get("rewards"):
             config.reward.reward_manager.name = "naive"
     try:
@@ -138,13 +141,41 @@ def test_all_problems_of_a_config_are_one_answer(given: list[str]) -> None:
         ("teacher", {"name": "model", "path": "other/model"}, "onpolicy.teacher: another model than the student"),
         ("objective", [{"name": "distill", "divergence": "forward_kl"}, "ref_kl"], "that would be a third copy"),
         ("contexts", {"teacher": {"name": "regenerated"}}, "onpolicy.contexts.teacher: 'regenerated' asks the model"),
+        (
+            "objective[0].temperature",
+            1.1,
+            r"objective\[0\].importance_cap: got 2.0 with objective\[0\].temperature = 1.1",
+        ),
     ],
 )
 def test_methods_that_verl_has_no_place_for(given: list[str], key: str, value: Any, expected: str) -> None:
     config = composed(given)
-    OmegaConf.update(config, f"onpolicy.{key}", value, merge=False)
+    OmegaConf.update(config, f"onpolicy.{key}", value, merge=False, force_add=True)
     with pytest.raises(ConfigError, match=expected):
         method(config)
+
+
+def test_what_is_not_at_temperature_1_takes_one_update_a_step(given: list[str]) -> None:
+    """The counterpart of trainer.updates_per_step, which the embedded trainer's check names."""
+    config = composed(given)
+    term = {"name": "teacher_advantage", "temperature": 1.1, "importance_cap": None}
+    OmegaConf.update(config, "onpolicy.objective", [term], merge=False)
+    method(config)
+    for key, value in (("ppo_mini_batch_size", 16), ("ppo_epochs", 2)):
+        changed = config.copy()
+        OmegaConf.update(changed, f"actor_rollout_ref.actor.{key}", value)
+        with pytest.raises(
+            ConfigError, match=r"2 updates a step, but onpolicy\.objective\[0\] reads log-probabilities"
+        ):
+            method(changed)
+        OmegaConf.update(changed, "onpolicy.objective[0].temperature", 1.0)
+        method(changed)
+
+
+def test_the_teacher_alone_may_think(given: list[str]) -> None:
+    hot = ["+onpolicy.rendering.teacher_thinking=true", "+data.apply_chat_template_kwargs.enable_thinking=false"]
+    rendering = method(composed(given, *hot)).config.rendering
+    assert (rendering.thinking, rendering.teacher_thinking) == (False, True)
 
 
 def test_a_temperature_wants_raw_log_probs(given: list[str]) -> None:
