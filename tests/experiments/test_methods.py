@@ -11,7 +11,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM
 
-from onpolicy.annotation.contexts import majority_sibling
+from onpolicy.annotation.contexts import failed_sibling, majority_sibling
 from onpolicy.types import Rollout
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import tiny_model_dir
@@ -34,6 +34,7 @@ def odd_or_even(rollout: Rollout) -> str:
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_two_steps_of_every_config(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(majority_sibling, "vote_of", odd_or_even)
+    monkeypatch.setattr(failed_sibling, "extract_answer", lambda text: str(len(text) % 2))
     write_config(tmp_path)
     given = yaml.safe_load(path.read_text())
     overrides = [*SMALL, f"model.path={tmp_path / 'model'}", f"run_dir={tmp_path / 'run'}"]
