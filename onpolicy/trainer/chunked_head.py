@@ -59,7 +59,7 @@ def token_stats(
         token_ids: [N] the sampled tokens
         comparisons: each names a context in ``teachers``
         marker_ids: by lexicon, the ids whose probability mass is returned
-        temperatures: those other than 1 at which the numbers are wanted too; comparisons are made at their own
+        temperatures: those other than 1 at which the numbers are computed too; comparisons are made at their own
         chunk: tokens whose logits are in memory at once; None: chosen by the size of the vocabulary
     """
     assert isinstance(student.head, Head)

@@ -41,4 +41,9 @@ def update_totals(
         own = objective.survey(seen, collectives.all_gather)
     else:
         own = objective.count(batches)
+    return over_ranks(own, collectives)
+
+
+def over_ranks(own: Totals, collectives: SingleProcess) -> Totals:
+    """A rank's totals with the denominators of all ranks; the answers are those of all already."""
     return replace(own, denominators=collectives.all_sum(own.denominators))

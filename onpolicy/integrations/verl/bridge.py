@@ -16,7 +16,7 @@ from onpolicy.losses.objective import MetricAccumulator, Objective, Totals
 from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.loss_inputs import loss_inputs, observe
-from onpolicy.trainer.totals import has_tokens
+from onpolicy.trainer.totals import has_tokens, over_ranks
 from onpolicy.types import LossInputs, Metrics, TrainBatch
 
 PREFIX = "onpolicy/"
@@ -62,7 +62,7 @@ class Bridge:
         self.empty = not has_tokens(self.objective, [batch], self.together)
         self._tally, self._read = MetricAccumulator(), []
         if not self.objective.needs_survey:
-            self._totals = self._over_ranks(self.objective.count([batch]))
+            self._totals = over_ranks(self.objective.count([batch]), self.together)
 
     def survey(self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[Tensor, Metrics]:
         """In the place of ``loss`` where nothing is trained yet: keeps what the models say about a micro-batch."""
@@ -73,7 +73,7 @@ class Bridge:
 
     def end_survey(self) -> None:
         """From what all ranks have read, what their micro-batches have to know of the update."""
-        self._totals = self._over_ranks(self.objective.survey(self._read, self.together.all_gather))
+        self._totals = over_ranks(self.objective.survey(self._read, self.together.all_gather), self.together)
         self._read = []
 
     def loss(self, model_output: Mapping[str, Any], data: TensorDict, dp_group: Any = None) -> tuple[Tensor, Metrics]:
@@ -101,9 +101,6 @@ class Bridge:
         inputs = loss_inputs(batch, stats, floats(data["old_log_probs"])[rows] if "old_log_probs" in names else None)
         # where the sampler did not say, it counts as the trainer
         return inputs if "rollout_log_probs" in names else replace(inputs, rollout_logprobs=inputs.old_logprobs)
-
-    def _over_ranks(self, own: Totals) -> Totals:
-        return replace(own, denominators=self.together.all_sum(own.denominators))
 
     def end(self) -> dict[str, list[float]]:
         """Means over all ranks' tokens, in lists: verl expects one value per micro-batch."""

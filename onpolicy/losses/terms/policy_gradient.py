@@ -39,10 +39,8 @@ def policy_gradient(
     """
     advantages = advantage(inputs).detach()
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high, dual_clip)
-    importance, weights = (
-        sampler_weight(inputs, importance_cap),
-        token_weights(inputs, own_tokens(inputs, inputs.sampled_mask)),
-    )
+    importance = sampler_weight(inputs, importance_cap)
+    weights = token_weights(inputs, own_tokens(inputs, inputs.sampled_mask))
     return TermOutput(
         per_token=-importance * weights * objective,
         metrics={

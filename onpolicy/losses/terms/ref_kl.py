@@ -27,4 +27,4 @@ def k3(gap: Tensor, cap: float | None) -> Tensor:
     if cap is None:
         return gap.exp() - gap - 1.0
     far = cap + 2.0  # k3(far) and k3(-far) lie above the cap
-    return (gap.clamp(-far, far).exp() - gap.clamp(-far, far) - 1.0).clamp(max=cap)
+    return k3(gap.clamp(-far, far), None).clamp(max=cap)
