@@ -39,6 +39,7 @@ from onpolicy.types import LossInputs, TeacherScores, TermOutput
         (routes.frontier, [1, 1, 1, 1]),
         (routes.zero_variance, [0, 0, 0, 0]),
         (routes.above_average, [1, 0, 0, 1]),
+        (routes.not_above_average, [0, 1, 1, 0]),
     ],
 )
 def test_routes_by_hand(route: Any, shares: list[float]) -> None:
@@ -48,7 +49,7 @@ def test_routes_by_hand(route: Any, shares: list[float]) -> None:
 def test_routes_of_groups_without_a_difference() -> None:
     for scores in ([1.0, 1.0], [0.0, 0.0]):
         assert routes.mixed(scores, 0) == routes.frontier(scores, 0) == routes.above_average(scores, 0) == 0
-        assert routes.zero_variance(scores, 0) == 1
+        assert routes.zero_variance(scores, 0) == routes.not_above_average(scores, 0) == 1
     assert routes.frontier([1.0, 0.0, 0.0, 0.0], 0) == pytest.approx(0.75)
 
 

@@ -60,6 +60,17 @@ def test_the_gate_has_two_thresholds() -> None:
     assert seen == [0.7, 0.7, 0.7, 0.7, 0.0, 0.0, 0.7, 0.7]
 
 
+def test_the_gate_can_be_closed_while_it_learns_the_level() -> None:
+    gate = Coefficient(
+        "key", partial(schmitt_gate, metric="entropy", value=0.7, close=0.9, warmup=2, open_in_warmup=False)
+    )
+    seen = []
+    for step, entropy in enumerate([None, 1.0, 3.0, 1.7], start=1):
+        gate.set(step, {} if entropy is None else {"entropy": entropy})
+        seen.append(gate.value)
+    assert seen == [0.0, 0.0, 0.7, 0.0], "two steps of warm-up; then open, and closed under 1.8"
+
+
 def test_a_multiplier_rises_while_its_constraint_is_broken_and_retires() -> None:
     multiplier = Coefficient("key", partial(dual_ascent, metric="rate", level=5.0, rate=0.1, initial=0.2, maximum=0.5))
     seen = []

@@ -25,8 +25,10 @@ from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.cispo import cispo
 from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.gspo import gspo
+from onpolicy.losses.terms.importance import sampler_weight
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
+from onpolicy.losses.terms.sampled_kl import sampled_kl
 from onpolicy.losses.terms.teacher_advantage import teacher_advantage
 from onpolicy.types import LossInputs, TeacherScores
 
@@ -168,3 +170,34 @@ def test_start_kl_by_hand() -> None:
     expected = [0.0, math.exp(-1) + 1 - 1, math.exp(2) - 2 - 1]
     assert ref_kl(given).per_token[0].tolist() == pytest.approx(expected, abs=1e-5)
     assert spec_of(ref_kl).needs_ref and spec_of(distill).tokens == "teacher_mask"
+
+
+def test_the_estimate_of_the_kl_can_be_cut() -> None:
+    """d = 2 gives e^2 - 3 = 4.39, below the cap; 4 gives e^4 - 5 = 49.6, above it; 100 and -100 are finite, without gradient."""
+    gaps = torch.tensor([[2.0, 4.0, 100.0, -100.0]])
+    logprobs = torch.zeros(1, 4, requires_grad=True)
+    losses = ref_kl(inputs(logprobs, ref_logprobs=gaps), token_clip=10.0).per_token
+    assert losses[0].tolist() == pytest.approx([math.exp(2) - 3, 10.0, 10.0, 10.0])
+    (gradient,) = torch.autograd.grad(losses.sum(), logprobs)
+    assert gradient[0].tolist() == pytest.approx([1 - math.exp(2), 0.0, 0.0, 0.0])  # dL/d logprob = 1 - e^d
+    taught = sampled_kl(inputs(logprobs, teacher_logprobs=gaps), estimator="k3", token_clip=10.0).per_token
+    assert torch.equal(taught, losses)
+    assert not torch.isfinite(ref_kl(inputs(logprobs, ref_logprobs=gaps)).per_token[0, 2]), "without a cap: e^100"
+
+
+def test_the_teacher_against_the_sampler() -> None:
+    """log q = -1, the old student -2, the sampler -3: u is 1 against the one and 2 against the other."""
+    given = inputs(
+        torch.tensor([[-2.0]]), rollout_logprobs=torch.tensor([[-3.0]]), teacher_logprobs=torch.tensor([[-1.0]])
+    )
+    assert advantages.teacher_logratio(given).item() == 1.0
+    assert advantages.teacher_logratio(given, against="sampler").item() == 2.0
+
+
+def test_one_sampler_weight_for_a_completion() -> None:
+    """Ratios 1/2 and 4, capped at 2: 1.25 on average, on both tokens; over the term's own tokens only where it names them."""
+    given = inputs(torch.zeros(1, 2), rollout_logprobs=torch.tensor([[math.log(2.0), -math.log(4.0)]]))
+    assert sampler_weight(given, 2.0)[0].tolist() == pytest.approx([0.5, 2.0])
+    assert sampler_weight(given, 2.0, "sequence")[0].tolist() == pytest.approx([1.25, 1.25])
+    second = replace(given, tokens=torch.tensor([[False, True]]))
+    assert sampler_weight(second, 2.0, "sequence")[0].tolist() == pytest.approx([2.0, 2.0])
