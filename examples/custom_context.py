@@ -7,7 +7,7 @@ def hint_for_failures(group, index, rewards, *, template: str = "The final answe
     Args:
         template: text of the hint; fields of the dataset row in braces
     """
-    if rewards[index] >= 1.0:
+    if not rewards[index] < 1.0:  # correct, or not graded: NaN
         return None
     hint = {"role": "system", "content": template.format(**group.prompt.fields)}
     return (hint, *group.prompt.messages)

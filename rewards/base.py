@@ -11,11 +11,28 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from .awaiting import await_all
+
 Message = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class TrainerState:
+    """TRL's ``trainer_state``, as far as it is known here."""
+
+    global_step: int
+    """Updates that the model had seen when it sampled the rollout."""
+    max_steps: int
+    """Updates of the whole run."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise AttributeError(f"trainer_state has global_step and max_steps here, and no {name!r}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,28 +54,106 @@ class RewardInput:
     finish_reason: str = "stop"
     """``stop``, ``length`` (cut off) or ``abort``."""
     answer: str | None = None
-    """The reference answer, where the row has one."""
+    """The reference answer as text, where the row has one."""
+    ground_truth: object = None
+    """The reference answer as it stands in the row, of whatever type."""
+    trainer_state: TrainerState | None = None
+    """How far the run is; None where that is not known."""
     fields: Mapping[str, Any] = field(default_factory=dict)
-    """All columns of the dataset row."""
+    """All columns of the dataset row, as they stand there."""
 
 
 RewardFn = Callable[..., Any]
 REFERENCE = ("answer", "ground_truth")
+GIVEN_TO_SAMPLES = (*(f.name for f in fields(RewardInput)), "sample", "data_source", "solution_str", "extra_info")
+GIVEN_TO_GROUPS = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric")
+"""Parameters that are filled whatever columns a row has: of functions of one sample, and of TRL's."""
+
+
+@dataclass(frozen=True)
+class Log:
+    """What functions of TRL's shape log about the samples of one group."""
+
+    reward: str
+    logged: Sequence[dict[str, float]]
+    """By sample."""
+
+    def metric(self, name: str, value: float) -> None:
+        """TRL's ``log_metric``: a number about the group, which counts for each of its samples."""
+        for own in self.logged:
+            own[name] = _finite(value)
+
+    def extra(self, column: str, values: Sequence[Any]) -> None:
+        """TRL's ``log_extra``: one value for each sample; what is no number is not logged."""
+        for own, value in zip(self.logged, values, strict=True):
+            try:
+                own[column] = _finite(value)
+            except (TypeError, ValueError):
+                warnings.warn(
+                    f"reward {self.reward}: log_extra({column!r}) holds {value!r}; numbers alone are logged",
+                    stacklevel=2,
+                )
+                return
 
 
 class RewardError(RuntimeError):
     """A reward function failed; the message names it and the sample."""
 
 
-def score(function: RewardFn, samples: Sequence[RewardInput]) -> list[float | None]:
-    """The reward of each sample of one group; None where the function does not apply.
+def score(
+    function: RewardFn, samples: Sequence[RewardInput], logged: Sequence[dict[str, float]] | None = None
+) -> list[float | None]:
+    """The reward of each sample of one group; None where the function does not apply. Asynchronous functions are run to their values.
+
+    Args:
+        function: of any shape
+        samples: of one group
+        logged: one for each sample; gets what a function of TRL's shape logs (``log_metric``, ``log_extra``)
 
     Raises:
         RewardError: the function raised, needs a column that the row does not have, or returned no finite number.
     """
-    if "completions" in _wanted(function):
-        return _score_group(function, samples)
-    return [_score_one(function, sample) for sample in samples]
+    parameters = _filled(function)
+    if "completions" in parameters:
+        return _score_group(function, parameters, samples, Log(name_of(function), logged or [{} for _ in samples]))
+    pending: list[Any] = []
+    try:
+        for sample in samples:
+            with _named(function, repr(sample.id)):
+                pending.append(function(**_arguments(function, parameters, known(sample))))
+    except RewardError:
+        for value in pending:
+            if inspect.iscoroutine(value):
+                value.close()
+        raise
+    found = []
+    for sample, value in zip(samples, await_all(pending), strict=True):
+        with _named(function, repr(sample.id)):
+            found.append(_number(value))
+    return found
+
+
+def needed_references(function: RewardFn) -> list[str]:
+    """The names in ``REFERENCE`` that a function of single samples cannot do without: it fails on a row that has no such value."""
+    parameters = _filled(function)
+    required = [n for n in REFERENCE if n in parameters and parameters[n].default is inspect.Parameter.empty]
+    return [] if "completions" in parameters else required
+
+
+def missing_columns(function: RewardFn, columns: Collection[str]) -> list[str]:
+    """Parameters that would stay empty, and may not, on a row with these columns; reference answers apart (``needed_references``)."""
+    return [
+        name
+        for name, parameter in _filled(function).items()
+        if parameter.kind is not parameter.VAR_KEYWORD
+        and parameter.default is parameter.empty
+        and name not in (*given_besides(function), *columns, *REFERENCE)
+    ]
+
+
+def given_besides(function: RewardFn) -> tuple[str, ...]:
+    """What a parameter may name besides columns of the dataset."""
+    return GIVEN_TO_GROUPS if "completions" in _filled(function) else GIVEN_TO_SAMPLES
 
 
 def name_of(function: RewardFn) -> str:
@@ -67,25 +162,28 @@ def name_of(function: RewardFn) -> str:
     return f"{function.__module__}:{getattr(function, '__name__', type(function).__name__)}"
 
 
-def _score_one(function: RewardFn, sample: RewardInput) -> float | None:
-    try:
-        return _number(function(**_arguments(function, known(sample))))
-    except Exception as error:
-        raise RewardError(
-            f"reward {name_of(function)} failed on {sample.id!r}: {type(error).__name__}: {error}"
-        ) from error
-
-
-def _score_group(function: RewardFn, samples: Sequence[RewardInput]) -> list[float | None]:
-    try:
-        values = list(function(**_arguments(function, _known_group(samples))))
+def _score_group(
+    function: RewardFn, parameters: Mapping[str, inspect.Parameter], samples: Sequence[RewardInput], log: Log
+) -> list[float | None]:
+    with _named(function, f"the group of {samples[0].id!r}"):
+        (values,) = await_all([function(**_arguments(function, parameters, _known_group(samples, log)))])
+        if isinstance(values, BaseException):
+            raise values
+        if isinstance(values, str | Mapping) or not isinstance(values, Iterable):
+            raise ValueError(f"returned {values!r}, expected a list of {len(samples)} numbers, one for each completion")
+        values = await_all(list(values))
         if len(values) != len(samples):
-            raise ValueError(f"returned {len(values)} numbers for {len(samples)} completions")
+            raise ValueError(f"returned {len(values)} numbers for {len(samples)} completions, expected one for each")
         return [_number(value) for value in values]
+
+
+@contextmanager
+def _named(function: RewardFn, what: str) -> Iterator[None]:
+    """Says of an error which reward it is from, and on what."""
+    try:
+        yield
     except Exception as error:
-        raise RewardError(
-            f"reward {name_of(function)} failed on the group of {samples[0].id!r}: {type(error).__name__}: {error}"
-        ) from error
+        raise RewardError(f"reward {name_of(function)} failed on {what}: {type(error).__name__}: {error}") from error
 
 
 def known(sample: RewardInput) -> dict[str, Any]:
@@ -94,13 +192,13 @@ def known(sample: RewardInput) -> dict[str, Any]:
     verl = {
         "data_source": sample.fields.get("data_source"),
         "solution_str": sample.completion,
-        "ground_truth": sample.answer,
+        "ground_truth": sample.answer if sample.ground_truth is None else sample.ground_truth,
         "extra_info": sample.fields.get("extra_info") or {},
     }
-    return {**sample.fields, **verl, **ours, "sample": sample}
+    return {**sample.fields, **ours, **verl, "sample": sample}
 
 
-def _known_group(samples: Sequence[RewardInput]) -> dict[str, Any]:
+def _known_group(samples: Sequence[RewardInput], log: Log) -> dict[str, Any]:
     """The arguments that TRL passes: lists, with completions as messages where the prompt is messages, and each column by its name."""
     columns = dict.fromkeys(name for sample in samples for name in sample.fields)
     return {
@@ -108,9 +206,9 @@ def _known_group(samples: Sequence[RewardInput]) -> dict[str, Any]:
         "prompts": [sample.prompt for sample in samples],
         "completions": [_as_trl(sample) for sample in samples],
         "completion_ids": [list(sample.completion_ids) for sample in samples],
-        "trainer_state": None,
-        "log_extra": _log_nothing,
-        "log_metric": _log_nothing,
+        "trainer_state": next((s.trainer_state for s in samples), None),
+        "log_extra": log.extra,
+        "log_metric": log.metric,
     }
 
 
@@ -120,13 +218,11 @@ def _as_trl(sample: RewardInput) -> str | list[Message]:
     return [{"role": "assistant", "content": sample.completion}]
 
 
-def _log_nothing(*args: Any, **kwargs: Any) -> None:
-    return None
-
-
-def _arguments(function: RewardFn, values: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(
+    function: RewardFn, parameters: Mapping[str, inspect.Parameter], values: Mapping[str, Any]
+) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
-    for name, parameter in _wanted(function).items():
+    for name, parameter in parameters.items():
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             chosen = {**{k: v for k, v in values.items() if k not in _bound(function)}, **chosen}
         elif values.get(name) is None and name in REFERENCE and parameter.default is inspect.Parameter.empty:
@@ -138,8 +234,7 @@ def _arguments(function: RewardFn, values: Mapping[str, Any]) -> dict[str, Any]:
     return chosen
 
 
-@functools.lru_cache(maxsize=256)
-def _wanted(function: RewardFn) -> Mapping[str, inspect.Parameter]:
+def _filled(function: RewardFn) -> Mapping[str, inspect.Parameter]:
     """The parameters to fill: all but the options (keyword-only) and those that a partial has bound."""
     bound = _bound(function)
     return {
@@ -156,11 +251,23 @@ def _bound(function: RewardFn) -> frozenset[str]:
 
 def _number(value: Any) -> float | None:
     """verl's functions may return a mapping with ``score``; TRL's may return None."""
+    if isinstance(value, BaseException):
+        raise value
     if isinstance(value, Mapping):
+        if "score" not in value:
+            keys = ", ".join(map(repr, value)) or "none"
+            raise ValueError(f"returned a mapping with the keys {keys}; the key that is read is 'score'")
         value = value["score"]
     if value is None:
         return None
-    number = float(value)
+    return _finite(value)
+
+
+def _finite(value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"returned {value!r}, expected a number") from error
     if not math.isfinite(number):
         raise ValueError(f"returned {value!r}, expected a finite number")
     return number

@@ -6,7 +6,9 @@ from .answer import math_answer
 from .extract import last_in_tag
 
 
-def brier(completion: str, answer: str, *, tag: str = "confidence", offset: float = 0.0) -> float:
+def brier(
+    completion: str, answer: str, final: str | None = None, *, tag: str = "confidence", offset: float = 0.0
+) -> float:
     """offset - (c - r)^2 with c the stated confidence and r 1 for a correct answer, 0 for an incorrect one; offset - 1 where none is
     stated.
 
@@ -17,8 +19,8 @@ def brier(completion: str, answer: str, *, tag: str = "confidence", offset: floa
         tag: name of the tag around the confidence
         offset: what a confidence that is exactly right earns; with 1 (RLCR's code) the reward lies between 0 and 1
     """
-    confidence = stated_confidence(completion, tag=tag)
-    return offset - (1.0 if confidence is None else (confidence - float(math_answer(completion, answer))) ** 2)
+    confidence = stated_confidence(completion if final is None else final, tag=tag)
+    return offset - (1.0 if confidence is None else (confidence - float(math_answer(completion, answer, final))) ** 2)
 
 
 def stated_confidence(completion: str, *, tag: str = "confidence", percent: bool = True) -> float | None:

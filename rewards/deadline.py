@@ -9,10 +9,12 @@ import atexit
 import importlib
 import json
 import select
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,41 @@ def call_with_deadline(target: str, arguments: list[Any], *, seconds: float, lib
         return _ask(target, arguments, seconds)
 
 
+class _TimeIsUp(BaseException):
+    """Raised by the alarm; no ``except Exception`` of a library stops it."""
+
+
+def time_limit(function: Callable[..., Any], *arguments: Any, seconds: float, libraries: Sequence[str] = ()) -> Any:
+    """Calls a function in the main thread; returns TIMED_OUT if an alarm had to end it, and None where it raised or went too deep.
+
+    An alarm that others have set is put back, less the time that has passed.
+
+    Args:
+        function: called with ``arguments``
+        arguments: its arguments
+        seconds: the deadline; loading ``libraries`` does not count, and is not broken off
+        libraries: modules that the function will import
+    """
+    load(libraries)
+
+    def end(*_: Any) -> None:
+        raise _TimeIsUp
+
+    started, before = time.monotonic(), signal.signal(signal.SIGALRM, end)
+    left, interval = signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        return function(*arguments)
+    except _TimeIsUp:
+        return TIMED_OUT
+    except Exception:  # text that nobody foresaw is wrong, never an error
+        return None
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+        if left:
+            signal.setitimer(signal.ITIMER_REAL, max(left - (time.monotonic() - started), 1e-3), interval)
+
+
 def _ask(target: str, arguments: list[Any], seconds: float) -> Any:
     assert _process is not None and _process.stdin is not None and _process.stdout is not None
     try:
@@ -68,8 +105,8 @@ def _ask(target: str, arguments: list[Any], seconds: float) -> Any:
     return reply["result"]
 
 
-def load(libraries: list[str]) -> None:
-    """Imports modules, in the other process."""
+def load(libraries: Sequence[str]) -> None:
+    """Imports modules."""
     for name in libraries:
         importlib.import_module(name)
 

@@ -33,20 +33,22 @@ def tagged_format(
     *,
     tags: list[str] = ["answer", "analysis", "confidence"],  # noqa: B006 read, never changed
     confidence: str | None = "confidence",
+    close_tag: str = "</think>",
 ) -> bool:
-    """After ``</think>`` the tags, each closed, in this order and to the end, with nothing but white space between them.
+    """After the thinking the tags, each closed, in this order and to the end, with nothing but white space between them.
 
     The format that RLCR (arXiv 2507.16806) rewards: thinking, answer, analysis of the doubt, and a confidence from 0 to 1.
 
     Args:
         tags: names of the tags, at least one
         confidence: name of the tag that must hold a number from 0 to 1 ("80%" is none); null: no tag has to
+        close_tag: the tag that closes the thinking
     """
     if not tags:
         raise ValueError("tagged_format: got no tags, expected at least one")
     place = 0
-    for closed, opened in zip(["think", *tags], tags, strict=False):
-        found = re.compile(rf"</{re.escape(closed)}>\s*<{re.escape(opened)}>").search(completion, place)
+    for closed, opened in zip([close_tag, *(f"</{tag}>" for tag in tags)], tags, strict=False):
+        found = re.compile(rf"{re.escape(closed)}\s*<{re.escape(opened)}>").search(completion, place)
         if found is None:
             return False
         place = found.end()

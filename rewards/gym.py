@@ -28,7 +28,7 @@ SYMPY = {
 CALLS = SYMPY | {name for name in dir(builtins) if name[0].islower()} - ARITHMETIC
 
 
-def gym_answer(completion: str, fields: Mapping[str, Any]) -> float:
+def gym_answer(completion: str, fields: Mapping[str, Any], final: str | None = None) -> float:
     """The score, 0 to 1, that the task's verifier gives the final answer; rows come from ``data: {name: gym}``.
 
     An answer that could call a Python function is incorrect unless it equals the reference exactly, because verifiers evaluate it.
@@ -36,8 +36,9 @@ def gym_answer(completion: str, fields: Mapping[str, Any]) -> float:
     from reasoning_gym import get_score_answer_fn
 
     task = fields["gym"]
-    found = extract_answer(completion)
-    answer = after_thinking(completion).strip() if found is None else found
+    text = after_thinking(completion) if final is None else final
+    found = extract_answer(text)
+    answer = text.strip() if found is None else found
     if is_code(answer) and answer != task["entry"].get("answer"):
         return 0.0
     try:

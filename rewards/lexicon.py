@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from typing import Literal
+
+from .literal import Spans, literal
 
 LEXICONS: dict[str, tuple[str, ...]] = {
     "paper10": ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check"),
@@ -41,12 +44,25 @@ LEXICONS: dict[str, tuple[str, ...]] = {
 }
 
 Mode = Literal["paper", "words"]
-Spans = list[tuple[int, int]]
 
 CJK = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
 """Scripts that write words without spaces: such a character beside a marker does not make it another word."""
-HYPHEN = "[-\u2010\u2011]"
-BEFORE, AFTER = rf"(?<![^\W{CJK}])(?<!\w{HYPHEN})", rf"(?![^\W{CJK}]|{HYPHEN}\w)"
+LETTER = rf"[^\W_{CJK}]"
+BEFORE = rf"(?<!{LETTER})(?<!{LETTER}_)(?<!{LETTER}__)(?<!\w-)(?<!\\)"
+"""No letter, no hyphen with a letter, no command of LaTeX; an underscore is emphasis ("_Wait_") unless it joins ("x_wait")."""
+AFTER = rf"(?!_*{LETTER}|-\w|[_^]\{{)"
+ALIKE = str.maketrans(
+    dict.fromkeys("\u2018\u2019\u02bc\uff07", "'") | dict.fromkeys("\u2010\u2011\u2012\ufe63\uff0d", "-")
+)
+"""Characters that are read as a plain apostrophe or hyphen. A dash (\u2013, \u2014) separates words; inside a marker \u2013 is a hyphen."""
+HELPERS = ("to", "must", "should", "would", "could", "can", "cannot", "will", "shall", "may", "might", "the", "a")
+TIME = "(?:s|sec|second|min|minute|h|hour|day|week|month|year)"
+NO_VERB = (
+    "".join(rf"(?<!\b{word}\swait)" for word in HELPERS)
+    + rf"(?<!n't\swait)(?<!'ll\swait)(?!\s+(?:\d[\d.,]*\s*(?:more\s+)?{TIME}s?|times?)\b)"
+)
+"""After "wait", what shows a verb or a noun: "had to wait", "can't wait", "the wait", "wait 5 minutes", "wait time". That is part of them:
+"they wait" and "wait for the bus" cannot be told from the marker by the words beside them, and count."""
 QUOTED = 6
 """Words in a row that make a repetition of the prompt a quotation."""
 
@@ -112,24 +128,21 @@ def find(text: str, lexicon: str = "paper10", *, prompt: str = "", merge: bool =
 
 def occurrences(text: str, lexicon: str, *, prompt: str = "") -> list[tuple[int, int, str]]:
     """The positions that ``find`` returns, each with its marker."""
-    found = [(*m.span(), m.lastgroup or "") for m in _any_of(words_of(lexicon)).finditer(_folded(text))]
-    outside = literal(text) + quotations(text, prompt) if found else []
-    return [
-        (start, end, words_of(lexicon)[int(group[1:])])
-        for start, end, group in found
-        if not any(a <= start and end <= b for a, b in outside)
-    ]
+    found = list(_matches(words_of(lexicon), _folded(text)))
+    outside = _outside(text, prompt) if found else ()
+    return [(a, b, marker) for a, b, marker in found if not any(_within(spans, a, b) for spans in outside)]
 
 
-def literal(text: str) -> Spans:
-    """The positions of mathematics and code. A dollar sign stands for money where pandoc's rule finds no formula: the opening one must not
-    be followed by a space; the closing one must not follow a space or precede a digit."""
-    return [match.span() for match in LITERAL.finditer(text)]
+@functools.lru_cache(maxsize=4)
+def _outside(text: str, prompt: str) -> tuple[Spans, Spans]:
+    """What is not the writer's own: literal stretches and quotations, each in order; kept for the next lexicon of the same text."""
+    return literal(text), quotations(text, prompt)
 
 
-LITERAL = re.compile(
-    r"```.*?(?:```|\Z)|`[^`\n]+`|\$\$.+?\$\$|\$(?=\S)[^$\n]*?(?<=\S)\$(?!\d)|\\\(.+?\\\)|\\\[.+?\\\]", re.DOTALL
-)
+def _within(spans: Spans, start: int, end: int) -> bool:
+    """Whether one of the spans, which are in order and apart, holds all of it."""
+    i = bisect_right(spans, start, key=lambda span: span[0])
+    return i > 0 and end <= spans[i - 1][1]
 
 
 def quotations(text: str, prompt: str) -> Spans:
@@ -162,21 +175,34 @@ def merged(spans: Sequence[tuple[int, int]], text: str) -> Spans:
     """Joins spans with nothing but punctuation between them."""
     joined: Spans = []
     for start, end in spans:
-        if joined and not re.search(r"\w", text[joined[-1][1] : start]):
+        if joined and not re.search(r"[^\W_]", text[joined[-1][1] : start]):
             joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
         else:
             joined.append((start, end))
     return joined
 
 
+@functools.lru_cache(maxsize=4)
 def _folded(text: str) -> str:
-    """The text in lower case, character by character, so that positions in it are positions in the text."""
-    plain = text.replace("\u2019", "'")
-    return (
-        "".join(c if len(folded := c.casefold()) != 1 else folded for c in plain)
-        if not plain.isascii()
-        else plain.lower()
-    )
+    """The text in lower case, character by character, so that positions in it are positions in the text; one apostrophe, one hyphen."""
+    plain = text if text.isascii() else text.translate(ALIKE)
+    folded = plain.casefold()
+    if len(folded) == len(plain):
+        return folded
+    return "".join(c if len(small := c.casefold()) != 1 else small for c in plain)
+
+
+def _matches(markers: tuple[str, ...], folded: str) -> Iterator[tuple[int, int, str]]:
+    """Every marker, the longest first, with its place."""
+    anywhere, exactly = _patterns(markers)
+    at = 0
+    while candidate := anywhere.search(folded, at):
+        match = exactly.match(folded, candidate.start())
+        if match is None:
+            at = candidate.start() + 1
+        else:
+            yield match.start(), match.end(), markers[int((match.lastgroup or "")[1:])]
+            at = match.end()
 
 
 @functools.cache
@@ -186,11 +212,17 @@ def _pattern(marker: str) -> re.Pattern[str]:
 
 
 @functools.cache
-def _any_of(markers: tuple[str, ...]) -> re.Pattern[str]:
-    """A pattern of all markers, one group each, the longest first."""
+def _patterns(markers: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
+    """What finds candidates fast, as it begins with letters; and a pattern of all markers, one group each, the longest first."""
     ordered = sorted(enumerate(markers), key=lambda pair: -len(pair[1]))
-    return re.compile(BEFORE + "(?:" + "|".join(f"(?P<m{i}>{_body(marker)})" for i, marker in ordered) + ")" + AFTER)
+    anywhere = "|".join(dict.fromkeys(re.escape(_folded(marker)[:2]) for marker in markers))
+    exactly = BEFORE + "(?:" + "|".join(f"(?P<m{i}>{_body(marker)})" for i, marker in ordered) + ")" + AFTER
+    return re.compile(anywhere), re.compile(exactly)
 
 
 def _body(marker: str) -> str:
-    return "hm{2,}" if marker == "hmm" else r"\s+".join(map(re.escape, _folded(marker).split()))
+    """A drawn-out "hmm"; "wait" where it is no plain verb; a hyphen may be a space or a dash."""
+    if marker == "hmm":
+        return "hm{2,}"
+    words = (re.escape(word).replace(r"\-", r"(?:[-\u2013\u2212]|\s+)") for word in _folded(marker).split())
+    return r"\s+".join(words) + (NO_VERB if marker == "wait" else "")

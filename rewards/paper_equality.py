@@ -59,18 +59,24 @@ def clean(text: str) -> str:
     text = re.sub(r"\\begin\{array\}\{.*?\}", r"\\begin{pmatrix}", text).replace("\\end{array}", "\\end{pmatrix}")
     for was, now in _SPELLINGS:
         text = text.replace(was, now)
-    text = _without_units(re.sub(r"\\text\{.*?\}$", "", text).strip() or text)
-    text = re.sub(r"\\text\{(.*?)\}", r"\1", _FALL_AWAY.sub("", text))
+    text = _without_units((re.sub(r"\\text\{.*?\}$", "", text) if text.endswith("}") else text).strip() or text)
+    text = _in_closed(r"\\text\{(.*?)\}", r"\1", _FALL_AWAY.sub("", text))
     text = _RANGES.sub("", text).replace("\\emptyset", "{}").replace("(-\\infty,\\infty)", "\\mathbb{R}")
     text = re.sub(r"\\?%", "", text).replace(" .", " 0.").replace("{.", "{0.").replace("infinity", "\\infty")
     text = text if "\\infty" in text else text.replace("inf", "\\infty")
-    text = re.sub(r"\\mbox\{.*?\}", "", text.replace("and", "").replace("\\mathbf", ""))
+    text = _in_closed(r"\\mbox\{.*?\}", "", text.replace("and", "").replace("\\mathbf", ""))
     if "j" in text and "i" not in text:
         text = text.replace("j", "i")
     text = re.sub(r"(\d)\.0*(?=\D|$)", r"\1", text)
     text = f"0{text}" if text.startswith(".") else text
     sides = text.split("=")
     return _fractions(sides[1] if len(sides) == 2 and len(sides[0]) <= 2 else text)
+
+
+def _in_closed(pattern: str, replacement: str, text: str) -> str:
+    """``re.sub`` of a pattern that ends with a brace, in one pass: behind the last closing brace there is nothing to find."""
+    end = text.rfind("}") + 1
+    return re.sub(pattern, replacement, text[:end]) + text[end:]
 
 
 def _without_units(text: str) -> str:
@@ -85,7 +91,11 @@ def _fractions(text: str) -> str:
     text = re.sub(r"\\sqrt(\w+)", r"\\sqrt{\1}", text).replace(" ", "")
     text = re.sub(r"\\frac([^{])([^{])", r"\\frac{\1}{\2}", text)
     text = re.sub(r"\\frac([^{])\{", r"\\frac{\1}{", text)
-    return re.sub(r"^(-?(?:\d+|[^/]*sqrt[^/]*))/(-?\d+|[^/]*sqrt[^/]*)$", r"\\frac{\1}{\2}", text)
+    above, slash, below = text.partition("/")
+    plain = (
+        slash and "/" not in below and all("sqrt" in part or re.fullmatch(r"-?\d+", part) for part in (above, below))
+    )
+    return f"\\frac{{{above}}}{{{below}}}" if plain else text
 
 
 def _quickly(one: str, other: str) -> bool | None:

@@ -10,11 +10,12 @@ be told from one that expresses uncertainty; the audit and its held-out words wa
 from __future__ import annotations
 
 import re
+from bisect import bisect_left, bisect_right
 
 from .answer import math_answer
 from .extract import stated_answers
 from .lexicon import find
-from .vacuous import vacuous
+from .vacuous import among_words, vacuous
 
 SPACING = 20
 """The least number of words between two markers that both count."""
@@ -83,7 +84,7 @@ def target_rate(
     return -min(1.0, max(0.0, distance / max(ref_std, least_std) - band))
 
 
-def recovery(completion: str, answer: str, *, harm: float = 1.0) -> float:
+def recovery(completion: str, answer: str, final: str | None = None, *, harm: float = 1.0) -> float:
     """1 where an interim answer was wrong and the final one is correct; -harm where the last interim was correct and the final is wrong.
 
     It rewards the outcome of self-doubt, without a word list, and is sparse. **It can be gamed**: a wrong interim answer may be inserted on
@@ -93,10 +94,11 @@ def recovery(completion: str, answer: str, *, harm: float = 1.0) -> float:
     Args:
         harm: penalty for giving up a correct answer
     """
-    *interim, final = [math_answer(f"\\boxed{{{said}}}", answer) for _, said in stated_answers(completion)] or [False]
+    stated = [said for _, said in stated_answers(completion)]
+    interim = [math_answer(f"\\boxed{{{said}}}", answer) for said in stated[:-1]]
     if not interim:
         return 0.0
-    if final:
+    if math_answer(completion, answer, final):
         return float(not all(interim))
     return -harm if interim[-1] else 0.0
 
@@ -122,8 +124,10 @@ def paid(completion: str, prompt: object, lexicon: str, spacing: int) -> int:
     end = answers[-1][0] if answers else len(completion)
     counted, last = 0, None
     spans = find(completion, lexicon, prompt=prompt_text(prompt), merge=True)
+    words, _ = among_words(completion, spans)
+    starts, ends = [w.start() for w in words], [w.end() for w in words]
     for (start, stop), empty in zip(spans, vacuous(completion, spans), strict=True):
-        between = spacing if last is None else len(re.findall(r"\w+", completion[last:start]))
+        between = spacing if last is None else bisect_left(starts, start) - bisect_right(ends, last)
         if stop <= end and between >= spacing and not empty:
             counted, last = counted + 1, stop
     return counted

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 WINDOW = 60
@@ -27,29 +27,33 @@ def vacuous(text: str, spans: Sequence[tuple[int, int]]) -> list[bool]:
     if not spans:
         return []
     words, places = among_words(text, spans)
-    ends = [first for first, _ in places[1:]] + [len(words)]
-    return [
-        _nothing_new(text, words[max(0, first - WINDOW) : first], words[last : min(last + WINDOW, end)])
-        for (first, last), end in zip(places, ends, strict=True)
-    ]
+    folded = [w.group().casefold() for w in words]
+    first_seen: dict[str, int] = {}  # where each number had been written once
+    for number in _NUMBER.finditer(text):
+        first_seen.setdefault(number.group(), number.end())
+    found = []
+    for (first, last), following in zip(places, [*(first for first, _ in places[1:]), len(words)], strict=True):
+        before, after = slice(max(0, first - WINDOW), first), slice(last, min(last + WINDOW, following))
+        found.append(
+            len(folded[after]) < 2
+            or (not _has_new_number(text, words[after], first_seen) and _repeats(folded[before], folded[after]))
+        )
+    return found
 
 
 def among_words(text: str, spans: Sequence[tuple[int, int]]) -> tuple[list[re.Match[str]], list[tuple[int, int]]]:
     """The words of a text, and for each span the index of its first word and of the first word after it."""
     words = list(_WORD.finditer(text))
-    starts = [w.start() for w in words]
-    return words, [(bisect_left(starts, start), bisect_left(starts, end)) for start, end in spans]
+    starts, ends = [w.start() for w in words], [w.end() for w in words]
+    return words, [(bisect_right(ends, start), bisect_left(starts, end)) for start, end in spans]
 
 
-def _nothing_new(text: str, before: Sequence[re.Match[str]], after: Sequence[re.Match[str]]) -> bool:
-    if len(after) < 2:
-        return True
-    numbers = set(_NUMBER.findall(text[after[0].start() : after[-1].end()]))
-    if numbers - set(_NUMBER.findall(text[: after[0].start()])):
-        return False
-    known, pairs = set(_pairs(before)), _pairs(after)
+def _has_new_number(text: str, part: Sequence[re.Match[str]], first_seen: Mapping[str, int]) -> bool:
+    """Whether these words of a text hold a number that had not been written before them."""
+    start, end = part[0].start(), part[-1].end()
+    return any(first_seen.get(number, end) > start for number in _NUMBER.findall(text[start:end]))
+
+
+def _repeats(before: Sequence[str], after: Sequence[str]) -> bool:
+    known, pairs = set(pairwise(before)), list(pairwise(after))
     return sum(pair in known for pair in pairs) >= OVERLAP * len(pairs)
-
-
-def _pairs(words: Sequence[re.Match[str]]) -> list[tuple[str, str]]:
-    return list(pairwise(w.group().casefold() for w in words))

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import compress
 from typing import Any
 
 from onpolicy.annotation.credit import group_mean
@@ -16,6 +17,7 @@ from onpolicy.annotation.metrics import example_metrics, rollout_metrics, stalen
 from onpolicy.annotation.privileged import PrivilegedRollouts
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.routes import Route, share_of
+from onpolicy.annotation.sampled import reads_sampled
 from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.epistemic.telemetry import TextTelemetry
@@ -58,12 +60,12 @@ class Annotator:
 
         Raises:
             StaleRollouts: a token comes from weights more than ``staleness`` versions below ``version``, or from newer ones.
-            PromptTooLong: a privileged prompt is over the limit and ``rendering.overlong`` is ``error``.
+            PromptTooLong: a privileged prompt that holds nothing sampled is over the limit, and ``rendering.overlong`` is ``error``.
         """
         for scored in groups:
             _refuse_stale(scored.group, version, self.staleness)
         self.queries.sampled.clear()
-        built = self.queries.run(self._started(groups), version=version)
+        built = self._built(groups, version)
         prompts = TeacherPrompts(
             self.teacher_renderer or self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long
         )
@@ -91,7 +93,7 @@ class Annotator:
     ) -> tuple[list[Example], Metrics]:
         """Examples of the privileged rollouts, whose siblings are each other."""
         found, metrics = privileged.sample(groups, version=version)
-        built = self.queries.run(self._started(list(found.values())), version=version)
+        built = self._built(list(found.values()), version)
         examples = [
             replace(
                 self._example(scored, k, j, 0.0, built, prompts),
@@ -106,16 +108,23 @@ class Annotator:
         ]
         return privileged.under_students_prompt(examples), metrics
 
-    def _started(self, groups: Sequence[ScoredGroup]) -> dict[Hashable, tuple[Prompt, Any]]:
-        """Calls every context and every span finder for every rollout; those that ask the model return a coroutine."""
+    def _built(self, groups: Sequence[ScoredGroup], version: int) -> dict[Any, Any]:
+        """Calls every context and every span finder for every rollout, and runs those that ask the model to their end."""
         finders = {**self.spans, **self.classes}
         plugins = {("context", n): f for n, f in self.contexts.items()} | {("span", n): f for n, f in finders.items()}
-        return {
-            (i, j, *name): (scored.group.prompt, function(scored.group, j, scored.scores))
+        calls = {
+            (i, j, *name): (function, scored, j)
             for i, scored in enumerate(groups)
             for j in range(len(scored.scores))
             for name, function in plugins.items()
         }
+        started: dict[Hashable, tuple[Prompt, Any]] = {
+            key: (scored.group.prompt, function(scored.group, j, scored.scores))
+            for key, (function, scored, j) in calls.items()
+        }
+        return self.queries.run(
+            started, version=version, is_sampled=lambda key: reads_sampled(*calls[key], replies=False)
+        )
 
     def _example(
         self,
@@ -128,14 +137,19 @@ class Annotator:
     ) -> Example:
         rollout, own = scored.group.rollouts[index], scored.rewards[index]
         contexts = {
-            context: prompts.render(context, scored.group.prompt, built[group_id, index, "context", context])
-            for context in self.contexts
+            context: prompts.render(
+                context,
+                scored.group.prompt,
+                built[group_id, index, "context", context],
+                partial(reads_sampled, build, scored, index),
+            )
+            for context, build in self.contexts.items()
         }
         return Example(
             rollout=rollout,
             prompt=scored.group.prompt,
             group_id=group_id,
-            reward=own.total,
+            reward=own.total if scored.graded[index] else None,
             reward_breakdown=own.reward_breakdown,
             advantage=advantage,
             teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
@@ -169,23 +183,38 @@ class TeacherPrompts:
         self.dropped: Counter[str] = Counter()
         """By context, how many rollouts have no teacher because their prompt is too long."""
         self._renderer, self._limit, self._drop_too_long = renderer, limit, drop_too_long
-        self._rendered: dict[tuple[tuple[str, str], ...], tuple[int, ...] | PromptTooLong] = {}
+        self._rendered: dict[tuple[tuple[tuple[str, str], ...], ...], tuple[int, ...] | PromptTooLong] = {}
 
-    def render(self, context: str, prompt: Prompt, messages: Sequence[Message] | None) -> tuple[int, ...] | None:
+    def render(
+        self,
+        context: str,
+        prompt: Prompt,
+        messages: Sequence[Message] | None,
+        is_sampled: Callable[[], bool] = lambda: False,
+    ) -> tuple[int, ...] | None:
         """Token ids of a rollout's privileged prompt; None where its context is empty, or too long and to be dropped.
 
+        One that holds what was sampled is dropped whatever the config says: nobody can know its length before the run, and one rollout that
+        is too long for its siblings must not end it.
+
+        Args:
+            context: its name
+            prompt: the problem
+            messages: what the context shows
+            is_sampled: whether it shows something that was sampled; asked about a prompt that is too long
+
         Raises:
-            PromptTooLong: it is over the limit, and ``rendering.overlong`` is ``error``.
+            PromptTooLong: it is over the limit, holds nothing sampled, and ``rendering.overlong`` is ``error``.
         """
         if messages is None:
             return None
-        key = tuple((message["role"], message["content"]) for message in messages)
+        key = tuple(tuple(zip(message, map(str, message.values()), strict=True)) for message in messages)
         if key not in self._rendered:
             self._rendered[key] = self._ids(messages)
         found = self._rendered[key]
         if not isinstance(found, PromptTooLong):
             return found
-        if not self._drop_too_long:
+        if not self._drop_too_long and not is_sampled():
             where = f"contexts.{context}, prompt {prompt.id!r} (rendering.max_teacher_prompt_tokens)"
             raise PromptTooLong(found.num_tokens, found.limit, where) from found
         self.dropped[context] += 1
@@ -199,14 +228,18 @@ class TeacherPrompts:
 
 
 def advantages(scored: ScoredGroup, credit: Callable[[Sequence[float]], Sequence[float]]) -> list[float]:
-    """credit(rewards that are no bonus) + bonus - the group's mean bonus.
+    """credit(rewards that are no bonus) + bonus - the group's mean bonus; 0 for rollouts that were not graded, which count in neither.
 
     A bonus inside the reward would be divided by the group's standard deviation, which turns any difference, however
     small, into advantages of order one where all rollouts are correct.
     """
-    bonuses = [reward.bonus for reward in scored.rewards]
-    normalised = credit([reward.normalised_reward for reward in scored.rewards])
-    return [a + bonus for a, bonus in zip(normalised, group_mean(bonuses), strict=True)]
+    graded = list(compress(scored.rewards, scored.graded))
+    if not graded:
+        return [0.0] * len(scored.scores)
+    normalised = credit([reward.normalised_reward for reward in graded])
+    bonuses = group_mean([reward.bonus for reward in graded])
+    found = iter([a + bonus for a, bonus in zip(normalised, bonuses, strict=True)])
+    return [next(found) if is_graded else 0.0 for is_graded in scored.graded]
 
 
 def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:

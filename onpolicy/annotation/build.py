@@ -39,7 +39,7 @@ def build_rewards(resolved: ResolvedConfig) -> list[Reward]:
 
 def local_scorer(resolved: ResolvedConfig, renderer: Renderer) -> Scorer:
     """The scorer that computes the rewards in this process."""
-    return Scorer(build_rewards(resolved), renderer.final_answer_text, resolved.correctness_name)
+    return Scorer(build_rewards(resolved), renderer.final_answer_text, resolved.correctness_name, resolved.config.steps)
 
 
 def build_queries(

@@ -1,6 +1,6 @@
 """Rewards of one group -> one advantage per rollout; every token of a rollout gets the same.
 
-Equal rewards give exactly 0, whatever their value: a difference of 1e-17 that rounding leaves would count as a sign.
+Equal rewards give exactly 0, whatever their value: a difference of 1e-17 that rounding leaves in a sum would count as a sign.
 """
 
 from __future__ import annotations
@@ -8,10 +8,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from statistics import fmean, stdev
 
+ROUNDING = 1e-12
+"""Largest difference between equal rewards, as a share of the largest."""
+
+
+def are_equal(rewards: Sequence[float]) -> bool:
+    """Whether there is no difference but that of rounding: .1 + .2 and .3 are equal."""
+    return max(rewards) - min(rewards) <= ROUNDING * max(map(abs, rewards))
+
 
 def group_mean(rewards: Sequence[float]) -> list[float]:
     """A_i = r_i - mean(r): Dr. GRPO (arXiv 2503.20783), which drops the division by the spread."""
-    if max(rewards) == min(rewards):
+    if are_equal(rewards):
         return [0.0] * len(rewards)
     mean = fmean(rewards)
     return [r - mean for r in rewards]

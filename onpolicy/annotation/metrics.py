@@ -25,24 +25,26 @@ def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
-    """Lengths, finish reasons and pass rates of rollouts; sampled tokens alone are counted."""
+    """Lengths, finish reasons and pass rates of rollouts; sampled tokens alone are counted. Without a graded rollout no pass rate."""
     rollouts = [r for scored in groups for r in scored.group.rollouts]
     lengths = [r.num_sampled for r in rollouts]
-    return {
+    pass_rates = [scored.pass_rate for scored in groups if any(scored.graded)]
+    metrics = {
         "rollout/completion_length/mean": fmean(lengths),
         "rollout/completion_length/max": float(max(lengths)),
         "rollout/truncated": fmean(r.finish_reason == "length" for r in rollouts),
         "rollout/aborted": fmean(r.finish_reason == "abort" for r in rollouts),
-        "group/pass_rate": fmean(scored.pass_rate for scored in groups),
+        "rollout/not_graded": fmean(not is_graded for scored in groups for is_graded in scored.graded),
         "group/any_correct": fmean(any(scored.correct) for scored in groups),
         "group/mixed": fmean(scored.mixed for scored in groups),
     }
+    return metrics | ({"group/pass_rate": fmean(pass_rates)} if pass_rates else {})
 
 
 def example_metrics(
     examples: Sequence[Example], dropped: Mapping[str, int], contexts: Iterable[str], spans: Iterable[str]
 ) -> Metrics:
-    """Rewards, advantages, contexts, routes and spans of a step's examples.
+    """Rewards, advantages, contexts, routes and spans of a step's examples; rewards are those of graded rollouts.
 
     Args:
         examples: at least one
@@ -51,12 +53,10 @@ def example_metrics(
         spans: the names of the spans of the config
     """
     tokens = sum(e.rollout.num_sampled for e in examples)
-    metrics = {
-        "rollout/tokens": float(tokens),
-        "reward/mean": fmean(e.reward for e in examples),
-        "reward/std": pstdev([e.reward for e in examples]),
-        "credit/nonzero": fmean(e.advantage != 0.0 for e in examples),
-    }
+    rewards = [e.reward for e in examples if e.reward is not None and e.reward_breakdown]
+    metrics = {"rollout/tokens": float(tokens), "credit/nonzero": fmean(e.advantage != 0.0 for e in examples)}
+    if rewards:
+        metrics |= {"reward/mean": fmean(rewards), "reward/std": pstdev(rewards)}
     for name in dict.fromkeys(part for e in examples for part in e.reward_breakdown):
         metrics[f"reward/{name}"] = fmean(e.reward_breakdown[name] for e in examples if name in e.reward_breakdown)
     for context in contexts:

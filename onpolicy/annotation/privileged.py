@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from onpolicy.annotation.contexts.siblings import Shown
 from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.sampled import reads_sampled
 from onpolicy.types import Example, Metrics, RolloutGroup, ScoredGroup
 
 Logprobs = Callable[[Sequence[Example]], list[list[float]]]
@@ -31,10 +33,11 @@ class PrivilegedRollouts:
         """
         asked = {}
         for i, scored in enumerate(groups):
-            if any(scored.correct):
+            if scored.pass_rate != 0.0:
                 continue
             prompt, messages = scored.group.prompt, self.context(scored.group, 0, scored.scores)
-            if messages is not None and self.queries.fits(messages, f"privileged_rollouts, prompt {prompt.id!r}"):
+            what, drop = f"privileged_rollouts, prompt {prompt.id!r}", partial(reads_sampled, self.context, scored, 0)
+            if messages is not None and self.queries.fits(messages, what, drop):
                 asked[i] = replace(prompt, id=f"{prompt.id}#privileged", messages=messages)
         metrics = {"privileged/groups": len(asked) / len(groups)}
         if not asked:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import random
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import GeneratorType
 from typing import Any
 
@@ -15,6 +15,8 @@ from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.protocols import Generator
 from onpolicy.types import AskModel, Message, Prompt, Reply, SampleProblem
 from onpolicy.utils.errors import UserError
+from onpolicy.utils.hashes import short_hash
+from onpolicy.utils.thinking import strip_thinking
 
 MAX_TURNS = 32
 """Requests one context may make, one after the other, for one rollout."""
@@ -40,12 +42,19 @@ class ContextQueries:
     sampled: list[int] = field(default_factory=list)
     """Tokens of each reply since this was last emptied."""
 
-    def run(self, started: Mapping[Hashable, tuple[Prompt, Any]], *, version: int) -> dict[Hashable, Any]:
+    def run(
+        self,
+        started: Mapping[Hashable, tuple[Prompt, Any]],
+        *,
+        version: int,
+        is_sampled: Callable[[Any], bool] = lambda key: False,
+    ) -> dict[Any, Any]:
         """Runs every call to its end and returns its result; a call that asks for nothing has returned at once.
 
         Args:
             started: by any key, the problem and what its plug-in returned
             version: decides the seeds
+            is_sampled: whether what a key's plug-in first asks holds something sampled; asked about a question that is too long
         """
         done = {key: result for key, (_, result) in started.items() if not isinstance(result, GeneratorType)}
         running = {key: result for key, (_, result) in started.items() if isinstance(result, GeneratorType)}
@@ -56,7 +65,8 @@ class ContextQueries:
                 try:
                     request = call.send(replies[key])
                     asked = f"what a context asks about prompt {started[key][0].id!r}"
-                    if not isinstance(request, AskModel) or self.fits(request.messages, asked):
+                    drop = partial(lambda turn, key: turn > 0 or is_sampled(key), turn, key)
+                    if not isinstance(request, AskModel) or self.fits(request.messages, asked, drop):
                         requests[key] = (started[key][0], request)
                         continue
                     call.close()
@@ -70,8 +80,8 @@ class ContextQueries:
                 replies = self._answer(requests, version, turn)
         raise QueryError(f"a context asked more than {MAX_TURNS} times for one rollout; is its loop without an end?")
 
-    def fits(self, messages: Sequence[Message], what: str) -> bool:
-        """Whether the student can be asked this; what is too long is refused, or left out where the config says so.
+    def fits(self, messages: Sequence[Message], what: str, drop: Callable[[], bool] = lambda: False) -> bool:
+        """Whether the student can be asked this; what is too long is refused, or left out where the config or ``drop`` says so.
 
         Raises:
             PromptTooLong: with ``what`` it is.
@@ -79,7 +89,7 @@ class ContextQueries:
         try:
             self.renderer.prompt_ids(messages, limit=self.limit)
         except PromptTooLong as error:
-            if not self.drop_too_long:
+            if not self.drop_too_long and not drop():
                 where = f"{what} (rendering.max_teacher_prompt_tokens, model window)"
                 raise PromptTooLong(error.num_tokens, error.limit, where) from error
             return False
@@ -90,7 +100,7 @@ class ContextQueries:
         for prompt, request in requests.values():
             if isinstance(request, AskModel):
                 asked[request.samples][_identity(prompt, request)] = replace(
-                    prompt, id="#".join(_identity(prompt, request)), messages=request.messages
+                    prompt, id="#".join(_identity(prompt, request)), messages=request.messages, occurrence=0
                 )
             elif not isinstance(request, SampleProblem):
                 raise QueryError(f"a context asked for {request!r}; expected AskModel or SampleProblem")
@@ -113,7 +123,8 @@ class ContextQueries:
         self.sampled.extend(r.num_sampled for g in scored for r in g.group.rollouts)
         return {
             identity: tuple(
-                Reply(rollout.text, score) for rollout, score in zip(group.group.rollouts, group.scores, strict=True)
+                Reply(rollout.text, score, strip_thinking(rollout.answer_text, opened=False))
+                for rollout, score in zip(group.group.rollouts, group.scores, strict=True)
             )
             for identity, group in zip(prompts, scored, strict=True)
         }
@@ -128,4 +139,4 @@ class ContextQueries:
 
 def _identity(prompt: Prompt, request: AskModel) -> tuple[str, str]:
     text = repr([(m["role"], m["content"]) for m in request.messages])
-    return prompt.id, hashlib.sha256(text.encode()).hexdigest()[:16]
+    return prompt.id, short_hash(text.encode())

@@ -4,14 +4,16 @@ A rollout with share 0 is not among the term's tokens and not in its denominator
 what the reward named by ``correctness`` gives (the sum of all rewards where there is none of that name). A route that has to see
 the rollouts themselves has a third positional parameter, ``rollouts``, and is given those of the group; one that takes
 rollouts which were sampled with a context (``privileged_rollouts``) has a parameter ``is_privileged``. All others get none of these.
+The score of a rollout that was not graded is NaN: it is neither correct nor wrong, and counts in no share of its group.
 """
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from math import isnan
 
-from onpolicy.annotation.credit import group_mean
+from onpolicy.annotation.credit import are_equal, group_mean
 from onpolicy.types import CORRECT_THRESHOLD, Rollout
 
 Route = Callable[..., float]
@@ -66,7 +68,7 @@ def mixed(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THR
     Args:
         threshold: score from which an answer counts as correct
     """
-    return float(0 < sum(s >= threshold for s in scores) < len(scores))
+    return float(0 < sum(s >= threshold for s in scores) < len(_graded(scores)))
 
 
 def frontier(scores: Sequence[float], index: int, *, threshold: float = CORRECT_THRESHOLD) -> float:
@@ -75,23 +77,33 @@ def frontier(scores: Sequence[float], index: int, *, threshold: float = CORRECT_
     Args:
         threshold: score from which an answer counts as correct
     """
-    rate = sum(s >= threshold for s in scores) / len(scores)
+    rate = sum(s >= threshold for s in scores) / max(len(_graded(scores)), 1)
     return 4.0 * rate * (1.0 - rate)
 
 
 def zero_variance(scores: Sequence[float], index: int) -> float:
     """Those of groups whose scores are all the same, where rewards teach nothing."""
-    return float(max(scores) == min(scores))
+    graded = _graded(scores)
+    return float(not graded or are_equal(graded))
 
 
 def above_average(scores: Sequence[float], index: int) -> float:
     """Those that did better than their group: A > 0 (SDPG, arXiv 2606.04036)."""
-    return float(group_mean(scores)[index] > 0)
+    return float(_above_mean(scores, index) > 0)
 
 
 def not_above_average(scores: Sequence[float], index: int) -> float:
     """The others: A <= 0 (SRPO's code, arXiv 2604.02288)."""
-    return float(group_mean(scores)[index] <= 0)
+    return float(_above_mean(scores, index) <= 0)
+
+
+def _graded(scores: Sequence[float]) -> list[float]:
+    return [score for score in scores if not isnan(score)]
+
+
+def _above_mean(scores: Sequence[float], index: int) -> float:
+    """By how much a score is above the mean of the graded ones; NaN for one that was not graded."""
+    return scores[index] if isnan(scores[index]) else group_mean(_graded(scores))[len(_graded(scores[:index]))]
 
 
 def finished(scores: Sequence[float], index: int, rollouts: Sequence[Rollout]) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import nan
 from typing import Any
 
 from onpolicy.config.schedules import Coefficient
 from onpolicy.rewards import base
-from onpolicy.rewards.base import RewardInput
+from onpolicy.rewards.base import RewardInput, TrainerState
 from onpolicy.types import CORRECT_THRESHOLD, RewardBreakdown, RolloutGroup, RolloutReward, ScoredGroup
 
 FinalPart = Callable[[str], str]
@@ -38,6 +39,8 @@ class Scorer:
     final_part: FinalPart
     correctness: str
     """Name of the reward that decides which answers are correct (``ResolvedConfig.correctness_name``)."""
+    steps: int | None = None
+    """Of the run, where it is known."""
 
     def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
         """Scores every rollout of every group.
@@ -45,7 +48,8 @@ class Scorer:
         Raises:
             RewardError: a reward raised or returned no number; the message names it and the sample.
         """
-        breakdowns = self.evaluate_rewards([reward_inputs(group, self.final_part) for group in groups])
+        groups = [with_finals(group, self.final_part) for group in groups]
+        breakdowns = self.evaluate_rewards([reward_inputs(group, self.final_part, self.steps) for group in groups])
         return [
             scored_group(group, found, self.rewards, correctness=self.correctness)
             for group, found in zip(groups, breakdowns, strict=True)
@@ -60,30 +64,37 @@ class Scorer:
 
 
 def score_group(
-    group: RolloutGroup, rewards: Sequence[Reward], final_part: FinalPart, *, correctness: str = ""
+    group: RolloutGroup,
+    rewards: Sequence[Reward],
+    final_part: FinalPart,
+    *,
+    correctness: str = "",
+    steps: int | None = None,
 ) -> list[RolloutReward]:
     """Scores one group: evaluates its rewards and combines them.
 
     Raises:
         RewardError: a reward raised or returned no number; the message names it and the sample.
     """
-    breakdowns = evaluate_rewards({r.name: r.function for r in rewards}, reward_inputs(group, final_part))
+    breakdowns = evaluate_rewards({r.name: r.function for r in rewards}, reward_inputs(group, final_part, steps))
     return combine(breakdowns, rewards, correctness=correctness)
 
 
 def evaluate_rewards(
     functions: Mapping[str, Callable[..., Any]], samples: Sequence[RewardInput]
 ) -> list[RewardBreakdown]:
-    """Evaluates each reward on each sample of one group; needs nothing but the functions.
+    """Evaluates each reward on each sample of one group; needs nothing but the functions. What they log stands under ``<reward>/<name>``.
 
     Raises:
         RewardError: a reward raised or returned no number; the message names it and the sample.
     """
     breakdowns: list[dict[str, float]] = [{} for _ in samples]
     for name, function in functions.items():
-        for breakdown, value in zip(breakdowns, base.score(function, samples), strict=True):
+        logged: list[dict[str, float]] = [{} for _ in samples]
+        for breakdown, value, own in zip(breakdowns, base.score(function, samples, logged), logged, strict=True):
             if value is not None:
                 breakdown[name] = value
+            breakdown |= {f"{name}/{what}": number for what, number in own.items()}
     return list(breakdowns)
 
 
@@ -101,13 +112,15 @@ def combine(
     def weighted_sum(breakdown: RewardBreakdown, *, bonus: bool) -> float:
         return sum(float(r.weight) * breakdown[r.name] for r in rewards if r.bonus == bonus and r.name in breakdown)
 
-    gates = {r.when for r in rewards}.intersection(r.name for r in rewards)
+    names = {r.name for r in rewards}
+    gates = names.intersection(r.when for r in rewards)
     combined = []
     for given in breakdowns:
         passed = {"always", *(gate for gate in gates if given.get(gate, 0.0) >= CORRECT_THRESHOLD)}
         closed = {r.name for r in rewards if r.when in gates - passed}
         correct = correctness not in closed and given.get(correctness, 0.0) >= CORRECT_THRESHOLD
-        passed.add("correct" if correct else "wrong")
+        if correctness not in names - given.keys():
+            passed.add("correct" if correct else "wrong")
         own = dict(given) | {r.name: 0.0 for r in rewards if r.name in given and r.when not in passed}
         combined.append(RolloutReward(weighted_sum(own, bonus=False), weighted_sum(own, bonus=True), own))
     return combined
@@ -118,23 +131,46 @@ def scored_group(
 ) -> ScoredGroup:
     """The group with its combined rewards and with the scores that decide correctness."""
     combined = combine(breakdowns, rewards, correctness=correctness)
-    return ScoredGroup(group, tuple(combined), tuple(r.reward_breakdown.get(correctness, r.total) for r in combined))
+    return ScoredGroup(group, tuple(combined), tuple(_score(r, rewards, correctness) for r in combined))
 
 
-def reward_inputs(group: RolloutGroup, final_part: FinalPart) -> list[RewardInput]:
-    """The inputs of reward functions, in the order of the rollouts."""
-    prompt = group.prompt
+def _score(own: RolloutReward, rewards: Sequence[Reward], correctness: str) -> float:
+    """What decides whether a rollout is correct; NaN where the reward that decides gave None, or without one that decides, all did."""
+    names = {r.name for r in rewards}
+    if correctness in names:
+        return own.reward_breakdown.get(correctness, nan)
+    return own.total if names & own.reward_breakdown.keys() or not names else nan
+
+
+def with_finals(group: RolloutGroup, final_part: FinalPart) -> RolloutGroup:
+    """The group with the part after the thinking told apart in each rollout, once for rewards, contexts and reports."""
+    return replace(
+        group, rollouts=tuple(replace(rollout, final=final_part(rollout.text)) for rollout in group.rollouts)
+    )
+
+
+def reward_inputs(group: RolloutGroup, final_part: FinalPart, steps: int | None = None) -> list[RewardInput]:
+    """The inputs of reward functions, in the order of the rollouts.
+
+    Args:
+        group: the rollouts
+        final_part: of a completion
+        steps: of the run, where it is known
+    """
+    prompt, seen = group.prompt, max((r.policy_version for r in group.rollouts), default=0)
     return [
         RewardInput(
             id=f"{prompt.id} rollout {i}",
             prompt=prompt.fields.get("prompt", list(prompt.messages)),
             completion=rollout.text,
-            final=final_part(rollout.text),
+            final=final_part(rollout.text) if rollout.final is None else rollout.final,
             completion_ids=rollout.sampled_ids,
             num_tokens=rollout.num_sampled,
             finish_reason=rollout.finish_reason,
             answer=prompt.fields.get("answer"),
-            fields=prompt.fields,
+            ground_truth=prompt.ground_truth,
+            trainer_state=None if steps is None else TrainerState(seen, steps),
+            fields={**prompt.fields, **prompt.raw_columns},
         )
         for i, rollout in enumerate(group.rollouts)
     ]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Generator, Sequence
 from typing import Literal
 
+from onpolicy.annotation.contexts.siblings import outcome
 from onpolicy.annotation.contexts.template import replace_question
 from onpolicy.rewards import lexicon as lexicons
 from onpolicy.rewards.uncertainty import prompt_text
@@ -60,11 +61,10 @@ def quoted_by_model(
         threshold: reward from which a rollout counts as correct
         question: text with `{question}`, `{attempt}` and `{outcome}`
     """
-    correct = rewards[index] >= threshold
-    if {"all": False, "correct": not correct, "failures": correct}[of]:
+    if not {"all": True, "correct": rewards[index] >= threshold, "failures": rewards[index] < threshold}[of]:
         return []
-    text = group.rollouts[index].text
-    asked = replace_question(group.prompt, question, attempt=text, outcome="correct" if correct else "wrong")
+    text, verdict = group.rollouts[index].text, outcome(rewards[index], threshold).replace("incorrect", "wrong")
+    asked = replace_question(group.prompt, question, attempt=text, outcome=verdict)
     (reply,) = yield AskModel(asked)
     found: Spans = []
     for line in reply.text.splitlines():

@@ -10,6 +10,7 @@ from typing import Any
 from onpolicy.data.errors import DataError
 from onpolicy.data.gym import STEP_BY_STEP
 from onpolicy.types import Prompt
+from onpolicy.utils.ready import extra
 
 
 def champ(
@@ -26,7 +27,7 @@ def champ(
     """
     package = importlib.util.find_spec("champ_dataset")  # its data are read without importing it
     if package is None or package.origin is None:
-        raise DataError("data: the source 'champ' needs the package champ-dataset: pip install 'onpolicy[champ]'")
+        raise DataError(f"data: the source 'champ' needs the package champ-dataset: {extra('champ')}")
     data = json.loads((Path(package.origin).parent / "dataset_files" / "v0.json").read_text())
     helps = {key: entry["_text"] for kind in ("concepts", "hints") for key, entry in data[kind].items()}
     rows = [row for row in data["problems"].values() if category in (None, row["category"])]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import random
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
-from onpolicy.data.errors import DataError
 from onpolicy.types import Prompt
 
 
@@ -22,9 +22,10 @@ class PromptCursor:
         self._orders: dict[int, list[int]] = {}
 
     def next(self) -> list[Prompt]:
+        """The next batch; where it spans epochs it may hold a problem twice."""
         batch = [self._at(self.position + i) for i in range(self.batch_size)]
         self.position += self.batch_size
-        return batch
+        return _numbered(batch)
 
     def split_off(self) -> PromptCursor:
         """A cursor that gives the next batch, which this one passes over."""
@@ -37,18 +38,10 @@ class PromptCursor:
         return self.position / len(self.prompts)
 
     def state(self) -> dict[str, Any]:
-        return {"position": self.position, "dataset": self._fingerprint()}
+        return {"position": self.position}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Goes on where ``state`` was taken.
-
-        Raises:
-            DataError: the problems are not those of the saved run.
-        """
-        if state["dataset"] != self._fingerprint():
-            raise DataError(
-                "data: the problems differ from those of the saved run; resuming would train on others in another order"
-            )
+        """Goes on where ``state`` was taken; that the problems are the same is ``onpolicy.run.inputs``'s to see."""
         self.position = state["position"]
 
     def _at(self, position: int) -> Prompt:
@@ -63,5 +56,12 @@ class PromptCursor:
             self._orders = {epoch: order}  # one epoch is kept; a batch that spans two makes each once
         return self._orders[epoch]
 
-    def _fingerprint(self) -> str:
-        return hashlib.sha256("\n".join(p.id for p in self.prompts).encode()).hexdigest()
+
+def _numbered(batch: Sequence[Prompt]) -> list[Prompt]:
+    """A problem that is in the batch more than once knows its occurrence, so that its groups are sampled with other seeds."""
+    seen: Counter[str] = Counter()
+    found = []
+    for prompt in batch:
+        found.append(replace(prompt, occurrence=seen[prompt.id]) if seen[prompt.id] else prompt)
+        seen[prompt.id] += 1
+    return found

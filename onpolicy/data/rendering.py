@@ -4,29 +4,27 @@ Text that comes from data cannot act as markup: where a message holds the text o
 (``<|im_end|>``, ``<think>``), that text is tokenised as the ordinary characters it is, so it neither closes a turn nor
 opens a tag. Templates whose delimiters are plain text (``[INST]``) cannot be guarded this way.
 
-A conversation that ends with an assistant's message is a turn to be continued: the completion follows the message inside the same
-turn. Thinking tags keep their meaning there, because they stand where the model itself writes; nothing in it can close the turn.
+The assistant's turns hold what a model writes, so there only markup of turns is hidden: thinking tags and the like keep their meaning,
+for the template too, which may leave out the thinking of earlier turns. A conversation that ends with an assistant's message is a turn to
+be continued: the completion follows the message inside the same turn, and nothing in it can close the turn.
 """
 
 from __future__ import annotations
 
 import functools
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
+from onpolicy.data import tools
+from onpolicy.data.chat_template import ChatTemplate, RenderingError
+from onpolicy.data.literal_text import LiteralText
 from onpolicy.types import Message
 from onpolicy.utils.errors import UserError
-from onpolicy.utils.thinking import CLOSE, OPEN, ThinkingSplit, opens_thinking, split_thinking
+from onpolicy.utils.thinking import ThinkingSplit, opens_thinking, split_thinking, strip_thinking
+from onpolicy.utils.thinking_tags import ThinkingTags, find_tags
 
-# Private-use characters that stand for the k-th forbidden text while the template runs.
-MARK, END = "\ue000", "\ue001"
 PROBES = ("a", "b", "1.", "x?", "\\boxed{}.", "y\n")
 """Questions with different ends: where a tokenizer merges an end with what follows, that is no common ending."""
-
-
-class RenderingError(UserError, ValueError):
-    """A tokenizer or template that cannot be used; names the model and the key that helps."""
 
 
 class PromptTooLong(UserError, ValueError):
@@ -34,7 +32,8 @@ class PromptTooLong(UserError, ValueError):
 
     def __init__(self, num_tokens: int, limit: int, where: str = "prompt") -> None:
         super().__init__(
-            f"{where}: {num_tokens} tokens, the limit is {limit}. Raise it, or set rendering.overlong=drop."
+            f"{where}: {num_tokens} tokens, the limit is {limit}: the setting, or what generator.max_tokens leaves of the model's context "
+            "window, whichever is less. Change that one, or set rendering.overlong=drop."
         )
         self.num_tokens, self.limit = num_tokens, limit
 
@@ -42,45 +41,76 @@ class PromptTooLong(UserError, ValueError):
 class Renderer:
     """Renders prompts with one tokenizer and one thinking mode."""
 
-    def __init__(self, tokenizer: Any, *, thinking: bool | None = None, max_prompt_tokens: int | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        thinking: bool | None = None,
+        max_prompt_tokens: int | None = None,
+        thinking_tags: Sequence[str] | None = None,
+        date: str | None = None,
+        eos_ids: Iterable[int] = (),
+    ) -> None:
         """
+        Args:
+            tokenizer: with its chat template
+            thinking: ``enable_thinking`` of the template; None: not passed
+            max_prompt_tokens: length that no prompt may exceed
+            thinking_tags: what opens and closes thinking; None: found in the generation prompt, the tokenizer or the template
+            date: the day, as YYYY-MM-DD, that the template takes for today; None: the clock's
+            eos_ids: ids that end a completion besides those that tokenizer and template name
+
         Raises:
-            RenderingError: the tokenizer has no chat template, or the template fails on a plain question.
+            RenderingError: the tokenizer has no chat template, or one that cannot be used.
         """
         self.tokenizer, self.max_prompt_tokens = tokenizer, max_prompt_tokens
-        self._options = {} if thinking is None else {"enable_thinking": thinking}
-        self._added = {token.content: index for index, token in tokenizer.added_tokens_decoder.items()}
-        longest_first = sorted(self._added, key=len, reverse=True)
-        self._forbidden = re.compile("|".join(map(re.escape, [*longest_first, MARK, END])))
-        inside_turn = [text for text in longest_first if text not in (OPEN, CLOSE)]
-        self._forbidden_inside_turn = re.compile("|".join(map(re.escape, [*inside_turn, MARK, END])))
-        texts = [self._template_text([_user(probe)]) for probe in PROBES]
+        self._template, self._literal = ChatTemplate(tokenizer, thinking=thinking, date=date), LiteralText(tokenizer)
+        added = tokenizer.added_tokens_decoder
+        texts = [self._template.text([_user(probe)]) for probe in PROBES]
         suffix = functools.reduce(_common_suffix, texts)
         self.generation_suffix: tuple[int, ...] = tuple(functools.reduce(_common_suffix, map(self._encode, texts)))
         """Token ids at the end of every prompt: how the template hands over to the completion."""
-        self.opens_thinking = opens_thinking(suffix)
+        found = find_tags(suffix, (token.content for token in added.values()), self._template.source)
+        given = None if thinking_tags is None else (ThinkingTags(*thinking_tags), "rendering.thinking_tags")
+        self.thinking_tags, self.tags_source = given or found
+        """What opens and closes thinking in completions, and what says so."""
+        self.opens_thinking = opens_thinking(suffix, self.thinking_tags)
         """Whether completions start inside a thinking span."""
+        begins = max(suffix.rfind(self.thinking_tags.open), 0)
+        self.opened_text = suffix[begins:] if self.thinking_tags.open in suffix else ""
+        """What the prompt has of the thinking already: an opening tag, or a span that is closed; empty where it has no tag."""
+        given_ends = [i for i in eos_ids if i is not None]
+        special = {i for i, token in added.items() if token.special}
+        behind = self._encode(self._template.behind_answer())
+        self.turn_end_id: int | None = next(
+            (i for i in behind if i in special.union(given_ends)), tokenizer.eos_token_id
+        )
+        """The id that ends a turn as the template writes it; None where template and tokenizer have none."""
+        ends = (tokenizer.eos_token_id, self.turn_end_id, *given_ends)
+        self.eos_ids: tuple[int, ...] = tuple(dict.fromkeys(i for i in ends if i is not None))
+        """Ids that end a completion: the tokenizer's end token, the one its template puts behind an answer, and those that were given."""
+        tags = {self.thinking_tags.open, self.thinking_tags.close}
+        markup = special.union(self.eos_ids, behind, self._encode(texts[0]))
+        self._written = {token.content for i, token in added.items() if i not in markup} | tags
+        shown = {i for i, token in added.items() if token.content in tags}
+        self._skipped = frozenset(special.union(tokenizer.all_special_ids) - shown) if special & shown else frozenset()
 
     def prompt_ids(self, messages: Sequence[Message], *, limit: int | None = None) -> tuple[int, ...]:
         """[P] the conversation and the opening of the assistant's turn, up to where the completion begins.
 
         Raises:
             PromptTooLong: over ``limit``, or over ``max_prompt_tokens`` where no limit is given.
+            RenderingError: the template fails on these messages, or leaves out what one of them says.
         """
         continues = len(messages) > 1 and messages[-1]["role"] == "assistant"
-        hidden = _HiddenTexts()
-        shown: list[Message] = [
-            {
-                "role": hidden.hide(self._forbidden, m["role"]),
-                "content": hidden.hide(self._acting(m["content"], self._forbidden), m["content"]),
-            }
-            for m in (messages[:-1] if continues else messages)
-        ]
-        ids = self._encode_hidden(self._template_text(shown), hidden.texts)
+        before, hidden = (messages[:-1] if continues else messages), list[str]()
+        shown = [self._hidden(message, hidden) for message in before]
+        text = self._template.text(shown)
+        self._refuse_changed(before, shown, text, hidden)
+        ids = self._literal.encode(text, hidden)
         if continues:
-            begun, hidden = messages[-1]["content"], _HiddenTexts()
-            begun = hidden.hide(self._acting(begun, self._forbidden_inside_turn), begun)
-            ids += self._encode_hidden(begun, hidden.texts)
+            begun = self._literal.hide(messages[-1]["content"], hidden, self._written)
+            ids += self._literal.encode(begun, hidden)
         limit = self.max_prompt_tokens if limit is None else limit
         if limit is not None and len(ids) > limit:
             raise PromptTooLong(len(ids), limit)
@@ -88,7 +118,9 @@ class Renderer:
 
     def completion_text(self, ids: Sequence[int]) -> str:
         """Without special tokens; thinking tags stay, as text."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        if not self._skipped:
+            return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+        return self.decode([i for i in ids if i not in self._skipped])
 
     def final_answer_text(self, text: str) -> str:
         """The part of a completion after its thinking: what rewards and graders read."""
@@ -100,49 +132,7 @@ class Renderer:
 
     def split_thinking(self, text: str) -> ThinkingSplit:
         """Thinking and answer of a completion that followed one of these prompts."""
-        return split_thinking(text, opened=self.opens_thinking)
-
-    @property
-    def eos_ids(self) -> tuple[int, ...]:
-        """Ids that end a turn: the tokenizer's end token and the first token its template puts after an answer."""
-        return tuple(dict.fromkeys(i for i in (self.tokenizer.eos_token_id, self._turn_end()) if i is not None))
-
-    def _turn_end(self) -> int | None:
-        """The first special token after an assistant message."""
-        answer = "answer"
-        messages = [_user("a"), {"role": "assistant", "content": answer}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, **self._options)
-        after = self._encode(text[text.rindex(answer) + len(answer) :])
-        special = {i for i, token in self.tokenizer.added_tokens_decoder.items() if token.special}
-        return next((i for i in after if i in special), None)
-
-    def _template_text(self, messages: Sequence[Message]) -> str:
-        if not self.tokenizer.chat_template:
-            raise RenderingError(
-                f"the tokenizer of {self.tokenizer.name_or_path!r} has no chat template; "
-                "give one as a Jinja file: rendering.chat_template=FILE"
-            )
-        try:
-            return str(
-                self.tokenizer.apply_chat_template(
-                    list(messages), tokenize=False, add_generation_prompt=True, **self._options
-                )
-            )
-        except Exception as error:  # templates raise whatever Jinja or their authors chose
-            raise RenderingError(
-                f"the chat template of {self.tokenizer.name_or_path!r} fails on roles "
-                f"{[m['role'] for m in messages]}: {type(error).__name__}: {error}"
-            ) from error
-
-    def _encode(self, text: str) -> list[int]:
-        return list(self.tokenizer.encode(text, add_special_tokens=False))
-
-    def _encode_hidden(self, text: str, forbidden: Sequence[str]) -> list[int]:
-        """Ordinary pieces as usual; what was hidden, as plain characters."""
-        ids: list[int] = []
-        for i, piece in enumerate(re.split(f"{MARK}(\\d+){END}", text)):
-            ids += self._encode_plain(forbidden[int(piece)]) if i % 2 else self._encode(piece)
-        return ids
+        return split_thinking(text, opened=self.opens_thinking, tags=self.thinking_tags)
 
     def in_open_turn(self, prompt_ids: Sequence[int]) -> bool:
         """Whether a prompt ends inside the assistant's turn: behind the generation prompt, nothing has closed the turn."""
@@ -151,36 +141,39 @@ class Renderer:
         start = next(starts, None)
         return start is not None and not set(self.eos_ids).intersection(prompt_ids[start + n :])
 
-    def _acting(self, text: str, forbidden: re.Pattern[str]) -> re.Pattern[str]:
-        """What to hide in a text; all of it where the tokenizer would only make a token that acts out of its characters."""
-        inner = getattr(self.tokenizer, "backend_tokenizer", None)
-        normalizer = getattr(inner, "normalizer", None)
-        if normalizer is None or text.isascii():
-            return forbidden
-        read = self._forbidden.search(normalizer.normalize_str(self._forbidden.sub(" ", text)))
-        return re.compile("(?s:.+)") if read else forbidden
+    def _hidden(self, message: Message, hidden: list[str]) -> Message:
+        """The message with marks in the place of what must not act as markup."""
+        allowed = self._written if message["role"] == "assistant" else ()
+        return {
+            "role": self._literal.hide(message["role"], hidden),
+            "content": self._literal.hide(message["content"], hidden, allowed),
+            **tools.extras(message, lambda text: self._literal.hide(text, hidden)),  # type: ignore[typeddict-item]
+        }
 
-    def _encode_plain(self, text: str) -> list[int]:
-        """Character by character where even a part of the text would be read as a token that acts."""
-        ids = list(self.tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
-        acting = set(self._added.values())
-        if not acting.intersection(ids):
-            return ids
-        return [i for character in text for i in self._encode(character)]
+    def _refuse_changed(
+        self, messages: Sequence[Message], shown: Sequence[Message], text: str, hidden: list[str]
+    ) -> None:
+        """Raises RenderingError where the template leaves out a text, or makes something else of an answer than of its marks."""
+        answers = [m["role"] == "assistant" for m in messages]
+        said = [
+            {**m, "content": strip_thinking(m["content"], opened=False, tags=self.thinking_tags)} if answer else m
+            for m, answer in zip(shown, answers, strict=True)
+        ]
+        self._template.refuse_lost(said, text)  # type: ignore[arg-type]
+        plain: list[Message] = [
+            {**s, "content": self._literal.hide(m["content"], hidden, self._literal.texts) if answer else s["content"]}
+            for m, s, answer in zip(messages, shown, answers, strict=True)
+        ]
+        if plain != list(shown) and self._literal.restore(self._template.text(plain), hidden) != self._literal.restore(
+            text, hidden
+        ):
+            raise RenderingError(
+                f"the chat template of {self._template.name} reads special tokens in an 'assistant' message, where they are text here; "
+                "leave them out of the data"
+            )
 
-
-class _HiddenTexts:
-    """Texts that marks stand for while the template runs and the rest is tokenised."""
-
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def hide(self, pattern: re.Pattern[str], text: str) -> str:
-        return pattern.sub(self._mark, text)
-
-    def _mark(self, match: re.Match[str]) -> str:
-        self.texts.append(match.group())
-        return f"{MARK}{len(self.texts) - 1}{END}"
+    def _encode(self, text: str) -> list[int]:
+        return list(self.tokenizer.encode(text, add_special_tokens=False))
 
 
 def _user(content: str) -> Message:

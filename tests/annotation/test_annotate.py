@@ -97,7 +97,7 @@ def test_thinking_that_never_closes_is_shown_only_where_it_is_kept() -> None:
         return messages[-1]["content"]
 
     assert "\n\n<think>hm {a} is 5\n\n" in shown(keep_thinking="unclosed") == shown()
-    assert "hm" not in shown(keep_thinking=False)
+    assert successful_sibling(siblings, 0, [0.0, 1.0], keep_thinking=False) is None, "nothing is left to show"
 
 
 def test_the_labs_sibling_without_its_search() -> None:
@@ -228,6 +228,14 @@ def test_long_privileged_prompts_are_refused_or_dropped_and_counted() -> None:
         annotate([group("right", "wrong")], max_teacher_prompt_tokens=40)
     examples, metrics = annotate([group("a", "b")], max_teacher_prompt_tokens=40, drop_too_long=True)
     assert not examples[0].teacher_prompt_ids and metrics["context/hint/dropped"] == 2.0
+
+
+def test_a_sibling_that_is_too_long_costs_its_rollouts_their_teacher_and_not_the_run() -> None:
+    contexts = {"sibling": failed_sibling, "hint": final_answer}
+    groups = [group("wrong " * 200, "right"), group("wrong", "right")]
+    examples, metrics = annotate(groups, contexts=contexts, max_teacher_prompt_tokens=500)
+    assert [sorted(e.teacher_prompt_ids) for e in examples] == [["hint"], ["hint"], ["hint"], ["hint", "sibling"]]
+    assert metrics["context/sibling/dropped"] == 1.0 and metrics["context/hint/dropped"] == 0.0
 
 
 class CountingTokenizer:

@@ -9,8 +9,7 @@ from typing import Any
 
 import pytest
 
-from onpolicy.annotation.contexts.majority_sibling import majority_sibling, vote_of, winner
-from onpolicy.rewards.extract import plain_answer
+from onpolicy.annotation.contexts.majority_sibling import majority_sibling, votes_of, winner
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 
 PROMPT = Prompt(id="p", messages=({"role": "user", "content": "Q"},), fields={"answer": "never read"})
@@ -51,14 +50,16 @@ def test_below_the_agreement_nobody_is_shown() -> None:
 
 def test_without_an_answer_a_rollout_has_no_vote_but_counts() -> None:
     silent, cut = rollout(None, 20), rollout("5", 30, "length")
-    assert vote_of(silent) is None and vote_of(cut) is None and vote_of(rollout("", 1)) is None
+    assert votes_of([silent, cut, rollout("", 1)]) == [None] * 3
     assert shown(rollout("4", 2), rollout("5", 9), rollout("4", 3), silent) == [None, "2", None, None]
     assert shown(rollout("4", 2), rollout("5", 9), rollout("4", 3), silent, cut) == [None] * 5, "two of five"
 
 
-def test_answers_are_compared_as_text() -> None:
-    assert plain_answer(" $X + 1.$ ") == plain_answer("x+1") == "x+1"
-    assert shown(rollout("x + 1", 2), rollout("X+1", 3), rollout("1+x", 4)) == [None, None, "2"]
+def test_answers_are_compared_as_a_grader_compares_them() -> None:
+    half = [rollout(text, length) for text, length in ((r"\frac12", 2), ("1/2", 3), ("0.5", 4), ("2", 5), ("2.0", 6))]
+    assert votes_of(half) == [r"\frac12"] * 3 + ["2"] * 2
+    assert shown(*half) == [None, None, None, None, "2"]
+    assert votes_of([rollout("BAC", 1), rollout("ABC", 2)]) == ["BAC", "ABC"]
 
 
 def test_a_tie_is_drawn_once_for_the_whole_group() -> None:

@@ -16,6 +16,7 @@ import pytest
 
 from onpolicy.annotation import routes
 from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.contexts.failed_sibling import failed_sibling
 from onpolicy.annotation.contexts.reference_solution import reference_solution
 from onpolicy.annotation.credit import group_mean
 from onpolicy.annotation.privileged import PrivilegedRollouts
@@ -23,6 +24,7 @@ from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.config.load import build
 from onpolicy.config.resolve import resolve
+from onpolicy.data.rendering import PromptTooLong
 from onpolicy.types import Example, Metrics, RolloutGroup, Sampling
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.seeds import step_seed
@@ -34,8 +36,9 @@ def annotate(
     groups: Sequence[RolloutGroup], generator: Any, *, with_privileged: bool = True, samples: int = 4, **options: Any
 ) -> tuple[list[Example], Metrics]:
     scorer = Scorer([Reward("right", 1.0, right)], str, "right")
-    queries = ContextQueries(generator, scorer, [], step_seed, RENDERER, options.pop("limit", 2000), True)
-    context = partial(reference_solution, optional=True, **options)
+    limit, drop = options.pop("limit", 2000), options.pop("drop", True)
+    queries = ContextQueries(generator, scorer, [], step_seed, RENDERER, limit, drop)
+    context = options.pop("context", None) or partial(reference_solution, optional=True, **options)
     privileged = PrivilegedRollouts(context, samples, queries, lambda es: [[-7.0] * e.rollout.num_sampled for e in es])
     annotator = Annotator(
         renderer=RENDERER, contexts={"teacher": reference_solution}, credit=group_mean, queries=queries,
@@ -101,6 +104,16 @@ def test_steps_without_any(
     examples, facts = annotate(groups, generator, **options)
     assert len(examples) == len(groups[0].rollouts) and len(generator.asked) == (shares[1] is not None)
     assert (facts["privileged/groups"], facts.get("privileged/correct")) == shares
+
+
+def test_a_failed_answer_that_is_too_long_to_be_shown_is_left_out_in_any_case() -> None:
+    generator = Scripted(["right one"])
+    groups = [group("no", "long " * 50, name="p1"), group("no", "never", name="p2")]
+    examples, facts = annotate(groups, generator, context=failed_sibling, limit=200, drop=False)
+    assert facts["privileged/groups"] == 0.5 and [p.id for p in generator.asked[0]] == ["p2#privileged"]
+    assert [e.rollout.text for e in examples][-2:] != ["no", "never"]
+    with pytest.raises(PromptTooLong, match=r"privileged_rollouts, prompt 'p2' \(rendering"):
+        annotate(groups[1:], generator, limit=40, drop=False)
 
 
 def resolved_with(**changes: Any) -> Any:

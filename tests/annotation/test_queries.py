@@ -36,7 +36,7 @@ from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.types import AskModel, Example, Metrics, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.types import AskModel, Example, Message, Metrics, Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
@@ -166,14 +166,20 @@ def test_another_problem_is_the_same_for_a_group_and_never_its_own() -> None:
         annotate([group("a")], prompts=problems[:1], contexts={"teacher": other_problem})
 
 
+def revised(*arguments: Any, **options: Any) -> Sequence[Message]:
+    messages = revision(*arguments, **options)
+    assert messages is not None
+    return messages
+
+
 def test_a_revision_continues_the_turn_with_its_outcome() -> None:
     """SD-Zero's input: problem, y, sentence, and y again inside one assistant's turn."""
     both, rewards = group("wrong", "right"), [0.0, 1.0]
-    assert revision(both, 0, rewards)[-1] == {
+    assert revised(both, 0, rewards)[-1] == {
         "role": "assistant",
         "content": "wrong\n\nWait, this response is wrong. Let me correct it.\n\n",
     }
-    assert revision(both, 1, rewards)[-1]["content"] == "right\n\nLet me rephrase the above solution.\n\n"
+    assert revised(both, 1, rewards)[-1]["content"] == "right\n\nLet me rephrase the above solution.\n\n"
     examples, _ = annotate([both], contexts={"teacher": revision})
     whole = RENDERER.decode(examples[1].teacher_prompt_ids["teacher"] + examples[1].rollout.completion_ids)
     assert whole == (
@@ -189,14 +195,16 @@ def test_a_revision_begins_twice_in_the_same_state_of_thinking() -> None:
         ("<think>hm</think>4", ""),
         ("cut while thinking", ""),
         ("a</think>b<think>c</think>d", "<think>\n"),
+        ("hm</seed:think>4", "<seed:think>\n"),
+        ("[THINK]hm[/THINK]4", ""),
         ("", ""),
     ):
-        assert revision(group(text), 0, [1.0])[-1]["content"] == text + outcome + again
+        assert revised(group(text), 0, [1.0])[-1]["content"] == text + outcome + again
 
 
 def test_a_revision_goes_on_where_the_prompt_has_begun_the_answer() -> None:
     begun = replace(problem("p1"), messages=(*problem("p1").messages, {"role": "assistant", "content": "Well, "}))
-    messages = revision(RolloutGroup(prompt=begun, rollouts=(rollout("4"),)), 0, [1.0], right="Again:")
+    messages = revised(RolloutGroup(prompt=begun, rollouts=(rollout("4"),)), 0, [1.0], right="Again:")
     assert [m["role"] for m in messages] == ["user", "assistant"] and messages[-1]["content"] == "Well, 4\n\nAgain:\n\n"
 
 
@@ -235,11 +243,23 @@ def test_a_context_may_ask_several_times_but_not_for_ever() -> None:
 
 
 def test_a_question_that_is_too_long_is_refused_or_left_out() -> None:
-    groups = [group("short", "long " * 50)]
     with pytest.raises(PromptTooLong, match=r"what a context asks about prompt 'p1' \(rendering"):
-        annotate(groups, Scripted(["x"]), contexts={"teacher": critique}, limit=400)
-    examples, _ = annotate(groups, Scripted(["x"]), contexts={"teacher": critique}, limit=400, drop_too_long=True)
+        annotate([group("short")], Scripted(["x"]), contexts={"teacher": key_points}, limit=100)
+    examples, _ = annotate(
+        [group("short")], Scripted(["x"]), contexts={"teacher": key_points}, limit=100, drop_too_long=True
+    )
+    assert not examples[0].teacher_prompt_ids
+
+
+def test_a_question_that_a_rollout_makes_too_long_is_left_out_in_any_case() -> None:
+    examples, _ = annotate([group("short", "long " * 50)], Scripted(["x"]), contexts={"teacher": critique}, limit=400)
     assert [bool(e.teacher_prompt_ids) for e in examples] == [True, False]
+
+
+def test_another_problem_that_is_too_long_costs_its_rollouts_their_teacher() -> None:
+    problems = [problem(f"p{i}") for i in range(1, 4)]
+    examples, _ = annotate([group("a")], prompts=problems, contexts={"t": other_problem}, max_teacher_prompt_tokens=40)
+    assert not examples[0].teacher_prompt_ids
 
 
 def test_spans_of_text_become_marks_on_tokens() -> None:

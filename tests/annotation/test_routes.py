@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from onpolicy.annotation import routes
+from onpolicy.annotation.credit import group_mean, group_std, leave_one_out
 from onpolicy.losses.comparison import Comparison, Distributions
 from onpolicy.losses.divergences import jsd
 from onpolicy.losses.objective import Objective, Term, Totals
@@ -165,3 +166,13 @@ def test_sdpos_loss_is_the_published_formula() -> None:
     assert ours.item() == pytest.approx(theirs.item(), rel=1e-6)
     mine, expected = (torch.autograd.grad(loss, logits, retain_graph=True)[0] for loss in (ours, theirs))
     torch.testing.assert_close(mine, expected, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("credit", [group_mean, group_std, leave_one_out])
+@pytest.mark.parametrize("size", [1, 2, 3, 8])
+def test_equal_rewards_give_exactly_zero_whatever_their_value(credit: Any, size: int) -> None:
+    for value in (0.0, 0.1, 0.35, 1 / 3, -0.7, 1e-9, 1e17, 2.3e-300):
+        assert credit([value] * size) == [0.0] * size
+        assert routes.zero_variance([value] * size, 0) == 1.0 and routes.above_average([value] * size, size - 1) == 0.0
+    assert credit([0.1 + 0.2, 0.3, 0.6 / 2]) == [0.0] * 3, "nor what rounding leaves in a sum"
+    assert 0.0 not in credit([0.1, 0.1 + 1e-9]), "a small difference is one"

@@ -7,15 +7,18 @@ the same for the same seed and templates do not mix; 6. hub datasets from a loca
 
 from __future__ import annotations
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow
+import pyarrow.ipc
 import pyarrow.parquet
 import pytest
 
 from onpolicy.data import DataError, champ, file, gym, hub, load_prompts, read_prompts
+from onpolicy.data.files import load_first_prompts
 
 VERL = {
     "data_source": "math",
@@ -115,14 +118,14 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 this is not parquet")
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "object.json").write_text("{}")
-    (tmp_path / "table.csv").write_text("a,b")
+    (tmp_path / "table.xlsx").write_text("a,b")
     (tmp_path / "folder").mkdir()
     for name, words in (
         ("missing.jsonl", "does not exist"),
         ("broken.parquet", "not a readable parquet"),
         ("empty.jsonl", "holds no problems"),
         ("object.json", "expected a list"),
-        ("table.csv", "'.csv', expected one of"),
+        ("table.xlsx", "'.xlsx', expected one of"),
         ("folder", "holds no .parquet"),
     ):
         with pytest.raises(DataError, match=words):
@@ -169,6 +172,22 @@ def test_hub_reads_a_local_folder(tmp_path: Path) -> None:
         hub(path=str(tmp_path), split="nope")
 
 
+def test_a_file_is_not_looked_for_on_the_hub(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"problem": "2 + 2?", "answer": "4"}])
+    with pytest.raises(DataError, match=r"is a file, expected .* data\.name=file"):
+        hub(path=str(path))
+    with pytest.raises(DataError, match=r"there is none here, expected .* data\.name=file"):
+        hub(path="nowhere.csv")
+
+
+def test_files_that_others_put_into_a_folder_are_left_alone(tmp_path: Path) -> None:
+    """Those of the system, and what ``datasets`` computed from the rows."""
+    jsonl(tmp_path / "a.jsonl", [{"problem": "2 + 2?", "answer": "4"}])
+    for name in ("._a.jsonl", ".a.json", "cache-2f42.arrow"):
+        (tmp_path / name).write_bytes(b"\x00\x05")
+    assert [p.id for p in load_prompts(tmp_path)] == ["a/1"]
+
+
 def test_champ_has_help_of_every_grade() -> None:
     problems = champ()
     assert len(problems) == 79 and len({p.id for p in problems}) == 79 and len(champ(whole_numbers=False)) == 270
@@ -189,3 +208,95 @@ def test_a_system_prompt_stands_before_conversations_without_one(tmp_path: Path)
     first, second = file(path=str(path), prompt_template="P: {problem}", system_prompt="Use tags: {problem}")
     assert first.messages == ({"role": "system", "content": "Use tags: {problem}"}, {"role": "user", "content": "P: a"})
     assert list(second.messages) == own and file(path=str(path))[0].messages == ({"role": "user", "content": "a"},)
+
+
+ROW, OTHER = {"problem": "1 + 1?", "answer": "2"}, {"problem": "1 + 2?", "answer": "3"}
+
+
+def test_forms_of_files(tmp_path: Path) -> None:
+    lines = f"\n{json.dumps(ROW)}\n \n{json.dumps(OTHER)}\r\n\n".encode()
+    (tmp_path / "a.JSONL").write_bytes(lines)
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "c.json").write_bytes(lines)
+    (tmp_path / "d.json.gz").write_bytes(gzip.compress(json.dumps([ROW, OTHER]).encode()))
+    (tmp_path / "e.csv").write_text('\ufeffproblem,answer,solution\n"1 + 1?",2,\n"1 + 2?",3,"a\nb"\n', encoding="utf-8")
+    with pyarrow.OSFile(str(tmp_path / "f.arrow"), "wb") as sink:
+        table = pyarrow.Table.from_pylist([ROW, OTHER])
+        with pyarrow.ipc.new_stream(sink, table.schema) as writer:
+            writer.write_table(table)
+    for name in sorted(p.name for p in tmp_path.iterdir()):
+        prompts = load_prompts(tmp_path / name)
+        assert [(p.messages[0]["content"], p.fields["answer"]) for p in prompts] == [
+            ("1 + 1?", "2"),
+            ("1 + 2?", "3"),
+        ], name
+    assert [p.id for p in load_prompts(tmp_path / "a.JSONL")] == ["a/2", "a/4"], "as an editor counts lines"
+    assert [p.fields.get("solution") for p in load_prompts(tmp_path / "e.csv")] == [None, "a\nb"]
+    assert len(load_prompts(tmp_path)) == 12
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", b"task;gold (a, b)\n1 + 1?;2\n1,5 + 1?;2,5\n"),
+        ("a.csv", b'task\tgold (a, b)\n1 + 1?\t2\n"1,5 + 1?"\t2,5\n'),
+        ("a.tsv", b"task\tgold (a, b)\r\n1 + 1?\t2\r\n1,5 + 1?\t2,5\r\n"),
+        ("a.csv", 'task,"gold (a, b)"\n1 + 1?,2\n"1,5 + 1?","2,5"\n'.encode("utf-16")),
+        ("a.csv", b'\n task, "gold (a, b)"\n1 + 1?, 2\n"1,5 + 1?", "2,5"\n\n'),
+        ("a.csv", b',task,"gold (a, b)",\n0,1 + 1?,2,\n1,"1,5 + 1?","2,5",\n'),  # as pandas writes its index
+    ],
+    ids=["semicolons", "tabs", "tsv", "UTF-16", "spaces", "columns without a name"],
+)
+def test_tables_as_others_write_them(name: str, content: bytes, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    prompts = load_prompts(tmp_path / name, columns={"prompt": "task", "answer": "gold (a, b)"})
+    read = [(p.messages[0]["content"], p.fields["answer"]) for p in prompts]
+    assert read == [("1 + 1?", "2"), ("1,5 + 1?", "2,5")] and "" not in prompts[0].fields
+
+
+def test_what_is_wrong_with_all_rows_is_said_once(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", [{"Frage": f"{i} + 1?"} for i in range(9)])
+    text = r"9 of 9 rows cannot be read:\n  .*a.jsonl, rows 1, 2, 3, 4, 5 and 4 more: no prompt: .* data.columns.prompt=Frage$"
+    with pytest.raises(DataError, match=text):
+        load_prompts(path)
+    with pytest.raises(DataError, match=text):
+        load_prompts(path, on_bad_row="skip")
+
+
+def test_other_json_files_in_a_folder_are_left_out_and_told(tmp_path: Path) -> None:
+    jsonl(tmp_path / "train.jsonl", [ROW])
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"features": {}, "splits": {}}))
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": []}, indent=2))
+    prompts = load_prompts(tmp_path)
+    assert len(prompts) == 1 and len(prompts.reading.dropped) == 2
+    assert "dataset_info.json' holds one object with 'features', 'splits'" in prompts.reading.dropped[0]
+    with pytest.raises(
+        DataError, match="holds one object with '_data_files', expected a list of rows, or one row on each line"
+    ):
+        load_prompts(tmp_path / "state.json")
+
+
+def test_broken_files_of_these_forms_are_named(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(b"no gzip")
+    (tmp_path / "b.csv").write_text("problem,answer\n1 + 1?,2,3\n")
+    (tmp_path / "c.csv").write_bytes(b"problem\n\xff\n")
+    (tmp_path / "d.json").write_text("not json\n")
+    (tmp_path / "deep" / "train").mkdir(parents=True)
+    jsonl(tmp_path / "deep" / "train" / "x.jsonl", [ROW])
+    for name, words in (
+        ("a.jsonl.gz", "not a readable gzip file"),
+        ("b.csv", "row 2: has more values than the header has columns"),
+        ("c.csv", "line 2 is not UTF-8"),
+        ("d.json", "is not JSON"),
+        ("deep", "name one of its folders: train"),
+    ):
+        with pytest.raises(DataError, match=words):
+            load_prompts(tmp_path / name)
+
+
+def test_as_many_rows_as_are_read_at_first_are_the_whole_file(tmp_path: Path) -> None:
+    for rows, more in ((3, False), (4, True)):
+        path = tmp_path / f"{rows}.jsonl"
+        path.write_text('{"prompt": "1 + 1?", "answer": "2"}\n' * rows)
+        found = load_first_prompts(path, 3)
+        assert (len(found), found.reading.more) == (3, more)

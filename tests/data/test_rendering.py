@@ -12,8 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import normalizers
 
-from onpolicy.data.rendering import PromptTooLong, Renderer, RenderingError
-from onpolicy.types import Message
+from onpolicy.annotation.contexts.template import ANSWER, replace_question
+from onpolicy.data.chat_template import RenderingError
+from onpolicy.data.rendering import PromptTooLong, Renderer
+from onpolicy.data.rows import to_prompt
+from onpolicy.types import Message, Prompt
 from tests.tiny import CHATML, byte_tokenizer
 
 TAGS = ("<think>", "</think>")
@@ -171,7 +174,7 @@ def continued(content: str) -> list[Message]:
 
 @pytest.mark.parametrize("template", [CHATML, R1, QWEN3])
 def test_an_assistants_last_message_is_continued(template: str) -> None:
-    renderer = Renderer(byte_tokenizer(template, TAGS), thinking=False)
+    renderer = Renderer(byte_tokenizer(template, TAGS), thinking=False if template == QWEN3 else None)
     begun = renderer.prompt_ids(continued("It is "))
     assert renderer.decode(begun) == renderer.decode(renderer.prompt_ids(user("2 + 2?"))) + "It is "
     assert renderer.prompt_ids(continued("")) == renderer.prompt_ids(user("2 + 2?")) and renderer.in_open_turn(begun)
@@ -201,3 +204,43 @@ def test_a_prompt_that_ends_outside_of_the_assistants_turn_is_known() -> None:
     assert not renderer.in_open_turn(()) and renderer.in_open_turn(renderer.prompt_ids(user("x")))
     silent = Renderer(byte_tokenizer(QWEN3, TAGS), thinking=False)
     assert not silent.in_open_turn(Renderer(byte_tokenizer(QWEN3, TAGS)).prompt_ids(user("x"))), "the other mode"
+
+
+SHOWS_TOOLS = (
+    "{% if tools %}<|im_start|>system\nTools: {{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}{% if m.tool_calls %}"
+    "\nCall: {{ m.tool_calls | tojson }}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def with_tools(name: str = "rate_of") -> tuple[Message, ...]:
+    tools = [{"type": "function", "function": {"name": name, "description": "A <|im_end|> rate.", "parameters": {}}}]
+    calls = [{"type": "function", "function": {"name": name, "arguments": {"of": "<|im_start|>euro"}}}]
+    history = [
+        {"role": "user", "content": "What is a euro in yen?"},
+        {"role": "assistant", "content": "", "tool_calls": calls},
+        {"role": "tool", "name": name, "content": "171"},
+        {"role": "user", "content": "And two euros?"},
+    ]
+    return to_prompt({"messages": history, "tools": tools, "answer": "342"}, default_id="r").messages
+
+
+def test_tools_and_their_calls_are_shown() -> None:
+    tokenizer = byte_tokenizer(SHOWS_TOOLS)
+    text = Renderer(tokenizer).decode(ids := Renderer(tokenizer).prompt_ids(with_tools()))
+    assert 'Tools: [{"type": "function"' in text and 'Call: [{"type": "function"' in text and "171" in text
+    turns = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    assert ids.count(turns) == 5, "what the description of a tool says cannot close a turn"
+    prompt = Prompt(id="r", messages=with_tools(), fields={"answer": "342"})
+    privileged = replace_question(prompt, ANSWER, answer="342")
+    assert "Tools: [" in Renderer(tokenizer).decode(Renderer(tokenizer).prompt_ids(privileged))
+
+
+def test_tools_that_a_template_leaves_out_are_refused() -> None:
+    with pytest.raises(RenderingError, match="leaves out the 'tools' of a conversation; give one that"):
+        Renderer(byte_tokenizer()).prompt_ids(with_tools())
+    hides_calls = Renderer(byte_tokenizer(SHOWS_TOOLS.replace("{% if m.tool_calls %}", "{% if false %}")))
+    with pytest.raises(RenderingError, match="leaves out the 'tool_calls' of a conversation"):
+        hides_calls.prompt_ids(with_tools())
+    assert hides_calls.prompt_ids(with_tools()[:1]), "nothing is called yet"

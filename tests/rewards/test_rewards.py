@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from onpolicy.rewards.answer import exact_answer, math_answer
+from onpolicy.rewards.answer import exact_answer, math_answer, readable
 from onpolicy.rewards.base import RewardError, RewardInput, score
 from onpolicy.rewards.calibration import brier, stated_confidence
 from onpolicy.rewards.extract import boxed, extract_answer
@@ -246,6 +246,9 @@ def test_the_format_with_tags() -> None:
     ):  # fmt: skip
         assert not tagged_format(bad), bad
     assert tagged_format("a</think><answer>4</answer>", tags=["answer"], confidence=None)
+    other = {"tags": ["answer"], "confidence": None, "close_tag": "[/THINK]"}
+    assert tagged_format("a[/THINK] <answer>4</answer>", **other)  # type: ignore[arg-type]
+    assert not tagged_format("a</think><answer>4</answer>", **other)  # type: ignore[arg-type]
     assert not tagged_format(good, tags=["answer", "analysis"], confidence=None), "more follows"
     assert tagged_format("</think></think><answer>a</answer>b</answer>", tags=["answer"], confidence=None)
     with pytest.raises(ValueError, match="expected at least one"):
@@ -273,3 +276,18 @@ def test_stating_the_true_chance_pays_best() -> None:
 )
 def test_an_answer_in_its_tags_is_the_answer(completion: str, found: str | None) -> None:
     assert extract_answer(completion) == found
+
+
+@pytest.mark.parametrize(
+    ("reference", "can_be_read"),
+    [
+        ("2", True), (r"\frac{1}{2}", True), ("Friday", True), ("no solution", True), (7, True), (0.5, True), ("#### 12", True),
+        (r'["\\frac12", "0.5"]', True), (["", "4"], True), (r"\{1, 2\}", True), ("BAC", True), ("a" * 3000, True), (True, True),
+        ("", False), ("  \n", False), (None, False), (float("nan"), False), (float("inf"), False), ("proof", False), ("Proof.", False),
+        ("notfound", False), ("See the solution.", False), ("N/A", False), ([], False), (["", None], False), ({"a": 1}, False), 
+        ("?", False),
+        ("Add both sides and see that the left one is even, so the right one has to be even too and we are done", False),
+    ],
+)  # fmt: skip
+def test_references_that_can_be_read(reference: object, can_be_read: bool) -> None:
+    assert readable(reference) is can_be_read

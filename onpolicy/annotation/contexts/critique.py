@@ -37,7 +37,7 @@ def critique(
         question: prompt of the critic; text with `{question}`, `{attempt}` and any field of the row, as `{solution}`
         template: prompt of the teacher; text with `{question}` and `{critique}`
     """
-    if rewards[index] >= threshold:
+    if not rewards[index] < threshold:  # nor one that was not graded
         return None
     asked = replace_question(group.prompt, question, attempt=group.rollouts[index].text)
     (reply,) = cast(tuple[Reply, ...], (yield AskModel(asked)))

@@ -34,7 +34,7 @@ def failed_sibling(
     """
     words = template or (SOLUTION if disguised else FAILED)
     failed = [i for i, reward in enumerate(rewards) if i != index and reward < threshold]
-    answers = {i: extract_answer(group.rollouts[i].text) for i in failed}
+    answers = {i: extract_answer(group.rollouts[i].answer_text) for i in failed}
     if "{answer}" in words:
         failed = [i for i in failed if answers[i] is not None]
     if rank >= len(failed):

@@ -25,6 +25,6 @@ def feedback(
         template: text with `{question}` and `{feedback}`
     """
     text = group.prompt.fields.get(field)
-    if text is None or rewards[index] >= threshold:
+    if text is None or not rewards[index] < threshold:  # nor for one that was not graded
         return None
     return replace_question(group.prompt, template, feedback=text)

@@ -7,7 +7,6 @@ from typing import cast
 
 from onpolicy.annotation.contexts.template import replace_question
 from onpolicy.types import AskModel, ContextCoroutine, Reply, RolloutGroup
-from onpolicy.utils.thinking import strip_thinking
 
 QUESTION = (
     "{question}\n\nCorrect solution:\n\n{solution}\n\nName the key points of this solution as a short list: the ideas that it needs "
@@ -37,5 +36,5 @@ def key_points(
     if field is not None:
         return replace_question(group.prompt, template, key_points=group.prompt.fields.get(field))
     (reply,) = cast(tuple[Reply, ...], (yield AskModel(replace_question(group.prompt, question))))
-    points = strip_thinking(reply.text, opened=False)  # the thinking would repeat the steps
+    points = reply.final  # the thinking would repeat the steps
     return replace_question(group.prompt, template, key_points=points) if points.strip() else None

@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from onpolicy.annotation.contexts.template import SOLUTION, replace_question
-from onpolicy.rewards.extract import extract_answer, plain_answer
+from onpolicy.rewards.equality import by_equality
+from onpolicy.rewards.extract import extract_answer
 from onpolicy.types import Message, Rollout, RolloutGroup
 
 
@@ -22,8 +23,8 @@ def majority_sibling(
 ) -> tuple[Message, ...] | None:
     """For the longest rollouts that disagree with the majority's answer, the shortest that agrees; U-OPSD (arXiv 2608.06296).
 
-    No reward and no reference is read. Answers are compared as text (``plain_answer``); the most frequent one wins, and ties are
-    drawn at random, the same way for all rollouts of the group. A rollout that states no answer or was cut off votes for none
+    No reward and no reference is read. Answers are compared as ``math_answer`` compares them; the most frequent one wins, and ties
+    are drawn at random, the same way for all rollouts of the group. A rollout that states no answer or was cut off votes for none
     and has no teacher, but counts in the share. Rollouts of the majority have none either, so that none is its own
     demonstration.
 
@@ -32,7 +33,7 @@ def majority_sibling(
         targets: how many of the rollouts that disagree have a teacher, the longest first; null: all of them
         template: text with `{question}` and `{solution}`
     """
-    votes = [vote_of(rollout) for rollout in group.rollouts]
+    votes = votes_of(group.rollouts)
     majority = winner(votes, seed=group.prompt.id)
     if majority is None or votes.count(majority) < agreement * len(votes):
         return None
@@ -45,9 +46,14 @@ def majority_sibling(
 
 
 def vote_of(rollout: Rollout) -> str | None:
-    """The final answer as it is compared; None if the rollout states none, or was cut off."""
-    answer = extract_answer(rollout.text) if rollout.finish_reason == "stop" else None
-    return (plain_answer(answer) or None) if answer is not None else None
+    """The final answer; None if the rollout states none, or was cut off."""
+    return extract_answer(rollout.answer_text) if rollout.finish_reason == "stop" else None
+
+
+def votes_of(rollouts: Sequence[Rollout]) -> list[str | None]:
+    """By rollout, the first of the answers that its own equals."""
+    answers = [vote_of(rollout) for rollout in rollouts]
+    return [None if first is None else answers[first] for first in by_equality(answers)]
 
 
 def winner(votes: Sequence[str | None], *, seed: str) -> str | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from math import isnan
 from typing import Literal
 
 from onpolicy.types import CORRECT_THRESHOLD, Message, RolloutGroup
@@ -27,4 +28,4 @@ def ordered(group: RolloutGroup, index: int, candidates: Sequence[int], choose: 
 
 def outcome(reward: float, threshold: float = CORRECT_THRESHOLD) -> str:
     """What ``{outcome}`` in a template stands for."""
-    return "correct" if reward >= threshold else "incorrect"
+    return "not graded" if isnan(reward) else "correct" if reward >= threshold else "incorrect"

@@ -30,20 +30,23 @@ def successful_sibling(
     Args:
         threshold: reward from which a rollout counts as successful
         choose: which of several: the `first`, or a `random` one (RLCSD), the same each time this problem's rollout is annotated
-        keep_thinking: show its thinking too (c = s); false: what follows it, nothing of a text whose thinking never closes;
+        keep_thinking: show its thinking too (c = s); false: what follows it, so that a sibling whose thinking never closes is not shown;
             `unclosed`: leave out closed thinking alone, as arXiv 2603.24472's code does (c = s without think)
         context: what the teacher reads where no sibling succeeded (AntiSD: the solution); null: nothing, there is no teacher
         template: text with `{question}` and `{solution}`; `{answer}` is the sibling's final answer, the dataset's where it states none,
             `{outcome}` whether this rollout itself is `correct` or `incorrect`, `{problem}` the problem without the prompt's wording
     """
     siblings = [i for i, reward in enumerate(rewards) if i != index and reward >= threshold]
+    if keep_thinking is False:
+        siblings = [i for i in siblings if strip_thinking(group.rollouts[i].answer_text, opened=False)]
     if not siblings:
         return None if context is None else context(group, index, rewards)
-    text = group.rollouts[ordered(group, index, siblings, choose)[0]].text
+    shown = group.rollouts[ordered(group, index, siblings, choose)[0]]
+    text = shown.text
     if keep_thinking == "unclosed":
         text = strip_closed_thinking(text)
     elif not keep_thinking:
-        text = strip_thinking(text, opened=False)
-    answer = extract_answer(text) or group.prompt.fields.get("answer")
+        text = strip_thinking(shown.answer_text, opened=False)
+    answer = extract_answer(shown.answer_text) or group.prompt.fields.get("answer")
     verdict = outcome(rewards[index], threshold)
     return replace_question(group.prompt, template, solution=text, answer=answer, outcome=verdict)

@@ -44,7 +44,8 @@ def replace_question(prompt: Prompt, template: str, **values: Any) -> tuple[Mess
     question = prompt.messages[last]["content"]
     known = {"problem": question, **prompt.fields, **values, "question": question}
     content = fill(template, known, prompt.id)
-    return (*prompt.messages[:last], {"role": "user", "content": content}, *prompt.messages[last + 1 :])
+    asked: Message = {**prompt.messages[last], "content": content}
+    return (*prompt.messages[:last], asked, *prompt.messages[last + 1 :])
 
 
 def continue_turn(prompt: Prompt, text: str) -> tuple[Message, ...]:
@@ -62,7 +63,12 @@ def fill(template: str, values: Mapping[str, Any], prompt_id: str) -> str:
         name = match.group(1)
         if values.get(name) is None:
             fields = ", ".join(sorted(k for k, v in values.items() if v is not None))
-            raise ContextError(f"prompt {prompt_id!r} has no {name!r}, which its context needs; it has: {fields}")
+            named = f"Name the column that holds it, data.columns.{name}=COLUMN"
+            raise ContextError(
+                f"prompt {prompt_id!r} has no {name!r}, which its context needs; it has: {fields}. "
+                f"{named if name in ('answer', 'solution') else 'Give the rows such a column'}, or choose a context, or a template, that "
+                "needs no more than they have (`onpolicy list context`)."
+            )
         return str(values[name])
 
     return re.sub(r"\{(\w+)\}", value, template)
