@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -186,6 +186,23 @@ def telemetry_cost(folder: Path, repeats: int) -> tuple[list[Line], dict[str, An
     ], costs
 
 
+def generators(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
+    """Sampling with vLLM against transformers: a step's rollouts of two shipped configs."""
+    lines, numbers = [], {}
+    for config in ("quickstart", "smollm2"):
+        names = ("vllm", "transformers")
+        found = alternate(
+            {name: ("generator_worker.py", {"config": config, "generator": name, "threads": 2}) for name in names},
+            repeats=repeats,
+        )
+        numbers[config] = dump(found)
+        vllm, plain = (found[name] for name in names)
+        rates = [f"{one.tokens / one.median:,.0f}" for one in (vllm, plain)]
+        line = faster(f"sampling, {config}, {vllm.tokens:,} tokens, transformers", plain, vllm, None)
+        lines.append(replace(line, detail=f"{' against '.join(rates)} tokens/s"))
+    return lines, numbers
+
+
 ROWS: dict[str, Row] = {
     "step": step,
     "update": update,
@@ -193,6 +210,7 @@ ROWS: dict[str, Row] = {
     "limit": limit,
     "growth": growth,
     "telemetry": telemetry_cost,
+    "generators": generators,
 }
 
 

@@ -31,11 +31,12 @@ from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.losses.terms.distill import distill
-from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
+from onpolicy.models import load_tokenizer, resolve_model
 from onpolicy.rewards.uncertainty import SPACING
 from onpolicy.trainer.teacher_rules import frozen
 from onpolicy.trainer.trainer import TrainerSetup, local
 from onpolicy.types import Example, LossInputs, Prompt, Rollout, RolloutGroup, RolloutReward, ScoredGroup
+from onpolicy.utils.bundled_model import BUNDLED
 from onpolicy.utils.timer import PhaseTimer
 
 LEXICONS = ("paper10", "self_doubt", "hedges", "alternatives", "boosters", "neutral")

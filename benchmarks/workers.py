@@ -139,7 +139,8 @@ def ratios(one: Sequence[float], other: Sequence[float]) -> tuple[float, float, 
 
 def model_folder(name: str, folder: Path) -> str:
     """A model that every worker loads: ``smollm2-135m``, or ``10m``, a random Qwen3 with SmolLM2's tokenizer."""
-    from onpolicy.models import BUNDLED, load_tokenizer, resolve_model
+    from onpolicy.models import load_tokenizer, resolve_model
+    from onpolicy.utils.bundled_model import BUNDLED
 
     if name == BUNDLED:
         return resolve_model(name)

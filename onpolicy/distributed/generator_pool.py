@@ -150,10 +150,10 @@ class GeneratorPool:
             model.path, trust_remote_code=settings.trust_remote_code, revision=settings.revision
         )
         self.sampling, self.policy_version = resolved.generator.settings, 0
-        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+        self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
         self._roles, self._went_back = resolved.config.distributed, False
         self._lock = threading.Lock()
-        self._done = self._total = self._calls = 0
+        self._done = self._total = self._tokens = self._calls = 0
         ray_cluster.join(self._roles)
         with ray_cluster.leave_on_error():
             ray_cluster.resources(resolved, gpus=ray_cluster.gpus_per_generator(resolved))
@@ -200,14 +200,16 @@ class GeneratorPool:
         while open_:
             done, open_ = wait(open_, return_when=FIRST_COMPLETED)
             for future in done:
-                self._report(sum(len(group.rollouts) for group in future.result()), 0)
+                rollouts = [rollout for group in future.result() for rollout in group.rollouts]
+                self._report(len(rollouts), 0, tokens=sum(r.num_sampled for r in rollouts))
 
-    def _report(self, done: int, total: int, *, calls: int = 0) -> None:
+    def _report(self, done: int, total: int, *, tokens: int = 0, calls: int = 0) -> None:
         """Reports the progress of all open calls together."""
         with self._lock:
             self._done, self._total, self._calls = self._done + done, self._total + total, self._calls + calls
+            self._tokens += tokens
             if not self._calls:
-                self._done = self._total = 0
-            so_far = self._done, self._total
+                self._done = self._total = self._tokens = 0
+            so_far = self._done, self._total, self._tokens
         if done:
             self.on_progress(*so_far)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from onpolicy.config.resolve import resolve
@@ -24,7 +24,10 @@ from onpolicy.utils.faults import Faults, GaveUp, RoleLost
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
+    from torch.distributed import Store  # type: ignore[attr-defined]
+
     from onpolicy.config.schema import Config
+    from onpolicy.trainer.process_group import Meeting
 
 POLL = 1.0
 """Seconds between two polls of the ranks' heartbeats."""
@@ -38,32 +41,34 @@ class Rank(Actor):
     def __init__(self, config: Config, folder: str, rank: int, size: int) -> None:
         super().__init__(folder)
         self._config, self._rank, self._size = config, rank, size
+        self._store: Store | None = None
 
     def set_up(self) -> None:
         from onpolicy.utils.terminal import quiet_libraries
 
         quiet_libraries()
 
-    def init_method(self) -> str:
-        """A free port on this node's address in the cluster, as torch's ``init_method``."""
+    def open_store(self) -> tuple[str, int]:
+        """Opens the store at which the ranks meet, on this node's address in the cluster; returns host and port."""
         import ray
 
+        from onpolicy.trainer.process_group import open_store
+
         host = ray.util.get_node_ip_address()
-        with socket.socket() as free:
-            free.bind((host, 0))
-            return f"tcp://{host}:{free.getsockname()[1]}"
+        self._store = store = open_store(host)
+        return host, store.port
 
     @picklable_errors()
-    def init_process_group(self, init_method: str) -> int:
+    def load(self, meeting: Meeting) -> int:
         """Joins the other ranks and loads the model; returns the trainer's tokens per micro-batch."""
         from onpolicy.models import open_model
-        from onpolicy.trainer.deepspeed import init_process_group
+        from onpolicy.trainer.process_group import find_store, join_process_group
 
         os.environ |= {"RANK": str(self._rank), "WORLD_SIZE": str(self._size), "LOCAL_RANK": "0"}
         if self._size > 1:
-            init_process_group(init_method)
+            join_process_group(self._store or find_store(meeting, self._size))
         resolved, clock = resolve(self._config), PhaseTimer()
-        clock.on_phase = self.report_progress
+        clock.on_phase = clock.on_progress = self.report_progress
         self._worker = TrainerWorker(resolved, open_model(resolved), clock, size=self._size)
         return self._worker.trainer.batching.budget
 
@@ -136,8 +141,8 @@ class RayTrainerGroup(TrainerGroup):
         self._timeout = STARTUP_FACTOR * self._roles.heartbeat_timeout_s
         places = self._await([actor.ready.remote() for actor in self._actors])
         self._processes = [local_process(*place) for place in places]
-        init_method = self._init_method()
-        (self._tokens, *_) = self._await([actor.init_process_group.remote(init_method) for actor in self._actors])
+        meeting = self._meeting()
+        (self._tokens, *_) = self._await([actor.load.remote(meeting) for actor in self._actors])
         self._timeout = self._roles.heartbeat_timeout_s
 
     def call_all(self, method: str, *arguments: Any) -> Any:
@@ -168,13 +173,12 @@ class RayTrainerGroup(TrainerGroup):
         self._folder.cleanup()
         ray_cluster.leave()
 
-    def _init_method(self) -> str:
-        """On one machine a file, which nobody can reach from outside."""
-        import ray
-
+    def _meeting(self) -> Meeting:
+        """Where the ranks find each other: on one machine a file, which nobody can reach from outside."""
         if self._roles.address is None:
-            return f"file://{self._folder.name}/{time.monotonic_ns()}"
-        return str(ray.get(self._actors[0].init_method.remote()))
+            return Path(self._folder.name, str(time.monotonic_ns()))
+        ((host, port),) = self._await([self._actors[0].open_store.remote()])
+        return host, port
 
     def _config(self) -> Config:
         config = self._resolved.config

@@ -177,6 +177,7 @@ def remote_scorer(resolved: ResolvedConfig, scorer: Scorer, faults: Faults | Non
         rewards=scorer.rewards,
         final_part=scorer.final_part,
         correctness=scorer.correctness,
+        steps=scorer.steps,
         tasks=RewardTasks(resolved, faults),
         values=Coefficients(resolved.coefficients).values,
     )

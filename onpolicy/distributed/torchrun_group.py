@@ -16,8 +16,11 @@ from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
 from onpolicy.rollout.build import local_generator
+from onpolicy.trainer.collectives import SingleProcess
+from onpolicy.trainer.process_group import leave_at_exit
 from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.signals import STOPS
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ class Rank0Driver(TrainerGroup):
         super().__init__(resolved)
         refuse_staleness(resolved)
         self.worker = TrainerWorker(resolved, model, clock, size=world_size())
+        refuse_other_generators(resolved, self.worker.trainer.collectives)
         self._in_step = True
         """Whether the others wait for the next call. After a call that failed on this rank they may not; the launcher ends them."""
 
@@ -53,6 +57,7 @@ class Rank0Driver(TrainerGroup):
     def close(self) -> None:
         if self._in_step:
             self._broadcast(QUIT)
+            leave_at_exit()
 
     def _broadcast(self, method: str, *arguments: Any) -> None:
         self._in_step = False
@@ -68,11 +73,11 @@ class RankGenerators:
         driver.worker.generator = own
 
     @property
-    def on_progress(self) -> Callable[[int, int], None]:
+    def on_progress(self) -> Callable[[int, int, int], None]:
         return self._own.on_progress
 
     @on_progress.setter
-    def on_progress(self, report: Callable[[int, int], None]) -> None:
+    def on_progress(self, report: Callable[[int, int, int], None]) -> None:
         self._own.on_progress = report
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
@@ -85,7 +90,8 @@ class RankGenerators:
         self.policy_version = version
 
     def reset_version(self) -> None:
-        raise NotImplementedError("ranks of a launcher are restarted by the launcher, all together")
+        self._driver.call_all("generator.reset_version")
+        self.policy_version = self._own.policy_version
 
     def close(self) -> None:
         self._own.close()
@@ -94,16 +100,18 @@ class RankGenerators:
 def serve_rank(resolved: ResolvedConfig) -> int:
     """Runs rank 0's calls on another rank until rank 0 has finished; rank 0 handles signals for all. Returns the exit status."""
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in STOPS:
         signal.signal(number, signal.SIG_IGN)
     refuse_staleness(resolved)
     model = open_model(resolved)
     worker = TrainerWorker(resolved, model, PhaseTimer(), size=world_size())
+    refuse_other_generators(resolved, worker.trainer.collectives)
     if not resolved.config.distributed.num_generators:
         worker.generator = local_generator(resolved, model)
     while True:
         method, arguments = broadcast_call(None)
         if method == QUIT:
+            leave_at_exit()
             return 0
         worker.call(method, arguments)
 
@@ -125,4 +133,20 @@ def refuse_staleness(resolved: ResolvedConfig) -> None:
         raise ConfigError(
             f"generator.max_staleness: {resolved.generator.settings.max_staleness} wants generators that sample while the ranks train; "
             "give them processes of their own (distributed.num_generators), or set it to 0"
+        )
+
+
+def refuse_other_generators(resolved: ResolvedConfig, ranks: SingleProcess) -> None:
+    """Raises ConfigError, on every rank, if the ranks would sample with different generators, as ``auto`` may choose them."""
+    if resolved.config.distributed.num_generators:
+        return
+    plugin = resolved.generator.plugin
+    found = ranks.all_gather((plugin.name, plugin.with_reason))
+    by_name: dict[str, str] = {}
+    for rank, (name, said) in enumerate(found):
+        by_name.setdefault(name, f"{said} on rank {rank}")
+    if len(by_name) > 1:
+        raise ConfigError(
+            f"generator: got {' and '.join(by_name.values())}, expected the same on every rank; install the same packages "
+            f"for all, or give its name, e.g. generator.name={found[0][0]}"
         )

@@ -49,7 +49,8 @@ def completion_source(resolved: ResolvedConfig, model: ModelHandle, generator: G
     column = resolved.data.settings.completions_column
     if column is None:
         return generator
-    return DatasetCompletions(generator, model.renderer, column, resolved.generator.settings.max_tokens)
+    known = range(model.vocabulary.stop - len(model.banned_token_ids))
+    return DatasetCompletions(generator, model.renderer, column, resolved.generator.settings.max_tokens, known)
 
 
 def build_prefetcher(

@@ -15,6 +15,7 @@ from onpolicy.models import load_causal_lm
 from onpolicy.rollout.fair_lock import Closed, FairLock
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.device import torch_device
 from onpolicy.utils.seeds import rollout_seed
 
 
@@ -56,12 +57,12 @@ class HFGenerator:
             dtype: what the model computes in
             device: torch device; null: the GPU where there is one, else the CPU
         """
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = torch_device(device, "generator.device")
         self._model = load_causal_lm(model, dtype=dtype, **(source or {})).to(self.device).eval()  # type: ignore[arg-type]
         self.renderer, self.sampling, self.max_model_len = renderer, sampling, max_model_len
         self.batch_size, self.policy_version = batch_size, 0
         self._turns = FairLock()
-        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+        self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
@@ -74,7 +75,7 @@ class HFGenerator:
                     *p.completion_prefix_ids,
                 ),
                 p.banned_token_ids,
-                torch.Generator().manual_seed(rollout_seed(seed, p.id, j)),
+                torch.Generator().manual_seed(rollout_seed(seed, p.id, j, p.occurrence)),
             )
             for p in prompts
             for j in range(sampling.group_size)
@@ -83,9 +84,9 @@ class HFGenerator:
         for start in range(0, len(ordered), self.batch_size):
             with self._turns.hold():
                 self._complete(
-                    ordered[start : start + self.batch_size], sampling, partial(self.on_progress, start, len(drafts))
+                    ordered[start : start + self.batch_size], sampling, partial(self._report, drafts, sampling)
                 )
-            self.on_progress(min(start + self.batch_size, len(drafts)), len(drafts))
+            self._report(drafts, sampling)
         rollouts, size = [self._rollout(d) for d in drafts], sampling.group_size
         return [
             RolloutGroup(prompt=p, rollouts=tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)
@@ -166,6 +167,10 @@ class HFGenerator:
                 mask = mask[rows.to(self.device)]
             ids = chosen.to(self.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(drafts), 1)], -1)
+
+    def _report(self, drafts: Sequence[_Draft], sampling: Sampling) -> None:
+        done = sum(d.stopped or len(d.ids) == sampling.max_tokens for d in drafts)
+        self.on_progress(done, len(drafts), sum(len(d.ids) for d in drafts))
 
     def _extend(self, draft: _Draft, token: int, logprob: float) -> None:
         if not draft.stopped:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.rollout.fair_lock import FairLock
+from onpolicy.utils.device import synchronize
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -46,7 +47,7 @@ class SharedEngine:
     def run(
         self,
         asked: Sequence[tuple[Sequence[int], SamplingParams]],
-        on_progress: Callable[[int, int], None] = lambda done, total: None,
+        on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
     ) -> list[Request]:
         """Finished requests, in the order given."""
         requests: dict[str, Request] = {}
@@ -66,10 +67,16 @@ class SharedEngine:
         return list(requests.values())
 
     def update(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Between two steps. Every key and value that the old weights made is dropped, those of running requests too."""
+        """Between two steps. Every key and value that the old weights made is dropped, those of running requests too.
+
+        vLLM has a CUDA stream for each thread, so nothing but waiting orders the copies after what made the weights, after the last step,
+        and before the next one, which another thread may make.
+        """
         tensors = list(weights)
         with self._turn():
+            synchronize()
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
+            synchronize()
             self._llm.reset_prefix_cache(reset_running_requests=True)
             self.version = version
 
@@ -81,14 +88,14 @@ class SharedEngine:
             self._llm = None
             gc.collect()
 
-    def _finish(self, requests: Sequence[Request], on_progress: Callable[[int, int], None]) -> None:
+    def _finish(self, requests: Sequence[Request], on_progress: Callable[[int, int, int], None]) -> None:
         done = 0
         while done < len(requests):
             with self._turn() as engine:
                 if not all(r.done for r in requests):  # another thread's step may have been the last that was needed
                     self._step(engine)
             done = sum(r.done for r in requests)
-            on_progress(done, len(requests))
+            on_progress(done, len(requests), sum(len(r.versions) for r in requests))
 
     def _step(self, engine: Any) -> None:
         for output in engine.step():

@@ -15,6 +15,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.ready import installed, ready_if
 from onpolicy.utils.seeds import rollout_seed
 
 if TYPE_CHECKING:
@@ -23,6 +24,11 @@ if TYPE_CHECKING:
 FINISHED: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
+@ready_if(
+    installed(
+        "vllm", "`onpolicy doctor` says how to install it; `generator.name=auto` takes transformers where it is missing"
+    )
+)
 class VLLMGenerator:
     """One engine, colocated with the trainer; new weights go in through memory, also while rollouts are being sampled."""
 
@@ -65,7 +71,7 @@ class VLLMGenerator:
                 gpu_memory_utilization=gpu_memory_utilization,
                 tensor_parallel_size=tensor_parallel_size,
                 enable_prefix_caching=True,
-                **_whole_prompts(max_model_len) if cpu else {},
+                **_whole_prompts(max_model_len) if cpu else _one_batch_at_a_time(sampling),
                 logprobs_mode="raw_logprobs",  # before temperature and top-p: what the trainer's own are compared with
                 disable_log_stats=True,
                 use_tqdm_on_load=False,
@@ -76,7 +82,7 @@ class VLLMGenerator:
         self._engine = SharedEngine(llm)
         self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
         self.max_model_len = max_model_len
-        self.on_progress: Callable[[int, int], None] = lambda done, total: None
+        self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
@@ -88,7 +94,7 @@ class VLLMGenerator:
                     *self.renderer.prompt_ids(prompt.messages, limit=longest - len(prompt.completion_prefix_ids)),
                     *prompt.completion_prefix_ids,
                 ),
-                self._params(sampling, rollout_seed(seed, prompt.id, j), prompt.banned_token_ids),
+                self._params(sampling, rollout_seed(seed, prompt.id, j, prompt.occurrence), prompt.banned_token_ids),
             )
             for prompt in prompts
             for j in range(sampling.group_size)
@@ -165,6 +171,11 @@ def _one_of_several() -> dict[str, Any]:
 def _whole_prompts(max_model_len: int) -> dict[str, Any]:
     """A prompt that is prefilled in parts makes vLLM wind a seeded request's generator back, which a CPU's cannot do."""
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(max_model_len, 8192)}
+
+
+def _one_batch_at_a_time(sampling: Sampling) -> dict[str, Any]:
+    """With asynchronous scheduling a batch is under way while weights are replaced, and writes keys and values of the old ones after it."""
+    return {"async_scheduling": False} if sampling.max_staleness else {}
 
 
 def _set_environment(cpu: bool, kv_cache_gib: int) -> None:

@@ -84,6 +84,7 @@ def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTime
         marker_ids=lexicon_ids(resolved, model.tokenizer),
         telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
         teacher_model=None if rule.path is None else load_teacher(resolved, model, rule.path),
+        seed=resolved.config.seed,
     )
     trainer: PolicyTrainer = resolved.trainer.plugin.bind()(setup=setup)
     return trainer

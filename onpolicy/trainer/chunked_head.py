@@ -20,8 +20,9 @@ from onpolicy.trainer.head_passes import BackwardPass, ForwardPass, HeadRequest
 from onpolicy.trainer.zero3 import gathered
 from onpolicy.types import STUDENT
 
-TOKENS_PER_CHUNK = 256
-"""At a vocabulary of 150k this holds about 150 MB of logits for the student and for each teacher."""
+TOKENS_PER_CHUNK = {"cpu": 256, "cuda": 2048}
+"""At a vocabulary of 150k, 256 hold about 150 MB of logits for the student and for each teacher, 2,048 eight times as much. A GPU reads and
+writes the gradient of the whole matrix once a chunk, which with 256 takes longer than the products."""
 LARGEST_POOLED_TENSOR = 8_000_000
 """Numbers in the largest tensor that the CPU's allocator keeps for reuse, 32 MB in float32."""
 
@@ -65,7 +66,8 @@ def token_stats(
     assert isinstance(student.head, Head)
     comparisons = tuple(comparisons)
     others = {*temperatures, *(c.temperature for c in comparisons)} - {1.0}
-    with gathered(*student.weights, *(w for teacher in teachers.values() for w in teacher.weights)):
+    head_weights = (*student.weights, *(w for teacher in teachers.values() for w in teacher.weights))
+    with gathered(*head_weights, rounded=True):
         request = HeadRequest(
             student.head,
             student.weights,
@@ -74,7 +76,10 @@ def token_stats(
             comparisons,
             (1.0, *sorted(others)),
             dict(marker_ids or {}),
-            chunk or _tokens_per_chunk(student.vocabulary),  # a sharded weight has no rows until it is gathered
+            chunk
+            or _tokens_per_chunk(
+                student.vocabulary, student.hidden.device
+            ),  # a sharded weight has no rows until it is gathered
             _autocast_dtype(student.hidden),
         )
         logprobs, divergences, stats = _ChunkedHead.apply(  # type: ignore[no-untyped-call]
@@ -95,10 +100,11 @@ def token_stats(
     return replace(found.pop(1.0), marker_mass=mass, tempered=found)
 
 
-def _tokens_per_chunk(vocabulary: int) -> int:
-    """Fewer if the logits then fit a pooled tensor, as long as the matrix product stays a wide one."""
+def _tokens_per_chunk(vocabulary: int, device: torch.device) -> int:
+    """On a CPU fewer if the logits then fit a pooled tensor, as long as the matrix product stays a wide one."""
+    most = TOKENS_PER_CHUNK.get(device.type, TOKENS_PER_CHUNK["cpu"])
     fit = LARGEST_POOLED_TENSOR // vocabulary
-    return fit if TOKENS_PER_CHUNK // 2 <= fit < TOKENS_PER_CHUNK else TOKENS_PER_CHUNK
+    return fit if device.type == "cpu" and most // 2 <= fit < most else most
 
 
 def _autocast_dtype(hidden: Tensor) -> torch.dtype | None:
@@ -127,6 +133,6 @@ class _ChunkedHead(torch.autograd.Function):
         (hidden,) = ctx.saved_tensors
         backward = BackwardPass(ctx.request, ctx.selected)
         again = [w for states in backward.teachers.values() for w in states.weights]
-        with torch.autocast(hidden.device.type, enabled=False), gathered(*ctx.request.weights, *again):
+        with torch.autocast(hidden.device.type, enabled=False), gathered(*ctx.request.weights, *again, rounded=True):
             gradients = backward.run(hidden, ctx.needs_input_grad[1:], logprobs, divergences)
         return None, *gradients

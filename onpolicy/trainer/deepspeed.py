@@ -4,33 +4,37 @@ Each rank of a process group holds one engine and computes its shard of a step's
 denominators of all ranks, so gradients are summed over ranks and never averaged: DeepSpeed averages, hence the loss is
 multiplied by the number of ranks. Weights, optimizer and gradients are float32 in every stage; ``precision`` is what the
 forward pass runs in, so an EMA teacher loses nothing to rounding.
+
+DeepSpeed switches an autocast that was opened outside of its engine off, and asks CUDA's flag to know. So ours is opened inside
+(``Body``), and DeepSpeed has its own section ``torch_autocast``, whose state is the process's: student and teachers have the same.
+In bfloat16 the linear layers' matrices are also gathered, and their gradients reduced, in bfloat16, at half the bytes (ZeRO 1 to 3).
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import math
-import os
-import socket
-import warnings
 from collections.abc import Callable, Mapping
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
+from onpolicy.config.bounds import NOT_NEGATIVE, POSITIVE
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.config.shipped import find_config
+from onpolicy.trainer.body_runner import BodyRunner
 from onpolicy.trainer.collectives import ProcessGroup, SingleProcess
-from onpolicy.trainer.engine import OptimizerState, adamw, load_state_by_name, set_lr, state_by_name
+from onpolicy.trainer.compiler_lock import abandoned_locks_removed
+from onpolicy.trainer.engine import OptimizerState, adamw, fuse, load_state_by_name, set_lr, state_by_name
 from onpolicy.trainer.forward import Layout
+from onpolicy.trainer.forward_settings import ForwardSettings, Precision
 from onpolicy.trainer.head import head_weights
 from onpolicy.trainer.lora import LoraSettings
-from onpolicy.trainer.trainer import ForwardSettings, PolicyTrainer, TrainerSetup
-from onpolicy.trainer.zero3 import gathered, gathered_for_write
+from onpolicy.trainer.process_group import join_process_group
+from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup
+from onpolicy.trainer.zero3 import gathered, gathered_for_write, travel_in
 from onpolicy.utils.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -49,12 +53,12 @@ OURS = {
     "torch_autocast": "trainer.precision",
 }
 """DeepSpeed's keys that a key of our config sets."""
-COLLECTIVE_TIMEOUT = timedelta(hours=6)
-"""How long a rank waits for another, which may be saving a checkpoint or sampling for an evaluation."""
 MOMENTS = ("exp_avg", "exp_avg_sq")
+PERSISTENCE = ("stage3_param_persistence_threshold", "param_persistence_threshold")
+"""DeepSpeed's names for one key: how many numbers a parameter has at most that stays gathered in ZeRO-3."""
 
 
-class DeepSpeedEngine:
+class DeepSpeedEngine(BodyRunner):
     """One rank; ZeRO-3 shards student and teachers."""
 
     student: PreTrainedModel
@@ -69,7 +73,7 @@ class DeepSpeedEngine:
             config: path of a DeepSpeed config (JSON); None: ZeRO stage 2
         """
         self._config, self.settings = read_config(config), settings
-        self.device = torch.device(init_process_group())
+        super().__init__(torch.device(join_process_group()))
         import torch.distributed as dist
 
         self.collectives: SingleProcess = ProcessGroup(dist.get_rank(), dist.get_world_size())
@@ -80,40 +84,41 @@ class DeepSpeedEngine:
 
     @property
     def body(self) -> Callable[..., Any]:
-        return lambda **inputs: _run(self._zero, self.device, inputs)
+        return lambda **inputs: self.run(self.student, self._zero, self._moved(inputs))
 
-    def prepare_frozen(self, model: PreTrainedModel) -> Callable[..., Any] | None:
+    def prepare_frozen(self, model: PreTrainedModel) -> Callable[..., Any]:
         """A teacher is sharded, and offloaded, as the student is; no parameter of it stays whole, so its shards are all it holds."""
         if self.stage < 3:
-            model.to(self.device)
-            return None
-        import deepspeed
+            body: Callable[..., Any] = Body(model.to(self.device), self.autocast)
+        else:
+            own = ("offload_optimizer", *PERSISTENCE)
+            zero = {key: value for key, value in self._config["zero_optimization"].items() if key not in own}
+            zero[PERSISTENCE[0]] = 0
+            body = self._initialized(model, zero)
+        return lambda **inputs: self.run(model, body, self._moved(inputs))
 
-        zero = {**self._config["zero_optimization"], "stage3_param_persistence_threshold": 0}
-        zero.pop("offload_optimizer", None)
-        engine, *_ = deepspeed.initialize(model=Body(model), config=self._full_config(zero))
-        return lambda **inputs: _run(engine, self.device, inputs)
+    def _moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """Inputs from whatever device."""
+        return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
 
     def prepare_student(self, student: PreTrainedModel) -> None:
-        import deepspeed
-
         self.student, zero = student, self._config["zero_optimization"]
         if self.stage < 3:
             student.to(self.device)
-        self._adamw = adamw(student, self.settings)
-        if "offload_optimizer" in zero:  # which then runs on the CPU, in one pass over its tensors
-            self._adamw.defaults["fused"] = self._adamw.param_groups[0]["fused"] = True
-            self._adamw.param_groups[0]["foreach"] = False
-        self._zero, _, _, _ = deepspeed.initialize(
-            model=Body(student), optimizer=self._adamw, config=self._full_config(zero)
-        )
+        self._adamw = adamw(student, self.settings, self.device)
+        if "offload_optimizer" in zero:  # which then runs on the CPU
+            fuse(self._adamw)
+        self._zero = self._initialized(student, zero, optimizer=self._adamw)
         self._guard(self._adamw)
 
     def set_lr(self, lr: float) -> None:
         set_lr(self._zero.optimizer, lr)
 
     def backward(self, loss: Tensor) -> None:
-        with gathered(*head_weights(self.student)):  # until its gradient has been added up: no module of its own runs
+        self.alive()
+        with gathered(
+            *head_weights(self.student), rounded=True
+        ):  # until its gradient has been added up: no module of its own runs
             self._zero.backward(loss * self.collectives.size)
 
     def step(self) -> float:
@@ -129,7 +134,7 @@ class DeepSpeedEngine:
         """The norm of the gradient that the optimizer is about to use. Stage 0 of DeepSpeed would clip what is not finite."""
         if self.stage:
             return float(self._zero.optimizer._global_grad_norm)
-        return float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
+        return float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip_norm))
 
     def _guard(self, optimizer: torch.optim.Optimizer) -> None:
         """A gradient that is 0 or not finite changes nothing, as under ``TorchEngine``; Adam's momentum alone would move the weights."""
@@ -149,7 +154,7 @@ class DeepSpeedEngine:
 
         steps = {float(state["step"]) for state in self._adamw.state.values() if "step" in state}
         found: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in self.student.named_parameters() if steps else ():
+        for name, parameter in self.each(self.student.named_parameters()) if steps else ():
             if parameter.requires_grad:
                 full = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
                 if self.collectives.rank == 0:
@@ -167,10 +172,11 @@ class DeepSpeedEngine:
         inner = self._zero.optimizer
         for flat in inner.fp32_partitioned_groups_flat if self.stage == 3 else inner.single_partition_of_fp32_groups:
             zeros = {key: torch.zeros_like(flat, requires_grad=False) for key in MOMENTS}
-            self._adamw.state[flat] = {"step": torch.tensor(step), **zeros}
+            where = flat.device if self._adamw.param_groups[0].get("fused") else "cpu"
+            self._adamw.state[flat] = {"step": torch.tensor(step, device=where), **zeros}
         if self.stage < 3:
             inner._lazy_init_hp_params_optimizer_state()
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in self.each(self.student.named_parameters()):
             if name in state:
                 for key in MOMENTS:
                     safe_set_full_optimizer_state(parameter, state[name][key].to(self.device), key)
@@ -179,23 +185,39 @@ class DeepSpeedEngine:
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         from deepspeed.utils import safe_set_full_fp32_param
 
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in self.each(self.student.named_parameters()):
             if parameter.requires_grad:
                 with gathered_for_write(parameter):
                     parameter.copy_(weights[name])
                 if self.stage:  # the optimizer has a copy of its own
                     safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
 
+    def _initialized(self, model: PreTrainedModel, zero: Mapping[str, Any], **more: Any) -> Any:
+        """DeepSpeed's engine around the model's body."""
+        import deepspeed
+
+        if self.precision == "bfloat16":  # before DeepSpeed makes a bucket for each dtype that travels
+            travel_in(torch.bfloat16, model, more_than=persistent_size(zero))
+        with abandoned_locks_removed():
+            engine, *_ = deepspeed.initialize(model=Body(model, self.autocast), config=self._full_config(zero), **more)
+        return engine
+
     def _full_config(self, zero: Mapping[str, Any]) -> dict[str, Any]:
+        max_norm = self.settings.clip_norm
         return {
             **self._config,
             "zero_optimization": dict(zero),
             "train_micro_batch_size_per_gpu": 1,  # has no effect here, but DeepSpeed requires it
             "managed_gradient_accumulation": False,  # as many micro-batches as it takes, then step
-            "gradient_clipping": self.settings.max_grad_norm if self.stage else 0.0,
+            "gradient_clipping": max_norm if self.stage and math.isfinite(max_norm) else 0.0,  # 0: off
             "zero_allow_untested_optimizer": True,
             "zero_force_ds_cpu_optimizer": False,
             "steps_per_print": None,
+            "torch_autocast": {
+                "enabled": self.precision == "bfloat16",
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],  # travel_in has marked those whose rounding changes nothing
+            },
         }
 
 
@@ -203,11 +225,11 @@ def deepspeed(
     *,
     setup: TrainerSetup,
     config: str | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "auto",
     layout: Layout | None = None,
-    gradient_checkpointing: bool = False,
-    lora_rank: int = 0,
-    lora_alpha: int = 32,
+    gradient_checkpointing: bool | None = None,
+    lora_rank: Annotated[int, NOT_NEGATIVE] = 0,
+    lora_alpha: Annotated[int, POSITIVE] = 32,
     lora_targets: list[str] | None = None,
 ) -> PolicyTrainer:
     """The trainer of one rank among several, sharded by DeepSpeed ZeRO.
@@ -215,13 +237,15 @@ def deepspeed(
     Args:
         config: path of a DeepSpeed config (JSON) with `zero_optimization` and anything else that no key here sets, e.g.
             deepspeed/zero3_offload; null: ZeRO stage 2
-        precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32
+        precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a CUDA GPU, else
+            float32. In bfloat16, ranks exchange the linear layers' weights and gradients in it too (ZeRO 1 to 3)
         layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
             `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
-        gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time
+        gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time; null: on a CUDA GPU
         lora_rank: rank of low-rank adapters, the only weights then trained; 0: all weights are trained
         lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank
-        lora_targets: suffixes of the names of the layers that get an adapter; null: every linear layer but the head
+        lora_targets: suffixes of the names of the layers that get an adapter; null: every linear layer, and every expert, but the
+            head; an embedding's adapter is added to a head that is tied to it as well
     """
     return PolicyTrainer(
         setup,
@@ -234,17 +258,22 @@ def deepspeed(
 class Body(torch.nn.Module):
     """A model without its head, as a module whose forward pass DeepSpeed can follow."""
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    def __init__(self, model: PreTrainedModel, autocast: Callable[[], AbstractContextManager[Any]]) -> None:
         super().__init__()
-        self.model = model
+        self.model, self._autocast = model, autocast
 
     def forward(self, **inputs: Any) -> Any:
-        return self.model.base_model(**inputs)
+        with self._autocast():  # inside of DeepSpeed's forward, which would switch one that is opened outside off
+            return self.model.base_model(**inputs)
 
 
-def _run(engine: Any, device: torch.device, inputs: Mapping[str, Any]) -> Any:
-    """Runs a DeepSpeed engine on inputs from whatever device."""
-    return engine(**{k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()})
+def persistent_size(zero: Mapping[str, Any]) -> int:
+    """How many numbers a parameter has at most that stays gathered, as DeepSpeed reads it from ``zero_optimization``; 0 before ZeRO-3."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    if zero.get("stage", 0) != 3:
+        return 0
+    return int(DeepSpeedZeroConfig(**zero).param_persistence_threshold)
 
 
 def read_config(path: str | None) -> dict[str, Any]:
@@ -277,44 +306,3 @@ def read_config(path: str | None) -> dict[str, Any]:
     if stage not in (0, 1, 2, 3):
         raise ConfigError(f"trainer.config: {path!r} has zero_optimization.stage {stage!r}, expected 0, 1, 2 or 3")
     return config
-
-
-def init_process_group(init_method: str | None = None) -> str:
-    """Joins the process group that the environment describes, or a group of one; returns this rank's device.
-
-    Args:
-        init_method: torch's ``init_method``, by which the ranks find each other; None: the launcher's environment variables
-    """
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else "cpu"
-    if device == "cpu":
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    else:
-        torch.cuda.set_device(device)
-    import deepspeed
-    import torch.distributed as dist
-
-    if dist.is_initialized():
-        return device
-    if "RANK" not in os.environ or (init_method is None and "MASTER_PORT" not in os.environ):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        os.environ |= {
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-        }
-    where = {"rank": int(os.environ["RANK"]), "world_size": int(os.environ["WORLD_SIZE"])} if init_method else {}
-    warnings.filterwarnings("ignore", r"`torch.distributed.*is deprecated", FutureWarning)  # DeepSpeed's own calls
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it compiles
-        deepspeed.init_distributed(
-            "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl",
-            init_method=init_method,
-            timeout=COLLECTIVE_TIMEOUT,
-            auto_mpi_discovery=False,
-            verbose=False,
-            **where,
-        )
-    return device

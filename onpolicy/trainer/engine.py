@@ -6,14 +6,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from onpolicy.config.schema import TrainerSettings
+from onpolicy.trainer.body_runner import BodyRunner, Item
 from onpolicy.trainer.collectives import SingleProcess
+from onpolicy.utils.device import torch_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -22,19 +25,38 @@ OptimizerState = Mapping[str, Mapping[str, Tensor]]
 """Parameter -> name of the optimizer's tensor (``step``, ``exp_avg``, ``exp_avg_sq``) -> the full tensor."""
 
 
+FUSED_ON = ("cuda",)
+"""Devices on which AdamW runs fused. A CPU keeps the loop that its committed numbers come from; they differ in rounding."""
+
+
 class Engine(Protocol):
     """The weights of student and teachers on one rank, and the optimizer."""
 
     device: torch.device
     collectives: SingleProcess
     """Sharding and reductions across the ranks."""
+    precision: Literal["float32", "bfloat16"]
+    """What forward passes compute in; set before the first model is placed."""
+    alive: Callable[[], None]
+    """Called before each forward and backward pass and for each parameter that is gathered or written: silence means a hang."""
 
-    @property
-    def body(self) -> Callable[..., Any] | None:
-        """Runs the student without its head; None: the model's own body."""
+    computed: dict[int, str]
+    """By id of a model, the dtype in which its first pass ran, as seen."""
+
+    def autocast(self) -> torch.autocast:
+        """What the head runs in; a body opens its own."""
         ...
 
-    def prepare_frozen(self, model: PreTrainedModel) -> Callable[..., Any] | None:
+    def each(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The items, with a sign of life before each."""
+        ...
+
+    @property
+    def body(self) -> Callable[..., Any]:
+        """Runs the student without its head, in ``precision``."""
+        ...
+
+    def prepare_frozen(self, model: PreTrainedModel) -> Callable[..., Any]:
         """Puts a model that has no gradient where it runs; returns what runs it without its head, as ``body``."""
         ...
 
@@ -70,10 +92,9 @@ class Engine(Protocol):
         ...
 
 
-class TorchEngine:
+class TorchEngine(BodyRunner):
     """Plain torch in one process on one device; weights and optimizer in float32."""
 
-    body = None
     student: PreTrainedModel
     optimizer: torch.optim.Optimizer
 
@@ -83,24 +104,34 @@ class TorchEngine:
             settings: learning rate, AdamW's constants and the largest norm of a gradient
             device: torch device; None: the GPU if there is one, else the CPU
         """
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        super().__init__(torch_device(device, "trainer.device"))
         self.settings, self.collectives = settings, SingleProcess()
 
-    def prepare_frozen(self, model: PreTrainedModel) -> None:
+    @property
+    def body(self) -> Callable[..., Any]:
+        return lambda **inputs: self.run(self.student, partial(self._forward, self.student), inputs)
+
+    def prepare_frozen(self, model: PreTrainedModel) -> Callable[..., Any]:
         model.to(self.device)
+        return lambda **inputs: self.run(model, partial(self._forward, model), inputs)
+
+    def _forward(self, model: PreTrainedModel, **inputs: Any) -> Any:
+        with self.autocast():
+            return model.base_model(**inputs)
 
     def prepare_student(self, student: PreTrainedModel) -> None:
         self.student = student.to(self.device)
-        self.optimizer = adamw(student, self.settings)
+        self.optimizer = adamw(student, self.settings, self.device)
 
     def set_lr(self, lr: float) -> None:
         set_lr(self.optimizer, lr)
 
     def backward(self, loss: Tensor) -> None:
+        self.alive()
         loss.backward()  # type: ignore[no-untyped-call]
 
     def step(self) -> float:
-        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.max_grad_norm))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.student.parameters(), self.settings.clip_norm))
         if math.isfinite(norm) and norm > 0.0:
             self.optimizer.step()
         self.discard_gradient()
@@ -118,19 +149,28 @@ class TorchEngine:
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.student.named_parameters():
+        for name, parameter in self.each(self.student.named_parameters()):
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
 
 
-def adamw(model: PreTrainedModel, settings: TrainerSettings) -> torch.optim.AdamW:
-    """AdamW over the parameters that are trained."""
-    return torch.optim.AdamW(
+def adamw(model: PreTrainedModel, settings: TrainerSettings, device: torch.device) -> torch.optim.AdamW:
+    """AdamW over the parameters that are trained, updated on ``device``."""
+    optimizer = torch.optim.AdamW(
         [p for p in model.parameters() if p.requires_grad],
         lr=settings.lr,
         betas=(settings.betas[0], settings.betas[1]),
         weight_decay=settings.weight_decay,
     )
+    if device.type in FUSED_ON:
+        fuse(optimizer)
+    return optimizer
+
+
+def fuse(optimizer: torch.optim.AdamW) -> None:
+    """One pass over each tensor, without temporaries; the default on a GPU makes one as large as the model."""
+    for group in (optimizer.defaults, *optimizer.param_groups):
+        group["fused"], group["foreach"] = True, False
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
@@ -148,10 +188,11 @@ def state_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> d
 
 
 def load_state_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Puts back what ``state_by_name`` returned; the step counter stays on the CPU, as AdamW keeps it."""
+    """Puts back what ``state_by_name`` returned; the step counter goes where AdamW keeps it."""
+    fused = optimizer.param_groups[0].get("fused")
     for name, parameter in model.named_parameters():
         if name in state:
             optimizer.state[parameter] = {
-                key: value.to("cpu" if key == "step" else parameter.device, copy=True)
+                key: value.to("cpu" if key == "step" and not fused else parameter.device, copy=True)
                 for key, value in state[name].items()
             }

@@ -25,7 +25,15 @@ Layout = Literal["padded", "packed"]
 def completion_states(
     model: PreTrainedModel, rows: Sequence[Row], *, layout: Layout = "padded", body: Callable[..., Any] | None = None
 ) -> HiddenStates:
-    """The hidden states that predict every token of the rows' completions, N together, row after row.
+    """What ``completion_hidden`` returns, with the model's head; it has the same arguments."""
+    hidden = completion_hidden(model, rows, layout=layout, body=body)
+    return HiddenStates(hidden=hidden, head=head_of(model), weights=head_weights(model))
+
+
+def completion_hidden(
+    model: PreTrainedModel, rows: Sequence[Row], *, layout: Layout = "padded", body: Callable[..., Any] | None = None
+) -> Tensor:
+    """``[N, H]``, the hidden states that predict every token of the rows' completions, N together, row after row.
 
     Args:
         model: a causal language model of transformers; for ``packed`` it must have been through ``prefix_sharing.enable_prefix_sharing``
@@ -33,8 +41,7 @@ def completion_states(
         layout: ``padded`` runs the rows as they are; ``packed`` runs them as one row without padding, equal prompts once
         body: runs the model without its head; None: the model itself
     """
-    hidden = (_padded if layout == "padded" else _packed)(body or model.base_model, rows, model.device)
-    return HiddenStates(hidden=hidden, head=head_of(model), weights=head_weights(model))
+    return (_padded if layout == "padded" else _packed)(body or model.base_model, rows, model.device)
 
 
 def _padded(body: Callable[..., Any], rows: Sequence[Row], device: torch.device) -> Tensor:

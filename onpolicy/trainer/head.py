@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-from onpolicy.trainer.zero3 import gathered
+from onpolicy.trainer.lora import adapter_of_head, merged_weight, own_parameters
+from onpolicy.trainer.zero3 import gathered, gathered_exactly
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -66,25 +67,41 @@ class HiddenStates:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The model's own head, with its scaling (Cohere, Granite) and soft cap (Gemma)."""
-    layer = model.get_output_embeddings()
+    """The model's own head, with its scaling (Cohere, Granite), soft cap (Gemma) and adapter.
+
+    With an adapter its matrix is a new full tensor of the same size; without one it is the parameter, sharded if that is.
+    """
+    layer, adapter = model.get_output_embeddings(), adapter_of_head(model)
+    weight = layer.weight
+    if adapter is not None:
+        with gathered(*head_weights(model)):
+            weight = merged_weight(weight, adapter)
     config = model.config.get_text_config()
     scale = getattr(config, "logit_scale", None) or 1.0
     divisor = getattr(config, "logits_scaling", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)
-    return Head(layer.weight, getattr(layer, "bias", None), scale=scale / divisor, cap=cap)
+    return Head(weight, getattr(layer, "bias", None), scale=scale / divisor, cap=cap)
 
 
 def head_weights(model: PreTrainedModel) -> tuple[Tensor, ...]:
     """The parameters of ``head_of``."""
-    layer = model.get_output_embeddings()
-    return tuple(p for p in (layer.weight, getattr(layer, "bias", None)) if p is not None)
+    layer, adapter = model.get_output_embeddings(), adapter_of_head(model)
+    own = () if adapter is None else own_parameters(adapter)
+    return tuple(p for p in (layer.weight, getattr(layer, "bias", None), *own) if p is not None)
 
 
 @torch.no_grad()
-def head_error(model: PreTrainedModel, input_ids: Tensor) -> float:
-    """Largest difference between ``head_of`` and the model's own logits on ``[1, S]``; more than rounding means an unknown head."""
-    hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
-    with gathered(*head_weights(model)):
-        ours = head_of(model).logits(hidden)
-    return float((ours - model(input_ids=input_ids, use_cache=False).logits).abs().max())
+def head_error(model: PreTrainedModel, input_ids: Tensor) -> tuple[float, float]:
+    """Largest difference between ``head_of`` and the model's own logits on ``[1, S]``, and between those of two passes.
+
+    More than rounding in the first means an unknown head, in the second a model that is random.
+    """
+    weights = head_weights(model)
+    with gathered_exactly(
+        *weights
+    ):  # which a forward pass under ZeRO-3 might gather rounded, and ``gathered`` would not
+        hidden = model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        with gathered(*weights):
+            ours = head_of(model).logits(hidden)
+        own, again = (model(input_ids=input_ids, use_cache=False).logits for _ in range(2))
+    return float((ours - own).abs().max()), float((own - again).abs().max())

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 ATTENTION_NAME = "onpolicy_prefix_sharing"
 """The name under which the attention is registered with transformers."""
+SMALLEST_BLOCK, LARGEST_BLOCK = 128, 1024
+"""Queries of a sliding window that run together: as many as the window is long, within these."""
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Options that some models pass to their attention, beyond the scaled dot product."""
 
@@ -71,8 +73,33 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None
         if queries == keys:
             return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale)
         return scaled_dot_product_attention(query, key, value, attn_mask=causal_lower_right(queries, keys), scale=scale)
-    back = torch.arange(keys - queries, keys, device=query.device)[:, None] - torch.arange(keys, device=query.device)
-    return scaled_dot_product_attention(query, key, value, attn_mask=(back >= 0) & (back < window), scale=scale)
+    return _windowed(query, key, value, scale=scale, window=window)
+
+
+def _windowed(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int) -> Tensor:
+    """Causal attention to the last ``window`` keys, a block of queries at a time, each over the keys that it can see alone.
+
+    So the mask is one of a block, whatever the length, and the work grows with the length and not with its square.
+    """
+    queries, keys = query.shape[2], key.shape[2]
+    size = max(SMALLEST_BLOCK, min(window, LARGEST_BLOCK))
+    blocks, masks = [], {}
+    for start in range(0, max(queries, 1), size):  # a completion of one token has no queries
+        block = query[:, :, start : start + size]
+        last = keys - queries + start + block.shape[2]  # the last key that it sees, plus one
+        first = max(0, last - block.shape[2] - window + 1)
+        shape = block.shape[2], last - first
+        if shape not in masks:
+            masks[shape] = _window_mask(*shape, window, query.device)
+        seen = key[:, :, first:last], value[:, :, first:last]
+        blocks.append(scaled_dot_product_attention(block, *seen, attn_mask=masks[shape], scale=scale))
+    return torch.cat(blocks, 2)
+
+
+def _window_mask(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """[queries, keys] where a query sees a key; the queries belong to the last of the keys."""
+    back = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)
+    return (back >= 0) & (back < window)
 
 
 def pack(rows: Sequence[Row]) -> tuple[PackedTrees, list[int], list[int], list[Tensor]]:
@@ -95,7 +122,10 @@ def pack(rows: Sequence[Row]) -> tuple[PackedTrees, list[int], list[int], list[T
         ids += prompt
         positions += range(len(prompt))
         for number, completion in zip(numbers, completions, strict=True):
-            columns[number] = torch.tensor([last, *range(len(ids), len(ids) + len(completion))])
+            predicting = [last, *range(len(ids), len(ids) + len(completion))]
+            columns[number] = torch.tensor(
+                predicting[: len(rows[number][1])], dtype=torch.long
+            )  # an empty completion has none
             ids += completion
             positions += range(len(prompt), len(prompt) + len(completion))
         trees.append(PrefixTree(len(prompt), tuple(map(len, completions))))

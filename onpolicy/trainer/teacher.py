@@ -13,11 +13,11 @@ from torch import Tensor
 
 from onpolicy.trainer.collate import select_sampled
 from onpolicy.trainer.engine import Engine
-from onpolicy.trainer.forward import Layout, completion_states
+from onpolicy.trainer.forward import Layout, completion_hidden
 from onpolicy.trainer.head import HeadLike, HiddenStates, head_of, head_weights
-from onpolicy.trainer.lora import adapted, adapter_off
+from onpolicy.trainer.lora import adapted, adapter_off, merged_weights
 from onpolicy.trainer.micro_batches import Row, micro_batches
-from onpolicy.trainer.teacher_rules import WeightRule
+from onpolicy.trainer.teacher_rules import Update, WeightRule
 from onpolicy.trainer.zero3 import full_tensors, gathered_for_write, local_shard
 from onpolicy.types import REF, Example, TrainBatch
 
@@ -42,7 +42,8 @@ class ScoringModel:
 
     @property
     def head(self) -> HeadLike:
-        own, length = head_of(self.model), self.vocabulary
+        with torch.no_grad(), self.adapters():
+            own, length = head_of(self.model), self.vocabulary
         return own if length is None or length == _vocabulary(self.model) else ResizedHead(own, length)
 
     def adapters(self) -> AbstractContextManager[None]:
@@ -216,7 +217,7 @@ class TeacherScorer:
 
     def _run(self, reader: ScoringModel, rows: Sequence[Row]) -> Tensor:
         with reader.adapters():
-            return completion_states(reader.model, rows, layout=self.layout, body=reader.body).hidden
+            return completion_hidden(reader.model, rows, layout=self.layout, body=reader.body)
 
     @property
     def readers(self) -> tuple[ScoringModel, ...]:
@@ -235,6 +236,9 @@ class TeacherScorer:
         """Applies the rule after optimizer step ``step``, unless the teacher is frozen."""
         if self.rule.update is None or self.frozen:
             return
+        if adapted(self.student):
+            self._update_merged(self.rule.update, step)
+            return
         reads_ref = self.reference is not None and self.rule.reads_ref
         reference = dict(self.reference.model.named_parameters()) if self.reference is not None and reads_ref else {}
         teacher = dict(self.teacher.model.named_parameters())
@@ -243,6 +247,15 @@ class TeacherScorer:
                 ref = local_shard(reference[name]) if name in reference else None
                 self.rule.update(local_shard(teacher[name]), local_shard(student), ref, step)
 
+    def _update_merged(self, update: Update, step: int) -> None:
+        """Applies the rule to the sums of weights and adapters: the mean of A's times that of B's is not the mean of their products. The
+        teacher keeps the sums in its base weights; its own adapters stay at 0."""
+        teacher = {name.replace(".base_layer", ""): p for name, p in self.teacher.model.named_parameters()}
+        for name, student in self.engine.each(merged_weights(self.student, only_adapted=True)):
+            if name in teacher:  # a tied matrix has two names and is one parameter
+                with gathered_for_write(teacher[name]):
+                    update(teacher[name], student, None, step)
+
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights of a teacher that is updated; the others are loaded again from their source."""
         if self.rule.update is not None:
@@ -250,7 +263,7 @@ class TeacherScorer:
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        for name, parameter in self.teacher.model.named_parameters():
+        for name, parameter in self.engine.each(self.teacher.model.named_parameters()):
             if name in weights and self.rule.update is not None:
                 with gathered_for_write(parameter):
                     parameter.copy_(weights[name])

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
+from onpolicy.config.bounds import AT_LEAST_ONE, Bounds
+
+Share = Annotated[float, Bounds(least=0, most=1)]
 Update = Callable[[Tensor, Tensor, Tensor | None, int], None]
 """``(teacher, student, ref, step)``: updates one teacher tensor in place after an optimizer step, a full tensor or a shard; ``ref`` is the
 reference model's tensor, None unless ``reads_ref``."""
@@ -51,29 +55,26 @@ def model(*, path: str) -> WeightRule:
     return WeightRule(copies=True, path=path)
 
 
-def ema(*, ema_decay: float = 0.95) -> WeightRule:
+def ema(*, ema_decay: Share = 0.95) -> WeightRule:
     """teacher <- ema_decay teacher + (1 - ema_decay) student after each step; SDPO's update rate .05 is a decay of .95.
 
     Args:
         ema_decay: fraction of the old teacher that is kept, 0 to 1
     """
-    decay = _share("ema_decay", ema_decay)
 
     def update(teacher: Tensor, student: Tensor, ref: Tensor | None, step: int) -> None:
         with torch.no_grad():
-            teacher.mul_(decay).add_(student.to(teacher), alpha=1.0 - decay)
+            teacher.mul_(ema_decay).add_(student.to(teacher), alpha=1.0 - ema_decay)
 
     return WeightRule(copies=True, update=update)
 
 
-def snapshot(*, every: int = 10) -> WeightRule:
+def snapshot(*, every: Annotated[int, AT_LEAST_ONE] = 10) -> WeightRule:
     """The student as it was at the last multiple of ``every`` steps (RLSD, RLCSD's sync interval).
 
     Args:
         every: steps between two copies
     """
-    if every < 1:
-        raise ValueError(f"teacher.every must be at least 1, got {every}")
 
     def update(teacher: Tensor, student: Tensor, ref: Tensor | None, step: int) -> None:
         if step % every == 0:
@@ -83,23 +84,22 @@ def snapshot(*, every: int = 10) -> WeightRule:
     return WeightRule(copies=True, update=update)
 
 
-def trust_region_weights(*, student_share: float = 0.05) -> WeightRule:
+def trust_region_weights(*, student_share: Share = 0.05) -> WeightRule:
     """teacher = (1 - student_share) ref + student_share student, weight by weight, after each step.
 
     Args:
         student_share: distance from the reference model; 0 is `frozen`, 1 the student after the last step
     """
-    share = _share("student_share", student_share)
 
     def update(teacher: Tensor, student: Tensor, ref: Tensor | None, step: int) -> None:
         assert ref is not None
         with torch.no_grad():
-            teacher.copy_(ref).lerp_(student.to(teacher), share)
+            teacher.copy_(ref).lerp_(student.to(teacher), student_share)
 
     return WeightRule(copies=True, update=update, reads_ref=True)
 
 
-def trust_region_logits(*, student_share: float = 0.05) -> WeightRule:
+def trust_region_logits(*, student_share: Share = 0.05) -> WeightRule:
     """Teacher logits = (1 - student_share) ref + student_share student, both reading the privileged prompt (SDPO's trust region).
 
     SDPO (arXiv 2601.20802): the distribution is the normalised geometric mean of the two. It takes two forward passes per context.
@@ -107,10 +107,4 @@ def trust_region_logits(*, student_share: float = 0.05) -> WeightRule:
     Args:
         student_share: 0 is `frozen`, 1 is `live`
     """
-    return WeightRule(copies=True, student_share=_share("student_share", student_share))
-
-
-def _share(name: str, value: float) -> float:
-    if not 0.0 <= value <= 1.0:
-        raise ValueError(f"teacher.{name} must lie between 0 and 1, got {value}")
-    return value
+    return WeightRule(copies=True, student_share=student_share)

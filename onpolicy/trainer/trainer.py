@@ -6,11 +6,12 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
 
+from onpolicy.config.bounds import NOT_NEGATIVE, POSITIVE
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import MetricAccumulator, Objective
@@ -20,9 +21,12 @@ from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.collate import select_sampled
 from onpolicy.trainer.engine import Engine, TorchEngine
 from onpolicy.trainer.forward import Layout, completion_states
+from onpolicy.trainer.forward_settings import ForwardReport, ForwardSettings, Precision
 from onpolicy.trainer.head import HiddenStates
+from onpolicy.trainer.learning_rate import lr_factor
 from onpolicy.trainer.lora import LoraSettings, adapted, adapter_tensors, add_adapter, merged_weights
 from onpolicy.trainer.loss_inputs import loss_inputs, observe, stacked
+from onpolicy.trainer.recompute import recomputable_layers, recompute_layers
 from onpolicy.trainer.teacher import TeacherHidden, TeacherScorer
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.totals import has_tokens, update_totals
@@ -57,16 +61,8 @@ class TrainerSetup:
     teacher_model: PreTrainedModel | None = None
     """The model that teaches if the rule names one of its own."""
     telemetry: TokenTelemetry | None = None
-
-
-@dataclass(frozen=True)
-class ForwardSettings:
-    """How the student's forward pass runs."""
-
-    precision: Literal["float32", "bfloat16"] = "float32"
-    layout: Layout | None = None
-    """None: packed if every model supports prefix sharing, else padded."""
-    gradient_checkpointing: bool = False
+    seed: int = 0
+    """The run's: of the first values of adapters."""
 
 
 class PolicyTrainer:
@@ -86,12 +82,13 @@ class PolicyTrainer:
         self.student = setup.student.to(torch.float32).eval()  # no dropout: teacher = student must give exactly 0
         self.objective, self.rule, self.settings = setup.objective, setup.rule, setup.settings
         self.clock, self.telemetry = setup.clock, setup.telemetry
+        engine.alive = lambda: self.clock.on_progress()
         self.layout = choose_layout(forward.layout, *(m for m in (setup.student, setup.teacher_model) if m is not None))
-        self._autocast_enabled = forward.precision == "bfloat16"
-        if forward.gradient_checkpointing:
-            _train_without_dropout(self.student)
-            self.student.gradient_checkpointing_enable({"use_reentrant": False})
-        add_adapter(self.student, lora)
+        self.forward_report = _report(forward, engine, can_recompute=bool(recomputable_layers(self.student)))
+        engine.precision = self.forward_report.precision
+        if self.forward_report.settings.gradient_checkpointing:
+            recompute_layers(self.student)
+        add_adapter(self.student, lora, seed=setup.seed)
         self.teacher_scorer = TeacherScorer(
             self.student,
             self.rule,
@@ -224,18 +221,19 @@ class PolicyTrainer:
         """
         hidden = self.teacher_hidden(batch.examples) if teacher_hidden is None else teacher_hidden
         teachers = self.teacher_scorer.states(batch, hidden)
-        with self.clock.phase("update"), self._autocast():
+        with self.clock.phase("update"):
             student = self._student_states(batch.examples)
             student = student if through is None else through(student)
             ids, comparisons = batch.completion_ids[batch.sampled_mask], self.objective.comparisons
-            stats = token_stats(
-                student,
-                teachers,
-                ids,
-                comparisons,
-                marker_ids=self.marker_ids,
-                temperatures=self.objective.temperatures,
-            )
+            with self.engine.autocast():
+                stats = token_stats(
+                    student,
+                    teachers,
+                    ids,
+                    comparisons,
+                    marker_ids=self.marker_ids,
+                    temperatures=self.objective.temperatures,
+                )
         return loss_inputs(batch, stats, old_logprobs)
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -244,9 +242,9 @@ class PolicyTrainer:
         vLLM on the CPU repacks the head's matrix, so one that is tied to the embedding has to be named again.
         """
         if adapted(self.student):
-            yield from merged_weights(self.student)
+            yield from self.engine.each(merged_weights(self.student))
         else:
-            yield from full_tensors(self.student.state_dict(keep_vars=True).items())
+            yield from self.engine.each(full_tensors(self.student.state_dict(keep_vars=True).items()))
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:
@@ -256,8 +254,8 @@ class PolicyTrainer:
         idle = self.collectives.max_passes(len(cut)) - len(cut)
         for indices in [*cut, *cut[:1] * idle]:
             batch = self.batching.batch([examples[i] for i in indices])
-            with self._autocast():
-                states = self._student_states(batch.examples)
+            states = self._student_states(batch.examples)
+            with self.engine.autocast():
                 flat = token_stats(states, {}, batch.completion_ids[batch.sampled_mask]).logprobs
             lengths = [e.rollout.num_sampled for e in batch.examples]
             for i, row in zip(indices, flat.split(lengths), strict=True):
@@ -267,7 +265,7 @@ class PolicyTrainer:
     @torch.no_grad()
     def teacher_hidden(self, examples: Sequence[Example]) -> list[TeacherHidden]:
         """The hidden states of teacher and reference model for each example, under the teacher's current weights."""
-        with self.clock.phase("score"), self._autocast():
+        with self.clock.phase("score"):
             budget = NO_GRAPH_FACTOR * self.batching.budget
             return self.teacher_scorer.score(examples, budget=budget, with_ref=self.objective.needs_ref)
 
@@ -283,9 +281,9 @@ class PolicyTrainer:
         return {
             "optimizer": self.engine.optimizer_state(),
             "steps_done": self.steps_done,
-            "teacher": dict(self.teacher_scorer.weights()),
+            "teacher": dict(self.engine.each(self.teacher_scorer.weights())),
             "teacher_frozen": self.teacher_scorer.frozen,
-            "adapter": dict(full_tensors(adapter_tensors(self.student))),
+            "adapter": dict(self.engine.each(full_tensors(adapter_tensors(self.student)))),
             "telemetry": self.telemetry.state() if self.telemetry else {},
         }
 
@@ -312,9 +310,6 @@ class PolicyTrainer:
         states = completion_states(self.student, student_rows(examples), layout=self.layout, body=self.engine.body)
         return replace(states, hidden=select_sampled(states.hidden, [e.rollout for e in examples]))
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast_enabled)
-
     def _old_logprobs(self, updates: Sequence[Sequence[Example]]) -> list[list[Tensor]]:
         """For each update, the log-probabilities of this rank's shard before the first update."""
         shards = [self.collectives.shard(update) for update in updates]
@@ -327,24 +322,26 @@ def local(
     *,
     setup: TrainerSetup,
     device: str | None = None,
-    precision: Literal["float32", "bfloat16"] = "float32",
+    precision: Precision = "auto",
     layout: Layout | None = None,
-    gradient_checkpointing: bool = False,
-    lora_rank: int = 0,
-    lora_alpha: int = 32,
+    gradient_checkpointing: bool | None = None,
+    lora_rank: Annotated[int, NOT_NEGATIVE] = 0,
+    lora_alpha: Annotated[int, POSITIVE] = 32,
     lora_targets: list[str] | None = None,
 ) -> PolicyTrainer:
     """The trainer in one process, on one device.
 
     Args:
         device: torch device; null: the GPU if there is one, else the CPU
-        precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32
+        precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a CUDA GPU, else
+            float32
         layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
             `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
-        gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time
+        gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time; null: on a CUDA GPU
         lora_rank: rank of low-rank adapters, the only weights then trained; 0: all weights are trained
         lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank
-        lora_targets: suffixes of the names of the layers that get an adapter; null: every linear layer but the head
+        lora_targets: suffixes of the names of the layers that get an adapter; null: every linear layer, and every expert, but the
+            head; an embedding's adapter is added to a head that is tied to it as well
     """
     return PolicyTrainer(
         setup,
@@ -352,6 +349,19 @@ def local(
         ForwardSettings(precision, layout, gradient_checkpointing),
         LoraSettings(lora_rank, lora_alpha, lora_targets),
     )
+
+
+def forward_report(trainer: Any) -> ForwardReport | None:
+    """For ``Trainer.apply``: what became of the settings that are left to the device; None for a user's own trainer."""
+    return getattr(trainer, "forward_report", None)
+
+
+def _report(asked: ForwardSettings, engine: Engine, *, can_recompute: bool) -> ForwardReport:
+    """The same on every rank: the first one's settings, which a resumed run may have from its folder."""
+    asked = engine.collectives.all_gather(asked)[0]
+    default = ForwardSettings(layout=asked.layout).on(engine.device, can_recompute=can_recompute)
+    settings = asked.on(engine.device, can_recompute=can_recompute)
+    return ForwardReport(str(engine.device), settings, default)
 
 
 def choose_layout(requested: Layout | None, *models: PreTrainedModel) -> Layout:
@@ -371,34 +381,7 @@ def choose_layout(requested: Layout | None, *models: PreTrainedModel) -> Layout:
     return "padded" if unfit else "packed"
 
 
-def _train_without_dropout(model: PreTrainedModel) -> None:
-    """Layers are recomputed in training mode only, which turns dropout on: teacher = student must give exactly 0."""
-    model.train()
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
-                setattr(module, name, 0.0)
-
-
 def split(examples: Sequence[Example], parts: int) -> list[Sequence[Example]]:
     """Contiguous parts of nearly equal size; fewer than ``parts`` if there are fewer examples."""
     size = math.ceil(len(examples) / parts)
     return [examples[i : i + size] for i in range(0, len(examples), size)]
-
-
-def lr_factor(settings: TrainerSettings, total_steps: int) -> Callable[[int], float]:
-    """Step (from 0) -> fraction of the peak learning rate.
-
-    Warm-up over w steps: (step + 1) / w, or step / w from zero; then the schedule.
-    """
-
-    def factor(step: int) -> float:
-        if step < settings.warmup_steps:
-            return (step if settings.warmup_from_zero else step + 1) / settings.warmup_steps
-        done = (step - settings.warmup_steps) / max(total_steps - settings.warmup_steps, 1)
-        shapes = {"constant": 1.0, "linear": 1.0 - done, "cosine": 0.5 * (1.0 + math.cos(math.pi * done))}
-        return shapes[settings.lr_schedule]
-
-    return factor

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import os
 import time
@@ -12,6 +13,18 @@ from typing import Any
 
 def sometimes(completion: str, *, share: float) -> float | None:
     return share * len(completion) if "wait" in completion else None
+
+
+async def later(completion: str) -> dict[str, float]:
+    """Asynchronous, in verl's shape."""
+    await asyncio.sleep(0)
+    return {"score": float(len(completion))}
+
+
+async def of_a_group(completions: list[Any], trainer_state: Any, log_metric: Any, **kwargs: Any) -> list[float | None]:
+    """Asynchronous, in TRL's shape; nothing to grade in the last rollout."""
+    log_metric("step", trainer_state.global_step / trainer_state.max_steps)
+    return [1.0] * (len(completions) - 1) + [None]
 
 
 def dying(completion: str, fields: dict[str, Any], *, file: str, how: str) -> float:

@@ -123,7 +123,7 @@ class Site:
     def stopped(self, *, seed: int) -> Iterator[Future[list[RolloutGroup]]]:
         """For the time of the block a call stands still in the middle: four of its prompts are done, the others wait."""
         some = threading.Event()
-        self.replicas.on_progress = lambda done, total: some.set() if done == 8 else None
+        self.replicas.on_progress = lambda done, total, tokens: some.set() if done == 8 else None
         for i in range(4):
             self.order(f"let {i} through")
         self.order("wait")
@@ -230,8 +230,8 @@ class Hopeless(HFGenerator):
 
 def test_the_same_rollouts_as_in_this_process_and_progress(pair: Site) -> None:
     s = pair
-    seen: list[tuple[int, int]] = []
-    s.replicas.on_progress = lambda done, total: seen.append((done, total))
+    seen: list[tuple[int, int, int]] = []
+    s.replicas.on_progress = lambda done, total, tokens: seen.append((done, total, tokens))
     groups = s.replicas.generate(PROMPTS, seed=3)
     own = s.own.generate(PROMPTS, seed=3)
     assert said(groups) == said(own)
@@ -240,7 +240,7 @@ def test_the_same_rollouts_as_in_this_process_and_progress(pair: Site) -> None:
         for one, other in zip(ours.rollouts, theirs.rollouts, strict=True):
             assert one.rollout_logprobs == pytest.approx(other.rollout_logprobs, abs=1e-5)
             assert (one.prompt_ids, one.text, one.finish_reason) == (other.prompt_ids, other.text, other.finish_reason)
-    assert seen[-1] == (24, 24) and seen == sorted(seen)
+    assert seen[-1] == (24, 24, sum(r.num_sampled for g in groups for r in g.rollouts)) and seen == sorted(seen)
     few = Sampling(group_size=1, max_tokens=3)
     assert said(s.replicas.generate(PROMPTS[:1], seed=4, sampling=few)) == said(
         s.own.generate(PROMPTS[:1], seed=4, sampling=few)

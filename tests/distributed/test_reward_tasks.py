@@ -36,6 +36,8 @@ BUILT_IN: list[dict[str, Any]] = [
     {"name": "brevity", "budget": 5, "when": "wrong"},
     {"name": "brier"},
     {"name": "tests.distributed.light_rewards:sometimes", "share": 0.5},
+    {"name": "tests.distributed.light_rewards:later", "bonus": False},
+    {"name": "tests.distributed.light_rewards:of_a_group"},
 ]
 TEXTS = (
     "wait, maybe 2 + 2 is 5. No: \\boxed{4}",
@@ -64,7 +66,7 @@ class Pair:
         self.resolved = resolve(build(config))
         self.said: list[str] = []
         self.faults = Faults(self.said.append, self.resolved.config.distributed.apart)
-        self.here = Scorer(build_rewards(self.resolved), str.strip, self.resolved.correctness_name)
+        self.here = Scorer(build_rewards(self.resolved), str.strip, self.resolved.correctness_name, steps=4)
         self.apart: RemoteScorer = remote_scorer(self.resolved, self.here, self.faults)
 
 
@@ -112,7 +114,7 @@ def test_exactly_what_the_scorer_here_says(pair: Any) -> None:
         assert p.apart.correctness == p.here.correctness == "math_answer"
         totals.append([s.total for judged in apart for s in judged.rewards])
     parts = {name for judged in apart for s in judged.rewards for name in s.reward_breakdown}
-    assert parts == {r["name"] for r in BUILT_IN}
+    assert parts == {*(r["name"] for r in BUILT_IN), f"{BUILT_IN[-1]['name']}/step"}
     assert len({tuple(t) for t in totals}) == 4, "the schedules must have an effect"
     assert len({s.reward_breakdown["saturating_floor"] for s in apart[0].rewards}) > 1
     assert p.apart.score([]) == [] and not p.said

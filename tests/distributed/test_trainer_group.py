@@ -145,8 +145,10 @@ def launched(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
 def torchrun(folder: Path, generator: str) -> Path:
     """A run of two ranks, each with an engine of its own."""
     config = settings(folder, generator={"name": generator, "group_size": 3, "max_tokens": 8})
-    done = launched(config, f"run_dir={folder / 'run'}", f"trainer.config={ROOT / 'configs/deepspeed/zero3.json'}")
-    assert done.returncode == 0, done.stderr[-3000:]
+    zero3 = f"trainer.config={ROOT / 'configs/deepspeed/zero3.json'}"
+    for steps in (2, 4):  # the second start resumes
+        done = launched(config, f"run_dir={folder / 'run'}", zero3, f"steps={steps}")
+        assert done.returncode == 0, done.stderr[-3000:]
     rows = [row for row in metrics(folder / "run") if "rollout/logprob_gap" in row]
     assert len(rows) == 4 and max(row["rollout/logprob_gap"] for row in rows) < 1e-4, "each engine has the new weights"
     return folder / "run"

@@ -127,20 +127,29 @@ def surveyed_terms() -> tuple[Term, ...]:
 
 
 def rules(stage: int, folder: Path) -> dict[str, Any]:
-    """Other teachers, several updates a step, clipping, untied weights, adapters, terms over the whole update, offload."""
+    """Other teachers, several updates a step, clipping, untied weights, adapters anywhere (under an EMA too), terms over the whole update,
+    offload."""
     several = Pair(stage, live, folder, family="llama", updates_per_step=2, max_grad_norm=0.5, weight_decay=0.1)
     region = Pair(stage, lambda: trust_region_weights(student_share=0.3), folder)
     adapters = Pair(stage, frozen, folder, lora_rank=4, lr=1e-2)
+    on_head = Pair(stage, frozen, folder, family="llama", lora_rank=4, lora_targets=["q_proj", "lm_head"], lr=1e-2)
+    on_tied = Pair(stage, live, folder, lora_rank=4, lora_targets=["embed_tokens"], lr=1e-3)
+    on_experts = Pair(stage, frozen, folder, family="qwen3_moe", lora_rank=4, lr=1e-3)
     surveyed = Pair(stage, frozen, folder, objective=surveyed_terms())
+    moving = Pair(stage, lambda: ema(ema_decay=0.9), folder, lora_rank=4, lr=1e-2)
     found = {
         name: max(*(pair.step(batch(seed=seed)) for seed in range(3)), pair.weights())
         for name, pair in {
             "updates": several,
             "trust_region": region,
             "adapters": adapters,
+            "adapter_on_head": on_head,
+            "adapter_on_tied": on_tied,
+            "adapters_on_experts": on_experts,
             "surveyed": surveyed,
         }.items()
     }
+    found["moving"] = max(*(moving.step(batch(seed=seed)) for seed in range(3)), moving.weights(), moving.teacher())
     if stage >= 2:
         zero = {"offload_optimizer": {"device": "cpu"}} | ({"offload_param": {"device": "cpu"}} if stage == 3 else {})
         away = Pair(stage, lambda: ema(ema_decay=0.9), folder, zero=zero)

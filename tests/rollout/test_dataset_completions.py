@@ -20,9 +20,9 @@ from onpolicy.data import DataError, load_prompts
 from onpolicy.data.rendering import Renderer
 from onpolicy.losses.terms.cross_entropy import cross_entropy
 from onpolicy.rollout.dataset_completions import DatasetCompletions
-from onpolicy.types import LossInputs
+from onpolicy.types import LossInputs, Prompt
 from tests.runs import metrics, row, run_here, write_config
-from tests.tiny import byte_tokenizer
+from tests.tiny import CHATML, byte_tokenizer
 
 RENDERER = Renderer(byte_tokenizer())
 
@@ -33,7 +33,7 @@ class Version3:
 
 def recorded(column: str, max_tokens: int = 50) -> DatasetCompletions:
     generator: Any = Version3()
-    return DatasetCompletions(generator, RENDERER, column, max_tokens)
+    return DatasetCompletions(generator, RENDERER, column, max_tokens, range(264))
 
 
 def sft_config(folder: Path, **changes: Any) -> Path:
@@ -72,6 +72,64 @@ def test_text_and_ids(tmp_path: Path) -> None:
     for column in ("none", "missing"):
         with pytest.raises(DataError, match=f"data.completions_column: '{column}' of prompt"):
             recorded(column).generate(prompts, seed=0)
+
+
+(FOUR,) = RENDERER.tokenizer.encode("4")
+OPENS = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n{% endif %}")
+OVER = CHATML.replace("assistant\n{% endif %}", "assistant\n<think>\n\n</think>\n\n{% endif %}")
+TAGS = ("<think>", "</think>")
+
+
+def completion(answer: object, template: str = CHATML, added: tuple[str, ...] = TAGS, **ends: Any) -> str:
+    """What is trained for a recorded answer, with special tokens."""
+    renderer, generator = Renderer(byte_tokenizer(template, added), **ends), Version3()
+    source = DatasetCompletions(generator, renderer, "c", 50, range(264))  # type: ignore[arg-type]
+    prompt = Prompt(id="1", messages=({"role": "user", "content": "2 + 2?"},), fields={"c": answer})
+    ((rollout,),) = (group.rollouts for group in source.generate([prompt], seed=0))
+    return renderer.decode(rollout.completion_ids)
+
+
+@pytest.mark.parametrize(
+    ("answer", "template", "trained"),
+    [
+        ("4", CHATML, "4<|im_end|>"),
+        ("4<|im_end|>", CHATML, "4<|im_end|>"),
+        ("4<|im_end|>\n", CHATML, "4<|im_end|>"),
+        ("4<|im_end|> <|im_end|>\n", CHATML, "4<|im_end|>"),
+        ("<think>\nhm</think>4", CHATML, "<think>\nhm</think>4<|im_end|>"),
+        ("<think>\nhm</think>4", OPENS, "hm</think>4<|im_end|>"),
+        (" <think>hm</think>4<|im_end|>\n", OPENS, "hm</think>4<|im_end|>"),
+        ("<think>\n\n  hm</think>4", OPENS, "\n  hm</think>4<|im_end|>"),
+        ("hm</think>4", OPENS, "hm</think>4<|im_end|>"),
+        ("<think></think>\n\n4", OVER, "4<|im_end|>"),
+        ("4", OVER, "4<|im_end|>"),
+        ([FOUR, 2, 2], CHATML, "4<|im_end|>"),
+    ],
+)
+def test_ends_and_tags_are_written_once(answer: object, template: str, trained: str) -> None:
+    assert completion(answer, template) == trained
+
+
+def test_a_recorded_answer_ends_as_the_template_ends_a_turn() -> None:
+    turns = "{% for m in messages %}<|{{ m.role }}|>\n{{ m.content }}{% endfor %}"
+    template = turns + "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    added = ("<|user|>", "<|assistant|>", "<|observation|>")
+    assert completion("4", template, added, eos_ids=[0, 259, 261]) == "4<|user|>"
+    assert completion("4<|observation|>", template, added, eos_ids=[0, 259, 261]) == "4<|observation|>"
+
+
+@pytest.mark.parametrize(
+    ("answer", "template", "said"),
+    [
+        ("4<|im_end|>\n<|im_start|>user\nand 5?", CHATML, "goes on after its end"),
+        ("<think>hm</think>4", OVER, "the thinking is over.*rendering.thinking=true"),
+        ([259, 77], OPENS, "which its prompt has already"),
+        ([77, 264], CHATML, "the token id 264, expected ids below 264"),
+    ],
+)
+def test_what_no_model_writes_is_refused(answer: object, template: str, said: str) -> None:
+    with pytest.raises(DataError, match=f"data.completions_column: 'c' of prompt '1'.*{said}"):
+        completion(answer, template)
 
 
 def test_a_step_equals_one_written_out(tmp_path: Path) -> None:

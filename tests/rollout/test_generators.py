@@ -120,11 +120,14 @@ def test_banned_tokens_do_not_come(generator: Any, model_dir: Path, temperature:
 
 def test_shape_of_what_comes_back(generator: Any, model_dir: Path) -> None:
     restart(generator, model_dir)
-    progress: list[tuple[int, int]] = []
-    generator.on_progress = lambda done, total: progress.append((done, total))
+    progress: list[tuple[int, int, int]] = []
+    generator.on_progress = lambda done, total, tokens: progress.append((done, total, tokens))
     groups = generator.generate(PROMPTS, seed=1, sampling=Sampling(group_size=8, max_tokens=40))
     assert [g.prompt.id for g in groups] == ["0", "1", "2", "3"] and all(len(g.rollouts) == 8 for g in groups)
-    assert progress[-1] == (32, 32)
+    assert progress[-1] == (32, 32, sum(r.num_sampled for g in groups for r in g.rollouts))
+    assert progress == sorted(progress) and len({done for done, *_ in progress}) > 2, (
+        "each rollout counts as soon as it ends"
+    )
     for rollout in (r for g in groups for r in g.rollouts):
         ended = rollout.completion_ids[-1] in generator.renderer.eos_ids
         assert rollout.finish_reason == ("stop" if ended else "length")
@@ -215,3 +218,14 @@ def test_more_prompts_than_fit_one_batch_of_vllm(vllm: Any, model_dir: Path) -> 
     groups = vllm.generate(prompts, seed=0, sampling=sampling)
     assert sum(len(r.prompt_ids) for g in groups for r in g.rollouts) > 16_384
     assert largest_gap(fresh(model_dir), groups[:3]) < 1e-5
+
+
+def test_groups_of_one_problem_in_a_step_differ(generator: Any) -> None:
+    """The first one is what it would be alone."""
+    again = [replace(PROMPTS[1], occurrence=n) for n in range(3)]
+    groups = generator.generate([*again, PROMPTS[2]], seed=7)
+    texts = [r.completion_ids for g in groups[:3] for r in g.rollouts]
+    assert len(set(texts)) == len(texts) == 3 * SAMPLING.group_size
+    assert list(texts[: SAMPLING.group_size]) == [
+        r.completion_ids for r in generator.generate([PROMPTS[1]], seed=7)[0].rollouts
+    ]

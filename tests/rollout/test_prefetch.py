@@ -48,7 +48,7 @@ class Slow:
 
     def __init__(self, seed: int, longest: float = 0.004) -> None:
         self.policy_version, self.chance, self.longest = 0, random.Random(seed), longest
-        self.sampling, self.on_progress = Sampling(), lambda done, total: None
+        self.sampling, self.on_progress = Sampling(), lambda done, total, tokens: None
         self.running, self.most, self.asked = 0, 0, list[tuple[int, tuple[str, ...]]]()
         self.fails: int | None = None
         self.lock = threading.Lock()

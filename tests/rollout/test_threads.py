@@ -136,7 +136,7 @@ def test_more_rollouts_than_the_engine_holds_go_on_under_new_weights(
 def test_a_rollout_of_transformers_has_one_version(hf: HFGenerator, model_dir: Path, pool: ThreadPoolExecutor) -> None:
     restart(hf, model_dir)
     first, completion_prefix_ids = hf.policy_version, threading.Event()
-    hf.on_progress = lambda done, total: completion_prefix_ids.set()
+    hf.on_progress = lambda done, total, tokens: completion_prefix_ids.set()
     groups = pool.submit(hf.generate, endless(hf), seed=3, sampling=LONG)
     assert completion_prefix_ids.wait()
     new = changed(fresh(model_dir), 1)
@@ -263,7 +263,7 @@ def test_a_request_that_fails_leaves_nothing_behind(vllm: Any, model_dir: Path) 
     restart(vllm, model_dir)
     expected = rollouts_of(vllm.generate(PROMPTS, seed=1))
 
-    def fail(done: int, total: int) -> None:
+    def fail(done: int, total: int, tokens: int) -> None:
         raise RuntimeError("no more")
 
     with pytest.MonkeyPatch.context() as patch:

@@ -65,7 +65,9 @@ def test_the_teacher_scores_the_same_tokens_under_its_own_prompt(family: str, la
     model, examples = model_for(family, layout), random_examples(6, seed=3, with_teacher=0.5)
     with_view = [e for e in examples if "teacher" in e.teacher_prompt_ids]
     assert 0 < len(with_view) < len(examples), "the example set must hold both kinds of rows"
-    scorer = TeacherScorer(model, live(), TorchEngine(TrainerSettings(), "cpu"), needs_ref=False, layout=layout)  # type: ignore[arg-type]
+    engine = TorchEngine(TrainerSettings(), "cpu")
+    engine.prepare_student(model)
+    scorer = TeacherScorer(model, live(), engine, needs_ref=False, layout=layout)  # type: ignore[arg-type]
     batch = collate(examples, contexts=["teacher"])
     states = scorer.states(batch, scorer.score(examples, budget=60, with_ref=False))["teacher"]
     flat = token_stats(states, {}, batch.completion_ids[batch.sampled_mask]).logprobs
@@ -85,7 +87,7 @@ def test_columns_by_hand() -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_head_is_the_models_own(family: str) -> None:
-    assert head_error(tiny_model(family), torch.tensor([[5, 6, 7]])) < 1e-5
+    assert max(head_error(tiny_model(family), torch.tensor([[5, 6, 7]]))) < 1e-5
 
 
 @pytest.mark.parametrize("kind", ["gemma2", "granite", "cohere"])
@@ -100,4 +102,4 @@ def test_scaled_and_capped_heads_are_understood(kind: str) -> None:
         "granite": lambda: t.GraniteForCausalLM(t.GraniteConfig(**shape, logits_scaling=4.0)),
         "cohere": lambda: t.CohereForCausalLM(t.CohereConfig(**shape, logit_scale=0.0625)),
     }[kind]().eval()
-    assert head_error(model, torch.tensor([[5, 6, 7]])) < 1e-5
+    assert max(head_error(model, torch.tensor([[5, 6, 7]]))) < 1e-5

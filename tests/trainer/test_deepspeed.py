@@ -3,7 +3,10 @@
 1. gradient and EMA agree to 1e-6, metrics and the loss over ten steps to rounding; 2. so do several updates a step, clipping,
 untied weights, a trust region, adapters, terms that read the whole update, and offload; 3. a gradient that is not finite on
 one rank is skipped on all, one of exactly 0 moves nothing, a rank without rollouts computes along; 4. a state goes over to
-any other stage and number of ranks, and to the local trainer; 5. a DeepSpeed config that contradicts ours is refused by key.
+any other stage and number of ranks, and to the local trainer;
+5. a DeepSpeed config that contradicts ours is refused by key; 6. in bfloat16, under the flag that a GPU shows DeepSpeed,
+student and teachers run in it, ranks exchange fewer bytes, and weights and teacher are written, changed, saved and resumed to the
+last bit.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from onpolicy.trainer.deepspeed import read_config
+from onpolicy.trainer.deepspeed import persistent_size, read_config
 from onpolicy.utils.errors import ConfigError
 
 ROOT = Path(__file__).parents[2]
@@ -51,7 +54,9 @@ def test_gradient_teacher_and_curve_are_those_of_the_local_trainer(found: dict[s
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_same_with_other_rules_updates_adapters_and_offload(found: dict[str, Any], stage: int) -> None:
     one = found[f"rules-{stage}"]
-    assert set(one) == {"updates", "trust_region", "adapters", "surveyed"} | ({"offload"} if stage >= 2 else set())
+    adapters = {"adapters", "adapter_on_head", "adapter_on_tied", "adapters_on_experts"}
+    expected = {"updates", "trust_region", "surveyed", "moving"} | adapters
+    assert set(one) == expected | ({"offload"} if stage >= 2 else set())
     assert max(one.values()) < 1e-4
 
 
@@ -68,6 +73,38 @@ def test_what_is_not_finite_or_nothing_moves_nothing(found: dict[str, Any], stag
 def test_a_state_goes_over_to_any_other_stage(found: dict[str, Any], stage: int) -> None:
     one = found[f"resumed-{stage}"]
     assert set(one) == {"to_0", "to_2", "to_3"} and max(one.values()) < 1e-5
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["one_rank", "two_ranks"])
+def in_bfloat16(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[int, Any]]:
+    """The number of ranks, and by stage what they found."""
+    folder = tmp_path_factory.mktemp("bfloat16")
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(request.param), "--rdzv-backend", "c10d",
+                "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *launcher, "-m", "tests.ranks.in_bfloat16", str(folder), "0,2,3"],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-4000:]
+    return request.param, {stage: json.loads((folder / f"bfloat16-{stage}.json").read_text()) for stage in (0, 2, 3)}
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_bfloat16_over_weights_in_float32(in_bfloat16: tuple[int, dict[int, Any]], stage: int) -> None:
+    ranks, found = in_bfloat16[0], in_bfloat16[1][stage]
+    assert found["dtypes"] == ["bfloat16"] * 3, "student, teacher, reference model"
+    assert [found[name] for name in ("read", "undone", "resumed", "next", "zero")] == [0.0] * 5, "to the last bit"
+    assert found["head"] < 1e-5, "of the model's logits, whatever a forward pass rounds"
+    assert found["changed"] > 0.1 and found["moved"] > 1e-4
+    assert found["metrics"] < 1e-3 and found["gradient"] < 0.02, (
+        "the local trainer's, to the rounding of what is reduced"
+    )
+    exchanged, before = found["bytes"], found["float32"]
+    assert "torch.bfloat16" not in before
+    if ranks > 1 and stage > 0:
+        assert exchanged["torch.bfloat16"] > 0.25 * sum(exchanged.values())
+        assert 0.6 < sum(exchanged.values()) / sum(before.values()) < 0.85, "all but embeddings and norms at half"
 
 
 @pytest.mark.parametrize(
@@ -89,6 +126,22 @@ def test_a_config_of_deepspeed_is_checked(tmp_path: Path, text: str | None, expe
     with pytest.raises(ConfigError, match=r"trainer\.config") as caught:
         read_config(str(path))
     assert expected in str(caught.value) and str(path) in str(caught.value)
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize(
+    ("zero", "size"),
+    [
+        ({"stage": 3}, 100_000),
+        ({"stage": 3, "stage3_param_persistence_threshold": "auto"}, 100_000),
+        ({"stage": 3, "stage3_param_persistence_threshold": 7}, 7),
+        ({"stage": 3, "param_persistence_threshold": 7}, 7),
+        ({"stage": 3, "stage3_param_persistence_threshold": 1e3}, 1000),
+        ({"stage": 2, "stage3_param_persistence_threshold": 7}, 0),
+    ],
+)
+def test_which_parameters_stay_gathered_is_read_as_deepspeed_reads_it(zero: dict[str, Any], size: int) -> None:
+    assert persistent_size(zero) == size
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "deepspeed").glob("*.json")), ids=lambda p: p.stem)

@@ -22,6 +22,8 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.models.llama.modeling_llama import LlamaAttention
 
@@ -31,6 +33,7 @@ from onpolicy.trainer import prefix_sharing
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.micro_batches import Row
 from onpolicy.trainer.prefix_sharing import PackedTrees, PrefixTree, pack
+from onpolicy.trainer.recompute import recompute_layers
 from onpolicy.trainer.teacher_rules import live
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local
 from onpolicy.utils.timer import PhaseTimer
@@ -140,6 +143,20 @@ def test_packing_by_hand() -> None:
     assert [column.tolist() for column in columns] == [[1, 2, 3], [5], [1, 4], [5, 6, 7]]
 
 
+EMPTY: list[Row] = [(PREFIX, ()), *ROWS[:3], (OTHER, ()), ((8, 9), ()), (PREFIX, ()), ((60,), (61,))]
+"""With rows whose completion is empty: first, last of a prompt, alone under a prompt."""
+
+
+def test_an_empty_completion_has_no_place() -> None:
+    packed, ids, _, columns = pack([((5, 6), ()), ((4,), ()), ((5, 6), (7, 8))])
+    assert packed == PackedTrees((PrefixTree(2, (0, 1)), PrefixTree(1, (0,)))) and ids == [5, 6, 7, 4]
+    assert [column.tolist() for column in columns] == [[], [], [1, 2]]
+    model = family("qwen3")
+    one, other = states_and_gradients(prepared(model), "packed", EMPTY), states_and_gradients(model, "padded", EMPTY)
+    assert len(one[0]) == sum(len(completion) for _, completion in EMPTY)
+    assert_alike(one, other)
+
+
 def test_packing_keeps_the_rows_order_whatever_order_they_come_in() -> None:
     for rows in (ROWS, ROWS[::-1]):
         _, ids, positions, columns = pack(rows)
@@ -208,6 +225,46 @@ def test_every_window_is_the_models_own(window: int) -> None:
     assert_alike(states_and_gradients(prepared(model), "packed"), states_and_gradients(model, "padded"))
 
 
+@pytest.mark.parametrize(
+    ("prefix", "completion", "window"), [(300, 500, 130), (40, 700, 256), (900, 3, 200), (0, 400, 129)]
+)
+def test_a_long_window_runs_in_blocks_with_the_gradients_of_one_mask(prefix: int, completion: int, window: int) -> None:
+    tree = PackedTrees((PrefixTree(prefix, (completion, 7)),))
+    torch.manual_seed(0)
+    one = [torch.randn(1, 2, tree.trees[0].size, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    other = [x.detach().clone().requires_grad_() for x in one]
+    found = tree.attend(one[0], one[1], one[2], scale=None, window=window)
+    expected = dense(tree.trees, other, None, window)
+    torch.testing.assert_close(found, expected, atol=1e-12, rtol=0)
+    weights = torch.randn_like(found)
+    (found * weights).sum().backward()
+    (expected * weights).sum().backward()
+    for x, y in zip(one, other, strict=True):
+        torch.testing.assert_close(x.grad, y.grad, atol=1e-12, rtol=0)
+
+
+class LargestMade(TorchDispatchMode):
+    """Numbers in the largest tensor that any operation has made."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), options: Any = None) -> Any:
+        made = function(*arguments, **(options or {}))
+        for tensor in made if isinstance(made, tuple | list) else (made,):
+            if isinstance(tensor, torch.Tensor):
+                self.numbers = max(self.numbers, tensor.numel())
+        return made
+
+
+def test_no_tensor_has_a_number_for_every_query_and_key() -> None:
+    """Counted in forward and backward pass, without computing."""
+    window, length = 256, 8192
+    with FakeTensorMode(), LargestMade() as made:
+        query, key, value = (torch.empty(1, 1, length, 8, requires_grad=True) for _ in range(3))
+        PackedTrees((PrefixTree(length, ()),)).attend(query, key, value, scale=None, window=window).sum().backward()
+    assert made.numbers <= max(length * 8, 2 * window * 2 * window) < length * length / 100
+
+
 def test_in_float64_to_the_last_digits() -> None:
     model = family("starcoder2").double()  # its norms do not fall back to float32
     packed, padded = states_and_gradients(prepared(model), "packed"), states_and_gradients(model, "padded")
@@ -233,8 +290,7 @@ def test_gradient_checkpointing_changes_nothing(name: str, layout: Layout) -> No
     expected = states_and_gradients(model, "padded")
     runs: list[None] = []
     twin = prepared(model)
-    twin.train()
-    twin.gradient_checkpointing_enable({"use_reentrant": False})
+    recompute_layers(twin)
     twin.base_model.layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(None))
     assert_alike(states_and_gradients(twin, layout), expected)
     assert len(runs) == 2, "the layer runs again in the backward pass"

@@ -2,7 +2,8 @@
 
 1. a trust region of weights lies where its formula says, of logits too; both ends are frozen and live; 2. another model
 scores with its own weights and width; 3. under LoRA the frozen teacher is the reference model at no cost, merged weights compute what
-the adapted model does, only adapters learn, and the state comes back to the last bit; 4. zero at equality for all of them;
+the adapted model does, only adapters learn, an EMA is one of the weights, and the state comes back to the last bit; 4. zero at
+equality for all of them;
 5. the reference model's marker mass reaches token weights and targets; 6. the teacher's states are aligned with the examples.
 """
 
@@ -29,13 +30,14 @@ from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.token_weights import protect_markers
 from onpolicy.models import model_writer
 from onpolicy.run.checkpoint import Checkpoints, read_state, read_weights
-from onpolicy.trainer.lora import adapter_off
+from onpolicy.trainer.lora import adapter_off, merged_weights
 from onpolicy.trainer.teacher_rules import (
     WeightRule,
     ema,
     frozen,
     live,
     model,
+    snapshot,
     trust_region_logits,
     trust_region_weights,
 )
@@ -210,6 +212,31 @@ def test_the_state_with_adapters_comes_back_to_the_last_bit(tmp_path: Path, rule
     other.load_state(read_weights(saved.path), read_state(saved.path))
     assert one.step(examples) == other.step(examples)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(one.weights(), other.weights(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "rule", [ema(ema_decay=0.5), ema(ema_decay=0.9), snapshot(every=2)], ids=["half", "slow", "snapshot"]
+)
+def test_under_lora_the_rule_holds_for_the_weights_and_not_for_their_factors(rule: WeightRule) -> None:
+    one, examples = trainer(rule, lora_rank=4), random_examples(6, with_teacher=1.0)
+    expected = {name: weight.clone() for name, weight in one.weights()}
+    start = {name: weight.clone() for name, weight in expected.items()}
+    for step in range(1, 7):
+        one.step(examples)
+        for name, weight in one.weights():
+            if not torch.equal(expected[name], weight):
+                assert rule.update is not None
+                rule.update(expected[name], weight, None, step)
+    teacher = one.teacher_scorer.teacher.model
+    found = dict(merged_weights(teacher))
+    moved = [name for name in expected if not torch.equal(expected[name], start[name])]
+    assert len(moved) > 5
+    for name in expected:
+        torch.testing.assert_close(found[name], expected[name], atol=1e-7, rtol=1e-6, msg=name)
+    alone = tiny_model(seed=3)
+    alone.load_state_dict(expected)
+    ids = torch.arange(3, 20)[None]
+    torch.testing.assert_close(teacher(ids).logits, alone.eval()(ids).logits, atol=1e-5, rtol=1e-4)
 
 
 def test_a_whole_run_with_adapters(tmp_path: Path) -> None:

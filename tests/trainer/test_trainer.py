@@ -25,11 +25,12 @@ from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.trainer.engine import TorchEngine
+from onpolicy.trainer.learning_rate import lr_factor
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, snapshot
-from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local, lr_factor, split
+from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local, split
 from onpolicy.types import Example
 from onpolicy.utils.timer import PhaseTimer
-from tests.tiny import random_examples, tiny_model
+from tests.tiny import example, random_examples, tiny_model
 
 
 def half_jsd(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
@@ -101,6 +102,19 @@ def test_the_gradient_does_not_depend_on_the_micro_batch(layout: str) -> None:
         found = gradient(trainer(*terms, micro_batch_tokens=budget, layout=layout), examples)
         for name, expected in reference.items():
             torch.testing.assert_close(found[name], expected, atol=2e-6, rtol=1e-4, msg=f"{name} at {budget}")
+
+
+@pytest.mark.parametrize("layout", ["padded", "packed"])
+def test_an_empty_completion_changes_nothing(layout: str) -> None:
+    rows = random_examples(4)
+    empty = [example([5, 6, 7], [], teacher=[9, 5, 6, 7]), example([8, 9], [])]
+    for budget in (20, 1000):
+        one, other = (trainer(distill_term(), micro_batch_tokens=budget, layout=layout) for _ in range(2))
+        expected, found = gradient(one, rows), gradient(other, [empty[0], *rows, empty[1]])
+        for name in expected:
+            torch.testing.assert_close(found[name], expected[name], atol=2e-6, rtol=1e-4, msg=name)
+    alone = trainer(distill_term(), layout=layout)
+    assert alone.step(empty)["train/empty_updates"] == 1.0 and [len(row) for row in alone.logprobs(empty)] == [0, 0]
 
 
 def test_the_order_of_the_rollouts_does_not_matter() -> None:
@@ -257,21 +271,6 @@ def test_shares_of_a_step() -> None:
     assert [len(s) for s in split(random_examples(2), 5)] == [1, 1]
 
 
-@pytest.mark.parametrize("layout", ["padded", "packed"])
-def test_recomputed_layers_drop_nothing_out(layout: str) -> None:
-    """Layers are recomputed in training mode only; a teacher with the student's prompt still gives exactly nothing."""
-    model = tiny_model("llama")
-    for layer in model.base_model.layers:  # type: ignore[union-attr]
-        layer.self_attn.attention_dropout = 0.5
-    setup = TrainerSetup(
-        student=model, objective=Objective((distill_term(),)), rule=live(), settings=TrainerSettings(), total_steps=1,
-        contexts=("teacher",), clock=PhaseTimer(),
-    )  # fmt: skip
-    one = local(setup=setup, layout=layout, gradient_checkpointing=True)  # type: ignore[arg-type]
-    metrics = one.step([replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in random_examples(5)])
-    assert abs(metrics["train/loss"]) < 1e-6
-
-
 def test_the_teachers_numbers_stand_beside_its_own_tokens() -> None:
     """Rollouts without a context before those with one: the mask is the context's, the numbers are the rollout's."""
     examples = sorted(random_examples(8, seed=4), key=lambda e: bool(e.teacher_prompt_ids))
@@ -280,8 +279,8 @@ def test_the_teachers_numbers_stand_beside_its_own_tokens() -> None:
     together = one.inputs(batch).teacher["teacher"]
     taught = [bool(e.teacher_prompt_ids) for e in examples]
     assert together.mask.any(-1).tolist() == taught and not taught[0] and taught[-1]
-    for row, example in enumerate(examples):
+    for row, taught_example in enumerate(examples):
         if taught[row]:
-            alone = one.inputs(one.batching.batch([example])).teacher["teacher"]
-            length = len(example.rollout.completion_ids)
+            alone = one.inputs(one.batching.batch([taught_example])).teacher["teacher"]
+            length = len(taught_example.rollout.completion_ids)
             torch.testing.assert_close(together.logprobs[row, :length], alone.logprobs[0], atol=1e-5, rtol=1e-4)
