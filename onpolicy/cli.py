@@ -8,56 +8,33 @@ from __future__ import annotations
 import argparse
 import importlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from onpolicy.config.shipped import find_config
+import onpolicy
+from onpolicy.config.shipped import find_config, shipped_configs
 from onpolicy.rewards.base import RewardError
 from onpolicy.utils.arguments import PassRateRange, Renamed, above_zero, new_file, share, whole
+from onpolicy.utils.commands import Argument, Command, Group, build_parser, parse
+from onpolicy.utils.completion import CONFIGS, FILES, SHELLS, completion_script
 from onpolicy.utils.disk import is_full
 from onpolicy.utils.errors import UserError
-from onpolicy.utils.terminal import plain, printable, quiet_libraries
-
-
-@dataclass(frozen=True)
-class Argument:
-    """One argument of a command, as ``argparse`` takes it."""
-
-    flags: tuple[str, ...]
-    options: Mapping[str, Any]
-    is_config: bool = False
-    """A file, or the name of a shipped config."""
-    exclusive: bool = False
-    """Cannot be given together with the command's other exclusive arguments."""
-
-
-@dataclass(frozen=True)
-class Command:
-    """What a command runs; it returns the exit status."""
-
-    run: str | Callable[[argparse.Namespace], int | None]
-    """``module:function`` is imported when the command is run, and called with the arguments in their order. A function of
-    this file is called with the parsed arguments."""
-    help: str
-    arguments: tuple[Argument, ...] = ()
-
-
-@dataclass(frozen=True)
-class Group:
-    """Commands under a common word: ``onpolicy analyze pressure``."""
-
-    help: str
-    commands: Mapping[str, Command]
+from onpolicy.utils.signals import Stopped
+from onpolicy.utils.terminal import command_line, plain_notices, print_next, printable, quiet_libraries
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; errors meant for users are printed without a traceback."""
     quiet_libraries()
-    parsed = _parsed(_parser(), arguments)
+    plain_notices()
+    parsed = parse(_parser(), arguments)
     try:
         return int(_run(parsed) or 0)
+    except Stopped as stopped:
+        again = stopped.args or (sys.argv[1:] if arguments is None else arguments)
+        print(f"stopped; to go on: {command_line(again)}")
+        return 130
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -66,16 +43,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(printable(f"onpolicy {parsed.command}: {error}"), file=sys.stderr)
         return 2
-
-
-def _parsed(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> argparse.Namespace:
-    """``key=value`` may also follow options."""
-    parsed, rest = parser.parse_known_args(arguments)
-    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(parsed, "overrides")):
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    if rest:
-        parsed.overrides += rest
-    return parsed
 
 
 def _run(parsed: argparse.Namespace) -> int | None:
@@ -91,83 +58,53 @@ def _run(parsed: argparse.Namespace) -> int | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="onpolicy", description="On-policy self-distillation for reasoning models.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, entry in COMMANDS.items():
-        if isinstance(entry, Command):
-            _add(commands, name, entry)
-            continue
-        kinds = commands.add_parser(name, help=entry.help, description=entry.help)
-        inner = kinds.add_subparsers(dest="what", required=True, metavar="WHAT")
-        for kind, command in entry.commands.items():
-            _add(inner, kind, command)
-    return parser
+    about = "On-policy self-distillation for reasoning models."
+    return build_parser("onpolicy", about, onpolicy.__version__, COMMANDS)
 
 
-def _add(commands: Any, name: str, command: Command) -> None:
-    parser = commands.add_parser(name, help=command.help, description=command.help)
-    some_exclude_each_other = any(argument.exclusive for argument in command.arguments)
-    exclusive = parser.add_mutually_exclusive_group() if some_exclude_each_other else parser
-    passed_on = {}
-    for argument in command.arguments:
-        place = exclusive if argument.exclusive else parser
-        added = place.add_argument(*argument.flags, **argument.options)
-        if not isinstance(added, Renamed):
-            passed_on[added.dest] = argument
-    parser.set_defaults(run=command.run, passed_on=passed_on)
-
-
-def _argument(*flags: str, is_config: bool = False, exclusive: bool = False, **options: Any) -> Argument:
-    return Argument(flags, options, is_config, exclusive)
+def _argument(
+    *flags: str, complete: Mapping[str, str] | None = None, exclusive: bool = False, **options: Any
+) -> Argument:
+    if complete is None and options.get("type") in (Path, new_file):
+        complete = FILES
+    return Argument(flags, options, complete=complete, exclusive=exclusive)
 
 
 def _config(
     name: str = "config", meaning: str = "YAML file, or a shipped config's name (`onpolicy list configs`)"
 ) -> Argument:
-    return Argument((name,), {"type": Path, "help": meaning}, is_config=True)
+    return Argument((name,), {"type": Path, "help": meaning}, is_config=True, complete=CONFIGS)
 
 
 def _overrides(meaning: str = "settings for this run, e.g. generator.max_tokens=512") -> Argument:
     return _argument("overrides", nargs="*", metavar="key=value", help=meaning)
 
 
-def _check(arguments: argparse.Namespace) -> None:
-    from rich.console import Console
-    from rich.syntax import Syntax
-
-    from onpolicy.config.load import to_yaml
-    from onpolicy.contracts import check_config
-
-    text = to_yaml(check_config(arguments.config, arguments.overrides).config)
-    console = Console()
-    console.print(Syntax(text, "yaml", background_color="default") if console.is_terminal else text, markup=False)
-    console.print(
-        f"[green]✓[/green] {plain(arguments.config)} is valid: every key, name and option was found", highlight=False
-    )
-
-
 def _report(arguments: argparse.Namespace) -> None:
+    from onpolicy.experiments.report.next_step import evaluations
     from onpolicy.experiments.report.page import write_report
 
     output = arguments.output or arguments.runs[0] / "report.html"
     shown = write_report(arguments.runs, output)
     size = output.stat().st_size / 2**20
     print(f"{output}  ({size:.1f} MB; {', '.join(f'{name}: {steps} steps' for name, steps in shown.items())})")
+    print_next(*evaluations(arguments.runs))
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.sweep.sweep import sweep
-
-    output = arguments.output or Path("runs") / arguments.grid.stem
-    if arguments.ray is None:
-        return sweep(arguments.grid, output, arguments.overrides, arguments.jobs, arms=arguments.arm)
+    from onpolicy.experiments.sweep.sweep import look_closer, sweep
 
     def cluster() -> Any:
         from onpolicy.experiments.sweep.ray_runs import RayRuns
 
         return RayRuns(arguments.ray, cpus=arguments.cpus_per_run, gpus=arguments.gpus_per_run)
 
-    return sweep(arguments.grid, output, arguments.overrides, 1, cluster, arguments.arm)
+    output = arguments.output or Path("runs") / arguments.grid.stem
+    place = None if arguments.ray is None else cluster
+    code = sweep(arguments.grid, output, arguments.overrides, arguments.jobs, place, arguments.arm)
+    if code == 0:
+        print_next(look_closer(arguments.grid, output, arguments.overrides))
+    return code
 
 
 def _sft(arguments: argparse.Namespace) -> int:
@@ -188,17 +125,21 @@ def _forecast(arguments: argparse.Namespace) -> int:
     assumed = Assumptions(
         a.gpu, a.utilisation, a.bandwidth, a.prompt_tokens, a.completion_tokens, eval_problems=a.eval_problems
     )
-    return print_forecast(a.config, a.overrides, a.model_config, assumed, a.output)
+    return print_forecast(a.config, a.overrides, a.model_config, assumed, a.output, a.json)
+
+
+def _completion(arguments: argparse.Namespace) -> None:
+    print(completion_script(_parser(), arguments.shell, list(shipped_configs())))
 
 
 def _doctor(arguments: argparse.Namespace) -> int:
     from onpolicy.run.doctor import doctor, report
 
     if arguments.environment is None:
-        return doctor()
+        return doctor(arguments.json)
     from onpolicy.integrations.verl.doctor import checks
 
-    return report("onpolicy doctor verl", checks())
+    return report("onpolicy doctor verl", checks(), arguments.json)
 
 
 def _output(meaning: str, **options: Any) -> Argument:
@@ -207,6 +148,7 @@ def _output(meaning: str, **options: Any) -> Argument:
 
 CONFIG, OVERRIDES = _config(), _overrides()
 JSON_OUTPUT = _output("JSON file to write", type=new_file)
+JSON = _argument("--json", action="store_true", help="print JSON, and nothing else on standard output")
 JOBS = _argument("--jobs", type=whole, default=1, help="number of runs at the same time (default 1)")
 PASS_RATE = _argument(
     "--pass-rate", action=PassRateRange, nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
@@ -220,19 +162,34 @@ VERL_CONFIG = (
 
 COMMANDS: dict[str, Command | Group] = {
     "train": Command(
-        "onpolicy.run.launch:launch_training",
+        "onpolicy.experiments.report.after_training:train_and_report",
         "train a model; with `run_dir=FOLDER` of an earlier run, resume that run",
         (CONFIG, OVERRIDES),
     ),
     "eval": Command(
         "onpolicy.run.evaluate_command:launch_evaluation",
         "evaluate a model on the sets under eval.sets",
-        (CONFIG, OVERRIDES),
+        (CONFIG, OVERRIDES, JSON),
     ),
     "check": Command(
-        _check,
-        "validate a config without loading a model; report every problem, or print the config with all defaults",
-        (CONFIG, OVERRIDES),
+        "onpolicy.experiments.methods.print_check:print_config_check",
+        "validate a config without loading a model; report every problem, or print what the run will do",
+        (
+            CONFIG,
+            OVERRIDES,
+            _argument("--full", exclusive=True, action="store_true", help="print the config with all defaults, as YAML"),
+            _argument("--json", exclusive=True, action="store_true", help="print summary and config as JSON"),
+        ),
+    ),
+    "preview": Command(
+        "onpolicy.run.print_preview:print_preview",
+        "show what student and teachers will read, from your data and the tokenizer alone; loads no weights",
+        (
+            CONFIG,
+            OVERRIDES,
+            _argument("--rows", type=whole, default=2, help="number of problems to show (default 2)"),
+            _argument("--json", action="store_true", help="print the problems as JSON, nothing shortened"),
+        ),
     ),
     "analyze": Group(
         "measure a config or a model without training",
@@ -335,6 +292,7 @@ COMMANDS: dict[str, Command | Group] = {
             _argument("--bandwidth", type=share, default=0.5, help="fraction of the memory bandwidth that sampling reaches (default 0.5)"),
             _argument("--eval-problems", type=whole, default=600, help="problems in all evaluation sets (default 600)"),
             JSON_OUTPUT,
+            JSON,
         ),
     ),
     "lab": Command(
@@ -353,20 +311,21 @@ COMMANDS: dict[str, Command | Group] = {
     "diff": Command(
         "onpolicy.experiments.methods.diff:print_difference",
         "show how two configs differ, axis by axis",
-        (_config("one"), _config("other")),
+        (_config("one"), _config("other"), JSON),
     ),
     "show": Command(
         "onpolicy.config.show:show",
-        "show every option: default, meaning, source",
+        "show every option in two lines: type, default, meaning, source; or search for some",
         (
-            _argument("prefix", nargs="?", default="", help="only keys that begin with this, e.g. generator"),
+            _argument("text", nargs="?", default="", help="a section, a key, or words to search for, e.g. lr, generator, 'warm up'"),
             _argument("--markdown", action="store_true", help="as docs/configuration.md"),
+            JSON,
         ),
     ),
     "list": Command(
         "onpolicy.config.show:print_names",
         "list the plug-ins that a config can name, or the shipped configs",
-        (_argument("kind", nargs="?", help="configs, context, divergence, reward, ..."),),
+        (_argument("kind", nargs="?", help="configs, context, divergence, reward, ..."), JSON),
     ),
     "doctor": Command(
         _doctor,
@@ -376,7 +335,13 @@ COMMANDS: dict[str, Command | Group] = {
                 "environment", nargs="?", choices=("verl",),
                 help="verl: check that verl finds our plug-in, also in Ray's workers",
             ),
+            JSON,
         ),
+    ),
+    "completion": Command(
+        _completion,
+        "print what completes these commands in a shell: eval \"$(onpolicy completion bash)\"",
+        (_argument("shell", choices=SHELLS, help="the shell: bash, zsh or tcsh"),),
     ),
     "verl": Group(
         "run the same methods on released verl, in its own environment (docs/verl.md)",
@@ -388,8 +353,8 @@ COMMANDS: dict[str, Command | Group] = {
             ),
             "check": Command(
                 "onpolicy.integrations.verl.command:print_check",
-                "compose and validate a config without loading a model, and print the method",
-                VERL_CONFIG,
+                "compose and validate a config without loading a model, and print what the run will do",
+                (*VERL_CONFIG, _argument("--json", action="store_true", help="print summary and method as JSON")),
             ),
         },
     ),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import GeneratorType
 from typing import Any
 
@@ -157,7 +158,7 @@ def _answered(result: Any, prompt: Prompt) -> Any:
     try:
         while True:
             request = result.send(reply)
-            reply = (Reply("4", 1.0),) * request.samples if isinstance(request, AskModel) else prompt
+            reply = (Reply("4", 1.0, "4"),) * request.samples if isinstance(request, AskModel) else prompt
     except StopIteration as stop:
         return stop.value
 
@@ -205,6 +206,21 @@ def check_token_weights(function: Callable[..., Tensor]) -> None:
     _require(not weights.requires_grad, function, "must carry no gradient")
 
 
+def gives_single_rollouts_nothing(credit: Callable[[Sequence[float]], Sequence[float]]) -> bool:
+    """Whether the advantage of a rollout without siblings is 0, whatever its reward."""
+    return all(credit([reward])[0] == 0 for reward in (0.0, 0.5, 1.0))
+
+
+def learns_from_advantages_alone(term: Callable[..., TermOutput]) -> bool:
+    """Whether a term is 0 wherever advantages are, and not elsewhere."""
+    inputs = _loss_inputs()
+    some = torch.tensor([[1.0, -1.0, 0.5], [-0.5, 1.0, -1.0]])
+    with_advantages, without = (
+        _call("term", term, replace(inputs, advantages=values)).per_token for values in (some, torch.zeros_like(some))
+    )
+    return bool(with_advantages.any()) and not bool(without.any())
+
+
 CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
     "divergence": check_divergence,
     "support": check_support,
@@ -219,15 +235,17 @@ CHECKS: dict[str, Callable[[Callable[..., Any]], None]] = {
 }
 
 
-def check_config(source: ConfigSource, overrides: Sequence[str] = ()) -> ResolvedConfig:
-    """Everything that can be checked of a config without a model: names, keys, types, values, and the plug-ins' contracts.
+def check_config(
+    source: ConfigSource, overrides: Sequence[str] = (), problems: Problems | None = None
+) -> ResolvedConfig:
+    """What can be checked of a config on any machine: names, keys, types, values, and the plug-ins' contracts.
 
     Raises:
-        ConfigError: with every problem of the config.
+        ConfigError: with every problem of the config, if ``problems`` is not given.
     """
-    with collected(None) as problems:
-        resolved = resolve(load(source, overrides, problems), problems)
-        keep_to_contracts(resolved, problems)
+    with collected(problems) as found:
+        resolved = resolve(load(source, overrides, found), found)
+        keep_to_contracts(resolved, found)
         return resolved
 
 

@@ -26,8 +26,9 @@ class Generator(Protocol):
     """How it samples unless told otherwise."""
     policy_version: int
     """Version of the weights now in the engine; every rollout carries that of its oldest token."""
-    on_progress: Callable[[int, int], None]
-    """Called with (rollouts finished, rollouts expected) while generating, for each token at least: silence means that it hangs."""
+    on_progress: Callable[[int, int, int], None]
+    """Called with (rollouts finished, rollouts expected, tokens sampled so far) while generating, for each token at least: silence means
+    that it hangs."""
 
     def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
         """Samples ``group_size`` rollouts of each prompt, in the order given; ``sampling`` replaces the one it was made with.

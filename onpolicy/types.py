@@ -13,8 +13,8 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import compress
-from statistics import fmean
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar
+from math import isnan, nan
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,6 +36,14 @@ class Message(TypedDict):
 
     role: str
     content: str
+    tools: NotRequired[Sequence[Mapping[str, Any]]]
+    """On the first message: the functions that the model is offered, as JSON schemas."""
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    reasoning_content: NotRequired[str]
+    prefix: NotRequired[bool]
+    """On the assistant's message at the end: the completion continues it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,9 +62,15 @@ class Prompt:
     """First tokens of the completion that are given: rollouts continue them, and have them at the end of their ``prompt_ids``."""
     banned_token_ids: tuple[int, ...] = ()
     """Tokens that no rollout may have."""
+    occurrence: int = 0
+    """How often the problem came before within the step: part of its rollouts' seeds."""
     fields: Mapping[str, Any] = field(default_factory=dict)
     """The row's other columns under their usual names: ``answer``, ``solution``, ``problem`` (the text without the prompt's wording),
     ``data_source`` and whatever else the row holds."""
+    ground_truth: object = None
+    """The reference answer as it stands in the file, of whatever type; ``fields["answer"]`` is its text."""
+    raw_columns: Mapping[str, Any] = field(default_factory=dict)
+    """Columns of the row that are text in ``fields`` and something else in the file, as they stand there."""
 
 
 @dataclass
@@ -81,7 +95,7 @@ class Sampling:
         checks = {
             "group_size": (self.group_size, self.group_size >= 1, "at least 1"),
             "max_tokens": (self.max_tokens, self.max_tokens >= 1, "at least 1"),
-            "temperature": (self.temperature, self.temperature >= 0, "0 or more"),
+            "temperature": (self.temperature, 0 <= self.temperature < float("inf"), "a finite number, 0 or more"),
             "top_p": (self.top_p, 0 < self.top_p <= 1, "above 0 and at most 1"),
             "top_k": (self.top_k, self.top_k >= 0, "0 or more"),
             "max_staleness": (self.max_staleness, self.max_staleness >= 0, "0 or more"),
@@ -121,6 +135,9 @@ class Rollout:
     sampled_mask: tuple[bool, ...] = ()
     """[T] which completion tokens the policy sampled; empty: all. The others were observed: they are context in every forward pass, and are
     neither trained nor counted nor scored."""
+    final: str | None = field(default=None, compare=False)
+    """The part of ``text`` after its thinking, as the renderer tells it: empty where the thinking never ended. None before it is scored;
+    not compared, because it follows from the text."""
 
     def __post_init__(self) -> None:
         for name in ("rollout_logprobs", "token_versions", "sampled_mask"):
@@ -135,6 +152,11 @@ class Rollout:
     def sampled_ids(self) -> tuple[int, ...]:
         """The completion tokens that the policy sampled, in order; all of ``completion_ids`` where nothing was observed."""
         return self.select_sampled(self.completion_ids)
+
+    @property
+    def answer_text(self) -> str:
+        """Where its answer stands: ``final``, or the whole text where nobody has told the thinking apart."""
+        return self.text if self.final is None else self.final
 
     @property
     def num_sampled(self) -> int:
@@ -155,7 +177,7 @@ class RolloutGroup:
 
 
 RewardBreakdown = Mapping[str, float]
-"""By reward, unweighted; one that does not apply to this sample is absent."""
+"""By reward, unweighted; one that does not apply to this sample is absent. What a reward logs stands under ``<reward>/<name>``."""
 
 
 @dataclass(frozen=True)
@@ -180,7 +202,8 @@ class ScoredGroup:
     group: RolloutGroup
     rewards: tuple[RolloutReward, ...]
     scores: tuple[float, ...]
-    """By rollout, what decides whether it is correct: the unweighted reward named by ``correctness``, or the total without one."""
+    """By rollout, what decides whether it is correct: the unweighted reward named by ``correctness``, or the total without one. NaN where
+    that reward gave None, which is not graded: neither correct nor wrong, as every comparison with NaN is false."""
 
     @property
     def correct(self) -> tuple[bool, ...]:
@@ -188,14 +211,19 @@ class ScoredGroup:
         return tuple(score >= CORRECT_THRESHOLD for score in self.scores)
 
     @property
+    def graded(self) -> tuple[bool, ...]:
+        """By rollout, whether it was graded."""
+        return tuple(not isnan(score) for score in self.scores)
+
+    @property
     def pass_rate(self) -> float:
-        """Share of its rollouts that are correct."""
-        return fmean(self.correct)
+        """Share of its graded rollouts that are correct; NaN without any."""
+        return sum(self.correct) / sum(self.graded) if any(self.graded) else nan
 
     @property
     def mixed(self) -> bool:
-        """Whether some of its rollouts are correct and some are not."""
-        return 0 < sum(self.correct) < len(self.correct)
+        """Whether some of its rollouts are correct and some are wrong."""
+        return 0 < sum(self.correct) < sum(self.graded)
 
 
 @dataclass(frozen=True)
@@ -213,6 +241,8 @@ class Reply:
     text: str
     score: float
     """The score of the text as a rollout of the problem (``ScoredGroup.scores``)."""
+    final: str = ""
+    """The part of the text after its thinking."""
 
 
 @dataclass(frozen=True)
@@ -233,11 +263,11 @@ class Example:
     prompt: Prompt
     group_id: int
     """Index of the group within its step."""
-    reward: float
-    """Weighted sum of ``reward_breakdown``."""
+    reward: float | None
+    """Weighted sum of ``reward_breakdown``; None where it was not graded."""
     reward_breakdown: RewardBreakdown
     advantage: float
-    """From ``credit``; the same for each token of the completion."""
+    """From ``credit``; the same for each token of the completion; 0 where it was not graded."""
     teacher_prompt_ids: Mapping[str, tuple[int, ...]]
     """Per context the privileged prompt ``[P']``. A context that has nothing to show for this rollout is absent."""
     routes: Mapping[str, float] = field(default_factory=dict)

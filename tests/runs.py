@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from onpolicy.cli import main
@@ -44,6 +46,15 @@ def write_config(folder: Path, **changes: Any) -> Path:
     return path
 
 
+def write_here(folder: Path, monkeypatch: pytest.MonkeyPatch, config: Mapping[str, Any]) -> Path:
+    """A config that is only checked, in a folder that becomes the current one, with the data file ``d.jsonl`` that it may name."""
+    monkeypatch.chdir(folder)
+    (folder / "d.jsonl").write_text(json.dumps(row(1, 1)))
+    path = folder / "config.yaml"
+    path.write_text(yaml.safe_dump(dict(config)))
+    return path
+
+
 def row(a: int, b: int) -> dict[str, Any]:
     return {
         "prompt": [{"role": "user", "content": f"{a} + {b}?"}],
@@ -58,13 +69,13 @@ def length_reward(completion: str) -> float:
     return (len(completion) % 7) / 7
 
 
-def held(completion: str, *, hold: str | None = None) -> bool:
-    """A reward that lets a run write the checkpoint of step 1 and then waits for as long as the file ``hold`` exists.
+def held(completion: str, *, hold: str | None = None, after: str = "checkpoints/step-000001") -> bool:
+    """A reward that waits for as long as the file ``hold`` exists, from when the run has written ``after``: by default what step 1 saves.
 
     The run's folder is that of its log, which is its standard output: so it is in a sweep.
     """
-    saved = Path(os.readlink("/proc/self/fd/1")).parent / "checkpoints/step-000001"
-    while hold is not None and saved.is_dir() and Path(hold).exists():
+    written = Path(os.readlink("/proc/self/fd/1")).parent / after
+    while hold is not None and written.exists() and Path(hold).exists():
         time.sleep(0.02)
     return len(completion) % 2 == 0
 

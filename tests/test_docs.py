@@ -3,18 +3,38 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
+import json
 import re
+import shlex
+import sys
+import textwrap
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from onpolicy import __version__
 from onpolicy.cli import main
 from onpolicy.config.load import load
+from onpolicy.config.options import options
 from onpolicy.config.resolve import resolve
-from onpolicy.config.show import markdown, options
+from onpolicy.config.shipped import find_config
+from onpolicy.config.show import markdown
+from onpolicy.experiments.forecast.forecast import Assumptions, forecast, shape_of
+from onpolicy.experiments.sweep.grid import cells, read_grid
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
+
+
+def script(name: str) -> Any:
+    """A file of scripts/, as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_the_configuration_page_is_current() -> None:
@@ -22,11 +42,7 @@ def test_the_configuration_page_is_current() -> None:
 
 
 def test_the_methods_page_is_current() -> None:
-    spec = importlib.util.spec_from_file_location("methods", ROOT / "scripts" / "methods.py")
-    assert spec is not None and spec.loader is not None
-    methods = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(methods)
-    assert (ROOT / "docs" / "methods.md").read_text() == methods.page(), "run `make docs`"
+    assert (ROOT / "docs" / "methods.md").read_text() == script("methods").page(), "run `make docs`"
 
 
 def test_diff_names_the_axes(capsys: pytest.CaptureFixture[str]) -> None:
@@ -49,14 +65,135 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_commands_in_the_readme_are_valid() -> None:
-    text = (ROOT / "README.md").read_text()
-    commands = re.findall(r"^onpolicy (?:train|check|eval) (\S+)(.*)$", text, flags=re.MULTILINE)
-    assert len(commands) >= 5
-    for name, rest in commands:
-        resolve(load(name, [word for word in rest.split("#")[0].split() if "=" in word]))
+def test_the_readme_is_read_in_one_go() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) < 120 and not [line for line in lines if len(line) > 150]
+
+
+def test_make_targets_exist() -> None:
     makefile = (ROOT / "Makefile").read_text()
-    assert all(f"\n{target}:" in makefile for target in re.findall(r"^make (\w+)", text, flags=re.MULTILINE))
+    for page in PAGES:
+        for target in re.findall(r"^make ([\w-]+)", page.read_text(), flags=re.MULTILINE):
+            assert f"\n{target}:" in makefile, f"{page.name}: make {target}"
+
+
+def commands(page: Path) -> list[list[str]]:
+    """Every ``onpolicy`` command in a page's shell blocks, as words; a placeholder such as CONFIG or … makes it a pattern, left out."""
+    blocks = re.findall(r"^```(?:sh|bash)\n(.*?)^```", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    lines = [
+        line for block in blocks for line in block.replace("\\\n", " ").splitlines() if line.startswith("onpolicy ")
+    ]
+    found = [shlex.split(line, comments=True)[1:] for line in lines]
+    return [
+        words
+        for words in found
+        if not any("…" in w or "..." in w or re.fullmatch(r"[A-Z]+(\.yaml)?", w) for w in words)
+    ]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
+def test_commands_parse_and_their_configs_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed: list[Any] = []
+    monkeypatch.setattr("onpolicy.cli._run", parsed.append)
+    for words in commands(page):
+        try:
+            main(words)
+        except SystemExit as ended:
+            assert ended.code == 0, f"{page.name}: onpolicy {' '.join(words)}"
+    own = set(re.findall(r"`([\w-]+\.yaml)`", page.read_text()))
+    for arguments in parsed:
+        for name, argument in arguments.passed_on.items():
+            path = getattr(arguments, name)
+            if argument.is_config and str(path) not in own and not (ROOT / path).exists():
+                assert find_config(path).exists(), f"{page.name}: {path}"
+
+
+@pytest.fixture
+def a_readers_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The files that README shows: a block of Python or YAML is the file of that kind named last before it."""
+    text = (ROOT / "README.md").read_text()
+    for block in re.finditer(r"^```(python|yaml)\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        ending = {"python": "py", "yaml": "yaml"}[block[1]]
+        name = re.findall(rf"`([\w-]+\.{ending})`", text[: block.start()])[-1]
+        assert not (tmp_path / name).exists(), f"README shows {name} twice"
+        (tmp_path / name).write_text(block[2])
+    for name in ("problems", "held_out"):
+        (tmp_path / f"{name}.csv").write_text("task,gold,explanation\nWhat is 2+2?,4,Two and two are four.\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    for module in ("rewards", "my_loss"):
+        monkeypatch.delitem(sys.modules, module, raising=False)
+    return tmp_path
+
+
+def test_what_the_readme_shows_is_valid(a_readers_folder: Path) -> None:
+    used = set()
+    for command, name, *rest in commands(ROOT / "README.md"):
+        overrides = [word for word in rest if "=" in word]
+        if command in ("train", "check", "eval", "preview", "forecast"):
+            resolve(load(find_config(Path(name)), overrides))
+        elif command == "sweep":
+            arms = read_grid(Path(name)).arms  # the first seed is enough
+            first = itertools.islice(cells(Path(name), a_readers_folder / "runs", overrides), len(arms))
+            assert [cell.arm for cell in first] == list(arms)
+        used.add(command)
+    assert {"train", "check", "preview", "forecast", "sweep"} <= used
+
+
+def test_the_forecasts_of_the_readme() -> None:
+    """Memory as README says it for a run of Qwen3-8B on one H100; if this fails, README promises what the forecast does not."""
+    text = (ROOT / "README.md").read_text()
+    said = [float(gib) for gib in re.findall(r"(\d+) GiB", text)]
+    foreseen = []
+    for command, name, *rest in commands(ROOT / "README.md"):
+        if command == "forecast":
+            resolved = resolve(load(find_config(Path(name)), [word for word in rest if "=" in word]))
+            shape = shape_of(str(ROOT / "tests/experiments/shapes/qwen3_8b.json"))
+            foreseen.append(round(sum(forecast(resolved, shape, Assumptions("h100")).memory["each"].values())))
+    assert said and said == foreseen
+
+
+def test_the_numbers_of_the_readme_are_the_committed_ones() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    report = json.loads((ROOT / "docs/results/lab/decisive.json").read_text())
+    on = {a["arm"]: a["accuracy_on_trained"] for a in report["arms"] if a["factor"] == "8"}
+    out = {d["arm"]: d for d in report["from_start"] if (d["factor"], d["set"]) == ("8", "out_of_domain")}
+    start = out["unprotected"]["mean"] - out["unprotected"]["difference"]
+    says = {arm: (f"{on[arm]:.2f}"[1:], f"{out[arm]['mean']:.2f}"[1:]) for arm in out}
+    runs = json.loads((ROOT / "docs/results/lab/protected.json").read_text())["curves"]
+    before = sum(run["group/pass_rate"][0][1] for run in runs) / len(runs)
+    assert f"self-distillation goes from {before:.2f} to {says['unprotected'][0]}".replace("0.", ".") in text
+    assert f"out of domain from {start:.2f} to {says['unprotected'][1]};".replace("0.", ".") in text
+    assert f"GRPO ends at {says['grpo'][0]} and {says['grpo'][1]}" in text
+    assert (
+        f"{says['opportunity'][1]} remain out of domain, and the eight fall to {says['opportunity'][0]}, below" in text
+    )
+    assert float(says["opportunity"][0]) < before, "it says where they began"
+    assert f"has {len(out)} arms" in text
+
+    configs = [path for path in (ROOT / "configs").glob("*.yaml") if path.stem not in ("quickstart", "smollm2")]
+    papers = {re.findall(r"arXiv (\d{4}\.\d{5})", path.read_text())[0] for path in configs}
+    parity = json.loads((ROOT / "docs/results/parity.json").read_text())
+    published = {row["config"] for row in parity if any("formula" not in source for source in row["published"])}
+    assert f"{len(configs)} configs of {len(papers)} papers" in text
+    assert f"{len(published)} of them compared with numbers from published code" in text
+
+
+def test_the_loop_in_the_docs_is_the_loop() -> None:
+    loop = textwrap.dedent((ROOT / "onpolicy/train.py").read_text().split('"""\n')[-1])
+    assert f"```python\n{loop}```" in (ROOT / "docs/architecture.md").read_text()
+
+
+def test_the_lab_s_figures_are_drawn_from_the_committed_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures = script("lab_figures")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(figures, "IMAGES", tmp_path)
+    figures.main()
+    drawn = sorted(tmp_path.glob("*.svg"))
+    assert len(drawn) == 4
+    assert [path.name for path in drawn if path.read_text() != (ROOT / "docs/images" / path.name).read_text()] == []
 
 
 @pytest.mark.parametrize("arguments", [["list"], ["list", "divergence"], ["show", "generator"], ["show"]])
@@ -76,3 +213,20 @@ def test_the_doctor_finds_this_machine_fit(capsys: pytest.CaptureFixture[str]) -
     assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "a run can start here" in output and "torch companions" in output
+
+
+def test_the_command_alone_is_help(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["onpolicy"])
+    as_typed: list[list[str] | None] = [[], None]
+    for arguments in as_typed:
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        printed = capsys.readouterr()
+        assert ended.value.code == 0 and not printed.err
+        assert all(f"    {command} " in printed.out for command in ("train", "check", "preview", "doctor"))
+
+
+def test_the_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["--version"])
+    assert ended.value.code == 0 and capsys.readouterr().out == f"onpolicy {__version__}\n"

@@ -8,12 +8,20 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import (
+    AutoModelForCausalLM,
+    GPTNeoXConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MixtralConfig,
+    OPTConfig,
+    PhimoeConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3NextConfig,
 )
 
 from onpolicy.types import Example, Prompt, Rollout
@@ -40,8 +48,22 @@ def byte_tokenizer(template: str | None = CHATML, added: tuple[str, ...] = ()) -
     return tokenizer
 
 
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32}
+LINEAR_ATTENTION = {"linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 16, "linear_value_head_dim": 16,
+                    "layer_types": ["linear_attention", "full_attention"]}  # fmt: skip
+FAMILIES: dict[str, tuple[type[PreTrainedConfig], dict[str, Any]]] = {
+    "qwen3_moe": (Qwen3MoeConfig, {"num_experts": 4, **EXPERTS}),
+    "mixtral": (MixtralConfig, {"num_local_experts": 4, "num_experts_per_tok": 2, "router_jitter_noise": 0.1}),
+    "phimoe": (PhimoeConfig, {"num_local_experts": 4, "num_experts_per_tok": 2}),  # with jitter of its own
+    "qwen3_next": (Qwen3NextConfig, {"num_experts": 4, **EXPERTS, **LINEAR_ATTENTION}),
+    "gpt_neox": (GPTNeoXConfig, {}),
+    "opt": (OPTConfig, {"ffn_dim": 128, "word_embed_proj_dim": 64, "layerdrop": 0.5}),
+}
+"""Families whose files have other names than their parameters, or whose training mode is random."""
+
+
 def tiny_model(family: str = "qwen3", *, seed: int = 0, vocab_size: int = 264, width: int = 64) -> PreTrainedModel:
-    """A random model of about 0.1 M parameters, in float32."""
+    """A random model of about 0.1 M parameters, in float32, of Qwen3, Llama or one of ``FAMILIES``."""
     torch.manual_seed(seed)
     shape: dict[str, Any] = {
         "vocab_size": vocab_size,
@@ -59,6 +81,11 @@ def tiny_model(family: str = "qwen3", *, seed: int = 0, vocab_size: int = 264, w
     }
     if family == "llama":
         return LlamaForCausalLM(LlamaConfig(**shape, tie_word_embeddings=False)).eval()
+    if family in FAMILIES:
+        config, own = FAMILIES[family]
+        if family == "gpt_neox":
+            del shape["head_dim"], shape["num_key_value_heads"]
+        return AutoModelForCausalLM.from_config(config(**shape, **own)).eval()  # type: ignore[no-any-return]
     return Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True)).eval()
 
 

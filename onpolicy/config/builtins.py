@@ -15,6 +15,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "lab": "onpolicy.experiments.lab.data:lab",
     },
     "generator": {
+        "auto": "onpolicy.rollout.auto:auto",
         "vllm": "onpolicy.rollout.vllm_generator:VLLMGenerator",
         "transformers": "onpolicy.rollout.hf_generator:HFGenerator",
     },

@@ -3,13 +3,16 @@ problem of its own it stays silent, because what it would say may only follow fr
 
 from __future__ import annotations
 
+import datetime
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from onpolicy.config.bounds import out_of_bounds
+from onpolicy.config.metric_checks import metrics
 from onpolicy.config.problems import Problems
 from onpolicy.config.registry import Plugin, defaults_and
-from onpolicy.config.renamed import renamed_metric, renamed_name
+from onpolicy.config.renamed import renamed_name
 from onpolicy.config.resolved import (
     ResolvedConfig,
     Section,
@@ -17,7 +20,6 @@ from onpolicy.config.resolved import (
     mentioned,
     plug_ins_in,
     term_plugins,
-    unbound,
 )
 from onpolicy.config.schedules import Coefficient, coefficients_in
 from onpolicy.rewards import lexicon
@@ -33,31 +35,30 @@ Check = Callable[[ResolvedConfig, Problems], Iterator[str]]
 
 
 def ranges(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
-    """Numbers that must be positive, or not negative."""
-    config, trainer, data = resolved.config, resolved.trainer.settings, resolved.data.settings
-    positive = {
-        "steps": config.steps,
-        "data.prompts_per_step": data.prompts_per_step,
-        "rendering.max_prompt_tokens": config.rendering.max_prompt_tokens,
-        "rendering.max_teacher_prompt_tokens": config.rendering.max_teacher_prompt_tokens,
-        "trainer.micro_batch_tokens": trainer.micro_batch_tokens,
-        "trainer.updates_per_step": trainer.updates_per_step,
-        "eval.samples_per_problem": config.eval.samples_per_problem,
-        "checkpoint.keep_last": config.checkpoint.keep_last,
-    }
-    for key, value in positive.items():
-        if value is not None and value < 1:
-            yield f"{key}: got {value}, expected at least 1."
-    nonnegative = {
-        "trainer.lr": trainer.lr,
-        "eval.every": config.eval.every,
-        "checkpoint.every": config.checkpoint.every,
-        "data.dynamic_sampling": data.dynamic_sampling,
-        "epistemic.baseline": config.epistemic.baseline,
-    }
-    for key, number in nonnegative.items():
-        if number < 0:
-            yield f"{key}: got {number}, expected 0 or more."
+    """Numbers that lie outside of the bounds that the schema declares."""
+    yield from out_of_bounds(resolved.config, "")
+    sections = [
+        resolved.data,
+        resolved.generator,
+        resolved.trainer,
+        *resolved.rewards,
+        *resolved.objective,
+        *resolved.guards,
+    ]
+    privileged = resolved.privileged_rollouts
+    for section in (*sections, *resolved.eval_sets.values(), *([privileged] if privileged else [])):
+        yield from out_of_bounds(section.settings, f"{section.plugin.key}.")
+
+
+def dates(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """The day of the chat template."""
+    date = resolved.config.rendering.date
+    try:
+        day = None if date is None else datetime.date.fromisoformat(date)
+    except ValueError:
+        day = None
+    if date is not None and str(day) != date:
+        yield f"rendering.date: got {date!r}, expected a day as YYYY-MM-DD, or null."
 
 
 def lists(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
@@ -66,6 +67,13 @@ def lists(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     yield from _items("trainer.betas", resolved.trainer.settings.betas, int | float, "two numbers", length=2)
     yield from _items("eval.pass_at", config.eval.pass_at, int, "whole numbers")
     yield from _items("epistemic.lexicons", config.epistemic.lexicons, str, "names of lexicons")
+    tags = config.rendering.thinking_tags
+    if tags is not None:
+        yield from _items(
+            "rendering.thinking_tags", tags, str, "two texts, what opens and what closes thinking", length=2
+        )
+        if not all(tags) or len(set(tags)) < len(tags):
+            yield f"rendering.thinking_tags: got {tags!r}, expected two different texts that are not empty."
     for k in config.eval.pass_at if problems.sound("eval.samples_per_problem") else ():
         if isinstance(k, int) and not 1 <= k <= config.eval.samples_per_problem:
             yield f"eval.pass_at: got {k}, expected 1 to eval.samples_per_problem = {config.eval.samples_per_problem}."
@@ -93,7 +101,7 @@ def choices(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
 def lexicons(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     """Names of lexicons, built in or under ``lexicons``."""
     config = resolved.config
-    named = [*(("epistemic.lexicons", name) for name in config.epistemic.lexicons)]
+    named = [("epistemic.lexicons", name) for name in config.epistemic.lexicons if isinstance(name, str)]
     for key, name in (*named, ("epistemic.lexicon", config.epistemic.lexicon)):
         if name not in config.custom_lexicons:
             yield from _one_of(key, name, lexicon.LEXICONS, "lexicon")
@@ -200,8 +208,6 @@ def privileged(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         for term in takers:
             yield f"{term.plugin.key}.route: takes privileged rollouts alone, but {key} names no context with which to sample them."
         return
-    if found.settings.samples < 1:
-        yield f"{key}.samples: got {found.settings.samples}, expected at least 1."
     if not takers and problems.sound("objective"):
         yield f"{key}: no term of the objective takes such rollouts; add a term with route=privileged."
     if not resolved.rewards and problems.sound("rewards"):
@@ -248,6 +254,17 @@ def _of_sampler(plugin: Plugin, where: str) -> Iterator[str]:
         yield f"{key}: got 'sampler' {where}, {why}; expected 'old'."
 
 
+def data_sections(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """What a data section puts around its problems, and the columns that it names."""
+    for section in (resolved.data, *resolved.eval_sets.values()):
+        key, options = section.plugin.key, section.plugin.options
+        template = options.get("prompt_template")
+        if isinstance(template, str) and "{problem}" not in template:
+            yield f"{key}.prompt_template: got {template!r}, expected a text with {{problem}}; every prompt would be this one."
+        for role in options.get("columns") or ():
+            yield from _one_of(f"{key}.columns", role, ("prompt", "answer", "solution"))
+
+
 def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     """Schedules stand only where a number is read again at each step."""
     sections: tuple[Section, ...] = (resolved.data, resolved.generator, resolved.trainer)
@@ -256,21 +273,7 @@ def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
             yield f"{found.key}: a schedule has no effect here, this option is read once, at the start."
 
 
-def metrics(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
-    """Metrics that guards, schedules and checkpoints read were not renamed."""
-    config = resolved.config
-    own = {
-        *config.custom_lexicons,
-        config.epistemic.lexicon,
-    }  # an old name at epistemic.lexicon is a problem of its own
-    named = [(f"{guard.plugin.key}.metric", guard.plugin.options.get("metric")) for guard in resolved.guards]
-    named += [(f"{c.key}.metric", unbound(c.schedule)[1].get("metric")) for c in resolved.coefficients]
-    for key, name in (*named, ("checkpoint.best_metric", config.checkpoint.best_metric)):
-        if name and (hint := renamed_metric(str(name), own)):
-            yield f"{key}: no metric is called {name!r}.{hint}"
-
-
 CHECKS: tuple[Check, ...] = (
-    *(ranges, lists, choices, lexicons, lowered, contexts, rewards, reference_rates),
-    *(completions, privileged, temperatures, schedules, metrics),
+    *(ranges, dates, lists, choices, lexicons, lowered, contexts, rewards, reference_rates),
+    *(completions, privileged, temperatures, data_sections, schedules, metrics),
 )

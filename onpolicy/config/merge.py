@@ -8,11 +8,19 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-from onpolicy.config.keys import remove, replace
+from onpolicy.config.keys import find_value, remove, replace
 from onpolicy.config.problems import Problems
 
 UNKNOWN = "?"
 """Stands where a value was that cannot be used, until all problems are reported."""
+EXPECTED = {
+    "not be converted to Integer": "a whole number",
+    "not be converted to Float": "a number",
+    "not a valid bool": "true or false",
+}
+"""What OmegaConf says of a value of the wrong type -> what was expected."""
+OBJECTS = {"allow_objects": True}
+"""What OmegaConf has to be told where a ``Plain`` may stand."""
 
 
 def merged(schema: Any, given: Mapping[str, Any], prefix: str, problems: Problems) -> Any:
@@ -29,8 +37,9 @@ def merged(schema: Any, given: Mapping[str, Any], prefix: str, problems: Problem
         try:
             return OmegaConf.to_object(OmegaConf.merge(schema, given))
         except OmegaConfBaseException as error:
-            key = str(error.full_key)
-            problems.add(f"{prefix}{key}: {reason(error)}")
+            key = str(error.full_key or _refused(schema, given))
+            said = _no_list(schema, given, key) or _no_number(error, given, key) or reason(error, f"{prefix}{key}")
+            problems.add(f"{prefix}{key}: {said}")
         except ValueError as error:  # a check of the settings' own, which names the full key
             key = str(error).partition(": ")[0].removeprefix(prefix)
             problems.add(str(error))
@@ -41,8 +50,32 @@ def merged(schema: Any, given: Mapping[str, Any], prefix: str, problems: Problem
             return None
 
 
-def reason(error: OmegaConfBaseException) -> str:
+def _refused(schema: Any, given: Mapping[str, Any]) -> str | None:
+    """The field that cannot be merged, for errors of OmegaConf's that do not name it: a section in whose place something else stands."""
+    for key, value in given.items():
+        try:
+            OmegaConf.merge(schema, {key: value})
+        except OmegaConfBaseException:
+            return key
+    return None
+
+
+def _no_list(schema: Any, given: Mapping[str, Any], key: str) -> str | None:
+    """What to say of a value that stands in place of a list."""
+    expected, value = OmegaConf.select(schema, key), find_value(given, key)
+    if not OmegaConf.is_list(expected) or isinstance(value, list):
+        return None
+    return f"got {value!r}, expected a list{f', e.g. {list(expected)}' if expected else ''}."
+
+
+def _no_number(error: OmegaConfBaseException, given: Mapping[str, Any], key: str) -> str | None:
+    """What to say of a value that stands in place of a number or a truth value."""
+    expected = (what for type_, what in EXPECTED.items() if type_ in str(error).splitlines()[0])
+    return f"got {find_value(given, key)!r}, expected {what}." if (what := next(expected, None)) else None
+
+
+def reason(error: OmegaConfBaseException, key: str = "KEY") -> str:
     """What a message says after the key."""
     if isinstance(error, MissingMandatoryValue):
-        return "missing. Give it in the file or as an override."
+        return f"missing. Give it in the file, or as an override: {key}=VALUE."
     return str(error).splitlines()[0]

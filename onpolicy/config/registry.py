@@ -19,10 +19,14 @@ from types import ModuleType
 from typing import Any
 
 from onpolicy.config.builtins import TABLES
+from onpolicy.config.other_names import name_elsewhere
+from onpolicy.config.own_code import own_function, why_not_imported
+from onpolicy.config.plain import meant
 from onpolicy.config.problems import Problems, collected
 from onpolicy.config.renamed import renamed_key, renamed_name
 from onpolicy.config.schedules import Bound, Coefficient
 from onpolicy.config.values import is_number, type_name, typed
+from onpolicy.utils.choice import Choice
 from onpolicy.utils.errors import ConfigError, nearest, suggest
 
 
@@ -37,6 +41,13 @@ class Plugin:
     function: Callable[..., Any]
     options: Mapping[str, Any]
     """Those given in the config, converted; nested plug-ins already bound."""
+    chosen_because: str = ""
+    """Why it is this one, where the config leaves the choice to a plug-in such as ``auto``."""
+
+    @property
+    def with_reason(self) -> str:
+        """The name, and why it is this one where that was left open."""
+        return f"{self.name} (chosen here: {self.chosen_because})" if self.chosen_because else self.name
 
     @property
     def found(self) -> bool:
@@ -67,17 +78,20 @@ def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
     table = TABLES[kind]
     target = table.get(name, name)
     if ":" not in target:
-        hint = renamed_name(kind, name) or (
-            f"{suggest(name, table)} Known: {', '.join(sorted(table))}. For your own, write 'module:function'."
-        )
-        raise ConfigError(f"{key}: unknown {kind} {name!r}.{hint}")
+        likely = _as_data(kind, name, key) or suggest(name, table)
+        known = f"{likely} Known: {', '.join(sorted(table))}. For your own, write 'module:function'."
+        raise ConfigError(f"{key}: unknown {kind} {name!r}.{renamed_name(kind, name) or own_function(name) or known}")
     module_name, _, attribute = target.partition(":")
-    if not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
-        raise ConfigError(f"{key}: got {name!r}, expected 'module:function' as Python writes them.")
+    names_file = module_name.endswith(".py")
+    if names_file or not all(part.isidentifier() for part in (*module_name.split("."), attribute)):
+        raise ConfigError(f"{key}: got {name!r}, expected 'module:function' as Python writes them.{own_function(name)}")
     try:
         module = importlib.import_module(module_name) if name in table else _import_users(module_name)
-    except ImportError as error:
-        raise ConfigError(f"{key}: cannot import {module_name!r} for {kind} {name!r}: {error}") from error
+    except (Exception, SystemExit) as error:  # of a user's module anything
+        if name in table and not isinstance(error, ImportError):
+            raise
+        why = why_not_imported(module_name, error) + own_function(name)
+        raise ConfigError(f"{key}: cannot import {module_name!r} for {kind} {name!r}: {why}") from error
     try:
         function = getattr(module, attribute)
     except AttributeError:
@@ -87,6 +101,14 @@ def find_function(kind: str, name: str, key: str) -> Callable[..., Any]:
     if not callable(function):
         raise ConfigError(f"{key}: {target!r} is a {type(function).__name__}, expected a function")
     return function
+
+
+def _as_data(kind: str, name: str, key: str) -> str:
+    """How to read what a data section gives in place of a source's name."""
+    if kind != "data" or not ("/" in name or "." in name):
+        return ""
+    section, source = key.removesuffix(".name"), "file" if Path(name).suffix or Path(name).exists() else "hub"
+    return f" To read it: {section}.name={source} {section}.path={name}."
 
 
 def _import_users(module_name: str) -> ModuleType:
@@ -138,20 +160,43 @@ def resolve_plugin(
     Raises:
         ConfigError: unknown name or option, missing option, wrong type; all of them, if ``problems`` is not given.
     """
-    name_key = key if isinstance(spec, str) else f"{key}.name"
-    if isinstance(spec, str):
-        spec = {"name": spec}
     with collected(problems) as found:
+        with found.collect():
+            spec = meant(spec, key)
+        name_key = key if isinstance(spec, str) else f"{key}.name"
+        if isinstance(spec, str):
+            spec = {"name": spec}
         if not isinstance(spec, Mapping) or not isinstance(spec.get("name"), str):
-            found.add(f"{key}: expected a name or a mapping with 'name' and options, got {spec!r}")
+            found.add(
+                f"{key}: expected a name or a mapping with 'name' and options, got {spec!r}{_without_colon(spec)}"
+            )
             return stand_in(kind, "", key)
         with found.collect():
-            function = find_function(kind, spec["name"], name_key)
-            known = _signature(function, spec["name"], name_key, supplied)
+            name, reason, function = _chosen(kind, spec["name"], name_key)
+            known = _signature(function, name, name_key, supplied)
             given = {option: value for option, value in spec.items() if option != "name"}
-            options = _checked_options(spec["name"], given, known, key, found)
-            return Plugin(kind=kind, name=spec["name"], key=key, function=function, options=options)
+            options = _checked_options(kind, name, given, known, key, found, reason)
+            return Plugin(kind, name, key, function, options, reason)
         return stand_in(kind, spec, key)
+
+
+def _chosen(kind: str, name: str, key: str) -> tuple[str, str, Callable[..., Any]]:
+    """The name, or the one that it leaves the choice to; why it was chosen, and its function."""
+    function = find_function(kind, name, key)
+    if not getattr(function, "chooses", False):
+        return name, "", function
+    choice: Choice = function()
+    return choice.name, choice.reason, find_function(kind, choice.name, key)
+
+
+def _without_colon(spec: Any) -> str:
+    """What to say of ``module: function``, which YAML takes for a mapping."""
+    names = [*next(iter(spec.items()))] if isinstance(spec, Mapping) and len(spec) == 1 else []
+    return f'; without a space it is a name: "{":".join(names)}"' if names and all(map(_is_name, names)) else ""
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value.isidentifier()
 
 
 def _signature(
@@ -165,9 +210,15 @@ def _signature(
 
 
 def _checked_options(
-    name: str, given: Mapping[str, Any], known: Mapping[str, inspect.Parameter], key: str, problems: Problems
+    kind: str,
+    name: str,
+    given: Mapping[str, Any],
+    known: Mapping[str, inspect.Parameter],
+    key: str,
+    problems: Problems,
+    reason: str,
 ) -> dict[str, Any]:
-    """The options that are sound, converted; the others are reported."""
+    """The options that are sound, converted; the others are reported. ``reason`` says why the plug-in was chosen, if it was."""
     options: dict[str, Any] = {}
     meant: set[str | None] = set(given)
     for option, value in given.items():
@@ -176,24 +227,52 @@ def _checked_options(
                 options[option] = _convert(value, known[option].annotation, f"{key}.{option}", problems)
             continue
         meant |= {nearest(option, known)}
-        problems.add(renamed_key(f"{key}.{option}", value) or _unknown_option(name, option, known, key))
+        problems.add(renamed_key(f"{key}.{option}", value) or _unknown_option(kind, name, option, known, key, reason))
     for option, parameter in known.items():
         if parameter.default is inspect.Parameter.empty and option not in meant:
-            problems.add(f"{key}.{option}: missing; {name!r} needs it ({type_name(parameter.annotation)}).")
+            known_ones = ", ".join(sorted(TABLES.get(option, ())))
+            kind = f"one of {known_ones}, or 'module:function'" if known_ones else type_name(parameter.annotation)
+            problems.add(f"{key}.{option}: missing; {name!r} needs it ({kind}).")
     return options
 
 
-def _unknown_option(name: str, option: str, known: Iterable[str], key: str) -> str:
+def _unknown_option(
+    kind: str, name: str, option: str, known: Mapping[str, inspect.Parameter], key: str, reason: str
+) -> str:
     choices = ", ".join(sorted(known)) or "none"
-    return f"{key}.{option}: {name!r} has no such option.{suggest(option, known)} Its options: {choices}."
+    others = _with_option(kind, name, option)
+    hint = ("" if others else name_elsewhere(f"{key}.{option}")) or ("" if others else suggest(option, known))
+    chosen = f" (chosen here: {reason})" if reason else ""
+    message = f"{key}.{option}: {name!r}{chosen} has no such option.{hint} Its options: {choices}."
+    if not others:
+        return message
+    if reason:
+        return f"{message} {' and '.join(map(repr, others))} has it."
+    needed = (f", {n}: …" for n, p in known.items() if p.default is inspect.Parameter.empty)
+    return (
+        f"{message} {' and '.join(map(repr, others))} has it: where {key}.name alone is overridden, the options beside the old name stay. "
+        f"Override the section as a whole, e.g. '{key}={{name: {name}{''.join(needed)}}}'; what that leaves out has its default."
+    )
+
+
+def _with_option(kind: str, name: str, option: str) -> list[str]:
+    """The other plug-ins of a kind that have an option of this name."""
+    found = []
+    for other in TABLES[kind]:
+        with contextlib.suppress(ConfigError):  # one whose packages are missing
+            if other != name and option in options_of(find_function(kind, other, other)):
+                found.append(other)
+    return found
 
 
 def _convert(value: Any, annotation: Any, key: str, problems: Problems) -> Any:
     option = key.rpartition(".")[2]
-    if is_schedule(value) and is_number(annotation):
-        return coefficient(value, key)
-    if option in TABLES and annotation is not str and (value is None or isinstance(value, str | Mapping)):
-        return None if value is None else resolve_plugin(option, value, key, problems=problems).bind()
+    if is_number(annotation) and is_schedule(spec := meant(value, key)):
+        return coefficient(spec, key)
+    if option in TABLES and annotation is not str:
+        spec = meant(value, key)
+        if spec is None or isinstance(spec, str | Mapping):
+            return None if spec is None else resolve_plugin(option, spec, key, problems=problems).bind()
     return typed(value, annotation, key)
 
 

@@ -10,11 +10,14 @@ from omegaconf import OmegaConf
 
 from onpolicy.config.checks import CHECKS
 from onpolicy.config.load import ConfigSource, load
-from onpolicy.config.merge import merged
+from onpolicy.config.merge import OBJECTS, merged
+from onpolicy.config.plain import meant
 from onpolicy.config.problems import Problems, collected
-from onpolicy.config.registry import Plugin, coefficient, is_schedule, resolve_plugin, stand_in
+from onpolicy.config.registry import Plugin, coefficient, is_schedule, options_of, resolve_plugin, stand_in
 from onpolicy.config.resolved import ResolvedConfig, Section
 from onpolicy.config.schema import INJECTED, SHARED_FIELDS, Config, EvalSetSettings, PrivilegedSettings
+from onpolicy.config.settle import settled
+from onpolicy.config.values import as_written
 from onpolicy.config.yaml_io import file_name
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
@@ -36,6 +39,8 @@ def load_resolved(source: ConfigSource, overrides: Sequence[str] = ()) -> Resolv
 def resolve(config: Config, problems: Problems | None = None) -> ResolvedConfig:
     """Finds every plug-in the config names and checks what can be checked without a model.
 
+    The config of the result has each value as its option takes it: ``1e-6`` as that number, a commit ``0123456`` as text.
+
     Args:
         problems: where problems are reported; stand-ins then take the place of what is not sound
 
@@ -53,7 +58,7 @@ def resolve(config: Config, problems: Problems | None = None) -> ResolvedConfig:
         resolved = _sections(config, found)
         for check in CHECKS:
             found.add(*check(resolved, found))
-        return resolved
+        return dataclasses.replace(resolved, config=settled(resolved))
 
 
 def _sections(config: Config, problems: Problems) -> ResolvedConfig:
@@ -85,6 +90,7 @@ def reward_sections(config: Config, problems: Problems | None = None) -> tuple[S
     with collected(problems) as found:
         for name, words in config.custom_lexicons.items():
             try:
+                words = as_written(words, list[str], f"custom_lexicons.{name}")
                 if not isinstance(words, list):
                     raise ValueError(f"got {words!r}, expected a list of words or phrases")
                 lexicon.add(name, words)
@@ -97,7 +103,8 @@ def reward_sections(config: Config, problems: Problems | None = None) -> tuple[S
 
 def lowered_keys(config: Config) -> list[str]:
     """Keys of the numbers that guards may lower."""
-    return [str(spec["target"]) for spec in config.guards if isinstance(spec, Mapping) and spec.get("target")]
+    specs = [meant(spec, f"guards[{i}]") for i, spec in enumerate(config.guards)]
+    return [str(spec["target"]) for spec in specs if isinstance(spec, Mapping) and spec.get("target")]
 
 
 def _with_lexicon(guard: Any, lexicon_name: str) -> Any:
@@ -125,6 +132,8 @@ def section(
     settings = settings or SHARED_FIELDS[kind]
     names = {f.name for f in dataclasses.fields(settings)}
     with collected(problems) as found:
+        with found.collect():
+            spec = meant(spec, key)
         if not isinstance(spec, str | Mapping):
             found.add(f"{key}: expected a name or a mapping with 'name' and options, got {spec!r}")
             return Section(stand_in(kind, "", key), settings())
@@ -134,30 +143,32 @@ def section(
         own = Problems()
         plugin = resolve_plugin(kind, rest, key, supplied=INJECTED.get(kind, ()), problems=own)
         for text in (text for error in own.errors for text in error.problems):
-            found.add(_with_settings(text, kind, f"{key}.", rest, names))
+            found.add(_with_settings(text, plugin, names))
         return Section(plugin=plugin, settings=shared)
 
 
 def _settings(settings: type, given: Mapping[str, Any], key: str, lowered: Sequence[str], problems: Problems) -> Any:
-    scheduled = {}
-    for name in SCHEDULED:
-        if is_schedule(given.get(name)):
-            with problems.collect():
-                scheduled[name] = coefficient(given[name], f"{key}.{name}")
-    plain = {k: v for k, v in given.items() if not (k in SCHEDULED and is_schedule(v))}
-    found = merged(OmegaConf.structured(settings), plain, f"{key}.", problems) or settings()
+    scheduled: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for name, value in given.items():
+        with problems.collect():
+            if name in SCHEDULED and is_schedule(spec := meant(value, f"{key}.{name}")):
+                scheduled[name] = coefficient(spec, f"{key}.{name}")
+            else:
+                plain |= as_written({name: value}, settings, key)
+    found = merged(OmegaConf.structured(settings, flags=OBJECTS), plain, f"{key}.", problems) or settings()
     for name in SCHEDULED:
         if f"{key}.{name}" in lowered and name not in scheduled:
             scheduled[name] = coefficient({"name": "constant", "value": getattr(found, name)}, f"{key}.{name}")
     return dataclasses.replace(found, **scheduled)
 
 
-def _with_settings(problem: str, kind: str, prefix: str, given: str | Mapping[str, Any], names: set[str]) -> str:
+def _with_settings(problem: str, plugin: Plugin, names: set[str]) -> str:
     """A misspelled setting looks like an unknown option of the plug-in: the message then names the settings, too."""
-    option = problem.partition(": ")[0].removeprefix(prefix)
-    if isinstance(given, Mapping) and option in given and suggest(option, names):
-        return f"{problem} Fields of every {kind}: {', '.join(sorted(names))}.{suggest(option, names)}"
-    return problem
+    option = problem.partition(": ")[0].removeprefix(f"{plugin.key}.")
+    if option in options_of(plugin.function) or not suggest(option, names):
+        return problem
+    return f"{problem} Fields of every {plugin.kind}: {', '.join(sorted(names))}.{suggest(option, names)}"
 
 
 def _term(spec: Any, key: str, lowered: Sequence[str], problems: Problems) -> Section:

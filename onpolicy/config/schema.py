@@ -6,19 +6,23 @@ take that plug-in's own options, which are its keyword-only parameters (``onpoli
 
 from __future__ import annotations
 
+import math
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from onpolicy.config.bounds import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, Bounds
 from onpolicy.types import Sampling
 
 
-def opt(default: Any, meaning: str) -> Any:
-    """A field with its default and its meaning; mutable defaults are copied."""
+def opt(default: Any, meaning: str, bounds: Bounds | None = None) -> Any:
+    """A field with its default, its meaning and its bounds; mutable defaults are copied."""
+    about = {"help": meaning, "bounds": bounds}
     if isinstance(default, list | dict):
-        return field(default_factory=lambda: type(default)(default), metadata={"help": meaning})
+        return field(default_factory=lambda: deepcopy(default), metadata=about)
     if isinstance(default, type):
-        return field(default_factory=default, metadata={"help": meaning})
-    return field(default=default, metadata={"help": meaning})
+        return field(default_factory=default, metadata=about)
+    return field(default=default, metadata=about)
 
 
 @dataclass
@@ -36,33 +40,50 @@ class ModelSettings:
 
 @dataclass
 class RenderingSettings:
-    chat_template: str | None = opt(None, "Jinja file to use in place of the tokenizer's chat template")
+    chat_template: str | None = opt(
+        None,
+        "file to use in place of the tokenizer's chat template: Jinja, or JSON that holds it under `chat_template`",
+    )
     thinking: bool | None = opt(
-        None, "`enable_thinking` passed to the chat template, for student and teacher alike; null: not passed"
+        None,
+        "`enable_thinking` passed to the chat template, which must read it, for student and teacher alike; null: not passed",
     )
     teacher_thinking: bool | None = opt(None, "`enable_thinking` of the teacher's prompts; null: as `thinking`")
-    max_prompt_tokens: int = opt(2048, "maximum length of the student's prompt, in tokens")
+    thinking_tags: list[str] | None = opt(
+        None,
+        "the texts that open and close the model's thinking, e.g. `[<seed:think>, </seed:think>]`; null: found in the generation prompt, "
+        "the tokenizer or the chat template, else `<think>` and `</think>`",
+    )
+    date: str | None = opt(
+        "2026-01-01",
+        "the day, as YYYY-MM-DD, that a chat template which writes today's date takes for today, so that prompts do not depend on when "
+        "they are rendered; null: the clock's",
+    )
+    max_prompt_tokens: int = opt(2048, "maximum length of the student's prompt, in tokens", AT_LEAST_ONE)
     max_teacher_prompt_tokens: int = opt(
-        32768, "maximum length of the teacher's prompt, in tokens; lowered to what fits into the model's context window"
+        32768,
+        "maximum length of the teacher's prompt, in tokens; lowered to what fits into the model's context window",
+        AT_LEAST_ONE,
     )
     overlong: str = opt(
         "error",
-        "what to do with a longer prompt: `error` stops the run; `drop` skips the rollout and counts it",
+        "what to do with a longer prompt: `error` stops the run; `drop` skips the rollout and counts it. A teacher's prompt that holds "
+        "something sampled, such as a sibling, is dropped and counted in any case",
     )
 
 
 @dataclass
 class CoverageSettings:
     problems: int | None = opt(
-        None, "number of problems to train on; smaller subsets are contained in larger ones; null: all"
+        None, "number of problems to train on; smaller subsets are contained in larger ones; null: all", AT_LEAST_ONE
     )
-    repeats: int | None = opt(None, "number of times each chosen problem occurs in an epoch; null: once")
+    repeats: int | None = opt(None, "number of times each chosen problem occurs in an epoch; null: once", AT_LEAST_ONE)
     seed: int = opt(0, "seed that selects the problems")
 
 
 @dataclass
 class DataSettings:
-    prompts_per_step: int = opt(8, "problems per step; each gets `generator.group_size` rollouts")
+    prompts_per_step: int = opt(8, "problems per step; each gets `generator.group_size` rollouts", AT_LEAST_ONE)
     shuffle: bool = opt(True, "shuffle the problems in each epoch; the order depends on `seed` alone")
     coverage: CoverageSettings = opt(CoverageSettings, "train on a subset of the problems")
     completions_column: str | None = opt(
@@ -74,38 +95,52 @@ class DataSettings:
         0,
         "dynamic sampling (DAPO): discard groups whose rollouts are all correct or all incorrect, and sample up to this many batches "
         "until the step is full; 0: keep all groups",
+        NOT_NEGATIVE,
     )
 
 
 @dataclass
 class TrainerSettings:
-    lr: float = opt(1e-6, "peak learning rate of AdamW")
+    lr: float = opt(1e-6, "peak learning rate of AdamW", NOT_NEGATIVE)
     lr_schedule: str = opt(
-        "constant", "schedule after the warm-up: `constant`, or `linear` or `cosine` decay to 0 at `steps`"
+        "constant",
+        "schedule after the warm-up: `constant`, or `linear` or `cosine` decay to 0 at `steps`, with which a run cannot be resumed with "
+        "other `steps`",
     )
-    warmup_steps: int = opt(0, "number of steps of linear warm-up")
+    warmup_steps: int = opt(0, "number of steps of linear warm-up", NOT_NEGATIVE)
     warmup_from_zero: bool = opt(
         False,
         "if true, step k of the warm-up has (k - 1) / warmup_steps of the peak rate: the first step learns nothing, as with the "
         "schedulers of verl and transformers; if false, k / warmup_steps",
     )
-    weight_decay: float = opt(0.0, "weight decay of AdamW")
-    betas: list[float] = opt([0.9, 0.999], "betas of AdamW")
-    max_grad_norm: float = opt(1.0, "maximum norm of the gradient; larger gradients are scaled down to it")
+    weight_decay: float = opt(0.0, "weight decay of AdamW", NOT_NEGATIVE)
+    betas: list[float] = opt([0.9, 0.999], "betas of AdamW", Bounds(least=0, below=1))
+    max_grad_norm: float | None = opt(
+        1.0,
+        "maximum norm of the gradient; larger gradients are scaled down to it; null or `.inf`: none are",
+        Bounds(above=0, infinite=True),
+    )
     micro_batch_tokens: int | None = opt(
         None,
         "maximum number of tokens in one forward and backward pass of the student; teachers, which need no gradient, take four times "
         "as many. Affects memory and speed, not the gradient; null: 1024 on the CPU, 8192 on a GPU",
+        AT_LEAST_ONE,
     )
     updates_per_step: int = opt(
         1,
         "optimizer updates per step, each on an equal part of the rollouts; with more than 1, the later ones are off-policy",
+        AT_LEAST_ONE,
     )
+
+    @property
+    def clip_norm(self) -> float:
+        """``max_grad_norm`` as a number."""
+        return math.inf if self.max_grad_norm is None else self.max_grad_norm
 
 
 @dataclass
 class Weighted:
-    weight: float = opt(1.0, "factor in the sum; with 0 it is computed and logged only")
+    weight: float = opt(1.0, "factor in the sum; with 0 it is computed and logged only", FINITE)
 
 
 @dataclass
@@ -150,7 +185,9 @@ class GuardSettings:
         None,
         "key of the number that the action `lower` reduces: a weight, e.g. `objective[0].weight`, or a scheduled option",
     )
-    scale: float = opt(0.5, "what that number is multiplied by, for the rest of the run, each time the guard triggers")
+    scale: float = opt(
+        0.5, "what that number is multiplied by, for the rest of the run, each time the guard triggers", NOT_NEGATIVE
+    )
 
 
 GUARDS = [
@@ -179,14 +216,14 @@ metric stands for ``epistemic.lexicon``."""
 
 @dataclass
 class EvalSettings:
-    every: int = opt(0, "evaluate every N steps, and before the first and after the last; 0: never")
+    every: int = opt(0, "evaluate every N steps, and before the first and after the last; 0: never", NOT_NEGATIVE)
     sets: dict[str, Any] = opt({}, "name -> data section (with `problems: N`, only the first N problems)")
-    samples_per_problem: int = opt(4, "rollouts per problem")
+    samples_per_problem: int = opt(4, "rollouts per problem", AT_LEAST_ONE)
     pass_at: list[int] = opt([1, 4], "values of k for which pass@k and maj@k are reported")
-    temperature: float = opt(1.0, "sampling temperature of the evaluation")
-    top_p: float = opt(1.0, "nucleus sampling of the evaluation")
+    temperature: float = opt(1.0, "sampling temperature of the evaluation", NOT_NEGATIVE)
+    top_p: float = opt(1.0, "nucleus sampling of the evaluation", Bounds(above=0, most=1))
     max_tokens: int | None = opt(
-        None, "maximum completion length of the evaluation, in tokens; null: `generator.max_tokens`"
+        None, "maximum completion length of the evaluation, in tokens; null: `generator.max_tokens`", AT_LEAST_ONE
     )
     graders: list[Any] = opt(
         [],
@@ -209,13 +246,14 @@ class EpistemicSettings:
         0,
         "number of rollouts of the reference model per training problem, sampled before the first step. Provides the columns `ref_rate` "
         "and `ref_std` to rewards, the `suppression` metrics, a step 0 in the log, and a level for guards to compare with; 0: none",
+        NOT_NEGATIVE,
     )
 
 
 @dataclass
 class CheckpointSettings:
-    every: int = opt(0, "save every N steps, and after the last; 0: only after the last")
-    keep_last: int = opt(2, "number of latest checkpoints to keep, in addition to the best")
+    every: int = opt(0, "save every N steps, and after the last; 0: only after the last", NOT_NEGATIVE)
+    keep_last: int = opt(2, "number of latest checkpoints to keep, in addition to the best", AT_LEAST_ONE)
     best_metric: str | None = opt(
         None, "metric by which the best checkpoint is chosen and kept, e.g. `eval/ood/avg@4`; null: none"
     )
@@ -224,19 +262,24 @@ class CheckpointSettings:
 @dataclass
 class LoggingSettings:
     trackers: list[Any] = opt(["jsonl", "tensorboard"], "where metrics are written; plug-ins of kind `tracker`")
-    samples: int = opt(2, "rollouts per step written to samples.jsonl, with the student's and the teacher's prompt")
+    samples: int = opt(
+        2, "rollouts per step written to samples.jsonl, with the student's and the teacher's prompt", NOT_NEGATIVE
+    )
     tokens_every: int = opt(
-        10, "record one rollout token by token every N steps, and in the first, for `onpolicy report`; 0: none"
+        10,
+        "record one rollout token by token every N steps, and in the first, for `onpolicy report`; 0: none",
+        NOT_NEGATIVE,
     )
 
 
 @dataclass
 class PreflightSettings:
     enabled: bool = opt(
-        True, "check prompts, token alignment, teacher, log-probs and training signal before the first step"
+        True,
+        "check prompts, token alignment, teacher, log-probs, training signal and a weight sync before the first step",
     )
     logprob_tolerance: float = opt(
-        0.05, "maximum mean difference between the generator's and the trainer's log-probs, in nats per token"
+        0.05, "maximum mean difference between the generator's and the trainer's log-probs, in nats per token", POSITIVE
     )
 
 
@@ -246,16 +289,18 @@ class DistributedSettings:
         None,
         "Ray cluster to join, e.g. `auto` or `10.0.0.1:6379`; null: if a setting below needs Ray, start it on this machine",
     )
-    num_generators: int = opt(0, "number of generators, each a Ray actor; 0: one, in the driver process")
+    num_generators: int = opt(0, "number of generators, each a Ray actor; 0: one, in the driver process", NOT_NEGATIVE)
     num_trainers: int = opt(
-        0, "number of trainer ranks, each a Ray actor; 0: the driver process, or the ranks of torchrun"
+        0, "number of trainer ranks, each a Ray actor; 0: the driver process, or the ranks of torchrun", NOT_NEGATIVE
     )
-    num_reward_workers: int = opt(0, "number of Ray workers that compute rewards; 0: the driver process")
+    num_reward_workers: int = opt(0, "number of Ray workers that compute rewards; 0: the driver process", NOT_NEGATIVE)
     heartbeat_timeout_s: float = opt(
-        120.0, "seconds without progress after which a process counts as hung and is replaced"
+        120.0, "seconds without progress after which a process counts as hung and is replaced", POSITIVE
     )
     max_restarts: int = opt(
-        5, "number of replacements in a row, without any work done between them, after which the run gives up"
+        5,
+        "number of replacements in a row, without any work done between them, after which the run gives up",
+        NOT_NEGATIVE,
     )
 
     @property
@@ -272,7 +317,7 @@ class Config:
     model: ModelSettings = opt(ModelSettings, "the student, which is also the teacher")
     rendering: RenderingSettings = opt(RenderingSettings, "how messages become tokens")
     data: dict[str, Any] = opt({}, "the problems; a plug-in of kind `data`")
-    generator: dict[str, Any] = opt({"name": "vllm"}, "samples the rollouts; a plug-in of kind `generator`")
+    generator: dict[str, Any] = opt({"name": "auto"}, "samples the rollouts; a plug-in of kind `generator`")
     rewards: list[Any] = opt([], "rewards of a completion: plug-ins of kind `reward`, summed with their `weight`")
     correctness: str | None = opt(
         None,
@@ -308,7 +353,7 @@ class Config:
     preflight: PreflightSettings = opt(
         PreflightSettings, "checks before the first step that refuse a misconfigured run"
     )
-    steps: int = opt(100, "optimizer steps")
+    steps: int = opt(100, "optimizer steps", AT_LEAST_ONE)
     seed: int = opt(0, "random seed of sampling, shuffling and initialisation")
     run_dir: str | None = opt(
         None, "folder of the run; if it holds a checkpoint, the run is resumed; null: runs/<config>-<time>"
@@ -325,6 +370,9 @@ SHARED_FIELDS: dict[str, type] = {
 }
 """Kind -> settings that every plug-in of this kind takes in addition to its own options."""
 
+PLUGIN_SECTIONS = ("data", "generator", "privileged_rollouts", "teacher", "credit", "trainer")
+"""Sections that choose one plug-in; its name alone may stand in their place."""
+
 INJECTED: dict[str, tuple[str, ...]] = {
     "generator": ("renderer", "model", "sampling", "max_model_len", "source"),
     "trainer": ("setup",),
@@ -334,9 +382,13 @@ INJECTED: dict[str, tuple[str, ...]] = {
 
 @dataclass
 class EvalSetSettings:
-    problems: int | None = opt(None, "use the first N problems only; null: all")
+    problems: int | None = opt(None, "use the first N problems only; null: all", AT_LEAST_ONE)
+    coverage: CoverageSettings = opt(
+        CoverageSettings,
+        "use a random subset of the problems; `coverage: ${data.coverage}` on the source of `data` are those trained on",
+    )
 
 
 @dataclass
 class PrivilegedSettings:
-    samples: int = opt(8, "rollouts sampled for each group whose rollouts all failed")
+    samples: int = opt(8, "rollouts sampled for each group whose rollouts all failed", AT_LEAST_ONE)

@@ -33,11 +33,19 @@ def find_config(given: str | Path, suffix: str = ".yaml") -> Path:
     here = sorted(str(p) for p in path.parent.glob(f"*{suffix}")) if path.parent.is_dir() else []
     near = next(iter(difflib.get_close_matches(str(path), here, n=1, cutoff=0.4)), None)
     near = near or nearest(path.as_posix(), shipped)
+    if path.is_dir():
+        near = str(path / "config.yaml") if (path / "config.yaml").is_file() else None
     raise ConfigError(
-        f"config file {str(path)!r} does not exist."
+        f"config file {str(path)!r} {'is a folder' if path.is_dir() else 'does not exist'}."
         + (f" Did you mean {near!r}?" if near else "")
         + " `onpolicy list configs` names those that come with the package."
     )
+
+
+def config_argument(path: Path) -> str:
+    """How a command line names a config: one of the shipped by its name, any other by its path."""
+    name = next((name for name, shipped in shipped_configs().items() if shipped == path), None)
+    return str(path) if name is None or find_config(name) != path else name
 
 
 def config_summary(path: Path) -> str:

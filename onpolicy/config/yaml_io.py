@@ -1,22 +1,23 @@
 """YAML from outside, read as values and nothing else: no environment, no code, no files without an end.
 
+Files and overrides are read by one loader: what it makes of a text without quotes stands in ``onpolicy.config.plain``.
+
 ``${seed}`` points to another value of the same config. ``${oc.env:HOME}`` and every other ``${name:...}`` would run a function
 while the config is read, so it is refused before anything is resolved.
 """
 
 from __future__ import annotations
 
-import io
-import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from yaml.constructor import ConstructorError, SafeConstructor
+from yaml.reader import ReaderError
 
 from onpolicy.config.merge import UNKNOWN
+from onpolicy.config.plain import Plain, read_plain, text_of
 from onpolicy.config.problems import Problems, collected
 from onpolicy.utils.errors import ConfigError
 
@@ -24,10 +25,40 @@ MOST_VALUES = 10_000
 """Values that a file may come to, anchors written out."""
 SHOWN = 80
 """Characters of a value in a message."""
+PLAIN = "tag:onpolicy,2026:plain"
+"""What a scalar without quotes is, until it is read."""
+MERGE = "tag:yaml.org,2002:merge"
 
 
-def read_yaml(path: Path, what: str = "config file", problems: Problems | None = None) -> DictConfig:
-    """The file's mappings and lists as OmegaConf holds them, nothing resolved.
+class _Loader(yaml.SafeLoader):
+    """Mappings, lists and scalars; a scalar without quotes becomes what ``read_plain`` makes of it, a key its text."""
+
+    yaml_constructors: ClassVar[dict[Any, Any]] = {
+        "tag:yaml.org,2002:map": SafeConstructor.construct_yaml_map,
+        "tag:yaml.org,2002:seq": SafeConstructor.construct_yaml_seq,
+        "tag:yaml.org,2002:str": SafeConstructor.construct_yaml_str,
+        None: SafeConstructor.construct_undefined,
+    }
+
+    def resolve(self, kind: Any, value: Any, implicit: Any) -> str:
+        if kind is yaml.ScalarNode and implicit[0]:
+            return MERGE if value == "<<" else PLAIN
+        return str(super().resolve(kind, value, implicit))
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[str, Any]:  # type: ignore[override]
+        self.flatten_mapping(node)
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise ConstructorError(None, None, "expected a name as a key", key.start_mark)
+        return {str(key.value): self.construct_object(value, deep=deep) for key, value in node.value}  # type: ignore[no-untyped-call]
+
+
+for tag in (PLAIN, *(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bool", "null"))):
+    _Loader.add_constructor(tag, lambda loader, node: read_plain(node.value))
+
+
+def read_yaml(path: Path, what: str = "config file", problems: Problems | None = None) -> dict[str, Any]:
+    """The file's mappings and lists, nothing resolved; a value whose text says more than itself is a ``Plain``.
 
     Args:
         problems: where values that call a function are reported; without it they raise
@@ -36,37 +67,43 @@ def read_yaml(path: Path, what: str = "config file", problems: Problems | None =
         ConfigError: not text, not YAML, not a mapping, or it calls a function.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        node = _composed(text)
-        raw = OmegaConf.load(io.StringIO(text)) if isinstance(node, yaml.MappingNode | None) else None
-    except (OSError, yaml.YAMLError, OmegaConfBaseException, ValueError, RecursionError) as error:
+        node, tree = _read(path.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
         raise ConfigError(f"{what} {str(path)!r} is not valid YAML: {_reason(error)}") from error
-    if not isinstance(raw, DictConfig):
+    if not isinstance(node, yaml.MappingNode | None):
         held = "a list" if isinstance(node, yaml.SequenceNode) else "a single value"
         raise ConfigError(f"{what} {str(path)!r} holds {held}, expected sections (key: value)")
     with collected(problems) as found:
-        return without_functions(raw, found)
+        return without_functions(tree or {}, found)
 
 
 def read_value(text: str) -> Any:
-    """The value of an override; raises as YAML does, or ValueError."""
-    if not text:
-        return None
+    """The value of an override; a ``Plain`` where its text says more than its value, or YAML cannot read it.
+
+    Raises:
+        ValueError: it holds characters that no text has.
+    """
     try:
-        _composed(text)
-        return yaml.safe_load(text)
-    except RecursionError as error:
-        raise ValueError(_reason(error)) from error
+        node, value = _read(text)
+    except ReaderError as error:
+        raise ValueError(f"character {error.character!r}: {error.reason}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        return Plain(text, None, _reason(error).splitlines()[0])
+    if isinstance(node, yaml.ScalarNode) and node.style in ("'", '"') and node.end_mark.index == len(text.rstrip()):
+        return value
+    if isinstance(value, Plain):
+        value = value.value("")
+    if isinstance(value, str):
+        return text
+    return value if not isinstance(value, dict | list) and text in ("", text_of(value)) else Plain(text, value)
 
 
-def without_functions(raw: DictConfig, problems: Problems) -> DictConfig:
-    """Reports each value that would call a function when it is resolved, or is not a number; a stand-in takes its place."""
+def without_functions(tree: dict[str, Any], problems: Problems) -> dict[str, Any]:
+    """Reports each value that would call a function when it is resolved; a stand-in takes its place."""
 
     def checked(key: str, value: Any) -> Any:
-        if isinstance(value, float) and math.isnan(value):
-            problems.add(f"{key}: got nan, expected a number.")
-            return UNKNOWN
-        if isinstance(value, str) and calls_function(value):
+        if isinstance(value, str | Plain) and calls_function(str(value)):
+            value = str(value)
             shown = value if len(value) <= SHOWN else value[: SHOWN - 3] + "..."
             problems.add(
                 f"{key}: got {shown!r}; a config may not read the environment or call functions, only point to its own values "
@@ -75,8 +112,7 @@ def without_functions(raw: DictConfig, problems: Problems) -> DictConfig:
             return UNKNOWN
         return value
 
-    tree = _mapped(OmegaConf.to_container(raw, resolve=False), "", checked)
-    return OmegaConf.create(tree)  # type: ignore[no-any-return]
+    return mapped(tree, "", checked)  # type: ignore[no-any-return]
 
 
 def leftovers(tree: Any) -> list[str]:
@@ -89,7 +125,7 @@ def leftovers(tree: Any) -> list[str]:
                 f"{key}: got a text with '${{' in it; expected none, this stands for references to other values."
             )
 
-    _mapped(tree, "", look)
+    mapped(tree, "", look)
     return found
 
 
@@ -117,8 +153,13 @@ def calls_function(text: str) -> bool:
     return False
 
 
-def _composed(text: str) -> Any:
-    """The document's root, None for an empty one; raises ValueError for anchors that hold themselves or multiply without end."""
+def _read(text: str) -> tuple[Any, Any]:
+    """The document's root, None for an empty one, and what it holds.
+
+    Raises:
+        ValueError: anchors that hold themselves or multiply without end.
+        yaml.YAMLError: not YAML, or the same key twice.
+    """
     sizes: dict[int, int] = {}
 
     def size(node: Any) -> int:
@@ -127,20 +168,34 @@ def _composed(text: str) -> Any:
             inner = node.value if isinstance(node, yaml.CollectionNode) else []
             children = [part for item in inner for part in (item if isinstance(item, tuple) else (item,))]
             sizes[id(node)] = 1 + sum(map(size, children))
+            _refuse_doubles(node)
         return sizes[id(node)]
 
-    node = yaml.compose(text, Loader=yaml.SafeLoader)
-    if node is not None and size(node) > MOST_VALUES:
-        raise ValueError(f"its anchors come to more than {MOST_VALUES} values, or hold themselves")
-    return node
+    loader = _Loader(text)
+    try:
+        node = loader.get_single_node()  # type: ignore[no-untyped-call]
+        if node is not None and size(node) > MOST_VALUES:
+            raise ValueError(f"its anchors come to more than {MOST_VALUES} values, or hold themselves")
+        return node, None if node is None else loader.construct_document(node)  # type: ignore[no-untyped-call]
+    finally:
+        loader.dispose()  # type: ignore[no-untyped-call]
 
 
-def _mapped(tree: Any, key: str, change: Callable[[str, Any], Any]) -> Any:
+def _refuse_doubles(node: Any) -> None:
+    seen: set[Any] = set()
+    for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+        if isinstance(key.value, str) and key.tag != MERGE:
+            if key.value in seen:
+                raise ConstructorError(None, None, f"found duplicate key {key.value}", key.start_mark)
+            seen.add(key.value)
+
+
+def mapped(tree: Any, key: str, change: Callable[[str, Any], Any]) -> Any:
     """The tree with ``change(full key, value)`` in place of each value."""
     if isinstance(tree, dict):
-        return {name: _mapped(value, f"{key}.{name}" if key else str(name), change) for name, value in tree.items()}
+        return {name: mapped(value, f"{key}.{name}" if key else str(name), change) for name, value in tree.items()}
     if isinstance(tree, list | tuple):
-        return [_mapped(value, f"{key}[{i}]", change) for i, value in enumerate(tree)]
+        return [mapped(value, f"{key}[{i}]", change) for i, value in enumerate(tree)]
     return change(key, tree)
 
 

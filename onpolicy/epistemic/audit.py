@@ -11,6 +11,7 @@ import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import isnan
 from statistics import fmean, pvariance
 
 from onpolicy.epistemic.marked import MarkedRollout
@@ -25,7 +26,7 @@ CARRIER = 5
 LEAST_BYTES = 100
 """Shorter texts do not compress in a way that says anything."""
 
-_WORD = re.compile(r"\w+")
+_LETTER = re.compile(r"[^\W_]")
 
 
 def audit(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
@@ -95,7 +96,8 @@ def _responses(marked: Sequence[MarkedRollout], lexicon: str) -> dict[str, float
     """What is asked of whole responses."""
     if not marked:
         return {}
-    with_marker, incorrect = [m for m in marked if m.spans[lexicon]], [m for m in marked if not m.correct]
+    with_marker = [m for m in marked if m.spans[lexicon] and m.correct is not None]
+    incorrect = [m for m in marked if m.correct is False]
     found = {"first_word": fmean(bool(m.spans[lexicon]) and begins_with_marker(m, lexicon) for m in marked)}
     if with_marker:
         found["precision"] = fmean(not m.correct for m in with_marker)
@@ -106,14 +108,17 @@ def _responses(marked: Sequence[MarkedRollout], lexicon: str) -> dict[str, float
 
 
 def begins_with_marker(m: MarkedRollout, lexicon: str) -> bool:
-    return not _WORD.search(m.text[: m.spans[lexicon][0][0]])
+    return not _LETTER.search(m.text, 0, m.spans[lexicon][0][0])
 
 
 def dose_slope(marked: Sequence[MarkedRollout], lexicon: str) -> float | None:
     """Least-squares slope of the problems' mean rates on their difficulty, 1 minus the pass rate; None where all are equally hard."""
     problems: dict[int, list[MarkedRollout]] = {}
     for m in marked:
-        problems.setdefault(m.group, []).append(m)
+        if not isnan(m.pass_rate):
+            problems.setdefault(m.group, []).append(m)
+    if not problems:
+        return None
     points = [(1.0 - group[0].pass_rate, fmean(m.rate(lexicon) for m in group)) for group in problems.values()]
     x, y = fmean(p[0] for p in points), fmean(p[1] for p in points)
     spread = sum((a - x) ** 2 for a, _ in points)

@@ -19,7 +19,7 @@ class ProblemBaseline:
     """The reference model's answers to one problem; lists have one entry for each."""
 
     tokens: list[int]
-    correct: list[bool]
+    correct: list[bool | None]
     paid: list[int]
     """Markers that count for rewards (``onpolicy.rewards.uncertainty.paid``) of the lexicon that is followed."""
     markers: dict[str, list[int]]

@@ -10,6 +10,7 @@ from statistics import fmean
 
 from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.rewards.calibration import stated_confidence
+from onpolicy.rewards.equality import by_equality
 from onpolicy.rewards.extract import extract_answer
 from onpolicy.types import Metrics
 
@@ -60,7 +61,7 @@ def auroc_within(confidence: Sequence[float], correct: Sequence[bool], problem: 
 
 
 def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
-    """``calibration/<reading>/...`` of the rollouts' confidence; what cannot be said is absent.
+    """``calibration/<reading>/...`` of the confidence of the rollouts that were graded; what cannot be said is absent.
 
     - ``stated``: in a ``<confidence>`` tag; ``agreement``: share of the problem's other rollouts with the same final answer. Both are
       probabilities: ``brier``, ``ece``, ``gap`` (mean confidence minus accuracy), ``share`` (of rollouts that have it)
@@ -74,13 +75,15 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
         ("likelihood", [_likelihood(m) for m in marked], False),
         ("no_hedging", [-m.rate(lexicon) for m in marked], False),
     ):
-        kept = [(c, m) for c, m in zip(readings, marked, strict=True) if c is not None]
+        kept = [
+            (c, m.correct, m) for c, m in zip(readings, marked, strict=True) if c is not None and m.correct is not None
+        ]
         if not kept:
             continue
-        confidence, correct = [c for c, _ in kept], [m.correct for _, m in kept]
+        confidence, correct = [c for c, _, _ in kept], [r for _, r, _ in kept]
         found: dict[str, float | None] = {
             "auroc": auroc(confidence, correct),
-            "auroc_within": auroc_within(confidence, correct, [m.group for _, m in kept]),
+            "auroc_within": auroc_within(confidence, correct, [m.group for *_, m in kept]),
         }
         if probability:
             found |= {"brier": brier(confidence, correct), "ece": ece(confidence, correct), "share": len(kept) / len(marked),
@@ -90,10 +93,15 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
 
 
 def _agreement(marked: Sequence[MarkedRollout]) -> list[float | None]:
-    answers = [extract_answer(m.text) for m in marked]
-    groups: dict[int, list[str | None]] = {}
-    for m, answer in zip(marked, answers, strict=True):
-        groups.setdefault(m.group, []).append(answer)
+    places: dict[int, list[int]] = {}
+    for place, m in enumerate(marked):
+        places.setdefault(m.group, []).append(place)
+    answers: list[int | None] = [None] * len(marked)
+    groups: dict[int, list[int | None]] = {}
+    for group, members in places.items():
+        groups[group] = by_equality([extract_answer(marked[place].rollout.answer_text) for place in members])
+        for place, answer in zip(members, groups[group], strict=True):
+            answers[place] = answer
     return [
         None if answer is None or len(groups[m.group]) < 2 else (groups[m.group].count(answer) - 1) / (len(groups[m.group]) - 1)
         for m, answer in zip(marked, answers, strict=True)

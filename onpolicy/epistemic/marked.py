@@ -23,9 +23,10 @@ class MarkedRollout:
     rollout: Rollout
     group: int
     """Index of its group."""
-    correct: bool
+    correct: bool | None
+    """None where it was not graded."""
     pass_rate: float
-    """Share of its problem's rollouts that are correct."""
+    """Share of its problem's graded rollouts that are correct; NaN without any."""
     answer_at: int
     """Character from which on the text is the answer; before it is thinking."""
     final_at: int
@@ -70,7 +71,7 @@ def _marked(scored: ScoredGroup, index: int, number: int, lexicons: Sequence[str
         prompt=prompt,
         rollout=rollout,
         group=number,
-        correct=scored.correct[index],
+        correct=scored.correct[index] if scored.graded[index] else None,
         pass_rate=scored.pass_rate,
         answer_at=len(text) - len(split(text).answer),
         final_at=stated[-1][0] if stated else len(text),

@@ -15,8 +15,8 @@ EASY, HARD = 2 / 3, 1 / 3
 """A problem is easy where more than this share of its rollouts is correct, hard where less than that is."""
 
 CHOICES: dict[str, Callable[[MarkedRollout], bool]] = {
-    "correct": lambda m: m.correct,
-    "incorrect": lambda m: not m.correct,
+    "correct": lambda m: m.correct is True,
+    "incorrect": lambda m: m.correct is False,
     "easy": lambda m: m.pass_rate > EASY,
     "medium": lambda m: HARD <= m.pass_rate <= EASY,
     "hard": lambda m: m.pass_rate < HARD,

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.config.load import ConfigSource, load
+from onpolicy.config.registry import options_of
 from onpolicy.config.resolve import load_resolved, resolve
 from onpolicy.config.schema import SHARED_FIELDS, Config
-from onpolicy.contracts import check_config
+from onpolicy.data import sources
 from onpolicy.losses.objective import Objective
+from onpolicy.run.check_run import check_run
 from onpolicy.run.evaluate_command import run_evaluation
 from onpolicy.run.launch import TrainResult, run_training
 from onpolicy.run.run_dir import default_folder
@@ -56,7 +58,7 @@ def train(
         folder = Path(settings.run_dir) if settings.run_dir else default_folder(name)
         source = _written(data, folder / "data.jsonl", settings.data, "data")
         settings = dataclasses.replace(settings, run_dir=str(folder), data=source)
-    return run_training(check_config(settings), name)
+    return run_training(check_run(settings), name)
 
 
 def evaluate(
@@ -142,5 +144,5 @@ def _written(rows: Rows, path: Path, settings: Mapping[str, Any], key: str) -> d
     if path.exists() and path.read_text(encoding="utf-8") != text:
         raise ConfigError(f"{key}: the rows differ from those in {str(path)!r}; give the same rows, or another run_dir")
     atomic_write(path, text)
-    shared = {field.name for field in dataclasses.fields(SHARED_FIELDS["data"])}
-    return {"name": "file", "path": str(path), **{k: v for k, v in settings.items() if k in shared}}
+    known = {field.name for field in dataclasses.fields(SHARED_FIELDS["data"])} | set(options_of(sources.file))
+    return {**{k: v for k, v in settings.items() if k in known}, "name": "file", "path": str(path)}

@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from onpolicy.annotation.build import build_annotator, build_queries
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
-from onpolicy.models import model_skeleton, model_writer, open_model
+from onpolicy.models import ModelHandle, model_skeleton, model_writer, open_model
+from onpolicy.protocols import Trainer
 from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.control import RunControl
 from onpolicy.run.display import Display
 from onpolicy.run.evaluate import build_evaluator
-from onpolicy.run.guards import build_guards
-from onpolicy.run.loading import training_prompts
+from onpolicy.run.guards import build_guards, gap_tolerance
+from onpolicy.run.inputs import input_files, keep_inputs
+from onpolicy.run.loading import evaluation_prompts, training_prompts
 from onpolicy.run.log import build_log
 from onpolicy.run.placement import build_generator, build_scorer, build_trainer
 from onpolicy.run.ref_baseline import measure_baseline
 from onpolicy.run.run import Run
-from onpolicy.run.run_dir import prepare_folder
-from onpolicy.trainer.trainer import PolicyTrainer
-from onpolicy.types import Example
+from onpolicy.run.run_dir import prepare_folder, refuse_other_settings, write_choices
+from onpolicy.trainer.build import teacher_rule
+from onpolicy.trainer.trainer import PolicyTrainer, forward_report
+from onpolicy.types import Example, Prompt
+from onpolicy.utils.device import synchronize
 from onpolicy.utils.disk import waiting_for_disk_space
 from onpolicy.utils.faults import Faults
+from onpolicy.utils.terminal import plain
 from onpolicy.utils.timer import PhaseTimer
 
 
 def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     """Everything a run needs, at the point where the run in ``folder`` stands."""
     config = resolved.config
-    prepare_folder(folder, config)
+    refuse_other_settings(folder, resolved)
     model = open_model(resolved)
-    prompts = training_prompts(resolved, model.renderer)
-    timer = PhaseTimer(_synchronize)
+    prompts = for_teacher(training_prompts(resolved, model.renderer), model, display)
+    sets = evaluation_prompts(resolved, model.renderer)
+    prepare_folder(folder, resolved)  # now that there is something to run: a mistake leaves no folder behind
+    _keep_inputs(folder, resolved, prompts, sets if config.eval.every else {}, display)
+    timer = PhaseTimer(synchronize)
     timer.on_phase = display.phase
     faults = Faults(display.note, config.distributed.apart)
-    trainer = build_trainer(resolved, model, timer, faults)
+    trainer = _say_how_it_computes(build_trainer(resolved, model, timer, faults), resolved, folder, display)
     generator = build_generator(resolved, model, faults)
     if isinstance(trainer, Rank0Driver) and not config.distributed.num_generators:
         generator = RankGenerators(trainer, generator)
@@ -60,6 +69,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
         )
     prompts = [baseline.add_columns(p) for p in prompts] if baseline else prompts
     source = completion_source(resolved, model, generator)
+    guards = build_guards(resolved.guards, gap_tolerance(resolved))
     return Run(
         config=config,
         folder=folder,
@@ -75,25 +85,52 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
         ),
         trainer=trainer,
         generator=generator,
-        evaluator=build_evaluator(resolved, model, generator),
+        evaluator=build_evaluator(resolved, model, generator, sets),
         checkpoints=checkpoints,
         model_writer=functools.partial(
             model_writer, trainer.weights, model_skeleton(resolved, model.path), model.tokenizer
         ),
-        control=RunControl(Coefficients(resolved.coefficients), build_guards(resolved.guards), trainer, display.note),
+        control=RunControl(Coefficients(resolved.coefficients), guards, trainer, display.note),
         timer=timer,
         ref_metrics=baseline.metrics if baseline else {},
         log=build_log(resolved, folder, checkpoints, trainer, model.renderer, display, timer, faults),
     )
 
 
+def _keep_inputs(
+    folder: Path,
+    resolved: ResolvedConfig,
+    prompts: Sequence[Prompt],
+    sets: Mapping[str, Sequence[Prompt]],
+    display: Display,
+) -> None:
+    problems = {"data": prompts, **{f"eval.sets.{name}": found for name, found in sets.items()}}
+    if not keep_inputs(folder, problems, input_files(resolved, teacher_rule(resolved).path)):
+        display.note(f"{folder} does not say what its run has read: data and models cannot be compared with it")
+
+
+def _say_how_it_computes(trainer: Trainer, resolved: ResolvedConfig, folder: Path, display: Display) -> Trainer:
+    """One line, the run's config, and a note where a run goes on in another dtype than this device would choose; returns the trainer."""
+    report = trainer.apply(forward_report)
+    if report is None:  # a user's own
+        return trainer
+    write_choices(folder, resolved, report)
+    display.console.print(f"computes in {plain(str(report))}", highlight=False, soft_wrap=True)
+    chosen = report.default.precision
+    if report.precision != chosen and (folder / "checkpoints").is_dir():
+        display.note(
+            f"trainer.precision: this run computes in {report.precision}, as it began, although `auto` is {chosen} on {report.device}"
+        )
+    return trainer
+
+
+def for_teacher(prompts: Sequence[Prompt], model: ModelHandle, display: Display) -> list[Prompt]:
+    """The prompts, with the tokens banned that the teacher cannot read; says in what it can read less than the student."""
+    if model.limits_of_teacher:
+        display.note(model.limits_of_teacher)
+    return [replace(prompt, banned_token_ids=model.banned_token_ids) for prompt in prompts]
+
+
 def own_logprobs(trainer: PolicyTrainer, examples: Sequence[Example]) -> list[list[float]]:
     """The student's log-probability of each sampled token, by example; for ``Trainer.apply``."""
     return [row.tolist() for row in trainer.logprobs(examples)]
-
-
-def _synchronize() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()

@@ -19,9 +19,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from onpolicy.models import load_causal_lm
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import free_space, retry_while_disk_full
-from onpolicy.utils.errors import UserError
+from onpolicy.utils.errors import ModelError, UserError
 
 MANIFEST = "manifest.json"
 TENSORS = "state/tensors.safetensors"
@@ -186,12 +187,19 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_weights(folder: Path) -> dict[str, Any]:
-    """The model's tensors under their Hugging Face names, whether in one file or several."""
+def read_weights(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
+    """The model's tensors under the names of its parameters, tied ones under each of them.
+
+    Read as a model, because the files have other names: an expert has tensors of its own in the file and is a slice of a parameter.
+    """
     files = sorted(folder.glob("model*.safetensors"))
     if not files:
         raise CheckpointError(f"{str(folder)!r} holds no model*.safetensors")
-    return {name: tensor for file in files for name, tensor in _tensors_of(file).items()}
+    try:
+        model = load_causal_lm(str(folder), trust_remote_code=trust_remote_code)
+    except ModelError as error:
+        raise CheckpointError(f"{str(files[0])!r} cannot be read: {error}") from error
+    return dict(model.state_dict())
 
 
 def _tensors_of(file: Path) -> dict[str, Any]:

@@ -1,11 +1,12 @@
 """The terminal output of a run: a live bar with the phase of the step, and one line for each finished step.
 
-Where the output is not a terminal only the lines are printed.
+Where the output is not a terminal there is no bar: besides the lines, one says now and then how far the run is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from rich.console import Console
@@ -16,25 +17,13 @@ from rich.progress import (
     SpinnerColumn,
     TextColumn,
     TimeElapsedColumn,
-    TimeRemainingColumn,
 )
 from rich.table import Table
 
+from onpolicy.run.progress import Heartbeat, RunProgress
 from onpolicy.types import Metrics
+from onpolicy.utils.tables import table
 from onpolicy.utils.terminal import plain
-
-PHASES = {
-    "baseline": "measuring the reference model",
-    "generate": "sampling from the student",
-    "wait": "waiting for rollouts",
-    "reward": "scoring answers",
-    "annotate": "choosing what the teacher sees",
-    "score": "the teacher reads along",
-    "update": "learning",
-    "sync": "handing over the weights",
-    "evaluate": "evaluating",
-    "save": "saving",
-}
 
 COLUMNS: Mapping[str, tuple[str, ...]] = {
     "reward": ("reward/mean",),
@@ -49,14 +38,24 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
 
 
 class Display:
-    """A context manager that shows the bar; every method may also be called outside of it."""
+    """A context manager that shows the bar, or says how far the run is; every method may also be called outside of it."""
 
-    def __init__(self, steps: int, console: Console | None = None, *, lexicon: str = "self_doubt") -> None:
+    def __init__(
+        self,
+        steps: int,
+        console: Console | None = None,
+        *,
+        lexicon: str = "self_doubt",
+        most_tokens: int = 0,
+        every: Mapping[str, int] | None = None,
+    ) -> None:
         """
         Args:
             steps: of the run
             console: where it is shown; None: standard output
             lexicon: whose rate per 1,000 tokens is shown under ``markers``
+            most_tokens: that a rollout can have, by which the time left is estimated; 0: not known
+            every: phase that few steps have -> it comes every so many steps, and after the last
         """
         self.console = console or Console()
         self._columns = {head: _named(names, lexicon) for head, names in COLUMNS.items()}
@@ -66,14 +65,14 @@ class Display:
             MofNCompleteColumn(),
             BarColumn(bar_width=24),
             TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
             TextColumn("[cyan]{task.fields[phase]}"),
+            TextColumn("[dim]{task.fields[left]}"),
             console=self.console,
             disable=not self.console.is_terminal,
         )
-        self._task = self._bar.add_task("steps", total=steps, phase="starting")
-        self._lines = 0
+        self._task = self._bar.add_task("steps", total=steps, phase="starting", left="")
+        self._progress = RunProgress(steps, most_tokens, every or {})
+        self._heartbeat = Heartbeat(self._say)
 
     def __enter__(self) -> Display:
         self._bar.start()
@@ -84,72 +83,65 @@ class Display:
     ) -> None:
         self._bar.stop()
 
+    @contextmanager
+    def never_silent(self) -> Iterator[None]:
+        """Inside, it says how far the run is whenever nothing was said for a while; on a terminal the bar does."""
+        if self.console.is_terminal:
+            yield
+        else:
+            with self._heartbeat.running():
+                yield
+
     def start_step(self, step: int) -> None:
+        self._progress.start_step(step)
         self._bar.update(self._task, completed=step - 1)
 
     def phase(self, name: str) -> None:
-        self._bar.update(self._task, phase=PHASES.get(name, name))
+        self._progress.phase(name)
+        self._show_phase()
 
-    def progress(self, done: int, total: int) -> None:
-        """Shows how many rollouts of a phase are finished."""
-        self._bar.update(self._task, phase=f"{PHASES['generate']} {done}/{total}")
+    def progress(self, done: int, total: int, tokens: int) -> None:
+        """Shows how many rollouts of a phase are finished, and how fast tokens come."""
+        self._progress.count(done, total, tokens)
+        self._show_phase()
 
     def note(self, text: str) -> None:
         """Prints one line for the user."""
-        self.console.print(f"[yellow]{plain(text)}[/yellow]")
+        self._heartbeat.hear()
+        self.console.print(f"[yellow]{plain(text)}[/yellow]", soft_wrap=True)
 
     def finish_step(self, step: int, metrics: Metrics) -> None:
         self._bar.update(self._task, completed=step)
+        self._heartbeat.hear()
         if "train/loss" in metrics:
             found = {
                 head: next((metrics[n] for n in names if n in metrics), None) for head, names in self._columns.items()
             }
             cells = "  ".join(f"[dim]{head}[/dim] {value:.3g}" for head, value in found.items() if value is not None)
-            self.console.print(f"[bold]step {step:>4}[/bold]  {cells}", highlight=False)
+            self.console.print(f"[bold]step {step:>4}[/bold]  {cells}", highlight=False, soft_wrap=True)
         for name, value in metrics.items():
             if name.startswith("eval/") and "/avg@" in name and name.count("/") == 2:
                 low, high = metrics[f"{name}/low"], metrics[f"{name}/high"]
                 self.console.print(
                     f"[bold]step {step:>4}[/bold]  [green]{plain(name)}[/green] {value:.3f}  [dim]95 % {low:.3f} to {high:.3f}[/dim]",
                     highlight=False,
+                    soft_wrap=True,
                 )
 
+    def _show_phase(self) -> None:
+        if self.console.is_terminal:
+            self._bar.update(self._task, phase=self._progress.doing(), left=self._progress.left())
 
-SUMMARY = (
-    "reward/mean",
-    "rollout/completion_length/mean",
-    "rollout/truncated",
-    "epistemic/{lexicon}/rate_per_1k",
-    "epistemic/hedges/rate_per_1k",
-    "policy/entropy",
-    "rollout/logprob_gap",
-)
-
-
-def closing_table(first: Metrics, last: Metrics, *, lexicon: str = "self_doubt") -> Table:
-    """A table of what changed between the first and the last step."""
-    table = Table(title="what changed", title_justify="left")
-    for heading in ("metric", "first", "last", "change"):
-        table.add_column(heading, justify="left" if heading == "metric" else "right")
-    terms = [n for n in first if n == "train/loss" or n.endswith(("/divergence", "/teacher_gap", "/kl"))]
-    evals = [n for n in first if n.startswith("eval/") and n.count("/") == 2 and not n.endswith("/problems")]
-    for name in dict.fromkeys((*_named(SUMMARY, lexicon), *terms, *evals)):
-        if name in first and name in last:
-            table.add_row(plain(name), f"{first[name]:.4g}", f"{last[name]:.4g}", f"{last[name] - first[name]:+.3g}")
-    return table
+    def _say(self) -> None:
+        self.console.print(f"[dim]{plain(self._progress.line())}[/dim]", highlight=False, soft_wrap=True)
 
 
 def evaluation_table(metrics: Metrics) -> Table:
     """A table of an evaluation, with a column for each set."""
     sets = list(dict.fromkeys(name.split("/")[1] for name in metrics))
     rows = dict.fromkeys(name.split("/", 2)[2] for name in metrics if not name.endswith(("/low", "/high")))
-    table = Table(title="evaluation", title_justify="left")
-    table.add_column("measure")
-    for name in sets:
-        table.add_column(plain(name), justify="right")
-    for row in rows:
-        table.add_row(plain(row), *(_measured(metrics, f"eval/{name}/{row}") for name in sets))
-    return table
+    measured = [(row, *(_measured(metrics, f"eval/{name}/{row}") for name in sets)) for row in rows]
+    return table("evaluation", ("measure", *sets), measured)
 
 
 def _named(names: Sequence[str], lexicon: str) -> tuple[str, ...]:

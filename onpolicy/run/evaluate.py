@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from math import comb
+from math import comb, nan
 from pathlib import Path
 from statistics import fmean
 
 from onpolicy.annotation.build import build_rewards, text_telemetry
-from onpolicy.annotation.scoring import FinalPart, Reward, score_group
+from onpolicy.annotation.scoring import FinalPart, Reward, score_group, with_finals
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.data.digest import digest
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator
+from onpolicy.rewards.equality import by_equality
 from onpolicy.rewards.extract import extract_answer
 from onpolicy.run.evaluation_files import ProblemResult, read_results, write_results
-from onpolicy.run.loading import drop_overlong, section_prompts
 from onpolicy.types import CORRECT_THRESHOLD, Metrics, Prompt, Rollout, RolloutGroup, Sampling, ScoredGroup
 from onpolicy.utils.stats import bootstrap_ci
 
@@ -39,15 +38,15 @@ def pass_at_k(n: int, c: int, k: int) -> float:
 
 
 def maj_at_k(answers: Sequence[str | None], right: Sequence[bool], k: int) -> bool:
-    """Whether the most common answer among the first k samples is correct; None does not vote, ties go to the earliest.
+    """Whether the most common answer among the first k samples is correct; ties go to the earliest.
 
-    Self-consistency, arXiv 2203.11171.
+    Samples vote as they were graded: those that are correct have the same answer, others the same where ``equal_answers`` says so.
+    None, no answer, does not vote unless it was graded correct. Self-consistency, arXiv 2203.11171.
     """
-    votes = Counter(a for a in answers[:k] if a is not None)
-    if not votes:
-        return False
-    winner = votes.most_common(1)[0][0]
-    return right[list(answers).index(winner)]
+    wrong = by_equality([None if correct else a for a, correct in zip(answers[:k], right[:k], strict=True)])
+    votes = [-1 if correct else vote for vote, correct in zip(wrong, right[:k], strict=True)]
+    counts = Counter(vote for vote in votes if vote is not None)
+    return bool(counts) and counts.most_common(1)[0][0] == -1
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,8 @@ class Evaluator:
     telemetry: TextTelemetry | None = None
     graders: Sequence[Reward] = ()
     """Further rewards that grade every sample, reported in addition to ``reward``."""
+    steps: int | None = None
+    """Of the run."""
 
     def evaluate(self, folder: Path, *, resume: bool = False) -> Metrics:
         """Metrics ``eval/<set>/<what>``; every sample goes to ``<folder>/<set>.jsonl``, one line a problem.
@@ -81,7 +82,7 @@ class Evaluator:
             found = evaluation_summary(results, self.k)
             if self.telemetry:
                 found |= self.telemetry.summarise(
-                    [as_scored_group(r, p) for r, p in zip(results, prompts, strict=True)]
+                    [as_scored_group(r, p, self.final_part) for r, p in zip(results, prompts, strict=True)]
                 )
             metrics |= {f"eval/{name}/{what}": value for what, value in found.items()}
         return metrics
@@ -103,35 +104,39 @@ class Evaluator:
         return results
 
     def _graded(self, group: RolloutGroup) -> ProblemResult:
+        group = with_finals(group, self.final_part)
         rewards = self._scores(group, self.reward)
         return ProblemResult(
             id=group.prompt.id,
             rewards=rewards,
-            right=[score >= CORRECT_THRESHOLD for score in rewards],
-            answers=[self.extract(r.text) for r in group.rollouts],
+            right=_verdicts(rewards),
+            answers=[self.extract(r.answer_text) for r in group.rollouts],
             lengths=[r.num_sampled for r in group.rollouts],
             truncated=[r.finish_reason == "length" for r in group.rollouts],
             completions=[r.text for r in group.rollouts],
-            graded={g.name: [s >= CORRECT_THRESHOLD for s in self._scores(group, g)] for g in self.graders},
+            graded={g.name: _verdicts(self._scores(group, g)) for g in self.graders},
             digest=digest(group.prompt),
         )
 
-    def _scores(self, group: RolloutGroup, reward: Reward) -> list[float]:
-        # weight 1: correctness looks at the reward itself, whatever its weight in training
-        return [s.total for s in score_group(group, [replace(reward, weight=1.0)], self.final_part)]
+    def _scores(self, group: RolloutGroup, reward: Reward) -> list[float | None]:
+        """By rollout, the reward itself, whatever its weight in training; None where it was not graded."""
+        found = score_group(group, [replace(reward, weight=1.0)], self.final_part, steps=self.steps)
+        return [s.reward_breakdown.get(reward.name) for s in found]
 
 
-def build_evaluator(resolved: ResolvedConfig, model: ModelHandle, generator: Generator) -> Evaluator | None:
-    """The evaluator of ``eval.sets``; None where there are none."""
+def _verdicts(scores: Sequence[float | None]) -> list[bool | None]:
+    return [None if score is None else score >= CORRECT_THRESHOLD for score in scores]
+
+
+def build_evaluator(
+    resolved: ResolvedConfig, model: ModelHandle, generator: Generator, sets: Mapping[str, Sequence[Prompt]]
+) -> Evaluator | None:
+    """The evaluator of the sets under ``eval.sets``, whose problems are given; None where there are none."""
     settings, renderer = resolved.config.eval, model.renderer
-    if not resolved.eval_sets:
+    if not sets:
         return None
     graders = [Reward(name=g.name, weight=1.0, function=g.bind()) for g in resolved.graders]
     graders = graders or [r for r in build_rewards(resolved) if r.name == resolved.correctness_name]
-    sets = {
-        name: drop_overlong(section_prompts(s, f"eval.sets.{name}")[: s.settings.problems], renderer, drop=False)
-        for name, s in resolved.eval_sets.items()
-    }
     sampling = Sampling(
         group_size=settings.samples_per_problem,
         max_tokens=settings.max_tokens or resolved.generator.settings.max_tokens,
@@ -149,16 +154,11 @@ def build_evaluator(resolved: ResolvedConfig, model: ModelHandle, generator: Gen
         seed=resolved.config.seed,
         telemetry=text_telemetry(resolved, renderer),
         graders=graders[1:],
+        steps=resolved.config.steps,
     )
 
 
-def digest(prompt: Prompt) -> str:
-    """A short hash, the same for the same messages with the same fields."""
-    asked = json.dumps([prompt.messages, prompt.fields], sort_keys=True, default=str)
-    return hashlib.sha256(asked.encode()).hexdigest()[:16]
-
-
-def as_scored_group(result: ProblemResult, prompt: Prompt) -> ScoredGroup:
+def as_scored_group(result: ProblemResult, prompt: Prompt, final_part: FinalPart) -> ScoredGroup:
     """As much of a problem's scored rollouts as text telemetry reads; token ids are not kept, only how many there were."""
     rollouts = tuple(
         Rollout(
@@ -166,40 +166,69 @@ def as_scored_group(result: ProblemResult, prompt: Prompt) -> ScoredGroup:
             completion_ids=(0,) * length,
             rollout_logprobs=(0.0,) * length,
             text=text,
+            final=final_part(text),
             finish_reason="length" if cut else "stop",
             policy_version=0,
         )
         for text, length, cut in zip(result.completions, result.lengths, result.truncated, strict=True)
     )
-    return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=rollouts), (), tuple(map(float, result.right)))
+    scores = (nan if verdict is None else float(verdict) for verdict in result.right)
+    return ScoredGroup(RolloutGroup(prompt=prompt, rollouts=rollouts), (), tuple(scores))
 
 
 def evaluation_summary(results: Sequence[ProblemResult], ks: Sequence[int]) -> Metrics:
-    """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems, ``/<grader>`` is by that grader."""
+    """Means over problems; ``/low`` and ``/high`` bound the 95 % interval of avg@n over problems, ``/<grader>`` is by that grader.
+
+    Samples that were not graded are left out and counted under ``not_graded``; so is a problem with fewer than k graded samples from
+    pass@k and maj@k.
+    """
     n = len(results[0].right)
-    per_problem = [fmean(r.right) for r in results]
-    low, high = bootstrap_ci(per_problem)
-    metrics = {f"avg@{n}": fmean(per_problem), f"avg@{n}/low": low, f"avg@{n}/high": high}
+    verdicts = [_graded(r.right) for r in results]
+    per_problem = [fmean(right) for right in verdicts if right]
+    metrics: Metrics = {}
+    if per_problem:
+        low, high = bootstrap_ci(per_problem)
+        metrics = {f"avg@{n}": fmean(per_problem), f"avg@{n}/low": low, f"avg@{n}/high": high}
     for k in ks:
-        metrics[f"pass@{k}"] = fmean(pass_at_k(n, sum(r.right), k) for r in results)
-        metrics[f"maj@{k}"] = fmean(maj_at_k(r.answers, r.right, k) for r in results)
+        metrics |= _pass_at(k, verdicts, f"pass@{k}")
+        majorities = [
+            maj_at_k([a for a, v in zip(r.answers, r.right, strict=True) if v is not None], right, k)
+            for r, right in zip(results, verdicts, strict=True)
+            if len(right) >= k
+        ]
+        metrics |= {f"maj@{k}": fmean(majorities)} if majorities else {}
     for grader in results[0].graded:
         said = [r.graded[grader] for r in results]
-        metrics[f"avg@{n}/{grader}"] = fmean(map(fmean, said))
-        metrics |= {f"pass@{k}/{grader}": fmean(pass_at_k(n, sum(s), k) for s in said) for k in ks}
+        graded = [_graded(verdict) for verdict in said]
+        accuracies = [fmean(right) for right in graded if right]
+        metrics |= {f"avg@{n}/{grader}": fmean(accuracies)} if accuracies else {}
+        for k in ks:
+            metrics |= _pass_at(k, graded, f"pass@{k}/{grader}")
         same = [a == b for s, r in zip(said, results, strict=True) for a, b in zip(s, r.right, strict=True)]
         metrics[f"agrees/{grader}"] = fmean(same)
+    if not_graded := sum(n - len(right) for right in verdicts):
+        metrics["not_graded"] = float(not_graded)
     metrics["truncated"] = fmean(fmean(r.truncated) for r in results)
     metrics["completion_length"] = fmean(fmean(r.lengths) for r in results)
     metrics["problems"] = float(len(results))
     return metrics
 
 
+def _graded(verdicts: Sequence[bool | None]) -> list[bool]:
+    return [verdict for verdict in verdicts if verdict is not None]
+
+
+def _pass_at(k: int, verdicts: Sequence[Sequence[bool]], name: str) -> Metrics:
+    """Mean over the problems with k graded samples; empty without any."""
+    found = [pass_at_k(len(right), sum(right), k) for right in verdicts if len(right) >= k]
+    return {name: fmean(found)} if found else {}
+
+
 @contextmanager
 def _counted(generator: Generator, before: int, problems: int, samples: int) -> Iterator[None]:
     """Reports the progress of one call as progress of the whole set."""
     report = generator.on_progress
-    generator.on_progress = lambda done, _: report(before * samples + done, problems * samples)
+    generator.on_progress = lambda done, _, tokens: report(before * samples + done, problems * samples, tokens)
     try:
         yield
     finally:

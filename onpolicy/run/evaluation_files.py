@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.utils.disk import atomic_write, retry_while_disk_full
+from onpolicy.utils.json_lines import read_json_lines
 
 
 @dataclass(frozen=True)
@@ -16,15 +17,16 @@ class ProblemResult:
     """All samples of one problem."""
 
     id: str
-    rewards: list[float]
-    right: list[bool]
+    rewards: list[float | None]
+    right: list[bool | None]
+    """None where it was not graded."""
     answers: list[str | None]
     """Extracted final answers; None where there is none."""
     lengths: list[int]
     """Tokens of each completion."""
     truncated: list[bool]
     completions: list[str]
-    graded: dict[str, list[bool]] = field(default_factory=dict)
+    graded: dict[str, list[bool | None]] = field(default_factory=dict)
     """The verdicts of each of ``Evaluator.graders``."""
     digest: str = ""
     """A hash of the problem as it was asked and graded: another problem may later have the same id."""
@@ -50,20 +52,18 @@ def read_evaluation(run: Path, step: int | None = None) -> dict[str, list[dict[s
     steps = evaluated_steps(run)
     chosen = steps[-1:] if step is None else [s for s in steps if s == step]
     return {
-        path.stem: _rows(path) for number in chosen for path in sorted(evaluation_folder(run, number).glob("*.jsonl"))
+        path.stem: read_json_lines(path)
+        for number in chosen
+        for path in sorted(evaluation_folder(run, number).glob("*.jsonl"))
     }
 
 
 def read_results(path: Path) -> dict[str, ProblemResult]:
     """Problem id -> result, from one set's file, which may hold only some of the problems or not exist yet."""
-    return {row["id"]: ProblemResult(**row) for row in (_rows(path) if path.is_file() else ())}
+    return {row["id"]: ProblemResult(**row) for row in read_json_lines(path)}
 
 
 @retry_while_disk_full(lambda path, results: path)
 def write_results(path: Path, results: Collection[ProblemResult]) -> None:
     """Replaces one set's file."""
     atomic_write(path, "".join(json.dumps(asdict(r)) + "\n" for r in results))
-
-
-def _rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]

@@ -7,13 +7,13 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 
 from onpolicy.config.schema import Config
 from onpolicy.run.evaluation_files import read_results
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import atomic_write
+from onpolicy.utils.ready import project_version
 
 FIXED = ("set", "problem", "sample", "right", "answer", "tokens", "truncated", "markers")
 
@@ -43,7 +43,7 @@ def harness(sets: list[str], config: Config, metrics: Metrics) -> Mapping[str, o
         "results": results,
         "n-samples": {name: {"original": n, "effective": n} for name, n in problems.items()},
         "config": {"model": config.model.path, "model_revision": config.model.revision, "random_seed": config.seed},
-        "onpolicy": {"version": version("onpolicy"), "eval": {k: v for k, v in asdict(config.eval).items() if k != "sets"}},
+        "onpolicy": {"version": project_version(), "eval": {k: v for k, v in asdict(config.eval).items() if k != "sets"}},
         "model_name": config.model.path,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }  # fmt: skip
@@ -62,8 +62,13 @@ def write_samples(folder: Path, sets: list[str]) -> None:
             for result in found.values():
                 for i, text in enumerate(result.completions):
                     markers = sum(count(text, "paper10", "paper").values())
-                    right, cut = int(result.right[i]), int(result.truncated[i])
+                    right, cut = _as_digit(result.right[i]), int(result.truncated[i])
                     writer.writerow(
                         [name, result.id, i, right, result.answers[i], result.lengths[i], cut, markers]
-                        + [int(result.graded[g][i]) for g in graders]
+                        + [_as_digit(result.graded[g][i]) for g in graders]
                     )
+
+
+def _as_digit(verdict: bool | None) -> str:
+    """1, 0, or nothing where it was not graded."""
+    return "" if verdict is None else str(int(verdict))

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-from onpolicy.config.resolved import Section
+from onpolicy.config.resolved import ResolvedConfig, Section
 from onpolicy.config.schema import GuardSettings
 
+GAP = "rollout/logprob_gap"
 Guard = Callable[[int, Mapping[str, float], dict[str, Any]], str | None]
 
 
@@ -75,6 +77,30 @@ def stays(
     return f"{metric} was above {above:g} for {steps} steps in a row"
 
 
+def sync_failed(
+    step: int, metrics: Mapping[str, float], memory: dict[str, Any], *, tolerance: float, steps: int = 3
+) -> str | None:
+    """Generator and trainer disagreed for some steps in a row: one step may be a policy whose tokens few others would have chosen.
+
+    Said again after as many more, so that a run that goes on with the same fault stops again.
+
+    Args:
+        tolerance: nats per token
+        steps: in a row
+    """
+    gap = metrics.get(GAP)
+    if gap is None:
+        return None
+    memory["row"] = 0 if gap <= tolerance else memory.get("row", 0) + 1
+    if memory["row"] < steps:
+        return None
+    memory["row"] = 0
+    return (
+        f"generator and trainer disagree by {gap:.4f} nats per token, and for {steps} steps by more than preflight.logprob_tolerance = "
+        f"{tolerance}. Did a weight sync fail?"
+    )
+
+
 def _level(step: int, metrics: Mapping[str, float], memory: dict[str, Any], metric: str, warmup: int) -> float | None:
     """The reference model's value, or the mean over the warm-up; None while it is not known, or the metric was not logged."""
     if metric not in metrics:
@@ -129,8 +155,22 @@ class Guards:
             guard.memory.update(state.get(guard.key, {}))
 
 
-def build_guards(sections: Sequence[Section]) -> Guards:
-    """The guards of a run, from their sections of the config."""
-    return Guards(
-        [Watched(s.plugin.key, s.plugin.bind(), s.settings, s.plugin.options.get("metric")) for s in sections]
-    )
+def gap_tolerance(resolved: ResolvedConfig) -> float | None:
+    """Nats per token by which generator and trainer may differ in a step; None where the policy's own change is part of the difference."""
+    if resolved.generator.settings.max_staleness or resolved.data.settings.completions_column:
+        return None
+    return resolved.config.preflight.logprob_tolerance
+
+
+def build_guards(sections: Sequence[Section], logprob_tolerance: float | None = None) -> Guards:
+    """The guards of a run: those of its config, and the one that watches the weight sync.
+
+    Args:
+        sections: the config's
+        logprob_tolerance: nats by which generator and trainer may differ; None: by any number
+    """
+    watched = [Watched(s.plugin.key, s.plugin.bind(), s.settings, s.plugin.options.get("metric")) for s in sections]
+    if logprob_tolerance is not None:
+        check = partial(sync_failed, tolerance=logprob_tolerance)
+        watched.append(Watched("preflight.logprob_tolerance", check, GuardSettings(action="stop"), GAP))
+    return Guards(watched)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.shipped import config_argument
 from onpolicy.contracts import check_config
 from onpolicy.distributed.env import follower
 from onpolicy.distributed.torchrun_group import serve_rank
 from onpolicy.run.assemble import assemble
-from onpolicy.run.display import Display, closing_table
+from onpolicy.run.check_run import check_run
+from onpolicy.run.closing import change_of_evaluation, evaluation_change_table, training_change_table
+from onpolicy.run.display import Display
 from onpolicy.run.preflight import run_preflight
 from onpolicy.run.recovery import Recovery
 from onpolicy.run.run import Interrupted, Run
-from onpolicy.run.run_dir import default_folder
+from onpolicy.run.run_dir import default_folder, with_precision_of
 from onpolicy.train import train
+from onpolicy.trainer.learning_rate import same_rates
 from onpolicy.types import Metrics
+from onpolicy.utils.errors import UserError
 from onpolicy.utils.faults import RoleLost
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.terminal import command_line, plain, print_next
 
 
 @dataclass(frozen=True)
@@ -43,20 +47,42 @@ class TrainResult:
     """None where every step is done. Else why not: what a guard said, or an empty text after Ctrl-C or SIGTERM."""
 
 
-def launch_training(config_path: Path, overrides: Sequence[str]) -> int:
-    """Trains to the last step; returns the exit status, 130 where the run was interrupted and saved."""
-    resolved = check_config(config_path, overrides)
-    if follower():
-        return serve_rank(resolved)
+def launch_training(
+    config_path: Path, overrides: Sequence[str], write_report: Callable[[Path], Path] | None = None
+) -> int:
+    """Trains to the last step, and says what came of it.
+
+    Args:
+        config_path: the config
+        overrides: ``key=value``
+        write_report: writes the page about the run in a folder, and returns its path
+
+    Returns:
+        The exit status, 130 where the run was interrupted and saved.
+    """
+    if follower():  # which reads no data and writes no metrics, so may be where the files are not
+        return serve_rank(check_config(config_path, overrides))
+    resolved = check_run(config_path, overrides)
     result = run_training(resolved, config_path)
+    again = [
+        "train",
+        config_argument(config_path),
+        *_without(("run_dir", "steps"), overrides),
+        f"run_dir={result.folder}",
+    ]
     console = Console()
     if result.stopped is None:
-        _summarise(result, console)
+        _summarise(result, resolved, console)
+        _say_files(result, console, write_report)
+        print_next(*_next(result, resolved, config_path, overrides, again))
         return 0
     why = f": {plain(result.stopped)}" if result.stopped else ""
-    console.print(f"[yellow]stopped after step {result.step}{why}[/yellow]; resume with:", highlight=False)
-    again = shlex.join([*_without_run_dir(overrides), f"run_dir={result.folder}"])
-    console.print(f"  onpolicy train {config_path} {again}", highlight=False, markup=False)
+    console.print(
+        f"[yellow]stopped after step {result.step}{why}[/yellow]; resume with:", highlight=False, soft_wrap=True
+    )
+    print(
+        f"  {command_line([*again, *_only('steps', overrides)])}"
+    )  # rich would fold it, and paint what it takes for markup
     return 130
 
 
@@ -72,17 +98,25 @@ def run_training(resolved: ResolvedConfig, source: Path) -> TrainResult:
     """
     config = resolved.config
     folder = Path(config.run_dir) if config.run_dir else default_folder(source)
-    display = Display(config.steps, lexicon=config.epistemic.lexicon)
+    resolved = with_precision_of(folder, resolved)
+    rare = {"save": config.checkpoint.every} | ({"evaluate": config.eval.every} if config.eval.every else {})
+    most = resolved.generator.settings.max_tokens
+    display = Display(config.steps, lexicon=config.epistemic.lexicon, most_tokens=most, every=rare)
     display.console.print(
-        f"[bold]onpolicy train[/bold] {plain(source)}  [dim]run folder[/dim] {plain(folder)}", highlight=False
+        f"[bold]onpolicy train[/bold] {plain(config_argument(source))}  [dim]run folder[/dim] {plain(folder)}  "
+        f"[dim]generator[/dim] {plain(resolved.generator.plugin.with_reason)}",
+        highlight=False,
+        soft_wrap=True,
     )
-    run, stopped = assemble(resolved, folder, display), None
-    try:
-        keep_training(run, resolved)
-    except Interrupted as interrupted:
-        stopped = str(interrupted)
-    finally:
-        run.close()
+    stopped = None
+    with display.never_silent():
+        run = assemble(resolved, folder, display)
+        try:
+            keep_training(run, resolved)
+        except Interrupted as interrupted:
+            stopped = str(interrupted)
+        finally:
+            run.close()
     first, last, latest = run.log.history.get("first", {}), run.log.history.get("last", {}), run.checkpoints.latest()
     return TrainResult(folder, run.step, first, last, latest.path if latest else None, stopped)
 
@@ -98,6 +132,7 @@ def keep_training(run: Run, resolved: ResolvedConfig) -> None:
             elif run.resume():
                 display.console.print(f"resumed at step {run.step} of {run.config.steps}", highlight=False)
             elif run.config.preflight.enabled:
+                display.phase("check")
                 run_preflight(run, resolved)
             with display:
                 train(run)
@@ -106,15 +141,49 @@ def keep_training(run: Run, resolved: ResolvedConfig) -> None:
             lost = error.with_traceback(None)  # its frames would keep the loop that it ended open
 
 
-def _summarise(result: TrainResult, console: Console) -> None:
-    console.print(closing_table(result.first, result.metrics))
-    console.print(f"run folder  {plain(result.folder)}", highlight=False)
-    console.print("  metrics.jsonl  one line a step      samples.jsonl  rollouts with both prompts", highlight=False)
+def _summarise(result: TrainResult, resolved: ResolvedConfig, console: Console) -> None:
+    """What changed in training, then what it did to the problems of the evaluation."""
+    lexicon = resolved.config.epistemic.lexicon
+    console.print(training_change_table(result.first, result.metrics, lexicon=lexicon))
+    change = change_of_evaluation(result.folder, resolved.eval_sets, result.step, lexicon, result.first, result.metrics)
+    if change is not None:
+        console.print(evaluation_change_table(change))
+        for line in change.in_words():
+            console.print(plain(line), highlight=False, soft_wrap=True)
+
+
+def _say_files(result: TrainResult, console: Console, write_report: Callable[[Path], Path] | None) -> None:
+    def say(what: str, text: str, meaning: str = "") -> None:
+        note = f"  [dim]{meaning}[/dim]" if meaning else ""
+        console.print(f"{what:<11} {plain(text)}{note}", highlight=False, soft_wrap=True)
+
+    say("run folder", str(result.folder))
+    say("  metrics", "metrics.jsonl", "one line a step; samples.jsonl has rollouts with both prompts")
     if result.model_path:
-        console.print(
-            f"  model          {plain(result.model_path)}  (loads with from_pretrained and vLLM)", highlight=False
-        )
+        say("  model", str(result.model_path), "loads with from_pretrained and vLLM")
+    if write_report is None:
+        return
+    try:
+        say("  report", str(write_report(result.folder)), "open it in a browser: curves, and rollouts token by token")
+    except (OSError, UserError) as error:  # the run is over and saved: this alone has failed
+        say("  report", f"could not be written: {error}")
 
 
-def _without_run_dir(overrides: Sequence[str]) -> list[str]:
-    return [o for o in overrides if not o.startswith("run_dir=")]
+def _next(
+    result: TrainResult, resolved: ResolvedConfig, config_path: Path, overrides: Sequence[str], again: Sequence[str]
+) -> Iterator[list[str]]:
+    """What can be run after a run: an evaluation of its model, and more steps."""
+    if resolved.eval_sets and result.model_path:
+        own = _without(("run_dir", "model.path"), overrides)
+        yield ["eval", config_argument(config_path), *own, f"model.path={result.model_path}"]
+    steps = resolved.config.steps
+    if same_rates(resolved.trainer.settings, steps, 2 * steps):
+        yield [*again, f"steps={2 * steps}"]
+
+
+def _only(key: str, overrides: Sequence[str]) -> list[str]:
+    return [o for o in overrides if o.startswith(f"{key}=")]
+
+
+def _without(keys: Sequence[str], overrides: Sequence[str]) -> list[str]:
+    return [o for o in overrides if not o.startswith(tuple(f"{key}=" for key in keys))]

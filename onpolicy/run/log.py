@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onpolicy.annotation.annotate import StaleRollouts
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import LoggingSettings
 from onpolicy.data.rendering import Renderer
 from onpolicy.protocols import Trainer
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.display import Display
+from onpolicy.run.guards import GAP, gap_tolerance
 from onpolicy.run.token_trace import token_record
 from onpolicy.run.trackers import Jsonl, Logs, Tracker, open_logs
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.timer import PhaseTimer
+
+DROPPED = re.compile(r"context/.+/dropped")
 
 
 @dataclass
@@ -42,6 +45,8 @@ class RunLog:
     """``first`` and ``last``: metrics of the first and of the latest step that had them."""
     _broken: set[int] = field(default_factory=set)
     """Indices of the trackers that fail."""
+    _dropping: set[str] = field(default_factory=set)
+    """Metrics of contexts that have left rollouts without a teacher."""
 
     def note(self, text: str) -> None:
         """One line for the user."""
@@ -60,14 +65,14 @@ class RunLog:
             Everything that was logged, with what the step cost.
 
         Raises:
-            StaleRollouts: generator and trainer disagree too much.
             DiskFull: a file could not be written.
         """
         for name, value in metrics.items():
             self.history.setdefault("first", {}).setdefault(name, value)
             self.history.setdefault("last", {})[name] = value
         everything = metrics | extra | self.faults.metrics() | self._costs(metrics)
-        self._check_sync(metrics)
+        self._warn_of_gap(step, metrics)
+        self._warn_of_dropped(step, metrics)
         if metrics.get("train/grad_norm") == 0.0:
             self.note(f"step {step}: no signal, nothing was learned; {signal_of(metrics)}")
         for index, tracker in enumerate(self.logs.trackers):
@@ -128,18 +133,28 @@ class RunLog:
             costs["train/tokens_per_second"] = metrics["rollout/tokens"] / max(total, 1e-9)
         return costs
 
-    def _check_sync(self, metrics: Metrics) -> None:
+    def _warn_of_gap(self, step: int, metrics: Metrics) -> None:
         """Weights that reach the generator only in part show as a growing difference between its log-probs and the trainer's."""
-        gap, first = metrics.get("rollout/logprob_gap"), self.history["first"].get("rollout/logprob_gap")
+        gap, first = metrics.get(GAP), self.history["first"].get(GAP)
         if self.logprob_tolerance is None or gap is None or first is None:
             return
-        if gap > self.logprob_tolerance:
-            raise StaleRollouts(
-                f"generator and trainer disagree by {gap:.4f} nats per token, more than preflight.logprob_tolerance = "
-                f"{self.logprob_tolerance}; {first:.1e} at the first step. Did a weight sync fail?"
+        if not gap <= self.logprob_tolerance:
+            self.note(
+                f"step {step}: generator and trainer disagree by {gap:.4f} nats per token, {first:.1e} at the first step; "
+                f"preflight.logprob_tolerance is {self.logprob_tolerance}"
             )
-        if gap > 10 * first + 1e-4:
+        elif gap > 10 * first + 1e-4:
             self.note(f"generator and trainer drift apart: {gap:.1e} nats per token, {first:.1e} at the first step")
+
+    def _warn_of_dropped(self, step: int, metrics: Metrics) -> None:
+        """Says once, for each context, that a rollout has no teacher because its privileged prompt is too long."""
+        for name, count in metrics.items():
+            if count and DROPPED.fullmatch(name) and name not in self._dropping:
+                self._dropping.add(name)
+                self.note(
+                    f"step {step}: {count:.0f} rollouts have no teacher, their privileged prompts are over the limit "
+                    f"(rendering.max_teacher_prompt_tokens, model window); {name} counts them from now on"
+                )
 
 
 def build_log(
@@ -154,7 +169,6 @@ def build_log(
 ) -> RunLog:
     """The log of a run in ``folder``, opened at its last checkpoint."""
     config, latest = resolved.config, checkpoints.latest()
-    changes_meanwhile = resolved.generator.settings.max_staleness or resolved.data.settings.completions_column
     opener = partial(open_logs, resolved, folder)
     return RunLog(
         settings=config.logging,
@@ -165,8 +179,7 @@ def build_log(
         open_logs=opener,
         trace=partial(trainer.apply, token_record, renderer),
         logs=opener(latest.step if latest else -1),  # without a checkpoint nothing that was logged counts
-        # with stale or recorded completions the policy's own change is part of the difference
-        logprob_tolerance=None if changes_meanwhile else config.preflight.logprob_tolerance,
+        logprob_tolerance=gap_tolerance(resolved),
     )
 
 

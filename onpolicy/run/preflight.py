@@ -1,7 +1,7 @@
 """Checks that take seconds, before hours of training. Each fails with a reason.
 
 They catch what usually goes wrong silently in self-distillation: misaligned prompts, a teacher that knows no more than the
-student, a generator that disagrees with the trainer.
+student, a generator that disagrees with the trainer or does not take its weights.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from onpolicy.losses.objective import Term
 from onpolicy.losses.targets import identity
 from onpolicy.rollout.build import prompt_cursor
 from onpolicy.run.run import Run
+from onpolicy.run.sync_trial import SyncTrial
 from onpolicy.trainer.head import HiddenStates, head_error
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import Example
@@ -52,11 +53,13 @@ class Preflight:
         """Raises PreflightError on the first check that fails."""
         shown = next((e for e in examples if e.teacher_prompt_ids), examples[0])
         self.show(shown)
+        self.show_markup()
         self.check_head(shown)
         self.check_alignment(examples)
         if self.logprob_tolerance is not None:
             self.check_logprobs(examples, self.logprob_tolerance)
         self.check_zero(shown)
+        self.show_dtype()
         self.check_signal(examples)
 
     def show(self, example: Example) -> None:
@@ -64,16 +67,36 @@ class Preflight:
         self._panel("the student reads", self.renderer.decode(example.rollout.prompt_ids))
         for context, ids in example.teacher_prompt_ids.items():
             self._panel(f"the teacher reads ({context})", self.renderer.decode(ids))
-        self._panel(
-            f"the student answered (reward {example.reward:g}, {example.rollout.finish_reason})", example.rollout.text
+        graded = "no reward" if not example.reward_breakdown else f"reward {example.reward:g}"
+        reward = "not graded" if example.reward is None else graded
+        self._panel(f"the student answered ({reward}, {example.rollout.finish_reason})", example.rollout.text)
+
+    def show_markup(self) -> None:
+        """Prints what tells thinking from answer, and what ends a completion."""
+        r = self.renderer
+        begins = "completions begin inside it" if r.opens_thinking else "completions open it themselves"
+        ends = " or ".join(repr(r.decode([i])) for i in r.eos_ids)
+        self._passed(
+            "thinking and ends are known", f"{r.thinking_tags}, from {r.tags_source}; {begins}; {ends} ends one"
         )
+
+    def show_dtype(self) -> None:
+        """Prints in which dtype the passes of the checks before ran; another one than was asked for ends the run where it occurs."""
+        ran = sorted({*self.trainer.engine.computed.values()})
+        if ran:  # no check before needs the trainer where nothing was sampled and another model teaches
+            self._passed("forward passes run as they should", f"{' and '.join(ran)} on {self.trainer.device}")
 
     def check_head(self, example: Example) -> None:
         """The chunked head must compute the model's own logits."""
         ids = torch.tensor([example.rollout.prompt_ids], device=self.trainer.device)
-        error = head_error(self.trainer.student, ids)
-        if error > HEAD_TOLERANCE:
-            kind = type(self.trainer.student).__name__
+        error, noise = head_error(self.trainer.student, ids)
+        kind = type(self.trainer.student).__name__
+        if noise > HEAD_TOLERANCE:
+            raise PreflightError(
+                f"{kind}: two passes over the same tokens give logits that differ by {noise:.3g}; something in the model is random where "
+                "it should not be (dropout, router jitter), so that neither its log-probabilities nor its gradient mean anything"
+            )
+        if not error <= HEAD_TOLERANCE:
             raise PreflightError(
                 f"{kind}: logits computed from hidden states are off by {error:.3g}; its head scales them in a way not known here"
             )
@@ -123,6 +146,7 @@ class Preflight:
 
         def keep(states: HiddenStates) -> HiddenStates:
             kept.append(states)
+            states.hidden.requires_grad_()  # with adapters on the head alone nothing else does
             return states
 
         inputs = self.trainer.inputs(self.trainer.batching.batch([twin]), through=keep)
@@ -164,7 +188,7 @@ class Preflight:
         self.console.print(Panel(Text(printable(text)), title=plain(title), title_align="left", border_style="dim"))
 
     def _passed(self, what: str, detail: str) -> None:
-        self.console.print(f"[green]✓[/green] {what} [dim]({plain(detail)})[/dim]", highlight=False)
+        passed(self.console, what, detail)
 
 
 def report_of(
@@ -202,20 +226,34 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
 
     Raises:
         PreflightError: a check failed.
+        SyncError: new weights do not reach the generator.
     """
     console = run.log.display.console
+    tolerance = run.config.preflight.logprob_tolerance if resolved.data.settings.completions_column is None else None
+    examples = first_rollouts(run, resolved)
     said, error = run.trainer.apply(
         report_of,
         (run.log.renderer, run.annotator.teacher_renderer or run.log.renderer),
         tuple(resolved.contexts),
-        run.config.preflight.logprob_tolerance if resolved.data.settings.completions_column is None else None,
+        tolerance,
         (console.width, console.is_terminal),
-        first_rollouts(run, resolved),
+        examples,
     )
-    console.print(Text.from_ansi(said), end="")
+    console.print(Text.from_ansi(said), end="", soft_wrap=True)
     if error is not None:
         raise error
+    if tolerance is not None:
+        changed, back = SyncTrial(run, examples, tolerance).check()
+        passed(
+            console,
+            "changed weights reach the generator",
+            f"log-probs differ by {changed:.1e}, and by {back:.1e} when they are back",
+        )
     run.timer.pop()
+
+
+def passed(console: Console, what: str, detail: str) -> None:
+    console.print(f"[green]✓[/green] {what} [dim]({plain(detail)})[/dim]", highlight=False, soft_wrap=True)
 
 
 def has_signal(term: Term, example: Example) -> bool:

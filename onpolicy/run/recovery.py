@@ -39,5 +39,6 @@ class Recovery:
         run.sampler.cancel()
         run.trainer.restart()
         run.log.reopen(step)
-        run.resume()
+        if not run.resume():  # lost before the first step, maybe while preflight had changed its weights
+            run.generator.update_weights(run.trainer.weights(), version=0)
         run.timer.pop()

@@ -20,6 +20,7 @@ from onpolicy.run.log import RunLog
 from onpolicy.run.rng_state import random_state, set_random_state
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.disk import waiting_for_disk_space
+from onpolicy.utils.errors import suggest
 from onpolicy.utils.signals import on_interrupt
 from onpolicy.utils.timer import PhaseTimer
 
@@ -107,6 +108,11 @@ class Run:
     def save_if_due(self, step: int, metrics: Metrics) -> None:
         """Saves where a checkpoint is due, or the last one could not be written."""
         if self.checkpoints.retry_due or step == self.config.steps or due(step, self.config.checkpoint.every):
+            best, known = self.checkpoints.best, self.log.history.get("last", {})
+            if best and best not in known:
+                self.log.note(
+                    f"checkpoint.best_metric: no step has logged {best!r}, so no checkpoint is the best.{suggest(best, known)}"
+                )
             self.save(step, metrics)
 
     def save(self, step: int, metrics: Metrics) -> None:
@@ -142,7 +148,8 @@ class Run:
         missing = [name for name in SAVED if name not in state]
         if missing:
             raise CheckpointError(f"{str(checkpoint.path)!r} is not the state of a run: it lacks {', '.join(missing)}")
-        self.trainer.load_state(read_weights(checkpoint.path), state["trainer"])
+        weights = read_weights(checkpoint.path, trust_remote_code=self.config.model.trust_remote_code)
+        self.trainer.load_state(weights, state["trainer"])
         self.sampler.load_state(state["prompts"])
         set_random_state(state["random"])
         self.log.history, self.step = state["history"], state["step"]

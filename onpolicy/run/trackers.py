@@ -13,6 +13,7 @@ from typing import Any, Protocol
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import atomic_write, retry_while_disk_full
+from onpolicy.utils.ready import installed, ready_if
 
 
 class Tracker(Protocol):
@@ -116,6 +117,7 @@ class _TensorBoard:
         return SummaryWriter(self._folder, purge_step=purge_step)  # type: ignore[no-untyped-call]
 
 
+@ready_if(installed("tensorboard", "pip install tensorboard, or logging.trackers=[jsonl]"))
 def tensorboard(run_dir: Path, resume_at: int) -> Tracker:
     """Event files in the run folder, for `tensorboard --logdir`."""
     return _TensorBoard(run_dir, resume_at)
@@ -136,6 +138,7 @@ class _Wandb:
         self._run.finish()
 
 
+@ready_if(installed("wandb", "pip install wandb, or logging.trackers=[jsonl]"))
 def wandb(run_dir: Path, resume_at: int, *, project: str = "onpolicy", mode: str = "online") -> Tracker:
     """Weights & Biases; needs `pip install wandb`.
 

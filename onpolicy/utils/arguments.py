@@ -41,6 +41,21 @@ def new_file(text: str) -> Path:
     return path
 
 
+def unrecognized(words: Sequence[str], takes_settings: bool) -> str:
+    """What to say of words that no argument takes; of an option, how a setting is written.
+
+    Args:
+        words: as they were typed
+        takes_settings: whether the command takes ``key=value``
+    """
+    said = f"unrecognized arguments: {' '.join(words)}"
+    name, _, value = words[0].removeprefix("--").partition("=")
+    if not takes_settings or not words[0].startswith("--") or not name:
+        return said
+    value = value or next((word for word in words[1:2] if not word.startswith("-")), "VALUE")
+    return f"{said}; a setting has no dashes and an equals sign: {name}={value}"
+
+
 class PassRateRange(argparse.Action):
     """LOW HIGH: the range in which a problem's pass rate has to lie, both between 0 and 1."""
 

@@ -10,6 +10,10 @@ class UserError(Exception):
     """Base class of every error whose message names what is wrong and the remedy. Everything else is a bug."""
 
 
+class UserNotice(UserWarning):
+    """A warning about the user's input, not about code: the command line prints its text alone."""
+
+
 class ConfigError(UserError, ValueError):
     """A config that cannot be run. Each argument is one problem: the full key, the value given, what is expected."""
 
@@ -21,6 +25,10 @@ class ConfigError(UserError, ValueError):
         if len(self.args) == 1:
             return self.problems[0]
         return f"{len(self.args)} problems:" + "".join(f"\n  {i}. {text}" for i, text in enumerate(self.problems, 1))
+
+
+class ModelError(UserError, ValueError):
+    """A model that cannot be used; the message names the key, the path and what is missing."""
 
 
 def nearest(given: str, known: Iterable[str]) -> str | None:

@@ -10,7 +10,11 @@ def step_seed(*key: int | str) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, key)).encode()).digest()[:4], "big")
 
 
-def rollout_seed(seed: int, prompt_id: str, index: int) -> int:
-    """31 bits from the step's seed, the prompt and the rollout's index in its group: the same whatever else is in the batch."""
-    digest = hashlib.sha256(f"{seed}/{prompt_id}/{index}".encode()).digest()
+def rollout_seed(seed: int, prompt_id: str, index: int, occurrence: int = 0) -> int:
+    """31 bits from the step's seed, the prompt and the rollout's index in its group: the same whatever else is in the batch.
+
+    ``occurrence`` says how often the problem came before within the step; the groups of one problem have other rollouts.
+    """
+    again = f"/{occurrence}" if occurrence else ""
+    digest = hashlib.sha256(f"{seed}/{prompt_id}/{index}{again}".encode()).digest()
     return int.from_bytes(digest[:4], "big") >> 1

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
+from rich.console import Console
 from rich.table import Column, Table
+from rich.text import Text
 
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.terminal import plain, printable
 
 
 class Markup(str):
@@ -56,3 +58,10 @@ def with_note(value: str, note: str, between: str = "\n") -> Markup:
 def coloured(text: str, colour: str) -> Markup:
     """Text in a colour of the terminal."""
     return Markup(f"[{colour}]{plain(text)}[/{colour}]")
+
+
+def print_facts(facts: Mapping[str, str], console: Console) -> None:
+    """Prints a line for each fact, after its name; further lines of a text stand below its first."""
+    for name, text in facts.items():
+        told = printable(text).replace("\n", f"\n{'':14}")
+        console.print(Text.assemble((f"{name:<14}", "dim"), told), soft_wrap=True)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-OPEN, CLOSE = "<think>", "</think>"
+from onpolicy.utils.thinking_tags import THINK, ThinkingTags
 
 State = Literal["none", "closed", "truncated"]
 
@@ -23,36 +23,36 @@ class ThinkingSplit:
     """``none``: no thinking; ``closed``: it ended; ``truncated``: it was opened and never closed."""
 
 
-def split_thinking(text: str, *, opened: bool) -> ThinkingSplit:
+def split_thinking(text: str, *, opened: bool, tags: ThinkingTags = THINK) -> ThinkingSplit:
     """Thinking and answer of a completion.
 
     ``opened`` says that the prompt already opened the tag (R1-Distill's template does). A closing tag that nothing
     opened ends thinking all the same: some models drop the tag that their template would have opened. Tags that
     repeat are all honoured: the answer is what stands outside of every span.
     """
-    if not opened and OPEN not in text and CLOSE in text:
+    if not opened and tags.open not in text and tags.close in text:
         opened = True
     inside = opened
     thinking: list[str] = []
     answer: list[str] = []
-    for piece in re.split(f"({re.escape(OPEN)}|{re.escape(CLOSE)})", text):
-        if piece in (OPEN, CLOSE):
-            inside = piece == OPEN
+    for piece in re.split(f"({re.escape(tags.open)}|{re.escape(tags.close)})", text):
+        if piece in (tags.open, tags.close):
+            inside = piece == tags.open
         else:
             (thinking if inside else answer).append(piece)
-    if not opened and OPEN not in text:
+    if not opened and tags.open not in text:
         return ThinkingSplit(thinking="", answer=text, state="none")
     if inside:
         return ThinkingSplit(thinking="".join(thinking), answer="", state="truncated")
     return ThinkingSplit(thinking="".join(thinking), answer="".join(answer).lstrip(), state="closed")
 
 
-def strip_thinking(text: str, *, opened: bool) -> str:
+def strip_thinking(text: str, *, opened: bool, tags: ThinkingTags = THINK) -> str:
     """The answer alone: nothing is left of a text whose thinking never closes, because nothing in it is an answer."""
-    return split_thinking(text, opened=opened).answer
+    return split_thinking(text, opened=opened, tags=tags).answer
 
 
-def strip_closed_thinking(text: str) -> str:
+def strip_closed_thinking(text: str, *, tags: ThinkingTags = THINK) -> str:
     """The text without thinking that is closed; thinking that never closes stays, as do white space before a span and tags left over.
 
     A span runs from an opening tag to the next closing one and takes the white space behind it along. If a closing tag is left
@@ -60,14 +60,14 @@ def strip_closed_thinking(text: str) -> str:
     code removes thinking from demonstrations (c = s without think).
     """
     outside, rest = "", text
-    while OPEN in rest and CLOSE in rest.partition(OPEN)[2]:
-        before, _, inside = rest.partition(OPEN)
-        outside, rest = outside + before, inside.partition(CLOSE)[2].lstrip()
+    while tags.open in rest and tags.close in rest.partition(tags.open)[2]:
+        before, _, inside = rest.partition(tags.open)
+        outside, rest = outside + before, inside.partition(tags.close)[2].lstrip()
     outside += rest
-    _, closed, behind = outside.partition(CLOSE)
+    _, closed, behind = outside.partition(tags.close)
     return behind.lstrip() if closed else outside
 
 
-def opens_thinking(generation_prompt: str) -> bool:
+def opens_thinking(generation_prompt: str, tags: ThinkingTags = THINK) -> bool:
     """Whether a rendered prompt leaves a thinking span open."""
-    return generation_prompt.rfind(OPEN) > generation_prompt.rfind(CLOSE)
+    return generation_prompt.rfind(tags.open) > generation_prompt.rfind(tags.close)

@@ -16,6 +16,8 @@ class PhaseTimer:
         self._synchronize = synchronize
         self._seconds: defaultdict[str, float] = defaultdict(float)
         self.on_phase: Callable[[str], None] = lambda phase: None
+        self.on_progress: Callable[[], None] = lambda: None
+        """Called more often than a phase begins: whenever something within one is done."""
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -38,3 +40,11 @@ class PhaseTimer:
         seconds = {f"time/{phase}": value for phase, value in self._seconds.items()}
         self._seconds.clear()
         return seconds
+
+
+def in_words(seconds: float) -> str:
+    """``40 s``, ``12 min``, ``3 h 5 min``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

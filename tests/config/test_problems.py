@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from onpolicy.cli import main
 from onpolicy.config.load import build
+from onpolicy.config.other_names import name_elsewhere
 from onpolicy.config.problems import Problems
 from onpolicy.config.renamed import RENAMED
 from onpolicy.config.resolve import load_resolved, resolve
 from onpolicy.contracts import check_config
 from onpolicy.utils.errors import ConfigError
+from tests.runs import write_here
 
 SOUND: dict[str, Any] = {
     "model": {"path": "m"},
@@ -33,9 +34,13 @@ SOUND: dict[str, Any] = {
 MISTAKES = {
     "generater.x=1": "generater",
     "model.pth=x": "model.pth",
-    "model.revision=[1]": "model.revision",
+    "model.trust_remote_code=[1]": "model.trust_remote_code",
     "data.sise=3": "data.sise",
-    "data.path=[1]": "data.path",
+    "data.prompt_template='Solve it.'": "data.prompt_template",
+    "data.columns={question: Problem}": "data.columns",
+    "data.answer_from=box": "data.answer_from",
+    "eval.sets={near: {name: file, path: e, prompt_template: 'Solve it.'}}": "eval.sets.near.prompt_template",
+    "data.on_bad_row=[1]": "data.on_bad_row",
     "data.prompts_per_step=0": "data.prompts_per_step",
     "generator.temperature=-1": "generator.temperature",
     "generator.max_token=3": "generator.max_token",
@@ -43,7 +48,7 @@ MISTAKES = {
     "rewards=[nope]": "rewards[0]",
     "contexts.hint=final_anser": "contexts.hint",
     "teacher.ema_decay=soon": "teacher.ema_decay",
-    "credit=group_sd": "credit",
+    "credit=group_sd": "credit.name",
     "objective[0].divergence=revers_kl": "objective[0].divergence",
     "objective[0].support={name: student_topk, tail: bukket}": "objective[0].support.tail",
     "objective[1].weight=heavy": "objective[1].weight",
@@ -76,10 +81,8 @@ def keys(error: ConfigError) -> list[str]:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Path:
-    path = tmp_path / "config.yaml"
-    path.write_text(yaml.safe_dump(SOUND))
-    return path
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    return write_here(tmp_path, monkeypatch, SOUND)
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +101,7 @@ def test_eight_mistakes_of_different_kinds_are_eight_problems(config: Path, caps
         "objective[0].divergence.name=jsd",  # a missing option
         "trainer.micro_batch_tokens=0",  # a value out of range
         "objective[1].advantage={name: add, context: lost}",  # a contradiction
-        "teacher={name: ema, ema_decay: 1.5}",  # a value that only the plug-in can judge
+        "teacher={name: ema, ema_decay: 1.5}",  # an option out of its bounds
     ]
     assert main(["check", str(config), *mistakes]) == 2
     error = capsys.readouterr().err
@@ -107,7 +110,7 @@ def test_eight_mistakes_of_different_kinds_are_eight_problems(config: Path, caps
     assert [line.split(". ", 1)[0].strip() for line in lines] == [str(i) for i in range(1, 9)]
     assert sorted(line.split(". ", 1)[1].partition(": ")[0] for line in lines) == [
         *("generater", "generator.max_token", "objective[0].divergence.beta", "objective[1].advantage.context"),
-        *("rewards[0]", "steps", "teacher", "trainer.micro_batch_tokens"),
+        *("rewards[0]", "steps", "teacher.ema_decay", "trainer.micro_batch_tokens"),
     ]
     assert "trainer.micro_batch_tokens: got 0, expected at least 1." in error
     assert main(["train", str(config), *mistakes]) == 2 and "8 problems" in capsys.readouterr().err
@@ -257,3 +260,36 @@ def test_an_old_name_is_answered_with_the_new_one(
         resolve(build({**SOUND, **changes}, problems), problems)
         problems.refuse()
     assert len(caught.value.problems) == 1, caught.value
+
+
+def test_an_option_of_the_plugin_that_was_there_before(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_resolved("smollm2", ["data.name=file", "data.path=my.csv"])
+    assert "data.templates: 'file' has no such option." in str(caught.value) and "'gym' has it" in str(caught.value)
+    assert "'data={name: file, path: …}'" in str(caught.value) and "Did you mean" not in str(caught.value)
+    load_resolved("smollm2", ["data={name: file, path: my.csv}"])
+
+
+def test_a_reference_to_a_setting_that_is_not_written_leads_to_its_default() -> None:
+    for overrides in ([], ["data.coverage.problems=3"]):
+        found = load_resolved("quickstart", ["data={name: file, path: x.jsonl}", *overrides])
+        assert found.eval_sets["in_domain"].settings.coverage == found.data.settings.coverage
+    with pytest.raises(ConfigError) as caught:
+        load_resolved("quickstart", ["eval.sets.in_domain.coverage=${data.nothing}"])
+    assert caught.value.problems == ("eval.sets.in_domain.coverage: Interpolation key 'data.nothing' not found",)
+
+
+def test_a_module_that_ends_the_program_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "quitter.py").write_text("import sys\n\nsys.exit(3)\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(
+        ConfigError, match=r"it ends the program while it is imported, sys.exit\(3\) \(quitter.py, line 3\)"
+    ):
+        load_resolved("quickstart", ["rewards=[quitter:f]"])
+
+
+def test_an_option_of_another_plug_in_is_not_told_as_another_frameworks() -> None:
+    with pytest.raises(ConfigError, match=r"'transformers' has it") as caught:
+        load_resolved("quickstart", ["generator={name: vllm, batch_size: 8}"])
+    assert "Here this is" not in str(caught.value)
+    assert name_elsewhere("trainer.weight_decay") == "" and "trainer.lr" in name_elsewhere("trainer.learning_rate")

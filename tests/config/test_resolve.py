@@ -15,7 +15,7 @@ from onpolicy.cli import main
 from onpolicy.config.load import build, load, to_yaml
 from onpolicy.config.resolve import resolve
 from onpolicy.contracts import ContractError, keep_to_contracts
-from onpolicy.experiments.methods.axes import read
+from onpolicy.run.axes import read
 from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
 
@@ -84,6 +84,20 @@ MISTAKES = [
     ("rendering.overlong=cut", ["rendering.overlong: got 'cut'", "error, drop"]),
     ("objective=[]", ["objective: empty"]),
     ("data={}", ["data: missing"]),
+    (
+        "data={name: file, path: d, answer_from: box}",
+        ["data.answer_from: got 'box', expected one of 'boxed', 'hash', None"],
+    ),
+    (
+        "data={name: file, path: d, prompt_template: Solve.}",
+        ["data.prompt_template: got 'Solve.', expected a text with {problem}"],
+    ),
+    ("eval.sets.near={name: hub, path: d, prompt_template: Solve.}", ["eval.sets.near.prompt_template: got 'Solve.'"]),
+    (
+        "data={name: hub, path: d, columns: {question: Problem}}",
+        ["data.columns: got 'question', expected one of prompt, answer, solution"],
+    ),
+    ("epistemic.lexicons=[[hedges]]", ["epistemic.lexicons: got [['hedges']], expected a list of names of lexicons"]),
     ("nonsense", ["override 'nonsense': expected key=value"]),
     ("objective[7].weight=1", ["objective[7].weight"]),
 ]
@@ -102,7 +116,6 @@ def test_mistakes_are_named(override: str, words: list[str], tmp_path: Path) -> 
     [
         ("objective[0].divergence={name: jsd, beta: 1.0}", ["objective[0].divergence", "reverse_kl"]),
         ("objective[0].support={name: student_topk, k: 0}", ["objective[0].support", "at least 1"]),
-        ("teacher={name: ema, ema_decay: 1.5}", ["teacher", "between 0 and 1"]),
     ],
 )
 def test_values_that_only_the_function_can_judge(override: str, words: list[str], tmp_path: Path) -> None:

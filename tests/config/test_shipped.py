@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from onpolicy.config.load import load
 from onpolicy.config.shipped import find_config, shipped_configs
 from onpolicy.utils.errors import ConfigError
 from tests.config.test_problems import SOUND
+from tests.runs import row
 
 ROOT = Path(__file__).parents[2]
 STARTS = {"module": ["-m", "onpolicy"], "script": ["-c", "import sys; from onpolicy.cli import main; sys.exit(main())"]}
@@ -59,6 +61,7 @@ def test_commands_take_names(
     output = capsys.readouterr().out
     assert "lab/decisive" in output and "arXiv" in output
     assert main(["diff", "sdpo", "sdpo_ema"]) == 1 and "ema(ema_decay=0.95)" in capsys.readouterr().out
+    (tmp_path / "d.jsonl").write_text(json.dumps({"problem": "1 + 1?", "answer": "2"}))
     assert main(["check", "sdpo", "model.path=m", "data.path=d.jsonl"]) == 0
     assert main(["eval", "sdpo", "model.path=m", "data.path=d.jsonl"]) == 2
     assert "onpolicy eval: eval.sets: empty" in capsys.readouterr().err
@@ -77,6 +80,7 @@ def test_a_users_own_rewards(tmp_path: Path, start: str, package: bool) -> None:
     )
     config = {**SOUND, "rewards": ["math_answer", "rewards:short", "my_terms:brief"]}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    (tmp_path / "d.jsonl").write_text(json.dumps(row(1, 1)))
     done = run(tmp_path, start, "check", "config.yaml")
     assert done.returncode == 0, done.stderr
     assert "rewards:short" in done.stdout

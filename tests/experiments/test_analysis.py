@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from onpolicy.annotation.contexts.critique import critique
+from onpolicy.annotation.contexts.failed_sibling import failed_sibling
 from onpolicy.annotation.contexts.final_answer import final_answer
 from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.annotation.queries import ContextQueries
@@ -18,6 +20,7 @@ from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.cli import main
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
+from onpolicy.data.rendering import PromptTooLong
 from onpolicy.experiments.analysis.context_answers import ContextAnswers, answer_with_contexts
 from onpolicy.experiments.analysis.context_rows import UNGUIDED, context_rows
 from onpolicy.experiments.analysis.pass_rates import ANY_PASS_RATE, within_pass_rates
@@ -25,7 +28,7 @@ from onpolicy.experiments.analysis.richness import richness
 from onpolicy.models import open_model
 from onpolicy.types import Message, Prompt, RolloutGroup, Sampling, ScoredGroup
 from onpolicy.utils.seeds import step_seed
-from tests.annotation.test_queries import RENDERER, problem, right, rollout
+from tests.annotation.test_queries import RENDERER, Scripted, problem, right, rollout
 from tests.runs import write_config
 from tests.tiny import byte_tokenizer, tiny_model
 
@@ -72,6 +75,25 @@ def test_contexts_by_hand() -> None:
     assert told.mean("rate/self_doubt").mean == 0.0 and plain.mean("score").low < plain.mean("score").mean
     assert told.difference("score").mean == pytest.approx(1 / 3) and plain.difference("tokens").mean == 0.0
     assert told.by_problem["p3"]["score"] == 1.0 and told.against["p1"]["score"] == 0.5
+
+
+def test_an_answer_that_is_too_long_to_be_shown_is_left_out() -> None:
+    generator: Any = Scripted(["right"], Sampling(group_size=2))
+    scorer = Scorer([Reward("right", 1.0, right)], str, "right")
+    texts = {"p1": "long " * 50, "p2": "no"}
+    groups = scorer.score([RolloutGroup(prompt=problem(p), rollouts=(rollout(text),) * 2) for p, text in texts.items()])
+
+    def answered(context: Any, limit: int) -> Any:
+        queries = ContextQueries(generator, scorer, [], step_seed, RENDERER, limit, False)
+        found = answer_with_contexts(
+            groups, {"c": context}, generator=generator, scorer=scorer, queries=queries, seed=0
+        )
+        return list(found["c"].messages)
+
+    assert answered(failed_sibling, 200) == ["p2"]
+    assert answered(partial(critique, question="{question} {attempt}", template="{question}"), 200) == ["p2"]
+    with pytest.raises(PromptTooLong, match="prompt 'p1' with the context 'c'"):
+        answered(final_answer, 20)
 
 
 def test_a_band_of_problems() -> None:

@@ -13,6 +13,7 @@ from benchmarks.__main__ import stored, table
 from benchmarks.peers.environment import ROOT
 from benchmarks.rows import ROWS, Line
 from benchmarks.workers import WorkerError, alternate, ratios
+from tests.runs import write_config
 from tests.tiny import tiny_model_dir
 
 
@@ -33,6 +34,14 @@ def test_a_step_at_a_time_on_the_given_completions(tmp_path: Path) -> None:
         assert {"score", "update"} <= set(one.phases[0]) and sum(one.phases[0].values()) <= one.seconds[0] * 1.05
         assert one.memory_mib > 0 and one.losses[0] > 0
     assert found["one"].losses == found["two"].losses, "the same work"
+
+
+@pytest.mark.process
+def test_sampling_at_a_time(tmp_path: Path) -> None:
+    """The prompts of a step, and rollouts as long as they may be."""
+    spec = {"config": str(write_config(tmp_path)), "generator": "transformers", "threads": 1}
+    found = alternate({"one": ("generator_worker.py", spec)}, repeats=2)["one"]
+    assert found.tokens == 2 * 3 * 8 and len(found.seconds) == 2
 
 
 @pytest.mark.process

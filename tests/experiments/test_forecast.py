@@ -107,15 +107,23 @@ def test_frozen_copies_the_student(tmp_path: Path) -> None:
         assert frozen_copies(resolve(load(write_config(tmp_path), overrides))) == wanted, overrides
 
 
+def test_logits_of_a_chunk_by_hand(tmp_path: Path) -> None:
+    """2,048 tokens of a micro-batch on a GPU, 1,000 entries each in float32, for the student, a teacher and the reference model."""
+    ref = "objective=[{name: distill, divergence: forward_kl}, {name: ref_kl, weight: 0.1}]"
+    for tokens, overrides, numbers in ((8192, [], 2 * 2048e3), (8192, [ref], 3 * 2048e3), (200, [], 2 * 200e3)):
+        own = [f"trainer.micro_batch_tokens={tokens}", *overrides]
+        assert trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, 1)["logits of a chunk"] == 4 * numbers
+
+
 def test_time_by_hand(tmp_path: Path) -> None:
     resolved = resolve(load(write_config(tmp_path), ["generator.max_tokens=100", "eval.every=0", "steps=36"]))
     assumed = Assumptions("h100", utilisation=0.5, bandwidth=0.25, prompt_tokens=20, completion_tokens=50)
     # two problems, three answers: 300 tokens and two prompts, in sequences of 70; the teacher reads as much again
     plain = 340 * (2e6 + 2 * 10 * 100 * 70)
     flops = step_flops(resolved, TINY, assumed, 6, 50.0)
-    assert flops == {"score": pytest.approx(640 * (2e6 + 2000 * 120)), "learn": pytest.approx(3 * plain)}
+    assert flops == {"score": pytest.approx(640 * (2e6 + 2000 * 120)), "learn": pytest.approx(4 * plain)}, "recomputed"
     found = forecast(resolved, TINY, assumed)
-    assert found.seconds["learn"] == pytest.approx(3 * plain / (989e12 * 0.5))
+    assert found.seconds["learn"] == pytest.approx(4 * plain / (989e12 * 0.5))
     # all six at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each, once for each of 50 tokens
     assert found.seconds["sample"] == pytest.approx(50 * (2e6 + 6 * 45 * 2000) / (3.35e12 * 0.25))
     assert found.hours == pytest.approx(36 * sum(found.seconds.values()) / 3600) and found.evaluation_hours == 0.0

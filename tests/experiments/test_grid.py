@@ -6,12 +6,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from onpolicy.experiments.sweep.grid import cells, confounds, read_grid, refuse_doubles
+from onpolicy.config.resolve import load_resolved
+from onpolicy.experiments.sweep.grid import Cell, cells, confounds, read_grid, refuse_doubles
+from onpolicy.run.checkpoint import Checkpoints
+from onpolicy.run.run_dir import prepare_folder, write_choices
+from onpolicy.trainer.forward_settings import ForwardReport, ForwardSettings
 from onpolicy.utils.errors import ConfigError
 from tests.experiments.test_sweep import grid
 
@@ -119,6 +125,23 @@ def test_every_character_arrives(tmp_path: Path) -> None:
     assert other.settings.contexts["teacher"]["template"] == text
 
 
+@pytest.mark.parametrize("name", ["sw #2", "it's", "'quoted'", "a: b", "{x}", "010", "20261129_173000", " x "])
+def test_every_run_is_below_the_folder_that_was_named(tmp_path: Path, name: str) -> None:
+    found = list(cells(arms(tmp_path, HALF), tmp_path / name))
+    assert [c.settings.run_dir for c in found] == [str(tmp_path / name / arm / "seed-0") for arm in ("plain", "other")]
+
+
+def test_text_without_quotes_arrives_in_an_arm(tmp_path: Path) -> None:
+    path = arms(tmp_path, HALF, axes=["model.revision", "objective", "rewards"])
+    odd = "model.revision: 0123456\n    objective[1].weight: 5e-1\n    rewards: [{name: brevity, budget: 0x10}]"
+    path.write_text(path.read_text().replace("objective[1].weight: 0.5", odd))
+    _, other = cells(path, tmp_path)
+    assert other.settings.model.revision == "0123456"
+    assert other.settings.objective[1]["weight"] == 0.5 and other.settings.rewards == [
+        {"name": "brevity", "budget": 16}
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "message"),
     [("objectives", "got 'objectives'"), ("lr", "got 'lr', expected the beginning of a config's key"), ("", "got ''")],
@@ -146,3 +169,23 @@ def test_a_run_that_has_gone_farther(tmp_path: Path) -> None:
     )  # it was cut off before it was saved again
     with pytest.raises(ConfigError, match=r"holds a run of 4 steps, the grid wants 2. Give steps=4"):
         longer.finished()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_run_whose_precision_the_device_chose_is_finished(tmp_path: Path, device: str) -> None:
+    """The folder is written as a run writes it, without training."""
+    plain, other = cells(arms(tmp_path, SLOW), tmp_path / "out")
+    resolved = load_resolved(plain.config, plain.overrides)
+    prepare_folder(plain.folder, resolved)
+    Checkpoints(plain.folder / "checkpoints", keep_last=1, best=None).save(2, {}, lambda folder: None, {})
+    chosen_there = ForwardSettings().on(torch.device(device))
+    write_choices(plain.folder, resolved, ForwardReport(device, chosen_there, chosen_there))
+    assert chosen_there.precision in (plain.folder / "config.yaml").read_text()
+    assert plain.finished() and not other.finished()
+    assert "trainer.lr: 0.001 there, 1e-06 here" in refused(replace(other, folder=plain.folder))
+
+
+def refused(cell: Cell) -> str:
+    with pytest.raises(ConfigError) as found:
+        cell.finished()
+    return str(found.value)

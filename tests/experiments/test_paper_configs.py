@@ -36,6 +36,7 @@ def small(folder: Path) -> list[str]:
         "trainer={name: local, lr: 0.001}",
         "rewards=['tests.experiments.test_methods:often_right']",
         "distributed={}",
+        "rendering.thinking=null",  # the tiny model's template has no such switch
         "rendering.max_prompt_tokens=200",
         "rendering.max_teacher_prompt_tokens=900",
         "eval.every=0",

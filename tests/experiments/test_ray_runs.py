@@ -61,7 +61,7 @@ def runs_in(cell: Cell) -> list[int]:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if f"run_dir={cell.folder}".encode() in words:
+        if f'run_dir="{cell.folder}"'.encode() in words:
             found.append(int(path.parent.name))
     return [pid for pid in found if parent_of(pid) not in found]
 

@@ -22,7 +22,9 @@ import torch
 from onpolicy.cli import main
 from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import Renderer
+from onpolicy.experiments.report.curves import MOST_POINTS, curves_of
 from onpolicy.experiments.report.page import embedded, write_report
+from onpolicy.run.run_dir import logged
 from onpolicy.run.token_trace import bits, packed, token_record, unpacked
 from onpolicy.trainer.teacher_rules import frozen
 from tests.runs import run_here, write_config
@@ -113,6 +115,48 @@ def test_ten_rollouts_of_twenty_thousand_tokens_stay_small(tmp_path: Path) -> No
     output = tmp_path / "report.html"
     write_report([fake_run(tmp_path / "run", rollouts=10, tokens=20_000)], output)
     assert output.stat().st_size < 5e6
+
+
+def long_run(folder: Path, *, steps: int, seed: int, names: int) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(f"seed: {seed}\n")
+    draw = random.Random(seed)
+    metrics = [f"epistemic/some_lexicon/measure_{i}/rate_per_1k" for i in range(names)]
+    with (folder / "metrics.jsonl").open("w") as file:
+        for step in range(1, steps + 1):
+            row = {
+                "step": step,
+                **{name: draw.gauss(0, 1) / 3 for name in metrics},
+                "train/loss": 50.0 if step == 1234 else draw.random(),
+            }
+            if step % 50 == 0:
+                row |= {"eval/set/avg@4": step / steps, "eval/set/avg@4/low": 0.0, "eval/set/avg@4/high": 1.0}
+            file.write(json.dumps(row) + "\n")
+    return folder
+
+
+def test_five_thousand_steps_stay_small(tmp_path: Path) -> None:
+    output = tmp_path / "report.html"
+    assert write_report([long_run(tmp_path / "run", steps=5000, seed=0, names=200)], output) == {"run": 5000}
+    assert output.stat().st_size < 4e6, "the log has 40 MB"
+
+
+def test_a_thinned_curve_keeps_its_ends_and_its_extremes(tmp_path: Path) -> None:
+    logs = [logged(long_run(tmp_path / str(seed), steps=5000, seed=seed, names=1)) for seed in (0, 1)]
+    alone, (one, other) = curves_of(logs[:1])[0], curves_of(logs)
+    loss = alone["train/loss"]
+    assert len(loss) <= MOST_POINTS and [1234, 50.0] in loss and [loss[0][0], loss[-1][0]] == [1, 5000]
+    values = [row["train/loss"] for row in logs[0]]
+    assert min(v for _, v in loss) == pytest.approx(min(values), rel=1e-5)
+    assert [p[0] for p in one["train/loss"]] == [p[0] for p in other["train/loss"]], (
+        "seeds are compared at the same steps"
+    )
+    assert (
+        alone["eval/set/avg@4"] == [[s, s / 5000, 0.0, 1.0] for s in range(50, 5001, 50)]
+        and "eval/set/avg@4/low" not in alone
+    )
+    short = curves_of([logs[0][:300]])[0]["train/loss"]
+    assert short == [[row["step"], float(f"{row['train/loss']:.6g}")] for row in logs[0][:300]], "short ones are whole"
 
 
 def test_a_run_keeps_tokens_as_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

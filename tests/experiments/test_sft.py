@@ -7,7 +7,9 @@ files hold; 4. what is wrong is said before anything is sampled.
 
 from __future__ import annotations
 
+import datetime
 import json
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +96,12 @@ def test_the_arms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (folders[GUIDED][0] / "metrics.jsonl").stat().st_mtime_ns == before
     assert main(["sft", str(CONFIG), *SMALL, *own, *options, "generator.temperature=0.5"]) == 2
     assert "holds traces that were made with other settings" in capsys.readouterr().err
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "onpolicy.experiments.sft.traces.dataset_digest", lambda problems: {"digest": "of other problems"}
+        )
+        assert main(["sft", str(CONFIG), *SMALL, *own, *options]) == 2
+    assert "holds traces that were made with other problems" in capsys.readouterr().err
 
 
 def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
@@ -117,6 +125,12 @@ def test_seeds_that_found_more_learn_from_as_many(tmp_path: Path) -> None:
     assert list(sft_grid(load(CONFIG, SMALL), training, tmp_path, [alike])["arms"]) == [UNGUIDED, GUIDED], (
         "no run twice"
     )
+
+
+def test_traces_of_rows_with_values_of_parquet(tmp_path: Path) -> None:
+    row = {"problem": "p", "price": Decimal("0.10"), "seen": {"on": datetime.date(2026, 11, 30)}}
+    write_rows(tmp_path / "a.jsonl", [row])
+    assert trace_rows(tmp_path, "a") == [{"problem": "p", "price": "0.10", "seen": {"on": "2026-11-30"}}]
 
 
 def test_traces_with_line_separators_are_read_again(tmp_path: Path) -> None:

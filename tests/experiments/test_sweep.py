@@ -6,11 +6,11 @@ import csv
 import io
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,11 +23,12 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
+from onpolicy.experiments.lab import lab_command
 from onpolicy.experiments.sweep import processes
 from onpolicy.experiments.sweep.compare import compare, differences, equal_budgets, pass_rates_at
 from onpolicy.experiments.sweep.grid import cells, chosen
-from onpolicy.experiments.sweep.live_curves import curves_table, sparkline
-from onpolicy.experiments.sweep.processes import STOPPED, Processes, run_cell
+from onpolicy.experiments.sweep.live_curves import curves_table, sparkline, standing
+from onpolicy.experiments.sweep.processes import STOPPED, Processes, StopRequest, run_cell
 from onpolicy.experiments.sweep.sweep import drawn
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import two_way_t_ci
@@ -69,7 +70,9 @@ def already_run(swept: tuple[Path, str], names: Sequence[str], folder: Path, out
 
 
 @pytest.mark.process
-def test_a_sweep_runs_what_is_missing_and_compares(swept: tuple[Path, str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_runs_what_is_missing_and_compares(
+    swept: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, output, said = swept[0] / "grid.yaml", swept[0] / "out", swept[1]
     assert "4 runs, 0 finished" in said and "slow" in said
     assert "arm slow differs in trainer.lr as well: 1e-06, in the first arm 0.001" in said
@@ -79,6 +82,12 @@ def test_a_sweep_runs_what_is_missing_and_compares(swept: tuple[Path, str], caps
     shutil.rmtree(output / "slow/seed-1/checkpoints/step-000002")
     assert main(["sweep", str(path), "--output", str(output)]) == 0
     assert "4 runs, 3 finished" in capsys.readouterr().out
+    assert not [c for c in json.loads((output / "comparison.json").read_text())["confounds"] if "content" in c["key"]]
+    monkeypatch.setattr(lab_command, "GRID", path)
+    assert main(["lab", "--output", str(output)]) == 0
+    report, reproduce = [line for line in capsys.readouterr().out.splitlines() if line.startswith("next: ")]
+    assert report in said and shlex.split(report)[-2:] == ["report", str(output / "slow/seed-0")]
+    assert main(shlex.split(report)[-2:]) == 0 and reproduce.endswith("onpolicy lab reproduce")
     changed = {p for p in finished if p.stat().st_mtime_ns != finished[p]}
     assert changed == {output / "slow/seed-1/metrics.jsonl"}, "nothing finished is run again"
     assert main(["sweep", str(path), "trainer.lr=0.5", "--output", str(output)]) == 2
@@ -208,6 +217,13 @@ def test_curves_of_runs_that_are_still_running(tmp_path: Path) -> None:
     assert sparkline(list(range(100)), 0, 99)[-1] == "█" and len(sparkline(list(range(100)), 0, 99)) == 16
 
 
+def test_a_sweep_without_a_terminal_says_how_far_it_is(tmp_path: Path) -> None:
+    begun, ended = fake(tmp_path / "a", {}), fake(tmp_path / "b", {})
+    runs = [("a", begun, 8, ""), ("b", ended, 2, ""), ("c", tmp_path / "c", 2, "")]
+    assert standing(runs, 1, 4, 60.0) == "1/3 runs, step 4/12 of all", "nothing to go by yet"
+    assert standing(runs, 1, 2, 60.0) == "1/3 runs, step 4/12 of all, about 4 min left", "2 steps a minute, 8 to go"
+
+
 def test_every_combination(tmp_path: Path) -> None:
     path = grid(tmp_path, factors={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
     found = list(cells(path, tmp_path / "out", ["steps=1"]))
@@ -308,7 +324,7 @@ def test_arms_with_other_problems(tmp_path: Path) -> None:
 
 @contextmanager
 def sweep_process(path: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
-    """In a process group of its own, as a terminal makes one; nothing of it outlives the block."""
+    """In a session of its own, as a terminal makes one; nothing of it outlives the block."""
     command = [sys.executable, "-m", "onpolicy", "sweep", str(path), "--output", str(output)]
     with subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
@@ -316,8 +332,27 @@ def sweep_process(path: Path, output: Path) -> Iterator[subprocess.Popen[str]]:
         try:
             yield process
         finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            end_session(process.pid)
+
+
+def end_session(session: int) -> None:
+    """Kills all of it, first the process that began it: it would start others."""
+    for pid in (session, *of_session(session)):
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+
+
+def of_session(session: int) -> list[int]:
+    """Every process that belongs to it, whatever its group."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if (
+                os.getsid(int(path.name)) == session
+                and path.joinpath("stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            ):
+                found.append(int(path.name))
+    return found
 
 
 def until(true: Callable[[], bool], process: subprocess.Popen[Any]) -> None:
@@ -393,7 +428,7 @@ def test_a_run_that_an_earlier_sweep_left_behind_is_waited_for(tmp_path: Path, m
     monkeypatch.setattr(processes, "_locked", look)
     try:
         until(lambda: "mine" in cell.log.read_text(), left)
-        stop = threading.Event()
+        stop = StopRequest()
         with ThreadPoolExecutor(1) as pool:
             stopped = pool.submit(run_cell, cell, os.environ, stop)
             until(lambda: len(looks) > 5, left)

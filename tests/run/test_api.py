@@ -15,6 +15,8 @@ import pytest
 import onpolicy
 from examples import minimal
 from onpolicy.cli import main
+from onpolicy.data import file
+from onpolicy.run.api import _written
 from onpolicy.run.launch import TrainResult
 from onpolicy.utils.errors import ConfigError
 from tests.runs import metrics, write_config
@@ -44,6 +46,21 @@ def test_it_is_resumed_with_the_same_rows_alone(result: TrainResult, capsys: pyt
         onpolicy.train(minimal.CONFIG, data=minimal.ROWS[:2], **again)
     assert onpolicy.train(minimal.CONFIG, data=minimal.ROWS, **again).step == 4
     assert "resumed at step 3 of 4" in capsys.readouterr().out
+
+
+def test_rows_are_read_as_the_config_says(tmp_path: Path) -> None:
+    section = {
+        "name": "gym",
+        "task": "chain_sum",
+        "prompts_per_step": 2,
+        "prompt_template": "{problem} !",
+        "columns": {"prompt": "p"},
+    }
+    found = _written([{"p": "1 + 1?"}], tmp_path / "data.jsonl", section, "data")
+    kept = {name: value for name, value in section.items() if name != "task"}
+    assert found == {**kept, "name": "file", "path": str(tmp_path / "data.jsonl")}
+    (prompt,) = file(path=found["path"], prompt_template=found["prompt_template"], columns=found["columns"])
+    assert prompt.messages[0]["content"] == "1 + 1? !"
 
 
 def test_an_evaluation_of_rows(tmp_path: Path) -> None:

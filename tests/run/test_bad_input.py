@@ -47,7 +47,8 @@ CASES: dict[str, tuple[Any, list[str], list[str]]] = {
     "bad row": (lambda f: write_rows(f, row(), "{oops"), [], ["1 of 2 rows", "row 2", "data.on_bad_row=skip"]),
     "empty prompt": (lambda f: write_rows(f, row(prompt=" ")), [], ["row 1", "'prompt' is empty"]),
     "row without an answer": (
-        lambda f: write_rows(f, row(answer=None)), ["rewards=[math_answer]"], ["math_answer", "rollout 0", "'answer'"]),
+        lambda f: write_rows(f, row(answer=None)), ["rewards=[math_answer]"],
+        ["no reference answer", "math_answer", "'data/1'", "data.columns"]),
     "row without a solution": (lambda f: write_rows(f, row(solution=None)), [], ["'data/1'", "no 'solution'"]),
     "prompt too long": (lambda f: write_rows(f, row(prompt="x" * 500)), ["rendering.max_prompt_tokens=100"],
         ["prompt 'data/1' (rendering.max_prompt_tokens)", "the limit is 100", "overlong=drop"]),

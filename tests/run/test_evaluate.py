@@ -18,6 +18,7 @@ import pytest
 from onpolicy.annotation.scoring import Reward
 from onpolicy.config.load import build
 from onpolicy.data import load_prompts
+from onpolicy.experiments.sweep.compare import pass_rates_by_problem
 from onpolicy.rewards.answer import exact_answer, math_answer
 from onpolicy.rewards.extract import extract_answer
 from onpolicy.run.evaluate import Evaluator, maj_at_k, pass_at_k
@@ -55,7 +56,7 @@ class Scripted:
     """Answers problem i with the i-th list."""
 
     policy_version = 0
-    on_progress: Any = staticmethod(lambda done, total: None)
+    on_progress: Any = staticmethod(lambda done, total, tokens: None)
 
     def __init__(self, answers: dict[str, list[str]]) -> None:
         self.answers = answers
@@ -98,6 +99,54 @@ def test_known_answers_score_exactly_as_constructed(tmp_path: Path) -> None:
     assert metrics["eval/set/avg@4/low"] <= metrics["eval/set/avg@4"] <= metrics["eval/set/avg@4/high"]
     first = json.loads((tmp_path / "set.jsonl").read_text().splitlines()[0])
     assert first["right"] == [True, True, False, False] and first["answers"] == ["4", "4.0", "5", None]
+
+
+def only_digits(completion: str, answer: str) -> bool | None:
+    """None where there is nothing to grade."""
+    return answer in completion if any(c.isdigit() for c in completion) else None
+
+
+def test_samples_that_were_not_graded_are_left_out_and_counted(tmp_path: Path) -> None:
+    prompts = [
+        Prompt(id=str(i), messages=({"role": "user", "content": "?"},), fields={"answer": "4"}) for i in range(3)
+    ]
+    texts = {
+        "0": [r"\boxed{4}", "none", r"\boxed{4}", r"\boxed{5}"],
+        "1": ["none", "none", r"\boxed{6}", r"\boxed{6}"],
+        "2": ["none"] * 4,
+    }
+    generator: Any = Scripted(texts)
+    evaluator = Evaluator(
+        generator=generator, sets={"set": prompts}, reward=Reward("only_digits", 1.0, only_digits),
+        sampling=Sampling(group_size=4), k=[1, 2, 3], final_part=str, extract=extract_answer, seed=0,
+        graders=[Reward("math_answer", 1.0, math_answer), Reward("never", 1.0, lambda completion: None)],
+    )  # fmt: skip
+    metrics = evaluator.evaluate(tmp_path, resume=True)
+    assert metrics == evaluator.evaluate(tmp_path, resume=True), "read again from the file"
+    found = {name.removeprefix("eval/set/"): value for name, value in metrics.items()}
+    assert found["avg@4"] == pytest.approx((2 / 3 + 0) / 2) and found["not_graded"] == 1 + 2 + 4
+    assert found["pass@2"] == pytest.approx((pass_at_k(3, 2, 2) + 0) / 2) and found["pass@3"] == 1.0, "of those with 3"
+    assert found["maj@1"] == 0.5 and found["maj@3"] == 1.0
+    assert found["avg@4/math_answer"] == pytest.approx((0.5 + 0 + 0) / 3) and "avg@4/never" not in found
+    first = json.loads((tmp_path / "set.jsonl").read_text().splitlines()[0])
+    assert first["right"] == [True, None, True, False] and first["rewards"] == [1.0, None, 1.0, 0.0]
+    assert pass_rates_by_problem_of(tmp_path) == {"set": {"0": pytest.approx(2 / 3), "1": 0.0}}
+    config = build({"model": {"path": "m"}, "data": {"name": "file", "path": "d"}, "objective": ["policy_gradient"]})
+    export(tmp_path, config, metrics)
+    rows = list(csv.DictReader((tmp_path / "samples.csv").open()))
+    assert [row["right"] for row in rows[:4]] == ["1", "", "1", "0"] and {row["never"] for row in rows} == {""}
+    nobody: Any = Scripted({p.id: ["none"] for p in prompts})
+    assert "eval/set/avg@1" not in replace(
+        evaluator, generator=nobody, sampling=Sampling(group_size=1), graders=[]
+    ).evaluate(tmp_path / "none"), "no accuracy of what was never graded"
+
+
+def pass_rates_by_problem_of(folder: Path) -> Any:
+    """What comparisons of runs read, from an evaluation's folder."""
+    run = folder / "run"
+    (run / "eval" / "step-000001").mkdir(parents=True)
+    (run / "eval" / "step-000001" / "set.jsonl").write_text((folder / "set.jsonl").read_text())
+    return pass_rates_by_problem(run)
 
 
 def question(i: int, *, as_json: bool) -> dict[str, Any]:
@@ -203,3 +252,11 @@ def test_what_other_tools_read(tmp_path: Path) -> None:
     rows = list(csv.DictReader((tmp_path / "samples.csv").open()))
     assert [r["right"] for r in rows] == ["1", "1", "0", "0"] and [r["exact_answer"] for r in rows] == list("1000")
     assert rows[0]["markers"] == "2" and [r["truncated"] for r in rows] == list("0001")  # wait, (un)likely
+
+
+def test_the_majority_is_that_of_the_grader() -> None:
+    half = [r"\frac12", "1/2", "0.5", "2", "2"]
+    assert maj_at_k(half, [True, True, True, False, False], 5)
+    assert maj_at_k(["72"] * 4, [True] * 4, 4), "stated without a box"
+    assert maj_at_k([None, "5"], [True, False], 2), "what was graded correct votes, whatever was extracted"
+    assert not maj_at_k(["3", "x=4", "4", "3.0", "4.0"], [True, False, False, True, False], 5)

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import shlex
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onpolicy.cli import main
 from onpolicy.config.schema import GuardSettings
-from onpolicy.run.guards import Guards, Watched, falls, rises
+from onpolicy.run.guards import Guards, Watched, falls, rises, sync_failed
 from tests.runs import metrics, run_here, write_config
 
 
@@ -64,6 +66,62 @@ def test_a_guard_stops_a_run_with_a_checkpoint(tmp_path: Path, capsys: pytest.Ca
     assert "step 2: rollout/tokens rose" in output and "stopped after step 2" in output
     assert (tmp_path / "run/checkpoints/step-000002").is_dir() and len(metrics(tmp_path / "run")) == 2
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=5") == 0, "said once: a run that is resumed goes on"
+
+
+def test_a_gap_stops_a_run_in_its_third_step_with_a_checkpoint(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, run = write_config(tmp_path, checkpoint={"every": 0}), f"run_dir={tmp_path / 'run'}"
+    own = ["preflight.enabled=false", "steps=5"]
+    assert run_here(config, run, *own, "preflight.logprob_tolerance=1e-12") == 130
+    output = " ".join(capsys.readouterr().out.split())
+    assert "step 1: generator and trainer disagree by" in output, "told of at once"
+    assert "for 3 steps by more than preflight.logprob_tolerance = 1e-12. Did a weight sync fail? [stop]" in output
+    assert "stopped after step 3" in output and (tmp_path / "run/checkpoints/step-000003").is_dir()
+    assert run_here(config, run, *own) == 0 and len(metrics(tmp_path / "run")) == 5
+
+
+def test_a_gap_of_a_step_or_two_stops_nothing() -> None:
+    memory: dict[str, Any] = {}
+    gaps = (0.1, 0.1, 0.01, 0.1, float("nan"), 0.1)
+    said = [sync_failed(i, {"rollout/logprob_gap": gap}, memory, tolerance=0.05) for i, gap in enumerate(gaps)]
+    assert [bool(reason) for reason in said] == [False] * 5 + [True], "one that is not a number counts"
+
+
+def test_a_gap_that_is_still_there_stops_the_run_that_goes_on_too() -> None:
+    """A run that stopped saved what its guards know; the one that resumes it loads that."""
+
+    def guards() -> Guards:
+        return Guards(
+            [Watched("gap", partial(sync_failed, tolerance=0.05), GuardSettings("stop"), "rollout/logprob_gap")]
+        )
+
+    def alarms(of: Guards, steps: range) -> list[int]:
+        return [step for step in steps if of.check(step, {"rollout/logprob_gap": 0.1})]
+
+    first, again, third = guards(), guards(), guards()
+    assert alarms(first, range(1, 4)) == [3]
+    again.load_state(first.state())
+    assert alarms(again, range(4, 7)) == [6]
+    third.load_state(again.state())
+    assert alarms(third, range(7, 13)) == [9, 12]
+
+
+def test_the_printed_command_resumes_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pasted as it stands, also from a pipe that is 40 columns wide, whatever the names."""
+    monkeypatch.setenv("COLUMNS", "40")
+    (folder := tmp_path / "my configs [red] #1").mkdir()
+    config = write_config(folder, guards=[{**GUARD, "action": "stop"}], checkpoint={"every": 0})
+    config = config.rename(folder / "tiny run: it's.yaml")
+    run, template = folder / "run #2", "contexts.teacher.template=[{solution}] {question} # say"
+    assert run_here(config, f"run_dir={run}", "steps=5", template) == 130
+    (command,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("  ") and "onpolicy train" in line
+    ]
+    assert main((words := shlex.split(command))[words.index("train") :]) == 0
+    assert len(metrics(run)) == 5 and sorted(folder.glob("run*")) == [run]
 
 
 def test_a_guard_freezes_a_moving_teacher_for_good(tmp_path: Path) -> None:

@@ -35,19 +35,27 @@ from onpolicy.annotation.contexts.successful_sibling import successful_sibling
 from onpolicy.config.load import build, load, to_yaml
 from onpolicy.config.resolve import resolve
 from onpolicy.data import load_prompts
-from onpolicy.data.rendering import Renderer, RenderingError
+from onpolicy.data.chat_template import RenderingError
+from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.grid import read_grid
 from onpolicy.experiments.sweep.live_curves import curves_table
-from onpolicy.models import ModelError, ModelHandle, context_window, load_causal_lm, load_tokenizer
+from onpolicy.models import ModelHandle, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.gym import gym_answer, is_code
 from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights, write_state
-from onpolicy.run.display import Display, closing_table, evaluation_table
+from onpolicy.run.closing import (
+    EvaluationChange,
+    change_of_set,
+    evaluation_change_table,
+    training_change_table,
+)
+from onpolicy.run.display import Display, evaluation_table
+from onpolicy.run.evaluation_files import ProblemResult
 from onpolicy.run.placement import build_generator
 from onpolicy.run.preflight import Preflight
 from onpolicy.types import Rollout, RolloutGroup
-from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.errors import ConfigError, ModelError
 from tests.runs import run_here, write_config
 from tests.tiny import CHATML, byte_tokenizer, tiny_model_dir
 
@@ -323,7 +331,7 @@ def test_a_run_does_not_resume_from_pickles(tmp_path: Path, capsys: pytest.Captu
     assert run_here(config, f"run_dir={tmp_path / 'run'}", "steps=1") == 0
     (saved,) = (tmp_path / "run" / "checkpoints").glob("step-*")
     written = {p.suffix for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    assert written <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".yaml"}, (
+    assert written <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".yaml", ".html"}, (
         "nothing that runs when it is read"
     )
     for name in ("state/tensors.safetensors", "model.safetensors", "state.json", "pytorch_model.bin"):
@@ -435,8 +443,9 @@ def test_yaml_tags_make_no_objects(tmp_path: Path) -> None:
     (tmp_path / "tagged.yaml").write_text(f"{config.read_text()}\nrun_dir: {tag}\n")
     with pytest.raises(ConfigError, match="not valid YAML"):
         load(tmp_path / "tagged.yaml")
-    with pytest.raises(ConfigError, match="override"):
-        load(config, [f"run_dir={tag}"])
+    with pytest.raises(ConfigError, match=r"steps: got .* not valid YAML"):
+        load(config, [f"steps={tag}"])
+    assert load(config, [f"run_dir={tag}"]).run_dir == tag, "where the option is text, a tag is text"
     assert not (tmp_path / MARK).exists()
 
 
@@ -508,11 +517,16 @@ def test_a_terminal_shows_text_as_text(tmp_path: Path) -> None:
             {k: v for k, v in metrics.items() if k.startswith("eval/") and k.count("/") < 4 and "low" not in k}
         ),
     )
+    problem = {"p": ProblemResult("p", [1.0], [True], [ODD], [3], [False], [ODD])}
+    changed = change_of_set(ODD, problem, problem, (1.0, 2.0))
+    assert changed is not None
+    change = EvaluationChange((0, 1), (changed,), ODD)
     text = shown(
         preflight,
         display,
         *tables,
-        closing_table(metrics, metrics),
+        training_change_table(metrics, metrics),
+        evaluation_change_table(change),
         curves_table([(ODD, folder, 1, "self_doubt")], "t"),
     )
     assert text.count("[red]x[/red]") >= 5 and "[/INST]" in text and "[link=http://e.vil]" in text

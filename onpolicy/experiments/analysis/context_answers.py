@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.sampled import reads_sampled
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
 from onpolicy.types import CORRECT_THRESHOLD, Message, Prompt, ScoredGroup
@@ -44,8 +46,8 @@ def answer_with_contexts(
     for number, (name, context) in enumerate(contexts.items(), start=1):
         shown = {
             problem: messages
-            for problem, messages in _prompts(without_context, context, queries).items()
-            if queries.fits(messages, f"prompt {problem!r} with the context {name!r}")
+            for problem, (messages, drop) in _prompts(without_context, context, queries).items()
+            if queries.fits(messages, f"prompt {problem!r} with the context {name!r}", drop)
         }
         prompts = [g.group.prompt for g in without_context if g.group.prompt.id in shown]
         asked = [replace(p, id=f"{p.id}@{name}", messages=shown[p.id]) for p in prompts]
@@ -63,19 +65,33 @@ def answer_with_contexts(
 
 def _prompts(
     without_context: Sequence[ScoredGroup], context: Callable[..., Any], queries: ContextQueries
-) -> dict[str, tuple[Message, ...]]:
-    """Problem -> the prompt with the context, built for the first of its answers for which the context has something, wrong ones first.
+) -> dict[str, tuple[tuple[Message, ...], Callable[[], bool]]]:
+    """Problem -> the prompt with the context, built for the first of its answers for which the context has something, wrong ones first;
+    and what tells whether that prompt holds something sampled.
 
     One answer of each problem at a time, so that a context that asks the model is never asked for what is not used.
     """
-    shown: dict[str, tuple[Message, ...]] = {}
+    shown: dict[str, tuple[tuple[Message, ...], Callable[[], bool]]] = {}
     for turn in range(max((len(g.scores) for g in without_context), default=0)):
-        left = [g for g in without_context if g.group.prompt.id not in shown and turn < len(g.scores)]
-        started: dict[Hashable, tuple[Prompt, Any]] = {
-            g.group.prompt.id: (g.group.prompt, context(g.group, _wrong_first(g)[turn], g.scores)) for g in left
+        left = {
+            g.group.prompt.id: g for g in without_context if g.group.prompt.id not in shown and turn < len(g.scores)
         }
-        shown |= {str(k): tuple(built) for k, built in queries.run(started, version=0).items() if built is not None}
+        reads = {
+            problem: partial(reads_sampled, context, scored, _wrong_first(scored)[turn])
+            for problem, scored in left.items()
+        }
+        started: dict[Hashable, tuple[Prompt, Any]] = {
+            problem: (scored.group.prompt, context(scored.group, _wrong_first(scored)[turn], scored.scores))
+            for problem, scored in left.items()
+        }
+        built = queries.run(started, version=0, is_sampled=partial(_is_sampled, reads))
+        shown |= {problem: (tuple(built[problem]), reads[problem]) for problem in left if built[problem] is not None}
     return shown
+
+
+def _is_sampled(reads: Mapping[str, Callable[..., bool]], problem: str) -> bool:
+    """Whether what a problem's context asks first holds something sampled."""
+    return reads[problem](replies=False)
 
 
 def _wrong_first(scored: ScoredGroup) -> list[int]:

@@ -12,7 +12,6 @@ from statistics import fmean
 from onpolicy.epistemic.marked import Split, locate_markers
 from onpolicy.epistemic.text import pooled_rate
 from onpolicy.experiments.analysis.context_answers import ContextAnswers
-from onpolicy.experiments.analysis.pass_rates import pass_rate
 from onpolicy.experiments.analysis.richness import Gain
 from onpolicy.rewards.lexicon import count
 from onpolicy.types import ScoredGroup
@@ -73,14 +72,14 @@ def context_rows(
 
 
 def measures_of(scored: Sequence[ScoredGroup], lexicons: Sequence[str], split: Split) -> dict[str, Measures]:
-    """Problem -> its measures, over its answers."""
+    """Problem -> its measures, over its answers; problems without a graded one are left out."""
     found: dict[str, Measures] = {}
-    for g in scored:
+    for g in (g for g in scored if any(g.graded)):
         marked = locate_markers([g], lexicons, split)
         tokens = sum(m.tokens for m in marked)
         paper = sum(sum(count(m.text, "paper10", "paper").values()) for m in marked)
         found[g.group.prompt.id] = {
-            "score": pass_rate(g),
+            "score": g.pass_rate,
             "tokens": tokens / len(marked),
             "paper_count": paper / len(marked),
             "paper_per_1k": 1000.0 * paper / max(tokens, 1),

@@ -23,10 +23,11 @@ from onpolicy.experiments.analysis.pass_rates import PassRates, within_pass_rate
 from onpolicy.experiments.analysis.plot import draw_contexts, drawing_library
 from onpolicy.experiments.analysis.richness import richness
 from onpolicy.experiments.analysis.session import session, write_findings
+from onpolicy.run.check_run import training_command
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import Estimate
 from onpolicy.utils.tables import table, with_note
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.terminal import plain, print_next
 
 MOST_LEXICONS = 6
 """Columns of the table; the file has all."""
@@ -65,6 +66,7 @@ def analyze_contexts(
     if drawing is not None:
         draw_contexts(found.rows, drawing)
         console.print(plain(drawing), soft_wrap=True)
+    print_next(training_command(config_path, overrides))
     return 0
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from statistics import fmean
 
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.protocols import Generator
 from onpolicy.run.evaluate import AT_ONCE
-from onpolicy.types import CORRECT_THRESHOLD, Prompt, ScoredGroup
+from onpolicy.types import Prompt, ScoredGroup
 
 PassRates = tuple[float, float]
 """The lowest and the highest pass rate that a problem may have."""
@@ -41,17 +40,12 @@ def within_pass_rates(
     while found < problems and tried < len(prompts):
         step = max(1, min(AT_ONCE // generator.sampling.group_size, _guess(found, tried, problems)))
         for scored in scorer.score(generator.generate(prompts[tried : tried + step], seed=seed)):
-            if low <= pass_rate(scored) <= high and found < problems:
+            if low <= scored.pass_rate <= high and found < problems:
                 found += 1
                 yield scored
         tried = min(tried + step, len(prompts))
         if pass_rates != ANY_PASS_RATE:
             note(f"{found} of {problems} problems within {low:g} to {high:g}, after {tried} of {len(prompts)}")
-
-
-def pass_rate(scored: ScoredGroup) -> float:
-    """The share of a group's answers that are correct."""
-    return fmean(score >= CORRECT_THRESHOLD for score in scored.scores)
 
 
 def _guess(found: int, tried: int, problems: int) -> int:

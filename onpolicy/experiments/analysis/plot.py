@@ -8,6 +8,7 @@ from typing import Any
 
 from onpolicy.experiments.analysis.context_rows import ContextRow
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.ready import extra
 
 PANELS = {
     "score": "accuracy",
@@ -23,7 +24,7 @@ def drawing_library(path: Path) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ConfigError("--plot: drawing needs matplotlib: pip install 'onpolicy[plot]'") from error
+        raise ConfigError(f"--plot: drawing needs matplotlib: {extra('plot')}") from error
     known = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
         raise ConfigError(f"--plot: got {str(path)!r}, expected a file that ends in one of .{', .'.join(known)}")

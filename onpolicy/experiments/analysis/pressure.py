@@ -29,6 +29,7 @@ from onpolicy.epistemic.ids import LexiconError, span_name, tokens_of
 from onpolicy.epistemic.tokens import OPPORTUNITY
 from onpolicy.experiments.analysis.session import write_findings
 from onpolicy.run.assemble import assemble
+from onpolicy.run.check_run import training_command
 from onpolicy.run.display import Display
 from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.head import Head, HiddenStates
@@ -36,6 +37,7 @@ from onpolicy.trainer.totals import update_totals
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.types import STUDENT, Example, LossInputs, TrainBatch
 from onpolicy.utils.tables import table
+from onpolicy.utils.terminal import print_next
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def analyze_pressure(config_path: Path, overrides: Sequence[str], output: Path |
     found, rollouts = measure_pressure(resolve(load(config_path, overrides)))
     Console().print(pressure_table(found))
     write_findings(output, config_path, overrides, rollouts=rollouts, pressure={k: asdict(v) for k, v in found.items()})
+    print_next(training_command(config_path, overrides))
     return 0
 
 

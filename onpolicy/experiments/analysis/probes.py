@@ -34,10 +34,12 @@ from onpolicy.epistemic.ids import marker_ids
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.experiments.analysis.session import session, write_findings
 from onpolicy.protocols import Generator
+from onpolicy.run.check_run import training_command
 from onpolicy.types import CORRECT_THRESHOLD, Prompt, Rollout, RolloutGroup, ScoredGroup
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.stats import Estimate, estimate_mean
 from onpolicy.utils.tables import left, table, with_note
+from onpolicy.utils.terminal import print_next
 
 SELF_DOUBT = " Wait, maybe that is wrong. Let me double-check."
 NEUTRAL = " So, then that is done. Let me continue."
@@ -147,7 +149,7 @@ class Prober:
 
     def banned(self, prompts: Sequence[Prompt], answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """With the same seeds as the answers without a ban."""
-        free = [ProbedAnswer(m.prompt.id, m.correct, m.tokens) for m in answers]
+        free = [ProbedAnswer(m.prompt.id, m.correct is True, m.tokens) for m in answers]
         for lexicon in (self.lexicon, CONTROL):
             ids = self._ids(lexicon)
             held = self.generator.generate([replace(p, banned_token_ids=ids) for p in prompts], seed=self.seed)
@@ -273,6 +275,7 @@ def analyze_probes(
         found = prober.probe(s.prompts[:problems])
     Console().print(probes_table(found))
     write_findings(output, config_path, overrides, probes=[asdict(p) for p in found])
+    print_next(training_command(config_path, overrides))
     return 0
 
 

@@ -41,19 +41,21 @@ def session(resolved: ResolvedConfig, *, room: int = 0, with_contexts: bool = Fa
         room: tokens by which answers may exceed ``generator.max_tokens``, the model's window permitting
         with_contexts: whether it also answers under the config's contexts
     """
-    model = open_model(resolved, extra_tokens=room, guided=with_contexts)
-    prompts = training_prompts(resolved, model.renderer)
-    display = Display(1)
-    faults = Faults(display.note)
-    generator = build_generator(resolved, model, faults)
-    generator.on_progress = display.progress
-    scorer = build_scorer(resolved, model, faults)
-    try:
-        with display:
-            yield Session(resolved, model, prompts, generator, scorer, display)
-    finally:
-        generator.close()
-        scorer.close()
+    display = Display(1, most_tokens=resolved.generator.settings.max_tokens + room)
+    with display.never_silent():
+        model = open_model(resolved, extra_tokens=room, guided=with_contexts)
+        prompts = training_prompts(resolved, model.renderer)
+        faults = Faults(display.note)
+        generator = build_generator(resolved, model, faults)
+        generator.on_progress = display.progress
+        scorer = build_scorer(resolved, model, faults)
+        display.phase("generate")
+        try:
+            with display:
+                yield Session(resolved, model, prompts, generator, scorer, display)
+        finally:
+            generator.close()
+            scorer.close()
 
 
 def write_findings(output: Path | None, config_path: Path, overrides: Sequence[str], **found: Any) -> None:

@@ -4,6 +4,7 @@ Bytes of N parameters over R ranks, everything in float32 (s is the ZeRO stage, 
 
     weights 4N [/R if s = 3]   gradients 4N [/R if s >= 2]   moments 8N [/R if s >= 1]   ZeRO's own copy 4N/R [s >= 1]
     a teacher or reference model with weights of its own 4N [/R if s = 3]
+    logits of a chunk of tokens 4 x tokens x vocabulary, for the student, each teacher and the reference model
 
 The time of a step is its floating-point operations at an assumed utilisation: 2 per parameter and token read, plus 4 x width for each
 token that a layer attends to (half the length on average, at most its window); three times as many to train on it, four with gradient
@@ -24,6 +25,8 @@ from onpolicy.config.registry import options_of
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.shipped import find_config
 from onpolicy.trainer.build import build_objective, teacher_rule
+from onpolicy.trainer.chunked_head import TOKENS_PER_CHUNK
+from onpolicy.trainer.forward_settings import settings_on_gpu
 from onpolicy.utils.errors import ConfigError, suggest
 
 GIB = 2.0**30
@@ -214,10 +217,11 @@ def trainer_bytes(resolved: ResolvedConfig, shape: ModelShape, ranks: int) -> di
     on_gpu = 0.0 if "offload_param" in zero else 1.0
     moments_on_gpu = 0.0 if "offload_optimizer" in zero else 1.0
     readers = frozen_copies(resolved)
-    options = resolved.trainer.plugin.options
+    forward = settings_on_gpu(resolved.trainer.plugin.options)
     tokens = resolved.trainer.settings.micro_batch_tokens or 8192
-    kept = 2.0 if options.get("precision") == "bfloat16" else 4.0
+    kept = 2.0 if forward.precision == "bfloat16" else 4.0
     layer = tokens * shape.hidden * 34.0 * kept / 2
+    heads = 1 + len(resolved.contexts) + build_objective(resolved).needs_ref
     return {
         "weights": sharded * on_gpu,
         "gradients": learns * (n / ranks if stage >= 2 else n),
@@ -227,10 +231,11 @@ def trainer_bytes(resolved: ResolvedConfig, shape: ModelShape, ranks: int) -> di
         "gathered layers": 2 * n / shape.layers if stage >= 3 else 0.0,
         "activations": (
             tokens * shape.hidden * kept * shape.layers + layer
-            if options.get("gradient_checkpointing")
+            if forward.gradient_checkpointing
             else layer * shape.layers
         ),
         "states that teachers left": 4.0 * len(resolved.contexts) * tokens * shape.hidden * 4,
+        "logits of a chunk": 4.0 * heads * min(tokens, TOKENS_PER_CHUNK["cuda"]) * shape.vocabulary,
     }
 
 
@@ -297,5 +302,5 @@ def step_flops(
     objective = build_objective(resolved)
     score = len(resolved.contexts) * privileged + (plain if objective.needs_ref else 0.0)
     score += plain if resolved.trainer.settings.updates_per_step > 1 else 0.0
-    again = 4.0 if resolved.trainer.plugin.options.get("gradient_checkpointing") else 3.0
+    again = 4.0 if settings_on_gpu(resolved.trainer.plugin.options).gradient_checkpointing else 3.0
     return {"score": score, "learn": again * plain}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,15 +16,23 @@ from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.experiments.forecast.forecast import GPUS, Assumptions, Forecast, forecast, shape_of
 from onpolicy.models import resolve_model
+from onpolicy.run.check_run import training_command
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.tables import coloured, table
+from onpolicy.utils.terminal import print_json, print_next
 
 
 def print_forecast(
-    config: Path, overrides: Sequence[str], model_config: Path | None, assumed: Assumptions, output: Path | None
+    config: Path,
+    overrides: Sequence[str],
+    model_config: Path | None,
+    assumed: Assumptions,
+    output: Path | None,
+    as_json: bool,
 ) -> int:
-    """Prints two tables and the assumptions behind them; returns 1 where something does not fit."""
-    resolved = resolve(load(config, overrides))
+    """Prints two tables and the assumptions behind them, or all of it as JSON; returns 1 where something does not fit."""
+    with contextlib.redirect_stdout(sys.stderr):  # what a user's module prints is no JSON
+        resolved = resolve(load(config, overrides))
     settings = resolved.config.model
     if model_config is None:
         found = shape_of(
@@ -35,6 +45,12 @@ def print_forecast(
     else:
         found = shape_of(str(model_config))
     foreseen = forecast(resolved, found, assumed)
+    written = {"config": str(config), "assumed": asdict(assumed), **asdict(foreseen)}
+    if output is not None:
+        output.write_text(json.dumps(written, indent=1) + "\n")
+    if as_json:
+        print_json(written)
+        return int(bool(foreseen.refusals))
     console = Console()
     console.print(f"{found.parameters / 1e9:.2f} billion parameters, {foreseen.gpus} GPUs of kind {assumed.gpu}")
     console.print(memory_table(foreseen, GPUS[assumed.gpu].gib))
@@ -43,10 +59,7 @@ def print_forecast(
         console.print(f"[dim]assumed: {note}[/dim]", highlight=False)
     for reason in foreseen.refusals:
         console.print(f"[red]does not fit:[/red] {reason}", highlight=False)
-    if output is not None:
-        output.write_text(
-            json.dumps({"config": str(config), "assumed": asdict(assumed), **asdict(foreseen)}, indent=1) + "\n"
-        )
+    print_next(training_command(config, overrides))
     return int(bool(foreseen.refusals))
 
 

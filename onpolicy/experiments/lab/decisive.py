@@ -33,6 +33,7 @@ from onpolicy.experiments.sweep.compare import (
 )
 from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.sweep import sweep
+from onpolicy.utils.signals import resumable
 from onpolicy.utils.tables import left, table
 
 GRID = SHIPPED / "lab/decisive.yaml"
@@ -60,6 +61,7 @@ METRICS = {
 READ = ("corrected", "harmed", "self_doubt_precision", "self_doubt_recall", "attempts")
 
 
+@resumable()
 def decisive(output: Path, jobs: int) -> int:
     """Runs what is missing and writes ``decisive.json``."""
     code = sweep(GRID, output, (), jobs)

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onpolicy.config.shipped import SHIPPED
+from onpolicy.utils.terminal import print_next
 
 GRID = SHIPPED / "lab/demo.yaml"
 MEAN_OVER = 100
@@ -22,26 +23,36 @@ MEAN_OVER = 100
 
 def _demo(output: Path | None, jobs: int) -> int:
     """GRPO, self-distillation, and self-distillation with one protection, from the shipped reasoner; then the report."""
-    from onpolicy.experiments.sweep.sweep import REPORT, sweep
+    from onpolicy.experiments.sweep.sweep import REPORT, look_closer, sweep
 
     output = output or Path("runs/lab")
     code = sweep(GRID, output, (), jobs)
     on_a_desktop = sys.stdout.isatty() and ("DISPLAY" in os.environ or "WAYLAND_DISPLAY" in os.environ)
     if on_a_desktop and (output / REPORT).is_file():
         webbrowser.open((output / REPORT).resolve().as_uri())
+    if code == 0:
+        print_next(look_closer(GRID, output), ["lab", "reproduce"])
     return code
 
 
 def _reproduce(output: Path | None, jobs: int) -> int:
     from onpolicy.experiments.lab.reproduce import reproduce
 
-    return reproduce(output or Path("runs/reproduce"), jobs)
+    code = reproduce(output or Path("runs/reproduce"), jobs)
+    if code == 0:
+        print_next(["lab", "decisive"])
+    return code
 
 
 def _decisive(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab.decisive import decisive
+    from onpolicy.experiments.lab import decisive
+    from onpolicy.experiments.sweep.sweep import look_closer
 
-    return decisive(output or Path("runs/decisive"), jobs)
+    output = output or Path("runs/decisive")
+    code = decisive.decisive(output, jobs)
+    if code == 0:
+        print_next(look_closer(decisive.GRID, output))
+    return code
 
 
 def _pretrain(output: Path | None, jobs: int) -> int:
@@ -68,6 +79,7 @@ def _pretrain(output: Path | None, jobs: int) -> int:
 
         pretrain(folder, recipe, report)
     Console().print(f"the reasoner: {folder}", soft_wrap=True)
+    print_next(["eval", "lab/self_distillation", f"model.path={folder}"])
     return 0
 
 

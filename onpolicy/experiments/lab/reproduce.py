@@ -37,6 +37,7 @@ from onpolicy.experiments.sweep.compare import (
 from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.run.run_dir import logged
+from onpolicy.utils.signals import resumable
 from onpolicy.utils.stats import two_way_t_ci
 from onpolicy.utils.tables import coloured, left, table
 
@@ -69,6 +70,7 @@ class Claim:
         return "holds" if above == self.positive else "fails"
 
 
+@resumable()
 def reproduce(output: Path, jobs: int) -> int:
     """Runs everything that is not finished and writes ``reproduce.json``."""
     output.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from onpolicy.experiments.parity.fixtures import Accepted, Case, accepted_differ
 from onpolicy.experiments.parity.texts import KINDS, TextFinding, compare_texts
 from onpolicy.experiments.parity.threads import one_thread
 from onpolicy.utils.errors import UserError
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.terminal import plain, print_next
 
 PAPER = "beanie00/self-distillation-analysis@5c51051"
 """The code that made the texts (golden/README.md)."""
@@ -68,6 +68,7 @@ def print_parity(methods: Sequence[str], output: Path | None) -> int:
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     if output is not None:
         output.write_text(json.dumps([asdict(_rounded(row)) for row in found], indent=1) + "\n", encoding="utf-8")
+    print_next(["list", "configs"])
     return int(any(row.differing for row in found))
 
 

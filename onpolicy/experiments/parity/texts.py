@@ -19,7 +19,7 @@ from onpolicy.data import load_prompts
 from onpolicy.experiments.parity.fixtures import golden_folder, text_cases
 from onpolicy.experiments.parity.update import config_of
 from onpolicy.rewards.paper import paper_eval_answer, paper_train_answer
-from onpolicy.trainer.trainer import lr_factor
+from onpolicy.trainer.learning_rate import lr_factor
 from onpolicy.types import Message, Prompt, Rollout, RolloutGroup
 
 CONFIGS = {"solution": "sdpo", "solution_without_thinking": "sdpo_no_think"}

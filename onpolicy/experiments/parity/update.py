@@ -69,7 +69,7 @@ class Update:
 def config_of(name: str, settings: Mapping[str, Any], overrides: Sequence[str] = ()) -> ResolvedConfig:
     """A shipped config at the scale of a case: vocabulary, lengths, temperature, and the strengths that a case is named after."""
     path = find_config(name)
-    return load_resolved(path, [*scale_of(_plain(read_yaml(path)), settings), *overrides])
+    return load_resolved(path, [*scale_of(read_yaml(path), settings), *overrides])
 
 
 def compute(case: Case, overrides: Sequence[str] = ()) -> Update:
@@ -267,12 +267,6 @@ def _shared(path: str, value: Any, settings: Mapping[str, Any]) -> Iterator[str]
     case = {"share": settings["teacher_share"], "clip": settings.get("weight_clip")}
     given |= {name: number for name, number in case.items() if name in options and number is not None}
     yield f"{path}={{{', '.join(f'{name}: {option}' for name, option in given.items())}}}"
-
-
-def _plain(node: Any) -> Any:
-    from omegaconf import OmegaConf
-
-    return OmegaConf.to_container(node, resolve=False)
 
 
 def _walk(node: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -5,8 +5,8 @@ const $ = (id) => document.getElementById(id);
 const make = (tag, props = {}, ...children) => { const e = Object.assign(document.createElement(tag), props); e.append(...children); return e; };
 const NS = "http://www.w3.org/2000/svg";
 const shape = (tag, attributes) => { const e = document.createElementNS(NS, tag); for (const [k, v] of Object.entries(attributes)) e.setAttribute(k, v); return e; };
-const colourOf = (i) => `var(--run${i % 6})`;
-const short = (v) => v === undefined ? "–" : Math.abs(v) >= 1000 ? v.toFixed(0) : Math.abs(v) >= 0.01 || v === 0 ? +v.toPrecision(4) + "" : v.toExponential(2);
+const colourOf = (i) => `var(--run${i % 6})`, dashOf = (i) => ["none", "5 3", "2 2"][Math.floor(i / 6) % 3];
+const short = (v) => v == null ? "–" : Math.abs(v) >= 1000 ? v.toFixed(0) : Math.abs(v) >= 0.01 || v === 0 ? +v.toPrecision(4) + "" : v.toExponential(2);
 
 // ---- which metrics belong together, in the order of interest
 const GROUPS = [
@@ -26,7 +26,7 @@ const GROUPS = [
   ["Schedules", (n) => n.startsWith("schedule/")],
 ];
 
-function series(run, name) { return run.metrics.filter((r) => r[name] !== undefined).map((r) => [r.step, r[name], r[name + "/low"], r[name + "/high"]]); }
+function series(run, name) { return run.curves[name] ?? []; }  // [step, value] or [step, value, low, high]
 
 // An arm's points: those of its one run with their own bounds, or the mean over seeds with a 95 % t interval (with two seeds: their range).
 const T975 = [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228];
@@ -64,7 +64,7 @@ function chart(name) {
       const band = points.map((p) => `${X(p[0])},${Y(p[3])}`).concat(points.slice().reverse().map((p) => `${X(p[0])},${Y(p[2])}`));
       svg.append(shape("polygon", { points: band.join(" "), fill: colourOf(i), opacity: 0.15 }));
     }
-    svg.append(shape("polyline", { points: points.map((p) => `${X(p[0])},${Y(p[1])}`).join(" "), fill: "none", stroke: colourOf(i), "stroke-width": 1.6 }));
+    svg.append(shape("polyline", { points: points.map((p) => `${X(p[0])},${Y(p[1])}`).join(" "), fill: "none", stroke: colourOf(i), "stroke-width": 1.6, "stroke-dasharray": dashOf(i) }));
     if (points.length < 40) for (const p of points) svg.append(shape("circle", { cx: X(p[0]), cy: Y(p[1]), r: 1.8, fill: colourOf(i) }));
   });
   svg.addEventListener("mousemove", (event) => {
@@ -81,7 +81,7 @@ function tip(event, text) { const t = $("tip"); t.textContent = text; t.hidden =
 function hide() { $("tip").hidden = true; }
 
 function curves() {
-  const names = [...new Set(runs.flatMap((run) => run.metrics.flatMap((r) => Object.keys(r))))];
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))];
   for (const [title, belongs] of GROUPS) {
     const chosen = names.filter(belongs), still = chosen.filter(constant), moving = chosen.filter((n) => !constant(n));
     if (!chosen.length) continue;
@@ -92,7 +92,7 @@ function curves() {
 }
 
 function summary() {
-  const names = [...new Set(runs.flatMap((run) => run.metrics.flatMap((r) => Object.keys(r))))].filter((n) => n !== "step" && !/\/(low|high)$|^time\/|^memory\/|word_per_1k/.test(n)).sort();
+  const names = [...new Set(runs.flatMap((run) => Object.keys(run.curves)))].filter((n) => !/\/(low|high)$|^time\/|^memory\/|word_per_1k/.test(n)).sort();
   const head = make("tr", {}, make("th", { textContent: "metric" }));
   arms.forEach((arm, i) => { for (const what of ["first", "last"]) head.append(make("th", { textContent: arms.length > 1 ? `${arm.name} ${what}` : what, style: `color:${colourOf(i)}` })); });
   const cell = (p) => !p ? "–" : p[2] === undefined ? short(p[1]) : `${short(p[1])} (${short(p[2])} to ${short(p[3])})`;
@@ -219,7 +219,8 @@ function tokenPage() {
   contexts(); load();
 }
 
-arms.forEach((arm, i) => { const line = make("i"); line.style.background = colourOf(i); $("legend").append(make("span", { className: "key" }, line, arm.name)); });
+arms.forEach((arm, i) => { const line = make("i"); const [on, off] = i < 6 ? [1, 0] : dashOf(i).split(" ");
+  line.style.background = `repeating-linear-gradient(90deg, ${colourOf(i)} 0 ${on}px, transparent ${on}px ${+on + +off}px)`; $("legend").append(make("span", { className: "key" }, line, arm.name)); });
 if (arms.length < runs.length) $("legend").append(make("span", { className: "none", textContent: "mean over seeds; band: 95 % t interval, with two seeds their range" }));
 function samples() {
   const rows = runs.flatMap((run) => run.samples.map((s) => make("details", {}, make("summary", { textContent: `${runs.length > 1 ? run.name + " · " : ""}step ${s.step} · reward ${short(s.reward)} · ${s.tokens} tokens · ${s.finish_reason}` + (s.answer === null ? "" : ` · reference answer ${s.answer}`) }),

@@ -17,8 +17,10 @@ from typing import Any
 import yaml
 
 from onpolicy.config.compare import fingerprint
+from onpolicy.experiments.report.curves import curves_of
 from onpolicy.run.run_dir import logged
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.json_lines import read_json_lines
 
 SAMPLE = ("step", "student_prompt", "completion", "answer", "reward", "finish_reason", "tokens")
 MOST_ROLLOUTS = 12
@@ -43,6 +45,9 @@ def write_report(
         ConfigError: a folder holds no run.
     """
     data = [read_run(path, name) for path, name in zip(runs, names_of(runs), strict=True)]
+    logs = [run.pop("metrics") for run in data]
+    for run, curves in zip(data, curves_of(logs), strict=True):
+        run["curves"] = curves
     here = files("onpolicy.experiments.report")
     page = (here / "page.html").read_text()
     script = (here / "page.js").read_text()
@@ -56,25 +61,25 @@ def write_report(
     # in one pass, so that inserted text is not scanned again; a lone surrogate in a hand-made log must not lose the page
     page = re.sub(r"@@([A-Z]+)@@", lambda match: parts[match.group(1)], page)
     output.write_bytes(page.encode(errors="replace"))
-    return {run["name"]: len(run["metrics"]) for run in data}
+    return {run["name"]: len(rows) for run, rows in zip(data, logs, strict=True)}
 
 
 def read_run(folder: Path, name: str) -> dict[str, Any]:
     """Config, metrics by step, and the rollouts whose tokens were kept."""
     metrics = folder / "metrics.jsonl"
     if not metrics.is_file():
-        raise ConfigError(f"report: {str(folder)!r} holds no run: there is no metrics.jsonl in it")
+        inside = sorted(str(path.parent) for path in folder.glob("*/metrics.jsonl"))
+        hint = f"; it holds runs: {', '.join(inside)}" if inside else ""
+        raise ConfigError(f"{str(folder)!r} holds no run: there is no metrics.jsonl in it{hint}")
     rows = [_finite(row) for row in logged(folder)]
     config = folder / "config.yaml"
     text = config.read_text() if config.is_file() else ""
-    tokens = folder / "tokens.jsonl"
-    records = tokens.read_text().splitlines() if tokens.is_file() else []
-    chosen = records[:: max(1, -(-len(records) // MOST_ROLLOUTS))]
+    records = read_json_lines(folder / "tokens.jsonl")
     return {
         "name": name,
         "config": text,
         "metrics": rows,
-        "rollouts": [json.loads(line) for line in chosen],
+        "rollouts": records[:: max(1, -(-len(records) // MOST_ROLLOUTS))],
         "samples": read_samples(folder / "samples.jsonl"),
         "followed": ((yaml.safe_load(text) or {}).get("epistemic") or {}).get("lexicon", "self_doubt"),
     }
@@ -82,7 +87,7 @@ def read_run(folder: Path, name: str) -> dict[str, Any]:
 
 def read_samples(path: Path) -> list[dict[str, Any]]:
     """The rollouts of the first and the last recorded step, as text."""
-    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    rows = read_json_lines(path)
     ends = {rows[0]["step"], rows[-1]["step"]} if rows else set()
     return [{name: row[name] for name in SAMPLE} for row in rows if row["step"] in ends]
 

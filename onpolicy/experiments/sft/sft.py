@@ -17,14 +17,15 @@ from typing import Any
 import yaml
 from rich.console import Console
 
-from onpolicy.config.load import load, to_yaml
+from onpolicy.config.load import to_yaml
 from onpolicy.config.resolve import load_resolved
 from onpolicy.config.schema import Config
 from onpolicy.experiments.sft.traces import COLUMN, GUIDED, UNGUIDED, TraceRequest, collect, tokens, write_rows
-from onpolicy.experiments.sweep.sweep import sweep
+from onpolicy.experiments.sweep.sweep import look_closer, sweep
 from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.errors import ConfigError
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.signals import resumable
+from onpolicy.utils.terminal import plain, print_next
 
 CONFIG, GRID = "config.yaml", "grid.yaml"
 EQUAL = "guided_equal_tokens"
@@ -40,11 +41,16 @@ class Training:
     seeds: Sequence[int]
 
 
+@resumable()
 def sft(
     config_path: Path, overrides: Sequence[str], request: TraceRequest, training: Training, output: Path, jobs: int
 ) -> int:
     """Collects the traces, then trains and compares the arms; finished work is not repeated."""
-    return sweep(prepare_sweep(config_path, overrides, request, training, output, Console()), output, (), jobs)
+    grid = prepare_sweep(config_path, overrides, request, training, output, Console())
+    code = sweep(grid, output, (), jobs)
+    if code == 0:
+        print_next(look_closer(grid, output))
+    return code
 
 
 def prepare_sweep(
@@ -71,7 +77,7 @@ def prepare_sweep(
     for seed, rows in zip(training.seeds, found, strict=True):
         for name, r in rows.items():
             write_rows(_trained_on(output, seed) / f"{name}.jsonl", r)
-    config = load(config_path, overrides)
+    config = load_resolved(config_path, overrides).config
     atomic_write(output / CONFIG, to_yaml(config))
     made = sft_grid(config, training, output, found)
     if EQUAL not in made["arms"]:

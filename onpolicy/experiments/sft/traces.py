@@ -12,17 +12,23 @@ from typing import Any
 from onpolicy.annotation.build import build_queries
 from onpolicy.config.load import to_yaml
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.data.digest import dataset_digest
+from onpolicy.data.text import as_text
 from onpolicy.experiments.analysis.context_answers import answer_with_contexts
-from onpolicy.experiments.analysis.pass_rates import PassRates, pass_rate
+from onpolicy.experiments.analysis.pass_rates import PassRates
 from onpolicy.experiments.analysis.session import Session, session
 from onpolicy.run.evaluate import AT_ONCE
+from onpolicy.run.inputs import input_files
+from onpolicy.run.loading import chosen_prompts, section_prompts
 from onpolicy.types import CORRECT_THRESHOLD, Prompt, Rollout, ScoredGroup
 from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.json_lines import read_json_lines
 
 COLUMN = "completion_ids"
 UNGUIDED, GUIDED = "unguided", "guided"
 STATE = "collected.json"
+OTHER = {"config": "settings", "request": "options", "data": "problems", "model": "weights or another template"}
 
 
 @dataclass(frozen=True)
@@ -53,7 +59,8 @@ def collect(
             f"onpolicy sft: expected a reward and a context {request.context!r} that guided answers see; the config "
             f"has the contexts {', '.join(resolved.contexts) or 'none'}"
         )
-    rows, tried = _read(folder, resolved, request)
+    made = _made(resolved, request)
+    rows, tried = _read(folder, made)
     if len(rows[GUIDED]) < request.examples and tried >= 0:
         with session(resolved, with_contexts=True) as s:
             while len(rows[GUIDED]) < request.examples and tried < len(s.prompts):
@@ -61,7 +68,7 @@ def collect(
                 for name, more in _of(s, part, request).items():
                     rows[name] = [*rows[name], *more][: request.examples]
                 tried += len(part)
-                _write(folder, rows, tried if tried < len(s.prompts) else -1, resolved, request)
+                _write(folder, rows, tried if tried < len(s.prompts) else -1, made)
                 note(
                     f"{len(rows[GUIDED])} of {request.examples} problems with correct answers of both kinds, after {tried}"
                 )
@@ -82,7 +89,7 @@ def _of(s: Session, prompts: Sequence[Prompt], request: TraceRequest) -> dict[st
     low, high = request.pass_rates
     seed = s.resolved.config.seed
     scored = s.scorer.score(s.generator.generate(prompts, seed=seed))
-    plain = {g.group.prompt.id: g for g in scored if _first_correct(g) and low <= pass_rate(g) <= high}
+    plain = {g.group.prompt.id: g for g in scored if _first_correct(g) and low <= g.pass_rate <= high}
     queries = build_queries(s.resolved, s.model, s.prompts, s.generator, s.scorer)
     contexts = {request.context: s.resolved.contexts[request.context].bind()}
     guided = answer_with_contexts(
@@ -107,20 +114,19 @@ def _row(prompt: Prompt, rollout: Rollout | None) -> dict[str, Any]:
     return {**prompt.fields, "id": prompt.id, "messages": [dict(m) for m in prompt.messages], **answer}
 
 
-def _read(folder: Path, resolved: ResolvedConfig, request: TraceRequest) -> tuple[dict[str, list[dict[str, Any]]], int]:
+def _read(folder: Path, made: Mapping[str, Any]) -> tuple[dict[str, list[dict[str, Any]]], int]:
     """The rows collected so far, and how many problems have been tried; -1: all."""
     state = folder / STATE
     if not state.is_file():
         return {UNGUIDED: [], GUIDED: []}, 0
     known = json.loads(state.read_text())
-    if known["made"] != _made(resolved, request):
+    differing = [kind for kind in made if known["made"].get(kind) != made[kind]]
+    if differing:
+        kinds = " and ".join(OTHER[kind] for kind in differing)
         raise ConfigError(
-            f"onpolicy sft: {str(folder)!r} holds traces that were made with other settings; give another --output"
+            f"onpolicy sft: {str(folder)!r} holds traces that were made with other {kinds}; give another --output"
         )
-    rows = {
-        name: [json.loads(line) for line in (folder / f"{name}.jsonl").read_text().split("\n") if line]
-        for name in (UNGUIDED, GUIDED)
-    }
+    rows = {name: read_json_lines(folder / f"{name}.jsonl") for name in (UNGUIDED, GUIDED)}
     return {name: found[: known["examples"]] for name, found in rows.items()}, known["tried"]
 
 
@@ -128,8 +134,7 @@ def _write(
     folder: Path,
     rows: Mapping[str, Sequence[Mapping[str, Any]]],
     tried: int,
-    resolved: ResolvedConfig,
-    request: TraceRequest,
+    made: Mapping[str, Any],
 ) -> None:
     """Writes the state last: rows in the files beyond it are collected again."""
     for name, found in rows.items():
@@ -138,18 +143,24 @@ def _write(
         "examples": len(rows[GUIDED]),
         "tried": tried,
         "tokens": {n: tokens(r) for n, r in rows.items()},
-        "made": _made(resolved, request),
+        "made": made,
     }
     atomic_write(folder / STATE, json.dumps(state, indent=1) + "\n")
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes one row per line."""
-    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    """Writes one row per line; what JSON has no value for, e.g. Parquet's decimals and dates, as text."""
+    atomic_write(path, "".join(json.dumps(row, ensure_ascii=False, default=as_text) + "\n" for row in rows))
 
 
 def _made(resolved: ResolvedConfig, request: TraceRequest) -> dict[str, Any]:
-    """Everything that determines the traces."""
+    """Everything that determines the traces: settings, and the content of data and model."""
     config = resolved.config
     named = ("model", "rendering", "data", "generator", "rewards", "correctness", "contexts", "seed")
-    return {"config": to_yaml(config, named), "request": json.loads(json.dumps(asdict(request)))}
+    problems = chosen_prompts(resolved.data, section_prompts(resolved.data, "data"), "data")
+    return {
+        "config": to_yaml(config, named),
+        "request": json.loads(json.dumps(asdict(request))),
+        "data": dataset_digest(problems)["digest"],
+        "model": input_files(resolved, None),
+    }

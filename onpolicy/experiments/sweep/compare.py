@@ -191,9 +191,10 @@ def last_metrics(folder: Path) -> Metrics:
 
 
 def pass_rates_by_problem(folder: Path, step: int | None = None) -> PassRatesBySet:
-    """Set -> problem -> pass rate, in the run's evaluation at a step; None: in its last one."""
+    """Set -> problem -> pass rate, in the run's evaluation at a step; None: in its last one. A problem needs a graded answer."""
     return {
-        name: {row["id"]: fmean(row["right"]) for row in rows} for name, rows in read_evaluation(folder, step).items()
+        name: {row["id"]: fmean(graded) for row in rows if (graded := [r for r in row["right"] if r is not None])}
+        for name, rows in read_evaluation(folder, step).items()
     }
 
 
@@ -236,7 +237,7 @@ def pass_rates_at(folder: Path, tokens: float) -> PassRatesBySet:
     share = 1.0 if total == earlier else min((tokens - earlier) / (total - earlier), 1.0)
     late, early = pass_rates_by_problem(folder, step), pass_rates_by_problem(folder, before)
     return {
-        name: {problem: share * value + (1.0 - share) * early[name][problem] for problem, value in found.items()}
+        name: {p: share * rate + (1.0 - share) * early[name][p] for p, rate in found.items() if p in early[name]}
         for name, found in late.items()
     }
 

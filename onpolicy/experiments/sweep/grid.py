@@ -18,10 +18,13 @@ from omegaconf.errors import OmegaConfBaseException
 from onpolicy.config.canonical import canonicalize
 from onpolicy.config.compare import config_differences, fingerprint, shown
 from onpolicy.config.keys import under
-from onpolicy.config.resolve import load_resolved
+from onpolicy.config.merge import OBJECTS
+from onpolicy.config.plain import Plain
+from onpolicy.config.resolve import load_resolved, resolve
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import Config
-from onpolicy.config.shipped import shipped_configs
+from onpolicy.config.shipped import config_argument, shipped_configs
+from onpolicy.config.values import as_written
 from onpolicy.config.yaml_io import file_name, read_yaml
 from onpolicy.experiments.sweep.budgets import RunKey
 from onpolicy.experiments.sweep.compare import Confound
@@ -86,7 +89,7 @@ class Cell:
         latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
         if latest is None or latest.step < self.settings.steps:
             return False
-        refuse_other_settings(self.folder, self.settings)
+        refuse_other_settings(self.folder, resolve(self.settings))
         farthest = max(
             [latest.step, *(int(row["step"]) for row in logged(self.folder))]
         )  # one that was cut off logs beyond
@@ -104,14 +107,17 @@ def read_grid(path: Path) -> Grid:
         raise ConfigError(f"sweep: file {str(path)!r} does not exist")
     raw = read_yaml(path, "sweep grid")
     if not {"config", "arms"} <= raw.keys():
-        raise ConfigError(f"{path}: expected at least 'config' and 'arms'")
+        name = config_argument(path)
+        single = f"; this is the config of one run: onpolicy train {name}" if {"data", "objective"} & raw.keys() else ""
+        raise ConfigError(f"{name}: expected at least 'config' and 'arms'{single}")
     for key in map(str, raw):
         if key in RENAMED:
             raise ConfigError(f"{path}: {key}: this key is now called {RENAMED[key]!r}")
         if key not in Grid.__dataclass_fields__:
             raise ConfigError(f"{path}: {key}: unknown key.{suggest(key, Grid.__dataclass_fields__)}")
     try:
-        merged = OmegaConf.merge(OmegaConf.structured(Grid(config="", arms={})), raw)
+        schema = OmegaConf.structured(Grid(config="", arms={}), flags=OBJECTS)
+        merged = OmegaConf.merge(schema, as_written(raw, Grid, ""))
         # unresolved: "${seed}" in an arm means the run's own
         grid = Grid(**OmegaConf.to_container(merged, resolve=False))  # type: ignore[arg-type]
     except OmegaConfBaseException as error:
@@ -172,7 +178,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
             for arm, changed in grid.arms.items():
                 folder = output / arm / factor / f"seed-{seed}"
                 changes = [f"{k}={_yaml(v)}" for k, v in ((shared or {}) | (changed or {})).items()]
-                own = (*changes, *overrides, f"seed={seed}", f"run_dir={folder}")
+                own = (*changes, *overrides, f"seed={seed}", f"run_dir={_yaml(str(folder))}")
                 try:
                     resolved = load_resolved(config, own)
                     _refuse_without_metrics(resolved)
@@ -211,7 +217,13 @@ def _refuse_without_metrics(resolved: ResolvedConfig) -> None:
 
 
 def _yaml(value: Any) -> str:
-    """JSON with every character escaped that YAML would not read literally."""
+    """JSON with every character escaped that YAML would not read literally; what stood without quotes stands without."""
+    if isinstance(value, Plain):
+        return str(value)
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{_yaml(name)}: {_yaml(inner)}' for name, inner in value.items())}}}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_yaml, value))}]"
     text = json.dumps(value, ensure_ascii=False)
     return re.sub("[\x7f-\x9f\u2028\u2029\ufeff]", lambda match: f"\\u{ord(match[0]):04x}", text)
 

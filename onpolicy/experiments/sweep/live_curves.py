@@ -9,6 +9,7 @@ from rich.table import Table
 
 from onpolicy.run.run_dir import logged
 from onpolicy.utils.tables import left, table
+from onpolicy.utils.timer import in_words
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 WIDTH = 16
@@ -61,6 +62,25 @@ def curves_table(runs: Sequence[tuple[str, Path, int, str]], title: str) -> Tabl
             for (name, steps, _, rows), own in zip(found, series, strict=True)
         ),
     )
+
+
+def standing(runs: Sequence[tuple[str, Path, int, str]], ended: int, begun_at: int, seconds: float) -> str:
+    """One line: how many runs have ended, how many of their steps are done, and how long the others will take.
+
+    Args:
+        runs: as for ``curves_table``
+        ended: runs that have ended
+        begun_at: steps of these runs that were done when the sweep began
+        seconds: since then
+    """
+    done, steps = steps_done(runs), sum(total for _, _, total, _ in runs)
+    text = f"{ended}/{len(runs)} runs, step {done}/{steps} of all"
+    return text + (f", about {in_words(seconds * (steps - done) / (done - begun_at))} left" if done > begun_at else "")
+
+
+def steps_done(runs: Sequence[tuple[str, Path, int, str]]) -> int:
+    """Of all runs together."""
+    return sum(int(rows[-1]["step"]) for _, folder, _, _ in runs if (rows := logged(folder)))
 
 
 def _bounds(values: Sequence[float]) -> tuple[float, float]:

@@ -14,6 +14,7 @@ from typing import IO, Protocol
 
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.signals import wait_for
 from onpolicy.utils.terminal import plain
 
 LOOK = 1.0
@@ -40,9 +41,23 @@ class Runs(Protocol):
         """
         ...
 
-    def close(self) -> None:
-        """Starts no further runs."""
+    def stop(self) -> None:
+        """Starts no further runs; those under way finish their step and save. Called again: they end at once, where they can."""
         ...
+
+    def close(self) -> None:
+        """Starts no further runs, and waits until those under way have stopped."""
+        ...
+
+
+class StopRequest(threading.Event):
+    """Set: runs are to finish their step and save. Set again: they are to end at once."""
+
+    times = 0
+
+    def set(self) -> None:
+        self.times += 1
+        super().set()
 
 
 class Processes:
@@ -51,7 +66,7 @@ class Processes:
     def __init__(self, jobs: int) -> None:
         self.at_once = jobs
         self._pool = ThreadPoolExecutor(jobs)
-        self._stop = threading.Event()
+        self._stop = StopRequest()
 
     def start(self, cell: Cell) -> Future[int]:
         threads = max((os.cpu_count() or 1) // self.at_once, 1)
@@ -65,19 +80,25 @@ class Processes:
         except ConfigError as error:  # the config's file has changed since the sweep began
             return plain(error)
 
-    def close(self) -> None:
-        """Also called when Ctrl-C ends the sweep: runs that wait must not start."""
+    def stop(self) -> None:
         self._stop.set()
-        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def close(self) -> None:
+        self._stop.set()
+        self._pool.shutdown(cancel_futures=True)
 
 
-def run_cell(cell: Cell, environment: Mapping[str, str], stop: threading.Event | None = None) -> int:
+def run_cell(cell: Cell, environment: Mapping[str, str], stop: StopRequest | None = None) -> int:
     """``onpolicy train`` of one cell, its output in ``log.txt``; returns its exit status.
+
+    The run is in a process group of its own: Ctrl-C reaches it through ``stop`` alone, once and not twice.
 
     The log stays locked as long as the run lives, even if this process dies: a run left over from an earlier sweep is
     waited for, and what it has finished is not run again.
     """
-    stop = stop or threading.Event()
+    stop = stop or StopRequest()
+    if stop.is_set():
+        return STOPPED
     cell.folder.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "onpolicy", "train", str(cell.config), *cell.overrides]
     variables = {**environment, "TOKENIZERS_PARALLELISM": "false"}
@@ -87,24 +108,18 @@ def run_cell(cell: Cell, environment: Mapping[str, str], stop: threading.Event |
                 return STOPPED
         if cell.finished():
             return 0
-        if stop.is_set():
-            return STOPPED
-        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables) as process:
+        with subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=variables, process_group=0) as process:
             try:
-                return _wait(process)
+                return _wait(process, stop)
             except BaseException:  # only in a main thread: a cancelled Ray task
-                process.terminate()  # the run stops after its step, with a checkpoint
-                _wait(process)
+                stop.set()
+                _wait(process, stop)
                 raise
 
 
-def _wait(process: subprocess.Popen[bytes]) -> int:
-    """Waits with pauses, in which an interrupt that is not a signal gets through."""
-    while True:
-        try:
-            return process.wait(LOOK)
-        except subprocess.TimeoutExpired:
-            continue
+def _wait(process: subprocess.Popen[bytes], stop: StopRequest) -> int:
+    """Told to terminate, a run stops after its step, with a checkpoint; told again, at once."""
+    return wait_for(process, lambda: stop.times, lambda _: process.terminate())
 
 
 def _locked(file: IO[str]) -> bool:

@@ -51,12 +51,18 @@ class RayRuns:
         require_finished(cell)
         return None
 
+    def stop(self) -> None:
+        for ref in self._open():
+            ray.cancel(ref)  # a run under way finishes its step and saves
+
     def close(self) -> None:
         try:
-            refs = [ref for future, ref in self._refs.items() if not future.done()]
-            for ref in refs:
-                ray.cancel(ref)  # a run under way finishes its step and saves
+            refs = self._open()
+            self.stop()
             if refs:
                 ray.wait(refs, num_returns=len(refs), timeout=GRACE)
         finally:
             ray_cluster.leave()
+
+    def _open(self) -> list[Any]:
+        return [ref for future, ref in self._refs.items() if not future.done()]

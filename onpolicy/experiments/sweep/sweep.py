@@ -23,6 +23,7 @@ several at a time if asked, on this machine or on a Ray cluster, each with its o
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing
@@ -30,21 +31,24 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
-from rich.table import Table
 
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.budgets import budgets_table
 from onpolicy.experiments.sweep.compare import SweepComparison, compare, differences_table
+from onpolicy.experiments.sweep.contents import content_confounds
 from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
-from onpolicy.experiments.sweep.live_curves import curves_table
+from onpolicy.experiments.sweep.live_curves import curves_table, standing, steps_done
 from onpolicy.experiments.sweep.processes import Processes, Runs
+from onpolicy.run.progress import Heartbeat
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.signals import on_interrupt, resumable
 from onpolicy.utils.terminal import plain
 
-__all__ = ["REPORT", "Cell", "cells", "read_grid", "sweep"]
+__all__ = ["REPORT", "Cell", "cells", "look_closer", "read_grid", "sweep"]
 
 REFRESH = 1.0
 """Seconds between two checks of the runs."""
+STOPPING = "stopping: runs under way finish their step and save; again to stop at once"
 REPORT = "report.html"
 MOST_DRAWN = 12
 """The most arms whose curves can be distinguished on one page."""
@@ -52,6 +56,7 @@ MOST_SHOWN = 8
 """With more runs than this, only those that are running are shown."""
 
 
+@resumable()
 def sweep(
     path: Path,
     output: Path,
@@ -69,6 +74,9 @@ def sweep(
         jobs: runs at a time, as processes of this machine
         runs: opens another place to run them, e.g. a Ray cluster
         arms: arms and factors to run; none: all. Whatever else of the grid is finished is compared too
+
+    Raises:
+        Stopped: the user stopped the sweep; its runs have saved, and the same call goes on with them.
     """
     console, grid = Console(), read_grid(path)
     everything = list(cells(path, output, overrides))
@@ -84,6 +92,7 @@ def sweep(
     if not whole:
         return 1
     told = [c for c in confounds(path, grid, everything) if any((c.arm, c.factor) == (w.arm, w.factor) for w in whole)]
+    told += content_confounds(whole)
     found = compare(
         [c.run for c in whole], grid.eval_groups, reference=next(iter(grid.arms)), axes=grid.axes, confounds=told
     )
@@ -128,15 +137,35 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
 
 
 def run_all(missing: Sequence[Cell], place: Runs, console: Console) -> list[Cell]:
-    """Runs the cells while drawing their curves; returns those that failed."""
+    """Runs the cells while drawing their curves; returns those that failed.
+
+    Raises:
+        KeyboardInterrupt: the user stopped the runs; all of them have ended.
+    """
     failed: list[Cell] = []
-    few = len(missing) <= MOST_SHOWN
-    with Live(console=console, refresh_per_second=1, transient=True) as live:
+    asked: list[None] = []
+    """An entry for each time the user asked the runs to stop."""
+    handed_on, few = 0, len(missing) <= MOST_SHOWN
+    all_runs, began = _rows(missing), time.monotonic()
+    begun_at = steps_done(all_runs)
+    heartbeat = Heartbeat(
+        lambda: console.print(
+            standing(all_runs, len(missing) - len(running), begun_at, time.monotonic() - began), highlight=False
+        )
+    )
+    with on_interrupt(lambda: asked.append(None)), Live(console=console, refresh_per_second=1, transient=True) as live:
         running = {place.start(cell): cell for cell in missing}
         while running:
             finished, _ = wait(running, timeout=REFRESH, return_when=FIRST_COMPLETED)
+            if len(asked) > handed_on:
+                place.stop()
+                if not handed_on:
+                    console.print(f"[yellow]{STOPPING}[/yellow]", soft_wrap=True)
+                handed_on = len(asked)
             for future in finished:
                 cell = running.pop(future)
+                if asked:  # the next call says how it ended
+                    continue
                 console.print(f"{len(missing) - len(running)}/{len(missing)} {plain(cell.name)}", highlight=False)
                 why = place.failure(cell, future)
                 if why is not None:
@@ -144,11 +173,21 @@ def run_all(missing: Sequence[Cell], place: Runs, console: Console) -> list[Cell
                     console.print(f"[red]failed[/red]: {why}", soft_wrap=True)
             if console.is_terminal:
                 shown = missing if few else list(running.values())[: place.at_once]  # they begin in their order
-                live.update(_curves(shown, f"{len(missing) - len(running)} of {len(missing)} runs"))
+                live.update(curves_table(_rows(shown), f"{len(missing) - len(running)} of {len(missing)} runs"))
+            else:
+                heartbeat.beat()
     if console.is_terminal and few:
-        console.print(_curves(missing, "runs"))
+        console.print(curves_table(all_runs, "runs"))
+    if asked:
+        raise KeyboardInterrupt
     return failed
 
 
-def _curves(shown: Sequence[Cell], title: str) -> Table:
-    return curves_table([(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown], title)
+def _rows(shown: Sequence[Cell]) -> list[tuple[str, Path, int, str]]:
+    return [(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown]
+
+
+def look_closer(path: Path, output: Path, overrides: Sequence[str] = ()) -> list[str]:
+    """What to run after a sweep that ended well: the report of the last arm's first run alone."""
+    whole = [cell for cell in cells(path, output, overrides) if _finished_before(cell)]
+    return ["report", str(next(cell.folder for cell in whole if cell.arm == whole[-1].arm))]

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 import os
+import signal
 import subprocess
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from rich.console import Console
 
 from onpolicy.config.problems import collected
+from onpolicy.integrations.verl.names import MODE, STOP_FILE
+from onpolicy.integrations.verl.summary import summarize_verl_run
 from onpolicy.utils.errors import ConfigError
-from onpolicy.utils.terminal import plain
+from onpolicy.utils.signals import Stopped, on_interrupt, wait_for
+from onpolicy.utils.tables import print_facts
+from onpolicy.utils.terminal import plain, print_json, print_next
 
 
 def check(path: Path, overrides: Sequence[str]) -> Any:
@@ -30,7 +39,6 @@ def check(path: Path, overrides: Sequence[str]) -> Any:
     from verl.trainer.ppo.utils import need_critic, need_reference_policy
     from verl.utils.config import validate_config
 
-    from onpolicy.integrations.verl.names import MODE
     from onpolicy.integrations.verl.settings import method, served
 
     config = compose(path, overrides)
@@ -77,22 +85,72 @@ def compose(path: Path, overrides: Sequence[str]) -> Any:
         raise ConfigError(f"{path}: {' '.join(str(error).split())}") from error
 
 
-def print_check(path: Path, overrides: Sequence[str]) -> int:
-    from rich.console import Console
+def print_check(path: Path, overrides: Sequence[str], as_json: bool) -> int:
+    """Prints a summary of the run, or it and the section ``onpolicy`` as JSON.
 
-    config = check(path, overrides)
+    Raises:
+        ConfigError: with every problem of the config.
+    """
+    with contextlib.redirect_stdout(
+        sys.stderr if as_json else io.StringIO()
+    ):  # verl says that its own checks have passed
+        config = check(path, overrides)
+        from onpolicy.integrations.verl.settings import method, served
+
+        is_served = not config.trainer.v1.trainer_mode.startswith(MODE)
+        facts = summarize_verl_run(config, (served if is_served else method)(config), served=is_served)
+    if as_json:
+        print_json({"summary": facts, "config": OmegaConf.to_container(config.onpolicy)})
+        return 0
     console = Console()
-    console.print(plain(OmegaConf.to_yaml(config.onpolicy)), highlight=False)
+    print_facts(facts, console)
     console.print(
-        f"[green]✓[/green] {plain(path)} is valid: verl composes it, and the method works on verl", highlight=False
+        f"[green]✓[/green] {plain(path)} is valid: verl composes it, and the method works on verl",
+        highlight=False,
+        soft_wrap=True,
     )
+    print_next(["verl", "train", str(path), *overrides])
     return 0
 
 
 def train_on_verl(path: Path, overrides: Sequence[str]) -> int:
-    """Checks, and then runs ``python -m verl.trainer.main_ppo``; returns its status."""
-    check(path, overrides)
+    """Checks, and then runs ``python -m verl.trainer.main_ppo``; returns its status.
+
+    Raises:
+        Stopped: the user stopped it; verl goes on from its last checkpoint.
+    """
+    trainer = check(path, overrides).trainer
     here = os.pathsep.join([os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])])  # for plug-ins of the user's
     folder, name = str(path.resolve().parent), path.stem
     command = [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", folder, "--config-name", name, *overrides]
-    return subprocess.run(command, env=os.environ | {"PYTHONPATH": here}, check=False).returncode
+    stop_file = Path(trainer.default_local_dir) / STOP_FILE if trainer.v1.trainer_mode.startswith(MODE) else None
+    if stop_file:
+        stop_file.unlink(missing_ok=True)
+    asked: list[None] = []
+    # in a process group of its own, so that the terminal's Ctrl-C does not end it before it has saved
+    with (
+        on_interrupt(lambda: asked.append(None)),
+        subprocess.Popen(command, env=os.environ | {"PYTHONPATH": here}, process_group=0) as process,
+    ):
+        status = wait_for(process, lambda: len(asked), partial(_tell, process, stop_file))
+    if asked:
+        resumes = () if trainer.resume_mode != "disable" else ("trainer.resume_mode=auto",)
+        kept = [o for o in overrides if not (resumes and o.startswith("trainer.resume_mode="))]
+        raise Stopped("verl", "train", str(path), *kept, *resumes)
+    return status
+
+
+def _tell(process: subprocess.Popen[bytes], stop_file: Path | None, times: int) -> None:
+    """Hands on that the user asks verl to stop: first after a step, then at once.
+
+    Args:
+        process: verl's
+        stop_file: our trainer looks for it after each step; None where the trainer is verl's own, which cannot save on request
+        times: how often the user has asked
+    """
+    if stop_file is None or times > 1:
+        process.send_signal(signal.SIGINT)
+        return
+    stop_file.parent.mkdir(parents=True, exist_ok=True)
+    stop_file.touch()
+    print("stopping after this step, with a checkpoint; again to stop at once", flush=True)

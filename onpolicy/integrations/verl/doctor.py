@@ -13,6 +13,7 @@ from packaging.requirements import Requirement
 
 from onpolicy.integrations.verl.command import quiet
 from onpolicy.run.doctor import Check, installed_version
+from onpolicy.utils.ready import DISTRIBUTION, extra
 
 NEEDED = ("verl", "TransferQueue", "ray", "tensordict", "transformers")
 POLICY = "VERL_USE_EXTERNAL_PLUGINS"
@@ -25,7 +26,10 @@ def checks() -> Iterator[Check]:
         found = installed_version(name)
         if found is None:
             yield Check(
-                name, False, "not installed", "make verl, or pip install 'onpolicy[verl]' in an environment of its own"
+                name,
+                False,
+                "not installed",
+                f"make verl, or {extra('verl')}, in an environment of its own",
             )
             return
         needed = _requirement(name)
@@ -39,7 +43,7 @@ def checks() -> Iterator[Check]:
         "entry point verl.plugins",
         known,
         "onpolicy" if known else "missing",
-        "install onpolicy with pip (also -e), not by PYTHONPATH",
+        f"install {DISTRIBUTION} with pip (also -e), not by PYTHONPATH",
     )
     problem = loaded()
     yield Check(
@@ -52,7 +56,10 @@ def checks() -> Iterator[Check]:
         return
     problem = _in_a_worker()
     yield Check(
-        "plug-in in a Ray worker", not problem, problem or "registered", "install onpolicy on every node of the cluster"
+        "plug-in in a Ray worker",
+        not problem,
+        problem or "registered",
+        f"install {DISTRIBUTION} on every node of the cluster",
     )
 
 
@@ -94,7 +101,7 @@ def _in_a_worker() -> str:
 def _requirement(name: str) -> Requirement | None:
     """What we and verl ask for, together; None where neither does."""
     found = []
-    for package in ("onpolicy", "verl"):
+    for package in (DISTRIBUTION, "verl"):
         with contextlib.suppress(PackageNotFoundError):
             found += [Requirement(text) for text in requires(package) or []]
     ours = [r for r in found if r.name.lower() == name.lower() and (name == "verl" or "extra" not in str(r.marker))]

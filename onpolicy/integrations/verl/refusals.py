@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -118,6 +119,12 @@ def _rollout_problems(config: DictConfig) -> Iterator[str]:
 
 def _reward_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
     manager = config.reward.reward_manager.name
+    for section in resolved.rewards:
+        if "trainer_state" in inspect.signature(section.plugin.function).parameters:
+            yield (
+                f"{SECTION}.{section.plugin.key}: {section.plugin.name!r} reads trainer_state, which is not known on verl; a scheduled "
+                "weight or option changes with the step."
+            )
     if resolved.rewards and manager != MANAGER:
         yield (
             f"reward.reward_manager.name: got {manager!r}, expected {MANAGER!r}, which computes {SECTION}.rewards; or leave those out and "

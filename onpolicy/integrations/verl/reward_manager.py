@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,10 +11,10 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from onpolicy.annotation.build import build_rewards
 from onpolicy.annotation.scoring import combine, evaluate_rewards, reward_inputs
-from onpolicy.data.rendering import Renderer
 from onpolicy.integrations.verl.rows import rollout_group
 from onpolicy.integrations.verl.scoring import sees_siblings
 from onpolicy.integrations.verl.settings import method
+from onpolicy.models import student_renderer
 
 
 class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
@@ -34,11 +35,11 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
         resolved = method(config)
         self._rewards = [r for r in build_rewards(resolved) if not sees_siblings(r.function)]
         self._right = resolved.correctness_name
-        self._renderer = Renderer(tokenizer, thinking=resolved.config.rendering.thinking)
+        self._renderer = student_renderer(resolved, tokenizer, resolved.config.model.path)
         self._max_tokens = resolved.generator.settings.max_tokens
 
     async def run_single(self, data: DataProto) -> dict[str, Any]:
-        """Scores one trajectory, in verl's format; of several sequences the last counts.
+        """Scores one trajectory, in verl's format, which wants a number of each reward: NaN for None. Of several sequences the last counts.
 
         Raises:
             onpolicy.rewards.base.RewardError: a reward raised or returned no number.
@@ -51,7 +52,10 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
         inputs = reward_inputs(group, self._renderer.final_answer_text)
         (parts,) = evaluate_rewards({r.name: r.function for r in self._rewards}, inputs)
         (scored,) = combine([parts], self._rewards, correctness=self._right)
-        return {"reward_score": scored.total, "reward_extra_info": dict(parts)}
+        return {
+            "reward_score": scored.total,
+            "reward_extra_info": {r.name: parts.get(r.name, math.nan) for r in self._rewards},
+        }
 
 
 def row_of(item: Any) -> dict[str, Any]:

@@ -11,6 +11,7 @@ The columns that are added to verl's own, one tensor per row:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import compress
 from typing import Any
@@ -57,13 +58,17 @@ def rollout_group(rows: Sequence[Mapping[str, Any]], renderer: Renderer, *, max_
     """The trajectories of one prompt.
 
     Raises:
-        ValueError: a message of the prompt is not text.
+        ValueError: the row is none that ``onpolicy.data`` reads, or its prompt holds the answer.
     """
     first = rows[0]
     columns = {name: value for name, value in first.items() if name not in FIELDS}
-    prompt = to_prompt(
-        {**columns, "prompt": _plain(first["raw_prompt"])}, default_id=str(first["uid"]), prompt_template=None
-    )
+    asked = _plain(first["raw_prompt"])
+    prompt = to_prompt({**columns, "prompt": asked}, default_id=str(first["uid"]), columns={"prompt": "prompt"})
+    if len(prompt.messages) < len(asked):
+        raise ValueError(
+            f"row {prompt.id!r}: the prompt ends with the assistant's turn, which verl shows to the student; take it out of the column "
+            "'prompt', or mark it as one to continue with prefix: true"
+        )
     return RolloutGroup(prompt=prompt, rollouts=tuple(_rollout(row, renderer, max_tokens) for row in rows))
 
 
@@ -93,9 +98,9 @@ def _plain(value: Any) -> Any:
 
 
 def parts_of(row: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers that verl's reward function returned with its score."""
+    """The numbers that verl's reward function returned with its score; NaN stands for none."""
     given = (row.get("extra_fields") or {}).get("reward_extra_info") or {}
-    return {name: float(value) for name, value in given.items() if isinstance(value, int | float)}
+    return {n: float(value) for n, value in given.items() if isinstance(value, int | float) and not math.isnan(value)}
 
 
 def score_of(row: Mapping[str, Any]) -> float:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from onpolicy.annotation.scoring import FinalPart, Reward, evaluate_rewards, reward_inputs, scored_group
+from onpolicy.annotation.scoring import FinalPart, Reward, evaluate_rewards, reward_inputs, scored_group, with_finals
 from onpolicy.integrations.verl.rows import parts_of, score_of
 from onpolicy.types import RolloutGroup, RolloutReward, ScoredGroup
 
@@ -29,6 +29,7 @@ def score_rows(
     Args:
         right: name of the reward that decides which rollouts are correct
     """
+    group = with_finals(group, final_part)
     if not rewards:
         scores = tuple(map(score_of, rows))
         parts = [{"score": score} | parts_of(row) for score, row in zip(scores, rows, strict=True)]

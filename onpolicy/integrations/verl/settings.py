@@ -161,7 +161,7 @@ def _with_verls_keys(config: DictConfig, given: Mapping[Any, Any], problems: Pro
 
 
 def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Applies verl's switch for thinking to the teacher's prompts too, unless ``teacher_thinking`` is given."""
+    """Applies verl's switch for thinking to the teacher's prompts too, unless ``teacher_thinking`` is given, and verl's clock."""
     theirs = (config.data.get("apply_chat_template_kwargs") or {}).get("enable_thinking")
     ours = given.get("thinking", theirs)
     if ours != theirs:
@@ -171,7 +171,7 @@ def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
         )
     if given.get("chat_template"):
         raise ConfigError(f"{SECTION}.rendering.chat_template: set actor_rollout_ref.model.custom_chat_template.")
-    return {"max_prompt_tokens": config.data.max_prompt_length, **given, "thinking": ours}
+    return {"max_prompt_tokens": config.data.max_prompt_length, "date": None, **given, "thinking": ours}
 
 
 def needs_reference(config: DictConfig, resolved: ResolvedConfig) -> bool:

@@ -16,10 +16,10 @@ from torch import Tensor
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
-from onpolicy.data.rendering import Renderer
+from onpolicy.annotation.scoring import with_finals
 from onpolicy.integrations.verl.rows import rollout_group
 from onpolicy.integrations.verl.settings import served
-from onpolicy.models import teacher_renderer
+from onpolicy.models import student_renderer, teacher_renderer
 from onpolicy.utils.errors import ConfigError
 
 _of_verl = AgentLoopWorkerTQ.__ray_metadata__.modified_class
@@ -38,7 +38,7 @@ class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
         resolved = served(self.config)
         ((self._name, plugin),) = resolved.contexts.items()
         self._context, self._longest = plugin.bind(), resolved.config.rendering.max_teacher_prompt_tokens
-        self._renderer = Renderer(self.tokenizer, thinking=resolved.config.rendering.thinking)
+        self._renderer = student_renderer(resolved, self.tokenizer, resolved.config.model.path)
         self._teacher_renderer = teacher_renderer(resolved, self._renderer)
 
     generate_sequences = _of_verl.generate_sequences
@@ -57,7 +57,8 @@ class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
         if not self.distillation_enabled or validate:
             return
         row = {**sample_kwargs, "prompts": torch.tensor(prompt_ids), "responses": torch.tensor(response_ids)}
-        group = rollout_group([row], self._renderer, max_tokens=int(self.rollout_config.response_length))
+        sampled = rollout_group([row], self._renderer, max_tokens=int(self.rollout_config.response_length))
+        group = with_finals(sampled, self._renderer.final_answer_text)
         messages = self._context(group, 0, [float(output.reward_score or 0.0)])
         if messages is None:
             raise ConfigError(

@@ -22,11 +22,11 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import settings, store
 from onpolicy.integrations.verl.bridge import PREFIX
-from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE
+from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, STOP_FILE
 from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_group
 from onpolicy.integrations.verl.scoring import score_rows
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
-from onpolicy.models import context_window, teacher_prompt_limit
+from onpolicy.models import context_window, student_renderer, teacher_prompt_limit
 from onpolicy.run.checkpoint import CheckpointError
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.errors import ConfigError
@@ -62,8 +62,8 @@ class TeachingTrainerMixin:
 
     def _init_tokenizer(self) -> None:
         super()._init_tokenizer()  # type: ignore[misc]
-        self.renderer = Renderer(self.tokenizer, thinking=self.resolved.config.rendering.thinking)  # type: ignore[attr-defined]
         model = self.config.actor_rollout_ref.model  # type: ignore[attr-defined]
+        self.renderer = student_renderer(self.resolved, self.tokenizer, model.path)  # type: ignore[attr-defined]
         window = context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))
         self.annotator = build_annotator(
             self.resolved,
@@ -100,6 +100,16 @@ class TeachingTrainerMixin:
     def on_step_begin(self) -> None:
         super().on_step_begin()  # type: ignore[misc]
         self.coefficients.set(self.global_steps, self._last)  # type: ignore[attr-defined]
+
+    def on_step_end(self) -> None:
+        """Saves and stops here if the user asked for it."""
+        stop_file = Path(self.config.trainer.default_local_dir) / STOP_FILE  # type: ignore[attr-defined]
+        if stop_file.exists():
+            stop_file.unlink()
+            if self._saved != self.global_steps:  # type: ignore[attr-defined]
+                self._save_checkpoint()
+            self.total_training_steps = self.global_steps  # type: ignore[attr-defined]
+        super().on_step_end()  # type: ignore[misc]
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
         """The batch is complete here, balanced and rewarded, and nothing has been computed on it yet."""
@@ -146,7 +156,7 @@ class TeachingTrainerMixin:
         if self.rewards:
             scores = [torch.zeros(n) for n in lengths]
             for score, example in zip(scores, examples, strict=True):
-                score[-1] = example.reward if example else 0.0
+                score[-1] = (example.reward if example else None) or 0.0
             store.put(batch, {"rm_scores": scores})
         self._advantages = [e.advantage if e else 0.0 for e in examples]
 

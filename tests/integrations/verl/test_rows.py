@@ -79,8 +79,24 @@ def test_tokens_that_a_tool_wrote_are_observed_and_not_sampled() -> None:
 
 def test_an_image_is_named() -> None:
     bad = row("2") | {"raw_prompt": [{"role": "user", "content": [{"type": "image"}]}]}
-    with pytest.raises(ValueError, match="expected a role and a content, both text"):
+    with pytest.raises(ValueError, match="a part of type 'image'"):
         rollout_group([bad], RENDERER, max_tokens=8)
+
+
+def test_ground_truths_are_handed_on_as_they_are() -> None:
+    given = {"target": np.array(["2", "two"], dtype=object)}
+    group = rollout_group([row("2") | {"reward_model": {"ground_truth": given}}], RENDERER, max_tokens=8)
+    assert group.prompt.ground_truth is given and group.prompt.fields["answer"] == '{"target": ["2", "two"]}'
+
+
+def test_a_prompt_that_holds_its_answer_is_refused() -> None:
+    asked = row("2")["raw_prompt"].tolist()
+    bad = row("2") | {"raw_prompt": [*asked, {"role": "assistant", "content": "It is 2."}]}
+    with pytest.raises(ValueError, match="row '7': the prompt ends with the assistant's turn, which verl shows"):
+        rollout_group([bad], RENDERER, max_tokens=8)
+    begun = {"role": "assistant", "content": "It is", "prefix": True}
+    group = rollout_group([row("2") | {"raw_prompt": [*asked, begun]}], RENDERER, max_tokens=8)
+    assert group.prompt.messages[-1]["content"] == "It is"
 
 
 def best_of_group(prompts: Any, completions: Any) -> list[float]:

@@ -2,15 +2,20 @@
 
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
 that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
-trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher.
+trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher;
+5. ``onpolicy verl train`` that is told to stop.
 Verl without us: test_rig.py.
 """
 
 from __future__ import annotations
 
 import json
+import os
+import shlex
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +25,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integrations.verl.runs import ROOT, environment, main_ppo, smallest
+from tests.integrations.verl.runs import ROOT, end, environment, for_workers, main_ppo, smallest
 
 pytestmark = pytest.mark.verl
 
@@ -159,6 +164,38 @@ def test_a_served_teacher(tmp_path: Path) -> None:
     assert len(rows) == 2
     finite(rows, "actor/grad_norm")
     assert min(finite(rows, "actor/distillation/loss")) > 0, "the solution tells the teacher something"
+
+
+def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
+    """It would not save of its own accord, nor resume."""
+    method = {"rewards": ["tests.runs:length_reward"], "objective": ["policy_gradient"]}
+    overrides = (
+        for_workers(tmp_path) | smallest(tmp_path) | {"trainer.total_training_steps": 500, "trainer.total_epochs": 500}
+    )
+    words = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()]
+    command = ["verl", "train", str(write(tmp_path, method)), *words]
+    log = tmp_path / "metrics.jsonl"
+    with subprocess.Popen(
+        [sys.executable, "-m", "onpolicy", *command], cwd=ROOT, env=os.environ | environment(tmp_path), text=True,
+        stdout=(tmp_path / "output.log").open("w"), stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            while not log.exists() or not log.read_text():
+                assert process.poll() is None, (tmp_path / "output.log").read_text()[-8000:]
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            status = process.wait()
+        finally:
+            end(process.pid)
+    said = (tmp_path / "output.log").read_text().splitlines()
+    assert status == 130 and "stopping after this step, with a checkpoint; again to stop at once" in said, said[-50:]
+    last = [json.loads(line)["step"] for line in log.read_text().splitlines()][-1]
+    assert last < 500 and (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(last)
+    assert (tmp_path / f"checkpoints/global_step_{last}/onpolicy.json").is_file()
+    assert not (tmp_path / "checkpoints/stop").exists(), "it would stop the next one"
+    again = shlex.split(said[-1].partition("to go on: ")[2])
+    kept = [word for word in command if word != "trainer.resume_mode=disable"]
+    assert again[-len(kept) - 1 :] == [*kept, "trainer.resume_mode=auto"]
 
 
 def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:

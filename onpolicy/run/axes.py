@@ -31,9 +31,7 @@ def read(path: Path) -> Config:
         ConfigError: with every problem of the config.
     """
     with collected(None) as problems:
-        config = build(_filled(OmegaConf.to_container(read_yaml(path, problems=problems), resolve=False)), problems)
-        resolve(config, problems)
-        return config
+        return resolve(build(_filled(read_yaml(path, problems=problems)), problems), problems).config
 
 
 def axes(config: Config) -> dict[str, str]:

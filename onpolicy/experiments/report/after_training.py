@@ -1,0 +1,20 @@
+"""``onpolicy train``: a run, and the page about it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from onpolicy.experiments.report.page import write_report
+from onpolicy.run.launch import launch_training
+
+
+def train_and_report(config_path: Path, overrides: Sequence[str]) -> int:
+    """Trains, and writes ``report.html`` into the run folder once every step is done; returns the exit status."""
+    return launch_training(config_path, overrides, _write)
+
+
+def _write(folder: Path) -> Path:
+    page = folder / "report.html"
+    write_report([folder], page)
+    return page

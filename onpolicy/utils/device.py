@@ -1,0 +1,47 @@
+"""Where tensors are computed, and order between what several threads queue there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from onpolicy.utils.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+
+
+class NoSuchDevice(UserError, ValueError):
+    """A device that torch does not find; names the option and the devices that there are."""
+
+
+def torch_device(name: str | None, key: str) -> torch.device:
+    """The device of this name; None: the GPU if there is one, else the CPU.
+
+    Args:
+        name: as torch writes it, e.g. ``cuda:1``
+        key: the option that names it
+
+    Raises:
+        NoSuchDevice: it is not there.
+    """
+    import torch
+
+    there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise NoSuchDevice(
+            f"{key}: got {name!r}, expected one of {', '.join(there)}; null takes the best of them"
+        ) from error
+    return device
+
+
+def synchronize() -> None:
+    """Waits until the GPU has done everything that is queued on it, whoever queued it; without a GPU does nothing."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
