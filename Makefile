@@ -11,8 +11,8 @@ VERL ?= build/verl
 # What `make setup` installs: this checkout, or a wheel of it.
 PACKAGE ?= -e .
 CONFIG ?= configs/quickstart.yaml
-# Two workers, each of which takes one file after the other: the tests of a file share what they start.
-SIDE_BY_SIDE := -n 2 --dist loadfile
+# Two workers, each of which takes one file after the other: the tests of a file share what they start (tests/conftest.py).
+SIDE_BY_SIDE := -n 2 --dist loadgroup
 FAST := not (process or ray or vllm or deepspeed or verl or slow or nightly)
 
 # What every environment is made of, beside its lock.

@@ -16,7 +16,7 @@ import pytest
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: two workers do not fight over two cores
 for _name, _value in {
     "gcs_server_port_wait_time_s": 600,
-    "raylet_start_wait_time_s": 600,
+    "raylet_start_wait_time_s": 120,  # rarely a node does not come up at all, and then another one has to be started
     "agent_register_timeout_ms": 600_000,
     "worker_register_timeout_seconds": 600,
     "health_check_failure_threshold": 100,
@@ -85,8 +85,14 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers take one file after the other (--dist loadfile), those that take longest first."""
-    items.sort(key=lambda item: (not any(item.iter_markers("ray")), not _starts(item)))
+    """Workers take one file after the other (--dist loadgroup), those that take longest first, and one of them all that use Ray.
+
+    Two clusters that start at the same moment choose ports from the same range, and one of them may never come up.
+    """
+    files = {item.path for item in items if any(item.iter_markers("ray"))}
+    items.sort(key=lambda item: (item.path not in files, not _starts(item)))
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in files else str(item.path)))
 
 
 def _starts(item: pytest.Item) -> bool:

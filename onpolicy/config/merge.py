@@ -38,8 +38,9 @@ def merged(schema: Any, given: Mapping[str, Any], prefix: str, problems: Problem
             return OmegaConf.to_object(OmegaConf.merge(schema, given))
         except OmegaConfBaseException as error:
             key = str(error.full_key or _refused(schema, given))
-            said = _no_list(schema, given, key) or _no_number(error, given, key) or reason(error, f"{prefix}{key}")
-            problems.add(f"{prefix}{key}: {said}")
+            full = f"{prefix}{key}"
+            said = _no_container(schema, given, key, full) or _no_number(error, given, key) or reason(error, full)
+            problems.add(f"{full}: {said}")
         except ValueError as error:  # a check of the settings' own, which names the full key
             key = str(error).partition(": ")[0].removeprefix(prefix)
             problems.add(str(error))
@@ -60,12 +61,15 @@ def _refused(schema: Any, given: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _no_list(schema: Any, given: Mapping[str, Any], key: str) -> str | None:
-    """What to say of a value that stands in place of a list."""
+def _no_container(schema: Any, given: Mapping[str, Any], key: str, full_key: str) -> str | None:
+    """What to say of a value that stands in place of a list or of a section."""
     expected, value = OmegaConf.select(schema, key), find_value(given, key)
-    if not OmegaConf.is_list(expected) or isinstance(value, list):
-        return None
-    return f"got {value!r}, expected a list{f', e.g. {list(expected)}' if expected else ''}."
+    if OmegaConf.is_list(expected) and not isinstance(value, list):
+        return f"got {value!r}, expected a list{f', e.g. {list(expected)}' if expected else ''}."
+    if OmegaConf.is_dict(expected) and not isinstance(value, Mapping):
+        first = f", e.g. {full_key}.{next(iter(expected))}={value}" if expected else ""
+        return f"got {value!r}, expected keys and values{first}."
+    return None
 
 
 def _no_number(error: OmegaConfBaseException, given: Mapping[str, Any], key: str) -> str | None:

@@ -40,7 +40,7 @@ class RunControl:
         """Asks every guard, tells the user of new alarms, and does what their settings say."""
         for reason, settings in self.guards.check(step, metrics):
             what = f"{settings.action} {settings.target}" if settings.action == "lower" else settings.action
-            self.note(f"step {step}: {reason}" + ("" if settings.action == "warn" else f" [{what}]"))
+            self.note(f"guard, step {step}: {reason}" + ("" if settings.action == "warn" else f" [{what}]"))
             self._act(settings, reason)
 
     def _act(self, settings: GuardSettings, reason: str) -> None:

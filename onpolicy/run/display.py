@@ -29,7 +29,7 @@ COLUMNS: Mapping[str, tuple[str, ...]] = {
     "reward": ("reward/mean",),
     "length": ("rollout/completion_length/mean",),
     "loss": ("train/loss",),
-    "gap": ("distill/teacher_gap", "teacher_advantage/teacher_gap"),
+    "teacher gap": ("distill/teacher_gap", "teacher_advantage/teacher_gap"),
     "markers": ("epistemic/{lexicon}/rate_per_1k",),
     "entropy": ("policy/entropy",),
     "seconds": ("time/step",),

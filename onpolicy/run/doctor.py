@@ -16,6 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from rich.console import Console
 from rich.table import Table
 
+from onpolicy.run.progress import Heartbeat
 from onpolicy.utils.ready import declared_requirements, extra
 from onpolicy.utils.terminal import plain, print_json, print_next
 
@@ -73,8 +74,10 @@ def report(title: str, checks: Iterable[Check], as_json: bool) -> int:
     for column in ("", "what", "found", "what to do"):
         table.add_column(column, overflow="fold")
     console = Console()
-    with console.status("looking"):
-        found = list(checks)
+    found: list[Check] = []
+    beat = Heartbeat(lambda: console.print(f"{len(found)} checks done, the next one imports or tries something large"))
+    with console.status("looking") if console.is_terminal else beat.running():
+        found.extend(checks)
     for check in found:
         mark = "[green]✓[/green]" if check.ok else ("[red]✗[/red]" if check.needed else "[yellow]-[/yellow]")
         table.add_row(mark, *map(plain, (check.name, check.found, "" if check.ok else check.remedy)))

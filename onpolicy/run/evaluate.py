@@ -77,8 +77,10 @@ class Evaluator:
                 its own, so the results do not depend on where an evaluation was cut off
         """
         metrics: Metrics = {}
+        before = 0
         for name, prompts in self.sets.items():
-            results = self._results(prompts, folder / f"{name}.jsonl", resume)
+            results = self._results(prompts, folder / f"{name}.jsonl", resume, before)
+            before += len(prompts)
             found = evaluation_summary(results, self.k)
             if self.telemetry:
                 found |= self.telemetry.summarise(
@@ -87,14 +89,16 @@ class Evaluator:
             metrics |= {f"eval/{name}/{what}": value for what, value in found.items()}
         return metrics
 
-    def _results(self, prompts: Sequence[Prompt], path: Path, resume: bool) -> list[ProblemResult]:
-        """The results of every problem, in order."""
+    def _results(self, prompts: Sequence[Prompt], path: Path, resume: bool, before: int) -> list[ProblemResult]:
+        """The results of every problem of a set, in order; ``before`` problems of other sets are done."""
+        in_all = sum(map(len, self.sets.values()))
         known = read_results(path) if resume else {}
         missing = [p for p in prompts if p.id not in known or known[p.id].digest != digest(p)]
         step = max(1, AT_ONCE // self.sampling.group_size)
         for start in range(0, len(missing), step):
             part = missing[start : start + step]
-            with _counted(self.generator, len(prompts) - len(missing) + start, len(prompts), self.sampling.group_size):
+            done = before + len(prompts) - len(missing) + start
+            with _counted(self.generator, done, in_all, self.sampling.group_size):
                 groups = self.generator.generate(part, seed=self.seed, sampling=self.sampling)
             known |= {result.id: result for result in map(self._graded, groups)}
             if resume:
@@ -226,7 +230,7 @@ def _pass_at(k: int, verdicts: Sequence[Sequence[bool]], name: str) -> Metrics:
 
 @contextmanager
 def _counted(generator: Generator, before: int, problems: int, samples: int) -> Iterator[None]:
-    """Reports the progress of one call as progress of the whole set."""
+    """Reports the progress of one call as progress of the whole evaluation."""
     report = generator.on_progress
     generator.on_progress = lambda done, _, tokens: report(before * samples + done, problems * samples, tokens)
     try:

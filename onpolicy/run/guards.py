@@ -115,6 +115,10 @@ def _level(step: int, metrics: Mapping[str, float], memory: dict[str, Any], metr
     return float(memory["level"]) if step else None
 
 
+CALM_STEPS = 5
+"""Values without an alarm after which it has ended: a metric that hovers about its threshold is one alarm, not many."""
+
+
 @dataclass
 class Watched:
     """One guard of a run."""
@@ -135,15 +139,15 @@ class Guards:
     items: Sequence[Watched]
 
     def check(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardSettings]]:
-        """The new alarms, each with its reason and the guard's settings; an alarm that persists is reported once, until it ends."""
+        """The new alarms, each with its reason and the guard's settings; an alarm is reported once, until it has ended for CALM_STEPS."""
         alarms = []
         for guard in self.items:
             if guard.metric is not None and guard.metric not in metrics:
                 continue  # not logged in this step: an alarm neither begins nor ends
             reason = guard.function(step, metrics, guard.memory)
-            if reason and not guard.memory.get("said"):
+            if reason and guard.memory.get("calm", CALM_STEPS) >= CALM_STEPS:
                 alarms.append((reason, guard.settings))
-            guard.memory["said"] = bool(reason)
+            guard.memory["calm"] = 0 if reason else guard.memory.get("calm", CALM_STEPS) + 1
         return alarms
 
     def state(self) -> dict[str, Any]:

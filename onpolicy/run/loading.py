@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from inspect import signature
 
-from onpolicy.config.registry import Plugin
+from onpolicy.config.registry import Plugin, options_of
 from onpolicy.config.resolved import ResolvedConfig, Section
 from onpolicy.data import DataError
 from onpolicy.data.chat_template import RenderingError
@@ -30,7 +31,11 @@ def section_prompts(section: Section, key: str) -> list[Prompt]:
     Raises:
         DataError: there are none, or one cannot be read.
     """
-    prompts: list[Prompt] = section.plugin.bind()()
+    try:
+        prompts: list[Prompt] = section.plugin.bind()()
+    except DataError as error:  # a source knows its options as those of `data`
+        named = rf"(?<![\w./])data\.(?=(?:name|{'|'.join(options_of(section.plugin.function))})\b)"
+        raise DataError(re.sub(named, f"{key}.", str(error))) from error
     if not prompts:
         raise DataError(f"{key}: {section.plugin.name!r} gave no problems")
     return prompts

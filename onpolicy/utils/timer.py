@@ -43,8 +43,11 @@ class PhaseTimer:
 
 
 def in_words(seconds: float) -> str:
-    """``40 s``, ``12 min``, ``3 h 5 min``."""
+    """``40 s``, ``12 min``, ``3 h 5 min``, ``4 days 2 h``."""
     if seconds < 90:
-        return f"{seconds:.0f} s"
+        return f"{max(seconds, 1.0):.0f} s"
     minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+    if minutes < 90:
+        return f"{minutes} min"
+    hours = round(minutes / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"

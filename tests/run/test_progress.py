@@ -168,7 +168,14 @@ def test_an_estimate_that_can_be_believed() -> None:
 
 
 def test_durations_in_words() -> None:
-    assert [in_words(s) for s in (0.4, 89.4, 90, 5000, 11_100)] == ["0 s", "89 s", "2 min", "83 min", "3 h 5 min"]
+    assert [in_words(s) for s in (0.4, 89.4, 90, 5000, 11_100, 184_000)] == [
+        "1 s",
+        "89 s",
+        "2 min",
+        "83 min",
+        "3 h 5 min",
+        "2 days 3 h",
+    ]
 
 
 def test_it_speaks_after_silence_alone() -> None:

@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from onpolicy.config.registry import options_of
-from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.registry import defaults_and, options_of
+from onpolicy.config.resolved import ResolvedConfig, Section
 from onpolicy.config.shipped import find_config
 from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.trainer.chunked_head import TOKENS_PER_CHUNK
@@ -30,6 +30,8 @@ from onpolicy.trainer.forward_settings import settings_on_gpu
 from onpolicy.utils.errors import ConfigError, suggest
 
 GIB = 2.0**30
+RESERVED = "engine: keys and values"
+"""What vLLM takes of a GPU whether a run needs it or not."""
 
 
 @dataclass(frozen=True)
@@ -93,8 +95,8 @@ class Assumptions:
     prompt_tokens: float = 200.0
     completion_tokens: float | None = None
     """Mean length of an answer; None: half of ``generator.max_tokens``."""
-    eval_problems: int = 600
-    """In all sets together, about as many as AIME24, AIME25, AMC23 and MATH500 have."""
+    eval_problems: int = 150
+    """Of an evaluation set whose number the config does not say; AIME24, AIME25, AMC23 and MATH500 have 600 together."""
 
 
 @dataclass(frozen=True)
@@ -142,11 +144,12 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
     gpu, roles = GPUS[assumed.gpu], resolved.config.distributed
     engines, ranks = max(roles.num_generators, 1), max(roles.num_trainers, 1)
     apart = bool(roles.num_generators) and bool(roles.num_trainers)
-    tensor_parallel = int(resolved.generator.plugin.options.get("tensor_parallel_size", 1))
-    trainer = {k: v / GIB for k, v in trainer_bytes(resolved, shape, ranks).items()}
-    generator = {k: v / GIB for k, v in generator_bytes(resolved, shape, gpu, tensor_parallel).items()}
-    memory = {"a trainer's": trainer, "a generator's": generator} if apart else {"each": trainer | generator}
+    tensor_parallel = int(_generator_options(resolved).get("tensor_parallel_size", 1))
     length = assumed.completion_tokens or resolved.generator.settings.max_tokens / 2
+    whole = assumed.prompt_tokens + length
+    trainer = {k: v / GIB for k, v in trainer_bytes(resolved, shape, ranks).items()}
+    generator = {k: v / GIB for k, v in generator_bytes(resolved, shape, gpu, tensor_parallel, whole).items()}
+    memory = {"a trainer's": trainer, "a generator's": generator} if apart else {"each": trainer | generator}
     rollouts = resolved.data.settings.prompts_per_step * resolved.generator.settings.group_size
     rate = functools.partial(sampled_a_second, resolved, shape, gpu, assumed, length, tensor_parallel)
     compute = gpu.flops * assumed.utilisation * ranks
@@ -157,7 +160,8 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
     times = 0 if not (settings.every and resolved.eval_sets) else math.ceil(resolved.config.steps / settings.every) + 1
     cap = settings.max_tokens or resolved.generator.settings.max_tokens
     answer = min(length, cap)
-    answers = assumed.eval_problems * settings.samples_per_problem
+    problems = sum(_chosen(section) or assumed.eval_problems for section in resolved.eval_sets.values())
+    answers = problems * settings.samples_per_problem
     evaluations = times * answers * answer / (engines * rate(answers / engines)) / 3600
     return Forecast(
         memory=memory,
@@ -169,11 +173,17 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
             f"{assumed.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.gib:.0f} GiB (data sheet)",
             f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",
             f"prompts of {assumed.prompt_tokens:.0f} tokens, answers of {length:.0f}; a teacher reads as much again as an answer",
-            f"{times} evaluations of {assumed.eval_problems} problems, {settings.samples_per_problem} answers of {answer:.0f} tokens each",
+            f"{times} evaluations of {problems} problems, {settings.samples_per_problem} answers of {answer:.0f} tokens each",
             *_left_out(resolved, shape),
         ],
         refusals=_refusals(resolved, shape, gpu, assumed, length, tensor_parallel, memory),
     )
+
+
+def _chosen(section: Section) -> int | None:
+    """Problems of an evaluation set, as far as the config says."""
+    numbers = (section.settings.problems, section.settings.coverage.problems)
+    return min((n for n in numbers if n is not None), default=None)
 
 
 def _left_out(resolved: ResolvedConfig, shape: ModelShape) -> Iterator[str]:
@@ -199,11 +209,11 @@ def _refusals(
         for kind, parts in memory.items()
         if (total := sum(parts.values())) > gpu.gib
     ]
-    engine = generator_bytes(resolved, shape, gpu, tensor_parallel)
-    if engine["engine: keys and values"] * tensor_parallel < shape.kv_bytes(assumed.prompt_tokens + length):
+    engine = generator_bytes(resolved, shape, gpu, tensor_parallel, assumed.prompt_tokens + length)
+    if engine.get(RESERVED, math.inf) * tensor_parallel < shape.kv_bytes(assumed.prompt_tokens + length):
         found.append(
             f"generator.gpu_memory_utilization: of its share of {gpu.gib:.0f} GiB an engine has "
-            f"{engine['engine: keys and values'] / GIB:.1f} GiB left beside {engine['engine: weights'] / GIB:.1f} of weights, "
+            f"{engine[RESERVED] / GIB:.1f} GiB left beside {engine['engine: weights'] / GIB:.1f} of weights, "
             "less than one answer's keys and values"
         )
     return found
@@ -265,11 +275,33 @@ def zero_of(resolved: ResolvedConfig) -> dict[str, Any]:
     return dict(found.get("zero_optimization", {}))
 
 
-def generator_bytes(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, tensor_parallel: int) -> dict[str, float]:
-    """Bytes that the engine reserves: weights in bfloat16, the rest for keys and values."""
-    share = float(resolved.generator.plugin.options.get("gpu_memory_utilization", 0.4))
-    weights = 2.0 * shape.parameters / tensor_parallel
-    return {"engine: weights": weights, "engine: keys and values": max(share * gpu.gib * GIB - weights, 0.0)}
+def generator_bytes(
+    resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, tensor_parallel: int, length: float
+) -> dict[str, float]:
+    """Bytes of the engine: vLLM reserves a share of the GPU; a generator without such an option holds what its batch needs.
+
+    Args:
+        resolved: the run
+        shape: its model
+        gpu: the kind of GPU
+        tensor_parallel: GPUs per engine
+        length: tokens of a prompt and its answer
+    """
+    options = _generator_options(resolved)
+    if "gpu_memory_utilization" in options:
+        weights = 2.0 * shape.parameters / tensor_parallel
+        reserved = float(options["gpu_memory_utilization"]) * gpu.gib * GIB
+        return {"engine: weights": weights, RESERVED: max(reserved - weights, 0.0)}
+    each = 4.0 if options.get("dtype") == "float32" else 2.0
+    return {
+        "engine: weights": each * shape.parameters,
+        "keys and values of a batch": float(options.get("batch_size", 1)) * shape.kv_bytes(length) * each / 2,
+    }
+
+
+def _generator_options(resolved: ResolvedConfig) -> dict[str, Any]:
+    plugin = resolved.generator.plugin
+    return dict(defaults_and(plugin.function, plugin.options))
 
 
 def sampled_a_second(
@@ -282,10 +314,13 @@ def sampled_a_second(
     answers: float,
 ) -> float:
     """Tokens per second of one engine: as many answers at a time as fit, each pass reading the weights and their keys and values."""
-    room = generator_bytes(resolved, shape, gpu, tensor_parallel)["engine: keys and values"] * tensor_parallel
+    options = _generator_options(resolved)
+    room = generator_bytes(resolved, shape, gpu, tensor_parallel, assumed.prompt_tokens + length).get(
+        RESERVED, math.inf
+    )
     each = shape.kv_bytes(assumed.prompt_tokens + length / 2)
-    most = float(resolved.generator.plugin.options.get("max_num_seqs", 256))
-    at_once = max(min(room / each, most, answers), 1.0)
+    most = float(options.get("max_num_seqs") or options.get("batch_size") or 1)
+    at_once = max(min(room * tensor_parallel / each, most, answers), 1.0)
     read = 2.0 * shape.parameters + at_once * each
     memory = read / (gpu.bandwidth * assumed.bandwidth * tensor_parallel)
     compute = shape.flops(at_once, length) / (gpu.flops * assumed.utilisation * tensor_parallel)

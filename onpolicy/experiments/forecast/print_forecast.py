@@ -15,11 +15,12 @@ from rich.table import Table
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.experiments.forecast.forecast import GPUS, Assumptions, Forecast, forecast, shape_of
-from onpolicy.models import resolve_model
+from onpolicy.models import ModelError, resolve_model
 from onpolicy.run.check_run import training_command
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.tables import coloured, table
 from onpolicy.utils.terminal import print_json, print_next
+from onpolicy.utils.timer import in_words
 
 
 def print_forecast(
@@ -35,9 +36,12 @@ def print_forecast(
         resolved = resolve(load(config, overrides))
     settings = resolved.config.model
     if model_config is None:
-        found = shape_of(
-            resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
-        )
+        try:
+            found = shape_of(
+                resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
+            )
+        except ModelError as error:
+            raise ModelError(f"{error} Its config.json alone is enough: --model-config FILE") from error
     elif not model_config.is_file():
         raise ConfigError(
             f"--model-config: got {str(model_config)!r}, which is not a file; expected a model's config.json"
@@ -52,7 +56,10 @@ def print_forecast(
         print_json(written)
         return int(bool(foreseen.refusals))
     console = Console()
-    console.print(f"{found.parameters / 1e9:.2f} billion parameters, {foreseen.gpus} GPUs of kind {assumed.gpu}")
+    size = (
+        f"{found.parameters / 1e9:.2f} billion" if found.parameters >= 5e6 else f"{found.parameters / 1e6:.2f} million"
+    )
+    console.print(f"{size} parameters, {foreseen.gpus} {'GPU' if foreseen.gpus == 1 else 'GPUs'} of kind {assumed.gpu}")
     console.print(memory_table(foreseen, GPUS[assumed.gpu].gib))
     console.print(time_table(foreseen, resolved.config.steps))
     for note in foreseen.notes:
@@ -79,13 +86,15 @@ def memory_table(foreseen: Forecast, gib: float) -> Table:
 
 
 def time_table(foreseen: Forecast, steps: int) -> Table:
+    in_all = {"evaluate": foreseen.evaluation_hours, f"total, {steps} steps": foreseen.hours}
+    evaluate, total = ((what, "", in_words(hours * 3600)) for what, hours in in_all.items())
     return table(
         "time",
-        ["", "seconds per step", "hours"],
+        ["", "seconds per step", "in all"],
         [
-            *((what, f"{s:.3g}", f"{s * steps / 3600:.2g}") for what, s in foreseen.seconds.items()),
-            ("evaluate", "", f"{foreseen.evaluation_hours:.2g}"),
+            *((what, f"{s:.3g}", in_words(s * steps)) for what, s in foreseen.seconds.items()),
+            evaluate,
             None,
-            (f"total, {steps} steps", f"{sum(foreseen.seconds.values()):.4g}", f"{foreseen.hours:.3g}"),
+            (total[0], f"{sum(foreseen.seconds.values()):.4g}", total[2]),
         ],
     )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from onpolicy.config.registry import defaults_and
 from onpolicy.config.resolved import ResolvedConfig
-from onpolicy.experiments.forecast.forecast import GPUS, Assumptions, Forecast
+from onpolicy.experiments.forecast.forecast import GPUS, RESERVED, Assumptions, Forecast
 from onpolicy.run.axes import short
 from onpolicy.run.first_rows import first_rows
 from onpolicy.run.method_in_words import method_in_words
 from onpolicy.trainer.forward_settings import left_to_device
+from onpolicy.utils.timer import in_words
 
 LONGEST = 160
 """Characters of a path."""
@@ -70,10 +71,15 @@ def _needs(foreseen: Forecast | None) -> Iterator[tuple[str, str]]:
         unknown = "not known before the model is on this machine; `onpolicy forecast` asks the hub"
         yield from (("memory", unknown), ("time", unknown))
         return
-    gpu = Assumptions.gpu
-    held = ", ".join(f"{kind} {sum(parts.values()):.1f} GiB" for kind, parts in foreseen.memory.items())
+    on = f"on {foreseen.gpus} {Assumptions.gpu}, by the forecast"
+    held = ", ".join(f"{kind} {_held(parts)}" for kind, parts in foreseen.memory.items())
     refused = "".join(f"; does not fit: {reason}" for reason in foreseen.refusals)
-    on = f"on {foreseen.gpus} {gpu}, by the forecast"
-    yield "memory", f"{held} of {GPUS[gpu].gib:.0f} {on}{refused}"
-    hours = f"{foreseen.hours:.2g} hours" if foreseen.hours >= 0.1 else "some minutes at most"
-    yield "time", f"{hours} {on}; `onpolicy forecast` has the parts and other GPUs"
+    yield "memory", f"{held}, of {GPUS[Assumptions.gpu].gib:.0f} GiB {on}{refused}"
+    took = in_words(foreseen.hours * 3600) if foreseen.hours > 1 / 60 else "under a minute, beside what starting takes,"
+    yield "time", f"{took} {on}; `onpolicy forecast` has the parts and other GPUs"
+
+
+def _held(parts: Mapping[str, float]) -> str:
+    """What a run needs, and apart from it what vLLM takes in any case."""
+    needed, reserved = sum(gib for part, gib in parts.items() if part != RESERVED), parts.get(RESERVED, 0.0)
+    return f"{needed:.1f} GiB" + (f" + {reserved:.1f} that vLLM reserves for keys and values" if reserved else "")

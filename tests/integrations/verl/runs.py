@@ -144,6 +144,16 @@ def main_ppo(
 
 def run(command: list[str], folder: Path) -> str:
     """Its output; everything it has started is ended with it."""
+    status, output = _run(command, folder)
+    if (
+        status and "timed out during startup" in output
+    ):  # Ray's node, once in some hundred starts, before verl has done anything
+        status, output = _run(command, folder)
+    assert status == 0, f"status {status}\n{output[-8000:]}"
+    return output
+
+
+def _run(command: list[str], folder: Path) -> tuple[int, str]:
     with (folder / "output.log").open("w") as log:
         process = subprocess.Popen(
             command,
@@ -158,9 +168,7 @@ def run(command: list[str], folder: Path) -> str:
         finally:
             end(process.pid)
             process.wait()
-    output = (folder / "output.log").read_text()
-    assert status == 0, f"status {status}\n{output[-8000:]}"
-    return output
+    return status, (folder / "output.log").read_text()
 
 
 def end(session: int) -> None:

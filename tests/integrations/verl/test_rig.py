@@ -1,4 +1,4 @@
-"""That unmodified verl runs on a CPU: its worker in this process, our rollout server, and its whole entry point."""
+"""That unmodified verl runs on a CPU: its worker in this process, and our rollout server. Its whole entry point: test_runs.py."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import asyncio
 import math
 import socket
 from collections.abc import Iterator
-from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from tensordict import TensorDict
@@ -32,18 +30,12 @@ from verl.workers.rollout.replica import TokenOutput
 from verl.workers.utils.losses import ppo_loss
 
 from tests.integrations.verl.rig.rollout import Server, kept
-from tests.integrations.verl.runs import main_ppo, smallest
 from tests.tiny import tiny_model_dir
 
 pytestmark = pytest.mark.verl
 
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 PROMPTS, RESPONSES = [[5, 6, 7], [8, 9], [10, 11, 12, 13], [14]], [[20, 21, 2], [22, 2], [23, 24, 25], [26, 27, 2]]
-
-REWARD = """
-def share_of_letters(data_source, solution_str, ground_truth, extra_info=None, **named):
-    return sum(c.isalpha() for c in solution_str) / max(1, len(solution_str))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -228,63 +220,3 @@ def test_server_aborts(model: Path) -> None:
     stopped, waited, late = asyncio.run(run())
     assert stopped.stop_reason == "aborted" and 0 < len(stopped.token_ids) < 64
     assert waited and late.stop_reason == "completed" and len(late.token_ids) == 2
-
-
-def test_stock_main_ppo(tmp_path: Path) -> None:
-    """Rollouts, rewards, update, weights to the server and validation, by verl alone: our plug-in is installed and not named."""
-    reward = tmp_path / "reward.py"
-    reward.write_text(REWARD)
-    mine = {
-        "algorithm.adv_estimator": "grpo",
-        "reward.custom_reward_function.path": str(reward),
-        "reward.custom_reward_function.name": "share_of_letters",
-        "trainer.val_before_train": True,
-        "trainer.test_freq": 1,
-    }
-    steps = main_ppo(smallest(tmp_path) | mine, tmp_path)
-    assert [step["step"] for step in steps] == [0, 1, 2]
-    assert all("val-core/sums/acc/mean@1" in step for step in steps)
-    for step in steps[1:]:
-        assert math.isfinite(step["actor/loss"]) and step["actor/grad_norm"] > 0
-        assert step["training/rollout_probs_diff_max"] < 1e-4
-    assert not [name for name in steps[-1] if name.startswith(("distill/", "epistemic/"))]
-    assert not left_over(tmp_path)
-
-
-def test_stock_teacher_pool(tmp_path: Path) -> None:
-    """Two ranks that learn from verl's served teacher: it is the student's first checkpoint, so there is nothing to learn at first."""
-    overrides = smallest(tmp_path, ranks=2)
-    teacher = "distillation.teacher_models.teacher_model"
-    mine = {
-        "algorithm.adv_estimator": "grpo",
-        "distillation.enabled": True,
-        "distillation.n_gpus_per_node": 1,
-        "distillation.nnodes": 1,
-        "distillation.distillation_loss.loss_mode": "forward_kl_topk",
-        "distillation.distillation_loss.topk": 16,
-        f"{teacher}.model_path": overrides["actor_rollout_ref.model.path"],
-        f"{teacher}.num_replicas": 1,
-        f"{teacher}.inference.name": "vllm",
-        f"{teacher}.inference.tensor_model_parallel_size": 1,
-        f"{teacher}.inference.max_model_len": 512,
-        "+ray_kwargs.ray_init.num_gpus": 3,
-    }
-    reward = tmp_path / "reward.py"
-    reward.write_text(REWARD)
-    mine |= {
-        "reward.custom_reward_function.path": str(reward),
-        "reward.custom_reward_function.name": "share_of_letters",
-    }
-    first, second = main_ppo(overrides | mine, tmp_path)
-    assert abs(first["actor/distillation/loss"]) < 1e-6 < second["actor/distillation/loss"]
-    assert second["training/rollout_probs_diff_max"] < 1e-4
-
-
-def left_over(folder: Path) -> list[str]:
-    """Processes of the run in the folder, which all have inherited where it logs."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):
-            if process.environ().get("VERL_FILE_LOGGER_PATH", "").startswith(str(folder)):
-                found.append(process.name())
-    return found

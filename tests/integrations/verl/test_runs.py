@@ -1,24 +1,26 @@
-"""Level 4: verl's own entry point, unmodified, from sampling to validation and checkpoint; a minute each.
+"""Level 4: verl's own entry point, unmodified, from sampling to validation and checkpoint; half a minute each, one after the other.
 
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
 that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
 trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher;
-5. ``onpolicy verl train`` that is told to stop.
-Verl without us: test_rig.py.
+5. ``onpolicy verl train`` that is told to stop; 6. verl without us.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import yaml
@@ -32,6 +34,10 @@ pytestmark = pytest.mark.verl
 REWARD = (
     "def score(data_source, solution_str, ground_truth, extra_info=None):\n    return (len(solution_str) % 7) / 7\n"
 )
+LETTERS = """
+def share_of_letters(data_source, solution_str, ground_truth, extra_info=None, **named):
+    return sum(c.isalpha() for c in solution_str) / max(1, len(solution_str))
+"""
 
 
 def write(folder: Path, onpolicy: dict[str, Any], **more: Any) -> Path:
@@ -210,3 +216,63 @@ def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:
         env=environment(tmp_path) | {"COLUMNS": "200", "VERL_USE_EXTERNAL_PLUGINS": "none"},
     )  # fmt: skip
     assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
+
+
+def test_stock_main_ppo(tmp_path: Path) -> None:
+    """Rollouts, rewards, update, weights to the server and validation, by verl alone: our plug-in is installed and not named."""
+    reward = tmp_path / "reward.py"
+    reward.write_text(LETTERS)
+    mine = {
+        "algorithm.adv_estimator": "grpo",
+        "reward.custom_reward_function.path": str(reward),
+        "reward.custom_reward_function.name": "share_of_letters",
+        "trainer.val_before_train": True,
+        "trainer.test_freq": 1,
+    }
+    steps = main_ppo(smallest(tmp_path) | mine, tmp_path)
+    assert [step["step"] for step in steps] == [0, 1, 2]
+    assert all("val-core/sums/acc/mean@1" in step for step in steps)
+    for step in steps[1:]:
+        assert math.isfinite(step["actor/loss"]) and step["actor/grad_norm"] > 0
+        assert step["training/rollout_probs_diff_max"] < 1e-4
+    assert not [name for name in steps[-1] if name.startswith(("distill/", "epistemic/"))]
+    assert not left_over(tmp_path)
+
+
+def test_stock_teacher_pool(tmp_path: Path) -> None:
+    """Two ranks that learn from verl's served teacher: it is the student's first checkpoint, so there is nothing to learn at first."""
+    overrides = smallest(tmp_path, ranks=2)
+    teacher = "distillation.teacher_models.teacher_model"
+    mine = {
+        "algorithm.adv_estimator": "grpo",
+        "distillation.enabled": True,
+        "distillation.n_gpus_per_node": 1,
+        "distillation.nnodes": 1,
+        "distillation.distillation_loss.loss_mode": "forward_kl_topk",
+        "distillation.distillation_loss.topk": 16,
+        f"{teacher}.model_path": overrides["actor_rollout_ref.model.path"],
+        f"{teacher}.num_replicas": 1,
+        f"{teacher}.inference.name": "vllm",
+        f"{teacher}.inference.tensor_model_parallel_size": 1,
+        f"{teacher}.inference.max_model_len": 512,
+        "+ray_kwargs.ray_init.num_gpus": 3,
+    }
+    reward = tmp_path / "reward.py"
+    reward.write_text(LETTERS)
+    mine |= {
+        "reward.custom_reward_function.path": str(reward),
+        "reward.custom_reward_function.name": "share_of_letters",
+    }
+    first, second = main_ppo(overrides | mine, tmp_path)
+    assert abs(first["actor/distillation/loss"]) < 1e-6 < second["actor/distillation/loss"]
+    assert second["training/rollout_probs_diff_max"] < 1e-4
+
+
+def left_over(folder: Path) -> list[str]:
+    """Processes of the run in the folder, which all have inherited where it logs."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get("VERL_FILE_LOGGER_PATH", "").startswith(str(folder)):
+                found.append(process.name())
+    return found
