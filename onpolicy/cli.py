@@ -77,7 +77,7 @@ def _config(
 
 
 def _overrides(meaning: str = "settings for this run, e.g. generator.max_tokens=512") -> Argument:
-    return _argument("overrides", nargs="*", default=[], metavar="key=value", help=meaning)
+    return _argument("overrides", nargs="*", default=(), metavar="key=value", help=meaning)
 
 
 def _report(arguments: argparse.Namespace) -> None:
@@ -290,7 +290,7 @@ COMMANDS: dict[str, Command | Group] = {
             _argument("--prompt-tokens", type=above_zero, default=200.0, help="mean prompt length (default 200)"),
             _argument("--utilisation", type=share, default=0.35, help="fraction of the peak FLOP/s that is reached (default 0.35)"),
             _argument("--bandwidth", type=share, default=0.5, help="fraction of the memory bandwidth that sampling reaches (default 0.5)"),
-            _argument("--eval-problems", type=whole, default=150, help="problems of an evaluation set whose number the config leaves open (default 150)"),
+            _argument("--eval-problems", type=whole, default=150, help="problems of a set without a number in the config (default 150)"),
             JSON_OUTPUT,
             JSON,
         ),

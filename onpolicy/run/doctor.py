@@ -147,7 +147,13 @@ def arithmetic() -> list[Check]:
     bf16 = torch.cuda.is_bf16_supported() if device == "cuda" else "avx512_bf16" in _cpu_flags()
     return [
         Check("torch computes", right, device, "reinstall torch"),
-        Check("bfloat16", bf16, "in hardware" if bf16 else "emulated", "set trainer.precision=float32", needed=False),
+        Check(
+            "bfloat16",
+            bf16,
+            "in hardware" if bf16 else "emulated",
+            "nothing: on a CPU the default is float32",
+            needed=False,
+        ),
     ]
 
 

@@ -120,7 +120,7 @@ def _unshown(rows: FirstRows, resolved: ResolvedConfig) -> Iterator[str]:
         prompts = [with_baseline_columns(prompt, resolved) for prompt in rows.chosen]
         errors = [error for prompt in prompts if (error := _problem(context, prompt, size)) is not None]
         if errors and not (rows.some_may_lack and len(errors) < len(rows.chosen)):
-            several = f" {len(errors)} of {rows.counted} have this problem." if len(rows.chosen) > 1 else ""
+            several = f" The same holds for {len(errors)} of {rows.counted}." if len(rows.chosen) > 1 else ""
             yield f"{key}: {errors[0]}{several}"
 
 

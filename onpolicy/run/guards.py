@@ -31,13 +31,18 @@ def falls(
 ) -> str | None:
     """The metric fell below a fraction of its mean over the first steps that had it.
 
+    It has recovered once it has made up for half of that: a metric that hovers about its threshold is one alarm.
+
     Args:
         metric: its name, as logged
         below_fraction: of the mean over the warm-up
         warmup: steps that make the mean
     """
     level = _level(step, metrics, memory, metric, warmup)
-    if level is None or metrics[metric] >= below_fraction * level:
+    if level is None:
+        return None
+    memory["fell"] = metrics[metric] < level * ((1.0 + below_fraction) / 2 if memory.get("fell") else below_fraction)
+    if not memory["fell"]:
         return None
     return f"{metric} fell from {level:.3g} to {metrics[metric]:.3g}, below {below_fraction:.0%} of where it began"
 
@@ -45,7 +50,7 @@ def falls(
 def rises(
     step: int, metrics: Mapping[str, float], memory: dict[str, Any], *, metric: str, by: float, warmup: int = 3
 ) -> str | None:
-    """The metric rose by more than an amount over its mean over the first steps that had it.
+    """The metric rose by more than an amount over its mean over the first steps that had it; it is back once half of that is gone.
 
     Args:
         metric: its name, as logged
@@ -53,7 +58,10 @@ def rises(
         warmup: steps that make the mean
     """
     level = _level(step, metrics, memory, metric, warmup)
-    if level is None or metrics[metric] <= level + by:
+    if level is None:
+        return None
+    memory["rose"] = metrics[metric] > level + (by / 2 if memory.get("rose") else by)
+    if not memory["rose"]:
         return None
     return f"{metric} rose from {level:.3g} to {metrics[metric]:.3g}, by more than {by:g}"
 
@@ -115,10 +123,6 @@ def _level(step: int, metrics: Mapping[str, float], memory: dict[str, Any], metr
     return float(memory["level"]) if step else None
 
 
-CALM_STEPS = 5
-"""Values without an alarm after which it has ended: a metric that hovers about its threshold is one alarm, not many."""
-
-
 @dataclass
 class Watched:
     """One guard of a run."""
@@ -139,15 +143,15 @@ class Guards:
     items: Sequence[Watched]
 
     def check(self, step: int, metrics: Mapping[str, float]) -> list[tuple[str, GuardSettings]]:
-        """The new alarms, each with its reason and the guard's settings; an alarm is reported once, until it has ended for CALM_STEPS."""
+        """The new alarms, each with its reason and the guard's settings; an alarm that persists is reported once, until it ends."""
         alarms = []
         for guard in self.items:
             if guard.metric is not None and guard.metric not in metrics:
                 continue  # not logged in this step: an alarm neither begins nor ends
             reason = guard.function(step, metrics, guard.memory)
-            if reason and guard.memory.get("calm", CALM_STEPS) >= CALM_STEPS:
+            if reason and not guard.memory.get("said"):
                 alarms.append((reason, guard.settings))
-            guard.memory["calm"] = 0 if reason else guard.memory.get("calm", CALM_STEPS) + 1
+            guard.memory["said"] = bool(reason)
         return alarms
 
     def state(self) -> dict[str, Any]:

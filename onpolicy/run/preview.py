@@ -50,6 +50,8 @@ class Lengths:
 
     tokens: Sequence[int]
     limit: int
+    unknown: int = 0
+    """How many of the prompts hold the token that stands for text which the tokenizer does not know."""
 
 
 @dataclass(frozen=True)
@@ -198,7 +200,8 @@ class _Sources:
         chosen = graded
         renderer = self.model.renderer
         limit = renderer.max_prompt_tokens or UNLIMITED
-        tokens = {prompt.id: len(renderer.prompt_ids(prompt.messages, limit=UNLIMITED)) for prompt in chosen}
+        ids = {prompt.id: renderer.prompt_ids(prompt.messages, limit=UNLIMITED) for prompt in chosen}
+        tokens = {name: len(found) for name, found in ids.items()}
         fits = bool(tokens) and max(tokens.values()) <= limit
         kept = chosen if fits else drop_overlong(chosen, renderer, drop=drop)
         used = {prompt.id for prompt in kept}
@@ -217,10 +220,15 @@ class _Sources:
                 *(f"{i}: no reference answer, which {grader!r} needs" for i, grader in lacking.items()),
                 *(f"{i}: {tokens[i]} tokens, more than rendering.max_prompt_tokens" for i in overlong),
             ],
-            lengths=Lengths([tokens[prompt.id] for prompt in kept], limit),
+            lengths=_lengths([ids[prompt.id] for prompt in kept], limit, renderer),
             with_answer=len(with_answer),
             unreadable=unreadable if self.references_are_read else None,
         )
+
+
+def _lengths(prompts: Sequence[Sequence[int]], limit: int, renderer: Renderer) -> Lengths:
+    unknown = renderer.tokenizer.unk_token_id
+    return Lengths([len(ids) for ids in prompts], limit, sum(unknown in ids for ids in prompts))
 
 
 def _row(prompt: Prompt, model: ModelHandle, teachers: _Teachers) -> RowPreview:
@@ -264,7 +272,7 @@ class _Teachers:
 
     def survey(self) -> tuple[dict[str, Lengths], list[str]]:
         """By context the lengths of the first teacher prompts; and why a run would stop, one reason for each problem and context."""
-        tokens: dict[str, list[int]] = {context: [] for context in self.contexts}
+        rendered: dict[str, list[Sequence[int]]] = {context: [] for context in self.contexts}
         problems = []
         for context in self.contexts:
             for i, prompt in enumerate(self.prompts):
@@ -277,9 +285,10 @@ class _Teachers:
                     problems.append(f"contexts.{context}: {error}")
                     continue
                 if ids is not None:
-                    tokens[context].append(len(ids))
+                    rendered[context].append(ids)
         limit = self.model.max_teacher_prompt_tokens
-        return {context: Lengths(found, limit) for context, found in tokens.items() if found}, problems
+        renderer = self.model.teacher_renderer
+        return {context: _lengths(found, limit, renderer) for context, found in rendered.items() if found}, problems
 
     def _messages(self, context: str, prompt: Prompt, *, ask: bool) -> tuple[Sequence[Message] | None, str]:
         """What a context shows, and for which answers: after a wrong one, or, where it shows nothing then, after a correct one.

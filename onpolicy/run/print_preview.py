@@ -114,7 +114,10 @@ def _references(origin: SourcePreview) -> str:
 def _measured(lengths: Lengths) -> str:
     low, high = min(lengths.tokens), max(lengths.tokens)
     span = f"{low} tokens" if low == high else f"{low} to {high} tokens, median {median(lengths.tokens):g}"
-    return f"prompts of {span}; limit {lengths.limit}"
+    said = f"prompts of {span}; limit {lengths.limit}"
+    if lengths.unknown:
+        said += f"; {lengths.unknown} of {len(lengths.tokens)} hold text that the tokenizer does not know"
+    return said
 
 
 def _teacher(console: Console, context: str, teacher: TeacherPreview) -> None:

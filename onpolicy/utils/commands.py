@@ -69,7 +69,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str] | None) -> a
     if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(parsed, "overrides")):
         parser.error(unrecognized(rest, hasattr(parsed, "overrides")))
     if rest:
-        parsed.overrides += rest
+        parsed.overrides = [*parsed.overrides, *rest]
     return parsed
 
 

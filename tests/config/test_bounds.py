@@ -214,6 +214,7 @@ def test_a_template_has_a_place_for_the_problem(data: str, config: Path) -> None
             "missing; 'distill' needs it (one of forward_kl, jsd, reverse_kl, skew_forward_kl",
         ),
         ("trainer.betas=0.9", "trainer.betas: got 0.9, expected a list, e.g. [0.9, 0.999]."),
+        ("data.coverage=8", "data.coverage: got 8, expected keys and values, e.g. data.coverage.problems=8."),
     ],
 )
 def test_messages_lead_to_the_key(override: str, words: str, config: Path) -> None:

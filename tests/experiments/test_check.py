@@ -51,7 +51,8 @@ def test_the_summary_says_what_a_run_does(config: Path, capsys: pytest.CaptureFi
     assert found["learning rate"] == "0.001, constant after 2 steps of warm-up"
     assert found["precision"].startswith("auto: bfloat16 on a CUDA GPU, float32 on the CPU (here ")
     assert found["evaluation"] == "every 2 steps on unseen"
-    assert "GiB of 80 on 1 h100, by the forecast" in found["memory"] and "minutes at most on 1 h100" in found["time"]
+    assert found["memory"] == "each GPU 0.0 GiB, of 80 on 1 h100, by the forecast", "transformers reserves nothing"
+    assert found["time"].startswith("under a minute, beside what starting takes, on 1 h100")
     assert "is valid" in lines[-1] and "--full" in lines[-1]
 
 
@@ -227,7 +228,7 @@ WHOLE = {"problem": "1 + 1?", "answer": "2", "solution": "1 + 1 = 2", "tests": "
 MISSING = {
     "problem": (WHOLE, "data: 1 of 2 rows cannot be read:", "no prompt: expected one of the columns"),
     "answer": (WHOLE, "data: 1 of 2 problems have no reference answer, which 'exact_answer' needs", "on_bad_row=skip"),
-    "solution": (WHOLE, "contexts.teacher: prompt 'rows/2' has no 'solution'", "So it is with 1 of 2 problems."),
+    "solution": (WHOLE, "contexts.teacher: prompt 'rows/2' has no 'solution'", "The same holds for 1 of 2 problems."),
     "tests": (
         WHOLE,
         "rewards[1]: 'tests.experiments.test_check:unnamed' takes 'tests', which 1 of 2 problems",

@@ -13,6 +13,7 @@ from onpolicy.config.resolve import resolve
 from onpolicy.experiments.forecast.forecast import (
     GIB,
     GPUS,
+    RESERVED,
     Assumptions,
     ModelShape,
     forecast,
@@ -116,7 +117,12 @@ def test_logits_of_a_chunk_by_hand(tmp_path: Path) -> None:
 
 
 def test_time_by_hand(tmp_path: Path) -> None:
-    resolved = resolve(load(write_config(tmp_path), ["generator.max_tokens=100", "eval.every=0", "steps=36"]))
+    resolved = resolve(
+        load(
+            write_config(tmp_path),
+            ["generator={name: vllm, group_size: 3, max_tokens: 100}", "eval.every=0", "steps=36"],
+        )
+    )
     assumed = Assumptions("h100", utilisation=0.5, bandwidth=0.25, prompt_tokens=20, completion_tokens=50)
     # two problems, three answers: 300 tokens and two prompts, in sequences of 70; the teacher reads as much again
     plain = 340 * (2e6 + 2 * 10 * 100 * 70)
@@ -128,6 +134,36 @@ def test_time_by_hand(tmp_path: Path) -> None:
     assert found.seconds["sample"] == pytest.approx(50 * (2e6 + 6 * 45 * 2000) / (3.35e12 * 0.25))
     assert found.hours == pytest.approx(36 * sum(found.seconds.values()) / 3600) and found.evaluation_hours == 0.0
     assert found.memory["each"]["engine: keys and values"] == pytest.approx(0.4 * 80 - 2e6 / GIB)
+
+
+def test_evaluations_by_hand(tmp_path: Path) -> None:
+    """Two sets with a number, and one of which the config says nothing, before the first and after every third of six steps."""
+    sets = "eval.sets={a: {name: file, path: x, problems: 20}, b: {name: file, path: x, coverage: {problems: 8}}, c: {name: file, path: x}}"
+    own = [
+        sets,
+        "eval.every=3",
+        "steps=6",
+        "eval.samples_per_problem=2",
+        "eval.pass_at=[]",
+        "generator.max_tokens=100",
+        "eval.max_tokens=null",
+    ]
+    resolved = resolve(load(write_config(tmp_path), own))
+    assumed = Assumptions(
+        "h100", utilisation=0.5, bandwidth=0.25, prompt_tokens=20, completion_tokens=50, eval_problems=100
+    )
+    found = forecast(resolved, TINY, assumed)
+    assert "3 evaluations of 128 problems, 2 answers of 50 tokens each" in found.notes
+    # all 256 answers at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each, once for each of 50 tokens
+    assert found.evaluation_hours * 3600 == pytest.approx(3 * 50 * (2e6 + 256 * 45 * 2000) / (3.35e12 * 0.25))
+
+
+def test_a_generator_without_a_share_of_the_gpu_holds_what_its_batch_needs(tmp_path: Path) -> None:
+    own = ["generator={name: transformers, max_tokens: 100, batch_size: 4}"]
+    assumed = Assumptions("h100", prompt_tokens=20, completion_tokens=50)
+    held = forecast(resolve(load(write_config(tmp_path), own)), TINY, assumed).memory["each"]
+    assert RESERVED not in held and held["engine: weights"] * GIB == 4e6, "float32"
+    assert held["keys and values of a batch"] * GIB == 4 * 70 * 2 * 2000, "four sequences of 70 tokens, in float32"
 
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

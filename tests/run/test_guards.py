@@ -21,15 +21,10 @@ def said(guard: Any, values: list[float | None]) -> list[bool]:
 
 
 def test_a_drop_is_said_once_until_it_has_recovered() -> None:
-    # mean of the first two is 10: alarm below 4
-    assert said(partial(falls, metric="m", below_fraction=0.4, warmup=2), [8, None, 12, 5, 3, 2, 6, 3]) == [
-        False
-    ] * 4 + [
-        True,
-        False,
-        False,
-        True,
-    ]
+    # mean of the first two is 10: alarm below 4, recovered at 7
+    drop = partial(falls, metric="m", below_fraction=0.4, warmup=2)
+    assert said(drop, [8, None, 12, 5, 3, 2, 7, 3]) == [False] * 4 + [True, False, False, True]
+    assert said(drop, [8, 12, 3, 6, 3, 6.9, 3]) == [False] * 2 + [True] + [False] * 4, "it hovers about the threshold"
     now_and_then: list[float | None] = [10, None, 1, None, 1, None, 9, None, 1]
     assert said(partial(falls, metric="m", warmup=1), now_and_then) == [False, False, True] + [False] * 5 + [True], (
         "steps that do not log it are neither an alarm nor its end"
@@ -38,7 +33,9 @@ def test_a_drop_is_said_once_until_it_has_recovered() -> None:
 
 
 def test_a_rise() -> None:
-    assert said(partial(rises, metric="m", by=0.3, warmup=1), [0.1, 0.3, 0.5]) == [False, False, True]
+    rise = partial(rises, metric="m", by=0.3, warmup=1)
+    assert said(rise, [0.1, 0.3, 0.5]) == [False, False, True]
+    assert said(rise, [0.1, 0.5, 0.3, 0.5, 0.2, 0.5]) == [False, True, False, False, False, True], "back at .25"
 
 
 def test_the_reason_has_both_numbers() -> None:

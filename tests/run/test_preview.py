@@ -20,6 +20,7 @@ from rich.console import Console
 
 from onpolicy.cli import main
 from onpolicy.config.resolve import load_resolved
+from onpolicy.data import DataError
 from onpolicy.run.check_run import check_run
 from onpolicy.run.preview import MEASURED, preview
 from onpolicy.run.print_preview import _panel
@@ -313,3 +314,29 @@ def check_problems(config: Path, *overrides: str) -> tuple[str, ...]:
     except ConfigError as error:
         return tuple(p for p in error.problems if p.startswith("contexts."))
     return ()
+
+
+def test_text_that_the_tokenizer_does_not_know_is_counted(
+    write: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = write({"teacher": {"name": "reference_solution", "template": "{question} hint {solution}"}})
+    rows = [
+        {"problem": f"add 3 5 8 11 to {n}", "solution": words, "answer": "1"}
+        for n, words in ((16, "5 + 11"), (12, "two!"))
+    ]
+    (config.parent / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["preview", str(config), "model.path=lab-reasoner", "generator.max_tokens=32"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert said.count("hold text that the tokenizer does not know") == 1, "the student's prompts are known"
+    assert "1 of 2 hold text that the tokenizer does not know" in said
+
+
+def test_errors_of_evaluation_sets_name_their_own_keys(write: Callable[..., Path]) -> None:
+    config = write({"teacher": "final_answer"})
+    other = config.parent / "data.path.jsonl"  # the file's name is no key
+    other.write_text('{"task": "1 + 1?", "answer": "2"}\n')
+    sets = [f"eval.sets={{held: {{name: file, path: {other}}}}}", "eval.every=1"]
+    with pytest.raises(DataError, match=r"data\.path\.jsonl, row 1: .* e\.g\. eval\.sets\.held\.columns\.prompt=task$"):
+        preview(load_resolved(config, sets), rows=1)
+    with pytest.raises(DataError, match=r"e\.g\. data\.columns\.prompt=task"):
+        preview(load_resolved(config, [f"data.path={other}"]), rows=1)

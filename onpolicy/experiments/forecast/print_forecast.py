@@ -15,9 +15,9 @@ from rich.table import Table
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.experiments.forecast.forecast import GPUS, Assumptions, Forecast, forecast, shape_of
-from onpolicy.models import ModelError, resolve_model
+from onpolicy.models import resolve_model
 from onpolicy.run.check_run import training_command
-from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.errors import ConfigError, ModelError
 from onpolicy.utils.tables import coloured, table
 from onpolicy.utils.terminal import print_json, print_next
 from onpolicy.utils.timer import in_words

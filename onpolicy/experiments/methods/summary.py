@@ -72,9 +72,9 @@ def _needs(foreseen: Forecast | None) -> Iterator[tuple[str, str]]:
         yield from (("memory", unknown), ("time", unknown))
         return
     on = f"on {foreseen.gpus} {Assumptions.gpu}, by the forecast"
-    held = ", ".join(f"{kind} {_held(parts)}" for kind, parts in foreseen.memory.items())
+    held = ", ".join(f"{kind} GPU {_held(parts)}" for kind, parts in foreseen.memory.items())
     refused = "".join(f"; does not fit: {reason}" for reason in foreseen.refusals)
-    yield "memory", f"{held}, of {GPUS[Assumptions.gpu].gib:.0f} GiB {on}{refused}"
+    yield "memory", f"{held}, of {GPUS[Assumptions.gpu].gib:.0f} {on}{refused}"
     took = in_words(foreseen.hours * 3600) if foreseen.hours > 1 / 60 else "under a minute, beside what starting takes,"
     yield "time", f"{took} {on}; `onpolicy forecast` has the parts and other GPUs"
 
