@@ -154,8 +154,8 @@ def test_evaluations_by_hand(tmp_path: Path) -> None:
     )
     found = forecast(resolved, TINY, assumed)
     assert "3 evaluations of 128 problems, 2 answers of 50 tokens each" in found.notes
-    # all 256 answers at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each, once for each of 50 tokens
-    assert found.evaluation_hours * 3600 == pytest.approx(3 * 50 * (2e6 + 256 * 45 * 2000) / (3.35e12 * 0.25))
+    # four times 64 answers at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each, for each of 50 tokens
+    assert found.evaluation_hours * 3600 == pytest.approx(3 * 4 * 50 * (2e6 + 64 * 45 * 2000) / (3.35e12 * 0.25))
 
 
 def test_a_generator_without_a_share_of_the_gpu_holds_what_its_batch_needs(tmp_path: Path) -> None:
