@@ -12,7 +12,7 @@ VERL ?= build/verl
 PACKAGE ?= -e .
 CONFIG ?= configs/quickstart.yaml
 # Two workers, each of which takes one file after the other: the tests of a file share what they start (tests/conftest.py).
-SIDE_BY_SIDE := -n 2 --dist loadgroup
+SIDE_BY_SIDE := -n 2 --dist loadfile
 FAST := not (process or ray or vllm or deepspeed or verl or slow or nightly)
 
 # What every environment is made of, beside its lock.

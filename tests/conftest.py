@@ -6,12 +6,15 @@ no mark that says so fails, in whatever tier it runs.
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Generator, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: two workers do not fight over two cores
 for _name, _value in {
@@ -23,6 +26,7 @@ for _name, _value in {
 }.items():  # Ray has as long as it needs, however busy the machine is
     os.environ.setdefault(f"RAY_{_name}", str(_value))
 
+ROOT = Path(__file__).parents[1]
 ENGINES = ("deepspeed", "ray", "verl", "vllm")
 STARTS = ("process", *ENGINES)
 PROCESS_EVENTS = ("subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system")
@@ -87,16 +91,30 @@ def pytest_runtest_call(item: pytest.Item) -> Generator[None, object, object]:
     return result
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Workers take one file after the other (--dist loadgroup), those that take longest first, and one of them all that use Ray.
+class OneFileAtATime(LoadFileScheduling):
+    """A worker takes one file after the other, and one of them all files that use Ray.
 
-    Two clusters that start at the same moment choose ports from the same range, and one of them may never come up.
+    Two clusters that start at the same moment choose ports from the same range, and one of them may never come up. The ids of tests are
+    all that the scheduler knows, so a file is asked for the mark itself: the groups of xdist 3.8 have no effect under pytest 9.2.
     """
-    files = {item.path for item in items if any(item.iter_markers("ray"))}
-    items.sort(key=lambda item: (item.path not in files, not _starts(item)))
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in files else str(item.path)))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if _uses_ray(file) else file
+
+
+@functools.cache
+def _uses_ray(file: str) -> bool:
+    return "pytest.mark.ray" in (ROOT / file).read_text()
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    return OneFileAtATime(config, log) if config.getvalue("dist") == "loadfile" else None
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those files first that take longest."""
+    items.sort(key=lambda item: (not any(item.iter_markers("ray")), not _starts(item)))
 
 
 def _starts(item: pytest.Item) -> bool:
