@@ -50,9 +50,10 @@ check: lint
 test: lint compat test-verl
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-# What takes longer: the soak, and the same questions asked with many more examples.
-nightly: setup
+# What takes longer: the soak, whole runs of every kind, and the same questions asked with many more examples.
+nightly: setup verl
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly
+	$(VERL)/bin/python -m pytest $(SIDE_BY_SIDE) -m nightly tests/integrations/verl
 
 # What reads configs on OmegaConf 2.3 too, which verl's hydra holds on to.
 compat: setup

@@ -3,7 +3,7 @@
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
 that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
 trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher;
-5. ``onpolicy verl train`` that is told to stop; 6. verl without us.
+5. ``onpolicy verl train`` that is told to stop; 6. verl without us. 2, 3 and 6 are nightly.
 """
 
 from __future__ import annotations
@@ -109,6 +109,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
         assert json.loads(file.metadata()["onpolicy"])["steps"] == 3
 
 
+@pytest.mark.nightly
 def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
     """Under verl's asynchronous trainer with the same mixin, where rollouts go on under new weights."""
     method = {
@@ -136,6 +137,7 @@ def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.nightly
 def test_a_frozen_teacher_with_verls_reward_and_advantages(tmp_path: Path) -> None:
     """Started by our command; rows that verl makes up to fill the mini-batch teach nothing."""
     (tmp_path / "reward.py").write_text(REWARD)
@@ -218,6 +220,7 @@ def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:
     assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
 
 
+@pytest.mark.nightly
 def test_stock_main_ppo(tmp_path: Path) -> None:
     """Rollouts, rewards, update, weights to the server and validation, by verl alone: our plug-in is installed and not named."""
     reward = tmp_path / "reward.py"
@@ -239,6 +242,7 @@ def test_stock_main_ppo(tmp_path: Path) -> None:
     assert not left_over(tmp_path)
 
 
+@pytest.mark.nightly
 def test_stock_teacher_pool(tmp_path: Path) -> None:
     """Two ranks that learn from verl's served teacher: it is the student's first checkpoint, so there is nothing to learn at first."""
     overrides = smallest(tmp_path, ranks=2)
