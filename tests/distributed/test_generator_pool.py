@@ -282,6 +282,7 @@ def test_weights_in_the_middle_of_sampling(pair: Site) -> None:
     assert {v for _, _, versions in mixed for v in versions} == {0, 1}
 
 
+@pytest.mark.nightly
 def test_a_slow_replica_gets_less(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     s = pair
     pids, counts, finish = s.processes, {1: 0, 2: 0}, ActorSupervisor._on_result
@@ -307,7 +308,10 @@ def test_a_slow_replica_gets_less(pair: Site, monkeypatch: pytest.MonkeyPatch) -
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("number", "words"), [(signal.SIGKILL, "died"), (signal.SIGSTOP, "no sign of progress")])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(signal.SIGKILL, "died"), pytest.param(signal.SIGSTOP, "no sign of progress", marks=pytest.mark.nightly)],
+)
 def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(pair: Site, number: int, words: str) -> None:
     s = pair
     s.update(1, 5)
@@ -327,6 +331,7 @@ def test_a_replica_that_is_lost_is_replaced_and_loses_nothing(pair: Site, number
     assert len(s.said) == 1, "the new one has the weights before any work"
 
 
+@pytest.mark.nightly
 def test_an_idle_replica_that_dies_is_replaced_before_it_is_needed(pair: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     s = pair
     victim = s.processes[0]
@@ -357,6 +362,7 @@ def _alive(pid: int) -> bool:
         return False
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("order", "words"), [("garble", "nonsense: it has a rollout of prompt"), ("fail", "RuntimeError: CUDA error")]
 )
@@ -384,6 +390,7 @@ def test_what_the_user_did_wrong_is_raised_as_it_is(pair: Site) -> None:
     assert "in process" in caught.value.__notes__[0] and "prompt_ids" in caught.value.__notes__[0]
 
 
+@pytest.mark.nightly
 def test_a_run_that_goes_back(pair: Site) -> None:
     s = pair
     s.update(1, 7)
@@ -406,6 +413,7 @@ def test_an_error_that_three_replicas_raise_is_the_works(pair: Site) -> None:
     assert len(pair.said) == 3
 
 
+@pytest.mark.nightly
 def test_what_does_not_get_better_is_given_up(site: Any) -> None:
     s = site("tests.distributed.test_generator_pool:Hopeless", num_generators=1, max_restarts=2)
     with pytest.raises(GaveUp, match=r"generator 1 of 1 was replaced 2 times in a row .* at last: died"):
@@ -415,6 +423,7 @@ def test_what_does_not_get_better_is_given_up(site: Any) -> None:
         s.replicas.update_weights(weights(1), version=1)
 
 
+@pytest.mark.nightly
 def test_weights_of_another_model_end_the_run(site: Any) -> None:
     s = site("transformers", num_generators=1)
     assert s.processes
@@ -488,6 +497,7 @@ def _finish(config: Path, *overrides: str) -> str:
     return output
 
 
+@pytest.mark.nightly
 @pytest.mark.vllm
 def test_vllm_replicas(site: Any) -> None:
     s = site("vllm")

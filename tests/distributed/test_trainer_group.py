@@ -97,6 +97,7 @@ def test_ranks_that_are_lost_cost_nothing(
     assert "died" in said and "did not answer for 300 s" in said
 
 
+@pytest.mark.nightly
 def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     objective = [{"name": "tests.ranks.faults:greedy", "most": 9}]
     config = settings(tmp_path, objective=objective, contexts={}, preflight={"enabled": False}, steps=2)
@@ -106,12 +107,14 @@ def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path, capsys: pyt
     assert [row["step"] for row in metrics(tmp_path / "run") if "train/loss" in row] == [1, 2]
 
 
+@pytest.mark.nightly
 def test_an_error_of_the_users_surfaces(tmp_path: Path) -> None:
     config = settings(tmp_path, objective=["tests.ranks.faults:broken"], contexts={}, preflight={"enabled": False})
     with pytest.raises(ZeroDivisionError, match="a term of the user's"):
         run_here(config, f"run_dir={tmp_path / 'run'}", "distributed.num_trainers=2")
 
 
+@pytest.mark.nightly
 def test_ranks_that_die_every_time_end_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     trackers = ["jsonl", {"name": "tests.ranks.faults:kill", "step": 1, "every_time": True}]
     config = settings(tmp_path, logging={"trackers": trackers}, checkpoint={"every": 0})
@@ -158,6 +161,7 @@ def test_ranks_of_torchrun(tmp_path: Path, undisturbed: Path) -> None:
     assert_same(torchrun(tmp_path, "transformers"), undisturbed)
 
 
+@pytest.mark.nightly
 @pytest.mark.vllm
 def test_ranks_of_torchrun_with_vllm(tmp_path: Path) -> None:
     saved = torchrun(tmp_path, "vllm") / "checkpoints" / "step-000004"

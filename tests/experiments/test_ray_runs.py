@@ -101,6 +101,7 @@ def test_a_sweep_over_ray(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     assert texts[0] == texts[1] and '"differences"' in texts[0]
 
 
+@pytest.mark.nightly
 def test_a_worker_that_is_lost(tmp_path: Path) -> None:
     """Whether Ray takes its run along or leaves it behind, nobody else is in its folder; the run goes on from its checkpoint."""
     (hold := tmp_path / "hold").touch()
@@ -125,6 +126,7 @@ def test_a_worker_that_is_lost(tmp_path: Path) -> None:
     place.close()
 
 
+@pytest.mark.nightly
 def test_a_run_that_is_lost_twice_fails_and_the_others_go_on(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -148,6 +150,7 @@ def deadly(cell: Cell, folder: str) -> int:
     return 0
 
 
+@pytest.mark.nightly
 def test_a_sweep_that_is_called_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray_runs, "GRACE", 600.0)  # a step may take long on a busy machine
     (hold := tmp_path / "hold").touch()
@@ -171,6 +174,7 @@ def let_go(hold: Path, cell: Cell) -> None:
     hold.unlink()
 
 
+@pytest.mark.nightly
 def test_folders_that_nodes_do_not_share(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shared_folder, "SYNC_TIMEOUT", 0.1)
     _, (cell, _) = two(tmp_path)

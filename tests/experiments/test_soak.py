@@ -107,6 +107,7 @@ def test_every_kind_of_fault_comes_as_often_as_it_should() -> None:
     }
 
 
+@pytest.mark.nightly
 @pytest.mark.process
 @pytest.mark.parametrize(
     ("faults", "kinds"),
