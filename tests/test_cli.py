@@ -159,3 +159,22 @@ def test_an_evaluation(tmp_path: Path, printed: Printed) -> None:
     own = [sets, "rewards=[tests.test_cli:noisy]", "eval.samples_per_problem=2", "eval.pass_at=[1]"]
     found = printed("eval", config, *own, f"run_dir={tmp_path / 'eval'}")
     assert found["folder"] == str(tmp_path / "eval") and 0 <= found["metrics"]["eval/few/avg@2"] <= 1
+
+
+def test_the_doctor_looks_for_what_deepspeed_compiles_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torch.utils import cpp_extension
+
+    assert doctor.kernels() == [], "nothing is compiled on a CPU"
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr(doctor, "installed_version", lambda name: "1")
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", None)
+    (check,) = doctor.kernels()
+    assert not check.ok and not check.needed and check.found.startswith("no nvcc") and "set CUDA_HOME" in check.remedy
+    (tmp_path / "bin").mkdir()
+    for tool in ("nvcc", "ninja", "c++"):
+        (tmp_path / "bin" / tool).write_text("")
+        (tmp_path / "bin" / tool).chmod(0o755)
+    monkeypatch.setattr(cpp_extension, "CUDA_HOME", str(tmp_path))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    (check,) = doctor.kernels()
+    assert check.ok and check.found == f"CUDA_HOME={tmp_path}"

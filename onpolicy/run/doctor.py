@@ -157,6 +157,25 @@ def arithmetic() -> list[Check]:
     ]
 
 
+def kernels() -> list[Check]:
+    """What DeepSpeed compiles its kernels with at their first use, e.g. Adam for an offloaded optimizer; on a GPU alone."""
+    import torch
+
+    if not torch.cuda.is_available() or not installed_version("deepspeed"):
+        return []
+    from torch.utils import cpp_extension
+
+    home = cpp_extension.CUDA_HOME
+    tools = {
+        "nvcc": home and shutil.which("nvcc", path=os.path.join(home, "bin")),
+        **{t: shutil.which(t) for t in ("ninja", "c++")},
+    }
+    missing = [tool for tool, path in tools.items() if not path]
+    found = f"no {', '.join(missing)}" if missing else f"CUDA_HOME={home}"
+    remedy = f"set CUDA_HOME to a CUDA {torch.version.cuda} toolkit; ninja comes with pip install ninja, c++ with your system's compiler"
+    return [Check("DeepSpeed's kernels", not missing, found, remedy, needed=False)]
+
+
 def default_model() -> list[Check]:
     from onpolicy.utils.bundled_model import BUNDLED, cache_folder, find_bundled
     from onpolicy.utils.errors import ModelError
@@ -169,7 +188,15 @@ def default_model() -> list[Check]:
         return [Check("default model", False, "missing", str(error), needed=False)]
 
 
-GROUPS: tuple[Callable[[], list[Check]], ...] = (hardware, packages, engine, vision_trap, arithmetic, default_model)
+GROUPS: tuple[Callable[[], list[Check]], ...] = (
+    hardware,
+    packages,
+    engine,
+    vision_trap,
+    arithmetic,
+    kernels,
+    default_model,
+)
 
 
 def _package(name: str, remedy: str, *, needed: bool) -> Check:
