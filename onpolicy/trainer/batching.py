@@ -13,6 +13,10 @@ from onpolicy.trainer.collate import collate
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.types import Example, TrainBatch
 
+WINDOW_FACTOR = 8
+"""Teachers read so many times the budget ahead of the student. Their hidden states exist for no more tokens at once, and most groups of
+rollouts fit, so a prompt that they share is still read once."""
+
 
 @dataclass
 class Batching:
@@ -31,6 +35,15 @@ class Batching:
     def cut(self, examples: Sequence[Example]) -> list[list[int]]:
         """The examples' indices, each in one micro-batch."""
         return list(micro_batches(student_rows(examples), self.budget, packed=self.packed))
+
+    def windows(self, examples: Sequence[Example]) -> list[list[list[int]]]:
+        """The examples' indices by micro-batch, and the micro-batches by window; rollouts of one prompt in one window where they fit."""
+        rows = student_rows(examples)
+        found = []
+        for window in micro_batches(rows, WINDOW_FACTOR * self.budget, packed=self.packed, together=True):
+            own = [rows[i] for i in window]
+            found.append([[window[i] for i in batch] for batch in micro_batches(own, self.budget, packed=self.packed)])
+        return found
 
     def batches(self, examples: Sequence[Example]) -> Iterator[TrainBatch]:
         for indices in self.cut(examples):

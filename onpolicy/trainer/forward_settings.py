@@ -77,6 +77,8 @@ class ForwardReport:
     """With nothing left open."""
     default: ForwardSettings
     """What the same device would choose."""
+    frozen_weights: tuple[Precision, ...] = ()
+    """Under bfloat16, what the matrices of each model that never changes are kept in."""
 
     @property
     def precision(self) -> Literal["float32", "bfloat16"]:
@@ -85,4 +87,5 @@ class ForwardReport:
 
     def __str__(self) -> str:
         recomputed = "recomputed" if self.settings.gradient_checkpointing else "not recomputed"
-        return f"{self.settings.precision} on {self.device}, weights and optimizer float32, layers {recomputed}"
+        kept = f", frozen models {' and '.join(sorted({*self.frozen_weights}))}" if self.frozen_weights else ""
+        return f"{self.settings.precision} on {self.device}, weights and optimizer float32{kept}, layers {recomputed}"

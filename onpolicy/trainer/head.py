@@ -22,6 +22,10 @@ class HeadLike(Protocol):
         """Hidden states ``[..., H]`` -> logits ``[..., V]``."""
         ...
 
+    def mapped(self, function: Callable[[Head], Head]) -> HeadLike:
+        """The same with each ``Head`` in it replaced by what ``function`` makes of it."""
+        ...
+
 
 @dataclass(frozen=True)
 class Head:
@@ -40,6 +44,9 @@ class Head:
         if self.scale != 1.0:
             logits = logits * self.scale
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def mapped(self, function: Callable[[Head], Head]) -> Head:
+        return function(self)
 
     def linear_gradient(self, logits: Tensor, gradient: Tensor) -> Tensor:
         """The gradient on ``weight h + bias``, from the one on the logits."""
@@ -64,6 +71,11 @@ class HiddenStates:
         """V."""
         weight = self.head.weight if isinstance(self.head, Head) else None
         return self.hidden.shape[-1] if weight is None else len(weight)
+
+
+def in_float32(logits: Tensor) -> Tensor:
+    """Whatever the model runs in: bf16 log-probabilities are off by up to 1 %."""
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def head_of(model: PreTrainedModel) -> Head:

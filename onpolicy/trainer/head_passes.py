@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ from torch import Tensor
 from onpolicy.losses.comparison import Comparison, Distributions
 from onpolicy.losses.supports import joined
 from onpolicy.losses.targets import identity
-from onpolicy.trainer.head import Head, HiddenStates
+from onpolicy.trainer.head import Head, HiddenStates, in_float32
 from onpolicy.types import REF
 
 LOGITS_PER_SLICE = {"cpu": 4_000_000, "cuda": 64_000_000}
@@ -99,18 +98,18 @@ class HeadPass:
         return (slice(i, i + rows) for i in range(0, max(len(logits), 1), rows))
 
     def student_logits(self, hidden: Tensor) -> Tensor:
-        return _in_float32(self.cast(self.request.head).logits(hidden))
+        return in_float32(self.cast(self.request.head).logits(hidden))
 
     def teacher_logits(self, teachers: Mapping[str, HiddenStates], rows: Tensor) -> dict[str, Tensor]:
         return {
-            context: _in_float32(self.cast(states.head).logits(states.hidden[rows]))
+            context: in_float32(states.head.mapped(self.cast).logits(states.hidden[rows]))
             for context, states in teachers.items()
         }
 
-    def cast(self, head: Any) -> Any:
+    def cast(self, head: Head) -> Head:
         """Once a pass rather than once a chunk."""
         dtype = self.request.dtype
-        if dtype is None or not isinstance(head, Head) or head.weight is None:
+        if dtype is None or head.weight is None:
             return head
         key = id(head.weight)
         if key not in self._casts:
@@ -336,11 +335,6 @@ def _stats(logp: Tensor, p: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Log-probability of the token, and entropy; overwrites ``p``."""
     # in nats; 0 log 0, which is nan in floating point, counts as 0
     return logp.gather(-1, ids[:, None])[:, 0], -p.mul_(logp).nansum(-1)
-
-
-def _in_float32(logits: Tensor) -> Tensor:
-    """Whatever the model runs in: bf16 log-probabilities are off by up to 1 %."""
-    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def _split(logprobs: Tensor, p: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,30 +4,44 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
 
 TokenIds = tuple[int, ...]
 Row = tuple[TokenIds, TokenIds]
 """Prompt and completion, as a model reads them."""
 
 
-def micro_batches(rows: Sequence[Row], budget: int, *, packed: bool) -> Iterator[list[int]]:
+def micro_batches(rows: Sequence[Row], budget: int, *, packed: bool, together: bool = False) -> Iterator[list[int]]:
     """Indices of the rows, each in one micro-batch; the longest first, so that memory runs out in the first micro-batch or never.
 
     Args:
         rows: those that one model reads
         budget: most tokens in a micro-batch; a longer row runs alone
         packed: whether a prompt counts once for all rows that share it, and nothing is padded
+        together: whether one that has no room for all rows of the next prompt ends before them, unless no micro-batch has: so a prompt is
+            read once where it can be, and micro-batches are less full
     """
+    ordered = _ordered(rows, packed=packed)
+    units = _by_prompt(rows, ordered, budget) if packed and together else ([i] for i in ordered)
     load: _Packed | _Padded = _Packed() if packed else _Padded()
     batch: list[int] = []
-    for number in _ordered(rows, packed=packed):
-        if batch and load.with_(rows[number]) > budget:
+    for unit in units:
+        own = [rows[i] for i in unit]
+        if batch and load.with_(own) > budget:
             yield batch
             load, batch = type(load)(), []
-        load.add(rows[number])
-        batch.append(number)
+        load.add(own)
+        batch += unit
     if batch:
         yield batch
+
+
+def _by_prompt(rows: Sequence[Row], ordered: Sequence[int], budget: int) -> Iterator[list[int]]:
+    """Rows of one prompt together where the budget holds them, else each by itself."""
+    for prompt, found in groupby(ordered, key=lambda i: rows[i][0]):
+        group = list(found)
+        whole = len(prompt) + sum(len(rows[i][1]) for i in group) <= budget
+        yield from [group] if whole else ([i] for i in group)
 
 
 def _ordered(rows: Sequence[Row], *, packed: bool) -> list[int]:
@@ -48,13 +62,13 @@ class _Packed:
     tokens: int = 0
     prompts: set[TokenIds] = field(default_factory=set)
 
-    def with_(self, row: Row) -> int:
-        prompt, completion = row
-        return self.tokens + len(completion) + (0 if prompt in self.prompts else len(prompt))
+    def with_(self, rows: Sequence[Row]) -> int:
+        new = {prompt for prompt, _ in rows} - self.prompts
+        return self.tokens + sum(map(len, new)) + sum(len(completion) for _, completion in rows)
 
-    def add(self, row: Row) -> None:
-        self.tokens = self.with_(row)
-        self.prompts.add(row[0])
+    def add(self, rows: Sequence[Row]) -> None:
+        self.tokens = self.with_(rows)
+        self.prompts |= {prompt for prompt, _ in rows}
 
 
 @dataclass
@@ -65,9 +79,11 @@ class _Padded:
     prompt: int = 0
     completion: int = 0
 
-    def with_(self, row: Row) -> int:
-        return (self.rows + 1) * (max(self.prompt, len(row[0])) + max(self.completion, len(row[1])))
+    def with_(self, rows: Sequence[Row]) -> int:
+        prompt = max(self.prompt, *(len(prompt) for prompt, _ in rows))
+        return (self.rows + len(rows)) * (prompt + max(self.completion, *(len(completion) for _, completion in rows)))
 
-    def add(self, row: Row) -> None:
-        self.rows += 1
-        self.prompt, self.completion = max(self.prompt, len(row[0])), max(self.completion, len(row[1]))
+    def add(self, rows: Sequence[Row]) -> None:
+        self.rows += len(rows)
+        self.prompt = max(self.prompt, *(len(prompt) for prompt, _ in rows))
+        self.completion = max(self.completion, *(len(completion) for _, completion in rows))

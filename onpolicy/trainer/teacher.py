@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,7 +14,9 @@ from torch import Tensor
 from onpolicy.trainer.collate import select_sampled
 from onpolicy.trainer.engine import Engine
 from onpolicy.trainer.forward import Layout, completion_hidden
-from onpolicy.trainer.head import HeadLike, HiddenStates, head_of, head_weights
+from onpolicy.trainer.forward_settings import Precision
+from onpolicy.trainer.frozen_weights import keep_in_bfloat16
+from onpolicy.trainer.head import Head, HeadLike, HiddenStates, head_of, head_weights, in_float32
 from onpolicy.trainer.lora import adapted, adapter_off, merged_weights
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.trainer.teacher_rules import Update, WeightRule
@@ -26,7 +28,8 @@ if TYPE_CHECKING:
 
 
 TeacherHidden = Mapping[str, Tensor]
-"""What is scored of one rollout: context or REF -> hidden states ``[T, H]`` that predict its completion tokens."""
+"""What is scored of one rollout: context or REF -> hidden states ``[T, H]`` that predict its completion tokens, in the dtype in which
+bodies and heads compute."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class ResizedHead:
         lowest = logits.amin(-1, keepdim=True)  # finite, so that a reverse KL stays finite too
         return torch.cat([logits, lowest.expand(*lowest.shape[:-1], missing)], -1)
 
+    def mapped(self, function: Callable[[Head], Head]) -> ResizedHead:
+        return replace(self, head=self.head.mapped(function))
+
 
 @dataclass(frozen=True)
 class MixedHead:
@@ -82,7 +88,11 @@ class MixedHead:
 
     def logits(self, hidden: Tensor) -> Tensor:
         teacher, student = hidden[..., : self.width], hidden[..., self.width :]
-        return (1.0 - self.share) * self.teacher.logits(teacher) + self.share * self.student.logits(student)
+        one, other = in_float32(self.teacher.logits(teacher)), in_float32(self.student.logits(student))
+        return (1.0 - self.share) * one + self.share * other
+
+    def mapped(self, function: Callable[[Head], Head]) -> MixedHead:
+        return replace(self, teacher=self.teacher.mapped(function), student=self.student.mapped(function))
 
 
 class TeacherScorer:
@@ -120,21 +130,30 @@ class TeacherScorer:
         base = ScoringModel(student, adapter=False, body=engine.body) if has_adapter else None
         self.student_reader = ScoringModel(student, body=engine.body)
 
-        def copied() -> ScoringModel:
-            model = _copy(student)
-            return ScoringModel(model, body=engine.prepare_frozen(model))
-
+        self.frozen_weights: list[Precision] = []
+        """Of each model that never changes, what its matrices are kept in under bfloat16."""
         if teacher_model is not None:
-            body = engine.prepare_frozen(teacher_model.requires_grad_(False).eval())
-            self.teacher = ScoringModel(teacher_model, vocabulary=_vocabulary(student), body=body)
+            placed = self._placed(teacher_model.requires_grad_(False).eval(), fixed=True)
+            self.teacher = replace(placed, vocabulary=_vocabulary(student))
         elif not rule.copies:
             self.teacher = self.student_reader
+        elif base and rule.update is None:
+            self.teacher = base
         else:
-            self.teacher = base if base and rule.update is None else copied()
+            self.teacher = self._placed(_copy(student), fixed=rule.update is None)
         self.reference: ScoringModel | None = None
         if needs_ref or rule.reads_ref:
             unmoved = self.teacher if rule.copies and rule.update is None and teacher_model is None else None
-            self.reference = unmoved or base or copied()
+            # a rule that reads its tensors may do anything with them
+            self.reference = unmoved or base or self._placed(_copy(student), fixed=not rule.reads_ref)
+
+    def _placed(self, model: PreTrainedModel, *, fixed: bool) -> ScoringModel:
+        """The model where it runs; if its weights never change, in as few bytes as compute the same."""
+        body = self.engine.prepare_frozen(model)
+        if fixed and self.engine.precision == "bfloat16":
+            kept = keep_in_bfloat16(model, body, layout=self.layout)
+            self.frozen_weights.append("bfloat16" if kept else "float32")
+        return ScoringModel(model, body=body)
 
     def score(self, examples: Sequence[Example], *, budget: int, with_ref: bool) -> list[TeacherHidden]:
         """The hidden states of the teacher in every context of every rollout, and of the reference model if requested.
@@ -168,7 +187,7 @@ class TeacherScorer:
 
     def tokens(self, examples: Sequence[Example], *, with_ref: bool) -> int:
         """How many tokens ``score`` reads: prompt and completion of each context of each rollout, once per model that reads them,
-        although a prompt that several rollouts share runs once."""
+        although a prompt that several rollouts share runs once, and a model may read an update twice (``TeacherWindows``)."""
         found = 0
         for example in examples:
             completion = len(example.rollout.completion_ids)
@@ -206,7 +225,7 @@ class TeacherScorer:
     def _hidden(self, reader: ScoringModel, rows: Sequence[Row], budget: int) -> list[Tensor]:
         """By row ``[T, H]``."""
         hidden: list[Tensor] = [torch.zeros(0)] * len(rows)
-        batches = list(micro_batches(rows, budget, packed=self.layout == "packed"))
+        batches = list(micro_batches(rows, budget, packed=self.layout == "packed", together=True))
         for _ in range(self.engine.collectives.max_passes(len(batches)) - len(batches)):
             self._run(reader, [((0,), (0,))])  # takes part in the collectives of ranks that have more to score
         for indices in batches:
@@ -216,8 +235,10 @@ class TeacherScorer:
         return hidden
 
     def _run(self, reader: ScoringModel, rows: Sequence[Row]) -> Tensor:
+        """``[N, H]``, in the dtype to which the head would round it: the residual stream is float32 whatever the layers run in."""
         with reader.adapters():
-            return completion_hidden(reader.model, rows, layout=self.layout, body=reader.body)
+            hidden = completion_hidden(reader.model, rows, layout=self.layout, body=reader.body)
+        return hidden.to(torch.bfloat16) if self.engine.precision == "bfloat16" else hidden
 
     @property
     def readers(self) -> tuple[ScoringModel, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -22,25 +22,19 @@ def has_tokens(objective: Objective, batches: Sequence[TrainBatch], collectives:
 def update_totals(
     objective: Objective,
     batches: Sequence[TrainBatch],
-    read: Callable[[int], LossInputs],
+    read: Callable[[], Iterable[LossInputs]],
     collectives: SingleProcess,
-    *,
-    idle: int = 0,
 ) -> Totals:
     """Denominators of all ranks, and the answers to what the terms ask for about the update.
 
     Args:
         objective: the loss
         batches: the update's micro-batches on this rank
-        read: number of a micro-batch -> what the models say about it; called only if the objective needs a survey
+        read: yields what the models say about each of them; called only if the objective needs a survey
         collectives: of the ranks
-        idle: so many passes more than this rank has micro-batches are made by another rank
     """
-    if objective.needs_survey:
-        seen = [read(number) for number in range(len(batches) + idle)][: len(batches)]
-        own = objective.survey(seen, collectives.all_gather)
-    else:
-        own = objective.count(batches)
+    gather = collectives.all_gather
+    own = objective.survey(list(read()), gather) if objective.needs_survey else objective.count(batches)
     return over_ranks(own, collectives)
 
 

@@ -30,6 +30,7 @@ from onpolicy.trainer.recompute import recomputable_layers, recompute_layers
 from onpolicy.trainer.teacher import TeacherHidden, TeacherScorer
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.totals import has_tokens, update_totals
+from onpolicy.trainer.windows import MicroBatch, TeacherWindows, in_step
 from onpolicy.trainer.zero3 import full_tensors
 from onpolicy.types import Example, LossInputs, Metrics, TrainBatch
 from onpolicy.utils.timer import PhaseTimer
@@ -97,6 +98,7 @@ class PolicyTrainer:
             needs_ref=self.objective.needs_ref,
             teacher_model=None if setup.teacher_model is None else setup.teacher_model.to(torch.float32),
         )
+        self.forward_report = replace(self.forward_report, frozen_weights=tuple(self.teacher_scorer.frozen_weights))
         self.marker_ids = {name: torch.tensor(ids, device=self.device) for name, ids in setup.marker_ids.items()}
         engine.prepare_student(self.student)
         self.batching = Batching(
@@ -174,33 +176,35 @@ class PolicyTrainer:
             metrics: gets what is measured on this rank
         """
         shard = self.collectives.shard(examples)
-        cut = self.batching.cut(shard)
-        batches = [self.batching.batch([shard[i] for i in indices]) for indices in cut]
-        if not has_tokens(self.objective, batches, self.collectives):
+        cut = in_step(self.batching.windows(shard), self.collectives, filler=len(shard))
+        rows = [*shard, min(examples, key=num_tokens)]
+        batches = [(micro, self.batching.batch([rows[i] for i in micro.indices])) for micro in cut]
+        own = [batch for micro, batch in batches if not micro.idle]
+        if not has_tokens(self.objective, own, self.collectives):
             return None
-        # a rank with fewer micro-batches than another takes part in the other's collectives with a loss of 0
-        idle = self.collectives.max_passes(len(batches)) - len(batches)
-        filler = [min(examples, key=num_tokens)] if idle else []
-        total, hidden = 0.0, self.teacher_hidden([*shard, *filler])
+        teachers = TeacherWindows(rows, cut, self.teacher_hidden)
         metrics.count("teacher/tokens", self.teacher_scorer.tokens(shard, with_ref=self.objective.needs_ref))
 
-        def read(number: int) -> LossInputs:
-            """A micro-batch of this rank, or the filler."""
-            if number >= len(batches):
-                return self.inputs(self.batching.batch(filler), teacher_hidden=hidden[-1:])
-            batch, indices = batches[number], cut[number]
-            return self.inputs(batch, stacked(batch, old, indices), [hidden[i] for i in indices])
+        def read(micro: MicroBatch, batch: TrainBatch) -> LossInputs:
+            known = None if micro.idle else stacked(batch, old, micro.indices)
+            return self.inputs(batch, known, teachers.hidden(micro))
 
-        totals = update_totals(self.objective, batches, read, self.collectives, idle=idle)
-        for number in range(len(batches)):
-            inputs = read(number)
+        def survey() -> Iterator[LossInputs]:
+            for micro, batch in batches:
+                inputs = read(micro, batch)
+                if not micro.idle:
+                    yield inputs
+
+        totals, total = update_totals(self.objective, own, survey, self.collectives), 0.0
+        for micro, batch in batches:
+            inputs = read(micro, batch)
             with self.clock.phase("update"):
-                loss = self.objective.loss(inputs, totals, metrics)
-                self.engine.backward(loss)
-            total += loss.item()
-            observe(inputs, metrics, self.telemetry)
-        for _ in range(idle):
-            self.engine.backward(0.0 * self.objective.loss(read(len(batches)), totals))
+                loss = self.objective.loss(inputs, totals, None if micro.idle else metrics)
+                self.engine.backward(0.0 * loss if micro.idle else loss)
+            if not micro.idle:
+                total += loss.item()
+                observe(inputs, metrics, self.telemetry)
+            del inputs, loss  # with the teachers' states in their graph, before the next window is read
         return self.collectives.all_sum({"": total})[""]
 
     def inputs(
@@ -333,7 +337,7 @@ def local(
 
     Args:
         device: torch device; null: the GPU if there is one, else the CPU
-        precision: dtype of the forward pass; weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a CUDA GPU, else
+        precision: dtype of the forward pass; trained weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a CUDA GPU, else
             float32
         layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
             `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from onpolicy.cli import main
 from onpolicy.config.load import load
@@ -16,8 +18,8 @@ from onpolicy.experiments.forecast.forecast import (
     RESERVED,
     Assumptions,
     ModelShape,
+    copies_of_the_model,
     forecast,
-    frozen_copies,
     shape_of,
     step_flops,
     trainer_bytes,
@@ -28,6 +30,7 @@ from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.engine import TorchEngine
 from onpolicy.trainer.trainer import PolicyTrainer
 from tests.runs import write_config
+from tests.tiny import tiny_model
 
 SHAPES = Path(__file__).parent / "shapes"
 TINY = ModelShape(parameters=1_000_000, layers=10, hidden=100, width=100, kv_width=50, vocabulary=1000)
@@ -57,10 +60,15 @@ def test_layers_with_a_window() -> None:
     assert shape.flops(8, 8) == 8 * 4 * 10 * (4 + 2 * 3.0)
 
 
-@pytest.mark.parametrize("rule", ["live", "frozen", "ema"])
-def test_what_a_trainer_holds(rule: str, tmp_path: Path) -> None:
-    """Weights, gradients, moments and the teacher's copy, tensor by tensor."""
-    resolved = resolve(load(write_config(tmp_path, teacher={"name": rule}), [f"run_dir={tmp_path / 'run'}"]))
+@pytest.mark.parametrize(
+    ("rule", "dtype"),
+    [("live", "float32"), ("frozen", "float32"), ("ema", "float32"), ("frozen", "bfloat16"), ("ema", "bfloat16")],
+)
+def test_what_a_trainer_holds(rule: str, dtype: str, tmp_path: Path) -> None:
+    """Weights, gradients, moments and the teacher's copy, tensor by tensor, of a checkpoint in this dtype."""
+    config = write_config(tmp_path, teacher={"name": rule})
+    tiny_model().to(getattr(torch, dtype)).save_pretrained(tmp_path / "model")
+    resolved = resolve(load(config, [f"run_dir={tmp_path / 'run'}", "trainer.precision=bfloat16"]))
     run = assemble(resolved, tmp_path / "run", Display(1))
     try:
         trainer = run.trainer
@@ -97,15 +105,52 @@ def test_zero_divides_what_it_divides(tmp_path: Path) -> None:
     assert [offloaded[n] for n in names] == [0.0, 0.25, 0.0, 0.0, 0.0]
 
 
-def test_frozen_copies_the_student(tmp_path: Path) -> None:
+def test_copies_of_the_model(tmp_path: Path) -> None:
+    """Those that stay float32, and those that never change."""
     start = "objective=[{name: distill, divergence: forward_kl}, {name: policy_gradient}, {name: ref_kl, weight: 0.1}]"
     for overrides, wanted in (
-        (["teacher={name: live}"], 0), (["teacher={name: frozen}"], 1), (["teacher={name: frozen}", start], 1),
-        (["teacher={name: ema}", start], 2), (["teacher={name: live}", start], 1),
-        (["teacher={name: model, path: other}"], 1), (["teacher={name: model, path: other}", "trainer.lora_rank=4"], 1),
-        (["teacher={name: frozen}", "trainer.lora_rank=4"], 0),
+        (["teacher={name: live}"], (0, 0)), (["teacher={name: frozen}"], (0, 1)), (["teacher={name: frozen}", start], (0, 1)),
+        (["teacher={name: ema}"], (1, 0)), (["teacher={name: ema}", start], (1, 1)), (["teacher={name: live}", start], (0, 1)),
+        (["teacher={name: trust_region_weights}"], (2, 0)), (["teacher={name: trust_region_logits}"], (0, 1)),
+        (["teacher={name: model, path: other}"], (0, 1)), (["teacher={name: model, path: other}", start], (0, 2)),
+        (["teacher={name: model, path: other}", "trainer.lora_rank=4"], (0, 1)),
+        (["teacher={name: ema}", "trainer.lora_rank=4", start], (1, 0)), (["teacher={name: frozen}", "trainer.lora_rank=4"], (0, 0)),
     ):  # fmt: skip
-        assert frozen_copies(resolve(load(write_config(tmp_path), overrides))) == wanted, overrides
+        assert copies_of_the_model(resolve(load(write_config(tmp_path), overrides))) == wanted, overrides
+
+
+def test_a_copy_that_never_changes_is_kept_in_bfloat16_where_it_is_by_hand(tmp_path: Path) -> None:
+    """900,000 of a million parameters of two bytes each, before ZeRO-3, if the passes are in bfloat16."""
+    shape, ref = (
+        replace(TINY, rounded=900_000),
+        "objective=[{name: distill, divergence: forward_kl}, {name: ref_kl, weight: 0.1}]",
+    )
+    for overrides, expected in (
+        (["teacher={name: frozen}"], 2.2e6), (["teacher={name: frozen}", "trainer.precision=float32"], 4e6),
+        (["teacher.name=ema"], 4e6), (["teacher.name=ema", ref], 4e6 + 2.2e6), (["teacher={name: trust_region_weights}"], 8e6),
+        (["teacher={name: frozen}", "trainer.name=deepspeed"], 2.2e6),
+        (["teacher={name: frozen}", "trainer.name=deepspeed", "trainer.config=configs/deepspeed/zero3.json"], 1e6),
+    ):  # fmt: skip
+        resolved = resolve(load(write_config(tmp_path), overrides))
+        assert trainer_bytes(resolved, shape, 4)["teacher and reference model"] == expected, overrides
+
+
+def test_the_dtype_of_a_checkpoint_decides_what_is_kept_in_bfloat16() -> None:
+    qwen, olmo = (shape_of(str(SHAPES / f"{name}.json")) for name in ("qwen3_8b", "olmo3_7b"))
+    assert 0.999 < qwen.rounded / qwen.parameters < 1, "all but the norms"
+    assert olmo.rounded == 0, "its shape here has no dtype"
+
+
+def test_states_that_teachers_left_by_hand(tmp_path: Path) -> None:
+    """A window of eight micro-batches and one of them joined, 100 numbers of two bytes a token, for each who reads a context."""
+    ref = "objective=[{name: distill, divergence: forward_kl}, {name: ref_kl, weight: 0.1}]"
+    for overrides, states in (
+        ([], 2), (["trainer.precision=float32"], 4), ([ref], 4), (["teacher={name: trust_region_logits}"], 4),
+        (["teacher={name: trust_region_logits}", ref], 6),
+    ):  # fmt: skip
+        own = ["trainer.micro_batch_tokens=200", *overrides]
+        found = trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, 1)["states that teachers left"]
+        assert found == 9 * 200 * 100 * states, overrides
 
 
 def test_logits_of_a_chunk_by_hand(tmp_path: Path) -> None:

@@ -32,8 +32,9 @@ from onpolicy.losses.token_weights import (
     normalized_in_update,
     teacher_certainty,
 )
+from onpolicy.trainer import batching
 from onpolicy.trainer.deepspeed import deepspeed
-from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, trust_region_weights
+from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, trust_region_logits, trust_region_weights
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local
 from onpolicy.types import Example, LossInputs, TermOutput
 from onpolicy.utils.timer import PhaseTimer
@@ -63,9 +64,9 @@ def make(
     names: dict[str, Any] = {
         f: options.pop(f) for f in ("lr", "max_grad_norm", "updates_per_step", "weight_decay") if f in options
     }
-    family = options.pop("family", "qwen3")
+    family, student = options.pop("family", "qwen3"), options.pop("student", None)
     setup = TrainerSetup(
-        student=tiny_model(family), objective=Objective(tuple(objective) or terms()), rule=rule,
+        student=student or tiny_model(family), objective=Objective(tuple(objective) or terms()), rule=rule,
         settings=TrainerSettings(**{"lr": 1e-3, "micro_batch_tokens": 60, "max_grad_norm": 1e9, **names}), total_steps=10,
         contexts=("teacher",), clock=PhaseTimer(), spans=[span_name(n) for n in NAMES], marker_ids={"hedge": [5, 9, 77]},
         telemetry=TokenTelemetry("hedge", NAMES),
@@ -84,9 +85,17 @@ class Pair:
         self.ranked = make(deepspeed, rule(), config=str(config), **options)
         self.local = make(local, rule(), **options)
 
-    def step(self, examples: Sequence[Example]) -> float:
-        """Both take it; the largest difference among their metrics."""
-        one, other = self.ranked.step(examples), self.local.step(examples)
+    def step(self, examples: Sequence[Example], *, window: int | None = None) -> float:
+        """Both take it; the largest difference among their metrics.
+
+        Args:
+            examples: the step's
+            window: of the ranks, in micro-batches; None: the module's own
+        """
+        batching.WINDOW_FACTOR, whole = window or batching.WINDOW_FACTOR, batching.WINDOW_FACTOR
+        one = self.ranked.step(examples)
+        batching.WINDOW_FACTOR = whole
+        other = self.local.step(examples)
         assert one.keys() == other.keys(), one.keys() ^ other.keys()
         return max(_distance(one[name], other[name]) for name in one)
 
@@ -157,6 +166,31 @@ def rules(stage: int, folder: Path) -> dict[str, Any]:
     return found
 
 
+def windowed(stage: int, folder: Path) -> dict[str, Any]:
+    """Teachers that read in windows, on one rank in more than on the other; one process reads all at once."""
+    (long, *_), rest = batch(1), batch(24, seed=1, groups=24)
+    rollout = replace(long.rollout, completion_ids=(7,) * 240, rollout_logprobs=(0.0,) * 240)
+    marks = dict.fromkeys(long.spans, (False,) * 240)
+    examples = [replace(long, rollout=rollout, spans=marks, group_id=99), *rest]
+    surveyed = (*surveyed_terms(), plain_term(ref_kl, 0.1))
+    pairs = {
+        "live": Pair(stage, live, folder),
+        "ema": Pair(stage, lambda: ema(ema_decay=0.9), folder),
+        "two_readers": Pair(stage, lambda: trust_region_logits(student_share=0.3), folder),
+        "surveyed": Pair(stage, frozen, folder, objective=surveyed),
+        "adapters": Pair(stage, frozen, folder, lora_rank=4, objective=surveyed),
+    }
+    found: dict[str, Any] = {
+        name: max(pair.step(examples, window=1), pair.step(batch(seed=2), window=1), pair.weights())
+        for name, pair in pairs.items()
+    }
+    ranked = pairs["live"].ranked
+    batching.WINDOW_FACTOR, whole = 1, batching.WINDOW_FACTOR
+    own = ranked.batching.windows(ranked.collectives.shard(examples))
+    batching.WINDOW_FACTOR = whole
+    return found | {"windows": ranked.collectives.all_gather(len(own))}
+
+
 def poisoned(inputs: LossInputs) -> TermOutput:
     """Not finite where the advantage is above 5."""
     return TermOutput(per_token=inputs.logprobs * torch.where(inputs.advantages > 5, math.nan, 1.0))
@@ -213,7 +247,7 @@ def _distance(one: float, other: float) -> float:
     return 0.0 if one == other or (math.isnan(one) and math.isnan(other)) else abs(one - other) / max(1.0, abs(other))
 
 
-CASES = {"equal": equal, "rules": rules, "faults": faults, "resumed": resumed}
+CASES = {"equal": equal, "rules": rules, "windowed": windowed, "faults": faults, "resumed": resumed}
 
 
 def main(folder: Path, stages: str, cases: str) -> None:

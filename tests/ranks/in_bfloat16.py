@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from onpolicy.trainer.deepspeed import deepspeed
 from onpolicy.trainer.head import head_error
@@ -23,6 +24,8 @@ from onpolicy.trainer.reversible import make_change, reversible_change, undo_cha
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen
 from onpolicy.trainer.trainer import PolicyTrainer, local
 from tests.ranks.against_local import _largest, batch, make
+from tests.tiny import tiny_model
+from tests.trainer.test_frozen_weights import rounded
 from tests.trainer.test_trainer import distill_term
 
 COLLECTIVES = (
@@ -106,7 +109,10 @@ def found_in(stage: int, folder: Path) -> dict[str, Any]:
     )
     first, second = one.step(batch(seed=1)), again.step(batch(seed=1))
     found["next"] = max(abs(first[n] - second[n]) for n in ("train/loss", "train/grad_norm"))
-    return found | {"zero": zero_loss(stage, folder)}
+    (_, found["zero"]), (found["frozen"], found["frozen_zero"]) = (
+        zero_loss(stage, folder, student) for student in (tiny_model("llama"), rounded(tiny_model("llama")))
+    )
+    return found
 
 
 def relative_distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
@@ -116,12 +122,11 @@ def relative_distance(one: Mapping[str, Any], other: Mapping[str, Any]) -> float
     return float(sum((a - b).square().sum() for a, b in pairs) / sum(b.square().sum() for _, b in pairs)) ** 0.5
 
 
-def zero_loss(stage: int, folder: Path) -> float:
-    """Loss under a frozen teacher that reads what the student reads."""
-    same = ranked(stage, frozen(), folder, objective=(distill_term(),))
-    return abs(
-        same.step([replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()])["train/loss"]
-    )
+def zero_loss(stage: int, folder: Path, student: PreTrainedModel) -> tuple[list[str], float]:
+    """What a frozen teacher that reads what the student reads is kept in, and the loss under it."""
+    same = ranked(stage, frozen(), folder, objective=(distill_term(),), student=student)
+    twins = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
+    return list(same.forward_report.frozen_weights), abs(same.step(twins)["train/loss"])
 
 
 def in_float32(stage: int, folder: Path) -> dict[str, int]:

@@ -1,12 +1,12 @@
 """DeepSpeed, real, on gloo, against the local trainer on the same rollouts; one rank and two, ZeRO 0 to 3.
 
 1. gradient and EMA agree to 1e-6, metrics and the loss over ten steps to rounding; 2. so do several updates a step, clipping,
-untied weights, a trust region, adapters, terms that read the whole update, and offload; 3. a gradient that is not finite on
-one rank is skipped on all, one of exactly 0 moves nothing, a rank without rollouts computes along; 4. a state goes over to
-any other stage and number of ranks, and to the local trainer;
+untied weights, a trust region, adapters, terms that read the whole update, offload, and teachers that read in windows; 3. a
+gradient that is not finite on one rank is skipped on all, one of exactly 0 moves nothing, a rank without rollouts computes
+along; 4. a state goes over to any other stage and number of ranks, and to the local trainer;
 5. a DeepSpeed config that contradicts ours is refused by key; 6. in bfloat16, under the flag that a GPU shows DeepSpeed,
 student and teachers run in it, ranks exchange fewer bytes, and weights and teacher are written, changed, saved and resumed to the
-last bit.
+last bit; a frozen teacher is kept in it before ZeRO-3.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(request.param), "--rdzv-backend", "c10d",
                 "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
     done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.ranks.against_local", str(folder), "0,1,2,3", "equal,rules,faults,resumed"],
+        [sys.executable, *launcher, "-m", "tests.ranks.against_local", str(folder), "0,1,2,3", "equal,rules,windowed,faults,resumed"],
         cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
@@ -58,6 +58,16 @@ def test_the_same_with_other_rules_updates_adapters_and_offload(found: dict[str,
     expected = {"updates", "trust_region", "surveyed", "moving"} | adapters
     assert set(one) == expected | ({"offload"} if stage >= 2 else set())
     assert max(one.values()) < 1e-4
+
+
+@pytest.mark.deepspeed
+@pytest.mark.parametrize("stage", STAGES)
+def test_the_same_with_teachers_that_read_in_windows(found: dict[str, Any], stage: int) -> None:
+    one = dict(found[f"windowed-{stage}"])
+    windows = one.pop("windows")
+    assert max(windows) > 3 and len(set(windows)) == len(windows), "on one rank more than on the other"
+    assert one.pop("surveyed") < 1e-4
+    assert set(one) == {"live", "ema", "two_readers", "adapters"} and max(one.values()) < 1e-5
 
 
 @pytest.mark.deepspeed
@@ -95,6 +105,8 @@ def test_bfloat16_over_weights_in_float32(in_bfloat16: tuple[int, dict[int, Any]
     ranks, found = in_bfloat16[0], in_bfloat16[1][stage]
     assert found["dtypes"] == ["bfloat16"] * 3, "student, teacher, reference model"
     assert [found[name] for name in ("read", "undone", "resumed", "next", "zero")] == [0.0] * 5, "to the last bit"
+    kept = "float32" if stage == 3 else "bfloat16"  # ZeRO-3 holds shards in float32
+    assert found["frozen"] == [kept] and found["frozen_zero"] == 0.0
     assert found["head"] < 1e-5, "of the model's logits, whatever a forward pass rounds"
     assert found["changed"] > 0.1 and found["moved"] > 1e-4
     assert found["metrics"] < 1e-3 and found["gradient"] < 0.02, (

@@ -88,9 +88,7 @@ def pressures(trainer: PolicyTrainer, examples: Sequence[Example]) -> dict[str, 
         examples: annotated rollouts; their spans ``<lexicon>`` say where markers were sampled
     """
     batches = list(trainer.batching.batches(examples))
-    totals = update_totals(
-        trainer.objective, batches, lambda number: trainer.inputs(batches[number]), trainer.collectives
-    )
+    totals = update_totals(trainer.objective, batches, lambda: map(trainer.inputs, batches), trainer.collectives)
     probe = GradientProbe(trainer.marker_ids)
     found = []
     for batch in batches:

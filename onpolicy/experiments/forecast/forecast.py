@@ -1,9 +1,12 @@
 """Memory and time that a run will need on GPUs, computed from the config and the model's shape before anything is rented.
 
-Bytes of N parameters over R ranks, everything in float32 (s is the ZeRO stage, 0 without DeepSpeed):
+Bytes of N parameters over R ranks, in float32 where nothing else is said (s is the ZeRO stage, 0 without DeepSpeed):
 
     weights 4N [/R if s = 3]   gradients 4N [/R if s >= 2]   moments 8N [/R if s >= 1]   ZeRO's own copy 4N/R [s >= 1]
-    a teacher or reference model with weights of its own 4N [/R if s = 3]
+    a teacher or reference model with weights of its own 4N [/R if s = 3]; 2 for each parameter of a linear layer or embedding if
+        it never changes, its checkpoint and the passes are in bfloat16, and s < 3
+    states that teachers left, in what the passes compute in: the tokens of a window of micro-batches, and of one of them joined, x hidden
+        size, for each context that each teacher reads and for the reference model
     logits of a chunk of tokens 4 x tokens x vocabulary, for the student, each teacher and the reference model
 
 The time of a step is its floating-point operations at an assumed utilisation: 2 per parameter and token read, plus 4 x width for each
@@ -24,9 +27,11 @@ from typing import Any
 from onpolicy.config.registry import defaults_and, options_of
 from onpolicy.config.resolved import ResolvedConfig, Section
 from onpolicy.config.shipped import find_config
+from onpolicy.trainer.batching import WINDOW_FACTOR
 from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.trainer.chunked_head import TOKENS_PER_CHUNK
 from onpolicy.trainer.forward_settings import settings_on_gpu
+from onpolicy.trainer.frozen_weights import roundable
 from onpolicy.utils.errors import ConfigError, suggest
 
 GIB = 2.0**30
@@ -70,6 +75,8 @@ class ModelShape:
     window: int = 0
     experts: bool = False
     """Whether it is a mixture of experts: a token passes through some of the parameters only."""
+    rounded: int = 0
+    """Parameters that a copy which never changes may keep in bfloat16, because the checkpoint does."""
 
     def kv_bytes(self, length: float) -> float:
         """Bytes of the keys and values of one sequence, in bfloat16."""
@@ -124,6 +131,7 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     windowed = (getattr(config, "layer_types", None) or []).count("sliding_attention")
+    in_bfloat16 = str(config.dtype) in ("bfloat16", "torch.bfloat16")
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
         layers=config.num_hidden_layers,
@@ -134,6 +142,7 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
         windowed=windowed,
         window=config.sliding_window if windowed else 0,
         experts=any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")),
+        rounded=sum(p.numel() for p in roundable(model)) if in_bfloat16 else 0,
     )
 
 
@@ -226,25 +235,28 @@ def trainer_bytes(resolved: ResolvedConfig, shape: ModelShape, ranks: int) -> di
     sharded, learns = (n / ranks if stage >= 3 else n), _learning(resolved)
     on_gpu = 0.0 if "offload_param" in zero else 1.0
     moments_on_gpu = 0.0 if "offload_optimizer" in zero else 1.0
-    readers = frozen_copies(resolved)
+    updated, fixed = copies_of_the_model(resolved)
     forward = settings_on_gpu(resolved.trainer.plugin.options)
     tokens = resolved.trainer.settings.micro_batch_tokens or 8192
     kept = 2.0 if forward.precision == "bfloat16" else 4.0
     layer = tokens * shape.hidden * 34.0 * kept / 2
-    heads = 1 + len(resolved.contexts) + build_objective(resolved).needs_ref
+    halved = 2.0 * shape.rounded if forward.precision == "bfloat16" and stage < 3 else 0.0
+    needs_ref = build_objective(resolved).needs_ref
+    heads = 1 + len(resolved.contexts) + needs_ref
+    views = len(resolved.contexts) * (2 if teacher_rule(resolved).student_share else 1) + needs_ref
     return {
         "weights": sharded * on_gpu,
         "gradients": learns * (n / ranks if stage >= 2 else n),
         "moments": learns * 2 * (n / ranks if stage >= 1 else n) * moments_on_gpu,
         "ZeRO's copy": learns * (n / ranks if stage >= 1 else 0.0) * moments_on_gpu,
-        "teacher and reference model": readers * sharded * on_gpu,
+        "teacher and reference model": ((updated + fixed) * sharded - fixed * halved) * on_gpu,
         "gathered layers": 2 * n / shape.layers if stage >= 3 else 0.0,
         "activations": (
             tokens * shape.hidden * kept * shape.layers + layer
             if forward.gradient_checkpointing
             else layer * shape.layers
         ),
-        "states that teachers left": 4.0 * len(resolved.contexts) * tokens * shape.hidden * 4,
+        "states that teachers left": views * (WINDOW_FACTOR + 1) * tokens * shape.hidden * kept,
         "logits of a chunk": 4.0 * heads * min(tokens, TOKENS_PER_CHUNK["cuda"]) * shape.vocabulary,
     }
 
@@ -254,13 +266,19 @@ def _learning(resolved: ResolvedConfig) -> float:
     return 0.0 if resolved.trainer.plugin.options.get("lora_rank") else 1.0
 
 
-def frozen_copies(resolved: ResolvedConfig) -> int:
-    """Copies of the model in addition to the student: a teacher, and the reference model where it is a different one."""
+def copies_of_the_model(resolved: ResolvedConfig) -> tuple[int, int]:
+    """Copies of the model in addition to the student: a teacher, and the reference model where it is a different one.
+
+    Returns:
+        those that are updated, or that a rule reads, and stay float32; those that never change
+    """
     rule, starts = teacher_rule(resolved), build_objective(resolved).needs_ref
+    updated, other = int(rule.copies and rule.update is not None), int(rule.path is not None)
     if resolved.trainer.plugin.options.get("lora_rank"):
-        return int(rule.copies and (rule.update is not None or rule.path is not None))
-    unmoved = rule.copies and rule.update is None and rule.path is None
-    return int(rule.copies) + int((starts or rule.reads_ref) and not unmoved)
+        return updated, other
+    unmoved = int(rule.copies and rule.update is None and rule.path is None)
+    ref = int((starts or rule.reads_ref) and not unmoved)
+    return updated + ref * rule.reads_ref, other + unmoved + ref * (not rule.reads_ref)
 
 
 def zero_of(resolved: ResolvedConfig) -> dict[str, Any]:
