@@ -283,7 +283,7 @@ COMMANDS: dict[str, Command | Group] = {
         (
             CONFIG,
             OVERRIDES,
-            _argument("--gpu", default="h100", help="a100, h100, h200 or b200 (default h100)"),
+            _argument("--gpu", default="h100", help="h100 (default), h200, rtx4090, ... or e.g. 24GiB,165TFLOP/s,1.01TB/s"),
             _argument("--shape", action=Renamed, to="--model-config"),
             _argument("--model-config", type=Path, help="config.json of the model, if the model itself is not available"),
             _argument("--completion-tokens", type=above_zero, help="mean completion length (default: half of generator.max_tokens)"),

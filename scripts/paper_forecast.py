@@ -11,7 +11,8 @@ from pathlib import Path
 
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.experiments.forecast.forecast import Assumptions, forecast, shape_of
+from onpolicy.experiments.forecast.forecast import Assumptions, forecast
+from onpolicy.experiments.forecast.shape import shape_of
 
 SHAPES = Path("tests/experiments/shapes")
 CASES = {

@@ -12,23 +12,16 @@ import torch
 from onpolicy.cli import main
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.experiments.forecast.forecast import (
-    GIB,
-    GPUS,
-    RESERVED,
-    Assumptions,
-    ModelShape,
-    copies_of_the_model,
-    forecast,
-    shape_of,
-    step_flops,
-    trainer_bytes,
-)
+from onpolicy.experiments.forecast.forecast import Assumptions, forecast, step_flops
+from onpolicy.experiments.forecast.hardware import GIB, GPUS, Gpu, gpu_of
+from onpolicy.experiments.forecast.memory import RESERVED, copies_of_the_model, trainer_bytes
+from onpolicy.experiments.forecast.shape import ModelShape, shape_of
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.engine import TorchEngine
 from onpolicy.trainer.trainer import PolicyTrainer
+from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
 from tests.tiny import tiny_model
 
@@ -178,7 +171,9 @@ def test_time_by_hand(tmp_path: Path) -> None:
     # all six at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each, once for each of 50 tokens
     assert found.seconds["sample"] == pytest.approx(50 * (2e6 + 6 * 45 * 2000) / (3.35e12 * 0.25))
     assert found.hours == pytest.approx(36 * sum(found.seconds.values()) / 3600) and found.evaluation_hours == 0.0
-    assert found.memory["each"]["engine: keys and values"] == pytest.approx(0.4 * 80 - 2e6 / GIB)
+    training, sampling = found.memory["each GPU, training"], found.memory["each GPU, sampling"]
+    assert sampling[RESERVED] == pytest.approx(0.4 * 80 - 2e6 / GIB) and RESERVED not in training, "the engine sleeps"
+    assert "gradients" in training and "gradients" not in sampling and sampling["moments"] == training["moments"]
 
 
 def test_evaluations_by_hand(tmp_path: Path) -> None:
@@ -203,10 +198,23 @@ def test_evaluations_by_hand(tmp_path: Path) -> None:
     assert found.evaluation_hours * 3600 == pytest.approx(3 * 4 * 50 * (2e6 + 64 * 45 * 2000) / (3.35e12 * 0.25))
 
 
+def test_any_gpu() -> None:
+    assert gpu_of("24GiB,165TFLOP/s,1.01TB/s") == gpu_of("24gib, 165tflop/s, 1.01tb/s") == Gpu(165e12, 1.01e12, 24)
+    for wrong in ("24GiB", "24GiB,0TFLOP/s,1TB/s", "x"):
+        with pytest.raises(ConfigError, match="expected one of a100, .* or memory, dense bfloat16 speed and bandwidth"):
+            gpu_of(wrong)
+
+
+def test_an_engine_that_samples_meanwhile_does_not_sleep(tmp_path: Path) -> None:
+    own = ["generator={name: vllm, max_tokens: 100, max_staleness: 1}"]
+    held = forecast(resolve(load(write_config(tmp_path), own)), TINY, Assumptions()).memory
+    assert list(held) == ["each GPU"] and {"gradients", RESERVED} <= set(held["each GPU"])
+
+
 def test_a_generator_without_a_share_of_the_gpu_holds_what_its_batch_needs(tmp_path: Path) -> None:
     own = ["generator={name: transformers, max_tokens: 100, batch_size: 4}"]
     assumed = Assumptions("h100", prompt_tokens=20, completion_tokens=50)
-    held = forecast(resolve(load(write_config(tmp_path), own)), TINY, assumed).memory["each"]
+    held = forecast(resolve(load(write_config(tmp_path), own)), TINY, assumed).memory["each GPU"]
     assert RESERVED not in held and held["engine: weights"] * GIB == 4e6, "float32"
     assert held["keys and values of a batch"] * GIB == 4 * 70 * 2 * 2000, "four sequences of 70 tokens, in float32"
 
@@ -217,7 +225,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     said = capsys.readouterr().out
     assert "8.19 billion parameters, 8 GPUs of kind b200" in said and "of 180" in said and "assumed: b200" in said
     found = json.loads((tmp_path / "out.json").read_text())
-    assert set(found["memory"]) == {"a trainer's", "a generator's"} and found["hours"] > 1
+    assert set(found["memory"]) == {"a trainer's GPU", "a generator's GPU"} and found["hours"] > 1
     capsys.readouterr()
     tight = ["trainer.config=null", "distributed.num_trainers=1"]
     assert main(["forecast", *own, *tight, "--gpu", "h100"]) == 1, "one GPU does not hold it"

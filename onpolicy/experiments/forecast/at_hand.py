@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from onpolicy.config.resolved import ResolvedConfig
-from onpolicy.experiments.forecast.forecast import Assumptions, Forecast, forecast, shape_of
+from onpolicy.experiments.forecast.forecast import Assumptions, Forecast, forecast
+from onpolicy.experiments.forecast.shape import shape_of
 from onpolicy.models import resolve_model
 from onpolicy.utils.bundled_model import BUNDLED, cache_folder
 

@@ -14,7 +14,9 @@ from rich.table import Table
 
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.experiments.forecast.forecast import GPUS, Assumptions, Forecast, forecast, shape_of
+from onpolicy.experiments.forecast.forecast import Assumptions, Forecast, forecast
+from onpolicy.experiments.forecast.hardware import gpu_of
+from onpolicy.experiments.forecast.shape import shape_of
 from onpolicy.models import resolve_model
 from onpolicy.run.check_run import training_command
 from onpolicy.utils.errors import ConfigError, ModelError
@@ -60,7 +62,7 @@ def print_forecast(
         f"{found.parameters / 1e9:.2f} billion" if found.parameters >= 5e6 else f"{found.parameters / 1e6:.2f} million"
     )
     console.print(f"{size} parameters, {foreseen.gpus} {'GPU' if foreseen.gpus == 1 else 'GPUs'} of kind {assumed.gpu}")
-    console.print(memory_table(foreseen, GPUS[assumed.gpu].gib))
+    console.print(memory_table(foreseen, gpu_of(assumed.gpu).gib))
     console.print(time_table(foreseen, resolved.config.steps))
     for note in foreseen.notes:
         console.print(f"[dim]assumed: {note}[/dim]", highlight=False)

@@ -7,7 +7,9 @@ from typing import Any
 
 from onpolicy.config.registry import defaults_and
 from onpolicy.config.resolved import ResolvedConfig
-from onpolicy.experiments.forecast.forecast import GPUS, RESERVED, Assumptions, Forecast
+from onpolicy.experiments.forecast.forecast import Assumptions, Forecast
+from onpolicy.experiments.forecast.hardware import GPUS
+from onpolicy.experiments.forecast.memory import RESERVED
 from onpolicy.run.axes import short
 from onpolicy.run.first_rows import first_rows
 from onpolicy.run.method_in_words import method_in_words
@@ -72,7 +74,7 @@ def _needs(foreseen: Forecast | None) -> Iterator[tuple[str, str]]:
         yield from (("memory", unknown), ("time", unknown))
         return
     on = f"on {foreseen.gpus} {Assumptions.gpu}, by the forecast"
-    held = ", ".join(f"{kind} GPU {_held(parts)}" for kind, parts in foreseen.memory.items())
+    held = ", ".join(f"{kind} {_held(parts)}" for kind, parts in foreseen.memory.items())
     refused = "".join(f"; does not fit: {reason}" for reason in foreseen.refusals)
     yield "memory", f"{held}, of {GPUS[Assumptions.gpu].gib:.0f} {on}{refused}"
     took = in_words(foreseen.hours * 3600) if foreseen.hours > 1 / 60 else "under a minute, beside what starting takes,"
