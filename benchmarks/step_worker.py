@@ -52,6 +52,9 @@ class Given:
     def update_weights(self, weights: Any, *, version: int) -> None:
         self.policy_version = require_newer(version, self.policy_version)
 
+    def rest(self) -> None:
+        pass
+
     def close(self) -> None:
         pass
 

@@ -46,6 +46,11 @@ class Generator(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """The trainer works next: what the generator holds of a device that both share it may give back. Whoever samples, or brings new
+        weights, ends that."""
+        ...
+
     def reset_version(self) -> None:
         """The run goes back: what is under way is of no use, and the next weights may be older than those in use."""
         ...

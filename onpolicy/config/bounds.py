@@ -9,9 +9,18 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from onpolicy.config.schedules import Coefficient
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """What an option's value has to keep to besides its type; stands in the option's annotation."""
+
+    def problems(self, key: str, value: Any) -> Iterator[str]:
+        """What is wrong with a value of the right type, each with the key."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from onpolicy.config.bounds import Bounds
+from onpolicy.config.bounds import Rule
 from onpolicy.config.plain import NULLS, Plain, text_of, valued
 from onpolicy.utils.errors import ConfigError
 
@@ -30,7 +30,7 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
     if typing.get_origin(annotation) is typing.Annotated:
         annotation, *marks = typing.get_args(annotation)
         found = typed(value, annotation, key)
-        beyond = [problem for mark in marks if isinstance(mark, Bounds) for problem in mark.problems(key, found)]
+        beyond = [problem for mark in marks if isinstance(mark, Rule) for problem in mark.problems(key, found)]
         if beyond:
             raise ConfigError(*beyond)
         return found

@@ -180,6 +180,9 @@ class GeneratorPool:
         self.actors.sync_state(VersionedWeights(put_weights(weights), newer))
         self.policy_version, self._went_back = newer, False
 
+    def rest(self) -> None:
+        """Nothing to give back: replicas have GPUs of their own."""
+
     def reset_version(self) -> None:
         """The run goes back: open calls are cancelled, and the next weights may be of any version."""
         self.cancel()

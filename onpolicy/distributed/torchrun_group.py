@@ -89,6 +89,10 @@ class RankGenerators:
         self._driver.call_all("update_generator", version)
         self.policy_version = version
 
+    def rest(self) -> None:
+        """On every rank: each shares its GPU with its trainer."""
+        self._driver.call_all("generator.rest")
+
     def reset_version(self) -> None:
         self._driver.call_all("generator.reset_version")
         self.policy_version = self._own.policy_version
@@ -107,7 +111,7 @@ def serve_rank(resolved: ResolvedConfig) -> int:
     worker = TrainerWorker(resolved, model, PhaseTimer(), size=world_size())
     refuse_other_generators(resolved, worker.trainer.collectives)
     if not resolved.config.distributed.num_generators:
-        worker.generator = local_generator(resolved, model)
+        worker.generator = local_generator(resolved, model, beside_trainer=True)
     while True:
         method, arguments = broadcast_call(None)
         if method == QUIT:

@@ -19,19 +19,22 @@ from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 
 
-def local_generator(resolved: ResolvedConfig, model: ModelHandle) -> Generator:
+def local_generator(resolved: ResolvedConfig, model: ModelHandle, *, beside_trainer: bool = False) -> Generator:
     """The configured generator in this process.
 
-    A plug-in with an option ``source`` is told the revision of a hub's model and whether its code may run.
+    A plug-in with an option ``source`` is told the revision of a hub's model and whether its code may run; one with an option
+    ``beside_trainer``, whether it shares its device with a trainer.
     """
     section, settings = resolved.generator, resolved.config.model
     source = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
+    offered = {"source": source, "beside_trainer": beside_trainer}
+    options = options_of(section.plugin.function)
     generator: Generator = section.plugin.bind()(
         renderer=model.renderer,
         model=model.path,
         sampling=section.settings,
         max_model_len=model.max_model_len,
-        **({"source": source} if "source" in options_of(section.plugin.function) else {}),
+        **{name: value for name, value in offered.items() if name in options},
     )
     return generator
 

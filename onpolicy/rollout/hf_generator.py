@@ -113,6 +113,9 @@ class HFGenerator:
         logp = self._model(input_ids=ids).logits[0, :-1].float().log_softmax(-1)
         return logp.gather(-1, ids[0, 1:, None])[:, 0].tolist()
 
+    def rest(self) -> None:
+        """Keeps what it holds: the model's weights; keys and values are free after every batch."""
+
     def reset_version(self) -> None:
         """The next weights may be of any version."""
         self.policy_version = -1

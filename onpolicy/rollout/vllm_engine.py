@@ -14,11 +14,16 @@ import torch
 from torch import Tensor
 
 from onpolicy.rollout.fair_lock import FairLock
-from onpolicy.utils.device import synchronize
+from onpolicy.utils.device import empty_cache, synchronize
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
     from vllm.outputs import RequestOutput
+
+
+PARTS = ("weights", "kv_cache")
+"""What of an engine's memory sleeps, under vLLM's names, in the order in which it wakes: new weights are loaded between the two, so that
+what loading needs is free again when keys and values take their memory."""
 
 
 @dataclass
@@ -36,10 +41,17 @@ class Request:
 
 
 class SharedEngine:
-    """Requests outlive new weights: they keep their tokens, are read again by the new weights and go on."""
+    """Requests outlive new weights: they keep their tokens, are read again by the new weights and go on.
 
-    def __init__(self, llm: Any) -> None:
-        self._llm, self.version = llm, 0
+    It never samples asleep: whoever asks wakes it, within the turn in which the requests are added, and it falls asleep only in a turn in
+    which no request is left.
+    """
+
+    def __init__(self, llm: Any, *, sleeps: bool = False) -> None:
+        """``sleeps``: it was made with vLLM's sleep mode."""
+        self._llm, self._sleeps, self.version = llm, sleeps, 0
+        self._asleep: set[str] = set()
+        """The parts that sleep; one alone after loading weights has failed in between."""
         self._turns, self._numbers = FairLock(), itertools.count()
         self._running: dict[str, Request] = {}
         """Requests of all threads, by name."""
@@ -53,6 +65,7 @@ class SharedEngine:
         requests: dict[str, Request] = {}
         try:
             with self._turn() as engine:
+                self._wake(*PARTS)
                 for ids, params in asked:
                     name = str(next(self._numbers))
                     engine.add_request(name, {"prompt_token_ids": list(ids)}, params)
@@ -71,14 +84,29 @@ class SharedEngine:
 
         vLLM has a CUDA stream for each thread, so nothing but waiting orders the copies after what made the weights, after the last step,
         and before the next one, which another thread may make.
+
+        An engine that sleeps is awake afterwards. vLLM copies each layer into the memory that it had when the engine was made; the layer
+        as it was read lies outside of that memory, in torch's, and is free when the next part wakes.
         """
         tensors = list(weights)
         with self._turn():
+            self._wake("weights")
             synchronize()
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
             synchronize()
+            tensors.clear()  # merged adapters are a model of their own
             self._llm.reset_prefix_cache(reset_running_requests=True)
+            self._wake("kv_cache")
             self.version = version
+
+    def rest(self) -> None:
+        """Sleeps, where it can: weights go to the host's memory, keys and values are dropped. Not while another thread samples."""
+        if not self._sleeps:
+            return
+        with self._turn():
+            if self._asleep != set(PARTS) and all(request.done for request in self._running.values()):
+                self._llm.sleep(level=1)
+                self._asleep.update(PARTS)
 
     def close(self) -> None:
         """Frees the engine and its memory; whoever is sampling gets an error."""
@@ -87,6 +115,14 @@ class SharedEngine:
             self._llm.llm_engine.engine_core.shutdown()
             self._llm = None
             gc.collect()
+
+    def _wake(self, *parts: str) -> None:
+        """To be called within a turn."""
+        for part in parts:
+            if part in self._asleep:
+                empty_cache()  # memory that the trainer does not use any more is torch's until then
+                self._llm.wake_up(tags=[part])
+                self._asleep.remove(part)
 
     def _finish(self, requests: Sequence[Request], on_progress: Callable[[int, int, int], None]) -> None:
         done = 0

@@ -6,13 +6,15 @@ import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
+from onpolicy.rollout.vllm_args import EngineArgs, blamed_on, combined
 from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
+from onpolicy.rollout.vllm_sleep import sleeps
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.ready import installed, ready_if
@@ -21,6 +23,14 @@ from onpolicy.utils.seeds import rollout_seed
 if TYPE_CHECKING:
     from vllm import SamplingParams
 
+ALWAYS: Mapping[str, Any] = {
+    "enable_prefix_caching": True,
+    "logprobs_mode": "raw_logprobs",  # before temperature and top-p: what the trainer's own are compared with
+    "disable_log_stats": True,
+    "use_tqdm_on_load": False,
+    "seed": 0,  # each request has its own
+}
+"""Arguments of every engine."""
 FINISHED: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
 
 
@@ -30,7 +40,10 @@ FINISHED: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
     )
 )
 class VLLMGenerator:
-    """One engine, colocated with the trainer; new weights go in through memory, also while rollouts are being sampled."""
+    """One engine in this process; new weights go in through memory, also while rollouts are being sampled.
+
+    On a GPU that it shares with the trainer the two take turns: the engine sleeps while the trainer works (``vllm_sleep``).
+    """
 
     def __init__(
         self,
@@ -40,12 +53,14 @@ class VLLMGenerator:
         sampling: Sampling,
         max_model_len: int,
         source: Mapping[str, Any] | None = None,
+        beside_trainer: bool = False,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         enforce_eager: bool | None = None,
         gpu_memory_utilization: float = 0.4,
         kv_cache_gib: int = 1,
         tensor_parallel_size: int = 1,
         max_num_seqs: int = 256,
+        engine_args: Annotated[dict[str, Any] | None, EngineArgs()] = None,
     ) -> None:
         """
         Args:
@@ -55,31 +70,33 @@ class VLLMGenerator:
             kv_cache_gib: memory for the KV cache on the CPU, GiB
             tensor_parallel_size: GPUs per engine
             max_num_seqs: rollouts sampled at the same time
+            engine_args: further arguments of `vllm.LLM`, as vLLM names them, e.g. `{kv_cache_dtype: fp8}`
         """
-        cpu = not torch.cuda.is_available()
+        cpu, given = not torch.cuda.is_available(), engine_args or {}
+        can_sleep = sleeps(sampling, beside_trainer=beside_trainer)
         _set_environment(cpu, kv_cache_gib)
         with undisturbed_threads(), warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # vLLM's own, about torch
             from vllm import LLM
 
-            llm = LLM(
-                model=model,
-                dtype=("float32" if cpu else "auto") if dtype == "auto" else dtype,
-                enforce_eager=cpu if enforce_eager is None else enforce_eager,
-                max_model_len=max_model_len,
-                max_num_seqs=max_num_seqs,
-                gpu_memory_utilization=gpu_memory_utilization,
-                tensor_parallel_size=tensor_parallel_size,
-                enable_prefix_caching=True,
-                **_whole_prompts(max_model_len) if cpu else _one_batch_at_a_time(sampling),
-                logprobs_mode="raw_logprobs",  # before temperature and top-p: what the trainer's own are compared with
-                disable_log_stats=True,
-                use_tqdm_on_load=False,
-                seed=0,
+            ours: dict[str, Any] = {
+                "model": model,
+                "dtype": ("float32" if cpu else "auto") if dtype == "auto" else dtype,
+                "enforce_eager": cpu if enforce_eager is None else enforce_eager,
+                "max_model_len": max_model_len,
+                "max_num_seqs": max_num_seqs,
+                "gpu_memory_utilization": gpu_memory_utilization,
+                "tensor_parallel_size": tensor_parallel_size,
+                **ALWAYS,
+                **(_whole_prompts(max_model_len) if cpu else _one_batch_at_a_time(sampling)),
+                **({"enable_sleep_mode": True} if can_sleep else {}),
                 **_one_of_several(),
                 **(source or {}),
-            )
-        self._engine = SharedEngine(llm)
+            }
+            arguments = combined(ours, given)
+            with blamed_on(given):
+                llm = LLM(**arguments)
+        self._engine = SharedEngine(llm, sleeps=can_sleep)
         self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
         self.max_model_len = max_model_len
         self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
@@ -121,6 +138,10 @@ class VLLMGenerator:
         assert output is not None and output.prompt_logprobs is not None
         pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return [float(entry[token].logprob) for token, entry in pairs if entry is not None]
+
+    def rest(self) -> None:
+        """Lets the engine sleep where it shares its GPU with the trainer; the next call wakes it."""
+        self._engine.rest()
 
     def reset_version(self) -> None:
         """The next weights may be of any version."""

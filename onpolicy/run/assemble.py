@@ -18,6 +18,7 @@ from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.control import RunControl
 from onpolicy.run.display import Display
 from onpolicy.run.evaluate import build_evaluator
+from onpolicy.run.exclusive_trainer import ExclusiveTrainer
 from onpolicy.run.guards import build_guards, gap_tolerance
 from onpolicy.run.inputs import input_files, keep_inputs
 from onpolicy.run.loading import evaluation_prompts, training_prompts
@@ -48,11 +49,12 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     timer = PhaseTimer(synchronize)
     timer.on_phase = display.phase
     faults = Faults(display.note, config.distributed.apart)
-    trainer = _say_how_it_computes(build_trainer(resolved, model, timer, faults), resolved, folder, display)
-    generator = build_generator(resolved, model, faults)
-    if isinstance(trainer, Rank0Driver) and not config.distributed.num_generators:
-        generator = RankGenerators(trainer, generator)
+    own = _say_how_it_computes(build_trainer(resolved, model, timer, faults), resolved, folder, display)
+    generator = build_generator(resolved, model, faults, beside_trainer=True)
+    if isinstance(own, Rank0Driver) and not config.distributed.num_generators:
+        generator = RankGenerators(own, generator)
     generator.on_progress = display.progress
+    trainer = ExclusiveTrainer(own, generator, timer)
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best_metric
     )

@@ -25,16 +25,19 @@ def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | 
     return remote_scorer(resolved, scorer, faults)
 
 
-def build_generator(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> Generator:
+def build_generator(
+    resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None, *, beside_trainer: bool = False
+) -> Generator:
     """The generator of a run, with the reference model's weights; with ``distributed.num_generators`` several replicas of it.
 
     Args:
         resolved: the config
         model: the student before training
         faults: records every replica that is replaced
+        beside_trainer: whether one in this process shares its device with a trainer
     """
     if not resolved.config.distributed.num_generators:
-        return local_generator(resolved, model)
+        return local_generator(resolved, model, beside_trainer=beside_trainer)
     from onpolicy.distributed.generator_pool import GeneratorPool
 
     return GeneratorPool(resolved, model, faults)

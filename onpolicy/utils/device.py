@@ -1,4 +1,4 @@
-"""Where tensors are computed, and order between what several threads queue there."""
+"""Where tensors are computed, order between what several threads queue there, and memory that nothing uses."""
 
 from __future__ import annotations
 
@@ -37,6 +37,14 @@ def torch_device(name: str | None, key: str) -> torch.device:
             f"{key}: got {name!r}, expected one of {', '.join(there)}; null takes the best of them"
         ) from error
     return device
+
+
+def empty_cache() -> None:
+    """Gives memory that torch keeps for later back to the GPU, where others can take it; without a GPU does nothing."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def synchronize() -> None:

@@ -64,7 +64,7 @@ def test_what_a_trainer_holds(rule: str, dtype: str, tmp_path: Path) -> None:
     resolved = resolve(load(config, [f"run_dir={tmp_path / 'run'}", "trainer.precision=bfloat16"]))
     run = assemble(resolved, tmp_path / "run", Display(1))
     try:
-        trainer = run.trainer
+        trainer = run.trainer.apply(lambda itself: itself)
         assert isinstance(trainer, PolicyTrainer) and isinstance(trainer.engine, TorchEngine)
         trainer.step(first_rollouts(run, resolved))
         state = trainer.engine.optimizer.state.values()

@@ -7,6 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from onpolicy.config.load import load
+from onpolicy.config.resolve import resolve
+from onpolicy.run.assemble import assemble
+from onpolicy.run.display import Display
+from onpolicy.train import train
 from tests.runs import metrics, run_here, start, write_config
 
 VLLM = "generator={name: vllm, group_size: 3, max_tokens: 8, dtype: float32}"
@@ -43,6 +48,26 @@ def test_vllm_is_asked_for_contexts_and_gets_merged_adapters(tmp_path: Path) -> 
     rows = metrics(tmp_path / "run")
     assert all(row["rollout/logprob_gap"] < 1e-5 and row["context/teacher/share"] == 1.0 for row in rows)
     assert rows[-1]["teacher/teacher/gap"] != rows[0]["teacher/teacher/gap"]
+
+
+@pytest.mark.vllm
+def test_arguments_of_vllm_itself(tmp_path: Path) -> None:
+    """They reach the engine, which samples as before; a value that vLLM refuses is the config's."""
+    config, blocks = write_config(tmp_path), "generator.engine_args={block_size: 32, num_gpu_blocks_override: 40}"
+    run = assemble(resolve(load(config, [VLLM, blocks])), tmp_path / "run", Display(3))
+    try:
+        cache = run.generator._engine._llm.llm_engine.vllm_config.cache_config  # type: ignore[attr-defined]
+        assert (cache.block_size, cache.num_gpu_blocks) == (32, 40)
+        train(run)
+    finally:
+        run.close()
+    assert all(row["rollout/logprob_gap"] < 1e-5 for row in metrics(tmp_path / "run"))
+    process = start(config, VLLM, "generator.engine_args={kv_cache_dtype: fp9}", f"run_dir={tmp_path / 'refused'}")
+    output, _ = process.communicate()
+    assert (
+        process.returncode == 2
+        and "generator.engine_args: vLLM does not start with {'kv_cache_dtype': 'fp9'}" in output
+    )
 
 
 @pytest.mark.vllm

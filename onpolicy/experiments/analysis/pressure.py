@@ -139,17 +139,22 @@ def measure_pressure(resolved: ResolvedConfig) -> tuple[dict[str, Pressure], int
         run = assemble(resolved, Path(folder), Display(1))
         try:
             examples = first_rollouts(run, resolved)
-            trainer = run.trainer
-            assert isinstance(trainer, PolicyTrainer)
             ids = tokens_of(run.log.renderer.tokenizer, resolved.config.epistemic.lexicons)
             if not ids:
                 raise LexiconError(
                     "epistemic.lexicons: none has a marker that is a single token of this model's tokenizer"
                 )
-            trainer.marker_ids |= {name: torch.tensor(i, device=trainer.device) for name, i in ids.items()}
-            return pressures(trainer, examples), len(examples)
+            return run.trainer.apply(_pressures_on, ids, examples), len(examples)
         finally:
             run.close()
+
+
+def _pressures_on(
+    trainer: PolicyTrainer, ids: Mapping[str, Sequence[int]], examples: Sequence[Example]
+) -> dict[str, Pressure]:
+    """For ``Trainer.apply``: ``pressures`` on the lexicons with these tokens, as well as on those that the trainer knows."""
+    trainer.marker_ids |= {name: torch.tensor(i, device=trainer.device) for name, i in ids.items()}
+    return pressures(trainer, examples)
 
 
 def pressure_table(found: Mapping[str, Pressure]) -> Table:
