@@ -201,7 +201,7 @@ def test_evaluations_by_hand(tmp_path: Path) -> None:
 def test_any_gpu() -> None:
     assert gpu_of("24GiB,165TFLOP/s,1.01TB/s") == gpu_of("24gib, 165tflop/s, 1.01tb/s") == Gpu(165e12, 1.01e12, 24)
     for wrong in ("24GiB", "24GiB,0TFLOP/s,1TB/s", "x"):
-        with pytest.raises(ConfigError, match="expected one of a100, .* or memory, dense bfloat16 speed and bandwidth"):
+        with pytest.raises(ConfigError, match="expected one of a100, h100"):
             gpu_of(wrong)
 
 
@@ -233,7 +233,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["forecast", *own, "generator.gpu_memory_utilization=0.18"]) == 1, "no room for keys and values"
     assert "generator.gpu_memory_utilization: of its share" in " ".join(capsys.readouterr().out.split())
     assert main(["forecast", *own, "--gpu", "h10"]) == 2
-    assert f"expected one of {', '.join(GPUS)}. Did you mean 'h100'?" in capsys.readouterr().err
+    assert f"expected one of {', '.join(GPUS)}, or memory, dense" in capsys.readouterr().err
     assert main(["forecast", *own[:2], "data.path=x", "--model-config", str(tmp_path / "no.json")]) == 2
     assert "--model-config: got" in capsys.readouterr().err
     (tmp_path / "odd").mkdir()

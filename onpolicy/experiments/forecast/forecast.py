@@ -65,7 +65,6 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
     """The forecast of a run; raises ConfigError for an unknown GPU."""
     gpu, roles = gpu_of(assumed.gpu), resolved.config.distributed
     engines, ranks = max(roles.num_generators, 1), max(roles.num_trainers, 1)
-    apart = bool(roles.num_generators) and bool(roles.num_trainers)
     each_engine = tensor_parallel(resolved)
     length = assumed.completion_tokens or resolved.generator.settings.max_tokens / 2
     whole = assumed.prompt_tokens + length
@@ -88,7 +87,9 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
         seconds=seconds,
         evaluation_hours=evaluations,
         hours=resolved.config.steps * sum(seconds.values()) / 3600 + evaluations,
-        gpus=engines * each_engine + ranks if apart else max(engines * each_engine, ranks),
+        gpus=engines * each_engine + ranks
+        if roles.num_generators or roles.num_trainers
+        else max(engines * each_engine, ranks),
         notes=[
             f"{assumed.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.gib:.0f} GiB (data sheet)",
             f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",

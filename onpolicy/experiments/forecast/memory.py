@@ -37,7 +37,7 @@ Memory = Mapping[str, Mapping[str, float]]
 """Kind of GPU, and what it does -> part -> GiB."""
 
 
-def gpu_memory(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, length: float) -> Memory:
+def gpu_memory(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, length: float, *, ranks: int = 1) -> Memory:
     """What each kind of GPU of a run holds, in GiB.
 
     Args:
@@ -45,12 +45,13 @@ def gpu_memory(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, length: fl
         shape: its model
         gpu: the kind of GPU
         length: tokens of a prompt and its answer
+        ranks: that a launcher has started; those of ``distributed.num_trainers`` are known from the config
     """
     roles = resolved.config.distributed
-    trainer = trainer_bytes(resolved, shape, max(roles.num_trainers, 1))
+    trainer = trainer_bytes(resolved, shape, max(roles.num_trainers, ranks))
     generator = generator_bytes(resolved, shape, gpu, length)
     staying = {part: held for part, held in trainer.items() if part in STAYING}
-    if roles.num_generators and roles.num_trainers:
+    if roles.num_generators or roles.num_trainers:
         held = {"a trainer's GPU": trainer, "a generator's GPU": generator}
     elif engine_sleeps(resolved):
         held = {"each GPU, training": trainer, "each GPU, sampling": staying | generator}

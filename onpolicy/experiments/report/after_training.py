@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from onpolicy.experiments.forecast.refuse import refuse_what_cannot_fit
 from onpolicy.experiments.report.page import write_report
 from onpolicy.run.launch import launch_training
 
 
 def train_and_report(config_path: Path, overrides: Sequence[str]) -> int:
-    """Trains, and writes ``report.html`` into the run folder once every step is done; returns the exit status."""
+    """Trains what this machine's GPU can hold, and writes ``report.html`` into the run folder once every step is done; returns the exit
+    status."""
+    refuse_what_cannot_fit(config_path, overrides)
     return launch_training(config_path, overrides, _write)
 
 

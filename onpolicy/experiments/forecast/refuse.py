@@ -1,0 +1,99 @@
+"""What cannot fit is refused before anything is loaded, with what would."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import combinations
+
+import torch
+
+from onpolicy.config.load import ConfigSource, load
+from onpolicy.config.resolve import resolve
+from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.distributed.env import world_size
+from onpolicy.experiments.forecast.forecast import Assumptions
+from onpolicy.experiments.forecast.hardware import GIB, Gpu
+from onpolicy.experiments.forecast.memory import gpu_memory
+from onpolicy.experiments.forecast.shape import ModelShape, shape_of
+from onpolicy.models import resolve_model
+from onpolicy.utils.errors import ConfigError, ModelError, UserError
+
+REMEDIES = (
+    "trainer.gradient_checkpointing=true",
+    "trainer.precision=bfloat16",
+    "trainer.micro_batch_tokens=2048",
+    "generator.gpu_memory_utilization=0.3",
+    "generator.gpu_memory_utilization=0.2",
+    "trainer.lora_rank=64",
+)
+"""What takes less memory, the least of a change first."""
+TOGETHER = 3
+"""Most remedies that are tried at once."""
+OURS = "onpolicy."
+"""Module of the trainers and generators whose memory is known."""
+
+
+def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> None:
+    """Holds a run to the memory of this machine's GPU; does nothing without one. The forecast is a lower bound, so what it refuses fails.
+
+    Raises:
+        ConfigError: by the forecast a GPU would have to hold more than it has; says with which overrides it would not.
+    """
+    gpu = this_gpu()
+    if gpu is None:
+        return
+    resolved = resolve(load(source, overrides))
+    if not all(_of_ours(plugin.function) for plugin in (resolved.trainer.plugin, resolved.generator.plugin)):
+        return
+    settings = resolved.config.model
+    try:
+        shape = shape_of(
+            resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
+        )
+    except ModelError:
+        return  # the run says so itself
+    needed = _needed(resolved, shape, gpu)
+    if max(needed.values()) <= gpu.gib:
+        return
+    held = ", ".join(f"{kind} {gib:.0f}" for kind, gib in needed.items())
+    fits = next(_that_fit(source, overrides, shape, gpu), None)
+    remedy = (
+        f"it would fit with {' '.join(fits)}"
+        if fits
+        else "no single-GPU setting would fit; more GPUs, or a smaller model"
+    )
+    raise ConfigError(
+        f"model.path: {settings.path!r} needs more than the {gpu.gib:.0f} GiB of this GPU: {held} GiB, by the forecast, which is a lower "
+        f"bound; {remedy}. `onpolicy forecast` has the parts."
+    )
+
+
+def this_gpu() -> Gpu | None:
+    """Memory of the GPU on which this process would run; None without one."""
+    if not torch.cuda.is_available():
+        return None
+    return Gpu(flops=1.0, bandwidth=1.0, gib=torch.cuda.get_device_properties(0).total_memory / GIB)
+
+
+def _of_ours(function: object) -> bool:
+    return str(getattr(function, "__module__", "")).startswith(OURS)
+
+
+def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu) -> dict[str, float]:
+    length = Assumptions.prompt_tokens + resolved.generator.settings.max_tokens / 2
+    memory = gpu_memory(resolved, shape, gpu, length, ranks=world_size())
+    return {kind: sum(parts.values()) for kind, parts in memory.items()}
+
+
+def _that_fit(source: ConfigSource, overrides: Sequence[str], shape: ModelShape, gpu: Gpu) -> Iterator[Sequence[str]]:
+    """Further overrides with which the run fits, the fewest first; a trainer without such an option has no use for them."""
+    for number in range(1, TOGETHER + 1):
+        for chosen in combinations(REMEDIES, number):
+            if len({remedy.partition("=")[0] for remedy in chosen}) < number:
+                continue
+            try:
+                resolved = resolve(load(source, [*overrides, *chosen]))
+            except UserError:
+                continue
+            if max(_needed(resolved, shape, gpu).values()) <= gpu.gib:
+                yield chosen

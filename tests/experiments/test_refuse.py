@@ -1,0 +1,74 @@
+"""What this machine's GPU cannot hold is refused before anything is loaded; a GPU is its memory here."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from onpolicy.cli import main
+from onpolicy.experiments.forecast import refuse
+from onpolicy.experiments.forecast.hardware import Gpu
+from onpolicy.experiments.forecast.refuse import refuse_what_cannot_fit
+from onpolicy.utils.errors import ConfigError
+from tests.runs import write_config
+
+SHAPES = Path(__file__).parent / "shapes"
+QWEN = ["generator.name=vllm", "generator.max_tokens=4096", "trainer.micro_batch_tokens=8192"]
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Path:
+    """A run of Qwen3-8B, of which there is nothing but its config.json."""
+    (tmp_path / "big").mkdir()
+    shutil.copy(SHAPES / "qwen3_8b.json", tmp_path / "big" / "config.json")
+    return write_config(tmp_path, model={"path": str(tmp_path / "big")})
+
+
+def has(monkeypatch: pytest.MonkeyPatch, gib: float) -> None:
+    monkeypatch.setattr(refuse, "this_gpu", lambda: Gpu(1.0, 1.0, gib))
+
+
+def test_a_full_update_of_8b_is_refused_with_what_would_fit(
+    config: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    has(monkeypatch, 80)
+    assert main(["train", str(config), *QWEN]) == 2
+    said = capsys.readouterr().err
+    assert "needs more than the 80 GiB of this GPU: each GPU, training 1" in said and "each GPU, sampling 1" in said
+    (fits,) = re.findall(r"it would fit with (.*?)\. `onpolicy forecast`", said)
+    assert "trainer.lora_rank=64" in fits.split()
+    refuse_what_cannot_fit(config, [*QWEN, *fits.split()])
+    assert not (config.parent / "run").exists(), "nothing was begun"
+
+
+def test_what_fits_is_let_through(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, 210)
+    refuse_what_cannot_fit(config, QWEN)
+    has(monkeypatch, 80)
+    refuse_what_cannot_fit(config, [*QWEN, "trainer.lora_rank=64", "teacher={name: frozen}"])
+    refuse_what_cannot_fit(config, [*QWEN, "model.path=lab-reasoner"])
+
+
+def test_where_nothing_fits_it_says_so(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, 12)
+    with pytest.raises(ConfigError, match="no single-GPU setting would fit; more GPUs, or a smaller model"):
+        refuse_what_cannot_fit(config, QWEN)
+
+
+def test_ranks_of_a_launcher_share_what_zero_divides(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, 80)
+    zero3 = [*QWEN, "trainer.name=deepspeed", "trainer.config=deepspeed/zero3"]
+    with pytest.raises(ConfigError, match="this GPU"):
+        refuse_what_cannot_fit(config, zero3)
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    refuse_what_cannot_fit(config, zero3)
+
+
+def test_nothing_is_asked_without_a_gpu_or_of_what_is_not_ours(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuse_what_cannot_fit(Path("no such file"), [])
+    has(monkeypatch, 1)
+    monkeypatch.setattr(refuse, "OURS", "somebody.elses.")
+    refuse_what_cannot_fit(config, QWEN)
