@@ -167,8 +167,10 @@ def test_never_asleep_with_many_threads(make: Make, monkeypatch: pytest.MonkeyPa
     with ThreadPoolExecutor(5) as pool:
         resting = pool.submit(rests)
         sampled = [pool.submit(generator.generate, PROMPTS[: 1 + n % 3], seed=n) for n in range(60)]
-        groups = [future.result() for future in sampled]
-        done.set()
+        try:
+            groups = [future.result() for future in sampled]
+        finally:
+            done.set()
         assert resting.result() > 10
     assert [len(g) for g in groups] == [1 + n % 3 for n in range(60)]
     assert all(len(r.completion_ids) == SAMPLING.max_tokens for g in groups for one in g for r in one.rollouts)
