@@ -123,7 +123,7 @@ def _forecast(arguments: argparse.Namespace) -> int:
 
     a = arguments
     assumed = Assumptions(
-        a.gpu, a.utilisation, a.bandwidth, a.prompt_tokens, a.completion_tokens, eval_problems=a.eval_problems
+        a.gpu, a.utilisation, a.bandwidth, a.prompt_tokens, a.completion_tokens, a.ranks, a.eval_problems
     )
     return print_forecast(a.config, a.overrides, a.model_config, assumed, a.output, a.json)
 
@@ -290,6 +290,7 @@ COMMANDS: dict[str, Command | Group] = {
             _argument("--prompt-tokens", type=above_zero, default=200.0, help="mean prompt length (default 200)"),
             _argument("--utilisation", type=share, default=0.35, help="fraction of the peak FLOP/s that is reached (default 0.35)"),
             _argument("--bandwidth", type=share, default=0.5, help="fraction of the memory bandwidth that sampling reaches (default 0.5)"),
+            _argument("--ranks", type=whole, default=1, help="ranks that torchrun starts, one on each GPU (default 1)"),
             _argument("--eval-problems", type=whole, default=150, help="problems of a set without a number in the config (default 150)"),
             JSON_OUTPUT,
             JSON,

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +25,10 @@ from onpolicy.config.show import markdown
 from onpolicy.experiments.forecast.forecast import Assumptions, forecast
 from onpolicy.experiments.forecast.shape import shape_of
 from onpolicy.experiments.sweep.grid import cells, read_grid
+from onpolicy.utils.timer import in_words
 
 ROOT = Path(__file__).parent.parent
+GPU_PAGE = ROOT / "docs" / "gpu.md"
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
 
 
@@ -153,6 +156,36 @@ def test_the_forecasts_of_the_readme() -> None:
             held = forecast(resolved, shape, Assumptions("h100")).memory
             foreseen.append(round(max(sum(parts.values()) for parts in held.values())))
     assert said and said == foreseen
+
+
+def test_the_forecasts_of_the_gpu_page() -> None:
+    """Its table is what the forecast says of the commands above it, row by row."""
+    rows = [
+        [cell.strip() for cell in row.split("|")[1:-1]]
+        for row in re.findall(r"^\| Qwen3-.*\|$", GPU_PAGE.read_text(), re.MULTILINE)
+    ]
+    assert [gpu_row(words, *row[:2]) for words, row in zip(gpu_commands(), rows, strict=True)] == rows
+
+
+def gpu_commands() -> list[list[str]]:
+    """The words of the three runs of docs/gpu.md, behind ``onpolicy train``."""
+    (block,) = re.findall(
+        r"^```sh\n((?:onpolicy train|torchrun).*?)^```", GPU_PAGE.read_text(), flags=re.MULTILINE | re.DOTALL
+    )
+    lines = block.replace("\\\n", " ").splitlines()
+    return [shlex.split(line.partition("onpolicy train ")[2]) for line in lines]
+
+
+def gpu_row(words: Sequence[str], what: str, gpus: str) -> list[str]:
+    """The row of docs/gpu.md about such a run on GPUs like ``8 h100``."""
+    number, gpu = gpus.split()
+    resolved = resolve(load(find_config(Path(words[0])), words[1:]))
+    model = re.search(r"Qwen3-([\d.]+)B", resolved.config.model.path)
+    assert model is not None
+    shape = shape_of(str(ROOT / f"tests/experiments/shapes/qwen3_{model[1].lower()}b.json"))
+    found = forecast(resolved, shape, Assumptions(gpu, ranks=int(number)))
+    memory = [f"{sum(parts.values()):.0f}" for parts in found.memory.values()]
+    return [what, gpus, *memory, in_words(sum(found.seconds.values()))]
 
 
 def test_the_numbers_of_the_readme_are_the_committed_ones() -> None:

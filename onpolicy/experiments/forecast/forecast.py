@@ -42,6 +42,8 @@ class Assumptions:
     prompt_tokens: float = 200.0
     completion_tokens: float | None = None
     """Mean length of an answer; None: half of ``generator.max_tokens``."""
+    ranks: int = 1
+    """That ``torchrun`` starts, each with an engine of its own; those of Ray stand in the config."""
     eval_problems: int = 150
     """Of an evaluation set whose number the config does not say; AIME24, AIME25, AMC23 and MATH500 have 600 together."""
 
@@ -64,11 +66,13 @@ class Forecast:
 def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) -> Forecast:
     """The forecast of a run; raises ConfigError for an unknown GPU."""
     gpu, roles = gpu_of(assumed.gpu), resolved.config.distributed
-    engines, ranks = max(roles.num_generators, 1), max(roles.num_trainers, 1)
+    apart = roles.num_generators or roles.num_trainers
+    engines, ranks = (max(roles.num_generators, 1), max(roles.num_trainers, 1)) if apart else (assumed.ranks,) * 2
     each_engine = tensor_parallel(resolved)
     length = assumed.completion_tokens or resolved.generator.settings.max_tokens / 2
     whole = assumed.prompt_tokens + length
-    memory = gpu_memory(resolved, shape, gpu, whole)
+    longest = assumed.prompt_tokens + resolved.generator.settings.max_tokens
+    memory = gpu_memory(resolved, shape, gpu, whole, longest=longest, ranks=assumed.ranks)
     rollouts = resolved.data.settings.prompts_per_step * resolved.generator.settings.group_size
     rate = functools.partial(sampled_a_second, resolved, shape, gpu, assumed, length)
     compute = gpu.flops * assumed.utilisation * ranks

@@ -37,18 +37,21 @@ Memory = Mapping[str, Mapping[str, float]]
 """Kind of GPU, and what it does -> part -> GiB."""
 
 
-def gpu_memory(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, length: float, *, ranks: int = 1) -> Memory:
+def gpu_memory(
+    resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, length: float, *, longest: float = 0.0, ranks: int = 1
+) -> Memory:
     """What each kind of GPU of a run holds, in GiB.
 
     Args:
         resolved: the run
         shape: its model
         gpu: the kind of GPU
-        length: tokens of a prompt and its answer
+        length: tokens of a prompt and its answer, on average
+        longest: tokens of the longest prompt and answer, which run alone where a micro-batch is shorter
         ranks: that a launcher has started; those of ``distributed.num_trainers`` are known from the config
     """
     roles = resolved.config.distributed
-    trainer = trainer_bytes(resolved, shape, max(roles.num_trainers, ranks))
+    trainer = trainer_bytes(resolved, shape, max(roles.num_trainers, ranks), longest)
     generator = generator_bytes(resolved, shape, gpu, length)
     staying = {part: held for part, held in trainer.items() if part in STAYING}
     if roles.num_generators or roles.num_trainers:
@@ -85,8 +88,8 @@ def tensor_parallel(resolved: ResolvedConfig) -> int:
     return int(generator_options(resolved).get("tensor_parallel_size", 1))
 
 
-def trainer_bytes(resolved: ResolvedConfig, shape: ModelShape, ranks: int) -> dict[str, float]:
-    """Bytes on one rank: what stays, and what one micro-batch needs."""
+def trainer_bytes(resolved: ResolvedConfig, shape: ModelShape, ranks: int, longest: float = 0.0) -> dict[str, float]:
+    """Bytes on one rank: what stays, and what one micro-batch needs, or a row of ``longest`` tokens."""
     zero = zero_of(resolved)
     stage, n = int(zero.get("stage", 0)), 4.0 * shape.parameters
     sharded, learns = (n / ranks if stage >= 3 else n), _learning(resolved)
@@ -94,7 +97,7 @@ def trainer_bytes(resolved: ResolvedConfig, shape: ModelShape, ranks: int) -> di
     moments_on_gpu = 0.0 if "offload_optimizer" in zero else 1.0
     updated, fixed = copies_of_the_model(resolved)
     forward = settings_on_gpu(resolved.trainer.plugin.options)
-    tokens = resolved.trainer.settings.micro_batch_tokens or 8192
+    tokens = max(float(resolved.trainer.settings.micro_batch_tokens or 8192), longest)
     kept = 2.0 if forward.precision == "bfloat16" else 4.0
     layer = tokens * shape.hidden * 34.0 * kept / 2
     halved = 2.0 * shape.rounded if forward.precision == "bfloat16" and stage < 3 else 0.0
