@@ -49,12 +49,14 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     timer = PhaseTimer(synchronize)
     timer.on_phase = display.phase
     faults = Faults(display.note, config.distributed.apart)
-    own = _say_how_it_computes(build_trainer(resolved, model, timer, faults), resolved, folder, display)
-    generator = build_generator(resolved, model, faults, beside_trainer=True)
+    own = build_trainer(resolved, model, timer, faults)
+    generator = build_generator(
+        resolved, model, faults, beside_trainer=True
+    )  # before the first call: ranks make theirs together
     if isinstance(own, Rank0Driver) and not config.distributed.num_generators:
         generator = RankGenerators(own, generator)
     generator.on_progress = display.progress
-    trainer = ExclusiveTrainer(own, generator, timer)
+    trainer = ExclusiveTrainer(_say_how_it_computes(own, resolved, folder, display), generator, timer)
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best_metric
     )
