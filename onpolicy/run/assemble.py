@@ -12,7 +12,7 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
 from onpolicy.models import ModelHandle, model_skeleton, model_writer, open_model
-from onpolicy.protocols import Trainer
+from onpolicy.protocols import Generator, Trainer
 from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.control import RunControl
@@ -49,12 +49,10 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     timer = PhaseTimer(synchronize)
     timer.on_phase = display.phase
     faults = Faults(display.note, config.distributed.apart)
-    own = _say_how_it_computes(build_trainer(resolved, model, timer, faults), resolved, folder, display)
-    generator = build_generator(resolved, model, faults, beside_trainer=True)
-    if isinstance(own, Rank0Driver) and not config.distributed.num_generators:
-        generator = RankGenerators(own, generator)
+    own = build_trainer(resolved, model, timer, faults)
+    generator = _generator_beside(own, resolved, model, faults)
     generator.on_progress = display.progress
-    trainer = ExclusiveTrainer(own, generator, timer)
+    trainer = ExclusiveTrainer(_say_how_it_computes(own, resolved, folder, display), generator, timer)
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best_metric
     )
@@ -97,6 +95,17 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
         ref_metrics=baseline.metrics if baseline else {},
         log=build_log(resolved, folder, checkpoints, trainer, model.renderer, display, timer, faults),
     )
+
+
+def _generator_beside(trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, faults: Faults) -> Generator:
+    """The generator; where a launcher's ranks train, those of all ranks.
+
+    It comes before the trainer's first call: the other ranks make theirs before they serve calls, and vLLM's engines wait for one another.
+    """
+    own = build_generator(resolved, model, faults, beside_trainer=True)
+    if isinstance(trainer, Rank0Driver) and not resolved.config.distributed.num_generators:
+        return RankGenerators(trainer, own)
+    return own
 
 
 def _keep_inputs(

@@ -59,7 +59,9 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 def _watched(method: Callable[..., Any], name: str, made: list[FakeLLM]) -> Callable[..., Any]:
     def watched(self: PolicyTrainer, *arguments: Any) -> Any:
-        if made and arguments[0] is not forward_report:
+        if arguments[0] is forward_report:
+            assert made, "ranks make their engines together, before the first call"
+        else:
             assert made[-1].llm_engine.asleep == MEMORY, f"{name} beside an engine that is awake"
             made[-1].record(name)
         return method(self, *arguments)
