@@ -13,7 +13,7 @@ from onpolicy.trainer.collate import collate
 from onpolicy.trainer.micro_batches import Row, micro_batches
 from onpolicy.types import Example, TrainBatch
 
-WINDOW_FACTOR = 8
+WINDOW_FACTOR = 16
 """Teachers read so many times the budget ahead of the student. Their hidden states exist for no more tokens at once, and most groups of
 rollouts fit, so a prompt that they share is still read once."""
 

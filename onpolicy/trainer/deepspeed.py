@@ -237,8 +237,8 @@ def deepspeed(
     Args:
         config: path of a DeepSpeed config (JSON) with `zero_optimization` and anything else that no key here sets, e.g.
             deepspeed/zero3_offload; null: ZeRO stage 2
-        precision: dtype of the forward pass; trained weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a GPU, else
-            float32. In bfloat16, ranks exchange the linear layers' weights and gradients in it too (ZeRO 1 to 3)
+        precision: dtype of the forward pass; trained weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a CUDA GPU,
+            else float32. In bfloat16, ranks exchange the linear layers' weights and gradients in it too (ZeRO 1 to 3)
         layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
             `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
         gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time; null: on a CUDA GPU

@@ -337,8 +337,8 @@ def local(
 
     Args:
         device: torch device; null: the GPU if there is one, else the CPU
-        precision: dtype of the forward pass; trained weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a GPU, else
-            float32
+        precision: dtype of the forward pass; trained weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a CUDA GPU,
+            else float32
         layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
             `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
         gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time; null: on a CUDA GPU

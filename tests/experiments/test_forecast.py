@@ -135,7 +135,7 @@ def test_the_dtype_of_a_checkpoint_decides_what_is_kept_in_bfloat16() -> None:
 
 
 def test_states_that_teachers_left_by_hand(tmp_path: Path) -> None:
-    """A window of eight micro-batches and one of them joined, 100 numbers of two bytes a token, for each who reads a context."""
+    """A window of sixteen micro-batches and one of them joined, 100 numbers of two bytes a token, for each who reads a context."""
     ref = "objective=[{name: distill, divergence: forward_kl}, {name: ref_kl, weight: 0.1}]"
     for overrides, states in (
         ([], 2), (["trainer.precision=float32"], 4), ([ref], 4), (["teacher={name: trust_region_logits}"], 4),
@@ -143,7 +143,7 @@ def test_states_that_teachers_left_by_hand(tmp_path: Path) -> None:
     ):  # fmt: skip
         own = ["trainer.micro_batch_tokens=200", *overrides]
         found = trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, 1)["states that teachers left"]
-        assert found == 9 * 200 * 100 * states, overrides
+        assert found == 17 * 200 * 100 * states, overrides
 
 
 def test_logits_of_a_chunk_by_hand(tmp_path: Path) -> None:
