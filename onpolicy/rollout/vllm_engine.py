@@ -82,19 +82,15 @@ class SharedEngine:
     def update(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Between two steps. Every key and value that the old weights made is dropped, those of running requests too.
 
-        vLLM has a CUDA stream for each thread, so nothing but waiting orders the copies after what made the weights, after the last step,
-        and before the next one, which another thread may make.
+        Tensors are made one at a time, while vLLM copies them: with adapters merged in, all of them are a model of their own. If one cannot
+        be made the engine has some of the new weights, so it wants all of them again before it samples.
 
         An engine that sleeps is awake afterwards. vLLM copies each layer into the memory that it had when the engine was made; the layer
         as it was read lies outside of that memory, in torch's, and is free when the next part wakes.
         """
-        tensors = list(weights)
         with self._turn():
             self._wake("weights")
-            synchronize()
-            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(tensors)})
-            synchronize()
-            tensors.clear()  # merged adapters are a model of their own
+            self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _one_at_a_time(weights)})
             self._llm.reset_prefix_cache(reset_running_requests=True)
             self._wake("kv_cache")
             self.version = version
@@ -163,3 +159,15 @@ def undisturbed_threads() -> Iterator[None]:
             os.sched_setaffinity(0, affinity)
         if torch.get_num_threads() != threads:
             torch.set_num_threads(threads)
+
+
+def _one_at_a_time(weights: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Tensor]]:
+    """Waits for the device before vLLM copies a tensor, and once it has copied it.
+
+    vLLM has a CUDA stream for each thread, so nothing but waiting orders a copy after what made the tensor and after the last step, before
+    the next step, which another thread may make, and before the tensor's memory is given to another one.
+    """
+    for item in weights:
+        synchronize()
+        yield item
+    synchronize()

@@ -1,11 +1,12 @@
 """New weights in an engine whose threads have CUDA streams of their own, without a GPU: a recorder in place of the device and the engine.
 
-1. the device is waited for before the copies and after them, and only then may another step begin; 2. nothing is under way while weights
-are replaced that could go on afterwards.
+1. the device is waited for before each copy and after the last one, and only then may another step begin; of the tensors at
+most two are alive; 2. nothing is under way while weights are replaced that could go on afterwards.
 """
 
 from __future__ import annotations
 
+import weakref
 from typing import Any
 
 import pytest
@@ -23,8 +24,9 @@ class RecordingLLM:
         self.calls, self.llm_engine = calls, None
 
     def collective_rpc(self, method: str, kwargs: Any) -> None:
-        names = [name for name, _ in kwargs["weights_iterator"]]
-        self.calls.append(f"{method} {' '.join(names)}")
+        assert method == "reload_weights"
+        for name, _ in kwargs["weights_iterator"]:
+            self.calls.append(f"copied {name}")
 
     def reset_prefix_cache(self, *, reset_running_requests: bool) -> None:
         assert reset_running_requests
@@ -42,7 +44,30 @@ def test_the_device_is_waited_for_around_the_copies(monkeypatch: pytest.MonkeyPa
             yield name, torch.zeros(1)
 
     SharedEngine(RecordingLLM(calls)).update(weights(), version=1)
-    assert calls == ["made a", "made b", "synchronize", "reload_weights a b", "synchronize", "reset_prefix_cache"]
+    each = [
+        ["made a", "synchronize", "copied a"],
+        ["made b", "synchronize", "copied b"],
+        ["synchronize", "reset_prefix_cache"],
+    ]
+    assert calls == [call for part in each for call in part]
+
+
+def test_of_the_tensors_at_most_two_are_alive() -> None:
+    """The one that vLLM copies, and the one before it, which goes when the next is there."""
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def weights() -> Any:
+        nonlocal most
+        for number in range(6):
+            made = torch.full((2,), float(number))
+            alive.add(made)
+            most = max(most, len(alive))
+            yield str(number), made
+            del made
+
+    SharedEngine(RecordingLLM([])).update(weights(), version=1)
+    assert most == 2 and not alive
 
 
 def test_no_batch_is_under_way_while_weights_are_replaced() -> None:
