@@ -29,7 +29,7 @@ from safetensors.torch import load_file
 
 from tests.integrations.verl.runs import ROOT, end, environment, for_workers, main_ppo, smallest
 
-pytestmark = pytest.mark.verl
+pytestmark = [pytest.mark.verl, pytest.mark.ray]
 
 REWARD = (
     "def score(data_source, solution_str, ground_truth, extra_info=None):\n    return (len(solution_str) % 7) / 7\n"
