@@ -93,13 +93,14 @@ def test_a_csv_of_ones_own_start_to_end(installed: Path, tmp_path: Path) -> None
     printed = {}
     for command in commands.splitlines():
         program, what, *arguments = shlex.split(command, comments=True)
-        typed = [installed / "bin" / program, what, *arguments, *([] if what == "report" else small_model.split())]
+        typed = [installed / "bin" / program, what, *arguments, *([] if what == "report" else shlex.split(small_model))]
         done = subprocess.run(typed, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         printed[what] = " ".join(done.stdout.split())
     assert list(printed) == ["preview", "check", "train", "report"]
     assert "prompt from task answer from gold solution from explanation" in printed["preview"]
     assert "so #### 5 + 11" in printed["preview"] and "other columns" not in printed["preview"]
+    assert "tokenizer does not know" not in printed["preview"]
     assert "rewards rewards:my_reward" in printed["check"]
     metrics = json.loads((tmp_path / "runs/mine/metrics.jsonl").read_text())
     assert metrics["step"] == 1 and 0 < metrics["reward/mean"] < 1
