@@ -74,7 +74,10 @@ def saved_step(cell: Cell) -> int | None:
     return latest.step if latest else None
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+@pytest.mark.parametrize(
+    "number",
+    [pytest.param(signal.SIGTERM, id="SIGTERM"), pytest.param(signal.SIGINT, id="Ctrl-C", marks=pytest.mark.nightly)],
+)
 def test_a_sweep_that_is_stopped_saves_its_runs_and_says_how_to_go_on(folder: Path, number: signal.Signals) -> None:
     """SIGTERM goes to the sweep alone, Ctrl-C to all that the terminal has in the foreground."""
     runs = list(cells(folder / "grid.yaml", folder / "out"))
@@ -97,6 +100,7 @@ def test_a_sweep_that_is_stopped_saves_its_runs_and_says_how_to_go_on(folder: Pa
     assert all("resumed at step 1" in cell.log.read_text() and cell.finished() for cell in runs)
 
 
+@pytest.mark.nightly
 def test_asked_twice_the_runs_stop_at_once(folder: Path) -> None:
     """They are held, so they never finish their step."""
     runs = list(cells(folder / "grid.yaml", folder / "out"))

@@ -372,6 +372,7 @@ def state_of(folder: Path) -> dict[str, tuple[int, bytes]]:
 
 
 @pytest.mark.process
+@pytest.mark.nightly
 def test_a_sweep_killed_half_way_completes_exactly_what_is_missing(tmp_path: Path) -> None:
     arms: dict[str, Any] = {
         "first": {"trainer.lr": 1e-3},
