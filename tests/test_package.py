@@ -93,7 +93,12 @@ def test_a_csv_of_ones_own_start_to_end(installed: Path, tmp_path: Path) -> None
     printed = {}
     for command in commands.splitlines():
         program, what, *arguments = shlex.split(command, comments=True)
-        typed = [installed / "bin" / program, what, *arguments, *([] if what == "report" else shlex.split(small_model))]
+        typed = [
+            str(installed / "bin" / program),
+            what,
+            *arguments,
+            *([] if what == "report" else shlex.split(small_model)),
+        ]
         done = subprocess.run(typed, cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
         printed[what] = " ".join(done.stdout.split())
