@@ -22,6 +22,7 @@ from onpolicy.experiments.forecast.memory import (
     generator_bytes,
     generator_options,
     gpu_memory,
+    gpus_of_their_own,
     refusals,
     tensor_parallel,
 )
@@ -66,7 +67,7 @@ class Forecast:
 def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) -> Forecast:
     """The forecast of a run; raises ConfigError for an unknown GPU."""
     gpu, roles = gpu_of(assumed.gpu), resolved.config.distributed
-    apart = roles.num_generators or roles.num_trainers
+    apart = gpus_of_their_own(resolved)
     engines, ranks = (max(roles.num_generators, 1), max(roles.num_trainers, 1)) if apart else (assumed.ranks,) * 2
     each_engine = tensor_parallel(resolved)
     length = assumed.completion_tokens or resolved.generator.settings.max_tokens / 2
@@ -91,9 +92,7 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
         seconds=seconds,
         evaluation_hours=evaluations,
         hours=resolved.config.steps * sum(seconds.values()) / 3600 + evaluations,
-        gpus=engines * each_engine + ranks
-        if roles.num_generators or roles.num_trainers
-        else max(engines * each_engine, ranks),
+        gpus=engines * each_engine + ranks if apart else max(engines * each_engine, ranks),
         notes=[
             f"{assumed.gpu}: {gpu.flops / 1e12:.0f} TFLOP/s, {gpu.bandwidth / 1e12:.2f} TB/s, {gpu.gib:.0f} GiB (data sheet)",
             f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",

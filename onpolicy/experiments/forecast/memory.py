@@ -54,7 +54,7 @@ def gpu_memory(
     trainer = trainer_bytes(resolved, shape, max(roles.num_trainers, ranks), longest)
     generator = generator_bytes(resolved, shape, gpu, length)
     staying = {part: held for part, held in trainer.items() if part in STAYING}
-    if roles.num_generators or roles.num_trainers:
+    if gpus_of_their_own(resolved):
         held = {"a trainer's GPU": trainer, "a generator's GPU": generator}
     elif engine_sleeps(resolved):
         held = {"each GPU, training": trainer, "each GPU, sampling": staying | generator}
@@ -63,10 +63,16 @@ def gpu_memory(
     return {kind: {part: of / GIB for part, of in parts.items()} for kind, parts in held.items()}
 
 
+def gpus_of_their_own(resolved: ResolvedConfig) -> bool:
+    """Whether generators and trainers are Ray's, and share no GPU."""
+    roles = resolved.config.distributed
+    return bool(roles.num_generators or roles.num_trainers)
+
+
 def engine_sleeps(resolved: ResolvedConfig) -> bool:
     """Whether the generator gives its memory back while the trainer works on the same GPU."""
     can = "beside_trainer" in options_of(resolved.generator.plugin.function)
-    return can and not resolved.generator.settings.max_staleness and not resolved.config.distributed.num_generators
+    return can and not resolved.generator.settings.max_staleness and not gpus_of_their_own(resolved)
 
 
 def refusals(memory: Memory, resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, length: float) -> Iterator[str]:

@@ -16,8 +16,7 @@ from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.experiments.forecast.forecast import Assumptions, Forecast, forecast
 from onpolicy.experiments.forecast.hardware import gpu_of
-from onpolicy.experiments.forecast.shape import shape_of
-from onpolicy.models import resolve_model
+from onpolicy.experiments.forecast.shape import shape_of, shape_of_model
 from onpolicy.run.check_run import training_command
 from onpolicy.utils.errors import ConfigError, ModelError
 from onpolicy.utils.tables import coloured, table
@@ -36,12 +35,9 @@ def print_forecast(
     """Prints two tables and the assumptions behind them, or all of it as JSON; returns 1 where something does not fit."""
     with contextlib.redirect_stdout(sys.stderr):  # what a user's module prints is no JSON
         resolved = resolve(load(config, overrides))
-    settings = resolved.config.model
     if model_config is None:
         try:
-            found = shape_of(
-                resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
-            )
+            found = shape_of_model(resolved.config.model)
         except ModelError as error:
             raise ModelError(f"{error} Its config.json alone is enough: --model-config FILE") from error
     elif not model_config.is_file():

@@ -14,8 +14,7 @@ from onpolicy.distributed.env import world_size
 from onpolicy.experiments.forecast.forecast import Assumptions
 from onpolicy.experiments.forecast.hardware import GIB, Gpu
 from onpolicy.experiments.forecast.memory import gpu_memory
-from onpolicy.experiments.forecast.shape import ModelShape, shape_of
-from onpolicy.models import resolve_model
+from onpolicy.experiments.forecast.shape import ModelShape, shape_of_model
 from onpolicy.utils.errors import ConfigError, ModelError, UserError
 
 REMEDIES = (
@@ -45,11 +44,8 @@ def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> No
     resolved = resolve(load(source, overrides))
     if not all(_of_ours(plugin.function) for plugin in (resolved.trainer.plugin, resolved.generator.plugin)):
         return
-    settings = resolved.config.model
     try:
-        shape = shape_of(
-            resolve_model(settings.path), trust_remote_code=settings.trust_remote_code, revision=settings.revision
-        )
+        shape = shape_of_model(resolved.config.model)
     except ModelError:
         return  # the run says so itself
     needed = _needed(resolved, shape, gpu)
@@ -63,8 +59,8 @@ def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> No
         else "no single-GPU setting would fit; more GPUs, or a smaller model"
     )
     raise ConfigError(
-        f"model.path: {settings.path!r} needs more than the {gpu.gib:.0f} GiB of this GPU: {held} GiB, by the forecast, which is a lower "
-        f"bound; {remedy}. `onpolicy forecast` has the parts."
+        f"model.path: {resolved.config.model.path!r} needs more than the {gpu.gib:.0f} GiB of this GPU: {held} GiB, by the forecast, which "
+        f"is a lower bound; {remedy}. `onpolicy forecast` has the parts."
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from onpolicy.config.schema import ModelSettings
+from onpolicy.models import resolve_model, skeleton
 from onpolicy.trainer.frozen_weights import roundable
 
 
@@ -41,8 +43,6 @@ class ModelShape:
 
 def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelShape:
     """The shape of a model, from its folder or hub id, or from a ``config.json``; no weights are read."""
-    from onpolicy.models import skeleton
-
     model = skeleton(source, trust_remote_code=trust_remote_code, revision=revision)
     config = model.config.get_text_config()
     heads = config.num_attention_heads
@@ -61,3 +61,9 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
         experts=any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")),
         rounded=sum(p.numel() for p in roundable(model)) if in_bfloat16 else 0,
     )
+
+
+def shape_of_model(settings: ModelSettings) -> ModelShape:
+    """The shape of a config's model; raises ModelError where it has none that can be read."""
+    path = resolve_model(settings.path)
+    return shape_of(path, trust_remote_code=settings.trust_remote_code, revision=settings.revision)
