@@ -17,6 +17,7 @@ import yaml
 from onpolicy.cli import main
 from tests.tiny import tiny_model_dir
 
+ROOT = Path(__file__).parents[1]
 VOLATILE = ("time/", "pipeline/", "memory/", "tokens_per_second")
 """Metrics that measure the machine."""
 
@@ -97,6 +98,16 @@ def counting_tracker(run_dir: Path, resume_at: int) -> CountingTracker:
 
 def run_here(config: Path, *overrides: str) -> int:
     return main(["train", str(config), *overrides])
+
+
+def on_ranks(ranks: int, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A module on so many ranks of torchrun, each with one thread."""
+    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--rdzv-backend", "c10d",
+                "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
+    return subprocess.run(
+        [sys.executable, *launcher, "-m", module, *arguments],
+        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
+    )  # fmt: skip
 
 
 def start(config: Path, *overrides: str, **environment: str) -> subprocess.Popen[str]:

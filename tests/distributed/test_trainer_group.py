@@ -9,17 +9,15 @@ loads what they saved; 7. what cannot work is refused.
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onpolicy.distributed.heartbeat import Failure, HeartbeatMonitor
-from tests.runs import VOLATILE, metrics, run_here, write_config
+from tests.runs import VOLATILE, metrics, on_ranks, run_here, write_config
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.ray, pytest.mark.deepspeed, pytest.mark.usefixtures("ray")]
@@ -137,12 +135,7 @@ def test_a_run_goes_over_to_other_ranks_and_stages(tmp_path: Path, undisturbed: 
 
 
 def launched(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d",
-                "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
-    return subprocess.run(
-        [sys.executable, *launcher, "-m", "onpolicy", "train", str(config), *overrides],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    return on_ranks(2, "onpolicy", "train", str(config), *overrides)
 
 
 def torchrun(folder: Path, generator: str) -> Path:

@@ -12,9 +12,6 @@ last bit; a frozen teacher is kept in it before ZeRO-3.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ import pytest
 
 from onpolicy.trainer.deepspeed import persistent_size, read_config
 from onpolicy.utils.errors import ConfigError
+from tests.runs import on_ranks
 
 ROOT = Path(__file__).parents[2]
 STAGES = (0, 1, 2, 3)
@@ -31,12 +29,9 @@ STAGES = (0, 1, 2, 3)
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What all stages found in all cases, from one start of the ranks."""
     folder = tmp_path_factory.mktemp("ranks")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(request.param), "--rdzv-backend", "c10d",
-                "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.ranks.against_local", str(folder), "0,1,2,3", "equal,rules,windowed,faults,resumed"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = on_ranks(
+        request.param, "tests.ranks.against_local", str(folder), "0,1,2,3", "equal,rules,windowed,faults,resumed"
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*-?.json") if "stage" not in file.stem}
 
@@ -89,12 +84,7 @@ def test_a_state_goes_over_to_any_other_stage(found: dict[str, Any], stage: int)
 def in_bfloat16(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[int, Any]]:
     """The number of ranks, and by stage what they found."""
     folder = tmp_path_factory.mktemp("bfloat16")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(request.param), "--rdzv-backend", "c10d",
-                "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.ranks.in_bfloat16", str(folder), "0,2,3"],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
-    )  # fmt: skip
+    done = on_ranks(request.param, "tests.ranks.in_bfloat16", str(folder), "0,2,3")
     assert done.returncode == 0, done.stderr[-4000:]
     return request.param, {stage: json.loads((folder / f"bfloat16-{stage}.json").read_text()) for stage in (0, 2, 3)}
 

@@ -8,14 +8,11 @@ teacher, which survives a checkpoint; 4. metrics are the same numbers.
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from typing import Any
 
 import pytest
 
-from tests.integrations.verl.runs import ROOT
+from tests.runs import on_ranks
 
 pytestmark = pytest.mark.verl
 
@@ -23,12 +20,7 @@ pytestmark = pytest.mark.verl
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     folder = tmp_path_factory.mktemp("verl")
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(request.param), "--rdzv-backend", "c10d",
-                "--rdzv-endpoint", "127.0.0.1:0"]  # fmt: skip
-    done = subprocess.run(
-        [sys.executable, *launcher, "-m", "tests.integrations.verl.against_local", str(folder)],
-        cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = on_ranks(request.param, "tests.integrations.verl.against_local", str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
     return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
 
