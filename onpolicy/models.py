@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import pickle
 import sys
-from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from onpolicy.config.registry import defaults_and
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.chat_template import read_chat_template
 from onpolicy.data.rendering import Renderer
@@ -395,25 +395,19 @@ def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any
     return load_weights(resolved, path)
 
 
-def model_writer(
-    weights: Callable[[], Iterable[tuple[str, Any]]], skeleton: Any, tokenizer: Any
-) -> Callable[[Path], None]:
-    """Copies the student, and returns what writes the copy to a folder: weights, config, tokenizer with its chat template.
+def engine_dtype(resolved: ResolvedConfig, path: str) -> str:
+    """The dtype in which the generator computes: its option ``dtype``, of which ``auto`` is the checkpoint's on a GPU."""
+    import torch
 
-    Args:
-        weights: yields the student's full tensors by name
-        skeleton: a model of its class; its own weights are not used
-        tokenizer: the student's
-    """
-    copy = {name: tensor.detach().to("cpu", copy=True) for name, tensor in weights()}
-    for name, source in tied(skeleton).items():  # one tensor, which is written once
-        copy[name] = copy[source]
-
-    def write(folder: Path) -> None:
-        skeleton.save_pretrained(folder, state_dict=copy)
-        tokenizer.save_pretrained(folder)
-
-    return write
+    plugin, settings = resolved.generator.plugin, resolved.config.model
+    given = dict(defaults_and(plugin.function, plugin.options)).get("dtype")
+    if given != "auto":  # a user's own generator may name anything
+        return given if given in ("bfloat16", "float16") else "float32"
+    if not torch.cuda.is_available():
+        return "float32"
+    revision = settings.revision if path == resolve_model(settings.path) else None
+    config = _config(path, settings.trust_remote_code, revision).get_text_config()
+    return str(config.dtype or "float32").removeprefix("torch.")
 
 
 def _first_line(error: Exception) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from onpolicy.types import ContextCoroutine, Example, Message, Metrics, Prompt, RolloutGroup, Sampling
@@ -95,11 +96,21 @@ class Trainer(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """Everything beyond the student's weights that a resumed run needs: nested dictionaries of tensors and plain values."""
+        """What a resumed run needs beside what ``save`` writes: few plain values."""
         ...
 
-    def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Puts back the student's weights and what ``state`` returned."""
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Writes everything else that a resumed run needs, and the student as a Hugging Face folder, to a folder that exists.
+
+        What is returned writes the rest, where the trainer has copied it: on any thread, while training goes on.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        ...
+
+    def load_state(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Puts back what ``save`` wrote and ``state`` returned."""
         ...
 
     def close(self) -> None: ...

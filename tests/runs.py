@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
+from onpolicy.run.checkpoint import write_state
 from tests.tiny import tiny_model_dir
 
 ROOT = Path(__file__).parents[1]
@@ -98,6 +99,16 @@ def counting_tracker(run_dir: Path, resume_at: int) -> CountingTracker:
 
 def run_here(config: Path, *overrides: str) -> int:
     return main(["train", str(config), *overrides])
+
+
+def state_alone(state: Mapping[str, Any] | None = None) -> Callable[[Path], Callable[[], None]]:
+    """Writes the checkpoint of a run without a trainer."""
+
+    def write(folder: Path) -> Callable[[], None]:
+        write_state(folder, state or {})
+        return lambda: None
+
+    return write
 
 
 def on_ranks(ranks: int, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -252,7 +252,7 @@ class EpistemicSettings:
 
 @dataclass
 class CheckpointSettings:
-    every: int = opt(0, "save every N steps, and after the last; 0: only after the last", NOT_NEGATIVE)
+    every: int = opt(20, "save every N steps, and after the last; 0: only after the last", NOT_NEGATIVE)
     keep_last: int = opt(2, "number of latest checkpoints to keep, in addition to the best", AT_LEAST_ONE)
     best_metric: str | None = opt(
         None, "metric by which the best checkpoint is chosen and kept, e.g. `eval/ood/avg@4`; null: none"

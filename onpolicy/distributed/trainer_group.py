@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.resolved import ResolvedConfig
@@ -16,8 +17,6 @@ from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from onpolicy.protocols import Generator
 
 
@@ -54,6 +53,14 @@ class TrainerWorker:
         """
         self.coefficients.load_values(values)
         return self.trainer.step(examples)
+
+    def save(self, folder: Path) -> tuple[int | None, str] | None:
+        """Writes this rank's part; returns why that failed, as errno and text: an error would end the rank, and the run can go on."""
+        try:
+            self.trainer.save(folder)()
+        except OSError as error:
+            return error.errno, str(error)
+        return None
 
     def join_weight_gather(self) -> None:
         """Takes part in gathering the student's weights on rank 0."""
@@ -99,5 +106,13 @@ class TrainerGroup(ABC):
         state: dict[str, Any] = self.call_all("trainer.state")
         return state
 
-    def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        self.call_all("trainer.load_state", dict(weights), dict(state))
+    def save(self, folder: Path) -> Callable[[], None]:
+        """On every rank before this returns: only paths and outcomes pass through the driver."""
+        problem = self.call_all("save", folder.absolute())
+        if problem is not None:
+            number, text = problem
+            raise OSError(number, text) if number else OSError(text)
+        return lambda: None
+
+    def load_state(self, folder: Path, state: Mapping[str, Any]) -> None:
+        self.call_all("trainer.load_state", folder.absolute(), dict(state))

@@ -11,7 +11,7 @@ from onpolicy.annotation.build import build_annotator, build_queries
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
-from onpolicy.models import ModelHandle, model_skeleton, model_writer, open_model
+from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor
 from onpolicy.run.checkpoint import Checkpoints
@@ -25,6 +25,7 @@ from onpolicy.run.loading import evaluation_prompts, training_prompts
 from onpolicy.run.log import build_log
 from onpolicy.run.placement import build_generator, build_scorer, build_trainer
 from onpolicy.run.ref_baseline import measure_baseline
+from onpolicy.run.room import check_room, checkpoint_size
 from onpolicy.run.run import Run
 from onpolicy.run.run_dir import prepare_folder, refuse_other_settings, write_choices
 from onpolicy.trainer.build import teacher_rule
@@ -53,6 +54,8 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     generator = _generator_beside(own, resolved, model, faults)
     generator.on_progress = display.progress
     trainer = ExclusiveTrainer(_say_how_it_computes(own, resolved, folder, display), generator, timer)
+    if size := own.apply(checkpoint_size):
+        check_room(size, config, folder, display.note)
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best_metric
     )
@@ -87,9 +90,6 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
         generator=generator,
         evaluator=build_evaluator(resolved, model, generator, sets),
         checkpoints=checkpoints,
-        model_writer=functools.partial(
-            model_writer, trainer.weights, model_skeleton(resolved, model.path), model.tokenizer
-        ),
         control=RunControl(Coefficients(resolved.coefficients), guards, trainer, display.note),
         timer=timer,
         ref_metrics=baseline.metrics if baseline else {},

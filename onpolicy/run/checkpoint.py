@@ -1,8 +1,8 @@
 """Saves and finds checkpoints.
 
-A checkpoint is a Hugging Face model folder (``from_pretrained`` and vLLM load it as it is) with two additional files:
-``state.json`` and ``state/tensors.safetensors`` hold everything else that a resumed run needs. Nothing is pickled. The tensors
-are in a folder of their own because vLLM takes every tensor file next to the model for a part of it.
+A checkpoint is a Hugging Face model folder (``from_pretrained`` and vLLM load it as it is) with what a resumed run needs in addition:
+``state.json``, ``state/run.safetensors``, and the trainer's own ``state/rank-*.safetensors``. Nothing is pickled. The tensors are in a
+folder of their own because vLLM takes every tensor file next to the model for a part of it.
 A checkpoint is written under a temporary name, flushed, completed with a manifest of its files' sizes, and only then renamed.
 So a checkpoint under its final name is whole; one whose files do not match its manifest is ignored.
 """
@@ -12,24 +12,25 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from onpolicy.models import load_causal_lm
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import free_space, retry_while_disk_full
-from onpolicy.utils.errors import ModelError, UserError
+from onpolicy.utils.errors import CheckpointError
+from onpolicy.utils.faults import RoleLost
 
 MANIFEST = "manifest.json"
-TENSORS = "state/tensors.safetensors"
+TENSORS = "state/run.safetensors"
 
 
-class CheckpointError(UserError, RuntimeError):
-    """A checkpoint could not be written or read; names the path and what is still there."""
+Write = Callable[[Path], Callable[[], None]]
+"""Writes the state as it is now to a folder, or copies it; what is returned writes the copy, on any thread."""
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,8 @@ class Checkpoints:
         self.folder, self.keep_last, self.best = folder, keep_last, best
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[Checkpoint] | None = None
-        self._write: Callable[[], Checkpoint] | None = None
-        """Writes what was begun last, as long as it is not known to be written."""
+        self._again: Callable[[], None] | None = None
+        """Begins the last checkpoint once more, as long as it is not known to be written."""
         self.last_begun: int | None = None
         """Step of the checkpoint begun last by this process."""
         self.failures = 0
@@ -69,16 +70,30 @@ class Checkpoints:
         latest = self.latest()
         return f"the last whole checkpoint is {str(latest.path)!r}" if latest else "there is no earlier checkpoint"
 
-    def begin(self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics) -> None:
-        """Starts ``save`` on a thread with a copy of the state, so that training goes on; waits for an earlier one first.
+    def begin(self, step: int, write: Write, metrics: Metrics) -> None:
+        """Starts a checkpoint; ends it on a thread where the state was copied, so that training goes on. Waits for an earlier one first.
+
+        Args:
+            step: optimizer steps done
+            write: writes a Hugging Face folder and everything that resumes the run
+            metrics: of this step; where ``best`` is set, its value is read from here if it was measured
 
         Raises:
-            CheckpointError: the earlier one could not be written.
+            CheckpointError: the earlier one could not be written; this one's failure is that of ``wait``.
+            RoleLost: a rank of the trainer was lost meanwhile.
         """
         self.wait()
-        self._write = partial(self.save, step, _copied(state), write_model, metrics)
-        self._writing = self._thread.submit(self._write)
+        final, unfinished = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.partial"
+        self._again = partial(self.begin, step, write, metrics)
         self.last_begun, self.retry_due = step, False
+        with self._named(final, unfinished) as failure:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            unfinished.mkdir(parents=True)
+            rest = write(unfinished)
+            self._writing = self._thread.submit(self._end, step, final, unfinished, rest, metrics)
+        if failure:
+            self._writing = Future()
+            self._writing.set_exception(failure[0])
 
     def wait(self) -> None:
         """Waits until nothing is being written.
@@ -89,7 +104,7 @@ class Checkpoints:
         writing, self._writing = self._writing, None
         if writing is not None:
             writing.result()
-            self._write = None
+            self._again = None
 
     def failure(self, *, wait: bool) -> CheckpointError | None:
         """Why the checkpoint begun last could not be written, returned once; None while it is being written, unless ``wait``."""
@@ -104,48 +119,53 @@ class Checkpoints:
 
     @retry_while_disk_full(lambda self: self.folder)
     def finish(self) -> None:
-        """Waits until the checkpoint begun last is written; one that could not be written is tried once more.
+        """Waits until the checkpoint begun last is written; one that could not be written is begun once more, if nothing was trained since.
 
         Raises:
             CheckpointError: it could not be written this time either.
         """
-        if self._writing is None and self._write is not None:
-            self._writing = self._thread.submit(self._write)
+        if self._writing is None and self._again is not None:
+            self._again()
         self.wait()
 
-    def save(
-        self, step: int, state: Mapping[str, Any], write_model: Callable[[Path], None], metrics: Metrics
-    ) -> Checkpoint:
-        """Writes one checkpoint, then deletes those that are no longer kept.
+    def save(self, step: int, write: Write, metrics: Metrics) -> Checkpoint:
+        """Writes one checkpoint, then deletes those that are no longer kept; arguments and errors are those of ``begin`` and ``wait``."""
+        self.begin(step, write, metrics)
+        self.wait()
+        return next(c for c in self.all() if c.step == step)
 
-        Args:
-            step: optimizer steps done
-            state: nested dictionaries, lists and tuples of tensors and plain values
-            write_model: writes a Hugging Face folder to the path it is given
-            metrics: of this step; where ``best`` is set, its value is read from here if it was measured
-
-        Raises:
-            CheckpointError: the disk is full or the folder not writable; earlier checkpoints are untouched.
-        """
-        final, unfinished = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.partial"
-        try:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            unfinished.mkdir(parents=True)
-            write_model(unfinished)
-            write_state(unfinished, state)
-            score = metrics.get(self.best) if self.best else None
+    def _end(self, step: int, final: Path, unfinished: Path, rest: Callable[[], None], metrics: Metrics) -> Checkpoint:
+        score = metrics.get(self.best) if self.best else None
+        with self._named(final, unfinished) as failure:
+            rest()
             _seal(unfinished, step, score)
             if final.exists():
                 shutil.rmtree(final)
             unfinished.rename(final)
             _flush(self.folder)
-        except Exception as error:  # safetensors raises its own type for a full disk, not OSError
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise CheckpointError(
-                f"could not save {str(final)!r}: {error} ({free_space(self.folder)}); {self.kept()}"
-            ) from error
+        if failure:
+            raise failure[0]
         self._prune()
         return Checkpoint(path=final, step=step, score=score)
+
+    @contextmanager
+    def _named(self, final: Path, unfinished: Path) -> Iterator[list[CheckpointError]]:
+        """Collects the error with which a checkpoint cannot be written: the disk is full, or the folder not writable.
+
+        Earlier checkpoints are untouched.
+        """
+        failure: list[CheckpointError] = []
+        try:
+            yield failure
+        except RoleLost:
+            raise
+        except Exception as error:  # safetensors raises its own type for a full disk, not OSError
+            shutil.rmtree(unfinished, ignore_errors=True)
+            named = CheckpointError(
+                f"could not save {str(final)!r}: {error} ({free_space(self.folder)}); {self.kept()}"
+            )
+            named.__cause__ = error
+            failure.append(named)
 
     def _prune(self) -> None:
         checkpoints = self.all()
@@ -187,21 +207,6 @@ def read_state(folder: Path) -> dict[str, Any]:
     return state
 
 
-def read_weights(folder: Path, *, trust_remote_code: bool = False) -> dict[str, Any]:
-    """The model's tensors under the names of its parameters, tied ones under each of them.
-
-    Read as a model, because the files have other names: an expert has tensors of its own in the file and is a slice of a parameter.
-    """
-    files = sorted(folder.glob("model*.safetensors"))
-    if not files:
-        raise CheckpointError(f"{str(folder)!r} holds no model*.safetensors")
-    try:
-        model = load_causal_lm(str(folder), trust_remote_code=trust_remote_code)
-    except ModelError as error:
-        raise CheckpointError(f"{str(files[0])!r} cannot be read: {error}") from error
-    return dict(model.state_dict())
-
-
 def _tensors_of(file: Path) -> dict[str, Any]:
     """Raises CheckpointError for a file that is not in the safetensors format; nothing in it is executed."""
     from safetensors import SafetensorError
@@ -215,15 +220,6 @@ def _tensors_of(file: Path) -> dict[str, Any]:
 
 def _short(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:200]
-
-
-def _copied(state: Mapping[str, Any]) -> dict[str, Any]:
-    """A deep copy of the tree, with all tensors in the CPU's memory."""
-    tensors: dict[str, Any] = {}
-    tree = _encode(state, tensors)
-    copy = _decode(tree, {name: tensor.clone() for name, tensor in tensors.items()})
-    assert isinstance(copy, dict)
-    return copy
 
 
 def _encode(value: Any, tensors: dict[str, Any]) -> Any:

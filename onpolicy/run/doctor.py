@@ -100,7 +100,12 @@ def hardware() -> list[Check]:
         Check("Python", sys.version_info >= (3, 11), platform.python_version(), "use Python 3.11 or newer"),
         Check("processor", True, f"{os.cpu_count()} cores, {memory:.0f} GiB of memory"),
         Check("GPU", bool(gpus), ", ".join(gpus) or "none", "fine for small models; large ones need one", needed=False),
-        Check("disk", free > 2, f"{free:.0f} GiB free here", "free some: a checkpoint holds the model three times"),
+        Check(
+            "disk",
+            free > 2,
+            f"{free:.0f} GiB free here",
+            "free some: a checkpoint is the model four times over",
+        ),
         Check(
             "run folder", os.access(".", os.W_OK), os.getcwd(), "start from a folder you may write to, or set run_dir"
         ),

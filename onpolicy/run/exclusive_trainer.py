@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.protocols import Generator, Trainer
@@ -49,13 +50,16 @@ class ExclusiveTrainer:
         self._trainer.freeze_teacher()
 
     def state(self) -> dict[str, Any]:
-        """Is copied to the host tensor by tensor, which needs no room on the device."""
         return self._trainer.state()
 
-    def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+    def save(self, folder: Path) -> Callable[[], None]:
+        """Copies tensor by tensor to the host, or writes it, which needs no room on the device."""
+        return self._trainer.save(folder)
+
+    def load_state(self, folder: Path, state: Mapping[str, Any]) -> None:
         """Optimizers take their memory here when a run is resumed."""
         self._rest()
-        self._trainer.load_state(weights, state)
+        self._trainer.load_state(folder, state)
 
     def close(self) -> None:
         self._trainer.close()

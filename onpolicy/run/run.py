@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from onpolicy.annotation.annotate import Annotator
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.schema import Config
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.rollout.prefetch import RolloutPrefetcher
-from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights
+from onpolicy.run.checkpoint import Checkpoints, read_state, write_state
 from onpolicy.run.control import RunControl
 from onpolicy.run.evaluate import Evaluator
 from onpolicy.run.evaluation_files import evaluation_folder
@@ -20,12 +19,12 @@ from onpolicy.run.log import RunLog
 from onpolicy.run.rng_state import random_state, set_random_state
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.disk import waiting_for_disk_space
-from onpolicy.utils.errors import suggest
+from onpolicy.utils.errors import CheckpointError, suggest
 from onpolicy.utils.signals import on_interrupt
 from onpolicy.utils.timer import PhaseTimer
 
 SAVED = ("step", "trainer", "prompts", "random", "history", "coefficients", "guards")
-"""What a checkpoint holds in addition to the weights."""
+"""What a checkpoint holds in addition to the trainer's tensors."""
 
 
 class Interrupted(Exception):
@@ -45,8 +44,6 @@ class Run:
     generator: Generator
     evaluator: Evaluator | None
     checkpoints: Checkpoints
-    model_writer: Callable[[], Callable[[Path], None]]
-    """Copies the student as it is now, and returns what writes that copy as a Hugging Face folder."""
     control: RunControl
     log: RunLog
     timer: PhaseTimer
@@ -119,7 +116,7 @@ class Run:
         """Begins a checkpoint, once the last one is written."""
         with self.timer.phase("save"):
             self.report_failed_save(wait=True)
-            self.checkpoints.begin(step, self.state(), self.model_writer(), metrics)
+            self.checkpoints.begin(step, self._write, metrics)
 
     def report_failed_save(self, *, wait: bool) -> None:
         """Tells the user of a checkpoint that could not be written; the run goes on."""
@@ -127,16 +124,20 @@ class Run:
         if error is not None:
             self.log.note(f"{error}; tried again at the next step")
 
-    def state(self) -> dict[str, Any]:
-        """Everything in addition to the student's weights that decides what comes next."""
-        return {
-            "step": self.step,
-            "trainer": self.trainer.state(),
-            "prompts": self.sampler.state(),
-            "random": random_state(),
-            "history": self.log.history,
-            **self.control.state(),
-        }
+    def _write(self, folder: Path) -> Callable[[], None]:
+        """Everything that decides what comes next; returns what writes the rest of it."""
+        write_state(
+            folder,
+            {
+                "step": self.step,
+                "trainer": self.trainer.state(),
+                "prompts": self.sampler.state(),
+                "random": random_state(),
+                "history": self.log.history,
+                **self.control.state(),
+            },
+        )
+        return self.trainer.save(folder)
 
     def resume(self) -> bool:
         """Continues from the last whole checkpoint; returns whether there is one."""
@@ -148,8 +149,7 @@ class Run:
         missing = [name for name in SAVED if name not in state]
         if missing:
             raise CheckpointError(f"{str(checkpoint.path)!r} is not the state of a run: it lacks {', '.join(missing)}")
-        weights = read_weights(checkpoint.path, trust_remote_code=self.config.model.trust_remote_code)
-        self.trainer.load_state(weights, state["trainer"])
+        self.trainer.load_state(checkpoint.path, state["trainer"])
         self.sampler.load_state(state["prompts"])
         set_random_state(state["random"])
         self.log.history, self.step = state["history"], state["step"]

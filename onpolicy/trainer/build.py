@@ -13,6 +13,7 @@ from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.models import ModelHandle, load_teacher, load_weights
+from onpolicy.trainer.export import student_export
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup
 from onpolicy.utils.timer import PhaseTimer
@@ -85,6 +86,7 @@ def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTime
         telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
         teacher_model=None if rule.path is None else load_teacher(resolved, model, rule.path),
         seed=resolved.config.seed,
+        export=student_export(resolved, model),
     )
     trainer: PolicyTrainer = resolved.trainer.plugin.bind()(setup=setup)
     return trainer

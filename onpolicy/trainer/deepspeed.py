@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,7 +27,16 @@ from onpolicy.config.shipped import find_config
 from onpolicy.trainer.body_runner import BodyRunner
 from onpolicy.trainer.collectives import ProcessGroup, SingleProcess
 from onpolicy.trainer.compiler_lock import abandoned_locks_removed
-from onpolicy.trainer.engine import OptimizerState, adamw, fuse, load_state_by_name, set_lr, state_by_name
+from onpolicy.trainer.engine import (
+    MOMENTS,
+    OptimizerState,
+    adamw,
+    fuse,
+    load_state_by_name,
+    moment_bytes,
+    set_lr,
+    state_by_name,
+)
 from onpolicy.trainer.forward import Layout
 from onpolicy.trainer.forward_settings import ForwardSettings, Precision
 from onpolicy.trainer.head import head_weights
@@ -53,7 +62,6 @@ OURS = {
     "torch_autocast": "trainer.precision",
 }
 """DeepSpeed's keys that a key of our config sets."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
 PERSISTENCE = ("stage3_param_persistence_threshold", "param_persistence_threshold")
 """DeepSpeed's names for one key: how many numbers a parameter has at most that stays gathered in ZeRO-3."""
 
@@ -146,20 +154,20 @@ class DeepSpeedEngine(BodyRunner):
 
         optimizer.step = step  # type: ignore[method-assign]
 
-    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        """Gathered parameter by parameter; only rank 0 keeps them."""
+    def optimizer_state(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         if self.stage == 0:
-            return state_by_name(self.student, self._zero.optimizer)
+            yield from state_by_name(self.student, self._zero.optimizer)
+            return
         from deepspeed.utils import safe_get_full_optimizer_state
 
         steps = {float(state["step"]) for state in self._adamw.state.values() if "step" in state}
-        found: dict[str, dict[str, Tensor]] = {}
-        for name, parameter in self.each(self.student.named_parameters()) if steps else ():
+        for name, parameter in self.student.named_parameters() if steps else ():
             if parameter.requires_grad:
                 full = {key: safe_get_full_optimizer_state(parameter, key) for key in MOMENTS}
-                if self.collectives.rank == 0:
-                    found[name] = {"step": torch.tensor(max(steps)), **{k: v.cpu() for k, v in full.items()}}
-        return found
+                yield name, {"step": torch.tensor(max(steps)), **full}
+
+    def moment_bytes(self) -> int:
+        return moment_bytes(self.student)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         if self.stage == 0:
@@ -178,8 +186,9 @@ class DeepSpeedEngine(BodyRunner):
             inner._lazy_init_hp_params_optimizer_state()
         for name, parameter in self.each(self.student.named_parameters()):
             if name in state:
+                moments = state[name]
                 for key in MOMENTS:
-                    safe_set_full_optimizer_state(parameter, state[name][key].to(self.device), key)
+                    safe_set_full_optimizer_state(parameter, moments[key].to(self.device), key)
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -187,10 +196,11 @@ class DeepSpeedEngine(BodyRunner):
 
         for name, parameter in self.each(self.student.named_parameters()):
             if parameter.requires_grad:
+                saved = weights[name]
                 with gathered_for_write(parameter):
-                    parameter.copy_(weights[name])
+                    parameter.copy_(saved)
                 if self.stage:  # the optimizer has a copy of its own
-                    safe_set_full_fp32_param(parameter, weights[name].to(self.device, torch.float32))
+                    safe_set_full_fp32_param(parameter, saved.to(self.device, torch.float32))
 
     def _initialized(self, model: PreTrainedModel, zero: Mapping[str, Any], **more: Any) -> Any:
         """DeepSpeed's engine around the model's body."""

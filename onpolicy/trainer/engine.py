@@ -21,6 +21,8 @@ from onpolicy.utils.device import torch_device
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's names of its two moments."""
 OptimizerState = Mapping[str, Mapping[str, Tensor]]
 """Parameter -> name of the optimizer's tensor (``step``, ``exp_avg``, ``exp_avg_sq``) -> the full tensor."""
 
@@ -81,8 +83,12 @@ class Engine(Protocol):
         """Clears the gradient; False if the update cannot be repeated because other ranks wait in a collective."""
         ...
 
-    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
-        """Full tensors, which any other engine can load; on rank 0 only."""
+    def optimizer_state(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
+        """By parameter the optimizer's full tensors, which any other engine can load; one parameter at a time, on every rank."""
+        ...
+
+    def moment_bytes(self) -> int:
+        """Bytes of all that ``optimizer_state`` yields, or will after the first step."""
         ...
 
     def load_optimizer_state(self, state: OptimizerState) -> None: ...
@@ -141,8 +147,11 @@ class TorchEngine(BodyRunner):
         self.optimizer.zero_grad(set_to_none=True)
         return True
 
-    def optimizer_state(self) -> dict[str, dict[str, Tensor]]:
+    def optimizer_state(self) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
         return state_by_name(self.student, self.optimizer)
+
+    def moment_bytes(self) -> int:
+        return moment_bytes(self.student)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         load_state_by_name(self.student, self.optimizer, state)
@@ -178,13 +187,18 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
         group["lr"] = lr
 
 
-def state_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
+def state_by_name(
+    model: PreTrainedModel, optimizer: torch.optim.Optimizer
+) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
     """The state of an optimizer whose tensors are whole, by name of the parameter."""
-    return {
-        name: dict(optimizer.state[parameter])
-        for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-    }
+    for name, parameter in model.named_parameters():
+        if parameter in optimizer.state:
+            yield name, dict(optimizer.state[parameter])
+
+
+def moment_bytes(model: PreTrainedModel) -> int:
+    """Bytes of two moments in float32 of every parameter that is trained."""
+    return 2 * 4 * sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad)
 
 
 def load_state_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
@@ -192,7 +206,7 @@ def load_state_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer,
     fused = optimizer.param_groups[0].get("fused")
     for name, parameter in model.named_parameters():
         if name in state:
-            optimizer.state[parameter] = {
-                key: value.to("cpu" if key == "step" and not fused else parameter.device, copy=True)
-                for key, value in state[name].items()
+            moments, own = state[name], parameter.device
+            optimizer.state[parameter] = {"step": moments["step"].to(own if fused else "cpu", copy=True)} | {
+                key: torch.empty_like(parameter, requires_grad=False).copy_(moments[key]) for key in MOMENTS
             }

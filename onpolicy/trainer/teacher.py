@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from onpolicy.trainer.collate import select_sampled
 from onpolicy.trainer.engine import Engine
@@ -276,6 +276,10 @@ class TeacherScorer:
             if name in teacher:  # a tied matrix has two names and is one parameter
                 with gathered_for_write(teacher[name]):
                     update(teacher[name], student, None, step)
+
+    def moving(self) -> Iterator[nn.Parameter]:
+        """The parameters of a teacher that is updated."""
+        return self.teacher.model.parameters() if self.rule.update is not None else iter(())
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """The weights of a teacher that is updated; the others are loaded again from their source."""

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
@@ -20,13 +21,15 @@ from onpolicy.trainer.batching import Batching, default_budget, num_tokens, stud
 from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.collate import select_sampled
 from onpolicy.trainer.engine import Engine, TorchEngine
+from onpolicy.trainer.export import ModelExport
 from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.forward_settings import ForwardReport, ForwardSettings, Precision
 from onpolicy.trainer.head import HiddenStates
 from onpolicy.trainer.learning_rate import lr_factor
-from onpolicy.trainer.lora import LoraSettings, adapted, adapter_tensors, add_adapter, merged_weights
+from onpolicy.trainer.lora import LoraSettings, adapted, add_adapter, merged_weights
 from onpolicy.trainer.loss_inputs import loss_inputs, observe, stacked
 from onpolicy.trainer.recompute import recomputable_layers, recompute_layers
+from onpolicy.trainer.saving import TrainerFiles
 from onpolicy.trainer.teacher import TeacherHidden, TeacherScorer
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.totals import has_tokens, update_totals
@@ -64,6 +67,8 @@ class TrainerSetup:
     telemetry: TokenTelemetry | None = None
     seed: int = 0
     """The run's: of the first values of adapters."""
+    export: ModelExport | None = None
+    """Writes the student as a Hugging Face folder."""
 
 
 class PolicyTrainer:
@@ -101,6 +106,7 @@ class PolicyTrainer:
         self.forward_report = replace(self.forward_report, frozen_weights=tuple(self.teacher_scorer.frozen_weights))
         self.marker_ids = {name: torch.tensor(ids, device=self.device) for name, ids in setup.marker_ids.items()}
         engine.prepare_student(self.student)
+        self.files = TrainerFiles(self.student, self.teacher_scorer, engine, self.weights, setup.export)
         self.batching = Batching(
             budget=self.settings.micro_batch_tokens or default_budget(self.device),
             packed=self.layout == "packed",
@@ -281,23 +287,23 @@ class PolicyTrainer:
         self.teacher_scorer.frozen = True
 
     def state(self) -> dict[str, Any]:
-        """Optimizer, progress, adapters and a teacher that moves; the reference model is read from ``model.path`` again."""
+        """What a resumed run needs beside the tensors that ``save`` writes: few plain values."""
         return {
-            "optimizer": self.engine.optimizer_state(),
             "steps_done": self.steps_done,
-            "teacher": dict(self.engine.each(self.teacher_scorer.weights())),
             "teacher_frozen": self.teacher_scorer.frozen,
-            "adapter": dict(self.engine.each(full_tensors(adapter_tensors(self.student)))),
             "telemetry": self.telemetry.state() if self.telemetry else {},
         }
 
+    def save(self, folder: Path) -> Callable[[], None]:
+        """``TrainerFiles.save``; the reference model is read from ``model.path`` again."""
+        with torch.no_grad():
+            return self.files.save(folder)
+
     @torch.no_grad()
-    def load_state(self, weights: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
-        """Restores a saved run: the student's weights and what ``state`` returned."""
-        self.engine.load_weights(state["adapter"] or weights)
-        self.teacher_scorer.load_weights(state["teacher"])
+    def load_state(self, folder: Path, state: Mapping[str, Any]) -> None:
+        """Restores a saved run: what ``save`` wrote and what ``state`` returned."""
+        self.files.load(folder)
         self.teacher_scorer.frozen = state["teacher_frozen"]
-        self.engine.load_optimizer_state(state["optimizer"])
         self.steps_done = state["steps_done"]
         if self.telemetry is not None:
             self.telemetry.load_state(state["telemetry"])

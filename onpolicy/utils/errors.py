@@ -31,6 +31,10 @@ class ModelError(UserError, ValueError):
     """A model that cannot be used; the message names the key, the path and what is missing."""
 
 
+class CheckpointError(UserError, RuntimeError):
+    """A checkpoint could not be written or read; names the path and what is still there."""
+
+
 def nearest(given: str, known: Iterable[str]) -> str | None:
     """The known name that is most like the given one, if any is."""
     return next(iter(difflib.get_close_matches(given, list(known), n=1, cutoff=0.5)), None)

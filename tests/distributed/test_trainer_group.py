@@ -9,6 +9,7 @@ loads what they saved; 7. what cannot work is refused.
 
 from __future__ import annotations
 
+import pickle
 import signal
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 import pytest
 
 from onpolicy.distributed.heartbeat import Failure, HeartbeatMonitor
+from onpolicy.distributed.ray_trainer_group import RayTrainerGroup
 from tests.runs import VOLATILE, metrics, on_ranks, run_here, write_config
 
 ROOT = Path(__file__).parents[2]
@@ -122,7 +124,19 @@ def test_ranks_that_die_every_time_end_the_run(tmp_path: Path, capsys: pytest.Ca
     assert "the run went back to step 0 1 times (distributed.max_restarts)" in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_run_goes_over_to_other_ranks_and_stages(tmp_path: Path, undisturbed: Path) -> None:
+def test_a_run_goes_over_to_other_ranks_and_stages(
+    tmp_path: Path, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ranks write and read their own parts: what passes through the driver is a fraction of the state."""
+    sizes: dict[str, int] = {}
+    call_all = RayTrainerGroup.call_all
+
+    def measured(group: RayTrainerGroup, method: str, *arguments: Any) -> Any:
+        answer = call_all(group, method, *arguments)
+        sizes[method] = max(sizes.get(method, 0), len(pickle.dumps((arguments, answer))))
+        return answer
+
+    monkeypatch.setattr(RayTrainerGroup, "call_all", measured)
     config, folder = settings(tmp_path), tmp_path / "run"
     zero3 = f"trainer.config={ROOT / 'configs/deepspeed/zero3_offload.json'}"
     assert run_here(config, f"run_dir={folder}", "steps=2", "distributed.num_trainers=2", zero3) == 0
@@ -132,6 +146,10 @@ def test_a_run_goes_over_to_other_ranks_and_stages(tmp_path: Path, undisturbed: 
         == 0
     )
     assert_same(folder, undisturbed)
+    saved = folder / "checkpoints" / "step-000003" / "state"
+    assert sum(file.stat().st_size for file in saved.iterdir()) > 1_000_000
+    assert {"save", "trainer.state", "trainer.load_state"} <= sizes.keys()
+    assert max(sizes[method] for method in ("save", "trainer.state", "trainer.load_state")) < 10_000, sizes
 
 
 def launched(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:

@@ -107,7 +107,7 @@ class Pair:
 
     def moments(self) -> float | None:
         """Where the first step leaves (1 - beta) times the gradient; None on other ranks than 0."""
-        one, other = self.ranked.state()["optimizer"], self.local.state()["optimizer"]
+        one, other = dict(self.ranked.engine.optimizer_state()), dict(self.local.engine.optimizer_state())
         if torch.distributed.get_rank():
             return None
         assert one.keys() == other.keys()
@@ -224,14 +224,14 @@ def resumed(stage: int, folder: Path) -> dict[str, Any]:
     pair = Pair(stage, lambda: ema(ema_decay=0.9), folder)
     for seed in range(3):
         pair.step(batch(seed=seed))
-    weights, state = dict(pair.ranked.weights()), pair.ranked.state()
-    box = [state]
-    torch.distributed.broadcast_object_list(box, src=0)
-    found = {}
+    saved, state = folder / "saved", pair.ranked.state()
+    saved.mkdir(exist_ok=True)
+    pair.ranked.save(saved)()
+    found: dict[str, Any] = {"files": len(list(saved.glob("state/rank-*.safetensors")))}
     for other in (0, 2, 3):
         again = Pair(other, lambda: ema(ema_decay=0.9), folder)
-        again.ranked.load_state(weights, box[0])
-        again.local.load_state(weights, box[0])
+        again.ranked.load_state(saved, state)
+        again.local.load_state(saved, state)
         found[f"to_{other}"] = max(
             *(again.step(batch(seed=seed)) for seed in range(3, 6)), again.weights(), again.teacher()
         )

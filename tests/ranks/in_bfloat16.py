@@ -98,11 +98,12 @@ def found_in(stage: int, folder: Path) -> dict[str, Any]:
         abs(mine[n] - theirs[n]) / max(1.0, abs(theirs[n])) for n in ("train/loss", "train/grad_norm")
     )
     found["moved"] = _largest(before, masters(one))
-    box = [one.state()]
-    dist.broadcast_object_list(box, src=0)
-    found["gradient"] = relative_distance(box[0]["optimizer"], plain.state()["optimizer"])
+    found["gradient"] = relative_distance(dict(one.engine.optimizer_state()), dict(plain.engine.optimizer_state()))
+    saved = folder / "saved"
+    saved.mkdir(exist_ok=True)
+    one.save(saved)()
     again = ranked(stage, rule, folder)
-    again.load_state(masters(one), box[0])
+    again.load_state(saved, one.state())
     found["resumed"] = max(
         _largest(masters(one), masters(again)),
         _largest(dict(one.teacher_scorer.weights()), dict(again.teacher_scorer.weights())),

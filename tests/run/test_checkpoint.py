@@ -1,7 +1,7 @@
-"""Checkpoints of models whose files have other names than their parameters: they are read through the parameters' own names.
+"""Checkpoints of models whose files have other names than their parameters, and those that are not of this model.
 
-1. every weight comes back to the last bit, tied ones under each name; 2. a run with such a model goes on as if it had never
-stopped, in one process and over DeepSpeed; 3. a checkpoint that lacks a tensor is refused and not filled with random numbers.
+1. a run with such a model goes on as if it had never stopped, in one process and over DeepSpeed; 2. a state that lacks a tensor, or has
+one of another shape, is refused and not filled with random numbers.
 """
 
 from __future__ import annotations
@@ -12,19 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from onpolicy.models import model_writer
-from onpolicy.run.checkpoint import CheckpointError, read_weights
+from onpolicy.utils.errors import CheckpointError
 from tests.runs import metrics, run_here, write_config
-from tests.tiny import FAMILIES, byte_tokenizer, tiny_model, tiny_model_dir
-
-
-@pytest.mark.parametrize("family", ["qwen3", "llama", *FAMILIES])
-def test_weights_come_back_under_the_parameters_own_names(tmp_path: Path, family: str) -> None:
-    model = tiny_model(family)
-    model_writer(lambda: model.state_dict().items(), tiny_model(family, seed=1), byte_tokenizer())(tmp_path)
-    own, found = model.state_dict(), read_weights(tmp_path)
-    assert found.keys() == own.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in own.items())
+from tests.tiny import random_examples, tiny_model_dir
+from tests.trainer.test_trainer import trainer
 
 
 def goes_on(folder: Path, family: str, *options: str) -> None:
@@ -47,10 +38,29 @@ def test_a_run_over_deepspeed_goes_on_where_it_stopped(tmp_path: Path) -> None:
     goes_on(tmp_path, "qwen3_moe", "trainer.name=deepspeed", f"trainer.config={tmp_path / 'zero.json'}")
 
 
-def test_a_checkpoint_that_lacks_a_tensor_is_refused(tmp_path: Path) -> None:
-    tiny_model_dir(tmp_path, "qwen3_moe")
-    tensors = load_file(tmp_path / "model.safetensors")
-    del tensors["model.norm.weight"]
-    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(CheckpointError, match=r"lacks 1 tensors of Qwen3MoeForCausalLM, e\.g\. 'model\.norm\.weight'"):
-        read_weights(tmp_path)
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda tensors: tensors.pop("weights/model.norm.weight"), r"holds no 'weights/model\.norm\.weight'"),
+        (lambda tensors: tensors.update({"weights/model.norm.weight": torch.ones(3)}), r"is not of this model.*\(3\)"),
+        (
+            lambda tensors: tensors.update({"optimizer/model.norm.weight/exp_avg": torch.ones(3)}),
+            r"not of this model.*\(3\)",
+        ),
+        (
+            lambda tensors: tensors.pop("optimizer/model.norm.weight/exp_avg"),
+            r"holds no 'optimizer/model\.norm\.weight/exp_avg'",
+        ),
+    ],
+    ids=["missing", "another shape", "another moment", "half the moments"],
+)
+def test_a_state_of_another_model_is_refused(tmp_path: Path, change, said: str) -> None:  # type: ignore[no-untyped-def]
+    one, other = trainer(), trainer()
+    one.step(random_examples(2))
+    one.save(tmp_path)()
+    (file,) = (tmp_path / "state").glob("rank-*")
+    tensors = load_file(file)
+    change(tensors)
+    save_file(tensors, file)
+    with pytest.raises(CheckpointError, match=said):
+        other.load_state(tmp_path, one.state())

@@ -19,6 +19,7 @@ from onpolicy.run import assemble as assembling
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.preflight import first_rollouts
+from onpolicy.run.room import checkpoint_size
 from onpolicy.run.run import Run
 from onpolicy.run.sync_trial import SyncTrial
 from onpolicy.train import train
@@ -59,7 +60,7 @@ def begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
 
 def _watched(method: Callable[..., Any], name: str, made: list[FakeLLM]) -> Callable[..., Any]:
     def watched(self: PolicyTrainer, *arguments: Any) -> Any:
-        if arguments[0] is forward_report:
+        if arguments[0] in (forward_report, checkpoint_size):
             assert made, "ranks make their engines together, before the first call"
         else:
             assert made[-1].llm_engine.asleep == MEMORY, f"{name} beside an engine that is awake"

@@ -43,7 +43,7 @@ from onpolicy.experiments.sweep.live_curves import curves_table
 from onpolicy.models import ModelHandle, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.gym import gym_answer, is_code
-from onpolicy.run.checkpoint import CheckpointError, Checkpoints, read_state, read_weights, write_state
+from onpolicy.run.checkpoint import Checkpoints, read_state, write_state
 from onpolicy.run.closing import (
     EvaluationChange,
     change_of_set,
@@ -54,9 +54,10 @@ from onpolicy.run.display import Display, evaluation_table
 from onpolicy.run.evaluation_files import ProblemResult
 from onpolicy.run.placement import build_generator
 from onpolicy.run.preflight import Preflight
+from onpolicy.trainer.saved_state import SavedTensors
 from onpolicy.types import Rollout, RolloutGroup
-from onpolicy.utils.errors import ConfigError, ModelError
-from tests.runs import run_here, write_config
+from onpolicy.utils.errors import CheckpointError, ConfigError, ModelError
+from tests.runs import run_here, state_alone, write_config
 from tests.tiny import CHATML, byte_tokenizer, tiny_model_dir
 
 ROOT = Path(__file__).parents[2]
@@ -278,7 +279,7 @@ def test_weights_that_are_a_pickle_are_refused(name: str, tmp_path: Path) -> Non
 def checkpoint(folder: Path, **changes: Any) -> Path:
     """A sealed one, and its manifest with changes."""
     kept = Checkpoints(folder, keep_last=9, best=None)
-    path = kept.save(1, {"step": 1, "m": [torch.zeros(2)]}, lambda f: (f / "model.safetensors").touch(), {}).path
+    path = kept.save(1, state_alone({"step": 1, "m": [torch.zeros(2)]}), {}).path
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | changes))
     return path
@@ -297,7 +298,7 @@ def test_a_checkpoint_with_an_odd_manifest_is_passed_over(changes: dict[str, Any
     path = checkpoint(tmp_path / "checkpoints", **changes)
     kept = Checkpoints(tmp_path / "checkpoints", keep_last=1, best=None)
     assert kept.all() == [] and kept.latest() is None
-    saved = kept.save(2, {}, lambda folder: None, {})
+    saved = kept.save(2, state_alone(), {})
     assert kept.latest() == saved and path.is_dir() and (tmp_path / "secret").exists(), "nothing else is pruned"
 
 
@@ -307,7 +308,7 @@ def test_a_checkpoint_that_is_a_link_elsewhere_is_passed_over(tmp_path: Path) ->
     (tmp_path / "checkpoints" / "step-000001").symlink_to(outside)
     kept = Checkpoints(tmp_path / "checkpoints", keep_last=1, best=None)
     for step in (2, 3):
-        kept.save(step, {}, lambda folder: None, {})
+        kept.save(step, state_alone(), {})
     assert [c.step for c in kept.all()] == [3] and (outside / "state.json").exists()
 
 
@@ -334,7 +335,13 @@ def test_a_run_does_not_resume_from_pickles(tmp_path: Path, capsys: pytest.Captu
     assert written <= {".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".yaml", ".html"}, (
         "nothing that runs when it is read"
     )
-    for name in ("state/tensors.safetensors", "model.safetensors", "state.json", "pytorch_model.bin"):
+    for name in (
+        "state/run.safetensors",
+        "state/rank-00000-00000.safetensors",
+        "state.json",
+        "model.safetensors",
+        "pytorch_model.bin",
+    ):
         spoilt = tmp_path / "spoilt"
         shutil.rmtree(spoilt, ignore_errors=True)
         shutil.copytree(tmp_path / "run", spoilt)
@@ -348,13 +355,11 @@ def test_a_run_does_not_resume_from_pickles(tmp_path: Path, capsys: pytest.Captu
         manifest.write_text(json.dumps({"step": 1, "score": None, "files": sizes}))
         capsys.readouterr()
         code = run_here(config, f"run_dir={spoilt}", "steps=1")
-        assert code == (0 if name == "pytorch_model.bin" else 2), (
-            "weights are read from safetensors, whatever else is there"
-        )
+        assert code == (2 if name.startswith("state") else 0), "a run goes on from its state, whatever else is there"
         assert code == 0 or name in capsys.readouterr().err
     assert not (tmp_path / MARK).exists()
-    with pytest.raises(CheckpointError, match="holds no model"):
-        read_weights(tmp_path)
+    with pytest.raises(CheckpointError, match="holds no 'weights/x'"), SavedTensors(tmp_path) as tensors:
+        tensors["weights/x"]
 
 
 # ---- 6. and 7. configs

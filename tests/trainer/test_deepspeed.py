@@ -33,7 +33,8 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         request.param, "tests.ranks.against_local", str(folder), "0,1,2,3", "equal,rules,windowed,faults,resumed"
     )
     assert done.returncode == 0, done.stderr[-4000:]
-    return {file.stem: json.loads(file.read_text()) for file in folder.glob("*-?.json") if "stage" not in file.stem}
+    read = {file.stem: json.loads(file.read_text()) for file in folder.glob("*-?.json") if "stage" not in file.stem}
+    return {"ranks": request.param, **read}
 
 
 @pytest.mark.deepspeed
@@ -76,7 +77,8 @@ def test_what_is_not_finite_or_nothing_moves_nothing(found: dict[str, Any], stag
 @pytest.mark.deepspeed
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_state_goes_over_to_any_other_stage(found: dict[str, Any], stage: int) -> None:
-    one = found[f"resumed-{stage}"]
+    one = dict(found[f"resumed-{stage}"])
+    assert one.pop("files") == found["ranks"], "each rank has written its own"
     assert set(one) == {"to_0", "to_2", "to_3"} and max(one.values()) < 1e-5
 
 

@@ -50,7 +50,7 @@ def test_memory_that_runs_out_halves_the_micro_batch() -> None:
     troubled.on_fault = lambda role, what: said.append(f"{role}: {what}")
     wanted, found = untroubled.step(examples), troubled.step(examples)
     assert found == pytest.approx(wanted, rel=1e-5, abs=1e-6)
-    one, other = untroubled.state()["optimizer"], troubled.state()["optimizer"]
+    one, other = dict(untroubled.engine.optimizer_state()), dict(troubled.engine.optimizer_state())
     for name in one:  # after one step a tenth of the gradient
         torch.testing.assert_close(other[name]["exp_avg"], one[name]["exp_avg"], atol=1e-6, rtol=1e-4, msg=name)
     halved = [400 >> i for i in range(1, len(said) + 1)]

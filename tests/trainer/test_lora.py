@@ -18,7 +18,8 @@ from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.objective import Objective
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
-from onpolicy.models import load_causal_lm, model_writer
+from onpolicy.models import load_causal_lm
+from onpolicy.trainer.export import ModelExport
 from onpolicy.trainer.lora import LoraSettings, adapter_off, add_adapter
 from onpolicy.trainer.teacher_rules import WeightRule, frozen, live
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local
@@ -76,7 +77,7 @@ def test_trainer_generator_and_checkpoint_are_one_model(tmp_path: Path, family: 
     synced = tiny_model(family, seed=9)
     assert set(dict(one.weights())) == set(synced.state_dict())
     synced.load_state_dict(dict(one.weights()))
-    model_writer(one.weights, tiny_model(family), byte_tokenizer())(tmp_path)
+    ModelExport(tiny_model(family), byte_tokenizer()).write(tmp_path, dict(one.weights()))
     for other in (synced, load_causal_lm(str(tmp_path))):
         plain = adapted_trainer(family, None, rank=0, model=other)
         torch.testing.assert_close(logprobs(plain), logprobs(one), atol=2e-5, rtol=1e-5)

@@ -28,8 +28,6 @@ from onpolicy.losses.terms.base import TermSpec, spec_of
 from onpolicy.losses.terms.distill import distill
 from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.token_weights import protect_markers
-from onpolicy.models import model_writer
-from onpolicy.run.checkpoint import Checkpoints, read_state, read_weights
 from onpolicy.trainer.lora import adapter_off, merged_weights
 from onpolicy.trainer.teacher_rules import (
     WeightRule,
@@ -163,7 +161,6 @@ def test_teacher_states_are_aligned_with_the_examples() -> None:
 
 
 def test_a_model_of_another_vocabulary_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from tests.tiny import byte_tokenizer
 
     config = write_config(tmp_path)
     byte_tokenizer(added=("extra",)).save_pretrained(tiny_model_dir(tmp_path / "other"))
@@ -206,10 +203,8 @@ def test_the_state_with_adapters_comes_back_to_the_last_bit(tmp_path: Path, rule
     examples = random_examples(6, with_teacher=1.0)
     one, other = trainer(rule, lora_rank=4), trainer(rule, lora_rank=4)
     one.step(examples)
-    saved = Checkpoints(tmp_path, keep_last=1, best=None).save(
-        1, one.state(), model_writer(one.weights, tiny_model(), byte_tokenizer()), {}
-    )
-    other.load_state(read_weights(saved.path), read_state(saved.path))
+    one.save(tmp_path)()
+    other.load_state(tmp_path, one.state())
     assert one.step(examples) == other.step(examples)
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(one.weights(), other.weights(), strict=True))
 

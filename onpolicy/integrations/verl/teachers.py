@@ -14,11 +14,11 @@ from torch.distributed.tensor import DTensor
 from verl.utils.device import get_torch_device
 
 from onpolicy.integrations.verl.rows import NOTHING, prompt_column
-from onpolicy.run.checkpoint import CheckpointError
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.head import Head, HiddenStates
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.types import REF
+from onpolicy.utils.errors import CheckpointError
 
 if TYPE_CHECKING:
     from onpolicy.integrations.verl.engine import TeachingEngine

@@ -27,9 +27,8 @@ from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_gr
 from onpolicy.integrations.verl.scoring import score_rows
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
 from onpolicy.models import context_window, student_renderer, teacher_prompt_limit
-from onpolicy.run.checkpoint import CheckpointError
 from onpolicy.types import Example, Metrics
-from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.errors import CheckpointError, ConfigError
 
 STATE = "onpolicy.json"
 """File in a checkpoint's folder with the driver's state."""
