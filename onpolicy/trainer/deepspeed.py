@@ -27,15 +27,17 @@ from onpolicy.config.shipped import find_config
 from onpolicy.trainer.body_runner import BodyRunner
 from onpolicy.trainer.collectives import ProcessGroup, SingleProcess
 from onpolicy.trainer.compiler_lock import abandoned_locks_removed
-from onpolicy.trainer.engine import OptimizerState, adamw, fuse, load_state_by_name, set_lr, state_by_name
 from onpolicy.trainer.forward import Layout
 from onpolicy.trainer.forward_settings import ForwardSettings, Precision
 from onpolicy.trainer.head import head_weights
 from onpolicy.trainer.lora import LoraSettings
+from onpolicy.trainer.moments import MOMENTS, float32_moment
+from onpolicy.trainer.optimizer import OptimizerState, adamw, fuse, load_state_by_name, set_lr, state_by_name
 from onpolicy.trainer.process_group import join_process_group
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup
 from onpolicy.trainer.zero3 import gathered, gathered_for_write, travel_in
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.lacks import lacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -53,7 +55,6 @@ OURS = {
     "torch_autocast": "trainer.precision",
 }
 """DeepSpeed's keys that a key of our config sets."""
-MOMENTS = ("exp_avg", "exp_avg_sq")
 PERSISTENCE = ("stage3_param_persistence_threshold", "param_persistence_threshold")
 """DeepSpeed's names for one key: how many numbers a parameter has at most that stays gathered in ZeRO-3."""
 
@@ -179,7 +180,7 @@ class DeepSpeedEngine(BodyRunner):
         for name, parameter in self.each(self.student.named_parameters()):
             if name in state:
                 for key in MOMENTS:
-                    safe_set_full_optimizer_state(parameter, state[name][key].to(self.device), key)
+                    safe_set_full_optimizer_state(parameter, float32_moment(state[name], key).to(self.device), key)
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -221,6 +222,10 @@ class DeepSpeedEngine(BodyRunner):
         }
 
 
+@lacks(
+    moments="DeepSpeed shards the moments in ZeRO 1 to 3, and keeps them on the host by an offload of its own; expected "
+    "trainer.config=deepspeed/zero3_offload, or deepspeed/zero2_offload, and no trainer.moments"
+)
 def deepspeed(
     *,
     setup: TrainerSetup,

@@ -268,7 +268,7 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(
     monkeypatch.setattr(ForwardSettings, "on", lambda self, device, **more: choose(self, torch.device("cuda"), **more))
     assert run_here(config, f"run_dir={run}", "steps=2") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "computes in float32 on cpu, weights and optimizer float32, layers recomputed" in said
+    assert "computes in float32 on cpu, weights and updates float32, layers recomputed" in said
     assert "this run computes in float32, as it began, although `auto` is bfloat16 on cpu" in said
     assert (trainer_in(run)["precision"], trainer_in(run)["gradient_checkpointing"]) == ("float32", True)
     assert run_here(config, f"run_dir={other}", "steps=1", "preflight.logprob_tolerance=1") == 0
