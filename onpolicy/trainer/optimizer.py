@@ -50,14 +50,19 @@ class PiecewiseAdamW(torch.optim.AdamW):
                     self._update(parameter, group)
 
     def _update(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> None:
-        store, state = self.stores[parameter], self.state[parameter]
-        if not state:
-            step = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
-            state |= {"step": step, **store.zeros(parameter)}
+        store, state = self.stores[parameter], self._started(parameter, group)
         weights, gradient = parameter.view(-1), parameter.grad.reshape(-1)  # type: ignore[union-attr]
         for piece in kept.pieces(parameter):
             self._update_piece(weights[piece], gradient[piece], store, state, piece, group)
         state["step"] += 1
+
+    def _started(self, parameter: nn.Parameter, group: Mapping[str, Any]) -> dict[str, Tensor]:
+        """The parameter's state, made before its first update."""
+        state: dict[str, Tensor] = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
+            state |= self.stores[parameter].zeros(parameter)
+        return state
 
     def _update_piece(
         self,
