@@ -104,7 +104,7 @@ def float32_moment(state: Mapping[str, Tensor], key: str) -> Tensor:
     return dequantized(codes.reshape(-1), state[f"{key}.scale"], signed=SIGNED[key]).view(codes.shape)
 
 
-def loaded(store: InPlace, parameter: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def restored_moments(store: InPlace, parameter: Tensor, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of a saved state's moments, in either form, as ``store`` keeps them."""
     found = store.zeros(parameter)
     if found.keys() <= state.keys():

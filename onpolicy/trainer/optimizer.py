@@ -152,7 +152,7 @@ def load_parameter_state(optimizer: torch.optim.Optimizer, parameter: nn.Paramet
     where = parameter.device if optimizer.param_groups[0].get("fused") else "cpu"
     optimizer.state[parameter] = {
         "step": state["step"].to(where, copy=True),
-        **kept.loaded(store, parameter.detach(), state),
+        **kept.restored_moments(store, parameter.detach(), state),
     }
 
 

@@ -279,6 +279,14 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(
     assert "trainer.precision: 'bfloat16' there, 'float32' here" in " ".join(capsys.readouterr().err.split())
 
 
+def test_a_run_goes_on_with_moments_kept_in_another_way(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path), tmp_path / "run"
+    for steps, moments in enumerate(("8bit", "host", "8bit"), 1):
+        assert run_here(config, f"run_dir={run}", f"steps={steps}", f"trainer.moments={moments}") == 0
+        assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["moments"] == moments
+    assert [row["step"] for row in metrics(run) if "train/loss" in row] == [1, 2, 3]
+
+
 def test_a_run_that_says_nothing_of_its_precision_began_in_float32(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
