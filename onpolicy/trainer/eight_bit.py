@@ -2,11 +2,11 @@
 
 A block is 256 consecutive numbers. It is divided by the one that is largest in absolute value, the block's scale, and each quotient is
 replaced by the index, the code, of the nearest entry of a table (Dettmers, Lewis, Shleifer, Zettlemoyer: 8-bit Optimizers via Block-wise
-Quantization, arXiv 2110.02861, sections 1.3 and 2.1). Two things differ from the paper, and from bitsandbytes and torchao: the scale has
-the sign of its number, and the table for what is never negative has no 0 (``dynamic_map``).
+Quantization, arXiv 2110.02861, whose blocks are of 2,048; torchao's are of 256, too). Two things differ from the paper and from torchao:
+the scale has the sign of its number, and the table for what is never negative has no 0 (``dynamic_map``).
 
 torchao's AdamW8bit (0.18) compiles its update by ``torch.compile``. On a CPU this needs a C++ compiler at run time and took 23 s for
-three shapes of parameters, and without a compiler it fails; hence our own.
+three shapes of parameters, and without a compiler it fails; hence our own (docs/log.md, Moments in 8 bits).
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ BLOCK = 256
 def dynamic_map(*, signed: bool) -> Tensor:
     """The table that codes are indices of, float32 in ascending order: 256 numbers in [-1, 1], or 255 in (0, 1].
 
-    The dynamic tree quantisation of arXiv 2110.02861 (section 1.3): decade e in 0..6, from 10^-e down to 10^-(e+1), is divided into equal
+    The dynamic quantisation of arXiv 2110.02861: decade e in 0..6, from 10^-e down to 10^-(e+1), is divided into equal
     intervals, whose middles are entries: 2^(6-e) of them for each sign, or 2^(7-e) if there is one sign alone. Decade 0 has 64, or 128, so
     that a number near the block's largest is off by at most 0.7, or 0.35 percent of the largest. To these come 1 and, if signed, 0.
 
     Without sign there is no 0: Adam divides by the root of the second moment, and where that was rounded to 0 while the first was not,
     it would divide by epsilon alone (the zero-point problem: Li, Chen, Zhu, Memory Efficient Optimizers with 4-bit States, arXiv
-    2309.01507, section 4.1). What is smaller than the smallest entry, 3.25e-7 of the block's largest, is rounded up to it.
+    2309.01507). What is smaller than the smallest entry, 3.25e-7 of the block's largest, is rounded up to it.
     """
     middles = []
     for decade in range(7):

@@ -22,7 +22,7 @@ Moments = Literal["float32", "8bit", "host"]
 MOMENTS = ("exp_avg", "exp_avg_sq")
 SIGNED = {"exp_avg": True, "exp_avg_sq": False}
 LEAST_QUANTIZED = 4096
-"""Parameters of fewer numbers keep float32, as in bitsandbytes: they are norms and biases, and weigh nothing."""
+"""Parameters of fewer numbers keep float32, as in torchao: they are norms and biases, and weigh nothing."""
 AT_ONCE = 2**24
 """Numbers of a parameter that are updated at once; a multiple of ``BLOCK``. In float32 their moments are 128 MiB."""
 

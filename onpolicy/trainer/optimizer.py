@@ -121,7 +121,7 @@ def adamw(
 
 def embeddings_and_head(model: PreTrainedModel) -> Iterator[nn.Parameter]:
     """Their parameters, adapters included, which keep float32 moments: the gradients of rare tokens differ too much from the others' in
-    their block (arXiv 2110.02861, section 2.3)."""
+    their block (arXiv 2110.02861)."""
     ends = (model.get_input_embeddings(), model.get_output_embeddings())
     for module in model.modules():
         if isinstance(module, nn.Embedding) or module in ends:
