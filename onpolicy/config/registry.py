@@ -28,6 +28,7 @@ from onpolicy.config.schedules import Bound, Coefficient
 from onpolicy.config.values import is_number, type_name, typed
 from onpolicy.utils.choice import Choice
 from onpolicy.utils.errors import ConfigError, nearest, suggest
+from onpolicy.utils.lacks import what_instead
 
 
 @dataclass(frozen=True)
@@ -239,6 +240,8 @@ def _checked_options(
 def _unknown_option(
     kind: str, name: str, option: str, known: Mapping[str, inspect.Parameter], key: str, reason: str
 ) -> str:
+    if instead := what_instead(find_function(kind, name, key), option):
+        return f"{key}.{option}: {name!r} has no such option: {instead}."
     choices = ", ".join(sorted(known)) or "none"
     others = _with_option(kind, name, option)
     hint = ("" if others else name_elsewhere(f"{key}.{option}")) or ("" if others else suggest(option, known))

@@ -21,6 +21,7 @@ from onpolicy.config.values import as_written
 from onpolicy.config.yaml_io import file_name
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
+from onpolicy.utils.lacks import what_instead
 
 SCHEDULED = ("weight",)
 """Shared settings that a schedule may stand for."""
@@ -166,7 +167,8 @@ def _settings(settings: type, given: Mapping[str, Any], key: str, lowered: Seque
 def _with_settings(problem: str, plugin: Plugin, names: set[str]) -> str:
     """A misspelled setting looks like an unknown option of the plug-in: the message then names the settings, too."""
     option = problem.partition(": ")[0].removeprefix(f"{plugin.key}.")
-    if option in options_of(plugin.function) or not suggest(option, names):
+    known = option in options_of(plugin.function) or what_instead(plugin.function, option)
+    if known or not suggest(option, names):
         return problem
     return f"{problem} Fields of every {plugin.kind}: {', '.join(sorted(names))}.{suggest(option, names)}"
 

@@ -29,9 +29,16 @@ from onpolicy.utils.json_lines import read_json_lines
 
 RESUMABLE = (
     *("steps", "run_dir", "logging", "checkpoint", "preflight", "distributed"),
-    *("trainer.name", "trainer.config", "trainer.micro_batch_tokens", "trainer.gradient_checkpointing"),
+    *(
+        "trainer.name",
+        "trainer.config",
+        "trainer.micro_batch_tokens",
+        "trainer.gradient_checkpointing",
+        "trainer.moments",
+    ),
 )
-"""Keys that may change when a run is resumed: how long it runs, where, and what it keeps, but not what a step computes."""
+"""Keys that may change when a run is resumed: how long it runs, where, and what it keeps, but not what a step computes; moments in 8 bits
+are rounded, and still a run may move to a machine where others do not fit."""
 
 EVALUATED = (
     "model",

@@ -27,8 +27,12 @@ from onpolicy.config.shipped import find_config
 from onpolicy.trainer.body_runner import BodyRunner
 from onpolicy.trainer.collectives import ProcessGroup, SingleProcess
 from onpolicy.trainer.compiler_lock import abandoned_locks_removed
-from onpolicy.trainer.engine import (
-    MOMENTS,
+from onpolicy.trainer.forward import Layout
+from onpolicy.trainer.forward_settings import ForwardSettings, Precision
+from onpolicy.trainer.head import head_weights
+from onpolicy.trainer.lora import LoraSettings
+from onpolicy.trainer.moments import MOMENTS, float32_moment
+from onpolicy.trainer.optimizer import (
     OptimizerState,
     adamw,
     fuse,
@@ -37,14 +41,11 @@ from onpolicy.trainer.engine import (
     set_lr,
     state_by_name,
 )
-from onpolicy.trainer.forward import Layout
-from onpolicy.trainer.forward_settings import ForwardSettings, Precision
-from onpolicy.trainer.head import head_weights
-from onpolicy.trainer.lora import LoraSettings
 from onpolicy.trainer.process_group import join_process_group
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup
 from onpolicy.trainer.zero3 import gathered, gathered_for_write, travel_in
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.lacks import lacks
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -167,7 +168,7 @@ class DeepSpeedEngine(BodyRunner):
                 yield name, {"step": torch.tensor(max(steps)), **full}
 
     def moment_bytes(self) -> int:
-        return moment_bytes(self.student)
+        return moment_bytes(self.student, self._adamw)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         if self.stage == 0:
@@ -188,7 +189,7 @@ class DeepSpeedEngine(BodyRunner):
             if name in state:
                 moments = state[name]
                 for key in MOMENTS:
-                    safe_set_full_optimizer_state(parameter, moments[key].to(self.device), key)
+                    safe_set_full_optimizer_state(parameter, float32_moment(moments, key).to(self.device), key)
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
@@ -231,6 +232,10 @@ class DeepSpeedEngine(BodyRunner):
         }
 
 
+@lacks(
+    moments="DeepSpeed shards the moments in ZeRO 1 to 3, and keeps them on the host by an offload of its own; expected "
+    "trainer.config=deepspeed/zero3_offload, or deepspeed/zero2_offload, and no trainer.moments"
+)
 def deepspeed(
     *,
     setup: TrainerSetup,

@@ -16,19 +16,12 @@ from torch import Tensor
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.trainer.body_runner import BodyRunner, Item
 from onpolicy.trainer.collectives import SingleProcess
+from onpolicy.trainer.moments import Moments
+from onpolicy.trainer.optimizer import OptimizerState, adamw, load_state_by_name, moment_bytes, set_lr, state_by_name
 from onpolicy.utils.device import torch_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's names of its two moments."""
-OptimizerState = Mapping[str, Mapping[str, Tensor]]
-"""Parameter -> name of the optimizer's tensor (``step``, ``exp_avg``, ``exp_avg_sq``) -> the full tensor."""
-
-
-FUSED_ON = ("cuda",)
-"""Devices on which AdamW runs fused. A CPU keeps the loop that its committed numbers come from; they differ in rounding."""
 
 
 class Engine(Protocol):
@@ -99,19 +92,20 @@ class Engine(Protocol):
 
 
 class TorchEngine(BodyRunner):
-    """Plain torch in one process on one device; weights and optimizer in float32."""
+    """Plain torch in one process on one device; weights, and all arithmetic of the optimizer, in float32."""
 
     student: PreTrainedModel
     optimizer: torch.optim.Optimizer
 
-    def __init__(self, settings: TrainerSettings, device: str | None = None) -> None:
+    def __init__(self, settings: TrainerSettings, device: str | None = None, moments: Moments = "float32") -> None:
         """
         Args:
             settings: learning rate, AdamW's constants and the largest norm of a gradient
             device: torch device; None: the GPU if there is one, else the CPU
+            moments: how AdamW's two moments are kept between updates
         """
         super().__init__(torch_device(device, "trainer.device"))
-        self.settings, self.collectives = settings, SingleProcess()
+        self.settings, self.collectives, self.moments = settings, SingleProcess(), moments
 
     @property
     def body(self) -> Callable[..., Any]:
@@ -127,7 +121,7 @@ class TorchEngine(BodyRunner):
 
     def prepare_student(self, student: PreTrainedModel) -> None:
         self.student = student.to(self.device)
-        self.optimizer = adamw(student, self.settings, self.device)
+        self.optimizer = adamw(student, self.settings, self.device, self.moments)
 
     def set_lr(self, lr: float) -> None:
         set_lr(self.optimizer, lr)
@@ -151,7 +145,7 @@ class TorchEngine(BodyRunner):
         return state_by_name(self.student, self.optimizer)
 
     def moment_bytes(self) -> int:
-        return moment_bytes(self.student)
+        return moment_bytes(self.student, self.optimizer)
 
     def load_optimizer_state(self, state: OptimizerState) -> None:
         load_state_by_name(self.student, self.optimizer, state)
@@ -161,52 +155,3 @@ class TorchEngine(BodyRunner):
         for name, parameter in self.each(self.student.named_parameters()):
             if parameter.requires_grad:
                 parameter.copy_(weights[name])
-
-
-def adamw(model: PreTrainedModel, settings: TrainerSettings, device: torch.device) -> torch.optim.AdamW:
-    """AdamW over the parameters that are trained, updated on ``device``."""
-    optimizer = torch.optim.AdamW(
-        [p for p in model.parameters() if p.requires_grad],
-        lr=settings.lr,
-        betas=(settings.betas[0], settings.betas[1]),
-        weight_decay=settings.weight_decay,
-    )
-    if device.type in FUSED_ON:
-        fuse(optimizer)
-    return optimizer
-
-
-def fuse(optimizer: torch.optim.AdamW) -> None:
-    """One pass over each tensor, without temporaries; the default on a GPU makes one as large as the model."""
-    for group in (optimizer.defaults, *optimizer.param_groups):
-        group["fused"], group["foreach"] = True, False
-
-
-def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    for group in optimizer.param_groups:
-        group["lr"] = lr
-
-
-def state_by_name(
-    model: PreTrainedModel, optimizer: torch.optim.Optimizer
-) -> Iterator[tuple[str, Mapping[str, Tensor]]]:
-    """The state of an optimizer whose tensors are whole, by name of the parameter."""
-    for name, parameter in model.named_parameters():
-        if parameter in optimizer.state:
-            yield name, dict(optimizer.state[parameter])
-
-
-def moment_bytes(model: PreTrainedModel) -> int:
-    """Bytes of two moments in float32 of every parameter that is trained."""
-    return 2 * 4 * sum(int(getattr(p, "ds_numel", p.numel())) for p in model.parameters() if p.requires_grad)
-
-
-def load_state_by_name(model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: OptimizerState) -> None:
-    """Puts back what ``state_by_name`` returned; the step counter goes where AdamW keeps it."""
-    fused = optimizer.param_groups[0].get("fused")
-    for name, parameter in model.named_parameters():
-        if name in state:
-            moments, own = state[name], parameter.device
-            optimizer.state[parameter] = {"step": moments["step"].to(own if fused else "cpu", copy=True)} | {
-                key: torch.empty_like(parameter, requires_grad=False).copy_(moments[key]) for key in MOMENTS
-            }

@@ -88,4 +88,4 @@ class ForwardReport:
     def __str__(self) -> str:
         recomputed = "recomputed" if self.settings.gradient_checkpointing else "not recomputed"
         kept = f", frozen models {' and '.join(sorted({*self.frozen_weights}))}" if self.frozen_weights else ""
-        return f"{self.settings.precision} on {self.device}, weights and optimizer float32{kept}, layers {recomputed}"
+        return f"{self.settings.precision} on {self.device}, weights and updates float32{kept}, layers {recomputed}"

@@ -28,6 +28,7 @@ from onpolicy.trainer.head import HiddenStates
 from onpolicy.trainer.learning_rate import lr_factor
 from onpolicy.trainer.lora import LoraSettings, adapted, add_adapter, merged_weights
 from onpolicy.trainer.loss_inputs import loss_inputs, observe, stacked
+from onpolicy.trainer.moments import Moments
 from onpolicy.trainer.recompute import recomputable_layers, recompute_layers
 from onpolicy.trainer.saving import TrainerFiles
 from onpolicy.trainer.teacher import TeacherHidden, TeacherScorer
@@ -335,6 +336,7 @@ def local(
     precision: Precision = "auto",
     layout: Layout | None = None,
     gradient_checkpointing: bool | None = None,
+    moments: Moments = "float32",
     lora_rank: Annotated[int, NOT_NEGATIVE] = 0,
     lora_alpha: Annotated[int, POSITIVE] = 32,
     lora_targets: list[str] | None = None,
@@ -343,11 +345,14 @@ def local(
 
     Args:
         device: torch device; null: the GPU if there is one, else the CPU
-        precision: dtype of the forward pass; trained weights, optimizer and log-probabilities stay float32. `auto`: bfloat16 on a CUDA GPU,
+        precision: dtype of the forward pass; trained weights, gradients and log-probabilities stay float32. `auto`: bfloat16 on a CUDA GPU,
             else float32
         layout: `packed` runs a micro-batch as one row without padding, and a prompt that several rollouts share only once;
             `padded` pads every rollout to a row of its own; null: packed if the model's attention is transformers' sdpa
         gradient_checkpointing: recompute the layers in the backward pass: saves memory, takes a third more time; null: on a CUDA GPU
+        moments: where AdamW keeps its two moments between updates. `float32`: on the device, 8 bytes a trained parameter; `8bit`: on the
+            device in 2 bytes, rounded, but for embeddings and head, which stay float32; `host`: float32 in the host's memory, with the
+            same numbers as `float32`
         lora_rank: rank of low-rank adapters, the only weights then trained; 0: all weights are trained
         lora_alpha: the adapters' output is scaled by lora_alpha / lora_rank
         lora_targets: suffixes of the names of the layers that get an adapter; null: every linear layer, and every expert, but the
@@ -355,7 +360,7 @@ def local(
     """
     return PolicyTrainer(
         setup,
-        TorchEngine(setup.settings, device),
+        TorchEngine(setup.settings, device, moments),
         ForwardSettings(precision, layout, gradient_checkpointing),
         LoraSettings(lora_rank, lora_alpha, lora_targets),
     )

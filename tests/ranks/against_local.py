@@ -220,7 +220,7 @@ def faults(stage: int, folder: Path) -> dict[str, Any]:
 
 
 def resumed(stage: int, folder: Path) -> dict[str, Any]:
-    """A state goes over to another stage and to the local trainer, and back, as if nothing had happened."""
+    """A state goes over to another stage and to the local trainer, and back, as if nothing had happened; one in 8 bits, dequantised."""
     pair = Pair(stage, lambda: ema(ema_decay=0.9), folder)
     for seed in range(3):
         pair.step(batch(seed=seed))
@@ -235,6 +235,14 @@ def resumed(stage: int, folder: Path) -> dict[str, Any]:
         found[f"to_{other}"] = max(
             *(again.step(batch(seed=seed)) for seed in range(3, 6)), again.weights(), again.teacher()
         )
+    eight, again = make(local, live(), moments="8bit"), Pair(stage, live, folder)
+    eight.step(batch())
+    saved = folder / f"eight-{torch.distributed.get_rank()}"
+    saved.mkdir(exist_ok=True)
+    eight.save(saved)()
+    again.ranked.load_state(saved, eight.state())
+    again.local.load_state(saved, eight.state())
+    found["from_8bit"] = max(again.step(batch(seed=1)), again.weights())
     return found
 
 

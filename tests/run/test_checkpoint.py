@@ -49,7 +49,7 @@ def test_a_run_over_deepspeed_goes_on_where_it_stopped(tmp_path: Path) -> None:
         ),
         (
             lambda tensors: tensors.pop("optimizer/model.norm.weight/exp_avg"),
-            r"holds no 'optimizer/model\.norm\.weight/exp_avg'",
+            r"holds no 'optimizer/model\.norm\.weight/exp_avg",
         ),
     ],
     ids=["missing", "another shape", "another moment", "half the moments"],

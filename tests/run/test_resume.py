@@ -268,7 +268,7 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(
     monkeypatch.setattr(ForwardSettings, "on", lambda self, device, **more: choose(self, torch.device("cuda"), **more))
     assert run_here(config, f"run_dir={run}", "steps=2") == 0
     said = " ".join(capsys.readouterr().out.split())
-    assert "computes in float32 on cpu, weights and optimizer float32, layers recomputed" in said
+    assert "computes in float32 on cpu, weights and updates float32, layers recomputed" in said
     assert "this run computes in float32, as it began, although `auto` is bfloat16 on cpu" in said
     assert (trainer_in(run)["precision"], trainer_in(run)["gradient_checkpointing"]) == ("float32", True)
     assert run_here(config, f"run_dir={other}", "steps=1", "preflight.logprob_tolerance=1") == 0
@@ -277,6 +277,14 @@ def test_a_run_goes_on_in_the_precision_in_which_it_began(
     assert trainer_in(other)["precision"] == "bfloat16"
     assert run_here(config, f"run_dir={other}", "trainer.precision=float32") == 2, "a setting that is given is compared"
     assert "trainer.precision: 'bfloat16' there, 'float32' here" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_run_goes_on_with_moments_kept_in_another_way(tmp_path: Path) -> None:
+    config, run = write_config(tmp_path), tmp_path / "run"
+    for steps, moments in enumerate(("8bit", "host", "8bit"), 1):
+        assert run_here(config, f"run_dir={run}", f"steps={steps}", f"trainer.moments={moments}") == 0
+        assert yaml.safe_load((run / "config.yaml").read_text())["trainer"]["moments"] == moments
+    assert [row["step"] for row in metrics(run) if "train/loss" in row] == [1, 2, 3]
 
 
 def test_a_run_that_says_nothing_of_its_precision_began_in_float32(

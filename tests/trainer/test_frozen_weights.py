@@ -179,7 +179,7 @@ def test_the_line_about_dtypes_says_it() -> None:
     def said(student: PreTrainedModel, rule: WeightRule) -> str:
         return str(trainer(student, rule).forward_report)
 
-    rest = "bfloat16 on cpu, weights and optimizer float32"
+    rest = "bfloat16 on cpu, weights and updates float32"
     assert said(rounded(tiny_model()), frozen()) == f"{rest}, frozen models bfloat16, layers not recomputed"
     assert said(tiny_model(), frozen()) == f"{rest}, frozen models float32, layers not recomputed"
     mixed = trainer(tiny_model(), model(path="other"), other=rounded(tiny_model(seed=7)))

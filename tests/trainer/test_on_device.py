@@ -22,7 +22,7 @@ from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.objective import Objective
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
-from onpolicy.trainer import chunked_head, engine, prefix_sharing
+from onpolicy.trainer import chunked_head, optimizer, prefix_sharing
 from onpolicy.trainer.body_runner import PrecisionError
 from onpolicy.trainer.engine import TorchEngine
 from onpolicy.trainer.forward import completion_states
@@ -71,7 +71,7 @@ def test_the_cpu_keeps_float32_and_the_loop_of_adamw() -> None:
     one = trainer()
     one.step(random_examples(4))
     report = forward_report(one)
-    assert report is not None and str(report) == "float32 on cpu, weights and optimizer float32, layers not recomputed"
+    assert report is not None and str(report) == "float32 on cpu, weights and updates float32, layers not recomputed"
     assert set(one.engine.computed.values()) == {"float32"} and not optimizer_of(one).param_groups[0]["fused"]
 
 
@@ -112,7 +112,7 @@ def test_fused_adamw_takes_the_same_steps_and_its_state_goes_to_and_fro(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plain = trainer()
-    monkeypatch.setattr(engine, "FUSED_ON", ("cpu",))
+    monkeypatch.setattr(optimizer, "FUSED_ON", ("cpu",))
     fused, again = trainer(), trainer()
     for seed in range(3):
         one, other = plain.step(random_examples(4, seed=seed)), fused.step(random_examples(4, seed=seed))

@@ -57,13 +57,13 @@ def plain_term(function: Any, weight: float = 1.0) -> Term:
 
 
 def trainer(*terms: Term, rule: WeightRule | None = None, seed: int = 0, **settings: Any) -> PolicyTrainer:
-    layout = settings.pop("layout", "padded")
+    options = {"layout": settings.pop("layout", "padded"), "moments": settings.pop("moments", "float32")}
     setup = TrainerSetup(
         student=tiny_model(seed=seed), objective=Objective(terms or (distill_term(),)), rule=rule or live(),
         settings=TrainerSettings(**{"lr": 1e-3, "micro_batch_tokens": 150, **settings}), total_steps=10, contexts=("teacher",),
         clock=PhaseTimer(),
     )  # fmt: skip
-    return local(setup=setup, layout=layout)
+    return local(setup=setup, **options)
 
 
 def optimizer_of(one: PolicyTrainer) -> torch.optim.Optimizer:

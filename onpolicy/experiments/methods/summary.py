@@ -63,7 +63,7 @@ def _sizes(resolved: ResolvedConfig) -> Iterator[tuple[str, str]]:
     options = dict(defaults_and(resolved.trainer.plugin.function, resolved.trainer.plugin.options))
     if "precision" in options:
         chosen = left_to_device(options).get("precision", options["precision"])
-        yield "precision", f"{chosen}; weights and optimizer float32"
+        yield "precision", f"{chosen}; weights and updates float32"
     if config.eval.every and config.eval.sets:
         yield "evaluation", f"every {config.eval.every} steps on {', '.join(config.eval.sets)}"
 
