@@ -273,7 +273,22 @@ def schedules(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
             yield f"{found.key}: a schedule has no effect here, this option is read once, at the start."
 
 
+def devices(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """How many devices there are to be, and by whose processes."""
+    if not problems.sound("trainer"):
+        return
+    asked, roles = resolved.trainer.settings.devices, resolved.config.distributed
+    if asked != "all" and not (asked.isdecimal() and int(asked) > 0):
+        yield f"trainer.devices: got {asked!r}, expected a number of GPUs from 1 on, or all"
+    elif asked != "1" and (roles.num_trainers or roles.num_generators):
+        named = "num_trainers" if roles.num_trainers else "num_generators"
+        yield (
+            f"trainer.devices: got {asked}, and distributed.{named} is {getattr(roles, named)}; expected one of them: devices are ranks of "
+            "this machine that train and sample, distributed.* are Ray actors"
+        )
+
+
 CHECKS: tuple[Check, ...] = (
     *(ranges, dates, lists, choices, lexicons, lowered, contexts, rewards, reference_rates),
-    *(completions, privileged, temperatures, data_sections, schedules, metrics),
+    *(completions, privileged, temperatures, data_sections, schedules, metrics, devices),
 )

@@ -126,6 +126,11 @@ class TrainerSettings:
         "as many. Affects memory and speed, not the gradient; null: 1024 on the CPU, 8192 on a GPU",
         AT_LEAST_ONE,
     )
+    devices: str = opt(
+        "1",
+        "GPUs of this machine that the run uses, a number or `all`: `onpolicy train` starts a rank on each, which trains its shard (a "
+        "trainer of one process is replaced by deepspeed with ZeRO-3) and samples its share. Without a GPU, a number of processes",
+    )
     updates_per_step: int = opt(
         1,
         "optimizer updates per step, each on an equal part of the rollouts; with more than 1, the later ones are off-policy",

@@ -16,6 +16,7 @@ from onpolicy.protocols import Generator, Trainer
 from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.control import RunControl
+from onpolicy.run.devices import refuse_devices_without_ranks, unused_devices
 from onpolicy.run.display import Display
 from onpolicy.run.evaluate import build_evaluator
 from onpolicy.run.exclusive_trainer import ExclusiveTrainer
@@ -41,6 +42,7 @@ from onpolicy.utils.timer import PhaseTimer
 def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     """Everything a run needs, at the point where the run in ``folder`` stands."""
     config = resolved.config
+    refuse_devices_without_ranks(resolved)
     refuse_other_settings(folder, resolved)
     model = open_model(resolved)
     prompts = for_teacher(training_prompts(resolved, model.renderer), model, display)
@@ -127,10 +129,12 @@ def _say_how_it_computes(trainer: Trainer, resolved: ResolvedConfig, folder: Pat
         return trainer
     write_choices(folder, resolved, report)
     display.console.print(f"computes in {plain(str(report))}", highlight=False, soft_wrap=True)
+    if idle := unused_devices(resolved):
+        display.note(idle)
     chosen = report.default.precision
     if report.precision != chosen and (folder / "checkpoints").is_dir():
         display.note(
-            f"trainer.precision: this run computes in {report.precision}, as it began, although `auto` is {chosen} on {report.device}"
+            f"trainer.precision: this run computes in {report.precision}, as it began, although `auto` is {chosen} on {report.devices[0]}"
         )
     return trainer
 

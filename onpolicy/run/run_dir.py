@@ -32,6 +32,7 @@ RESUMABLE = (
     *(
         "trainer.name",
         "trainer.config",
+        "trainer.devices",
         "trainer.micro_batch_tokens",
         "trainer.gradient_checkpointing",
         "trainer.moments",

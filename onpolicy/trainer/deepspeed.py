@@ -270,6 +270,9 @@ def deepspeed(
     )
 
 
+deepspeed.on_several_ranks = True  # type: ignore[attr-defined]
+
+
 class Body(torch.nn.Module):
     """A model without its head, as a module whose forward pass DeepSpeed can follow."""
 

@@ -72,7 +72,8 @@ def left_to_device(options: Mapping[str, Any]) -> dict[str, str]:
 class ForwardReport:
     """How the forward passes of a trainer run."""
 
-    device: str
+    devices: tuple[str, ...]
+    """Of each rank."""
     settings: ForwardSettings
     """With nothing left open."""
     default: ForwardSettings
@@ -85,7 +86,16 @@ class ForwardReport:
         assert self.settings.precision != "auto"
         return self.settings.precision
 
+    @property
+    def where(self) -> str:
+        """The device, or which ranks are on which."""
+        if len(self.devices) == 1:
+            return self.devices[0]
+        return (
+            f"{len(self.devices)} ranks ({', '.join(f'{rank}: {device}' for rank, device in enumerate(self.devices))})"
+        )
+
     def __str__(self) -> str:
         recomputed = "recomputed" if self.settings.gradient_checkpointing else "not recomputed"
         kept = f", frozen models {' and '.join(sorted({*self.frozen_weights}))}" if self.frozen_weights else ""
-        return f"{self.settings.precision} on {self.device}, weights and updates float32{kept}, layers {recomputed}"
+        return f"{self.settings.precision} on {self.where}, weights and updates float32{kept}, layers {recomputed}"

@@ -37,6 +37,7 @@ from onpolicy.trainer.totals import has_tokens, update_totals
 from onpolicy.trainer.windows import MicroBatch, TeacherWindows, in_step
 from onpolicy.trainer.zero3 import full_tensors
 from onpolicy.types import Example, LossInputs, Metrics, TrainBatch
+from onpolicy.utils.device import device_name
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
@@ -376,7 +377,7 @@ def _report(asked: ForwardSettings, engine: Engine, *, can_recompute: bool) -> F
     asked = engine.collectives.all_gather(asked)[0]
     default = ForwardSettings(layout=asked.layout).on(engine.device, can_recompute=can_recompute)
     settings = asked.on(engine.device, can_recompute=can_recompute)
-    return ForwardReport(str(engine.device), settings, default)
+    return ForwardReport(tuple(engine.collectives.all_gather(device_name(engine.device))), settings, default)
 
 
 def choose_layout(requested: Layout | None, *models: PreTrainedModel) -> Layout:

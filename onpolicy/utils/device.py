@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING
 
 from onpolicy.utils.errors import UserError
@@ -37,6 +38,15 @@ def torch_device(name: str | None, key: str) -> torch.device:
             f"{key}: got {name!r}, expected one of {', '.join(there)}; null takes the best of them"
         ) from error
     return device
+
+
+def device_name(device: torch.device) -> str:
+    """``cpu``, or a GPU as the machine counts them, whatever CUDA_VISIBLE_DEVICES shows this process."""
+    if device.type != "cuda":
+        return str(device)
+    shown = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    index = device.index or 0
+    return f"cuda:{shown[index] if index < len(shown) else index}"
 
 
 def empty_cache() -> None:

@@ -180,7 +180,7 @@ def test_a_run_whose_precision_the_device_chose_is_finished(tmp_path: Path, devi
     prepare_folder(plain.folder, resolved)
     Checkpoints(plain.folder / "checkpoints", keep_last=1, best=None).save(2, state_alone(), {})
     chosen_there = ForwardSettings().on(torch.device(device))
-    write_choices(plain.folder, resolved, ForwardReport(device, chosen_there, chosen_there))
+    write_choices(plain.folder, resolved, ForwardReport((device,), chosen_there, chosen_there))
     assert chosen_there.precision in (plain.folder / "config.yaml").read_text()
     assert plain.finished() and not other.finished()
     assert "trainer.lr: 0.001 there, 1e-06 here" in refused(replace(other, folder=plain.folder))
