@@ -395,15 +395,19 @@ def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any
     return load_weights(resolved, path)
 
 
-def engine_dtype(resolved: ResolvedConfig, path: str) -> str:
-    """The dtype in which the generator computes: its option ``dtype``, of which ``auto`` is the checkpoint's on a GPU."""
-    import torch
+def engine_dtype(resolved: ResolvedConfig, path: str, *, on_gpu: bool) -> str:
+    """The dtype in which the generator computes: its option ``dtype``, of which ``auto`` is the checkpoint's on a GPU.
 
+    Args:
+        resolved: the config
+        path: of the student
+        on_gpu: whether the generator runs on one
+    """
     plugin, settings = resolved.generator.plugin, resolved.config.model
     given = dict(defaults_and(plugin.function, plugin.options)).get("dtype")
     if given != "auto":  # a user's own generator may name anything
         return given if given in ("bfloat16", "float16") else "float32"
-    if not torch.cuda.is_available():
+    if not on_gpu:
         return "float32"
     revision = settings.revision if path == resolve_model(settings.path) else None
     config = _config(path, settings.trust_remote_code, revision).get_text_config()

@@ -22,6 +22,7 @@ from onpolicy.config.resolved import (
     term_plugins,
 )
 from onpolicy.config.schedules import Coefficient, coefficients_in
+from onpolicy.config.schema import ALL_DEVICES
 from onpolicy.rewards import lexicon
 from onpolicy.utils.errors import suggest
 
@@ -278,7 +279,7 @@ def devices(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
     if not problems.sound("trainer"):
         return
     asked, roles = resolved.trainer.settings.devices, resolved.config.distributed
-    if asked != "all" and not (asked.isdecimal() and int(asked) > 0):
+    if asked != ALL_DEVICES and not (asked.isdecimal() and int(asked) > 0):
         yield f"trainer.devices: got {asked!r}, expected a number of GPUs from 1 on, or all"
     elif asked != "1" and (roles.num_trainers or roles.num_generators):
         named = "num_trainers" if roles.num_trainers else "num_generators"

@@ -99,6 +99,10 @@ class DataSettings:
     )
 
 
+ALL_DEVICES = "all"
+"""In place of a number of devices."""
+
+
 @dataclass
 class TrainerSettings:
     lr: float = opt(1e-6, "peak learning rate of AdamW", NOT_NEGATIVE)

@@ -16,7 +16,7 @@ from onpolicy.distributed.actor_pool import ActorPool
 from onpolicy.distributed.remote_errors import picklable_errors
 from onpolicy.distributed.tasks import MAX_IN_FLIGHT, ActorLost
 from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
-from onpolicy.models import ModelHandle, open_model, vocabulary_size
+from onpolicy.models import ModelHandle, engine_dtype, open_model, vocabulary_size
 from onpolicy.protocols import Generator
 from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
@@ -157,6 +157,7 @@ class GeneratorPool:
         ray_cluster.join(self._roles)
         with ray_cluster.leave_on_error():
             ray_cluster.resources(resolved, gpus=ray_cluster.gpus_per_generator(resolved))
+            self._dtype = engine_dtype(resolved, model.path, on_gpu=ray_cluster.cluster_gpus() > 0)
         spec = ReplicaSpec(resolved, model.max_model_len, RolloutValidator(model.renderer, vocabulary))
         self.actors = ActorPool(spec, self._roles.num_generators, self._roles, faults)
 
@@ -177,7 +178,7 @@ class GeneratorPool:
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Returns when every replica that is up has the weights; one that comes up later gets them before any work."""
         newer = version if self._went_back else require_newer(version, self.policy_version)
-        self.actors.sync_state(VersionedWeights(put_weights(weights), newer))
+        self.actors.sync_state(VersionedWeights(put_weights(weights, self._dtype), newer))
         self.policy_version, self._went_back = newer, False
 
     def rest(self) -> None:

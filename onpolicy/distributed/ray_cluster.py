@@ -18,6 +18,8 @@ from onpolicy.utils.errors import ConfigError
 FORWARDED = ("CUDA_", "HF_", "NCCL_", "OMP_", "ONPOLICY_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "VLLM_")
 """Prefixes of the environment variables that actors and tasks get from the driver."""
 
+SHOWN = "CUDA_VISIBLE_DEVICES"
+"""By which Ray counts the GPUs of a machine, and with which it gives each actor its own."""
 _lock = threading.Lock()
 _joined = 0
 _started_here = False
@@ -33,6 +35,7 @@ def join(roles: DistributedSettings, *, key: str = "distributed.address") -> Non
         ConfigError: nothing answers at the address.
     """
     global _joined, _started_here
+    refuse_driver_on_cluster(roles)
     with _lock:
         import ray
 
@@ -94,7 +97,7 @@ def forwarded_environment() -> dict[str, str]:
         for name, value in os.environ.items()
         if name.startswith(FORWARDED)
         and not name.endswith("_TOKEN")  # the cluster shows them to everyone
-        and name != "CUDA_VISIBLE_DEVICES"  # set by Ray
+        and name != SHOWN  # set by Ray
     }
 
 
@@ -138,12 +141,53 @@ def gpus_per_generator(resolved: ResolvedConfig) -> int:
 
 def _check_gpus(resolved: ResolvedConfig, available: int) -> None:
     roles, each = resolved.config.distributed, gpus_per_generator(resolved)
+    if roles.num_trainers and not roles.num_generators:
+        raise ConfigError(
+            f"distributed.num_generators: got 0, with {roles.num_trainers} trainers on GPUs (distributed.num_trainers): one engine would "
+            "sample beside the first of them while the others wait; expected at least 1, or trainer.devices in place of both"
+        )
     needed = roles.num_generators * each + roles.num_trainers
     if needed > available:
         raise ConfigError(
             f"distributed.num_generators: {roles.num_generators} of {each} GPUs each and {roles.num_trainers} trainers "
             f"(distributed.num_trainers) want {needed} GPUs; the cluster has {available}."
         )
+
+
+def refuse_driver_on_cluster(roles: DistributedSettings) -> None:
+    """Raises ConfigError where the driver trains on a GPU that a cluster, which others have started, gives to its actors too."""
+    if roles.address is not None and drivers_gpu() is not None:
+        raise ConfigError(
+            f"distributed.num_trainers: got 0, so that the driver trains, on a GPU that the cluster at {roles.address!r} gives to a "
+            "generator, too; expected 1 with trainer.name=deepspeed, or no distributed.address"
+        )
+
+
+def drivers_gpu() -> int | None:
+    """The GPU that this process computes on, as torch counts them; a trainer in it is made before any actor."""
+    import torch
+
+    return torch.cuda.current_device() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+
+@contextmanager
+def without_the_drivers_gpu() -> Iterator[None]:
+    """Inside, Ray finds the GPUs of this machine but the one that the driver computes on."""
+    import torch
+
+    own, before = drivers_gpu(), os.environ.get(SHOWN)
+    if own is None:
+        yield
+        return
+    names = [name for name in (before or "").split(",") if name] or [str(i) for i in range(torch.cuda.device_count())]
+    os.environ[SHOWN] = ",".join(name for i, name in enumerate(names) if i != own)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[SHOWN]
+        else:
+            os.environ[SHOWN] = before
 
 
 def _connect(address: str | None, key: str) -> None:
@@ -162,7 +206,8 @@ def _connect(address: str | None, key: str) -> None:
         return
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # else 127.0.0.1 becomes the machine's own address
     ray_constants.ENABLE_RAY_CLUSTER = False  # somebody may have imported Ray before
-    ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
+    with without_the_drivers_gpu():
+        ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
 
 
 def _probe_address(address: str) -> None:

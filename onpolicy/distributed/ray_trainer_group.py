@@ -61,15 +61,19 @@ class Rank(Actor):
     @picklable_errors()
     def load(self, meeting: Meeting) -> int:
         """Joins the other ranks and loads the model; returns the trainer's tokens per micro-batch."""
-        from onpolicy.models import open_model
+        from onpolicy.models import engine_dtype, open_model
         from onpolicy.trainer.process_group import find_store, join_process_group
 
         os.environ |= {"RANK": str(self._rank), "WORLD_SIZE": str(self._size), "LOCAL_RANK": "0"}
         if self._size > 1:
             join_process_group(self._store or find_store(meeting, self._size))
+        import torch
+
         resolved, clock = resolve(self._config), PhaseTimer()
         clock.on_phase = clock.on_progress = self.report_progress
-        self._worker = TrainerWorker(resolved, open_model(resolved), clock, size=self._size)
+        model = open_model(resolved)
+        self._worker = TrainerWorker(resolved, model, clock, size=self._size)
+        self._dtype = engine_dtype(resolved, model.path, on_gpu=torch.cuda.is_available())
         return self._worker.trainer.batching.budget
 
     @picklable_errors()
@@ -86,7 +90,7 @@ class Rank(Actor):
     def weight_buckets(self) -> Iterator[WeightBucket]:
         """The student's weights, one bucket at a time."""
         with picklable_errors():
-            for bucket in pack_weights(self._worker.trainer.weights()):
+            for bucket in pack_weights(self._worker.trainer.weights(), dtype=self._dtype):
                 self.report_progress()
                 yield bucket
 

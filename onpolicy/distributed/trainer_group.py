@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
+from onpolicy.distributed.env import launched
 from onpolicy.models import ModelHandle
 from onpolicy.trainer.build import local_trainer
+from onpolicy.trainer.process_group import join_process_group
 from onpolicy.types import Example, Metrics, Prompt, RolloutGroup, Sampling
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
@@ -33,6 +35,8 @@ class TrainerWorker:
         Raises:
             ConfigError: the trainer runs in one process only.
         """
+        if launched():  # before the model is loaded, once for all ranks
+            join_process_group()
         self.clock, self.coefficients = clock, Coefficients(resolved.coefficients)
         self.trainer = local_trainer(resolved, model, clock)
         self.generator: Generator | None = None

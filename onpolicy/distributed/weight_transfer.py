@@ -37,15 +37,24 @@ class WeightBucket:
     data: npt.NDArray[np.uint8]
 
 
-def pack_weights(weights: Iterable[tuple[str, Tensor]], limit: int = LIMIT) -> Iterator[WeightBucket]:
+def pack_weights(
+    weights: Iterable[tuple[str, Tensor]], limit: int = LIMIT, *, dtype: str = "float32"
+) -> Iterator[WeightBucket]:
     """Buckets of at most ``limit`` bytes; a larger tensor has one of its own.
 
     Every tensor is copied before the next is requested, so that all of them may use the same memory.
+
+    Args:
+        weights: full tensors by name
+        limit: bytes
+        dtype: what the engines compute in, to which float32 tensors are rounded where they are: engines would round them as they take them
     """
     entries: list[BucketEntry] = []
     data = np.empty(0, np.uint8)
     used = 0
     for name, tensor in weights:
+        tensor = tensor.detach()
+        tensor = tensor.to(getattr(torch, dtype)) if tensor.dtype == torch.float32 else tensor
         flat = _flat(tensor)
         if entries and used + flat.size > limit:
             yield WeightBucket(tuple(entries), data[:used])
@@ -84,16 +93,16 @@ class WeightRefs:
             yield from unpack_weights(ray.get(ref))
 
 
-def put_weights(weights: Iterable[tuple[str, Tensor]]) -> WeightRefs:
-    """Puts weights into the object store, unless they are there already."""
+def put_weights(weights: Iterable[tuple[str, Tensor]], dtype: str = "float32") -> WeightRefs:
+    """Puts weights into the object store, in what the engines compute in, unless they are there already."""
     import ray
 
     return (
         weights
         if isinstance(weights, WeightRefs)
-        else WeightRefs([ray.put(bucket) for bucket in pack_weights(weights)])
+        else WeightRefs([ray.put(bucket) for bucket in pack_weights(weights, dtype=dtype)])
     )
 
 
 def _flat(tensor: Tensor) -> npt.NDArray[np.uint8]:
-    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

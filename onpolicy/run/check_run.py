@@ -24,6 +24,7 @@ def check_run(source: ConfigSource, overrides: Sequence[str] = ()) -> ResolvedCo
         resolved = check_config(source, overrides, problems)
         problems.add(*_not_ready(resolved, problems))
         problems.add(*_learns_nothing(resolved, problems))
+        problems.add(*_split_engines(resolved, problems))
         problems.add(*lacking_columns(resolved, problems))
         return resolved
 
@@ -50,6 +51,16 @@ def _not_ready(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
             check(**plugin.options)
         except UserError as error:
             yield f"{plugin.key}: {error}"
+
+
+def _split_engines(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
+    """Engines that several GPUs share get no new weights: each of their workers would have to take its part of every tensor."""
+    number = resolved.generator.plugin.options.get("tensor_parallel_size", 1)
+    if problems.sound("generator") and number > 1:
+        yield (
+            f"generator.tensor_parallel_size: got {number}, expected 1: new weights reach an engine on one GPU alone. To sample on "
+            "several, trainer.devices=all gives each GPU an engine; a model that fits no single GPU is trained on verl (docs/verl.md)."
+        )
 
 
 def _learns_nothing(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:

@@ -8,11 +8,11 @@ from pathlib import Path
 from onpolicy.config.load import ConfigSource, load
 from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.schema import ALL_DEVICES
 from onpolicy.distributed.env import launched
 from onpolicy.run.run_dir import default_folder
 from onpolicy.utils.errors import ConfigError
 
-ALL = "all"
 SHARDED = ("trainer.name=deepspeed", "trainer.config=deepspeed/zero3")
 """What trains on several devices, where the config names a trainer of one process."""
 
@@ -26,10 +26,12 @@ def num_devices(resolved: ResolvedConfig) -> int:
     import torch
 
     asked, there = resolved.trainer.settings.devices, torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if asked == ALL:
+    if asked == ALL_DEVICES:
         return max(there, 1)
     if there and int(asked) > there:
-        raise ConfigError(f"trainer.devices: got {asked}, expected at most {there}, the GPUs of this machine, or {ALL}")
+        raise ConfigError(
+            f"trainer.devices: got {asked}, expected at most {there}, the GPUs of this machine, or {ALL_DEVICES}"
+        )
     return int(asked)
 
 
@@ -70,4 +72,4 @@ def unused_devices(resolved: ResolvedConfig) -> str:
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if there < 2 or launched() or roles.num_trainers or roles.num_generators:
         return ""
-    return f"uses 1 of the {there} GPUs of this machine; trainer.devices={ALL} uses them all"
+    return f"uses 1 of the {there} GPUs of this machine; trainer.devices={ALL_DEVICES} uses them all"

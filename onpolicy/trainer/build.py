@@ -14,6 +14,7 @@ from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.models import ModelHandle, load_teacher, load_weights
 from onpolicy.trainer.export import student_export
+from onpolicy.trainer.loaded_once import loaded_once
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup
 from onpolicy.utils.timer import PhaseTimer
@@ -73,8 +74,9 @@ def teacher_rule(resolved: ResolvedConfig) -> WeightRule:
 def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> PolicyTrainer:
     """The trainer in this process, which is one rank if there are several."""
     rule, epistemic = teacher_rule(resolved), resolved.config.epistemic
+    path = rule.path
     setup = TrainerSetup(
-        student=load_weights(resolved, model.path),
+        student=loaded_once(lambda: load_weights(resolved, model.path)),
         objective=build_objective(resolved),
         rule=rule,
         settings=resolved.trainer.settings,
@@ -84,7 +86,7 @@ def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTime
         spans=span_names(resolved),
         marker_ids=lexicon_ids(resolved, model.tokenizer),
         telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
-        teacher_model=None if rule.path is None else load_teacher(resolved, model, rule.path),
+        teacher_model=None if path is None else loaded_once(lambda: load_teacher(resolved, model, path)),
         seed=resolved.config.seed,
         export=student_export(resolved, model),
     )

@@ -92,8 +92,12 @@ class DeepSpeedEngine(BodyRunner):
         return int(self._config["zero_optimization"].get("stage", 0))
 
     @property
+    def copies(self) -> bool:
+        return self.stage == 3 or self.device.type != "cpu"
+
+    @property
     def body(self) -> Callable[..., Any]:
-        return lambda **inputs: self.run(self.student, self._zero, self._moved(inputs))
+        return lambda **inputs: self.run(self.student, self._zero, moved_to(self.device, inputs))
 
     def prepare_frozen(self, model: PreTrainedModel) -> Callable[..., Any]:
         """A teacher is sharded, and offloaded, as the student is; no parameter of it stays whole, so its shards are all it holds."""
@@ -104,11 +108,7 @@ class DeepSpeedEngine(BodyRunner):
             zero = {key: value for key, value in self._config["zero_optimization"].items() if key not in own}
             zero[PERSISTENCE[0]] = 0
             body = self._initialized(model, zero)
-        return lambda **inputs: self.run(model, body, self._moved(inputs))
-
-    def _moved(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
-        """Inputs from whatever device."""
-        return {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+        return lambda **inputs: self.run(model, body, moved_to(self.device, inputs))
 
     def prepare_student(self, student: PreTrainedModel) -> None:
         self.student, zero = student, self._config["zero_optimization"]
@@ -209,8 +209,12 @@ class DeepSpeedEngine(BodyRunner):
 
         if self.precision == "bfloat16":  # before DeepSpeed makes a bucket for each dtype that travels
             travel_in(torch.bfloat16, model, more_than=persistent_size(zero))
+        config = self._full_config(zero)
         with abandoned_locks_removed():
-            engine, *_ = deepspeed.initialize(model=Body(model, self.autocast), config=self._full_config(zero), **more)
+            if self.stage == 3:  # parameter by parameter; DeepSpeed would first put all of it on the device
+                deepspeed.zero.Init(module=model, config_dict_or_path=config, dtype=torch.float32)
+                move_buffers(model, self.device)
+            engine, *_ = deepspeed.initialize(model=Body(model, self.autocast), config=config, **more)
         return engine
 
     def _full_config(self, zero: Mapping[str, Any]) -> dict[str, Any]:
@@ -283,6 +287,19 @@ class Body(torch.nn.Module):
     def forward(self, **inputs: Any) -> Any:
         with self._autocast():  # inside of DeepSpeed's forward, which would switch one that is opened outside off
             return self.model.base_model(**inputs)
+
+
+def moved_to(device: torch.device, inputs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs from whatever device."""
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in inputs.items()}
+
+
+def move_buffers(model: torch.nn.Module, device: torch.device) -> None:
+    """Moves what a model has beside its parameters."""
+    for module in model.modules():
+        for name, buffer in module.named_buffers(recurse=False):
+            persistent = name not in module._non_persistent_buffers_set
+            module.register_buffer(name, buffer.to(device), persistent=persistent)
 
 
 def persistent_size(zero: Mapping[str, Any]) -> int:

@@ -38,6 +38,11 @@ class Engine(Protocol):
     computed: dict[int, str]
     """By id of a model, the dtype in which its first pass ran, as seen."""
 
+    @property
+    def copies(self) -> bool:
+        """Whether a model that is placed has its parameters copied, so that two models may have shared them before."""
+        ...
+
     def autocast(self) -> torch.autocast:
         """What the head runs in; a body opens its own."""
         ...
@@ -106,6 +111,10 @@ class TorchEngine(BodyRunner):
         """
         super().__init__(torch_device(device, "trainer.device"))
         self.settings, self.collectives, self.moments = settings, SingleProcess(), moments
+
+    @property
+    def copies(self) -> bool:
+        return self.device.type != "cpu"
 
     @property
     def body(self) -> Callable[..., Any]:

@@ -52,4 +52,5 @@ class ModelExport:
 
 def student_export(resolved: ResolvedConfig, model: ModelHandle) -> ModelExport:
     """Writes the student of a run, in the dtype in which its generator computes."""
-    return ModelExport(model_skeleton(resolved, model.path), model.tokenizer, engine_dtype(resolved, model.path))
+    dtype = engine_dtype(resolved, model.path, on_gpu=torch.cuda.is_available())
+    return ModelExport(model_skeleton(resolved, model.path), model.tokenizer, dtype)

@@ -140,12 +140,19 @@ class TeacherScorer:
         elif base and rule.update is None:
             self.teacher = base
         else:
-            self.teacher = self._placed(_copy(student), fixed=rule.update is None)
+            self.teacher = self._placed(self._copy_of_student(), fixed=rule.update is None)
         self.reference: ScoringModel | None = None
         if needs_ref or rule.reads_ref:
             unmoved = self.teacher if rule.copies and rule.update is None and teacher_model is None else None
             # a rule that reads its tensors may do anything with them
-            self.reference = unmoved or base or self._placed(_copy(student), fixed=not rule.reads_ref)
+            self.reference = unmoved or base or self._placed(self._copy_of_student(), fixed=not rule.reads_ref)
+
+    def _copy_of_student(self) -> PreTrainedModel:
+        """Another model with the student's weights, before either is placed; where that copies them anyway, they share them until then."""
+        shared: dict[int, Any] = {}
+        if self.engine.copies:
+            shared = {id(p): nn.Parameter(p.data) for p in self.student.parameters()}
+        return copy.deepcopy(self.student, shared).requires_grad_(False).eval()
 
     def _placed(self, model: PreTrainedModel, *, fixed: bool) -> ScoringModel:
         """The model where it runs; if its weights never change, in as few bytes as compute the same."""
@@ -300,7 +307,3 @@ def _vocabulary(model: PreTrainedModel) -> int:
 
 def _width(model: PreTrainedModel) -> int:
     return int(model.config.get_text_config().hidden_size)
-
-
-def _copy(model: PreTrainedModel) -> PreTrainedModel:
-    return copy.deepcopy(model).requires_grad_(False).eval()

@@ -22,8 +22,10 @@ import torch
 
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
+from onpolicy.config.schema import DistributedSettings
+from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.node_ranks import rank_environment, start_ranks
-from onpolicy.run import devices
+from onpolicy.run.check_run import check_run
 from onpolicy.run.devices import SHARDED, for_ranks, num_devices, refuse_devices_without_ranks, unused_devices
 from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
@@ -221,4 +223,49 @@ def test_more_than_there_are_is_refused_and_idle_ones_are_named(
     with pytest.raises(ConfigError, match="needs processes of their own, which `onpolicy train` starts"):
         refuse_devices_without_ranks(resolve(load(config, ["trainer.devices=2"])))
     gpus(monkeypatch, 1)
-    assert not unused_devices(resolve(load(config))) and devices.ALL == "all"
+    assert not unused_devices(resolve(load(config)))
+
+
+def test_trainers_without_a_generator_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_cluster, "cluster_gpus", lambda: 8)
+    resolved = resolve(load(write_config(tmp_path), ["distributed.num_trainers=2", "trainer.name=deepspeed"]))
+    with pytest.raises(
+        ConfigError, match=r"num_generators: got 0, with 2 trainers on GPUs .*expected at least 1, or trainer\.devices"
+    ):
+        ray_cluster.resources(resolved, gpus=1)
+
+
+@pytest.mark.parametrize(
+    ("shown", "own", "left"),
+    [(None, 0, "1,2,3"), (None, 2, "0,1,3"), ("4,6,5", 1, "4,5"), ("4,5", None, "4,5"), (None, None, None)],
+)
+def test_ray_does_not_get_the_drivers_gpu(
+    monkeypatch: pytest.MonkeyPatch, shown: str | None, own: int | None, left: str | None
+) -> None:
+    """Ray counts what this variable shows when it starts."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if shown is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: own is not None)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: own)
+    with ray_cluster.without_the_drivers_gpu():
+        assert os.environ.get("CUDA_VISIBLE_DEVICES") == left
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == shown
+    joined = DistributedSettings(address="auto", num_generators=2)
+    if own is None:
+        ray_cluster.refuse_driver_on_cluster(joined)
+    else:
+        with pytest.raises(
+            ConfigError, match=r"distributed\.num_trainers: got 0, .*expected 1 with trainer\.name=deepspeed"
+        ):
+            ray_cluster.refuse_driver_on_cluster(joined)
+
+
+def test_an_engine_on_several_gpus_is_not_trained(tmp_path: Path) -> None:
+    config = write_config(tmp_path, generator={"name": "vllm", "group_size": 3, "max_tokens": 8})
+    given = ["generator.tensor_parallel_size=2"]
+    assert resolve(load(config, given)), "it may be evaluated"
+    with pytest.raises(ConfigError, match=r"generator\.tensor_parallel_size: got 2, expected 1: .*verl"):
+        check_run(config, given)

@@ -9,9 +9,11 @@ loads what they saved; 7. what cannot work is refused.
 
 from __future__ import annotations
 
+import os
 import pickle
 import signal
 import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,13 +158,22 @@ def launched(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return on_ranks(2, "onpolicy", "train", str(config), *overrides)
 
 
+def started(config: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "onpolicy", "train", str(config), *overrides]
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+
+
 def torchrun(folder: Path, generator: str) -> Path:
-    """A run of two ranks, each with an engine of its own."""
+    """A run of two ranks, each with an engine of its own: the command starts them, and torchrun those that go on."""
     config = settings(folder, generator={"name": generator, "group_size": 3, "max_tokens": 8})
     zero3 = f"trainer.config={ROOT / 'configs/deepspeed/zero3.json'}"
-    for steps in (2, 4):  # the second start resumes
-        done = launched(config, f"run_dir={folder / 'run'}", zero3, f"steps={steps}")
-        assert done.returncode == 0, done.stderr[-3000:]
+    done = started(config, f"run_dir={folder / 'run'}", zero3, "steps=2", "trainer.devices=2")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "computes in float32 on 2 ranks (0: cpu, 1: cpu)" in " ".join(done.stdout.split())
+    done = launched(config, f"run_dir={folder / 'run'}", zero3, "steps=4")
+    assert done.returncode == 0, done.stderr[-3000:]
     rows = [row for row in metrics(folder / "run") if "rollout/logprob_gap" in row]
     assert len(rows) == 4 and max(row["rollout/logprob_gap"] for row in rows) < 1e-4, "each engine has the new weights"
     return folder / "run"

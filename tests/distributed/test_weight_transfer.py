@@ -7,7 +7,9 @@ as gathered shards do, arrive as they were when they were handed over; 4. unpack
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +17,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from onpolicy.config.load import load
+from onpolicy.config.resolve import resolve
 from onpolicy.distributed.weight_transfer import ALIGNED, pack_weights, unpack_weights
+from onpolicy.models import engine_dtype
+from tests.runs import write_config
 
 TENSORS = {
     "float32": torch.randn(3, 5),
@@ -71,3 +77,33 @@ def test_unpacking_copies_nothing_and_says_nothing(recwarn: pytest.WarningsRecor
     start, end = bucket.data.ctypes.data, bucket.data.ctypes.data + bucket.data.size
     assert all(start <= tensor.data_ptr() < end for _, tensor in unpack_weights(bucket) if tensor.numel())
     assert not recwarn
+
+
+def test_float32_travels_in_what_engines_compute_in() -> None:
+    """Rounded as an engine would round it; what has another dtype stays."""
+    weights = {"a": torch.randn(1000, requires_grad=True), "b": torch.arange(5), "c": torch.randn(4).double()}
+    (bucket,) = pack_weights(weights.items(), dtype="bfloat16")
+    found = dict(unpack_weights(bucket))
+    assert found["a"].dtype == torch.bfloat16 and torch.equal(found["a"], weights["a"].detach().bfloat16())
+    assert torch.equal(found["b"], weights["b"]) and torch.equal(found["c"], weights["c"])
+    assert found["a"].data_ptr() % ALIGNED == bucket.data.ctypes.data % ALIGNED
+    assert bucket.entries[1].start - bucket.entries[0].start < 2 * 1000 + ALIGNED, "half the bytes"
+
+
+@pytest.mark.parametrize(
+    ("given", "on_gpu", "expected"),
+    [
+        ("auto", True, "bfloat16"),
+        ("auto", False, "float32"),
+        ("float16", False, "float16"),
+        ("float32", True, "float32"),
+    ],
+)
+def test_what_engines_compute_in(tmp_path: Path, given: str, on_gpu: bool, expected: str) -> None:
+    config = write_config(tmp_path, generator={"name": "vllm", "group_size": 3, "max_tokens": 8, "dtype": given})
+    saved = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(saved | {"dtype": "bfloat16"}))
+    resolved = resolve(load(config))
+    assert engine_dtype(resolved, str(tmp_path / "model"), on_gpu=on_gpu) == expected
+    other = resolve(load(config, ["generator.name=transformers", "generator.dtype=float32"]))
+    assert engine_dtype(other, str(tmp_path / "model"), on_gpu=True) == "float32"
