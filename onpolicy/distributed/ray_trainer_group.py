@@ -165,6 +165,8 @@ class RayTrainerGroup(TrainerGroup):
         """Gathered tensor by tensor into the object store. The driver owns the buckets, so they outlive the ranks."""
         import ray
 
+        if not self._actors:
+            raise RoleLost("all ranks were lost before")
         first, *others = self._actors
         nothing = ray.put(())
         helping = [actor.call.remote("join_weight_gather", nothing) for actor in others]
@@ -194,10 +196,12 @@ class RayTrainerGroup(TrainerGroup):
         """The ranks' answers, in the order of ``refs``, with an eye on their heartbeats.
 
         Raises:
-            RoleLost: a rank died, hung, or ran out of memory. All ranks are gone then.
+            RoleLost: a rank died, hung, or ran out of memory. All ranks are gone then, and every later call says so too.
         """
         import ray
 
+        if not self._actors:
+            raise RoleLost("all ranks were lost before")
         monitor, open_, answers = HeartbeatMonitor(self._actors, self._timeout), list(refs), {}
         while open_:
             ready, open_ = ray.wait(open_, timeout=POLL)
