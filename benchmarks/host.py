@@ -1,4 +1,4 @@
-"""What grading and annotating cost the host: microseconds per sampled token, on one thread.
+"""What grading and annotating cost the host: microseconds of one thread's CPU time per sampled token.
 
     python -m benchmarks.host
 
@@ -43,11 +43,11 @@ def measure() -> dict[str, list[float]]:
     for repeat in range(REPEATS):
         groups = [_group(renderer, random.Random(GROUPS * repeat + i), i) for i in range(GROUPS)]
         tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
-        start = time.perf_counter()
+        start = time.thread_time()
         scored = scorer.score(groups)
-        middle = time.perf_counter()
+        middle = time.thread_time()
         annotator.annotate(scored, version=0)
-        seconds = {"grade": middle - start, "annotate": time.perf_counter() - middle}
+        seconds = {"grade": middle - start, "annotate": time.thread_time() - middle}
         for part, taken in seconds.items():
             found[part].append(1e6 * taken / tokens)
     return {part: values[1:] for part, values in found.items()}

@@ -33,7 +33,7 @@ class LiveBytes(TorchDispatchMode):
         self, func: Any, types: Sequence[Any], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         found = self.run(func, args, kwargs or {})
-        for tensor in tree_leaves(found):
+        for tensor in (found,) if isinstance(found, Tensor) else tree_leaves(found):
             if isinstance(tensor, Tensor):
                 self._add(tensor.untyped_storage())
         self.peak = max(self.peak, self.now)

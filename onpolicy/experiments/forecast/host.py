@@ -49,9 +49,7 @@ def host_memory(resolved: ResolvedConfig, shape: ModelShape, load: Load) -> Memo
     if "offload_optimizer" in zero:  # gradients, the weights' copy, two moments
         offloaded += (4.0 + 4.0 + 8.0) * trained
     held = {
-        "while the weights are loaded": {
-            "weights of every rank, float32": 4.0 * shape.parameters * (1 + (copies > 0)) * ranks
-        },
+        "while it loads": {"weights in float32": 4.0 * shape.parameters * (1 + (copies > 0)) * ranks},
         "while it trains": {
             "engine asleep": asleep,
             "moments on the host": moments_bytes(resolved, shape, trained)[1],

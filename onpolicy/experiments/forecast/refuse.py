@@ -16,8 +16,9 @@ from onpolicy.experiments.forecast.forecast import Assumptions
 from onpolicy.experiments.forecast.hardware import GIB, Gpu
 from onpolicy.experiments.forecast.host import host_memory, this_host
 from onpolicy.experiments.forecast.memory import gpu_memory
-from onpolicy.experiments.forecast.passes import Load
+from onpolicy.experiments.forecast.passes import Load, lora_rank
 from onpolicy.experiments.forecast.shape import ModelShape, shape_of_model
+from onpolicy.experiments.forecast.trainer_memory import steady_bytes
 from onpolicy.utils.errors import ConfigError, ModelError, UserError
 
 REMEDIES = (
@@ -59,9 +60,7 @@ def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> No
         return
     fits = next(_that_fit(source, overrides, shape, gpu), None)
     remedy = (
-        f"it would fit with {' '.join(fits)}"
-        if fits
-        else "no single-GPU setting would fit; more GPUs, or a smaller model"
+        f"it would fit with {' '.join(fits)}" if fits else "no setting of ours would fit; more GPUs, or a smaller model"
     )
     raise ConfigError(
         f"model.path: {resolved.config.model.path!r} needs more than the {problem} GiB, by the forecast, which "
@@ -95,9 +94,13 @@ def _of_ours(function: object) -> bool:
     return str(getattr(function, "__module__", "")).startswith(OURS)
 
 
-def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu) -> _Needed:
+def _load(resolved: ResolvedConfig) -> Load:
     ranks = max(resolved.config.distributed.num_trainers, world_size())
-    load = Load(Assumptions.prompt_tokens, resolved.generator.settings.max_tokens / 2, ranks=ranks)
+    return Load(Assumptions.prompt_tokens, resolved.generator.settings.max_tokens / 2, ranks=ranks)
+
+
+def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu) -> _Needed:
+    load = _load(resolved)
     return _Needed(
         *(
             {kind: sum(parts.values()) for kind, parts in memory.items()}
@@ -108,13 +111,24 @@ def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu) -> _Needed:
 
 def _that_fit(source: ConfigSource, overrides: Sequence[str], shape: ModelShape, gpu: Gpu) -> Iterator[Sequence[str]]:
     """Further overrides with which the run fits, the fewest first; a trainer without such an option has no use for them."""
+    known = [remedy for remedy in REMEDIES if _resolved(source, [*overrides, remedy]) is not None]
     for number in range(1, TOGETHER + 1):
-        for chosen in combinations(REMEDIES, number):
+        for chosen in combinations(known, number):
             if len({remedy.partition("=")[0] for remedy in chosen}) < number:
                 continue
-            try:
-                resolved = resolve(load(source, [*overrides, *chosen]))
-            except UserError:
+            resolved = _resolved(source, [*overrides, *chosen])
+            if resolved is None:
                 continue
+            numbers = 0.0 if lora_rank(resolved) else shape.parameters
+            if sum(steady_bytes(resolved, shape, _load(resolved), numbers).values()) > gpu.gib * GIB:
+                continue  # before its passes are measured
             if _needed(resolved, shape, gpu).problem(gpu.gib) is None:
                 yield chosen
+
+
+def _resolved(source: ConfigSource, overrides: Sequence[str]) -> ResolvedConfig | None:
+    """None where an override is refused."""
+    try:
+        return resolve(load(source, overrides))
+    except UserError:
+        return None

@@ -40,32 +40,41 @@ SCALES = 8.0 / 256
 
 def trainer_bytes(resolved: ResolvedConfig, shape: ModelShape, load: Load) -> dict[str, float]:
     """Bytes on one rank: what stays, and what the largest pass needs."""
+    found = passes(resolved, shape, load)
+    return steady_bytes(resolved, shape, load, found.trained) | largest(
+        states=states_bytes(resolved, shape, load),
+        activations=found.kept,
+        learning=found.learning,
+        scoring=found.scoring,
+        update=found.update,
+    )
+
+
+def steady_bytes(resolved: ResolvedConfig, shape: ModelShape, load: Load, numbers: float) -> dict[str, float]:
+    """Bytes on one rank for the whole of an update.
+
+    Args:
+        resolved: the run
+        shape: its model
+        load: what a step brings
+        numbers: in the parameters that are trained
+    """
     zero, ranks = zero_of(resolved), load.ranks
-    stage, n = int(zero.get("stage", 0)), 4.0 * shape.parameters
-    forward, found = forward_on(resolved, shape, load), passes(resolved, shape, load)
-    bfloat16 = forward.precision == "bfloat16"
-    trained, adapters = 4.0 * found.trained, 4.0 * found.trained * bool(lora_rank(resolved))
-    sharded = (n + adapters) / ranks if stage >= 3 else n + adapters
-    on_gpu = 0.0 if "offload_param" in zero else 1.0
-    optimizer_on_gpu = 0.0 if "offload_optimizer" in zero else 1.0
+    stage, n, trained = int(zero.get("stage", 0)), 4.0 * shape.parameters, 4.0 * numbers
+    bfloat16 = forward_on(resolved, shape, load).precision == "bfloat16"
+    model = n + trained * bool(lora_rank(resolved))
+    on_gpu, optimizer_on_gpu = float("offload_param" not in zero), float("offload_optimizer" not in zero)
     updated, fixed = copies_of_the_model(resolved)
     copy = n / ranks if stage >= 3 else n
     halved = 2.0 * shape.rounded if bfloat16 and stage < 3 else 0.0
     return {
-        "weights": sharded * on_gpu,
+        "weights": (model / ranks if stage >= 3 else model) * on_gpu,
         "gradients": (trained / ranks * optimizer_on_gpu) if stage >= 2 else trained,
-        "moments": moments_bytes(resolved, shape, found.trained)[0] / (ranks if stage >= 1 else 1) * optimizer_on_gpu,
+        "moments": moments_bytes(resolved, shape, numbers)[0] / (ranks if stage >= 1 else 1) * optimizer_on_gpu,
         "ZeRO's copy": (trained / ranks if stage >= 1 else 0.0) * optimizer_on_gpu,
         "teacher and reference model": ((updated + fixed) * copy - fixed * halved) * on_gpu,
         "gathered weights": gathered_bytes(zero, shape, bfloat16=bfloat16),
         "buckets of gradients": zero_buckets(zero, bfloat16=bfloat16),
-        **largest(
-            states=states_bytes(resolved, shape, load, 2.0 if bfloat16 else 4.0),
-            activations=found.kept,
-            learning=found.learning,
-            scoring=found.scoring,
-            update=found.update,
-        ),
     }
 
 
@@ -82,8 +91,9 @@ def largest(*, states: float, activations: float, learning: float, scoring: floa
     }
 
 
-def states_bytes(resolved: ResolvedConfig, shape: ModelShape, load: Load, each: float) -> float:
-    """Hidden states that teachers leave, of so many bytes a number."""
+def states_bytes(resolved: ResolvedConfig, shape: ModelShape, load: Load) -> float:
+    """Bytes of the hidden states that teachers leave."""
+    each = 2.0 if forward_on(resolved, shape, load).precision == "bfloat16" else 4.0
     needs_ref = build_objective(resolved).needs_ref
     views = len(resolved.contexts) * (2 if teacher_rule(resolved).student_share else 1) + needs_ref
     tokens = micro_batch_tokens(resolved, load)
