@@ -177,15 +177,16 @@ def test_moments_by_hand(tmp_path: Path) -> None:
     resolved = resolve(load(write_config(tmp_path), []))
     assert moments_bytes(resolved, shape, 1e6) == (8e6, 0.0)
     for kept, expected in (("8bit", (768_000 * 2 + 3000 * 8 + 232_000 * 8.0, 0.0)), ("host", (0.0, 8e6))):
-        resolved.trainer.plugin.options["moments"] = kept
-        assert moments_bytes(resolved, shape, 1e6) == expected
+        plugin = replace(resolved.trainer.plugin, options={**resolved.trainer.plugin.options, "moments": kept})
+        chosen = replace(resolved, trainer=replace(resolved.trainer, plugin=plugin))
+        assert moments_bytes(chosen, shape, 1e6) == expected
 
 
 def test_what_the_host_and_the_disk_hold_by_hand(tmp_path: Path) -> None:
     """A million parameters, a copy that is moved by the student, vLLM beside the trainer."""
     own = ["generator={name: vllm, max_tokens: 100}", "checkpoint={every: 1, keep_last: 3}"]
     resolved = resolve(load(write_config(tmp_path), own))
-    held = host_memory(resolved, TINY, replace(LOAD, ranks=2))
+    held = host_memory(resolved, TINY, replace(LOAD, ranks=4), here=2)
     assert {part: gib * GIB for part, gib in held["while it loads"].items()} == {"weights in float32": 2 * (4e6 + 4e6)}
     training = {part: gib * GIB for part, gib in held["while it trains"].items() if gib}
     assert training == {
@@ -207,7 +208,9 @@ def test_what_the_host_and_the_disk_hold_by_hand(tmp_path: Path) -> None:
             ["trainer.name=deepspeed", "trainer.config=configs/deepspeed/zero3_offload.json", "teacher={name: live}"],
         )
     )
-    assert host_memory(zero, TINY, LOAD)["while it trains"]["offloaded by ZeRO"] * GIB == pytest.approx(4e6 + 16e6)
+    for here, share in ((None, 1.0), (2, 0.5)):
+        offloaded = host_memory(zero, TINY, replace(LOAD, ranks=4), here=here)["while it trains"]["offloaded by ZeRO"]
+        assert offloaded * GIB == pytest.approx((4e6 + 16e6) * share)
 
 
 def test_a_container_has_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """What a machine has to hold beside its GPUs: host memory, and the disk under checkpoints.
 
-Bytes of N parameters, of which T are trained, with R ranks on the machine:
+Bytes of N parameters, of which T are trained, with R ranks on the machine, rank 0 among them:
 
     while it loads                R x 4N, and as much again for a copy of the model or another model as the teacher
     while it trains               2N of an engine that sleeps (each of the GPUs' engines), the optimizer's moments that are on the host,
@@ -35,9 +35,16 @@ CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/
 """Where a container's limit stands, by version of cgroups."""
 
 
-def host_memory(resolved: ResolvedConfig, shape: ModelShape, load: Load) -> Memory:
-    """What the machine holds, in GiB, if all ranks are on it."""
-    ranks, zero, trained = load.ranks, zero_of(resolved), passes(resolved, shape, load).trained
+def host_memory(resolved: ResolvedConfig, shape: ModelShape, load: Load, *, here: int | None = None) -> Memory:
+    """What a machine holds, in GiB.
+
+    Args:
+        resolved: the run
+        shape: its model
+        load: what a step brings
+        here: ranks on this machine; None: all of them
+    """
+    ranks, zero, trained = here or load.ranks, zero_of(resolved), passes(resolved, shape, load).trained
     copies = sum(copies_of_the_model(resolved))
     # ranks hold one engine each, all of which sleep; those of Ray have GPUs of their own and do not
     asleep = (
@@ -53,7 +60,7 @@ def host_memory(resolved: ResolvedConfig, shape: ModelShape, load: Load) -> Memo
         "while it trains": {
             "engine asleep": asleep,
             "moments on the host": moments_bytes(resolved, shape, trained)[1],
-            "offloaded by ZeRO": offloaded,
+            "offloaded by ZeRO": offloaded * ranks / load.ranks,
             "to write a checkpoint": _model(resolved, shape) + STREAMED,
         },
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
@@ -15,7 +16,7 @@ from onpolicy.distributed.env import world_size
 from onpolicy.experiments.forecast.forecast import Assumptions
 from onpolicy.experiments.forecast.hardware import GIB, Gpu
 from onpolicy.experiments.forecast.host import host_memory, this_host
-from onpolicy.experiments.forecast.memory import gpu_memory
+from onpolicy.experiments.forecast.memory import Memory, gpu_memory, gpus_of_their_own
 from onpolicy.experiments.forecast.passes import Load, lora_rank
 from onpolicy.experiments.forecast.shape import ModelShape, shape_of_model
 from onpolicy.experiments.forecast.trainer_memory import steady_bytes
@@ -78,7 +79,7 @@ class _Needed:
     def problem(self, gib: float) -> str | None:
         """What there is too little of; None where everything fits, on a GPU of so many GiB."""
         for has, what, needed in ((gib, "of this GPU", self.gpu), (this_host(), "of host memory", self.host)):
-            if max(needed.values()) > has:
+            if max(needed.values(), default=0.0) > has:
                 return f"{has:.0f} GiB {what}: " + ", ".join(f"{kind} {held:.0f}" for kind, held in needed.items())
         return None
 
@@ -88,6 +89,11 @@ def this_gpu() -> Gpu | None:
     if not torch.cuda.is_available():
         return None
     return Gpu(flops=1.0, bandwidth=1.0, gib=torch.cuda.get_device_properties(0).total_memory / GIB)
+
+
+def ranks_here() -> int:
+    """Ranks that a launcher has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
 
 
 def _of_ours(function: object) -> bool:
@@ -101,12 +107,13 @@ def _load(resolved: ResolvedConfig) -> Load:
 
 def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu) -> _Needed:
     load = _load(resolved)
-    return _Needed(
-        *(
-            {kind: sum(parts.values()) for kind, parts in memory.items()}
-            for memory in (gpu_memory(resolved, shape, gpu, load), host_memory(resolved, shape, load))
-        )
-    )
+    # Ray may put its roles on any machine of a cluster
+    host = {} if gpus_of_their_own(resolved) else host_memory(resolved, shape, load, here=ranks_here())
+    return _Needed(*(_sums(memory) for memory in (gpu_memory(resolved, shape, gpu, load), host)))
+
+
+def _sums(memory: Memory) -> dict[str, float]:
+    return {kind: sum(parts.values()) for kind, parts in memory.items()}
 
 
 def _that_fit(source: ConfigSource, overrides: Sequence[str], shape: ModelShape, gpu: Gpu) -> Iterator[Sequence[str]]:
