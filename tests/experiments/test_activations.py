@@ -53,7 +53,7 @@ def test_live_bytes_by_hand() -> None:
 def test_rows_fill_a_micro_batch() -> None:
     assert rows_of(1000, 100, 400) == ((100, 400), (100, 400), (100, 100))
     assert rows_of(300, 100, 400) == ((100, 200),), "an answer is no longer than the budget"
-    assert len(rows_of(100_000, 100, 2)) <= 16
+    assert len(rows_of(100_000, 100, 2)) <= 8
 
 
 @pytest.mark.parametrize("recomputed", [True, False])

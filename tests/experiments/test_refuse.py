@@ -73,6 +73,9 @@ def test_what_the_host_cannot_hold_is_refused_too(config: Path, monkeypatch: pyt
     with pytest.raises(ConfigError, match=r"needs more than the 50 GiB of host memory: while it loads 63, while it"):
         refuse_what_cannot_fit(config, QWEN)
     refuse_what_cannot_fit(config, [*QWEN, "trainer.lora_rank=64", "teacher={name: frozen}"])
+
+
+def test_a_host_holds_its_own_ranks(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zero3 = [*QWEN, "trainer.name=deepspeed", "trainer.config=deepspeed/zero3"]
     has(monkeypatch, 230, host=400)
     monkeypatch.setenv("WORLD_SIZE", "8")

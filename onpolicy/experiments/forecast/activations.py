@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 DeviceKind = Literal["cuda", "cpu"]
 Rows = tuple[tuple[int, int], ...]
 """Lengths of prompt and completion of each row."""
-MOST_ROWS = 16
+MOST_ROWS = 8
 """Rows of a pass: each is an attention of its own, and memory hardly depends on their number."""
 
 
