@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
@@ -71,6 +72,22 @@ def test_fake_tensors_hold_what_real_ones_do(family: str, recomputed: bool, tmp_
     kept, most = real_pass(model)
     assert found.kept == pytest.approx(kept, rel=0.03) and found.most == pytest.approx(most, rel=0.05)
     assert scoring_pass(settings, LENGTHS) == pytest.approx(scoring, rel=0.02)
+
+
+def test_layers_that_are_left_out_count(tmp_path: Path) -> None:
+    """Seven layers, of which every third has no window: two of each kind are run, and the others hold what those do."""
+    config = copy.deepcopy(tiny_model("qwen3").config)
+    config.num_hidden_layers, config.sliding_window, config.use_sliding_window = 7, 8, True
+    config.layer_types = ["sliding_attention", "sliding_attention", "full_attention"] * 2 + ["sliding_attention"]
+    config.save_pretrained(tmp_path)
+    model = AutoModelForCausalLM.from_config(config).eval()
+    for recomputed in (False, True):
+        if recomputed:
+            recompute_layers(model)
+        found = learning_pass(PassSettings(ModelSource(str(tmp_path)), "cpu", "float32", recomputed, False), LENGTHS)
+        kept, most = real_pass(model)
+        assert found.kept == pytest.approx(kept, rel=0.02) and found.most == pytest.approx(most, rel=0.03)
+        assert found.trained == sum(p.numel() for p in model.parameters())
 
 
 def real_pass(model: PreTrainedModel) -> tuple[int, int]:

@@ -32,7 +32,7 @@ from onpolicy.trainer.prefix_sharing import (
     pack,
     use_packed_attention,
 )
-from onpolicy.trainer.recompute import recompute_layers
+from onpolicy.trainer.recompute import recomputable_layers, recompute_layers
 from onpolicy.trainer.teacher import MixedHead
 from onpolicy.utils.live_bytes import LiveBytes
 
@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 DeviceKind = Literal["cuda", "cpu"]
 Rows = tuple[tuple[int, int], ...]
 """Lengths of prompt and completion of each row."""
+LayerKind = tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]
+"""The type of a layer's attention, and the names and shapes of its parameters."""
 MOST_ROWS = 8
 """Rows of a pass: each is an attention of its own, and memory hardly depends on their number."""
 
@@ -91,23 +93,58 @@ def rows_of(tokens: int, prompt: int, completion: int) -> Rows:
 def learning_pass(settings: PassSettings, rows: Rows) -> PassBytes:
     """The student's forward and backward pass over a micro-batch, up to its head, where gradients are already there.
 
+    Layers that are like earlier ones are left out. What they would keep is there until the others have gone backward.
+
     Raises:
         NotMeasurable: the model does not run on fake tensors.
     """
-    with _fake(settings) as model:
+    with _fake(settings) as (model, kinds, left_out):
         parameters = [p for p in model.parameters() if p.requires_grad]
         for parameter in parameters:
             parameter.grad = torch.empty_like(parameter)
         before = [*model.parameters(), *(p.grad for p in parameters if p.grad is not None), *model.buffers()]
-        head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+        head, embedding = model.get_output_embeddings().weight, model.get_input_embeddings()
         with _FakeBytes(before) as live:
+            by_kind, peak_of_layers = _watched(model, kinds, live), list[int]()
+
+            def all_went_backward(_: Tensor) -> None:
+                peak_of_layers.append(live.peak)
+                live.peak = live.now
+
+            def look(module: nn.Module, inputs: Any, output: Tensor) -> None:
+                if output.requires_grad:
+                    output.register_hook(all_went_backward)
+
+            embedding.register_forward_hook(look)
             hidden = _hidden(model, settings, rows)
             kept = live.now
             # the gradient of a tied matrix has two summands, and the head's waits for the embedding's
-            waits = torch.empty_like(head) if head is embedding and head.requires_grad else None
+            waits = torch.empty_like(head) if head is embedding.weight and head.requires_grad else None
             hidden.backward(torch.empty_like(hidden))  # type: ignore[no-untyped-call]
             del waits
-        return PassBytes(kept, live.peak, sum(p.numel() for p in parameters))
+        of_kind = {
+            kind: sum(p.numel() for p in layer.parameters() if p.requires_grad)
+            for kind, layer in zip(kinds, recomputable_layers(model), strict=True)
+        }
+        more = sum(by_kind[kind] for kind in left_out)
+        layers = [peak + more for peak in peak_of_layers or [live.peak]]
+        most = max(*layers, live.peak)
+        return PassBytes(
+            kept + more, most, sum(p.numel() for p in parameters) + sum(of_kind[kind] for kind in left_out)
+        )
+
+
+def _watched(model: PreTrainedModel, kinds: Sequence[LayerKind], live: LiveBytes) -> dict[LayerKind, int]:
+    """By kind of layer, what the last of them keeps, known after the forward pass."""
+    found, started = dict[LayerKind, int](), list[int]()
+    for kind, layer in zip(kinds, recomputable_layers(model), strict=True):
+
+        def ends(*_: Any, kind: LayerKind = kind) -> None:
+            found[kind] = live.now - started.pop()
+
+        layer.register_forward_pre_hook(lambda *_: started.append(live.now))
+        layer.register_forward_hook(ends)
+    return found
 
 
 @lru_cache(maxsize=64)
@@ -117,7 +154,7 @@ def scoring_pass(settings: PassSettings, rows: Rows) -> int:
     Raises:
         NotMeasurable: the model does not run on fake tensors.
     """
-    with _fake(settings) as model, torch.no_grad(), _FakeBytes([*model.parameters(), *model.buffers()]) as live:
+    with _fake(settings) as (model, *_), torch.no_grad(), _FakeBytes([*model.parameters(), *model.buffers()]) as live:
         _hidden(model, settings, rows)
         return live.peak
 
@@ -252,10 +289,12 @@ def _fake_tensors() -> Iterator[None]:
 
 
 @contextmanager
-def _fake(settings: PassSettings) -> Iterator[PreTrainedModel]:
-    """A student without weights; inside, nothing is computed."""
+def _fake(settings: PassSettings) -> Iterator[tuple[PreTrainedModel, list[LayerKind], list[LayerKind]]]:
+    """A student without weights, the kinds of its layers, and those of the layers that were left out. Inside, nothing is computed."""
     source = settings.model
     model = skeleton(source.path, trust_remote_code=source.trust_remote_code, revision=source.revision).eval()
+    kinds = _kinds(model)
+    number = _shorten(model, kinds)
     if settings.lora_rank:
         add_adapter(model, LoraSettings(settings.lora_rank, targets=settings.lora_targets))
     if settings.packed:
@@ -264,7 +303,31 @@ def _fake(settings: PassSettings) -> Iterator[PreTrainedModel]:
         recompute_layers(model)
     with _fake_tensors():
         _replace_by_fakes(model, torch.bfloat16 if settings.rounded else torch.float32)
-        yield model
+        yield model, kinds[:number], kinds[number:]
+
+
+def _kinds(model: PreTrainedModel) -> list[LayerKind]:
+    """Of each layer, what its memory depends on."""
+    types = getattr(model.config.get_text_config(), "layer_types", None) or []
+    layers = recomputable_layers(model)
+    types = types if len(types) >= len(layers) else [""] * len(layers)
+    return [
+        (str(kind), tuple((name, tuple(p.shape)) for name, p in layer.named_parameters()))
+        for kind, layer in zip(types, layers, strict=False)
+    ]
+
+
+def _shorten(model: PreTrainedModel, kinds: Sequence[LayerKind]) -> int:
+    """Leaves out the last layers, as far as each is like two before it; returns how many are left."""
+    needed = max(([i for i, k in enumerate(kinds) if k == kind][:2][-1] + 1 for kind in set(kinds)), default=0)
+    layers = recomputable_layers(model)
+    for parent in [*model.base_model.modules()]:
+        for name, child in parent.named_children():
+            if isinstance(child, nn.ModuleList) and [*child] == layers:
+                setattr(parent, name, child[:needed])
+                model.config.get_text_config().num_hidden_layers = needed
+                return needed
+    return len(kinds)
 
 
 def _replace_by_fakes(model: nn.Module, linear: torch.dtype) -> None:
