@@ -4,11 +4,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import logging
 from pathlib import Path
 
 import pytest
 import torch
+from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from onpolicy.config.load import load
@@ -26,7 +28,7 @@ from onpolicy.experiments.forecast.forecast import Assumptions, forecast
 from onpolicy.experiments.forecast.shape import ModelShape, ModelSource
 from onpolicy.trainer.build import build_objective
 from onpolicy.trainer.chunked_head import token_stats
-from onpolicy.trainer.forward import completion_hidden
+from onpolicy.trainer.forward import completion_hidden, completion_states
 from onpolicy.trainer.head import Head, HiddenStates
 from onpolicy.trainer.recompute import recompute_layers
 from onpolicy.utils.live_bytes import LiveBytes
@@ -88,6 +90,22 @@ def test_layers_that_are_left_out_count(tmp_path: Path) -> None:
         kept, most = real_pass(model)
         assert found.kept == pytest.approx(kept, rel=0.02) and found.most == pytest.approx(most, rel=0.03)
         assert found.trained == sum(p.numel() for p in model.parameters())
+
+
+def test_both_summands_of_a_tied_gradient_are_there_at_once(tmp_path: Path) -> None:
+    """Body and head together, of few tokens and a large vocabulary: the head's summand waits for the embedding's."""
+    model = tiny_model(vocab_size=20_000)
+    model.config.save_pretrained(tmp_path)
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        states = completion_states(model, [((3, 4, 5), (6, 7, 8, 9))])
+        token_stats(states, {}, torch.tensor([6, 7, 8, 9])).logprobs.sum().backward()  # type: ignore[no-untyped-call]
+    events = sorted(profiled.profiler.kineto_results.events(), key=lambda e: e.start_ns())  # type: ignore[union-attr]
+    most = max(itertools.accumulate(e.nbytes() for e in events if e.name() == "[memory]"))
+    settings = PassSettings(ModelSource(str(tmp_path)), "cpu", "float32", False, False)
+    assert learning_pass(settings, ((3, 4),)).most == pytest.approx(most, rel=0.05)
 
 
 def real_pass(model: PreTrainedModel) -> tuple[int, int]:
