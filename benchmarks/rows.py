@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import telemetry
+from benchmarks import host, telemetry
 from benchmarks.workers import SHAPES, Measured, alternate, model_folder, ratios
 from onpolicy.annotation.contexts.template import SOLUTION
 
@@ -186,6 +186,14 @@ def telemetry_cost(folder: Path, repeats: int) -> tuple[list[Line], dict[str, An
     ], costs
 
 
+def host_time(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
+    """What grading and annotating cost the host, while the GPUs wait."""
+    costs = host.measure()
+    both = [sum(pair) for pair in zip(*costs.values(), strict=True)]
+    parts = ", ".join(f"{part} {median(values):.1f}" for part, values in costs.items())
+    return [Line("grading and annotating, us a token", (median(both), min(both), max(both)), "", None, parts)], costs
+
+
 def generators(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
     """Sampling with vLLM against transformers: a step's rollouts of two shipped configs."""
     lines, numbers = [], {}
@@ -210,6 +218,7 @@ ROWS: dict[str, Row] = {
     "limit": limit,
     "growth": growth,
     "telemetry": telemetry_cost,
+    "host": host_time,
     "generators": generators,
 }
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from onpolicy.losses.comparison import Comparison
 from onpolicy.trainer.head import Head, HiddenStates
-from onpolicy.trainer.head_passes import BackwardPass, ForwardPass, HeadRequest
+from onpolicy.trainer.head_passes import LOGITS_PER_SLICE, BackwardPass, ForwardPass, HeadRequest
 from onpolicy.trainer.zero3 import gathered
 from onpolicy.types import STUDENT
 
@@ -51,6 +51,7 @@ def token_stats(
     marker_ids: Mapping[str, Tensor] | None = None,
     temperatures: Iterable[float] = (),
     chunk: int | None = None,
+    device: torch.device | None = None,
 ) -> TokenStats:
     """Log-probability, entropy and marker mass of student and teachers at each token, and each comparison between them.
 
@@ -62,8 +63,10 @@ def token_stats(
         marker_ids: by lexicon, the ids whose probability mass is returned
         temperatures: those other than 1 at which the numbers are computed too; comparisons are made at their own
         chunk: tokens whose logits are in memory at once; None: chosen by the size of the vocabulary
+        device: the one whose chunks and slices these are; None: that of the hidden states
     """
     assert isinstance(student.head, Head)
+    device = device or student.hidden.device
     comparisons = tuple(comparisons)
     others = {*temperatures, *(c.temperature for c in comparisons)} - {1.0}
     head_weights = (*student.weights, *(w for teacher in teachers.values() for w in teacher.weights))
@@ -76,10 +79,8 @@ def token_stats(
             comparisons,
             (1.0, *sorted(others)),
             dict(marker_ids or {}),
-            chunk
-            or _tokens_per_chunk(
-                student.vocabulary, student.hidden.device
-            ),  # a sharded weight has no rows until it is gathered
+            chunk or _tokens_per_chunk(student.vocabulary, device),  # a sharded weight has no rows until it is gathered
+            LOGITS_PER_SLICE.get(device.type, LOGITS_PER_SLICE["cpu"]),
             _autocast_dtype(student.hidden),
         )
         logprobs, divergences, stats = _ChunkedHead.apply(  # type: ignore[no-untyped-call]

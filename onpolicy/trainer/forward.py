@@ -58,7 +58,8 @@ def _padded(body: Callable[..., Any], rows: Sequence[Row], device: torch.device)
         position_ids=(real.cumsum(-1) - 1).clamp(min=0).to(device),  # prompts start at 0 wherever the padding ends
         use_cache=False,
     ).last_hidden_state
-    return hidden[:, left - 1 : -1][real[:, left:].bool().to(hidden.device)]  # type: ignore[no-any-return]
+    predicting = (i.to(hidden.device) for i in real[:, left:].nonzero(as_tuple=True))
+    return hidden[:, left - 1 : -1][*predicting]  # type: ignore[no-any-return]
 
 
 def _packed(body: Callable[..., Any], rows: Sequence[Row], device: torch.device) -> Tensor:

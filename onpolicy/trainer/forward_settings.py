@@ -44,10 +44,12 @@ class ForwardSettings:
         )
 
 
-def settings_on_gpu(options: Mapping[str, Any]) -> ForwardSettings:
-    """What a trainer's options come to on a CUDA GPU, whether or not there is one here."""
-    asked = {name: options[name] for name in LEFT_TO_DEVICE if name in options}
-    return ForwardSettings(**asked).on(torch.device("cuda"))
+def settings_on(
+    device: Literal["cuda", "cpu"], options: Mapping[str, Any], *, can_recompute: bool = True
+) -> ForwardSettings:
+    """What a trainer's options come to on such a device, whether or not there is one here."""
+    asked = {name: options[name] for name in (*LEFT_TO_DEVICE, "layout") if name in options}
+    return ForwardSettings(**asked).on(torch.device(device), can_recompute=can_recompute)
 
 
 def left_to_device(options: Mapping[str, Any]) -> dict[str, str]:

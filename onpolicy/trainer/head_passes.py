@@ -44,6 +44,7 @@ class HeadRequest:
     """1 and those other than 1."""
     lexicons: Mapping[str, Tensor]
     tokens_per_chunk: int
+    logits_per_slice: int
     dtype: torch.dtype | None
 
     def comparisons_at(self, temperature: float) -> Iterator[tuple[int, Comparison]]:
@@ -94,7 +95,7 @@ class HeadPass:
         yield from rows.split(self.request.tokens_per_chunk)
 
     def slices(self, logits: Tensor) -> Iterator[slice]:
-        rows = max(1, LOGITS_PER_SLICE.get(logits.device.type, LOGITS_PER_SLICE["cpu"]) // logits.shape[-1])
+        rows = max(1, self.request.logits_per_slice // logits.shape[-1])
         return (slice(i, i + rows) for i in range(0, max(len(logits), 1), rows))
 
     def student_logits(self, hidden: Tensor) -> Tensor:

@@ -58,16 +58,19 @@ class PackedTrees:
             q, k, v = (x[:, :, start : start + tree.size] for x in (query, key, value))
             lengths = [tree.prefix, *tree.completions]
             prefix, *completions = zip(*(x.split(lengths, dim=2) for x in (q, k, v)), strict=True)
-            rows.append(_attention(*prefix, scale=scale, window=window))
+            rows.append(self.one(*prefix, scale=scale, window=window))
             for completion in completions:
                 seen = (torch.cat(both, 2) for both in zip(prefix[1:], completion[1:], strict=True))
-                rows.append(_attention(completion[0], *seen, scale=scale, window=window))
+                rows.append(self.one(completion[0], *seen, scale=scale, window=window))
             start += tree.size
         return torch.cat(rows, 2)
 
+    def one(self, query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
+        """Causal attention of a prefix or a completion; the queries belong to the last of the keys."""
+        return _attention(query, key, value, scale=scale, window=window)
+
 
 def _attention(query: Tensor, key: Tensor, value: Tensor, *, scale: float | None, window: int | None) -> Tensor:
-    """Causal attention; the queries belong to the last of the keys."""
     queries, keys = query.shape[2], key.shape[2]
     if window is None or window >= keys:
         if queries == keys:
@@ -148,17 +151,22 @@ def enable_prefix_sharing(model: PreTrainedModel) -> bool:
     Tested on a few tokens. Returns False, and leaves the model as it was, if the packed results differ, if the model does not
     pass the trees on to its attention, or if it has sliding windows that its attention is not told about.
     """
+    before = model.config._attn_implementation
+    use_packed_attention(model)
+    if not _self_test(model):
+        model.set_attn_implementation(before)
+        return False
+    return True
+
+
+def use_packed_attention(model: PreTrainedModel) -> None:
+    """``enable_prefix_sharing`` without its test, for a model that cannot be run: it has no weights."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
     AttentionInterface.register(ATTENTION_NAME, _interface)
     AttentionMaskInterface.register(ATTENTION_NAME, sdpa_mask)
-    before = model.config._attn_implementation
     model.set_attn_implementation(ATTENTION_NAME)
-    if not _self_test(model):
-        model.set_attn_implementation(before)
-        return False
-    return True
 
 
 @dataclass(frozen=True)

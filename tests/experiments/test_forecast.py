@@ -12,10 +12,14 @@ import torch
 from onpolicy.cli import main
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
-from onpolicy.experiments.forecast.forecast import Assumptions, forecast, step_flops
+from onpolicy.experiments.forecast import host
+from onpolicy.experiments.forecast.forecast import HOST_SECONDS_A_TOKEN, Assumptions, forecast, step_flops
 from onpolicy.experiments.forecast.hardware import GIB, GPUS, Gpu, gpu_of
-from onpolicy.experiments.forecast.memory import RESERVED, copies_of_the_model, trainer_bytes
+from onpolicy.experiments.forecast.host import checkpoint_bytes, copied_for_a_checkpoint, host_memory
+from onpolicy.experiments.forecast.memory import RESERVED
+from onpolicy.experiments.forecast.passes import Load
 from onpolicy.experiments.forecast.shape import ModelShape, shape_of
+from onpolicy.experiments.forecast.trainer_memory import copies_of_the_model, largest, moments_bytes, trainer_bytes
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.preflight import first_rollouts
@@ -25,7 +29,9 @@ from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
 from tests.tiny import tiny_model
 
+HOST_RESULT = Path(__file__).parents[2] / "docs/results/benchmarks/host.json"
 SHAPES = Path(__file__).parent / "shapes"
+LOAD = Load(prompt=20, completion=50)
 TINY = ModelShape(parameters=1_000_000, layers=10, hidden=100, width=100, kv_width=50, vocabulary=1000)
 
 
@@ -80,7 +86,7 @@ def test_what_a_trainer_holds(rule: str, dtype: str, tmp_path: Path) -> None:
         }
     finally:
         run.close()
-    foreseen = trainer_bytes(resolved, shape_of(str(tmp_path / "model")), 1)
+    foreseen = trainer_bytes(resolved, shape_of(str(tmp_path / "model")), LOAD)
     assert {name: foreseen[name] for name in held} == held and foreseen["gradients"] == held["weights"]
     assert foreseen["ZeRO's copy"] == 0.0
 
@@ -88,14 +94,19 @@ def test_what_a_trainer_holds(rule: str, dtype: str, tmp_path: Path) -> None:
 def test_zero_divides_what_it_divides(tmp_path: Path) -> None:
     def parts(*overrides: str, ranks: int = 4) -> dict[str, float]:
         own = ["trainer.name=deepspeed", "teacher.name=ema", *overrides]
-        return {k: v / 4e6 for k, v in trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, ranks).items()}
+        found = trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, replace(LOAD, ranks=ranks))
+        return {part: held / 4e6 for part, held in found.items()}
 
     two, three = parts(), parts("trainer.config=configs/deepspeed/zero3.json")
     names = ("weights", "gradients", "moments", "ZeRO's copy", "teacher and reference model")
     assert [two[n] for n in names] == [1.0, 0.25, 0.5, 0.25, 1.0], "stage 2"
     assert [three[n] for n in names] == [0.25, 0.25, 0.5, 0.25, 0.25], "stage 3"
     offloaded = parts("trainer.config=configs/deepspeed/zero3_offload.json")
-    assert [offloaded[n] for n in names] == [0.0, 0.25, 0.0, 0.0, 0.0]
+    assert [offloaded[n] for n in names] == [0.0, 0.0, 0.0, 0.0, 0.0], "gradients too are where the optimizer is"
+    # buckets of half a billion numbers, for float32 and for bfloat16; TINY is whole at once, and its head stays until its gradient is known
+    assert [p["buckets of gradients"] * 4e6 for p in (two, three)] == [3e9, 3e9]
+    assert parts("trainer.precision=float32")["buckets of gradients"] * 4e6 == 2e9
+    assert two["gathered weights"] == 0.0 and three["gathered weights"] * 4e6 == 2 * (1_000_000 + 1000 * 100)
 
 
 def test_copies_of_the_model(tmp_path: Path) -> None:
@@ -125,7 +136,9 @@ def test_a_copy_that_never_changes_is_kept_in_bfloat16_where_it_is_by_hand(tmp_p
         (["teacher={name: frozen}", "trainer.name=deepspeed", "trainer.config=configs/deepspeed/zero3.json"], 1e6),
     ):  # fmt: skip
         resolved = resolve(load(write_config(tmp_path), overrides))
-        assert trainer_bytes(resolved, shape, 4)["teacher and reference model"] == expected, overrides
+        assert trainer_bytes(resolved, shape, replace(LOAD, ranks=4))["teacher and reference model"] == expected, (
+            overrides
+        )
 
 
 def test_the_dtype_of_a_checkpoint_decides_what_is_kept_in_bfloat16() -> None:
@@ -135,23 +148,83 @@ def test_the_dtype_of_a_checkpoint_decides_what_is_kept_in_bfloat16() -> None:
 
 
 def test_states_that_teachers_left_by_hand(tmp_path: Path) -> None:
-    """A window of sixteen micro-batches and one of them joined, 100 numbers of two bytes a token, for each who reads a context."""
+    """A window of sixteen micro-batches of 10 tokens and one of them joined, or all 300 tokens that there are; 100 numbers of two bytes a
+    token, for each who reads a context."""
     ref = "objective=[{name: distill, divergence: forward_kl}, {name: ref_kl, weight: 0.1}]"
-    for overrides, states in (
-        ([], 2), (["trainer.precision=float32"], 4), ([ref], 4), (["teacher={name: trust_region_logits}"], 4),
-        (["teacher={name: trust_region_logits}", ref], 6),
-    ):  # fmt: skip
-        own = ["trainer.micro_batch_tokens=200", *overrides]
-        found = trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, 1)["states that teachers left"]
-        assert found == 17 * 200 * 100 * states, overrides
+    for tokens, length in ((10, 17 * 10), (200, 300 + 200)):
+        for overrides, states in (
+            ([], 2), (["trainer.precision=float32"], 4), ([ref], 4), (["teacher={name: trust_region_logits}"], 4),
+            (["teacher={name: trust_region_logits}", ref], 6),
+        ):  # fmt: skip
+            own = [f"trainer.micro_batch_tokens={tokens}", *overrides]
+            found = trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, LOAD)["states that teachers left"]
+            assert found == length * 100 * states, (tokens, overrides)
 
 
-def test_logits_of_a_chunk_by_hand(tmp_path: Path) -> None:
-    """2,048 tokens of a micro-batch on a GPU, 1,000 entries each in float32, for the student, a teacher and the reference model."""
-    ref = "objective=[{name: distill, divergence: forward_kl}, {name: ref_kl, weight: 0.1}]"
-    for tokens, overrides, numbers in ((8192, [], 2 * 2048e3), (8192, [ref], 3 * 2048e3), (200, [], 2 * 200e3)):
-        own = [f"trainer.micro_batch_tokens={tokens}", *overrides]
-        assert trainer_bytes(resolve(load(write_config(tmp_path), own)), TINY, 1)["logits of a chunk"] == 4 * numbers
+def test_what_is_most_is_what_counts() -> None:
+    one = {"states": 2.0, "activations": 5.0, "learning": 9.0, "scoring": 8.0, "update": 10.0}
+    assert largest(**one) == {"states that teachers left": 2.0, "activations": 5.0, "temporaries of a pass": 4.0}
+    assert largest(**one | {"scoring": 9.5}) == {
+        "states that teachers left": 2.0,
+        "temporaries of a teacher's pass": 9.5,
+    }
+    assert largest(**one | {"update": 12.0}) == {"temporaries of the optimizer": 12.0}
+
+
+def test_moments_by_hand(tmp_path: Path) -> None:
+    """Two numbers of four bytes; of a byte each with two scales of four bytes for 256, but for what is no matrix; on the host."""
+    shape = replace(TINY, matrices=768_000)
+    resolved = resolve(load(write_config(tmp_path), []))
+    assert moments_bytes(resolved, shape, 1e6) == (8e6, 0.0)
+    for kept, expected in (("8bit", (768_000 * 2 + 3000 * 8 + 232_000 * 8.0, 0.0)), ("host", (0.0, 8e6))):
+        plugin = replace(resolved.trainer.plugin, options={**resolved.trainer.plugin.options, "moments": kept})
+        chosen = replace(resolved, trainer=replace(resolved.trainer, plugin=plugin))
+        assert moments_bytes(chosen, shape, 1e6) == expected
+
+
+def test_what_the_host_and_the_disk_hold_by_hand(tmp_path: Path) -> None:
+    """A million parameters, a copy that is moved by the student, vLLM beside the trainer."""
+    own = ["generator={name: vllm, max_tokens: 100}", "checkpoint={every: 1, keep_last: 3}"]
+    resolved = resolve(load(write_config(tmp_path), own))
+    held = host_memory(resolved, TINY, replace(LOAD, ranks=4), here=2)
+    assert {part: gib * GIB for part, gib in held["while it loads"].items()} == {"weights in float32": 2 * (4e6 + 4e6)}
+    training = {part: gib * GIB for part, gib in held["while it trains"].items() if gib}
+    assert training == {
+        "engine asleep": pytest.approx(2 * 2e6),
+        "to write a checkpoint": pytest.approx(2e6 + 2 * GIB),
+    }
+    # the model for the engine, the weights, two moments and the teacher
+    size, number = checkpoint_bytes(resolved, TINY, LOAD)
+    assert size == 2e6 + 4e6 + 8e6 + 4e6 and number == 4
+    assert copied_for_a_checkpoint(resolved, TINY, LOAD) * GIB == 4e6 + 8e6 + 4e6
+    assert copied_for_a_checkpoint(resolved, TINY, replace(LOAD, ranks=2)) == 0.0, "ranks wait"
+    best = resolve(load(write_config(tmp_path), [*own, "checkpoint.best_metric=reward/mean", "teacher={name: frozen}"]))
+    assert checkpoint_bytes(best, TINY, LOAD) == (2e6 + 4e6 + 8e6, 5)
+    last = resolve(load(write_config(tmp_path), ["checkpoint.every=0"]))
+    assert checkpoint_bytes(last, TINY, LOAD)[1] == 1
+    zero = resolve(
+        load(
+            write_config(tmp_path),
+            ["trainer.name=deepspeed", "trainer.config=configs/deepspeed/zero3_offload.json", "teacher={name: live}"],
+        )
+    )
+    for here, share in ((None, 1.0), (2, 0.5)):
+        offloaded = host_memory(zero, TINY, replace(LOAD, ranks=4), here=here)["while it trains"]["offloaded by ZeRO"]
+        assert offloaded * GIB == pytest.approx((4e6 + 16e6) * share)
+
+
+def test_a_container_has_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = host.this_host()
+    (tmp_path / "memory.max").write_text("1073741824\n")
+    monkeypatch.setattr(host, "CGROUP_LIMITS", (tmp_path / "no", tmp_path / "memory.max"))
+    assert host.this_host() == 1.0
+    (tmp_path / "memory.max").write_text("max\n")
+    assert host.this_host() >= whole
+
+
+def test_time_on_the_host_is_as_committed() -> None:
+    (line,) = json.loads(HOST_RESULT.read_text())["lines"]
+    assert pytest.approx(line["ratio"][0] / 1e6, rel=0.1) == HOST_SECONDS_A_TOKEN
 
 
 def test_time_by_hand(tmp_path: Path) -> None:
@@ -167,6 +240,7 @@ def test_time_by_hand(tmp_path: Path) -> None:
     flops = step_flops(resolved, TINY, assumed, 6, 50.0)
     assert flops == {"score": pytest.approx(640 * (2e6 + 2000 * 120)), "learn": pytest.approx(4 * plain)}, "recomputed"
     found = forecast(resolved, TINY, assumed)
+    assert found.seconds["grade and annotate"] == pytest.approx(300 * HOST_SECONDS_A_TOKEN)
     assert found.seconds["learn"] == pytest.approx(4 * plain / (989e12 * 0.5))
     # all six at a time: 2 MB of weights, and keys and values of 45 tokens, 2000 bytes each, once for each of 50 tokens
     assert found.seconds["sample"] == pytest.approx(50 * (2e6 + 6 * 45 * 2000) / (3.35e12 * 0.25))

@@ -14,20 +14,17 @@ from typing import Any
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
-from transformers.masking_utils import sdpa_mask
+from transformers import PreTrainedModel, Qwen3Config
 
 from onpolicy.config.schema import TrainerSettings
+from onpolicy.experiments.forecast.activations import PassSettings, learning_pass
+from onpolicy.experiments.forecast.shape import ModelSource
 from onpolicy.losses.objective import Objective
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
-from onpolicy.trainer import chunked_head, optimizer, prefix_sharing
+from onpolicy.trainer import chunked_head, optimizer
 from onpolicy.trainer.body_runner import PrecisionError
-from onpolicy.trainer.engine import TorchEngine
-from onpolicy.trainer.forward import completion_states
 from onpolicy.trainer.forward_settings import ForwardSettings
-from onpolicy.trainer.recompute import recompute_layers
 from onpolicy.trainer.reversible import make_change, reversible_change, undo_change
 from onpolicy.trainer.teacher_rules import ema
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, forward_report, local
@@ -145,53 +142,29 @@ def test_the_heads_chunk_is_the_devices() -> None:
     assert chunked_head._tokens_per_chunk(50_000, CPU) == 160 and chunked_head._tokens_per_chunk(50_000, CUDA) == 2048
 
 
-def kept_a_token_and_layer(*, precision: str, recomputed: bool) -> float:
-    """Bytes that a packed pass keeps for the backward pass, at the width of Qwen3-8B; nothing is computed."""
+def test_what_a_pass_keeps_for_the_backward_pass(tmp_path: Path) -> None:
+    """At the width of Qwen3-8B, a token and layer. Without recomputation 36 layers and 8,192 tokens would be over 80 GiB."""
+    rows = ((256, 256),)
 
-    def kept(layers: int) -> int:
+    def kept_by(layers: int, precision: Any, *, recomputed: bool) -> int:
         config = Qwen3Config(
             vocab_size=1024, hidden_size=4096, intermediate_size=12288, num_hidden_layers=layers, num_attention_heads=32,
-            num_key_value_heads=8, head_dim=128, attn_implementation="sdpa",
+            num_key_value_heads=8, head_dim=128,
         )  # fmt: skip
-        model = Qwen3ForCausalLM(config).eval()
-        AttentionInterface.register(prefix_sharing.ATTENTION_NAME, prefix_sharing._interface)
-        AttentionMaskInterface.register(prefix_sharing.ATTENTION_NAME, sdpa_mask)
-        model.set_attn_implementation(prefix_sharing.ATTENTION_NAME)
-        if recomputed:
-            recompute_layers(model)
-        runs, seen = TorchEngine(TrainerSettings(), "cpu"), {}
-        runs.precision, runs.student = precision, model  # type: ignore[assignment]
-        weights = {p.shape for p in model.parameters()}
+        config.save_pretrained(folder := tmp_path / str(layers))
+        model = ModelSource(str(folder))
+        return learning_pass(PassSettings(model, "cuda", precision, recomputed, packed=True), rows).kept
 
-        def pack(tensor: torch.Tensor) -> torch.Tensor:
-            if tensor.shape not in weights and tensor.shape[::-1] not in weights:  # weights and their casts
-                storage = tensor.untyped_storage()
-                seen[storage._cdata] = storage.nbytes()
-            return tensor
+    def kept(precision: str, *, recomputed: bool) -> float:
+        two, one = (kept_by(layers, precision, recomputed=recomputed) for layers in (2, 1))
+        weights = 2 * (4096 * 128 * (32 + 8 + 8 + 32) + 3 * 4096 * 12288)  # their casts
+        cast = weights if precision == "bfloat16" and not recomputed else 0
+        return (two - one - cast) / (256 + 256 - 1)
 
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            states = completion_states(model, rows, layout="packed", body=runs.body)
-        assert states.hidden.shape[-1] == 4096
-        return sum(seen.values())
-
-    prompt, completion = 256, 256
-    rows = [((1,) * prompt, (2,) * completion)]
-    with FakeTensorMode(allow_non_fake_inputs=True):
-        return (kept(2) - kept(1)) / (prompt + completion - 1)
-
-
-def test_what_a_pass_keeps_for_the_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without recomputation 36 layers and 8,192 tokens would be over 80 GiB."""
-    attention = torch.nn.functional.scaled_dot_product_attention
-
-    def flash(query: Any, key: Any, value: Any, *, scale: Any, window: Any) -> torch.Tensor:
-        return attention(query, key, value, is_causal=True, scale=scale)
-
-    monkeypatch.setattr(prefix_sharing, "_attention", flash)  # what keeps the least, on any device
     KIB = 1024
-    assert kept_a_token_and_layer(precision="float32", recomputed=False) > 400 * KIB
-    assert kept_a_token_and_layer(precision="bfloat16", recomputed=False) > 250 * KIB
-    assert kept_a_token_and_layer(precision="bfloat16", recomputed=True) <= 17 * KIB, "the layer's input in float32"
+    assert kept("float32", recomputed=False) > 400 * KIB
+    assert kept("bfloat16", recomputed=False) > 250 * KIB
+    assert kept("bfloat16", recomputed=True) <= 17 * KIB, "the layer's input in float32"
 
 
 class Signs:

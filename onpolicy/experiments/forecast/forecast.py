@@ -3,7 +3,8 @@
 The time of a step is its floating-point operations at an assumed utilisation: 2 per parameter and token read, plus 4 x width for each
 token that a layer attends to (half the length on average, at most its window); three times as many to train on it, four with gradient
 checkpointing. The time of sampling is that of reading the weights and the keys and values once per token, at an assumed share of the
-memory bandwidth. Nothing was fitted to a GPU: expect a factor of two. Memory: ``memory.py``.
+memory bandwidth. Grading and annotating rollouts takes one thread of the host, while the GPUs wait. Nothing was fitted to a GPU: expect a
+factor of two. Memory: ``memory.py`` and ``host.py``.
 """
 
 from __future__ import annotations
@@ -14,7 +15,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from onpolicy.config.resolved import ResolvedConfig, Section
-from onpolicy.experiments.forecast.hardware import Gpu, gpu_of
+from onpolicy.experiments.forecast.hardware import GIB, Gpu, gpu_of
+from onpolicy.experiments.forecast.host import checkpoint_bytes, copied_for_a_checkpoint, host_memory
 from onpolicy.experiments.forecast.memory import (
     RESERVED,
     Memory,
@@ -26,9 +28,13 @@ from onpolicy.experiments.forecast.memory import (
     refusals,
     tensor_parallel,
 )
+from onpolicy.experiments.forecast.passes import Load, passes, trainer_options
 from onpolicy.experiments.forecast.shape import ModelShape
 from onpolicy.trainer.build import build_objective, teacher_rule
-from onpolicy.trainer.forward_settings import settings_on_gpu
+from onpolicy.trainer.forward_settings import settings_on
+
+HOST_SECONDS_A_TOKEN = 5e-6
+"""What grading and annotating take, with the telemetry that is on by default (docs/results/benchmarks/host.json)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,11 @@ class Assumptions:
 @dataclass(frozen=True)
 class Forecast:
     memory: Memory
+    """Of the GPUs."""
+    host: Memory
+    """Of the machine, if all ranks are on it: when -> part -> GiB."""
+    disk: float
+    """GiB of the checkpoints that are kept."""
     seconds: Mapping[str, float]
     """Part of a step -> seconds."""
     evaluation_hours: float
@@ -71,15 +82,17 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
     engines, ranks = (max(roles.num_generators, 1), max(roles.num_trainers, 1)) if apart else (assumed.ranks,) * 2
     each_engine = tensor_parallel(resolved)
     length = assumed.completion_tokens or resolved.generator.settings.max_tokens / 2
-    whole = assumed.prompt_tokens + length
     longest = assumed.prompt_tokens + resolved.generator.settings.max_tokens
-    memory = gpu_memory(resolved, shape, gpu, whole, longest=longest, ranks=assumed.ranks)
+    load = Load(assumed.prompt_tokens, length, longest, ranks)
+    memory = gpu_memory(resolved, shape, gpu, load)
     rollouts = resolved.data.settings.prompts_per_step * resolved.generator.settings.group_size
     rate = functools.partial(sampled_a_second, resolved, shape, gpu, assumed, length)
     compute = gpu.flops * assumed.utilisation * ranks
     seconds = {"sample": rollouts * length / (engines * rate(rollouts / engines))} | {
         what: flops / compute for what, flops in step_flops(resolved, shape, assumed, rollouts, length).items()
     }
+    seconds["grade and annotate"] = HOST_SECONDS_A_TOKEN * rollouts * length
+    size, number = checkpoint_bytes(resolved, shape, load)
     settings = resolved.config.eval
     times = 0 if not (settings.every and resolved.eval_sets) else math.ceil(resolved.config.steps / settings.every) + 1
     cap = settings.max_tokens or resolved.generator.settings.max_tokens
@@ -89,6 +102,8 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
     evaluations = times * answers * answer / (engines * rate(answers / engines)) / 3600
     return Forecast(
         memory=memory,
+        host=host_memory(resolved, shape, load),
+        disk=size * number / GIB,
         seconds=seconds,
         evaluation_hours=evaluations,
         hours=resolved.config.steps * sum(seconds.values()) / 3600 + evaluations,
@@ -98,9 +113,11 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
             f"{assumed.utilisation:.0%} of the FLOP/s to learn and to score, {assumed.bandwidth:.0%} of the bandwidth to sample",
             f"prompts of {assumed.prompt_tokens:.0f} tokens, answers of {length:.0f}; a teacher reads as much again as an answer",
             f"{times} evaluations of {problems} problems, {settings.samples_per_problem} answers of {answer:.0f} tokens each",
-            *_left_out(resolved, shape),
+            f"checkpoints: {number} of {size / GIB:.1f} GiB on the disk",
+            *_copied(copied_for_a_checkpoint(resolved, shape, load)),
+            *_left_out(resolved, shape, load),
         ],
-        refusals=list(refusals(memory, resolved, shape, gpu, whole)),
+        refusals=list(refusals(memory, resolved, shape, gpu, load.prompt + load.completion)),
     )
 
 
@@ -110,7 +127,14 @@ def _chosen(section: Section) -> int | None:
     return min((n for n in numbers if n is not None), default=None)
 
 
-def _left_out(resolved: ResolvedConfig, shape: ModelShape) -> Iterator[str]:
+def _copied(gib: float) -> Iterator[str]:
+    if gib:
+        yield f"training goes on while a checkpoint is written where a further {gib:.1f} GiB of host memory are free; otherwise it waits"
+
+
+def _left_out(resolved: ResolvedConfig, shape: ModelShape, load: Load) -> Iterator[str]:
+    if reason := passes(resolved, shape, load).unmeasured:
+        yield f"activations by a formula, because the model does not run without values ({reason})"
     if engine_sleeps(resolved):
         yield "what an engine keeps while it sleeps is not counted"
     if shape.experts:
@@ -151,5 +175,5 @@ def step_flops(
     objective = build_objective(resolved)
     score = len(resolved.contexts) * privileged + (plain if objective.needs_ref else 0.0)
     score += plain if resolved.trainer.settings.updates_per_step > 1 else 0.0
-    again = 4.0 if settings_on_gpu(resolved.trainer.plugin.options).gradient_checkpointing else 3.0
+    again = 4.0 if settings_on("cuda", trainer_options(resolved)).gradient_checkpointing else 3.0
     return {"score": score, "learn": again * plain}

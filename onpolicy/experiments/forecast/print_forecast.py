@@ -32,7 +32,7 @@ def print_forecast(
     output: Path | None,
     as_json: bool,
 ) -> int:
-    """Prints two tables and the assumptions behind them, or all of it as JSON; returns 1 where something does not fit."""
+    """Prints three tables and the assumptions behind them, or all of it as JSON; returns 1 where something does not fit."""
     with contextlib.redirect_stdout(sys.stderr):  # what a user's module prints is no JSON
         resolved = resolve(load(config, overrides))
     if model_config is None:
@@ -59,6 +59,7 @@ def print_forecast(
     )
     console.print(f"{size} parameters, {foreseen.gpus} {'GPU' if foreseen.gpus == 1 else 'GPUs'} of kind {assumed.gpu}")
     console.print(memory_table(foreseen, gpu_of(assumed.gpu).gib))
+    console.print(host_table(foreseen))
     console.print(time_table(foreseen, resolved.config.steps))
     for note in foreseen.notes:
         console.print(f"[dim]assumed: {note}[/dim]", highlight=False)
@@ -79,6 +80,21 @@ def memory_table(foreseen: Forecast, gib: float) -> Table:
             *((part, *(f"{v:.1f}" if v else "" for v in row)) for part, row in values.items() if any(row)),
             None,
             ("total", *(coloured(f"{t:.1f} of {gib:.0f}", "green" if t <= gib else "red") for t in totals)),
+        ],
+    )
+
+
+def host_table(foreseen: Forecast) -> Table:
+    parts = dict.fromkeys(part for parts in foreseen.host.values() for part in parts)
+    values = {part: [held.get(part, 0.0) for held in foreseen.host.values()] for part in parts}
+    return table(
+        "memory of the host, and disk, GiB",
+        ["part", *foreseen.host],
+        [
+            *((part, *(f"{v:.1f}" if v else "" for v in row)) for part, row in values.items() if any(row)),
+            None,
+            ("total", *(f"{sum(held.values()):.1f}" for held in foreseen.host.values())),
+            ("checkpoints on the disk", "", f"{foreseen.disk:.1f}"),
         ],
     )
 

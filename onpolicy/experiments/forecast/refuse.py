@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 
 import torch
@@ -13,8 +15,11 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed.env import world_size
 from onpolicy.experiments.forecast.forecast import Assumptions
 from onpolicy.experiments.forecast.hardware import GIB, Gpu
-from onpolicy.experiments.forecast.memory import gpu_memory
+from onpolicy.experiments.forecast.host import host_memory, this_host
+from onpolicy.experiments.forecast.memory import Memory, gpu_memory, gpus_of_their_own
+from onpolicy.experiments.forecast.passes import Load, lora_rank
 from onpolicy.experiments.forecast.shape import ModelShape, shape_of_model
+from onpolicy.experiments.forecast.trainer_memory import steady_bytes
 from onpolicy.utils.errors import ConfigError, ModelError, UserError
 
 REMEDIES = (
@@ -23,6 +28,8 @@ REMEDIES = (
     "trainer.micro_batch_tokens=2048",
     "generator.gpu_memory_utilization=0.3",
     "generator.gpu_memory_utilization=0.2",
+    "trainer.moments=8bit",
+    "trainer.moments=host",
     "trainer.lora_rank=64",
 )
 """What takes less memory, the least of a change first."""
@@ -33,10 +40,11 @@ OURS = "onpolicy."
 
 
 def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> None:
-    """Holds a run to the memory of this machine's GPU; does nothing without one. The forecast is a lower bound, so what it refuses fails.
+    """Holds a run to the memory of this machine and its GPU; does nothing without one. The forecast is a lower bound: what it refuses
+    fails.
 
     Raises:
-        ConfigError: by the forecast a GPU would have to hold more than it has; says with which overrides it would not.
+        ConfigError: by the forecast a GPU, or the host, would have to hold more than it has; says with which overrides it would not.
     """
     gpu = this_gpu()
     if gpu is None:
@@ -49,19 +57,31 @@ def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> No
     except ModelError:
         return  # the run says so itself
     needed = _needed(resolved, shape, gpu)
-    if max(needed.values()) <= gpu.gib:
+    if not (problem := needed.problem(gpu.gib)):
         return
-    held = ", ".join(f"{kind} {gib:.0f}" for kind, gib in needed.items())
     fits = next(_that_fit(source, overrides, shape, gpu), None)
     remedy = (
-        f"it would fit with {' '.join(fits)}"
-        if fits
-        else "no single-GPU setting would fit; more GPUs, or a smaller model"
+        f"it would fit with {' '.join(fits)}" if fits else "no setting of ours would fit; more GPUs, or a smaller model"
     )
     raise ConfigError(
-        f"model.path: {resolved.config.model.path!r} needs more than the {gpu.gib:.0f} GiB of this GPU: {held} GiB, by the forecast, which "
+        f"model.path: {resolved.config.model.path!r} needs more than the {problem} GiB, by the forecast, which "
         f"is a lower bound; {remedy}. `onpolicy forecast` has the parts."
     )
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """GiB by kind of GPU, and of the host by when."""
+
+    gpu: dict[str, float]
+    host: dict[str, float]
+
+    def problem(self, gib: float) -> str | None:
+        """What there is too little of; None where everything fits, on a GPU of so many GiB."""
+        for has, what, needed in ((gib, "of this GPU", self.gpu), (this_host(), "of host memory", self.host)):
+            if max(needed.values(), default=0.0) > has:
+                return f"{has:.0f} GiB {what}: " + ", ".join(f"{kind} {held:.0f}" for kind, held in needed.items())
+        return None
 
 
 def this_gpu() -> Gpu | None:
@@ -71,25 +91,51 @@ def this_gpu() -> Gpu | None:
     return Gpu(flops=1.0, bandwidth=1.0, gib=torch.cuda.get_device_properties(0).total_memory / GIB)
 
 
+def ranks_here() -> int:
+    """Ranks that a launcher has started on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))
+
+
 def _of_ours(function: object) -> bool:
     return str(getattr(function, "__module__", "")).startswith(OURS)
 
 
-def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu) -> dict[str, float]:
-    length = Assumptions.prompt_tokens + resolved.generator.settings.max_tokens / 2
-    memory = gpu_memory(resolved, shape, gpu, length, ranks=world_size())
+def _load(resolved: ResolvedConfig) -> Load:
+    ranks = max(resolved.config.distributed.num_trainers, world_size())
+    return Load(Assumptions.prompt_tokens, resolved.generator.settings.max_tokens / 2, ranks=ranks)
+
+
+def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu) -> _Needed:
+    load = _load(resolved)
+    # Ray may put its roles on any machine of a cluster
+    host = {} if gpus_of_their_own(resolved) else host_memory(resolved, shape, load, here=ranks_here())
+    return _Needed(*(_sums(memory) for memory in (gpu_memory(resolved, shape, gpu, load), host)))
+
+
+def _sums(memory: Memory) -> dict[str, float]:
     return {kind: sum(parts.values()) for kind, parts in memory.items()}
 
 
 def _that_fit(source: ConfigSource, overrides: Sequence[str], shape: ModelShape, gpu: Gpu) -> Iterator[Sequence[str]]:
     """Further overrides with which the run fits, the fewest first; a trainer without such an option has no use for them."""
+    known = [remedy for remedy in REMEDIES if _resolved(source, [*overrides, remedy]) is not None]
     for number in range(1, TOGETHER + 1):
-        for chosen in combinations(REMEDIES, number):
+        for chosen in combinations(known, number):
             if len({remedy.partition("=")[0] for remedy in chosen}) < number:
                 continue
-            try:
-                resolved = resolve(load(source, [*overrides, *chosen]))
-            except UserError:
+            resolved = _resolved(source, [*overrides, *chosen])
+            if resolved is None:
                 continue
-            if max(_needed(resolved, shape, gpu).values()) <= gpu.gib:
+            numbers = 0.0 if lora_rank(resolved) else shape.parameters
+            if sum(steady_bytes(resolved, shape, _load(resolved), numbers).values()) > gpu.gib * GIB:
+                continue  # before its passes are measured
+            if _needed(resolved, shape, gpu).problem(gpu.gib) is None:
                 yield chosen
+
+
+def _resolved(source: ConfigSource, overrides: Sequence[str]) -> ResolvedConfig | None:
+    """None where an override is refused."""
+    try:
+        return resolve(load(source, overrides))
+    except UserError:
+        return None

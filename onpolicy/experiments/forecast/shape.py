@@ -4,9 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from onpolicy.config.schema import ModelSettings
 from onpolicy.models import resolve_model, skeleton
 from onpolicy.trainer.frozen_weights import roundable
+from onpolicy.trainer.prefix_sharing import supports_prefix_sharing
+from onpolicy.trainer.recompute import recomputable_layers
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model's config is read."""
+
+    path: str
+    trust_remote_code: bool = False
+    revision: str | None = None
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,16 @@ class ModelShape:
     """Whether it is a mixture of experts: a token passes through some of the parameters only."""
     rounded: int = 0
     """Parameters that a copy which never changes may keep in bfloat16, because the checkpoint does."""
+    matrices: int = 0
+    """Parameters in the matrices of linear layers, without the head."""
+    tied: bool = False
+    """Whether the head's matrix is the embedding."""
+    packable: bool = True
+    """Whether rows can run as one without padding."""
+    recomputable: bool = True
+    """Whether it has layers that can be recomputed."""
+    source: ModelSource | None = None
+    """Where it can be built from; None: nowhere."""
 
     def kv_bytes(self, length: float) -> float:
         """Bytes of the keys and values of one sequence, in bfloat16."""
@@ -48,6 +71,8 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
     heads = config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     windowed = (getattr(config, "layer_types", None) or []).count("sliding_attention")
+    head, table = model.get_output_embeddings().weight, model.get_input_embeddings().weight
+    linear = {m.weight for m in model.modules() if isinstance(m, nn.Linear)} - {head, table}
     in_bfloat16 = str(config.dtype) in ("bfloat16", "torch.bfloat16")
     return ModelShape(
         parameters=sum(p.numel() for p in model.parameters()),
@@ -60,6 +85,11 @@ def shape_of(source: str, *, trust_remote_code: bool = False, revision: str | No
         window=config.sliding_window if windowed else 0,
         experts=any(hasattr(config, name) for name in ("num_experts", "num_local_experts", "n_routed_experts")),
         rounded=sum(p.numel() for p in roundable(model)) if in_bfloat16 else 0,
+        matrices=sum(p.numel() for p in linear),
+        tied=head is table,
+        packable=supports_prefix_sharing(model),
+        recomputable=bool(recomputable_layers(model)),
+        source=ModelSource(source, trust_remote_code, revision),
     )
 
 
