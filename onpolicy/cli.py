@@ -290,7 +290,7 @@ COMMANDS: dict[str, Command | Group] = {
             _argument("--prompt-tokens", type=above_zero, default=200.0, help="mean prompt length (default 200)"),
             _argument("--utilisation", type=share, default=0.35, help="fraction of the peak FLOP/s that is reached (default 0.35)"),
             _argument("--bandwidth", type=share, default=0.5, help="fraction of the memory bandwidth that sampling reaches (default 0.5)"),
-            _argument("--ranks", type=whole, default=1, help="ranks that torchrun starts, one on each GPU (default 1)"),
+            _argument("--ranks", type=whole, default=1, help="ranks, one on each GPU, where trainer.devices is no number (default 1)"),
             _argument("--eval-problems", type=whole, default=150, help="problems of a set without a number in the config (default 150)"),
             JSON_OUTPUT,
             JSON,

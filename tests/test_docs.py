@@ -25,6 +25,7 @@ from onpolicy.config.show import markdown
 from onpolicy.experiments.forecast.forecast import Assumptions, forecast
 from onpolicy.experiments.forecast.shape import shape_of
 from onpolicy.experiments.sweep.grid import cells, read_grid
+from onpolicy.run.devices import foreseen_ranks
 from onpolicy.utils.timer import in_words
 
 ROOT = Path(__file__).parent.parent
@@ -168,10 +169,8 @@ def test_the_forecasts_of_the_gpu_page() -> None:
 
 
 def gpu_commands() -> list[list[str]]:
-    """The words of the three runs of docs/gpu.md, behind ``onpolicy train``."""
-    (block,) = re.findall(
-        r"^```sh\n((?:onpolicy train|torchrun).*?)^```", GPU_PAGE.read_text(), flags=re.MULTILINE | re.DOTALL
-    )
+    """The words of the runs of docs/gpu.md, behind ``onpolicy train``."""
+    (block,) = re.findall(r"^```sh\n(onpolicy train.*?)^```", GPU_PAGE.read_text(), flags=re.MULTILINE | re.DOTALL)
     lines = block.replace("\\\n", " ").splitlines()
     return [shlex.split(line.partition("onpolicy train ")[2]) for line in lines]
 
@@ -179,11 +178,13 @@ def gpu_commands() -> list[list[str]]:
 def gpu_row(words: Sequence[str], what: str, gpus: str) -> list[str]:
     """The row of docs/gpu.md about such a run on GPUs like ``8 h100``."""
     number, gpu = gpus.split()
-    resolved = resolve(load(find_config(Path(words[0])), words[1:]))
+    config, size = find_config(Path(words[0])), int(number)
+    given = [word.replace("devices=all", f"devices={size}") for word in words[1:]]
+    resolved = resolve(load(config, foreseen_ranks(config, given, size)[0]))
     model = re.search(r"Qwen3-([\d.]+)B", resolved.config.model.path)
     assert model is not None
     shape = shape_of(str(ROOT / f"tests/experiments/shapes/qwen3_{model[1].lower()}b.json"))
-    found = forecast(resolved, shape, Assumptions(gpu, ranks=int(number)))
+    found = forecast(resolved, shape, Assumptions(gpu, ranks=size))
     memory = [f"{sum(parts.values()):.0f}" for parts in found.memory.values()]
     return [what, gpus, *memory, in_words(sum(found.seconds.values()))]
 

@@ -36,6 +36,7 @@ def test_every_part_runs_here(tmp_path: Path) -> None:
     )
     assert found["deepspeed"]["computes_in"] == ["bfloat16"]
     assert all(found["update"][name]["sampled_tokens_per_second"] > 0 for name in UPDATES)
+    assert all(0 < found["update"][name]["forecast_gib"] < 1 for name in UPDATES)
     assert max(found["engine"]["logprob_gap_after_each_sync"]) < 1e-4 and len(found["engine"]["sync_seconds"]) == 5
 
 

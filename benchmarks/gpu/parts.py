@@ -22,8 +22,11 @@ from benchmarks.gpu.shapes import (
     rollouts,
     trainer_of,
 )
+from onpolicy.experiments.forecast.activations import DeviceKind
 from onpolicy.experiments.forecast.hardware import GPUS
+from onpolicy.experiments.forecast.passes import Load
 from onpolicy.experiments.forecast.shape import shape_of
+from onpolicy.experiments.forecast.trainer_memory import trainer_bytes
 from onpolicy.trainer.build import build_objective
 from onpolicy.trainer.chunked_head import token_stats
 from onpolicy.trainer.forward import completion_states
@@ -116,6 +119,12 @@ def _update(workload: Workload, examples: list[Example], overrides: tuple[str, .
     with tempfile.TemporaryDirectory() as folder:
         path = model_folder(workload, Path(folder))
         trainer, shape = trainer_of(workload, path, *overrides), shape_of(path)
+        kind: DeviceKind = "cuda" if device().type == "cuda" else "cpu"
+        load = Load(workload.prompt, workload.completion, workload.prompt + workload.completion, device=kind)
+        resolved = resolved_config(
+            path, *overrides, f"data.prompts_per_step={workload.groups}", f"generator.group_size={workload.group_size}"
+        )
+        foreseen = sum(trainer_bytes(resolved, shape, load).values()) / GIB
         trainer.step(examples)  # moments are made here
         with _peak() as peak:
             synchronize()
@@ -134,6 +143,7 @@ def _update(workload: Workload, examples: list[Example], overrides: tuple[str, .
         "sampled_tokens_per_second": sampled / seconds,
         "share_of_peak": operations / seconds / gpu.flops if (gpu := this_gpu()) else None,
         "loss": metrics["train/loss"],
+        "forecast_gib": foreseen,
         **peak,
     }
 

@@ -47,12 +47,30 @@ def for_ranks(source: ConfigSource, overrides: Sequence[str]) -> tuple[list[str]
     size = num_devices(resolved)
     if size == 1:
         return list(overrides), 1
-    if not getattr(resolved.trainer.plugin.function, "on_several_ranks", False):
-        overrides = [*overrides, *SHARDED]
-        resolved = resolve(load(source, overrides))
+    overrides = _sharded(resolved, overrides)
+    resolve(load(source, overrides))
     if resolved.config.run_dir is None:  # one folder, whichever rank asks and however often they are started
         overrides = [*overrides, f"run_dir={default_folder(Path(str(source)))}"]
     return list(overrides), size
+
+
+def foreseen_ranks(source: ConfigSource, overrides: Sequence[str], ranks: int) -> tuple[list[str], int]:
+    """As ``for_ranks``, for a machine that is not this one.
+
+    Args:
+        source: the config
+        overrides: ``key=value``
+        ranks: of that machine, where the config does not say
+    """
+    resolved = resolve(load(source, overrides))
+    asked = resolved.trainer.settings.devices
+    size = ranks if asked == ALL_DEVICES else max(ranks, int(asked))
+    return (_sharded(resolved, overrides) if size > 1 and asked != "1" else list(overrides)), size
+
+
+def _sharded(resolved: ResolvedConfig, overrides: Sequence[str]) -> list[str]:
+    several = getattr(resolved.trainer.plugin.function, "on_several_ranks", False)
+    return [*overrides] if several else [*overrides, *SHARDED]
 
 
 def refuse_devices_without_ranks(resolved: ResolvedConfig) -> None:

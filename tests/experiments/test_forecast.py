@@ -12,6 +12,7 @@ import torch
 from onpolicy.cli import main
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
+from onpolicy.config.schema import TrainerSettings
 from onpolicy.experiments.forecast import host
 from onpolicy.experiments.forecast.forecast import HOST_SECONDS_A_TOKEN, Assumptions, forecast, step_flops
 from onpolicy.experiments.forecast.hardware import GIB, GPUS, Gpu, gpu_of
@@ -20,10 +21,13 @@ from onpolicy.experiments.forecast.memory import RESERVED
 from onpolicy.experiments.forecast.passes import Load
 from onpolicy.experiments.forecast.shape import ModelShape, shape_of
 from onpolicy.experiments.forecast.trainer_memory import copies_of_the_model, largest, moments_bytes, trainer_bytes
+from onpolicy.models import skeleton
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
 from onpolicy.run.preflight import first_rollouts
 from onpolicy.trainer.engine import TorchEngine
+from onpolicy.trainer.moments import Moments
+from onpolicy.trainer.optimizer import adamw, moment_bytes
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
@@ -184,14 +188,14 @@ def test_moments_by_hand(tmp_path: Path) -> None:
 
 def test_what_the_host_and_the_disk_hold_by_hand(tmp_path: Path) -> None:
     """A million parameters, a copy that is moved by the student, vLLM beside the trainer."""
-    own = ["generator={name: vllm, max_tokens: 100}", "checkpoint={every: 1, keep_last: 3}"]
+    own = ["generator={name: vllm, max_tokens: 100}", "checkpoint={every: 1, keep_last: 3}", "steps=100"]
     resolved = resolve(load(write_config(tmp_path), own))
     held = host_memory(resolved, TINY, replace(LOAD, ranks=4), here=2)
-    assert {part: gib * GIB for part, gib in held["while it loads"].items()} == {"weights in float32": 2 * (4e6 + 4e6)}
+    assert {part: gib * GIB for part, gib in held["while it loads"].items()} == {"weights in float32": 4e6}
     training = {part: gib * GIB for part, gib in held["while it trains"].items() if gib}
     assert training == {
         "engine asleep": pytest.approx(2 * 2e6),
-        "to write a checkpoint": pytest.approx(2e6 + 2 * GIB),
+        "to write a checkpoint": pytest.approx(2e6 + 2 * 2 * GIB),
     }
     # the model for the engine, the weights, two moments and the teacher
     size, number = checkpoint_bytes(resolved, TINY, LOAD)
@@ -314,3 +318,15 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     (tmp_path / "odd" / "config.json").write_text('{"model_type": "nothing"}')
     assert main(["forecast", *own[:1], f"model.path={tmp_path / 'odd'}", "data.path=x"]) == 2
     assert "has no usable config" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kept", ["float32", "8bit"])
+def test_moments_are_those_that_the_optimizer_will_have(tmp_path: Path, kept: Moments) -> None:
+    """Of Qwen3-8B, without its weights; what is too small for 8 bits does not count in the forecast."""
+    folder = tmp_path / "qwen"
+    folder.mkdir()
+    (folder / "config.json").write_text((SHAPES / "qwen3_8b.json").read_text())
+    model, shape = skeleton(str(folder)), shape_of(str(folder))
+    own = moment_bytes(model, adamw(model, TrainerSettings(), torch.device("cpu"), kept))
+    resolved = resolve(load(write_config(tmp_path, trainer={"moments": kept})))
+    assert moments_bytes(resolved, shape, shape.parameters)[0] == pytest.approx(own, rel=1e-3)

@@ -7,11 +7,13 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from onpolicy.cli import main
 from onpolicy.experiments.forecast import refuse
 from onpolicy.experiments.forecast.hardware import Gpu
 from onpolicy.experiments.forecast.refuse import refuse_what_cannot_fit
+from onpolicy.run.devices import SHARDED
 from onpolicy.utils.errors import ConfigError
 from tests.runs import write_config
 
@@ -68,21 +70,41 @@ def test_where_nothing_fits_it_says_so(config: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_what_the_host_cannot_hold_is_refused_too(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The weights in float32 and a copy of them while it loads; under adapters there is no copy."""
-    has(monkeypatch, 230, host=50)
-    with pytest.raises(ConfigError, match=r"needs more than the 50 GiB of host memory: while it loads 63, while it"):
+    """The weights in float32 while it loads, which a copy of the student shares; then an engine asleep, and moments on the host."""
+    has(monkeypatch, 230, host=30)
+    with pytest.raises(ConfigError, match=r"needs more than the 30 GiB of host memory: while it loads 32, while it"):
         refuse_what_cannot_fit(config, QWEN)
-    refuse_what_cannot_fit(config, [*QWEN, "trainer.lora_rank=64", "teacher={name: frozen}"])
+    has(monkeypatch, 230, host=50)
+    refuse_what_cannot_fit(config, QWEN)
+    with pytest.raises(ConfigError, match=r"50 GiB of host memory: while it loads 32, while it trains 9\d"):
+        refuse_what_cannot_fit(config, [*QWEN, "trainer.moments=host"])
 
 
 def test_a_host_holds_its_own_ranks(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     zero3 = [*QWEN, "trainer.name=deepspeed", "trainer.config=deepspeed/zero3"]
-    has(monkeypatch, 230, host=400)
+    has(monkeypatch, 230, host=150)
     monkeypatch.setenv("WORLD_SIZE", "8")
-    with pytest.raises(ConfigError, match="400 GiB of host memory: while it loads 504, while"):
+    with pytest.raises(ConfigError, match=r"150 GiB of host memory: while it loads 32, while it trains 15\d"):
         refuse_what_cannot_fit(config, zero3)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     refuse_what_cannot_fit(config, zero3)
+
+
+def test_ranks_that_are_about_to_be_started_count(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, 80)
+    with pytest.raises(ConfigError, match="this GPU"):
+        refuse_what_cannot_fit(config, [*QWEN, *SHARDED])
+    refuse_what_cannot_fit(config, [*QWEN, *SHARDED], 8)
+
+
+def test_where_all_gpus_of_the_machine_are_enough_it_says_so(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    has(monkeypatch, 80)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    with pytest.raises(ConfigError, match=r"it would fit with trainer\.devices=all\."):
+        refuse_what_cannot_fit(config, QWEN)
+    has(monkeypatch, 20)
+    with pytest.raises(ConfigError, match="no setting of ours would fit"):
+        refuse_what_cannot_fit(config, QWEN)
 
 
 def test_ranks_of_a_launcher_share_what_zero_divides(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,6 @@ in the generator's dtype, the state in float32, tied weights once; 6. every fami
 from __future__ import annotations
 
 import errno
-import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from onpolicy.models import load_causal_lm
 from onpolicy.trainer import saved_state, saving
@@ -28,6 +26,7 @@ from onpolicy.trainer.saved_state import SavedTensors, own_share, write_share
 from onpolicy.trainer.teacher_rules import ema
 from onpolicy.trainer.trainer import PolicyTrainer
 from onpolicy.utils.host_memory import available_memory
+from onpolicy.utils.live_bytes import LiveBytes
 from tests.tiny import FAMILIES, byte_tokenizer, random_examples, tiny_model
 from tests.trainer.test_trainer import trainer
 
@@ -74,38 +73,10 @@ def test_a_copy_and_a_stream_write_the_same(tmp_path: Path, monkeypatch: pytest.
     assert list(now) == pytest.approx([state, model], rel=0.01), "as it was said beforehand"
 
 
-class LiveBytes(TorchDispatchMode):
-    """Bytes of the storages that were made inside and are still alive, and their peak."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in args if isinstance(t, Tensor)}
-        found = func(*args, **(kwargs or {}))
-        for tensor in found if isinstance(found, tuple | list) else [found]:
-            if isinstance(tensor, Tensor) and tensor.untyped_storage()._cdata not in given | self._known:
-                self._watch(tensor.untyped_storage())
-        return found
-
-    def _watch(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        self._known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
 def test_the_state_is_copied_once(tmp_path: Path) -> None:
     one = saving_trainer()
     state, student = one.files.num_bytes()
-    with LiveBytes() as made:
+    with LiveBytes([*one.student.buffers(), *(t for _, t in one.files._tensors())]) as made:
         one.save(tmp_path)()
     assert 0.95 <= made.peak / state <= 1.05, "the student's own folder is written from the same copy"
     assert state < 2 * made.peak and student > 0
@@ -123,7 +94,7 @@ def test_without_a_copy_a_file_at_a_time_is_in_memory(tmp_path: Path, monkeypatc
         return move(self, *args, **options | ({"copy": True} if args[:1] == ("cpu",) else {}))
 
     monkeypatch.setattr(Tensor, "to", to_host)
-    with LiveBytes() as made:
+    with LiveBytes([*one.student.buffers(), *(t for _, t in one.files._tensors())]) as made:
         one.save(tmp_path)()
     assert 100_000 <= made.peak <= 100_000 + largest
     assert len(list((tmp_path / "state").iterdir())) > 3

@@ -50,7 +50,7 @@ class Assumptions:
     completion_tokens: float | None = None
     """Mean length of an answer; None: half of ``generator.max_tokens``."""
     ranks: int = 1
-    """That ``torchrun`` starts, each with an engine of its own; those of Ray stand in the config."""
+    """Of one machine, each with an engine of its own; those of Ray stand in the config."""
     eval_problems: int = 150
     """Of an evaluation set whose number the config does not say; AIME24, AIME25, AMC23 and MATH500 have 600 together."""
 

@@ -2,9 +2,9 @@
 
 Bytes of N parameters, of which T are trained, with R ranks on the machine, rank 0 among them:
 
-    while it loads                R x 4N, and as much again for a copy of the model or another model as the teacher
+    while it loads                4N, whatever R, and 4N of another model as the teacher; on a CPU 4N of each copy
     while it trains               2N of an engine that sleeps (each of the GPUs' engines), the optimizer's moments that are on the host,
-                                  what ZeRO offloads, and to write a checkpoint 2N in the engine's dtype and STREAMED
+                                  what ZeRO offloads, and to write a checkpoint 2N in the engine's dtype and STREAMED a rank
     a checkpoint on the disk      2N, 4T, the moments, and 4N of a teacher that moves
 
 Libraries and the data are not counted.
@@ -28,6 +28,8 @@ from onpolicy.experiments.forecast.passes import Load, passes
 from onpolicy.experiments.forecast.shape import ModelShape
 from onpolicy.experiments.forecast.trainer_memory import copies_of_the_model, moments_bytes
 from onpolicy.experiments.forecast.zero import zero_of
+from onpolicy.run.room import num_checkpoints
+from onpolicy.trainer.build import teacher_rule
 
 STREAMED = 2 * GIB
 """Bytes of a checkpoint that are on the host at one time where it is not copied there whole."""
@@ -46,6 +48,8 @@ def host_memory(resolved: ResolvedConfig, shape: ModelShape, load: Load, *, here
     """
     ranks, zero, trained = here or load.ranks, zero_of(resolved), passes(resolved, shape, load).trained
     copies = sum(copies_of_the_model(resolved))
+    # placed on a GPU, copies of the student share its weights until they are there
+    beside = int(teacher_rule(resolved).path is not None) if load.device == "cuda" else copies
     # ranks hold one engine each, all of which sleep; those of Ray have GPUs of their own and do not
     asleep = (
         2.0 * shape.parameters * ranks / tensor_parallel(resolved)
@@ -56,12 +60,12 @@ def host_memory(resolved: ResolvedConfig, shape: ModelShape, load: Load, *, here
     if "offload_optimizer" in zero:  # gradients, the weights' copy, two moments
         offloaded += (4.0 + 4.0 + 8.0) * trained
     held = {
-        "while it loads": {"weights in float32": 4.0 * shape.parameters * (1 + (copies > 0)) * ranks},
+        "while it loads": {"weights in float32": 4.0 * shape.parameters * (1 + beside)},
         "while it trains": {
             "engine asleep": asleep,
             "moments on the host": moments_bytes(resolved, shape, trained)[1],
             "offloaded by ZeRO": offloaded * ranks / load.ranks,
-            "to write a checkpoint": _model(resolved, shape) + STREAMED,
+            "to write a checkpoint": _model(resolved, shape) + STREAMED * ranks,
         },
     }
     return {when: {part: of / GIB for part, of in parts.items()} for when, parts in held.items()}
@@ -76,9 +80,7 @@ def copied_for_a_checkpoint(resolved: ResolvedConfig, shape: ModelShape, load: L
 
 def checkpoint_bytes(resolved: ResolvedConfig, shape: ModelShape, load: Load) -> tuple[float, int]:
     """Bytes of one checkpoint on the disk, and how many there are at most: a new one is whole before an old one goes."""
-    settings = resolved.config.checkpoint
-    number = settings.keep_last + 1 + (settings.best_metric is not None) if settings.every else 1
-    return _model(resolved, shape) + _resumed_from(resolved, shape, load), number
+    return _model(resolved, shape) + _resumed_from(resolved, shape, load), num_checkpoints(resolved.config)
 
 
 def this_host() -> float:

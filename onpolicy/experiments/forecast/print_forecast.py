@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from onpolicy.experiments.forecast.forecast import Assumptions, Forecast, foreca
 from onpolicy.experiments.forecast.hardware import gpu_of
 from onpolicy.experiments.forecast.shape import shape_of, shape_of_model
 from onpolicy.run.check_run import training_command
+from onpolicy.run.devices import foreseen_ranks
 from onpolicy.utils.errors import ConfigError, ModelError
 from onpolicy.utils.tables import coloured, table
 from onpolicy.utils.terminal import print_json, print_next
@@ -34,7 +35,8 @@ def print_forecast(
 ) -> int:
     """Prints three tables and the assumptions behind them, or all of it as JSON; returns 1 where something does not fit."""
     with contextlib.redirect_stdout(sys.stderr):  # what a user's module prints is no JSON
-        resolved = resolve(load(config, overrides))
+        overrides, ranks = foreseen_ranks(config, overrides, assumed.ranks)
+        resolved, assumed = resolve(load(config, overrides)), replace(assumed, ranks=ranks)
     if model_config is None:
         try:
             found = shape_of_model(resolved.config.model)

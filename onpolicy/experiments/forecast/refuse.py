@@ -12,6 +12,7 @@ import torch
 from onpolicy.config.load import ConfigSource, load
 from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.schema import ALL_DEVICES
 from onpolicy.distributed.env import world_size
 from onpolicy.experiments.forecast.forecast import Assumptions
 from onpolicy.experiments.forecast.hardware import GIB, Gpu
@@ -20,6 +21,7 @@ from onpolicy.experiments.forecast.memory import Memory, gpu_memory, gpus_of_the
 from onpolicy.experiments.forecast.passes import Load, lora_rank
 from onpolicy.experiments.forecast.shape import ModelShape, shape_of_model
 from onpolicy.experiments.forecast.trainer_memory import steady_bytes
+from onpolicy.run.devices import foreseen_ranks
 from onpolicy.utils.errors import ConfigError, ModelError, UserError
 
 REMEDIES = (
@@ -39,9 +41,14 @@ OURS = "onpolicy."
 """Module of the trainers and generators whose memory is known."""
 
 
-def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> None:
+def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str], ranks: int | None = None) -> None:
     """Holds a run to the memory of this machine and its GPU; does nothing without one. The forecast is a lower bound: what it refuses
     fails.
+
+    Args:
+        source: the config
+        overrides: ``key=value``
+        ranks: that are about to be started here; None: those that there are
 
     Raises:
         ConfigError: by the forecast a GPU, or the host, would have to hold more than it has; says with which overrides it would not.
@@ -56,10 +63,13 @@ def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> No
         shape = shape_of_model(resolved.config.model)
     except ModelError:
         return  # the run says so itself
-    needed = _needed(resolved, shape, gpu)
+    here = Here(ranks or world_size(), ranks or ranks_here())
+    needed = _needed(resolved, shape, gpu, here)
     if not (problem := needed.problem(gpu.gib)):
         return
-    fits = next(_that_fit(source, overrides, shape, gpu), None)
+    fits = _on_all_devices(source, overrides, shape, gpu, here) or next(
+        _that_fit(source, overrides, shape, gpu, here), None
+    )
     remedy = (
         f"it would fit with {' '.join(fits)}" if fits else "no setting of ours would fit; more GPUs, or a smaller model"
     )
@@ -67,6 +77,14 @@ def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str]) -> No
         f"model.path: {resolved.config.model.path!r} needs more than the {problem} GiB, by the forecast, which "
         f"is a lower bound; {remedy}. `onpolicy forecast` has the parts."
     )
+
+
+@dataclass(frozen=True)
+class Here:
+    """Ranks of a run."""
+
+    ranks: int
+    on_this_machine: int
 
 
 @dataclass(frozen=True)
@@ -100,15 +118,15 @@ def _of_ours(function: object) -> bool:
     return str(getattr(function, "__module__", "")).startswith(OURS)
 
 
-def _load(resolved: ResolvedConfig) -> Load:
-    ranks = max(resolved.config.distributed.num_trainers, world_size())
+def _load(resolved: ResolvedConfig, here: Here) -> Load:
+    ranks = max(resolved.config.distributed.num_trainers, here.ranks)
     return Load(Assumptions.prompt_tokens, resolved.generator.settings.max_tokens / 2, ranks=ranks)
 
 
-def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu) -> _Needed:
-    load = _load(resolved)
+def _needed(resolved: ResolvedConfig, shape: ModelShape, gpu: Gpu, here: Here) -> _Needed:
+    load = _load(resolved, here)
     # Ray may put its roles on any machine of a cluster
-    host = {} if gpus_of_their_own(resolved) else host_memory(resolved, shape, load, here=ranks_here())
+    host = {} if gpus_of_their_own(resolved) else host_memory(resolved, shape, load, here=here.on_this_machine)
     return _Needed(*(_sums(memory) for memory in (gpu_memory(resolved, shape, gpu, load), host)))
 
 
@@ -116,7 +134,24 @@ def _sums(memory: Memory) -> dict[str, float]:
     return {kind: sum(parts.values()) for kind, parts in memory.items()}
 
 
-def _that_fit(source: ConfigSource, overrides: Sequence[str], shape: ModelShape, gpu: Gpu) -> Iterator[Sequence[str]]:
+def _on_all_devices(
+    source: ConfigSource, overrides: Sequence[str], shape: ModelShape, gpu: Gpu, here: Here
+) -> Sequence[str] | None:
+    """The override with which a run of one process fits this machine's GPUs together; None where it has one, or is too small."""
+    there, override = torch.cuda.device_count(), f"trainer.devices={ALL_DEVICES}"
+    if here.ranks > 1 or there < 2:
+        return None
+    try:
+        given, _ = foreseen_ranks(source, [*overrides, override], there)
+        resolved = resolve(load(source, given))
+    except UserError:
+        return None
+    return [override] if _needed(resolved, shape, gpu, Here(there, there)).problem(gpu.gib) is None else None
+
+
+def _that_fit(
+    source: ConfigSource, overrides: Sequence[str], shape: ModelShape, gpu: Gpu, here: Here
+) -> Iterator[Sequence[str]]:
     """Further overrides with which the run fits, the fewest first; a trainer without such an option has no use for them."""
     known = [remedy for remedy in REMEDIES if _resolved(source, [*overrides, remedy]) is not None]
     for number in range(1, TOGETHER + 1):
@@ -127,9 +162,9 @@ def _that_fit(source: ConfigSource, overrides: Sequence[str], shape: ModelShape,
             if resolved is None:
                 continue
             numbers = 0.0 if lora_rank(resolved) else shape.parameters
-            if sum(steady_bytes(resolved, shape, _load(resolved), numbers).values()) > gpu.gib * GIB:
+            if sum(steady_bytes(resolved, shape, _load(resolved, here), numbers).values()) > gpu.gib * GIB:
                 continue  # before its passes are measured
-            if _needed(resolved, shape, gpu).problem(gpu.gib) is None:
+            if _needed(resolved, shape, gpu, here).problem(gpu.gib) is None:
                 yield chosen
 
 

@@ -18,8 +18,8 @@ def train_and_report(config_path: Path, overrides: Sequence[str]) -> int:
     """Trains what this machine's GPU can hold, and writes ``report.html`` into the run folder once every step is done; returns the exit
     status."""
     overrides, ranks = for_ranks(config_path, overrides)
+    refuse_what_cannot_fit(config_path, overrides, None if ranks == 1 else ranks)
     if ranks == 1:
-        refuse_what_cannot_fit(config_path, overrides)
         return launch_training(config_path, overrides, _write)
     resolved = check_run(config_path, overrides)  # said once, before any rank starts
     command = ["-m", "onpolicy", "train", config_argument(config_path), *overrides]
