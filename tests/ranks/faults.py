@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import psutil
@@ -53,6 +54,13 @@ def greedy(inputs: LossInputs, *, most: int) -> TermOutput:
     """Runs out of memory where a micro-batch of a run has more tokens."""
     if inputs.sampled_mask.shape[1] == LENGTH and inputs.sampled_mask.sum() > most:
         raise torch.OutOfMemoryError("no room")
+    return TermOutput(per_token=-inputs.logprobs)
+
+
+def slow(inputs: LossInputs, *, seconds: float) -> TermOutput:
+    """Takes its time over each micro-batch of a run."""
+    if inputs.sampled_mask.shape[1] == LENGTH:
+        time.sleep(seconds)
     return TermOutput(per_token=-inputs.logprobs)
 
 
