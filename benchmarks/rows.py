@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import telemetry
+from benchmarks import host, telemetry
 from benchmarks.workers import SHAPES, Measured, alternate, model_folder, ratios
 from onpolicy.annotation.contexts.template import SOLUTION
 
@@ -186,6 +186,18 @@ def telemetry_cost(folder: Path, repeats: int) -> tuple[list[Line], dict[str, An
     ], costs
 
 
+def host_cost(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
+    """CPU time of judging and annotation in the driver, in microseconds per sampled token."""
+    costs = host.measure(repeats)
+    lines = []
+    for kind, parts in costs.items():
+        detail = ", ".join(f"{part} {median(found):.2f}" for part, found in parts.items() if part != "total")
+        total = parts["total"]
+        ratio = (median(total), min(total), max(total))
+        lines.append(Line(f"judging + annotation, {kind}, us of CPU / token", ratio, "<= 5", ratio[0] <= 5, detail))
+    return lines, costs
+
+
 def generators(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
     """Sampling with vLLM against transformers: a step's rollouts of two shipped configs."""
     lines, numbers = [], {}
@@ -210,6 +222,7 @@ ROWS: dict[str, Row] = {
     "limit": limit,
     "growth": growth,
     "telemetry": telemetry_cost,
+    "host": host_cost,
     "generators": generators,
 }
 
