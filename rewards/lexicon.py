@@ -128,10 +128,16 @@ def find(text: str, lexicon: str = "paper10", *, prompt: str = "", merge: bool =
 
 def occurrences(text: str, lexicon: str, *, prompt: str = "") -> list[tuple[int, int, str]]:
     """The positions that ``find`` returns, each with its marker."""
-    found = list(_matches(words_of(lexicon), _folded(text)))
+    return list(_occurrences(text, words_of(lexicon), prompt))
+
+
+@functools.lru_cache(maxsize=16)
+def _occurrences(text: str, markers: tuple[str, ...], prompt: str) -> tuple[tuple[int, int, str], ...]:
+    """Kept for the next who asks about the same text: token classes and telemetry read the same lexicons."""
+    found = tuple(_matches(markers, _folded(text)))
     for starts, ends in _outside(text, prompt) if found else ():
         if starts:
-            found = [(a, b, marker) for a, b, marker in found if (i := bisect_right(starts, a)) == 0 or b > ends[i - 1]]
+            found = tuple(f for f in found if (i := bisect_right(starts, f[0])) == 0 or f[1] > ends[i - 1])
     return found
 
 
