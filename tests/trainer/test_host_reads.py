@@ -30,7 +30,7 @@ from tests.tiny import random_examples
 from tests.trainer.test_teacher import distill_term, trainer
 
 READERS = ("item", "__float__", "__int__", "__bool__", "__index__", "tolist", "cpu", "numpy")
-"""How a tensor's numbers come to the host. Choosing by a mask, which waits for how many are chosen, is not counted: two of those are left
+"""How a tensor's numbers come to the host. Choosing by a mask, which waits for how many are chosen, is not counted: four of those are left
 in a micro-batch."""
 
 
