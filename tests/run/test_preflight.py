@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -19,14 +20,16 @@ from rich.console import Console
 
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
+from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.build import prompt_cursor
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.run import preflight
 from onpolicy.run.assemble import assemble
 from onpolicy.run.display import Display
-from onpolicy.run.preflight import Preflight, few_rollouts
-from onpolicy.types import Prompt, RolloutGroup, Sampling
+from onpolicy.run.preflight import Preflight, PreflightError, few_rollouts
+from onpolicy.types import Message, Prompt, RolloutGroup, Sampling
 from tests.runs import metrics, run_here, write_config
+from tests.tiny import byte_tokenizer, example
 
 STEP = {"data.prompts_per_step": 12, "generator.group_size": 2, "generator.max_tokens": 8}
 DATA = [f"{key}={value}" for key, value in STEP.items()]
@@ -125,6 +128,25 @@ def test_a_signal_that_cannot_be_known_yet(
     assert (run_here(config, *options) != 0) == bool(code)
     captured = capsys.readouterr()
     assert said in " ".join((captured.out + captured.err).split())
+
+
+def test_the_teachers_template_is_checked_before_any_sibling_has_ended() -> None:
+    """Where no rollout has a context yet, a prompt of the teacher's renderer shows whether the completion would go on from its end."""
+    student: Any = Renderer(byte_tokenizer())
+    teacher: Any = SimpleNamespace(
+        prompt_ids=student.prompt_ids,
+        in_open_turn=lambda ids: False,
+        decode=student.decode,
+        generation_suffix=student.generation_suffix,
+    )
+    messages: tuple[Message, ...] = ({"role": "user", "content": "q"},)
+    sampled = example(student.prompt_ids(messages), [7, 8])
+    sampled = replace(sampled, prompt=Prompt(id="p", messages=messages))
+    nothing: Any = None
+    Preflight(nothing, student, student, ("teacher",), None, Console(quiet=True)).check_alignment([sampled])
+    Preflight(nothing, student, teacher, (), None, Console(quiet=True)).check_alignment([sampled])
+    with pytest.raises(PreflightError, match="the prompt of 'teacher' ends with"):
+        Preflight(nothing, student, teacher, ("teacher",), None, Console(quiet=True)).check_alignment([sampled])
 
 
 def test_a_run_is_the_same_with_and_without_what_was_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
