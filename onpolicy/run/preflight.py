@@ -123,9 +123,8 @@ class Preflight:
         for example in examples:
             prompts = [("student", student, example.rollout.prompt_ids)]
             prompts += [(context, self.teacher_renderer, ids) for context, ids in example.teacher_prompt_ids.items()]
-            if (
-                self.contexts and not example.teacher_prompt_ids
-            ):  # no sibling has ended yet: any prompt shows how the template ends
+            # where no sibling has ended yet, any prompt shows how the template ends
+            if self.contexts and not example.teacher_prompt_ids:
                 prompts.append(
                     ("teacher", self.teacher_renderer, self.teacher_renderer.prompt_ids(example.prompt.messages))
                 )
