@@ -1,85 +1,144 @@
-"""What grading and annotating cost the host: microseconds of one thread's CPU time per sampled token.
+"""What the driver's CPU spends on a step's rollouts: judging and annotation, in microseconds per sampled token, by part.
 
-    python -m benchmarks.host
+    python -m benchmarks run host
 
-Groups of configs/sdpo.yaml as training gets them: no two answers alike, sentences of ordinary reasoning in random order, half of them with
-the right number in the box, tokens of SmolLM2's tokenizer (49k entries). Sampling and training are not in it.
+Four groups of eight rollouts of about 2,000 tokens with SmolLM2's tokenizer, thinking included, by ``configs/sdpo.yaml``: its grader, its
+context, the default lexicons and token classes, and a baseline. ``prose`` reasons with a few words of doubt per thousand tokens, ``dense``
+doubts in nearly every sentence. Every repeat has texts of its own; one more before them fills the caches that a run keeps. Times are the
+processor's. ``judging by two more`` is not in the total: ``math_answer`` on a fraction, and ``saturating_floor``, which seeks markers.
 """
 
 from __future__ import annotations
 
+import gc
 import random
-import statistics
 import time
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-from onpolicy.annotation.build import build_annotator, local_scorer
-from onpolicy.config.load import load
-from onpolicy.config.resolve import resolve
+from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.build import build_annotator, local_scorer, text_telemetry
+from onpolicy.annotation.scoring import Reward, Scorer
+from onpolicy.config.resolve import load_resolved
+from onpolicy.config.schedules import Bound
 from onpolicy.data.rendering import Renderer
 from onpolicy.models import load_tokenizer, resolve_model
+from onpolicy.rewards.answer import math_answer
+from onpolicy.rewards.uncertainty import SPACING, saturating_floor
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from onpolicy.utils.bundled_model import BUNDLED
 
-SENTENCES = (
-    "We are given that the sum of the two numbers is {a}, and that their difference is {b}.",
-    "Let me write $x + y = {a}$ and $x - y = {b}$.",
-    "Adding both equations gives $2x = {c}$, so $x = {c}/2$.", "Wait, let me check this step again before going on.",
-    "The remainder on division by {b} has to be smaller than {b}.", "Substituting back, we find \\( y = {a} - x \\), which is positive.",
-    "Therefore the number of ways is $\\binom{{{a}}}{{2}} = {c}$.", "Hmm, perhaps there is an easier way to see this.",
-    "By symmetry it is enough to count the cases in which the first digit is {b}.", "So the area of the triangle is half of {a} times {b}.",
-    "In each of the {b} rows there are {a} squares, and every second one is black.", "This is consistent with what we found for {c}.",
-)  # fmt: skip
-GROUPS, GROUP, TOKENS, REPEATS = 8, 8, 1024, 7
+GROUPS, SIZE, TOKENS = 4, 8, 2000
+STEPS = (
+    "We need to find the number of ways in which {a} people can sit around a table with {b} seats.",
+    "Let $x = {a}$ and $y = {b}$, so that $x + y = {c}$ and the first equation becomes $x^2 - {b}x + {a} = 0$.",
+    "Then the sum of the first {a} terms is \\(\\frac{{{a}({a}+1)}}{{2}}\\), and this is equal to {c}.",
+    "The triangle has sides {a}, {b} and {c}, therefore its area follows from Heron's formula.",
+    "Now multiply both sides by {b}: {a} * {b} = {c}, which is what the problem asks for in the second case.",
+    "Since {a} and {b} are coprime, there is exactly one residue modulo {c} that satisfies both congruences.",
+    "Substituting back gives\n\\[ f({a}) = {b} \\cdot {c} - 1, \\]\nand the same holds for every larger value.",
+    "Here the probability is {a}/{c}, because the draws are independent and the order does not matter.",
+    "Next, consider the remaining {b} cards; each of them can be placed in one of {a} boxes.",
+    "This means that the answer is {c}, provided that no term has been counted twice.",
+)
+DOUBTS = (
+    "Wait, maybe I should check that again, because {a} + {b} might not be {c}.",
+    "Hmm, let me double-check: perhaps the condition is about {a} and not about {b}.",
+    "Hold on, that's not right. Alternatively, what if the value seems to be {c}?",
+    "Actually, I'm not sure; it is likely {a}, or maybe {b}, but I think I made a mistake somewhere.",
+)
+ANSWERS = (r"\frac{12}{13}", "12/13", "13/12")
+KINDS = {"prose": 0.06, "dense": 0.9}
+"""Kind of text -> share of its sentences that doubt."""
 
 
-def measure() -> dict[str, list[float]]:
-    """Microseconds per token, by part and repetition; the first repetition warms up."""
-    resolved = resolve(load(Path("configs/sdpo.yaml"), ["model.path=x", "data.path=x"]))
-    renderer = Renderer(load_tokenizer(resolve_model(BUNDLED)))
-    scorer = local_scorer(resolved, renderer)
-    annotator = build_annotator(resolved, renderer, max_teacher_prompt_tokens=22528, queries=None)
-    found: dict[str, list[float]] = {"grade": [], "annotate": []}
-    for repeat in range(REPEATS):
-        groups = [_group(renderer, random.Random(GROUPS * repeat + i), i) for i in range(GROUPS)]
-        tokens = sum(len(rollout.completion_ids) for group in groups for rollout in group.rollouts)
-        start = time.thread_time()
-        scored = scorer.score(groups)
-        middle = time.thread_time()
-        annotator.annotate(scored, version=0)
-        seconds = {"grade": middle - start, "annotate": time.thread_time() - middle}
-        for part, taken in seconds.items():
-            found[part].append(1e6 * taken / tokens)
-    return {part: values[1:] for part, values in found.items()}
+def measure(repeats: int) -> dict[str, dict[str, list[float]]]:
+    """Kind of text -> part -> microseconds of CPU per token, one for each repeat.
 
-
-def main() -> None:
-    found = measure()
-    both = [sum(pair) for pair in zip(*found.values(), strict=True)]
-    for part, values in {**found, "both": both}.items():
-        print(f"{part:10s}{statistics.median(values):6.1f} us a token   {min(values):.1f} to {max(values):.1f}")
-
-
-def _group(renderer: Renderer, draw: random.Random, index: int) -> RolloutGroup:
-    answer = str(draw.randrange(1000))
-    prompt = Prompt(
-        id=str(index), messages=({"role": "user", "content": f"What is {answer} + 0?"},), fields={"answer": answer}
+    ``token classes`` and ``text telemetry`` are what annotation takes less without them; ``other`` is annotation without both.
+    """
+    resolved = load_resolved("sdpo", [f"model.path={BUNDLED}", "data.path=unread"])
+    renderer = Renderer(
+        load_tokenizer(resolve_model(BUNDLED), chat_template=None, trust_remote_code=False, revision=None)
     )
-    return RolloutGroup(prompt=prompt, rollouts=tuple(_rollout(renderer, draw, answer, j) for j in range(GROUP)))
+    scorer, telemetry = local_scorer(resolved, renderer), text_telemetry(resolved, renderer)
+    others = [
+        Reward("math_answer", 1.0, math_answer),
+        Reward("floor", 0.1, Bound(saturating_floor, floor=4.4), bonus=True),
+    ]
+    more = replace(scorer, rewards=others, correctness="math_answer")
+    found: dict[str, dict[str, list[float]]] = {}
+    for kind in KINDS:
+        draw = random.Random(kind)
+        problems = [_prompt(draw, i) for i in range(GROUPS)]
+        first = scorer.score([_group(draw, kind, prompt, renderer) for prompt in problems])
+        baseline = None if telemetry is None else telemetry.build_baseline(first, SPACING)
+        annotator = build_annotator(resolved, renderer, max_teacher_prompt_tokens=8192, queries=None, baseline=baseline)
+        variants = {
+            "annotation": annotator,
+            "without classes": replace(annotator, classes={}),
+            "without telemetry": replace(annotator, telemetry=None),
+            "without both": replace(annotator, classes={}, telemetry=None),
+        }
+        runs = [
+            _repeat([_group(draw, kind, p, renderer) for p in problems], (scorer, more), variants)
+            for _ in range(repeats + 1)
+        ]
+        found[kind] = {part: [run[part] for run in runs[1:]] for part in runs[0]}
+    return found
 
 
-def _rollout(renderer: Renderer, draw: random.Random, answer: str, index: int) -> Rollout:
-    box = f" The answer is \\boxed{{{answer if index % 2 else 'n + 1'}}}."
-    text, ids = "", list[int]()
-    while len(ids) < TOKENS:
-        a, b, c = (draw.randrange(2, 500) for _ in range(3))
-        text += " ".join(draw.choice(SENTENCES).format(a=a, b=b, c=c) for _ in range(8)) + "\n\n"
-        ids = renderer.tokenizer.encode(text + box, add_special_tokens=False)
-    return Rollout(
-        prompt_ids=(1, 2, 3), completion_ids=tuple(ids), rollout_logprobs=(-1.0,) * len(ids), text=renderer.completion_text(ids),
-        finish_reason="stop", policy_version=0,
-    )  # fmt: skip
+def _repeat(
+    groups: Sequence[RolloutGroup], scorers: tuple[Scorer, Scorer], variants: dict[str, Annotator]
+) -> dict[str, float]:
+    tokens = sum(r.num_sampled for group in groups for r in group.rollouts)
+
+    def cost(work: Callable[[], object]) -> float:
+        gc.collect()  # what earlier work has left is none of this work's
+        start = time.process_time()
+        work()
+        return 1e6 * (time.process_time() - start) / tokens
+
+    judging, judging_more = (cost(lambda s=scorer: s.score(groups)) for scorer in scorers)  # type: ignore[misc]
+    scored = scorers[0].score(groups)
+    took = {name: cost(lambda a=annotator: a.annotate(scored, version=0)) for name, annotator in variants.items()}  # type: ignore[misc]
+    return {
+        "total": judging + took["annotation"],
+        "judging": judging,
+        "token classes": took["annotation"] - took["without classes"],
+        "text telemetry": took["annotation"] - took["without telemetry"],
+        "other": took["without both"],
+        "judging by two more": judging_more,
+    }
 
 
-if __name__ == "__main__":
-    main()
+def text_of(draw: random.Random, kind: str, length: int) -> str:
+    """Thinking and an answer of at least so many characters, a paragraph of four sentences each."""
+    sentences: list[str] = []
+    while sum(map(len, sentences)) < length:
+        a, b = draw.randrange(2, 90), draw.randrange(2, 90)
+        sentences.append(draw.choice(DOUBTS if draw.random() < KINDS[kind] else STEPS).format(a=a, b=b, c=a + b))
+    paragraphs = [" ".join(sentences[i : i + 4]) for i in range(0, len(sentences), 4)]
+    answer = f"So the answer is $\\boxed{{{draw.choice(ANSWERS)}}}$."
+    return "<think>\n" + "\n\n".join(paragraphs) + f"\n</think>\n\n{answer}"
+
+
+def _prompt(draw: random.Random, index: int) -> Prompt:
+    question = " ".join(draw.choice(STEPS).format(a=3, b=4, c=7) for _ in range(3)) + " What is the answer?"
+    return Prompt(
+        id=f"problem {index}", messages=({"role": "user", "content": question},), fields={"answer": r"\frac{12}{13}"}
+    )
+
+
+def _group(draw: random.Random, kind: str, prompt: Prompt, renderer: Renderer) -> RolloutGroup:
+    asked = renderer.prompt_ids(prompt.messages)
+    rollouts = []
+    for _ in range(SIZE):
+        ids = tuple(renderer.tokenizer.encode(text_of(draw, kind, 3 * TOKENS), add_special_tokens=False))
+        rollouts.append(
+            Rollout(
+                prompt_ids=asked, completion_ids=ids, rollout_logprobs=(-0.5,) * len(ids), text=renderer.completion_text(ids),
+                finish_reason="stop", policy_version=0,
+            )
+        )  # fmt: skip
+    return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts))

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Literal
 
 from .literal import Spans, literal
+from .words import folded_words, word_places
 
 LEXICONS: dict[str, tuple[str, ...]] = {
     "paper10": ("wait", "hmm", "perhaps", "maybe", "actually", "alternatively", "seems", "might", "likely", "check"),
@@ -51,9 +52,7 @@ LETTER = rf"[^\W_{CJK}]"
 BEFORE = rf"(?<!{LETTER})(?<!{LETTER}_)(?<!{LETTER}__)(?<!\w-)(?<!\\)"
 """No letter, no hyphen with a letter, no command of LaTeX; an underscore is emphasis ("_Wait_") unless it joins ("x_wait")."""
 AFTER = rf"(?!_*{LETTER}|-\w|[_^]\{{)"
-ALIKE = str.maketrans(
-    dict.fromkeys("\u2018\u2019\u02bc\uff07", "'") | dict.fromkeys("\u2010\u2011\u2012\ufe63\uff0d", "-")
-)
+ALIKE = dict.fromkeys("\u2018\u2019\u02bc\uff07", "'") | dict.fromkeys("\u2010\u2011\u2012\ufe63\uff0d", "-")
 """Characters that are read as a plain apostrophe or hyphen. A dash (\u2013, \u2014) separates words; inside a marker \u2013 is a hyphen."""
 HELPERS = ("to", "must", "should", "would", "could", "can", "cannot", "will", "shall", "may", "might", "the", "a")
 TIME = "(?:s|sec|second|min|minute|h|hour|day|week|month|year)"
@@ -63,6 +62,7 @@ NO_VERB = (
 )
 """After "wait", what shows a verb or a noun: "had to wait", "can't wait", "the wait", "wait 5 minutes", "wait time". That is part of them:
 "they wait" and "wait for the bus" cannot be told from the marker by the words beside them, and count."""
+_ALPHANUMERIC = re.compile(r"[^\W_]")
 QUOTED = 6
 """Words in a row that make a repetition of the prompt a quotation."""
 
@@ -128,54 +128,58 @@ def find(text: str, lexicon: str = "paper10", *, prompt: str = "", merge: bool =
 
 def occurrences(text: str, lexicon: str, *, prompt: str = "") -> list[tuple[int, int, str]]:
     """The positions that ``find`` returns, each with its marker."""
-    found = list(_matches(words_of(lexicon), _folded(text)))
-    outside = _outside(text, prompt) if found else ()
-    return [(a, b, marker) for a, b, marker in found if not any(_within(spans, a, b) for spans in outside)]
+    return list(_occurrences(text, words_of(lexicon), prompt))
+
+
+@functools.lru_cache(maxsize=16)
+def _occurrences(text: str, markers: tuple[str, ...], prompt: str) -> tuple[tuple[int, int, str], ...]:
+    """Kept for the next who asks about the same text: token classes and telemetry read the same lexicons."""
+    found = tuple(_matches(markers, _folded(text)))
+    for starts, ends in _outside(text, prompt) if found else ():
+        if starts:
+            found = tuple(f for f in found if (i := bisect_right(starts, f[0])) == 0 or f[1] > ends[i - 1])
+    return found
 
 
 @functools.lru_cache(maxsize=4)
-def _outside(text: str, prompt: str) -> tuple[Spans, Spans]:
-    """What is not the writer's own: literal stretches and quotations, each in order; kept for the next lexicon of the same text."""
-    return literal(text), quotations(text, prompt)
-
-
-def _within(spans: Spans, start: int, end: int) -> bool:
-    """Whether one of the spans, which are in order and apart, holds all of it."""
-    i = bisect_right(spans, start, key=lambda span: span[0])
-    return i > 0 and end <= spans[i - 1][1]
+def _outside(text: str, prompt: str) -> tuple[tuple[list[int], list[int]], ...]:
+    """What is not the writer's own: literal stretches and quotations, as starts and ends in order; kept for the next lexicon of the same
+    text."""
+    return tuple(([a for a, _ in spans], [b for _, b in spans]) for spans in (literal(text), quotations(text, prompt)))
 
 
 def quotations(text: str, prompt: str) -> Spans:
     """The positions of runs of at least six words that occur in the prompt too."""
-    source = {tuple(run) for run in _runs([word for word, _, _ in _words(prompt)])}
-    words = _words(text)
-    spans = [
-        (words[i][1], words[i + QUOTED - 1][2])
-        for i, run in enumerate(_runs([word for word, _, _ in words]))
-        if tuple(run) in source
-    ]
+    source = _runs_in(prompt)
+    if source.isdisjoint(_runs(folded_words(text))):
+        return []
+    starts, ends = word_places(text)
     joined: Spans = []
-    for start, end in spans:
-        if joined and start <= joined[-1][1]:
-            joined[-1] = (joined[-1][0], end)
+    for i, run in enumerate(_runs(folded_words(text))):
+        if run not in source:
+            continue
+        if joined and starts[i] <= joined[-1][1]:
+            joined[-1] = (joined[-1][0], ends[i + QUOTED - 1])
         else:
-            joined.append((start, end))
+            joined.append((starts[i], ends[i + QUOTED - 1]))
     return joined
 
 
-def _runs(words: Sequence[str]) -> list[Sequence[str]]:
-    return [words[i : i + QUOTED] for i in range(len(words) - QUOTED + 1)]
+@functools.lru_cache(maxsize=16)
+def _runs_in(prompt: str) -> frozenset[tuple[str, ...]]:
+    """All runs of six words of a prompt, which the rollouts of a group share."""
+    return frozenset(_runs(folded_words(prompt)))
 
 
-def _words(text: str) -> list[tuple[str, int, int]]:
-    return [(m.group().casefold(), m.start(), m.end()) for m in re.finditer(r"\w+", text)]
+def _runs(words: Sequence[str]) -> Iterator[tuple[str, ...]]:
+    return zip(*(words[i:] for i in range(QUOTED)), strict=False)
 
 
 def merged(spans: Sequence[tuple[int, int]], text: str) -> Spans:
     """Joins spans with nothing but punctuation between them."""
     joined: Spans = []
     for start, end in spans:
-        if joined and not re.search(r"[^\W_]", text[joined[-1][1] : start]):
+        if joined and not _ALPHANUMERIC.search(text, joined[-1][1], start):
             joined[-1] = (joined[-1][0], max(end, joined[-1][1]))
         else:
             joined.append((start, end))
@@ -185,7 +189,10 @@ def merged(spans: Sequence[tuple[int, int]], text: str) -> Spans:
 @functools.lru_cache(maxsize=4)
 def _folded(text: str) -> str:
     """The text in lower case, character by character, so that positions in it are positions in the text; one apostrophe, one hyphen."""
-    plain = text if text.isascii() else text.translate(ALIKE)
+    plain = text
+    if not text.isascii():
+        for character, read_as in ALIKE.items():
+            plain = plain.replace(character, read_as)
     folded = plain.casefold()
     if len(folded) == len(plain):
         return folded
@@ -194,15 +201,21 @@ def _folded(text: str) -> str:
 
 def _matches(markers: tuple[str, ...], folded: str) -> Iterator[tuple[int, int, str]]:
     """Every marker, the longest first, with its place."""
-    anywhere, exactly = _patterns(markers)
+    beginnings, exactly = _patterns(markers)
     at = 0
-    while candidate := anywhere.search(folded, at):
-        match = exactly.match(folded, candidate.start())
-        if match is None:
-            at = candidate.start() + 1
-        else:
-            yield match.start(), match.end(), markers[int((match.lastgroup or "")[1:])]
+    for place in sorted({place for beginning in beginnings for place in _places(beginning, folded)}):
+        if place >= at and (match := exactly.match(folded, place)):
+            yield place, match.end(), markers[int((match.lastgroup or "")[1:])]
             at = match.end()
+
+
+def _places(beginning: str, folded: str) -> Iterator[int]:
+    """Where a marker may begin: behind another letter of the alphabet none does, and most of what looks like one stands there."""
+    at = folded.find(beginning)
+    while at >= 0:
+        if not "a" <= folded[at - 1 : at] <= "z":
+            yield at
+        at = folded.find(beginning, at + 1)
 
 
 @functools.cache
@@ -212,12 +225,18 @@ def _pattern(marker: str) -> re.Pattern[str]:
 
 
 @functools.cache
-def _patterns(markers: tuple[str, ...]) -> tuple[re.Pattern[str], re.Pattern[str]]:
-    """What finds candidates fast, as it begins with letters; and a pattern of all markers, one group each, the longest first."""
+def _patterns(markers: tuple[str, ...]) -> tuple[tuple[str, ...], re.Pattern[str]]:
+    """How markers begin, to find candidates fast; and a pattern of all markers, one group each, the longest first."""
     ordered = sorted(enumerate(markers), key=lambda pair: -len(pair[1]))
-    anywhere = "|".join(dict.fromkeys(re.escape(_folded(marker)[:2]) for marker in markers))
     exactly = BEFORE + "(?:" + "|".join(f"(?P<m{i}>{_body(marker)})" for i, marker in ordered) + ")" + AFTER
-    return re.compile(anywhere), re.compile(exactly)
+    return tuple(dict.fromkeys(map(_beginning, markers))), re.compile(exactly)
+
+
+def _beginning(marker: str) -> str:
+    """What every occurrence begins with: the first word up to a hyphen, and two characters at least if there are as many."""
+    folded = _folded(marker)
+    first = re.split(r"[\s-]", folded, maxsplit=1)[0]
+    return first if len(first) >= 2 else folded[:2]
 
 
 def _body(marker: str) -> str:

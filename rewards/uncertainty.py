@@ -15,7 +15,8 @@ from bisect import bisect_left, bisect_right
 from .answer import math_answer
 from .extract import stated_answers
 from .lexicon import find
-from .vacuous import among_words, vacuous
+from .vacuous import vacuous
+from .words import word_places
 
 SPACING = 20
 """The least number of words between two markers that both count."""
@@ -110,7 +111,7 @@ def repetition(completion: str, *, n: int = 4) -> float:
         n: words in a run
     """
     words = re.findall(r"\w+", completion.casefold())
-    runs = [tuple(words[i : i + n]) for i in range(len(words) - n + 1)]
+    runs = list(zip(*(words[i:] for i in range(n)), strict=False))
     return -(1.0 - len(set(runs)) / len(runs)) if runs else 0.0
 
 
@@ -124,8 +125,7 @@ def paid(completion: str, prompt: object, lexicon: str, spacing: int) -> int:
     end = answers[-1][0] if answers else len(completion)
     counted, last = 0, None
     spans = find(completion, lexicon, prompt=prompt_text(prompt), merge=True)
-    words, _ = among_words(completion, spans)
-    starts, ends = [w.start() for w in words], [w.end() for w in words]
+    starts, ends = word_places(completion)
     for (start, stop), empty in zip(spans, vacuous(completion, spans), strict=True):
         between = spacing if last is None else bisect_left(starts, start) - bisect_right(ends, last)
         if stop <= end and between >= spacing and not empty:

@@ -20,6 +20,7 @@ from onpolicy.annotation.routes import Route, share_of
 from onpolicy.annotation.sampled import reads_sampled
 from onpolicy.data.alignment import TokenAlignment
 from onpolicy.data.rendering import PromptTooLong, Renderer
+from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import ContextBuilder
 from onpolicy.types import Example, Message, Metrics, Prompt, Rollout, RolloutGroup, ScoredGroup
@@ -65,7 +66,13 @@ class Annotator:
         for scored in groups:
             _refuse_stale(scored.group, version, self.staleness)
         self.queries.sampled.clear()
-        built = self._built(groups, version)
+        marked: list[MarkedRollout] = []
+
+        def look_at(scored: ScoredGroup, index: int, group_id: int) -> None:
+            if self.telemetry is not None:  # directly behind the token classes, which read the same lexicons
+                marked.append(self.telemetry.locate(scored, index, group_id))
+
+        built = self._built(groups, version, look_at)
         prompts = TeacherPrompts(
             self.teacher_renderer or self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long
         )
@@ -85,7 +92,7 @@ class Annotator:
         if self.staleness:
             metrics |= staleness_metrics(groups, version)
         if self.telemetry is not None:
-            metrics |= self.telemetry.measure(groups)
+            metrics |= self.telemetry.metrics(marked)
         return examples, metrics
 
     def _privileged_examples(
@@ -108,20 +115,29 @@ class Annotator:
         ]
         return privileged.under_students_prompt(examples), metrics
 
-    def _built(self, groups: Sequence[ScoredGroup], version: int) -> dict[Any, Any]:
-        """Calls every context and every span finder for every rollout, and runs those that ask the model to their end."""
+    def _built(
+        self,
+        groups: Sequence[ScoredGroup],
+        version: int,
+        look_at: Callable[[ScoredGroup, int, int], None] = lambda scored, index, group_id: None,
+    ) -> dict[Any, Any]:
+        """Calls every context and every span finder for every rollout, and runs those that ask the model to their end.
+
+        Args:
+            groups: all groups
+            version: of the weights
+            look_at: called with a group, a rollout's index in it and the group's place, once the rollout's plug-ins were called
+        """
         finders = {**self.spans, **self.classes}
         plugins = {("context", n): f for n, f in self.contexts.items()} | {("span", n): f for n, f in finders.items()}
-        calls = {
-            (i, j, *name): (function, scored, j)
-            for i, scored in enumerate(groups)
-            for j in range(len(scored.scores))
-            for name, function in plugins.items()
-        }
-        started: dict[Hashable, tuple[Prompt, Any]] = {
-            key: (scored.group.prompt, function(scored.group, j, scored.scores))
-            for key, (function, scored, j) in calls.items()
-        }
+        calls: dict[Hashable, tuple[Callable[..., Any], ScoredGroup, int]] = {}
+        started: dict[Hashable, tuple[Prompt, Any]] = {}
+        for i, scored in enumerate(groups):
+            for j in range(len(scored.scores)):
+                for name, function in plugins.items():
+                    calls[i, j, *name] = function, scored, j
+                    started[i, j, *name] = scored.group.prompt, function(scored.group, j, scored.scores)
+                look_at(scored, j, i)
         return self.queries.run(
             started, version=version, is_sampled=lambda key: reads_sampled(*calls[key], replies=False)
         )

@@ -5,11 +5,14 @@ from __future__ import annotations
 import bisect
 import functools
 from collections.abc import Iterable, Sequence
+from itertools import accumulate
 
 from onpolicy.data.rendering import Renderer
 
 LONGEST_CHARACTER = 8
 """Tokens of which one character can be made; more of them are no character at all."""
+UNREADABLE = "\ufffd"
+"""What a decoder writes for bytes that are no whole character."""
 
 
 class TokenAlignment:
@@ -17,6 +20,7 @@ class TokenAlignment:
 
     def __init__(self, renderer: Renderer) -> None:
         self._renderer = renderer
+        self._alone = _Texts(renderer)
 
     def mark(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> tuple[bool, ...]:
         """[T] which tokens of a completion hold a character of the spans, given as ``(start, end)`` of ``completion_text``."""
@@ -46,28 +50,44 @@ class TokenAlignment:
     @functools.lru_cache(maxsize=8)  # noqa: B019 one lives as long as its process
     def _places(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """[T] twice: where each token's characters begin and end. Tokens that share a character share its place."""
-        starts: list[int] = []
-        ends: list[int] = []
-        texts, waiting, length = [], [], 0
-        for index in ids:
-            waiting.append(index)
-            text = self._text_of(tuple(waiting))
-            if "\ufffd" in text and len(waiting) < LONGEST_CHARACTER:
-                continue  # a part of a character; its other bytes follow
-            starts += [length] * len(waiting)
-            length += len(text)
-            ends += [length] * len(waiting)
-            texts.append(text)
-            waiting = []
-        if waiting or "".join(texts) != self._renderer.completion_text(ids):
+        texts = list(map(self._alone.__getitem__, ids))
+        shared, at = [], 0
+        for t in [t for t, text in enumerate(texts) if UNREADABLE in text]:
+            if t < at:
+                continue
+            at, text = t + 1, texts[t]
+            while UNREADABLE in text and at - t < LONGEST_CHARACTER:  # a part of a character; its other bytes follow
+                if at == len(ids):
+                    return self._places_by_prefixes(ids)
+                at += 1
+                text = self._text_of(ids[t:at])
+            texts[t:at] = [text, *[""] * (at - t - 1)]
+            shared.append((t, at))
+        if "".join(texts) != self._renderer.completion_text(ids):
             return self._places_by_prefixes(ids)
+        ends = list(accumulate(map(len, texts)))
+        starts = [0, *ends[:-1]] if ends else []
+        for first, stop in shared:
+            starts[first:stop] = [starts[first]] * (stop - first)
         return starts, ends
 
     def _places_by_prefixes(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """For tokenizers whose tokens read differently alone: the slow way, a piece of the text at a time."""
-        lengths = [len(self._renderer.completion_text(ids[: t + 1]).rstrip("\ufffd")) for t in range(len(ids))]
+        lengths = [len(self._renderer.completion_text(ids[: t + 1]).rstrip(UNREADABLE)) for t in range(len(ids))]
         return [0, *lengths[:-1]], lengths
 
     @functools.lru_cache(maxsize=200_000)  # noqa: B019
     def _text_of(self, ids: tuple[int, ...]) -> str:
         return self._renderer.completion_text(ids)
+
+
+class _Texts(dict[int, str]):
+    """Token id -> the text that the token has alone, decoded once."""
+
+    def __init__(self, renderer: Renderer) -> None:
+        super().__init__()
+        self._renderer = renderer
+
+    def __missing__(self, index: int) -> str:
+        self[index] = text = self._renderer.completion_text((index,))
+        return text

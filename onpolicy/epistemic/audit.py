@@ -17,6 +17,7 @@ from statistics import fmean, pvariance
 from onpolicy.epistemic.marked import MarkedRollout
 from onpolicy.rewards.uncertainty import SPACING, repetition
 from onpolicy.rewards.vacuous import among_words, vacuous
+from onpolicy.rewards.words import folded_words
 from onpolicy.types import Metrics
 
 LEAST = 5
@@ -77,13 +78,13 @@ def uses_of(m: MarkedRollout, lexicon: str) -> list[MarkerUse]:
     spans = m.spans[lexicon]
     if not spans:
         return []
-    words, places = among_words(m.text, spans)
+    words, places = folded_words(m.text), among_words(m.text, spans)
     before = [None, *(last for _, last in places[:-1])]
     return [
         MarkerUse(
             vacuous=empty,
             after_answer=start > m.final_at,
-            phrase=" ".join(w.group().casefold() for w in words[first : last + CARRIER]),
+            phrase=" ".join(words[first : last + CARRIER]),
             gap=None if previous is None else first - previous,
         )
         for (start, _), (first, last), empty, previous in zip(

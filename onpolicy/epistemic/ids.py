@@ -4,18 +4,78 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.rewards.lexicon import LEXICONS
 from onpolicy.utils.errors import UserError
 
+STYLE = (
+    *(
+        "okay",
+        "ok",
+        "alright",
+        "well",
+        "let'?s?",
+        "we",
+        "i",
+        "you",
+        "us",
+        "need",
+        "want",
+        "know",
+        "given",
+        "here",
+        "note",
+        "step",
+    ),
+    *(
+        "first",
+        "second",
+        "next",
+        "then",
+        "now",
+        "so",
+        "thus",
+        "hence",
+        "therefore",
+        "finally",
+        "indeed",
+        "simply",
+        "just",
+        "to",
+    ),
+    *("in order", "the following", "as follows"),
+)
+"""Words of ``style``."""
+EITHER_CASE = {letter: letter + letter.upper() for letter in "abcdefghijklmnopqrstuvwxyz"} | {
+    "i": "iI\u0130\u0131",
+    "k": "kK\u212a",
+    "s": "sS\u017f",
+}
+"""Letter -> the characters that are this letter where case does not matter."""
+
+
+def in_any_case(words: Sequence[str]) -> str:
+    """A regular expression of whole words in any case: it matches what ``(?i:\\b(?:one|two)\\b)`` does, in half the time.
+
+    The first letter of a word is looked at once for all words that begin with it.
+
+    Args:
+        words: regular expressions, each of which begins with a small letter
+    """
+    by_letter: dict[str, list[str]] = {}
+    for word in words:
+        by_letter.setdefault(word[0], []).append(word[1:])
+    begun = (f"[{EITHER_CASE[letter]}](?i:{'|'.join(rest)})" for letter, rest in by_letter.items())
+    return rf"\b(?:{'|'.join(begun)})\b"
+
+
 CLASSES = {
     "number": r"\d+(?:[.,]\d+)*",
     "operator": r"[=+\-*/^<>×÷±≤≥≠≈]|\\(?:times|frac|cdot|sqrt|leq?|geq?|neq?)\b",
-    "style": r"(?i:\b(?:okay|ok|alright|well|let'?s?|we|i|you|us|need|want|know|given|here|note|step|first|second|next|then|now|so|thus|"
-    r"hence|therefore|finally|indeed|simply|just|to|in order|the following|as follows)\b)|\*\*|^#+|^\s*[-•]\s|\n{2,}",
+    "style": in_any_case(STYLE) + r"|\*\*|^#+|^\s*[-•]\s|\n{2,}",
 }
 """Classes of tokens beside the lexicons: name -> regular expression. ``style`` is how a solution is told: address, connectives, layout."""
 

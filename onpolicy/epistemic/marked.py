@@ -56,13 +56,24 @@ class MarkedRollout:
 def locate_markers(groups: Sequence[ScoredGroup], lexicons: Sequence[str], split: Split) -> list[MarkedRollout]:
     """Every rollout of the groups, in order."""
     return [
-        _marked(scored, index, number, lexicons, split)
+        locate_in_rollout(scored, index, number, lexicons, split)
         for number, scored in enumerate(groups)
         for index in range(len(scored.scores))
     ]
 
 
-def _marked(scored: ScoredGroup, index: int, number: int, lexicons: Sequence[str], split: Split) -> MarkedRollout:
+def locate_in_rollout(
+    scored: ScoredGroup, index: int, number: int, lexicons: Sequence[str], split: Split
+) -> MarkedRollout:
+    """One rollout of a group.
+
+    Args:
+        scored: the group
+        index: of the rollout in the group
+        number: of the group in the step
+        lexicons: whose markers are located
+        split: text -> thinking and answer
+    """
     prompt, rollout = scored.group.prompt, scored.group.rollouts[index]
     text, question = rollout.text, prompt_text(list(prompt.messages))
     found = {name: occurrences(text, name, prompt=question) for name in lexicons}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from onpolicy.epistemic.audit import audit
 from onpolicy.epistemic.baseline import Baseline, problem_baselines
 from onpolicy.epistemic.calibration import scoreboard
-from onpolicy.epistemic.marked import Split, locate_markers
+from onpolicy.epistemic.marked import MarkedRollout, Split, locate_in_rollout, locate_markers
 from onpolicy.epistemic.suppression import suppression
 from onpolicy.epistemic.text import marker_rates, pooled_rate
 from onpolicy.types import Metrics, ScoredGroup
@@ -27,7 +27,14 @@ class TextTelemetry:
     baseline: Baseline | None = None
 
     def measure(self, groups: Sequence[ScoredGroup]) -> Metrics:
-        marked = locate_markers(groups, self._all, self.split)
+        return self.metrics(locate_markers(groups, self._all, self.split))
+
+    def locate(self, scored: ScoredGroup, index: int, number: int) -> MarkedRollout:
+        """The markers of one rollout of the step's group of this number; what the lexicons hold of the last text is known."""
+        return locate_in_rollout(scored, index, number, self._all, self.split)
+
+    def metrics(self, marked: Sequence[MarkedRollout]) -> Metrics:
+        """Of a step's rollouts, in the order of the groups."""
         metrics = marker_rates(marked, self.lexicons) | audit(marked, self.followed) | scoreboard(marked, self.followed)
         if self.baseline is not None:
             metrics |= suppression(marked, self.baseline.problem_baselines, self._all, self.followed)

@@ -20,7 +20,7 @@ others of the update (`reads_update`), the student first reads the update once w
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -34,6 +34,7 @@ from onpolicy.losses.terms.base import TermFunction, TermSpec
 from onpolicy.losses.token_weights import TokenWeight, reads_masks_alone
 from onpolicy.losses.update_values import Answers, asked_for, with_answers
 from onpolicy.types import LossInputs, Metrics, TermOutput, TrainBatch
+from onpolicy.utils.device_sums import DeviceSums, read_counts
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,11 @@ class Term:
             scale = scale * inputs.routes[self.name][:, None]
         return scale / mask.sum(-1, keepdim=True).clamp(min=1) if self.normalize.endswith("sequences") else scale
 
-    def denominator(self, batch: TrainBatch | LossInputs) -> int:
-        """How many tokens or sequences the term is a mean over; only ``tokens`` and ``sequences`` depend on what it selects."""
+    def denominator(self, batch: TrainBatch | LossInputs) -> Tensor | int:
+        """How many tokens or sequences the term is a mean over; a tensor where the device knows.
+
+        Only ``tokens`` and ``sequences`` depend on what it selects.
+        """
         sampled = batch.sampled_mask
         count: dict[str, Callable[[], Tensor | int]] = {
             "tokens": lambda: self.tokens(batch).sum(),
@@ -111,7 +115,7 @@ class Term:
             "all_sequences": lambda: len(sampled),
             "max_tokens": lambda: sampled.any(-1).sum() * self.max_tokens,
         }
-        return int(count[self.normalize]())
+        return count[self.normalize]()
 
     def own_inputs(self, inputs: LossInputs) -> LossInputs:
         """The micro-batch at the term's temperature."""
@@ -141,13 +145,11 @@ class MetricAccumulator:
     """Sums and counts over micro-batches: means of per-token quantities, and totals."""
 
     def __init__(self) -> None:
-        self.sums: defaultdict[str, float] = defaultdict(float)
-        self.counts: Counter[str] = Counter()
+        self._sums = DeviceSums()
         self.totals: Counter[str] = Counter()
 
     def add(self, name: str, values: Tensor, mask: Tensor) -> None:
-        self.sums[name] += float(values[mask].sum())
-        self.counts[name] += int(mask.sum())
+        self._sums.add(name, values, mask)
 
     def count(self, name: str, number: int) -> None:
         """Adds to a total, which is logged as a sum."""
@@ -155,15 +157,19 @@ class MetricAccumulator:
 
     def absorb(self, other: MetricAccumulator) -> None:
         """Adds the sums and counts of another accumulator."""
-        for name, value in other.sums.items():
-            self.sums[name] += value
-        self.counts.update(other.counts)
+        self._sums.absorb(other._sums)
         self.totals.update(other.totals)
 
     def means(self) -> Metrics:
-        """Means and totals by name; a quantity without a single token is absent rather than 0."""
-        means = {name: self.sums[name] / count for name, count in self.counts.items() if count}
+        """Means and totals by name; a quantity without a single token is absent rather than 0. Reads the device, if it has anything new."""
+        sums, counts = self._sums.read()
+        means = {name: sums[name] / count for name, count in counts.items() if count}
         return means | {name: float(total) for name, total in self.totals.items()}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What another process gets: numbers, read from the device."""
+        self._sums.read()
+        return dict(self.__dict__)
 
 
 @dataclass(frozen=True)
@@ -211,10 +217,11 @@ class Objective:
         return Totals(self._denominators(seen), answers)
 
     def _denominators(self, parts: Iterable[tuple[Term, TrainBatch | LossInputs]]) -> Mapping[str, float]:
-        counts: Counter[str] = Counter({t.name: 0 for t in self.terms})
+        counts: dict[str, Tensor | int] = {t.name: 0 for t in self.terms}
         for term, batch in parts:
-            counts[term.name] += term.denominator(term.own_inputs(batch) if isinstance(batch, LossInputs) else batch)
-        return counts
+            own = term.denominator(term.own_inputs(batch) if isinstance(batch, LossInputs) else batch)
+            counts[term.name] = counts[term.name] + own
+        return dict(zip(counts, read_counts(list(counts.values())), strict=True))
 
     def loss(self, inputs: LossInputs, totals: Totals, metrics: MetricAccumulator | None = None) -> Tensor:
         """This micro-batch's part of the loss; the parts of all micro-batches add up to the loss of the update.

@@ -7,6 +7,7 @@ student, a generator that disagrees with the trainer or does not take its weight
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -24,13 +25,26 @@ from onpolicy.run.run import Run
 from onpolicy.run.sync_trial import SyncTrial
 from onpolicy.trainer.head import HiddenStates, head_error
 from onpolicy.trainer.trainer import PolicyTrainer
-from onpolicy.types import Example
+from onpolicy.types import Example, Rollout, RolloutReward, ScoredGroup
 from onpolicy.utils.errors import UserError
 from onpolicy.utils.terminal import plain, printable
 
+PROMPTS, TOKENS = 8, 256
+"""How many problems are sampled, the first of the first step, and how long a rollout may become."""
 HEAD_TOLERANCE = 1e-3
 ENOUGH = 8
 """Number of rollouts on which generator and trainer are compared."""
+
+
+@dataclass(frozen=True)
+class FewRollouts:
+    """Some of the first step's problems, answered by the reference model in few tokens."""
+
+    examples: Sequence[Example]
+    cut: int
+    """Rollouts that were cut short, which the run would have let go on: their rewards are unknown, and they are not graded."""
+    is_whole_step: bool
+    """Whether these are all problems of the first step and none was cut short, so that what they lack the first step lacks."""
 
 
 class PreflightError(UserError, RuntimeError):
@@ -49,8 +63,9 @@ class Preflight:
     """Nats; None where nothing was sampled, so that there is nothing to compare."""
     console: Console
 
-    def check(self, examples: Sequence[Example]) -> None:
+    def check(self, few: FewRollouts) -> None:
         """Raises PreflightError on the first check that fails."""
+        examples = few.examples
         shown = next((e for e in examples if e.teacher_prompt_ids), examples[0])
         self.show(shown)
         self.show_markup()
@@ -60,7 +75,7 @@ class Preflight:
             self.check_logprobs(examples, self.logprob_tolerance)
         self.check_zero(shown)
         self.show_dtype()
-        self.check_signal(examples)
+        self.check_signal(few)
 
     def show(self, example: Example) -> None:
         """Prints both prompts and the completion of one rollout."""
@@ -108,6 +123,11 @@ class Preflight:
         for example in examples:
             prompts = [("student", student, example.rollout.prompt_ids)]
             prompts += [(context, self.teacher_renderer, ids) for context, ids in example.teacher_prompt_ids.items()]
+            # where no sibling has ended yet, any prompt shows how the template ends
+            if self.contexts and not example.teacher_prompt_ids:
+                prompts.append(
+                    ("teacher", self.teacher_renderer, self.teacher_renderer.prompt_ids(example.prompt.messages))
+                )
             for who, renderer, ids in prompts:
                 if not renderer.in_open_turn(ids):
                     suffix = renderer.generation_suffix
@@ -164,20 +184,30 @@ class Preflight:
             )
         self._passed("same prompt, same weights, no loss", f"{value:.1e} nats per token, largest gradient {norm:.1e}")
 
-    def check_signal(self, examples: Sequence[Example]) -> None:
-        """At least one loss term must have a rollout that it can learn from."""
+    def check_signal(self, few: FewRollouts) -> None:
+        """At least one loss term must have a rollout that it can learn from; where few were sampled or cut short, that may be unknown."""
+        examples = few.examples
         counts = {term.name: sum(has_signal(term, e) for e in examples) for term in self.trainer.objective.terms}
         each = ", ".join(f"{name} {count} of {len(examples)}" for name, count in counts.items())
+        if few.cut:
+            each += f"; {few.cut} were cut short at {TOKENS} tokens, so their rewards are unknown"
         if not any(counts.values()):
-            with_context = sum(bool(e.teacher_prompt_ids) for e in examples)
-            credited = sum(e.advantage != 0.0 for e in examples)
-            raise PreflightError(
-                f"no rollout carries a signal ({each}): {with_context} have a teacher context and {credited} an advantage. "
-                "Try more rollouts (generator.group_size, data.prompts_per_step), an easier set, another context or route."
+            if few.is_whole_step:
+                with_context = sum(bool(e.teacher_prompt_ids) for e in examples)
+                credited = sum(e.advantage != 0.0 for e in examples)
+                raise PreflightError(
+                    f"no rollout carries a signal ({each}): {with_context} have a teacher context and {credited} an advantage. "
+                    "Try more rollouts (generator.group_size, data.prompts_per_step), an easier set, another context or route."
+                )
+            undecided(
+                self.console, "whether there is a signal", f"{each}; train/empty_updates tells after the first step"
             )
+            return
         teacher_prompts = [(e, ids) for e in examples for ids in e.teacher_prompt_ids.values()]
         same = all(ids == e.rollout.prompt_ids for e, ids in teacher_prompts)
-        rewarded = any(counts[t.name] for t in self.trainer.objective.terms if t.spec.tokens == "sampled_mask")
+        rewarded = any(
+            counts[t.name] or few.cut for t in self.trainer.objective.terms if t.spec.tokens == "sampled_mask"
+        )
         if teacher_prompts and same and not self.trainer.rule.copies and not rewarded:
             raise PreflightError(
                 "every teacher reads exactly what the student reads, with the same weights: the loss is 0 by construction"
@@ -197,7 +227,7 @@ def report_of(
     contexts: Sequence[str],
     logprob_tolerance: float | None,
     screen: tuple[int, bool],
-    examples: Sequence[Example],
+    few: FewRollouts,
 ) -> tuple[str, PreflightError | None]:
     """All checks, for ``Trainer.apply``: what they print on a terminal of this width (and whether it is one), and the failure.
 
@@ -206,7 +236,7 @@ def report_of(
     said = io.StringIO()
     console = Console(file=said, width=screen[0], force_terminal=screen[1])
     try:
-        Preflight(trainer, *renderers, contexts, logprob_tolerance, console).check(examples)
+        Preflight(trainer, *renderers, contexts, logprob_tolerance, console).check(few)
     except PreflightError as error:
         return said.getvalue(), error
     return said.getvalue(), None
@@ -221,8 +251,40 @@ def first_rollouts(run: Run, resolved: ResolvedConfig) -> list[Example]:
     return examples
 
 
+def few_rollouts(run: Run, resolved: ResolvedConfig) -> FewRollouts:
+    """The first problems of the first step under its seed, cut short; no prompt is used up."""
+    rollouts, sampling = run.sampler.rollouts, run.generator.sampling
+    prompts = prompt_cursor(resolved, rollouts.prompts.prompts).next()
+    short = replace(sampling, max_tokens=min(TOKENS, sampling.max_tokens))
+    with run.timer.phase("generate"):
+        groups = rollouts.generator.generate(prompts[:PROMPTS], seed=rollouts.seed_of(0), sampling=short)
+    with run.timer.phase("reward"):
+        scored = [_without_cut(group, sampling.max_tokens) for group in rollouts.score(groups)]
+    examples, _ = run.annotator.annotate(scored, version=0)
+    cut = sum(_is_cut(rollout, sampling.max_tokens) for group in groups for rollout in group.rollouts)
+    return FewRollouts(examples, cut, is_whole_step=not cut and len(prompts) <= PROMPTS)
+
+
+def _is_cut(rollout: Rollout, max_tokens: int) -> bool:
+    """Whether the run would have let it go on."""
+    return rollout.finish_reason == "length" and len(rollout.completion_ids) < max_tokens
+
+
+def _without_cut(scored: ScoredGroup, max_tokens: int) -> ScoredGroup:
+    """The group in which what was cut short is not graded: that it has no answer says nothing about the run's."""
+    cut = [
+        _is_cut(rollout, max_tokens) and bool(reward.reward_breakdown)
+        for rollout, reward in zip(scored.group.rollouts, scored.rewards, strict=True)
+    ]
+    return replace(
+        scored,
+        rewards=tuple(RolloutReward(0.0, 0.0, {}) if c else r for c, r in zip(cut, scored.rewards, strict=True)),
+        scores=tuple(math.nan if c else score for c, score in zip(cut, scored.scores, strict=True)),
+    )
+
+
 def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
-    """Samples once with the reference model and checks the result; nothing is trained and no prompt is used up.
+    """Samples a few rollouts of the reference model and checks the result; nothing is trained and no prompt is used up.
 
     Raises:
         PreflightError: a check failed.
@@ -230,20 +292,20 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
     """
     console = run.log.display.console
     tolerance = run.config.preflight.logprob_tolerance if resolved.data.settings.completions_column is None else None
-    examples = first_rollouts(run, resolved)
+    few = few_rollouts(run, resolved)
     said, error = run.trainer.apply(
         report_of,
         (run.log.renderer, run.annotator.teacher_renderer or run.log.renderer),
         tuple(resolved.contexts),
         tolerance,
         (console.width, console.is_terminal),
-        examples,
+        few,
     )
     console.print(Text.from_ansi(said), end="", soft_wrap=True)
     if error is not None:
         raise error
     if tolerance is not None:
-        changed, back = SyncTrial(run, examples, tolerance).check()
+        changed, back = SyncTrial(run, few.examples, tolerance).check()
         passed(
             console,
             "changed weights reach the generator",
@@ -254,6 +316,10 @@ def run_preflight(run: Run, resolved: ResolvedConfig) -> None:
 
 def passed(console: Console, what: str, detail: str) -> None:
     console.print(f"[green]✓[/green] {what} [dim]({plain(detail)})[/dim]", highlight=False, soft_wrap=True)
+
+
+def undecided(console: Console, what: str, detail: str) -> None:
+    console.print(f"[yellow]?[/yellow] {what} [dim]({plain(detail)})[/dim]", highlight=False, soft_wrap=True)
 
 
 def has_signal(term: Term, example: Example) -> bool:

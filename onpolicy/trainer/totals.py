@@ -10,11 +10,12 @@ import torch
 from onpolicy.losses.objective import Objective, Totals
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.types import LossInputs, TrainBatch
+from onpolicy.utils.device_sums import read_counts
 
 
 def has_tokens(objective: Objective, batches: Sequence[TrainBatch], collectives: SingleProcess) -> bool:
     """Whether any term may have a token on any rank."""
-    own = sum(int(term.candidates(batch).sum()) for batch in batches for term in objective.terms)
+    (own,) = read_counts([sum(term.candidates(batch).sum() for batch in batches for term in objective.terms)])
     return collectives.all_sum({"": own})[""] > 0
 
 

@@ -38,6 +38,7 @@ from onpolicy.trainer.windows import MicroBatch, TeacherWindows, in_step
 from onpolicy.trainer.zero3 import full_tensors
 from onpolicy.types import Example, LossInputs, Metrics, TrainBatch
 from onpolicy.utils.device import device_name
+from onpolicy.utils.device_sums import exact_dtype
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
@@ -203,17 +204,18 @@ class PolicyTrainer:
                 if not micro.idle:
                     yield inputs
 
-        totals, total = update_totals(self.objective, own, survey, self.collectives), 0.0
+        totals = update_totals(self.objective, own, survey, self.collectives)
+        total = torch.zeros((), device=self.device, dtype=exact_dtype(self.device))
         for micro, batch in batches:
             inputs = read(micro, batch)
             with self.clock.phase("update"):
                 loss = self.objective.loss(inputs, totals, None if micro.idle else metrics)
                 self.engine.backward(0.0 * loss if micro.idle else loss)
             if not micro.idle:
-                total += loss.item()
+                total += loss.detach()
                 observe(inputs, metrics, self.telemetry)
             del inputs, loss  # with the teachers' states in their graph, before the next window is read
-        return self.collectives.all_sum({"": total})[""]
+        return self.collectives.all_sum({"": total.item()})[""]
 
     def inputs(
         self,

@@ -93,7 +93,7 @@ def surveyed(objective: Objective, shards: Sequence[Sequence[LossInputs]]) -> To
     answers = [asked_for(one.evaluate, shard, gather_of(rank)) for rank, shard in enumerate(shards)]
     for found in answers:
         assert all(torch.equal(a.sort().values, b.sort().values) for a, b in zip(found, answers[0], strict=True))
-    counted = [one.denominator(replace(part, over_update=_Fixed(answers[0]))) for part in everything]
+    counted = [int(one.denominator(replace(part, over_update=_Fixed(answers[0])))) for part in everything]
     return Totals({"term": sum(counted)}, {"term": answers[0]})
 
 
