@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import tempfile
 import time
@@ -111,6 +112,7 @@ def update(workload: Workload) -> Facts:
             found[name] = _update(workload, examples, overrides)
         except torch.OutOfMemoryError as error:
             found[name] = {"out_of_memory": str(error).splitlines()[0]}
+        gc.collect()  # a trainer holds itself
         empty_cache()
     return found
 

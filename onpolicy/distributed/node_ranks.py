@@ -7,6 +7,7 @@ signal has killed takes the others along, and all are started again, to go on fr
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import subprocess
@@ -25,6 +26,8 @@ POLL = 0.2
 """Seconds between two looks at the ranks."""
 GRACE = 30.0
 """Seconds in which ranks end by themselves once one of them has ended."""
+PR_SET_PDEATHSIG = 1
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 SAID = 4000
 """Characters of what a rank has said before it failed."""
 
@@ -91,6 +94,7 @@ class Ranks:
                         stdin=subprocess.DEVNULL if rank else None,
                         stdout=output,
                         stderr=output,
+                        preexec_fn=die_with_parent,
                         start_new_session=True,  # a terminal's Ctrl-C reaches this process alone, which hands it on to rank 0
                     )
                 )
@@ -125,7 +129,8 @@ class Ranks:
         """Whether a rank has failed; the others would wait for it."""
         if self._failed is None:
             failed = [rank for rank, process in enumerate(self._processes) if process.poll() not in (None, 0)]
-            self._failed = min(failed, default=None)
+            # one that was killed is why others failed in the same moment
+            self._failed = min(failed, default=None, key=lambda rank: (self._processes[rank].returncode > 0, rank))
         return self._failed is not None
 
     def _end(self) -> None:
@@ -136,6 +141,12 @@ class Ranks:
         for process in self._processes:
             _send(process, signal.SIGKILL)
             process.wait()
+
+
+def die_with_parent() -> None:
+    """In a new process: the kernel kills it when the one that has started it is gone, whatever ended that. Linux alone has this."""
+    if LIBC is not None:
+        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def rank_environment(rank: int, size: int, port: int, attempt: int) -> Mapping[str, str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import DistributedSettings
+from onpolicy.distributed.env import launched, world_size
 from onpolicy.utils.errors import ConfigError
 
 FORWARDED = ("CUDA_", "HF_", "NCCL_", "OMP_", "ONPOLICY_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "VLLM_")
@@ -156,31 +157,38 @@ def _check_gpus(resolved: ResolvedConfig, available: int) -> None:
 
 def refuse_driver_on_cluster(roles: DistributedSettings) -> None:
     """Raises ConfigError where the driver trains on a GPU that a cluster, which others have started, gives to its actors too."""
-    if roles.address is not None and drivers_gpu() is not None:
+    if roles.address is not None and roles.num_generators and drivers_gpus():
         raise ConfigError(
             f"distributed.num_trainers: got 0, so that the driver trains, on a GPU that the cluster at {roles.address!r} gives to a "
             "generator, too; expected 1 with trainer.name=deepspeed, or no distributed.address"
         )
 
 
-def drivers_gpu() -> int | None:
-    """The GPU that this process computes on, as torch counts them; a trainer in it is made before any actor."""
+def drivers_gpus() -> set[int]:
+    """The GPUs on which this process has a model, as torch counts them, and those of the other ranks that a launcher has started here.
+
+    A trainer is made before any actor. Being asked for its size alone makes torch initialise a GPU, so memory decides.
+    """
     import torch
 
-    return torch.cuda.current_device() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+    if not torch.cuda.is_available() or not torch.cuda.is_initialized() or not torch.cuda.memory_allocated():
+        return set()
+    if launched():
+        return set(range(int(os.environ.get("LOCAL_WORLD_SIZE", world_size()))))
+    return {torch.cuda.current_device()}
 
 
 @contextmanager
 def without_the_drivers_gpu() -> Iterator[None]:
-    """Inside, Ray finds the GPUs of this machine but the one that the driver computes on."""
+    """Inside, Ray finds the GPUs of this machine but those that have a trainer."""
     import torch
 
-    own, before = drivers_gpu(), os.environ.get(SHOWN)
-    if own is None:
+    own, before = drivers_gpus(), os.environ.get(SHOWN)
+    if not own:
         yield
         return
     names = [name for name in (before or "").split(",") if name] or [str(i) for i in range(torch.cuda.device_count())]
-    os.environ[SHOWN] = ",".join(name for i, name in enumerate(names) if i != own)
+    os.environ[SHOWN] = ",".join(name for i, name in enumerate(names) if i not in own)
     try:
         yield
     finally:

@@ -41,6 +41,10 @@ class Rank0Driver(TrainerGroup):
         """Whether the others wait for the next call. After a call that failed on this rank they may not; the launcher ends them."""
 
     def call_all(self, method: str, *arguments: Any) -> Any:
+        if not self._in_step:
+            raise RuntimeError(
+                f"{method}: a call before failed on rank 0 alone, so the other ranks do not wait for this one"
+            )
         self._broadcast(method, *arguments)
         answer = self.worker.call(method, arguments)
         self._in_step = True

@@ -61,7 +61,7 @@ class TrainerWorker:
     def save(self, folder: Path) -> tuple[int | None, str] | None:
         """Writes this rank's part; returns why that failed, as errno and text: an error would end the rank, and the run can go on."""
         try:
-            self.trainer.save(folder)()
+            self.trainer.save(folder, at_once=True)
         except OSError as error:
             return error.errno, str(error)
         return None

@@ -23,7 +23,6 @@ from typing import Any
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import free_space, retry_while_disk_full
 from onpolicy.utils.errors import CheckpointError
-from onpolicy.utils.faults import RoleLost
 
 MANIFEST = "manifest.json"
 TENSORS = "state/run.safetensors"
@@ -80,7 +79,7 @@ class Checkpoints:
 
         Raises:
             CheckpointError: the earlier one could not be written; this one's failure is that of ``wait``.
-            RoleLost: a rank of the trainer was lost meanwhile.
+            Exception: whatever else the trainer raises, as where a rank is lost: only what cannot be written is tried again.
         """
         self.wait()
         final, unfinished = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.partial"
@@ -93,7 +92,7 @@ class Checkpoints:
             self._writing = self._thread.submit(self._end, step, final, unfinished, rest, metrics)
         if failure:
             self._writing = Future()
-            self._writing.set_exception(failure[0])
+            self._writing.set_exception(failure.pop())
 
     def wait(self) -> None:
         """Waits until nothing is being written.
@@ -144,7 +143,7 @@ class Checkpoints:
             unfinished.rename(final)
             _flush(self.folder)
         if failure:
-            raise failure[0]
+            raise failure.pop()  # nothing else holds it then, and what its traceback holds: the copy of the state
         self._prune()
         return Checkpoint(path=final, step=step, score=score)
 
@@ -157,9 +156,7 @@ class Checkpoints:
         failure: list[CheckpointError] = []
         try:
             yield failure
-        except RoleLost:
-            raise
-        except Exception as error:  # safetensors raises its own type for a full disk, not OSError
+        except OSError as error:
             shutil.rmtree(unfinished, ignore_errors=True)
             named = CheckpointError(
                 f"could not save {str(final)!r}: {error} ({free_space(self.folder)}); {self.kept()}"
@@ -183,13 +180,21 @@ class Checkpoints:
 
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
-    """Writes the tensors to ``state/tensors.safetensors`` and the tree around them to ``state.json``."""
+    """Writes the tensors to ``state/run.safetensors`` and the tree around them to ``state.json``.
+
+    Raises:
+        OSError: the disk is full, or the folder not writable.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     tensors: dict[str, Any] = {}
     tree = _encode(state, tensors)
     (folder / TENSORS).parent.mkdir(exist_ok=True)
-    save_file(tensors, folder / TENSORS)
+    try:
+        save_file(tensors, folder / TENSORS)
+    except SafetensorError as error:  # its own type for a full disk
+        raise OSError(str(error)) from error
     (folder / "state.json").write_text(json.dumps(tree))
 
 

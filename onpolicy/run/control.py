@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from onpolicy.config.schedules import Coefficients
 from onpolicy.config.schema import GuardSettings
+from onpolicy.distributed.env import launched
 from onpolicy.protocols import Trainer
 from onpolicy.run.guards import Guards
 from onpolicy.types import Metrics
+
+SAME_REQUEST = 2.0
+"""Seconds in which a rank takes a second request for the first: a scheduler's goes to every process, and a launcher hands its own on."""
 
 
 @dataclass
@@ -26,6 +31,7 @@ class RunControl:
     """Whether the user wants the run to stop after this step."""
     stop_reason: str | None = None
     """Why the run stops after this step; empty where the user asked for it, None while it goes on."""
+    _asked_at: float = 0.0
 
     def start_step(self, step: int, latest: Mapping[str, float]) -> None:
         """Sets what is scheduled for a step.
@@ -59,7 +65,10 @@ class RunControl:
             KeyboardInterrupt: the user asks a second time.
         """
         if self.asked_to_stop:
+            if launched() and time.monotonic() < self._asked_at + SAME_REQUEST:
+                return
             raise KeyboardInterrupt
+        self._asked_at = time.monotonic()
         self.asked_to_stop, self.stop_reason = True, self.stop_reason or ""
         self.note("stopping after this step, with a checkpoint; again to stop at once")
 

@@ -64,6 +64,7 @@ def num_checkpoints(config: Config) -> int:
     """How many checkpoints are on the disk at a time, one that is being written among them."""
     settings = config.checkpoint
     saved = config.steps // settings.every + bool(config.steps % settings.every) if settings.every else 1
+    saved += config.distributed.num_trainers > 0  # where ranks may be lost, step 0 is saved too
     return min(settings.keep_last + 1 + (settings.best_metric is not None), saved)
 
 

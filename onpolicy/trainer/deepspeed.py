@@ -91,9 +91,8 @@ class DeepSpeedEngine(BodyRunner):
     def stage(self) -> int:
         return int(self._config["zero_optimization"].get("stage", 0))
 
-    @property
-    def copies(self) -> bool:
-        return self.stage == 3 or self.device.type != "cpu"
+    def copies(self, parameter: Tensor) -> bool:
+        return self.stage == 3 or parameter.device.type != self.device.type
 
     @property
     def body(self) -> Callable[..., Any]:

@@ -38,9 +38,8 @@ class Engine(Protocol):
     computed: dict[int, str]
     """By id of a model, the dtype in which its first pass ran, as seen."""
 
-    @property
-    def copies(self) -> bool:
-        """Whether a model that is placed has its parameters copied, so that two models may have shared them before."""
+    def copies(self, parameter: Tensor) -> bool:
+        """Whether a parameter is copied when its model is placed, so that two models may share it before."""
         ...
 
     def autocast(self) -> torch.autocast:
@@ -112,9 +111,8 @@ class TorchEngine(BodyRunner):
         super().__init__(torch_device(device, "trainer.device"))
         self.settings, self.collectives, self.moments = settings, SingleProcess(), moments
 
-    @property
-    def copies(self) -> bool:
-        return self.device.type != "cpu"
+    def copies(self, parameter: Tensor) -> bool:
+        return parameter.device.type != self.device.type
 
     @property
     def body(self) -> Callable[..., Any]:

@@ -31,6 +31,11 @@ class ModelExport:
         """Bytes of a number."""
         return int(getattr(torch, self.dtype).itemsize)
 
+    @property
+    def tied(self) -> Mapping[str, str]:
+        """Names of tensors that are written under another name alone."""
+        return tied(self.skeleton)
+
     def rounded(self, tensor: Tensor) -> Tensor:
         """A copy in the host's memory, in ``dtype``."""
         dtype = getattr(torch, self.dtype) if tensor.is_floating_point() else tensor.dtype
@@ -40,11 +45,11 @@ class ModelExport:
         """
         Args:
             folder: exists
-            weights: the student's full tensors by name; they are not changed
+            weights: the student's full tensors by name, without the names in ``tied`` or with them; they are not changed
         """
         dtype = getattr(torch, self.dtype)
         state = {name: t.to(dtype) if t.is_floating_point() else t for name, t in weights.items()}
-        for name, source in tied(self.skeleton).items():  # one tensor, which is written once
+        for name, source in self.tied.items():  # one tensor, which is written once
             state[name] = state[source]
         self.skeleton.to(dtype).save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
+OPEN_FILES = 65_536
+"""Files that a process may have open at least, where the system allows it."""
+
+
 @dataclass(frozen=True)
 class _Place:
     """Where a parameter is in the memory."""
@@ -61,6 +65,7 @@ def loaded_once(load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
         dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1 and hasattr(os, "memfd_create")
     ):
         return load()
+    _allow_open_files()
     host, rank = socket.gethostname(), dist.get_rank()
     first = _gathered(host).index(host) == rank
     model = load() if first else None
@@ -75,6 +80,16 @@ def loaded_once(load: Callable[[], PreTrainedModel]) -> PreTrainedModel:
     finally:
         if memory is not None:
             os.close(memory)
+
+
+def _allow_open_files() -> None:
+    """Python's mappings each hold the file open: as many as a model has parameters."""
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    enough = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < enough:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (enough, hard))
 
 
 def _gathered(value: Any) -> list[Any]:
@@ -96,14 +111,14 @@ def _moved(model: PreTrainedModel, memory: int, host: str) -> _Shared | None:
     try:
         rest = io.BytesIO()
         _Pickler(rest, parameters).dump(model)
-    except Exception:  # anything may refuse to be pickled
+        os.ftruncate(memory, end)
+        with torch.no_grad():
+            for parameter, place in zip(parameters, places, strict=True):
+                if place.num_bytes:
+                    _view(memory, place, mmap.MAP_SHARED).copy_(parameter)
+                    parameter.data = _view(memory, place, mmap.MAP_PRIVATE)
+    except Exception:  # anything may refuse to be pickled, and a system to map; what has been moved stays valid
         return None
-    os.ftruncate(memory, end)
-    with torch.no_grad():
-        for parameter, place in zip(parameters, places, strict=True):
-            if place.num_bytes:
-                _view(memory, place, mmap.MAP_SHARED).copy_(parameter)
-                parameter.data = _view(memory, place, mmap.MAP_PRIVATE)
     return _Shared(host, f"/proc/{os.getpid()}/fd/{memory}", tuple(places), rest.getvalue())
 
 

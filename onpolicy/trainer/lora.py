@@ -168,10 +168,6 @@ def adapter_of_head(model: PreTrainedModel) -> Any:
     return None if found is None or found.disable_adapters else found
 
 
-def adapter_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    return ((name, p) for name, p in model.named_parameters() if ".lora_" in name)
-
-
 def own_parameters(layer: nn.Module) -> list[nn.Parameter]:
     """A and B of one adapter, without those of an adapter that it wraps."""
     return [p for name, p in layer.named_parameters() if name.startswith("lora_")]

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from onpolicy.trainer.collectives import SingleProcess
 
 FOLDER = "state"
-FILE_BYTES = 2 << 30
+FILE_BYTES = 1 << 30
 """A rank writes a file once it has this much to write."""
 
 

@@ -7,6 +7,8 @@ dtype in which generators compute.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +28,8 @@ if TYPE_CHECKING:
 
 SPARE = 1.2
 """A copy is made where so many times its size is free."""
+POLL = 1.0
+"""Seconds between two looks at a folder that is being written."""
 
 
 class TrainerFiles:
@@ -50,16 +54,20 @@ class TrainerFiles:
         self._student, self._teacher, self._engine = student, teacher, engine
         self._weights, self._export = weights, export
 
-    def save(self, folder: Path) -> Callable[[], None]:
+    def save(self, folder: Path, *, at_once: bool = False) -> Callable[[], None]:
         """Writes the state, as it is now, to a folder that exists.
 
         One rank that has the memory for it copies the state and leaves the writing to whoever calls what is returned, on any thread,
         meanwhile training goes on. Otherwise everything is written before this returns.
 
+        Args:
+            folder: of the checkpoint
+            at_once: whether nothing may be left for later
+
         Raises:
             OSError: a rank could not write; raised on every rank.
         """
-        if self.copies():
+        if self.copies() and not at_once:
             return self._copied(folder)
         problem = write_share(
             folder, own_share(self._tensors(), self._engine.collectives), self._engine.collectives.rank
@@ -115,33 +123,33 @@ class TrainerFiles:
         student = {} if self._export is None else self._copy_of_student(tensors)
 
         def write() -> None:
-            if problem := write_share(folder, tensors.items(), 0):
-                raise problem
-            if self._export is not None:
-                self._export.write(folder, student)
+            problem = write_share(folder, tensors.items(), 0)
+            if problem is None and self._export is not None:
+                problem = _tried(partial(self._export.write, folder, student))
+            if problem is not None:
+                raise OSError(getattr(problem, "errno", None), str(problem)) from problem
 
         return write
 
     def _copy_of_student(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The student's tensors, those of ``tensors`` where they are among them."""
+        """The student's tensors, those of ``tensors`` where they are among them, others in the export's dtype and a tied one once."""
+        assert self._export is not None
         found: dict[str, Tensor] = {}
         for name, tensor in self._weights():
-            known = tensors.get(f"weights/{name}")
-            found[name] = next(iter(copied([(name, tensor)]).values())) if known is None else known
+            if name not in self._export.tied:
+                known = tensors.get(f"weights/{name}")
+                found[name] = self._export.rounded(tensor) if known is None else known
         return found
 
     def _export_by_first_rank(self, folder: Path) -> BaseException | None:
         held: dict[str, Tensor] = {}
-        for name, tensor in self._weights():
-            if self._export is not None and self._engine.collectives.rank == 0:
-                held[name] = self._export.rounded(tensor)
-        if not held or self._export is None:
+        export, first = self._export, self._engine.collectives.rank == 0
+        for name, tensor in self._engine.each(self._weights()):
+            if export is not None and first and name not in export.tied:
+                held[name] = export.rounded(tensor)
+        if export is None or not first:
             return None
-        try:
-            self._export.write(folder, held)
-        except Exception as error:
-            return error
-        return None
+        return _tried(partial(_with_signs_of_life, partial(export.write, folder, held), folder, self._engine.alive))
 
     def _agree(self, problem: BaseException | None) -> None:
         """Raises on every rank what any of them has met."""
@@ -151,6 +159,27 @@ class TrainerFiles:
                 number, text = found
                 where = f"rank {rank}: {text}" if self._engine.collectives.size > 1 else text
                 raise OSError(number, where) if number else OSError(where)
+
+
+def _tried(write: Callable[[], None]) -> BaseException | None:
+    """Why it could not be done; safetensors raises its own type for a full disk, not OSError."""
+    try:
+        write()
+    except Exception as error:
+        return error
+    return None
+
+
+def _with_signs_of_life(write: Callable[[], None], folder: Path, alive: Callable[[], None]) -> None:
+    """Writes on a thread, and calls ``alive`` whenever the folder has grown meanwhile."""
+    with ThreadPoolExecutor(1, "export") as thread:
+        writing, before = thread.submit(write), -1
+        while not wait([writing], timeout=POLL).done:
+            size = sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+            if size > before:
+                alive()
+            before = size
+        writing.result()
 
 
 def _nothing_is_left() -> None:

@@ -149,9 +149,8 @@ class TeacherScorer:
 
     def _copy_of_student(self) -> PreTrainedModel:
         """Another model with the student's weights, before either is placed; where that copies them anyway, they share them until then."""
-        shared: dict[int, Any] = {}
-        if self.engine.copies:
-            shared = {id(p): nn.Parameter(p.data) for p in self.student.parameters()}
+        parameters = (p for p in self.student.parameters() if self.engine.copies(p))
+        shared: dict[int, Any] = {id(p): nn.Parameter(p.data) for p in parameters}
         return copy.deepcopy(self.student, shared).requires_grad_(False).eval()
 
     def _placed(self, model: PreTrainedModel, *, fixed: bool) -> ScoringModel:

@@ -298,10 +298,10 @@ class PolicyTrainer:
             "telemetry": self.telemetry.state() if self.telemetry else {},
         }
 
-    def save(self, folder: Path) -> Callable[[], None]:
+    def save(self, folder: Path, *, at_once: bool = False) -> Callable[[], None]:
         """``TrainerFiles.save``; the reference model is read from ``model.path`` again."""
         with torch.no_grad():
-            return self.files.save(folder)
+            return self.files.save(folder, at_once=at_once)
 
     @torch.no_grad()
     def load_state(self, folder: Path, state: Mapping[str, Any]) -> None:

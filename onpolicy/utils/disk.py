@@ -36,7 +36,8 @@ def is_full(error: BaseException | None) -> bool:
     """Whether this error, or one of its causes, says that the disk is full; libraries written in Rust say it in words."""
     while error is not None:
         said = re.search(r"\(os error (\d+)\)", str(error))
-        if (error.errno if isinstance(error, OSError) else said and int(said.group(1))) in FULL:
+        numbers = (error.errno if isinstance(error, OSError) else None, said and int(said.group(1)))
+        if any(number in FULL for number in numbers):
             return True
         error = error.__cause__
     return False

@@ -26,7 +26,17 @@ def available_memory(meminfo: str = "/proc/meminfo", cgroups: tuple[tuple[str, s
         pass
     for limit, used in cgroups:
         try:
-            free.append(max(int(Path(limit).read_text()) - int(Path(used).read_text()), 0))
+            taken = int(Path(used).read_text()) - _cached(Path(used).with_name("memory.stat"))
+            free.append(max(int(Path(limit).read_text()) - taken, 0))
         except (OSError, ValueError):  # "max": no limit
             continue
     return min(free)
+
+
+def _cached(stat: Path) -> int:
+    """Bytes of files that a container counts as used and gives back when they are needed; those of memory without a file are not."""
+    try:
+        found = dict(line.split() for line in stat.read_text().splitlines())
+    except (OSError, ValueError):
+        return 0
+    return sum(int(found.get(f"{kind}_file", 0)) for kind in ("inactive", "active"))

@@ -112,6 +112,32 @@ while True:
 
 
 @pytest.mark.process
+def test_the_one_that_was_killed_is_the_reason(tmp_path: Path) -> None:
+    """Rank 0 fails in the same moment, because of it."""
+    code = f"""
+        first = not os.path.exists(r"{tmp_path}/again")
+        if rank == 1 and first:
+            open(r"{tmp_path}/again", "w").close()
+            os.kill(os.getpid(), signal.SIGKILL)
+        while rank == 0 and first and not os.path.exists(r"{tmp_path}/again"):
+            time.sleep(.001)
+        sys.exit(1 if rank == 0 and first else 0)
+    """
+    assert ranks(code, max_restarts=1) == 0
+
+
+@pytest.mark.process
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel of no other system kills them")
+def test_ranks_do_not_outlive_what_started_them(tmp_path: Path) -> None:
+    process = started(tmp_path, DEAF)
+    wait_for(tmp_path / "ready0", tmp_path / "ready1")
+    left = psutil.Process(process.pid).children()
+    process.kill()
+    _, alive = psutil.wait_procs(left, timeout=10)
+    assert len(left) == 2 and not [p for p in alive if p.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_first_request_to_stop_reaches_rank_0_which_may_take_its_time(tmp_path: Path, number: int) -> None:
     process = started(tmp_path, PATIENT)
@@ -248,11 +274,13 @@ def test_ray_does_not_get_the_drivers_gpu(
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", shown)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
-    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: own is not None)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)  # as being asked for its memory leaves it
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda: 0 if own is None else 1000)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: own)
     with ray_cluster.without_the_drivers_gpu():
         assert os.environ.get("CUDA_VISIBLE_DEVICES") == left
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == shown
+    ray_cluster.refuse_driver_on_cluster(DistributedSettings(address="auto", num_reward_workers=2))
     joined = DistributedSettings(address="auto", num_generators=2)
     if own is None:
         ray_cluster.refuse_driver_on_cluster(joined)

@@ -195,7 +195,7 @@ def test_what_the_host_and_the_disk_hold_by_hand(tmp_path: Path) -> None:
     training = {part: gib * GIB for part, gib in held["while it trains"].items() if gib}
     assert training == {
         "engine asleep": pytest.approx(2 * 2e6),
-        "to write a checkpoint": pytest.approx(2e6 + 2 * 2 * GIB),
+        "to write a checkpoint": pytest.approx(2e6 + 2 * GIB),
     }
     # the model for the engine, the weights, two moments and the teacher
     size, number = checkpoint_bytes(resolved, TINY, LOAD)

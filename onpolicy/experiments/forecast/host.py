@@ -31,7 +31,7 @@ from onpolicy.experiments.forecast.zero import zero_of
 from onpolicy.run.room import num_checkpoints
 from onpolicy.trainer.build import teacher_rule
 
-STREAMED = 2 * GIB
+STREAMED = 1 * GIB
 """Bytes of a checkpoint that are on the host at one time where it is not copied there whole."""
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where a container's limit stands, by version of cgroups."""
