@@ -15,6 +15,7 @@ from onpolicy.models import ModelHandle
 from onpolicy.trainer.build import local_trainer
 from onpolicy.trainer.process_group import join_process_group
 from onpolicy.types import Example, Metrics, Prompt, RolloutGroup, Sampling
+from onpolicy.utils.disk import os_error
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
@@ -114,8 +115,7 @@ class TrainerGroup(ABC):
         """On every rank before this returns: only paths and outcomes pass through the driver."""
         problem = self.call_all("save", folder.absolute())
         if problem is not None:
-            number, text = problem
-            raise OSError(number, text) if number else OSError(text)
+            raise os_error(*problem)
         return lambda: None
 
     def load_state(self, folder: Path, state: Mapping[str, Any]) -> None:

@@ -10,8 +10,9 @@ from onpolicy.config.problems import Problems, collected
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.shipped import config_argument
 from onpolicy.contracts import check_config, gives_single_rollouts_nothing, learns_from_advantages_alone
+from onpolicy.run.devices import for_ranks
 from onpolicy.run.first_rows import lacking_columns
-from onpolicy.utils.errors import UserError
+from onpolicy.utils.errors import ConfigError, UserError
 
 
 def check_run(source: ConfigSource, overrides: Sequence[str] = ()) -> ResolvedConfig:
@@ -25,6 +26,7 @@ def check_run(source: ConfigSource, overrides: Sequence[str] = ()) -> ResolvedCo
         problems.add(*_not_ready(resolved, problems))
         problems.add(*_learns_nothing(resolved, problems))
         problems.add(*_split_engines(resolved, problems))
+        problems.add(*_not_on_ranks(source, overrides, resolved, problems))
         problems.add(*lacking_columns(resolved, problems))
         return resolved
 
@@ -51,6 +53,18 @@ def _not_ready(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
             check(**plugin.options)
         except UserError as error:
             yield f"{plugin.key}: {error}"
+
+
+def _not_on_ranks(
+    source: ConfigSource, overrides: Sequence[str], resolved: ResolvedConfig, problems: Problems
+) -> Iterator[str]:
+    """What the ranks of several devices cannot be started with."""
+    if not problems.sound("trainer") or resolved.trainer.settings.devices == "1":
+        return
+    try:
+        for_ranks(source, overrides)
+    except ConfigError as error:
+        yield from error.problems
 
 
 def _split_engines(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:

@@ -20,6 +20,7 @@ from onpolicy.trainer.export import ModelExport
 from onpolicy.trainer.saved_state import SavedTensors, copied, moments_by_parameter, own_share, total_bytes, write_share
 from onpolicy.trainer.teacher import TeacherScorer
 from onpolicy.trainer.zero3 import full_tensors
+from onpolicy.utils.disk import os_error
 from onpolicy.utils.errors import CheckpointError
 from onpolicy.utils.host_memory import available_memory
 
@@ -127,7 +128,7 @@ class TrainerFiles:
             if problem is None and self._export is not None:
                 problem = _tried(partial(self._export.write, folder, student))
             if problem is not None:
-                raise OSError(getattr(problem, "errno", None), str(problem)) from problem
+                raise os_error(getattr(problem, "errno", None), str(problem)) from problem
 
         return write
 
@@ -157,8 +158,7 @@ class TrainerFiles:
         for rank, found in enumerate(self._engine.collectives.all_gather(said)):
             if found is not None:
                 number, text = found
-                where = f"rank {rank}: {text}" if self._engine.collectives.size > 1 else text
-                raise OSError(number, where) if number else OSError(where)
+                raise os_error(number, f"rank {rank}: {text}" if self._engine.collectives.size > 1 else text)
 
 
 def _tried(write: Callable[[], None]) -> BaseException | None:

@@ -43,6 +43,11 @@ def is_full(error: BaseException | None) -> bool:
     return False
 
 
+def os_error(number: int | None, text: str) -> OSError:
+    """An error of the system that was met elsewhere, e.g. by another process; without a number where a library gave none."""
+    return OSError(number, text.replace(f"[Errno {number}] ", "")) if number else OSError(text)
+
+
 def atomic_write(path: Path, text: str) -> None:
     """Writes a file so that it always has either its old content or the new one, also after a crash.
 
