@@ -39,11 +39,18 @@ def for_ranks(source: ConfigSource, overrides: Sequence[str]) -> tuple[list[str]
     """What each rank of a run is started with, and how many there are.
 
     Returns:
-        the overrides, and 1 where nothing is to be started: the run has one device, or this is one of the ranks already
+        the overrides, and 1 where nothing is to be started: the run has one device, this is one of the ranks already, or the config has
+        problems, all of which the run's own check says
+
+    Raises:
+        ConfigError: there are fewer GPUs, or the sharded trainer cannot have what the config says.
     """
     if launched():
         return list(overrides), 1
-    resolved = resolve(load(source, overrides))
+    try:
+        resolved = resolve(load(source, overrides))
+    except ConfigError:
+        return list(overrides), 1
     size = num_devices(resolved)
     if size == 1:
         return list(overrides), 1

@@ -228,11 +228,14 @@ def test_a_rank_starts_no_ranks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_what_cannot_be_started_is_refused(tmp_path: Path, overrides: list[str], said: str) -> None:
-    config = write_config(tmp_path)
-    for refuses in (for_ranks, check_run):
-        with pytest.raises(ConfigError, match=said) as found:
-            refuses(config, overrides)
-        assert len(found.value.problems) == 1
+    with pytest.raises(ConfigError, match=said) as found:
+        check_run(write_config(tmp_path), overrides)
+    assert len(found.value.problems) == 1
+
+
+def test_a_config_with_problems_is_left_to_the_runs_own_check(tmp_path: Path) -> None:
+    given = ["trainer.devices=2", "generater.x=1", "steps=many"]
+    assert for_ranks(write_config(tmp_path), given) == (given, 1)
 
 
 def test_more_than_there_are_is_refused_and_idle_ones_are_named(

@@ -56,7 +56,9 @@ def refuse_what_cannot_fit(source: ConfigSource, overrides: Sequence[str], ranks
     gpu = this_gpu()
     if gpu is None:
         return
-    resolved = resolve(load(source, overrides))
+    resolved = _resolved(source, overrides)
+    if resolved is None:  # the run's own check says all that is wrong
+        return
     if not all(_of_ours(plugin.function) for plugin in (resolved.trainer.plugin, resolved.generator.plugin)):
         return
     try:
