@@ -17,6 +17,9 @@ import pytest
 from xdist.scheduler import LoadFileScheduling  # type: ignore[import-untyped]
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is loaded: two workers do not fight over two cores
+if not Path("/dev/nvidiactl").exists():
+    # DeepSpeed decides at its first import, which may be within a test that shows torch GPUs
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
 for _name, _value in {
     "gcs_server_port_wait_time_s": 600,
     "raylet_start_wait_time_s": 120,  # rarely a node does not come up at all, and then another one has to be started
