@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.registry import defaults_and
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.schema import ModelSettings
 from onpolicy.data.chat_template import read_chat_template
 from onpolicy.data.rendering import Renderer
 from onpolicy.utils.bundled_model import BUNDLED, bundled_model
@@ -357,15 +358,14 @@ def load_weights(resolved: ResolvedConfig, path: str) -> Any:
         dtype="float32",
         attn_implementation=settings.attn_implementation,
         trust_remote_code=settings.trust_remote_code,
-        revision=settings.revision if path == resolve_model(settings.path) else None,
+        revision=_revision(settings, path),
     )
 
 
 def model_skeleton(resolved: ResolvedConfig, path: str) -> Any:
     """A model of the student's class and config, without weights."""
     settings = resolved.config.model
-    revision = settings.revision if path == resolve_model(settings.path) else None
-    return skeleton(path, trust_remote_code=settings.trust_remote_code, revision=revision)
+    return skeleton(path, trust_remote_code=settings.trust_remote_code, revision=_revision(settings, path))
 
 
 def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any:
@@ -405,13 +405,15 @@ def engine_dtype(resolved: ResolvedConfig, path: str, *, on_gpu: bool) -> str:
     """
     plugin, settings = resolved.generator.plugin, resolved.config.model
     given = dict(defaults_and(plugin.function, plugin.options)).get("dtype")
-    if given != "auto":  # a user's own generator may name anything
+    if given != "auto" or not on_gpu:  # a user's own generator may name anything
         return given if given in ("bfloat16", "float16") else "float32"
-    if not on_gpu:
-        return "float32"
-    revision = settings.revision if path == resolve_model(settings.path) else None
-    config = _config(path, settings.trust_remote_code, revision).get_text_config()
+    config = _config(path, settings.trust_remote_code, _revision(settings, path)).get_text_config()
     return str(config.dtype or "float32").removeprefix("torch.")
+
+
+def _revision(settings: ModelSettings, path: str) -> str | None:
+    """The config's revision is that of the student alone."""
+    return settings.revision if path == resolve_model(settings.path) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
-from onpolicy.run.checkpoint import write_state
+from onpolicy.run.checkpoint import Checkpoint, Checkpoints, Write, write_state
+from onpolicy.types import Metrics
 from tests.tiny import tiny_model_dir
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +110,13 @@ def state_alone(state: Mapping[str, Any] | None = None) -> Callable[[Path], Call
         return lambda: None
 
     return write
+
+
+def save(checkpoints: Checkpoints, step: int, write: Write, metrics: Metrics) -> Checkpoint:
+    """Writes one checkpoint and waits for it."""
+    checkpoints.begin(step, write, metrics)
+    checkpoints.wait()
+    return next(c for c in checkpoints.all() if c.step == step)
 
 
 def on_ranks(ranks: int, module: str, *arguments: str) -> subprocess.CompletedProcess[str]:

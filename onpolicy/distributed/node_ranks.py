@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from onpolicy.utils.device import available_cores
 from onpolicy.utils.signals import on_interrupt
 
 HOST = "127.0.0.1"
@@ -151,9 +152,8 @@ def die_with_parent() -> None:
 
 def rank_environment(rank: int, size: int, port: int, attempt: int) -> Mapping[str, str]:
     """The variables that torchrun sets, and the share of the processor that a rank has."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "GROUP_RANK": 0}
-    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, cores // size))}
+    threads = {} if "OMP_NUM_THREADS" in os.environ else {"OMP_NUM_THREADS": str(max(1, available_cores() // size))}
     return {
         **{name: str(value) for name, value in place.items()},
         "MASTER_ADDR": HOST,

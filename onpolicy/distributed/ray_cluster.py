@@ -14,13 +14,12 @@ from typing import Any
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import DistributedSettings
 from onpolicy.distributed.env import launched, world_size
+from onpolicy.utils.device import SHOWN, available_cores, shown_gpus
 from onpolicy.utils.errors import ConfigError
 
 FORWARDED = ("CUDA_", "HF_", "NCCL_", "OMP_", "ONPOLICY_", "PYTORCH_", "TOKENIZERS_", "TORCH", "TRANSFORMERS_", "VLLM_")
 """Prefixes of the environment variables that actors and tasks get from the driver."""
 
-SHOWN = "CUDA_VISIBLE_DEVICES"
-"""By which Ray counts the GPUs of a machine, and with which it gives each actor its own."""
 _lock = threading.Lock()
 _joined = 0
 _started_here = False
@@ -132,8 +131,7 @@ def slots(asked: Mapping[str, tuple[str, float]]) -> int:
 
 def share_of_cores(roles: DistributedSettings) -> int:
     """Threads of each process on a CPU; the driver counts as one of the processes."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // (1 + roles.num_generators + roles.num_trainers + roles.num_reward_workers))
+    return max(1, available_cores() // (1 + roles.num_generators + roles.num_trainers + roles.num_reward_workers))
 
 
 def gpus_per_generator(resolved: ResolvedConfig) -> int:
@@ -187,7 +185,7 @@ def without_the_drivers_gpu() -> Iterator[None]:
     if not own:
         yield
         return
-    names = [name for name in (before or "").split(",") if name] or [str(i) for i in range(torch.cuda.device_count())]
+    names = shown_gpus() or [str(i) for i in range(torch.cuda.device_count())]
     os.environ[SHOWN] = ",".join(name for i, name in enumerate(names) if i not in own)
     try:
         yield

@@ -153,7 +153,7 @@ class RayTrainerGroup(TrainerGroup):
         import ray
 
         given = ray.put(arguments)
-        return self._await([actor.call.remote(method, given) for actor in self._actors])[0]
+        return self._await([actor.call.remote(method, given) for actor in self._ranks()])[0]
 
     def step(self, examples: Sequence[Any]) -> dict[str, float]:
         metrics = super().step(examples)
@@ -165,14 +165,18 @@ class RayTrainerGroup(TrainerGroup):
         """Gathered tensor by tensor into the object store. The driver owns the buckets, so they outlive the ranks."""
         import ray
 
-        if not self._actors:
-            raise RoleLost("all ranks were lost before")
-        first, *others = self._actors
+        first, *others = self._ranks()
         nothing = ray.put(())
         helping = [actor.call.remote("join_weight_gather", nothing) for actor in others]
         stream = first.weight_buckets.options(num_returns="streaming").remote()
         self._await([stream.completed(), *helping])
         return WeightRefs(list(stream))
+
+    def _ranks(self) -> list[Any]:
+        """All of them; raises RoleLost where they were lost in an earlier call."""
+        if not self._actors:
+            raise RoleLost("all ranks were lost before")
+        return self._actors
 
     def close(self) -> None:
         self._kill_ranks()
@@ -196,12 +200,10 @@ class RayTrainerGroup(TrainerGroup):
         """The ranks' answers, in the order of ``refs``, with an eye on their heartbeats.
 
         Raises:
-            RoleLost: a rank died, hung, or ran out of memory. All ranks are gone then, and every later call says so too.
+            RoleLost: a rank died, hung, or ran out of memory. All ranks are gone then.
         """
         import ray
 
-        if not self._actors:
-            raise RoleLost("all ranks were lost before")
         monitor, open_, answers = HeartbeatMonitor(self._actors, self._timeout), list(refs), {}
         while open_:
             ready, open_ = ray.wait(open_, timeout=POLL)

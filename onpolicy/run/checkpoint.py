@@ -12,9 +12,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -85,14 +84,15 @@ class Checkpoints:
         final, unfinished = self.folder / f"step-{step:06d}", self.folder / f".step-{step:06d}.partial"
         self._again = partial(self.begin, step, write, metrics)
         self.last_begun, self.retry_due = step, False
-        with self._named(final, unfinished) as failure:
+        try:
             shutil.rmtree(unfinished, ignore_errors=True)
             unfinished.mkdir(parents=True)
             rest = write(unfinished)
-            self._writing = self._thread.submit(self._end, step, final, unfinished, rest, metrics)
-        if failure:
+        except OSError as error:
             self._writing = Future()
-            self._writing.set_exception(failure.pop())
+            self._writing.set_exception(self._failed(final, unfinished, error))
+        else:
+            self._writing = self._thread.submit(self._end, step, final, unfinished, rest, metrics)
 
     def wait(self) -> None:
         """Waits until nothing is being written.
@@ -127,42 +127,26 @@ class Checkpoints:
             self._again()
         self.wait()
 
-    def save(self, step: int, write: Write, metrics: Metrics) -> Checkpoint:
-        """Writes one checkpoint, then deletes those that are no longer kept; arguments and errors are those of ``begin`` and ``wait``."""
-        self.begin(step, write, metrics)
-        self.wait()
-        return next(c for c in self.all() if c.step == step)
-
     def _end(self, step: int, final: Path, unfinished: Path, rest: Callable[[], None], metrics: Metrics) -> Checkpoint:
         score = metrics.get(self.best) if self.best else None
-        with self._named(final, unfinished) as failure:
+        try:
             rest()
             _seal(unfinished, step, score)
             if final.exists():
                 shutil.rmtree(final)
             unfinished.rename(final)
             _flush(self.folder)
-        if failure:
-            raise failure.pop()  # nothing else holds it then, and what its traceback holds: the copy of the state
+        except OSError as error:
+            raise self._failed(final, unfinished, error) from error
         self._prune()
         return Checkpoint(path=final, step=step, score=score)
 
-    @contextmanager
-    def _named(self, final: Path, unfinished: Path) -> Iterator[list[CheckpointError]]:
-        """Collects the error with which a checkpoint cannot be written: the disk is full, or the folder not writable.
-
-        Earlier checkpoints are untouched.
-        """
-        failure: list[CheckpointError] = []
-        try:
-            yield failure
-        except OSError as error:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            named = CheckpointError(
-                f"could not save {str(final)!r}: {error} ({free_space(self.folder)}); {self.kept()}"
-            )
-            named.__cause__ = error
-            failure.append(named)
+    def _failed(self, final: Path, unfinished: Path, error: OSError) -> CheckpointError:
+        """Clears away what cannot be written, and names it: the disk is full, or the folder not writable. Earlier checkpoints stay."""
+        shutil.rmtree(unfinished, ignore_errors=True)
+        named = CheckpointError(f"could not save {str(final)!r}: {error} ({free_space(self.folder)}); {self.kept()}")
+        named.__cause__ = error
+        return named
 
     def _prune(self) -> None:
         checkpoints = self.all()

@@ -25,7 +25,7 @@ def num_devices(resolved: ResolvedConfig) -> int:
     """
     import torch
 
-    asked, there = resolved.trainer.settings.devices, torch.cuda.device_count() if torch.cuda.is_available() else 0
+    asked, there = resolved.trainer.settings.devices, torch.cuda.device_count()
     if asked == ALL_DEVICES:
         return max(there, 1)
     if there and int(asked) > there:
@@ -94,7 +94,7 @@ def unused_devices(resolved: ResolvedConfig) -> str:
     import torch
 
     roles = resolved.config.distributed
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    there = torch.cuda.device_count()
     if there < 2 or launched() or roles.num_trainers or roles.num_generators:
         return ""
     return f"uses 1 of the {there} GPUs of this machine; trainer.devices={ALL_DEVICES} uses them all"

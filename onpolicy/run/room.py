@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from onpolicy.config.schema import Config
+from onpolicy.utils.disk import free_bytes
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.host_memory import available_memory
 
@@ -39,7 +39,7 @@ def check_room(
     state, model, copied = size
     each, number, settings = state + model, num_checkpoints(config), config.checkpoint
     if free is None:
-        free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
+        free = free_bytes(folder)
     free += sum(p.stat().st_size for p in (folder / "checkpoints").rglob("*") if p.is_file())
     if each * number > free:
         fewer = f"checkpoint.keep_last={keep} or " if (keep := _fit(config, each, free)) else ""

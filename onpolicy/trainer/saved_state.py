@@ -7,7 +7,7 @@ rank and is found by its name, so a state can be read by any other number of ran
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,25 +49,30 @@ def write_share(folder: Path, tensors: Iterable[tuple[str, Tensor]], rank: int) 
         held[name] = tensor.detach().to("cpu").contiguous()
         size += tensor.nbytes
         if size >= FILE_BYTES:
-            problem = _write_file(folder, rank, number, held)
+            problem = failure_of(_write_file, folder, rank, number, held)
             held, size, number = {}, 0, number + 1
-    return problem or (_write_file(folder, rank, number, held) if held else None)
+    return problem or (failure_of(_write_file, folder, rank, number, held) if held else None)
 
 
-def _write_file(folder: Path, rank: int, number: int, tensors: Mapping[str, Tensor]) -> BaseException | None:
-    from safetensors.torch import save_file
-
+def failure_of(write: Callable[..., None], *arguments: Any) -> BaseException | None:
+    """Why it could not be done; safetensors raises its own type for a full disk, not OSError."""
     try:
-        if not folder.is_dir():
-            raise FileNotFoundError(
-                f"{str(folder)!r} is not there on the node of rank {rank}; expected a run_dir that all nodes share"
-            )
-        path = folder / FOLDER / f"rank-{rank:05d}-{number:05d}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        save_file(dict(tensors), path)
-    except Exception as error:  # safetensors raises its own type for a full disk, not OSError
+        write(*arguments)
+    except Exception as error:
         return error
     return None
+
+
+def _write_file(folder: Path, rank: int, number: int, tensors: Mapping[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"{str(folder)!r} is not there on the node of rank {rank}; expected a run_dir that all nodes share"
+        )
+    path = folder / FOLDER / f"rank-{rank:05d}-{number:05d}.safetensors"
+    path.parent.mkdir(exist_ok=True)
+    save_file(dict(tensors), path)
 
 
 class SavedTensors(Mapping[str, Tensor]):

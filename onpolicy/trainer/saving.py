@@ -17,7 +17,15 @@ from torch import Tensor
 
 from onpolicy.trainer.engine import Engine
 from onpolicy.trainer.export import ModelExport
-from onpolicy.trainer.saved_state import SavedTensors, copied, moments_by_parameter, own_share, total_bytes, write_share
+from onpolicy.trainer.saved_state import (
+    SavedTensors,
+    copied,
+    failure_of,
+    moments_by_parameter,
+    own_share,
+    total_bytes,
+    write_share,
+)
 from onpolicy.trainer.teacher import TeacherScorer
 from onpolicy.trainer.zero3 import full_tensors
 from onpolicy.utils.disk import os_error
@@ -126,7 +134,7 @@ class TrainerFiles:
         def write() -> None:
             problem = write_share(folder, tensors.items(), 0)
             if problem is None and self._export is not None:
-                problem = _tried(partial(self._export.write, folder, student))
+                problem = failure_of(self._export.write, folder, student)
             if problem is not None:
                 raise os_error(getattr(problem, "errno", None), str(problem)) from problem
 
@@ -150,7 +158,7 @@ class TrainerFiles:
                 held[name] = export.rounded(tensor)
         if export is None or not first:
             return None
-        return _tried(partial(_with_signs_of_life, partial(export.write, folder, held), folder, self._engine.alive))
+        return failure_of(_with_signs_of_life, partial(export.write, folder, held), folder, self._engine.alive)
 
     def _agree(self, problem: BaseException | None) -> None:
         """Raises on every rank what any of them has met."""
@@ -159,15 +167,6 @@ class TrainerFiles:
             if found is not None:
                 number, text = found
                 raise os_error(number, f"rank {rank}: {text}" if self._engine.collectives.size > 1 else text)
-
-
-def _tried(write: Callable[[], None]) -> BaseException | None:
-    """Why it could not be done; safetensors raises its own type for a full disk, not OSError."""
-    try:
-        write()
-    except Exception as error:
-        return error
-    return None
 
 
 def _with_signs_of_life(write: Callable[[], None], folder: Path, alive: Callable[[], None]) -> None:

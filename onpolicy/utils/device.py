@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     import torch
 
 
+SHOWN = "CUDA_VISIBLE_DEVICES"
+"""By which torch and Ray know the GPUs of a machine, and with which Ray gives each actor its own."""
+
+
 class NoSuchDevice(UserError, ValueError):
     """A device that torch does not find; names the option and the devices that there are."""
 
@@ -40,12 +44,21 @@ def torch_device(name: str | None, key: str) -> torch.device:
     return device
 
 
+def available_cores() -> int:
+    """Cores on which this process may run."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def shown_gpus() -> list[str]:
+    """What the machine calls the GPUs that this process is shown, in torch's order; empty where it is shown all of them."""
+    return [name for name in os.environ.get(SHOWN, "").split(",") if name]
+
+
 def device_name(device: torch.device) -> str:
-    """``cpu``, or a GPU as the machine counts them, whatever CUDA_VISIBLE_DEVICES shows this process."""
+    """``cpu``, or a GPU as the machine counts them, whatever this process is shown."""
     if device.type != "cuda":
         return str(device)
-    shown = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
-    index = device.index or 0
+    shown, index = shown_gpus(), device.index or 0
     return f"cuda:{shown[index] if index < len(shown) else index}"
 
 

@@ -70,10 +70,15 @@ def atomic_write(path: Path, text: str) -> None:
         raise
 
 
-def free_space(folder: Path) -> str:
+def free_bytes(folder: Path) -> int:
     """What the disk under a folder, which need not exist yet, has left."""
     existing = next((p for p in (folder, *folder.absolute().parents) if p.exists()), Path.cwd())
-    return f"{shutil.disk_usage(existing).free / 2**30:.1f} GiB free"
+    return shutil.disk_usage(existing).free
+
+
+def free_space(folder: Path) -> str:
+    """``free_bytes`` for the user."""
+    return f"{free_bytes(folder) / 2**30:.1f} GiB free"
 
 
 @dataclass(frozen=True)

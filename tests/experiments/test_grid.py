@@ -20,7 +20,7 @@ from onpolicy.run.run_dir import prepare_folder, write_choices
 from onpolicy.trainer.forward_settings import ForwardReport, ForwardSettings
 from onpolicy.utils.errors import ConfigError
 from tests.experiments.test_sweep import grid
-from tests.runs import state_alone
+from tests.runs import save, state_alone
 
 SLOW = {"trainer.lr": 1e-6}
 HALF = {"objective[1].weight": 0.5}
@@ -178,7 +178,7 @@ def test_a_run_whose_precision_the_device_chose_is_finished(tmp_path: Path, devi
     plain, other = cells(arms(tmp_path, SLOW), tmp_path / "out")
     resolved = load_resolved(plain.config, plain.overrides)
     prepare_folder(plain.folder, resolved)
-    Checkpoints(plain.folder / "checkpoints", keep_last=1, best=None).save(2, state_alone(), {})
+    save(Checkpoints(plain.folder / "checkpoints", keep_last=1, best=None), 2, state_alone(), {})
     chosen_there = ForwardSettings().on(torch.device(device))
     write_choices(plain.folder, resolved, ForwardReport((device,), chosen_there, chosen_there))
     assert chosen_there.precision in (plain.folder / "config.yaml").read_text()

@@ -57,7 +57,7 @@ from onpolicy.run.preflight import Preflight
 from onpolicy.trainer.saved_state import SavedTensors
 from onpolicy.types import Rollout, RolloutGroup
 from onpolicy.utils.errors import CheckpointError, ConfigError, ModelError
-from tests.runs import run_here, state_alone, write_config
+from tests.runs import run_here, save, state_alone, write_config
 from tests.tiny import CHATML, byte_tokenizer, tiny_model_dir
 
 ROOT = Path(__file__).parents[2]
@@ -279,7 +279,7 @@ def test_weights_that_are_a_pickle_are_refused(name: str, tmp_path: Path) -> Non
 def checkpoint(folder: Path, **changes: Any) -> Path:
     """A sealed one, and its manifest with changes."""
     kept = Checkpoints(folder, keep_last=9, best=None)
-    path = kept.save(1, state_alone({"step": 1, "m": [torch.zeros(2)]}), {}).path
+    path = save(kept, 1, state_alone({"step": 1, "m": [torch.zeros(2)]}), {}).path
     manifest = json.loads((path / "manifest.json").read_text())
     (path / "manifest.json").write_text(json.dumps(manifest | changes))
     return path
@@ -298,7 +298,7 @@ def test_a_checkpoint_with_an_odd_manifest_is_passed_over(changes: dict[str, Any
     path = checkpoint(tmp_path / "checkpoints", **changes)
     kept = Checkpoints(tmp_path / "checkpoints", keep_last=1, best=None)
     assert kept.all() == [] and kept.latest() is None
-    saved = kept.save(2, state_alone(), {})
+    saved = save(kept, 2, state_alone(), {})
     assert kept.latest() == saved and path.is_dir() and (tmp_path / "secret").exists(), "nothing else is pruned"
 
 
@@ -308,7 +308,7 @@ def test_a_checkpoint_that_is_a_link_elsewhere_is_passed_over(tmp_path: Path) ->
     (tmp_path / "checkpoints" / "step-000001").symlink_to(outside)
     kept = Checkpoints(tmp_path / "checkpoints", keep_last=1, best=None)
     for step in (2, 3):
-        kept.save(step, state_alone(), {})
+        save(kept, step, state_alone(), {})
     assert [c.step for c in kept.all()] == [3] and (outside / "state.json").exists()
 
 

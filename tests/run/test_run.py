@@ -29,7 +29,7 @@ from onpolicy.run.run import Run
 from onpolicy.utils import disk
 from onpolicy.utils.errors import CheckpointError
 from onpolicy.utils.faults import RoleLost
-from tests.runs import metrics, run_here, start, state_alone, wait_for_a_step, write_config
+from tests.runs import metrics, run_here, save, start, state_alone, wait_for_a_step, write_config
 
 SETS = {"easy": {"name": "gym", "task": "chain_sum", "size": 3}}
 
@@ -234,7 +234,7 @@ def test_evaluation_while_training_and_on_its_own(tmp_path: Path, capsys: pytest
 def test_the_best_and_the_last_are_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "c", keep_last=2, best="score")
     for step, value in enumerate([0.1, 0.9, 0.3, 0.2], start=1):
-        checkpoints.save(step, state_alone({"a": 1}), {"score": value})
+        save(checkpoints, step, state_alone({"a": 1}), {"score": value})
     assert [c.step for c in checkpoints.all()] == [2, 3, 4]
 
 
@@ -242,7 +242,7 @@ def test_what_a_process_that_died_left_half_written_goes(tmp_path: Path) -> None
     checkpoints, left = Checkpoints(tmp_path / "c", keep_last=2, best=None), tmp_path / "c" / ".step-000009.partial"
     left.mkdir(parents=True)
     (left / "state.json").write_text("{")
-    checkpoints.save(1, state_alone({"a": 1}), {})
+    save(checkpoints, 1, state_alone({"a": 1}), {})
     assert [path.name for path in (tmp_path / "c").iterdir()] == ["step-000001"]
 
 

@@ -30,10 +30,11 @@ from onpolicy.experiments.forecast.trainer_memory import copies_of_the_model, mo
 from onpolicy.experiments.forecast.zero import zero_of
 from onpolicy.run.room import num_checkpoints
 from onpolicy.trainer.build import teacher_rule
+from onpolicy.utils.host_memory import CGROUPS
 
 STREAMED = 1 * GIB
 """Bytes of a checkpoint that are on the host at one time where it is not copied there whole."""
-CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+CGROUP_LIMITS = tuple(Path(limit) for limit, _ in CGROUPS)
 """Where a container's limit stands, by version of cgroups."""
 
 
