@@ -111,14 +111,20 @@ def test_memory_that_runs_out_halves_the_micro_batch(tmp_path: Path, capsys: pyt
 
 @pytest.mark.nightly
 def test_a_step_may_take_longer_than_a_rank_may_be_silent(tmp_path: Path) -> None:
-    """Six micro-batches of two seconds on each rank, where four seconds without a sign of life are too many."""
+    """Before two updates the log-probabilities are read, in one phase of six passes of two seconds on each rank, where four seconds without
+    a sign of life are too many."""
     objective = [{"name": "tests.ranks.faults:slow", "seconds": 2.0}]
     data = {"name": "file", "path": str(tmp_path / "data.jsonl"), "prompts_per_step": 4}
-    config = settings(tmp_path, objective=objective, data=data, contexts={}, preflight={"enabled": False}, steps=1)
+    config = settings(tmp_path, objective=objective, data=data, contexts={}, preflight={"enabled": False}, steps=2)
     short = ["trainer.micro_batch_tokens=20", "trainer.layout=padded", "distributed.heartbeat_timeout_s=4"]
-    assert run_here(config, f"run_dir={tmp_path / 'run'}", "distributed.num_trainers=2", *short) == 0
+    assert (
+        run_here(
+            config, f"run_dir={tmp_path / 'run'}", "distributed.num_trainers=2", "trainer.updates_per_step=2", *short
+        )
+        == 0
+    )
     (row,) = metrics(tmp_path / "run")[-1:]
-    assert row["step"] == 1 and row["faults/trainer"] == 0
+    assert row["step"] == 2 and row["faults/trainer"] == 0
 
 
 @pytest.mark.nightly

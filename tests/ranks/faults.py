@@ -6,10 +6,12 @@ import os
 import signal
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import torch
 
+from onpolicy.trainer.body_runner import BodyRunner
 from onpolicy.types import LossInputs, TermOutput
 
 LENGTH = 8
@@ -58,9 +60,15 @@ def greedy(inputs: LossInputs, *, most: int) -> TermOutput:
 
 
 def slow(inputs: LossInputs, *, seconds: float) -> TermOutput:
-    """Takes its time over each micro-batch of a run."""
-    if inputs.sampled_mask.shape[1] == LENGTH:
-        time.sleep(seconds)
+    """From its first micro-batch of a run on, every forward pass of its process takes so much longer."""
+    if inputs.sampled_mask.shape[1] == LENGTH and not hasattr(BodyRunner, "quick"):
+        BodyRunner.quick = quick = BodyRunner.run  # type: ignore[attr-defined]
+
+        def run(*arguments: Any) -> Any:
+            time.sleep(seconds)
+            return quick(*arguments)
+
+        BodyRunner.run = run  # type: ignore[method-assign, assignment]
     return TermOutput(per_token=-inputs.logprobs)
 
 
