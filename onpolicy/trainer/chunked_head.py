@@ -41,6 +41,12 @@ class TokenStats:
     tempered: Mapping[float, TokenStats] = field(default_factory=dict)
     """By temperature other than 1: the same with all logits divided by it, without marker mass."""
 
+    @property
+    def with_gradient(self) -> list[Tensor]:
+        """Every tensor that carries gradient."""
+        own = [self.logprobs, *self.divergences.values()]
+        return own + [tensor for stats in self.tempered.values() for tensor in stats.with_gradient]
+
 
 def token_stats(
     student: HiddenStates,
@@ -86,9 +92,9 @@ def token_stats(
         logprobs, divergences, stats = _ChunkedHead.apply(  # type: ignore[no-untyped-call]
             request, student.hidden, student.head.weight, student.head.bias
         )
-    columns, each = iter(stats.unbind(-1)), dict(zip(comparisons, divergences.unbind(-1), strict=True))
+    columns, each = iter(stats.unbind(-1)), dict(zip(comparisons, _columns(divergences), strict=True))
     found = {}
-    for temperature, own in zip(request.temperatures, logprobs.unbind(-1), strict=True):
+    for temperature, own in zip(request.temperatures, _columns(logprobs), strict=True):
         theirs = {who: (next(columns), next(columns)) for who in teachers}
         found[temperature] = TokenStats(
             logprobs=own,
@@ -99,6 +105,11 @@ def token_stats(
         )
     mass = {(who, name): next(columns) for who in (*teachers, STUDENT) for name in request.lexicons}
     return replace(found.pop(1.0), marker_mass=mass, tempered=found)
+
+
+def _columns(tensor: Tensor) -> list[Tensor]:
+    """Each as a tensor of its own: FSDP hangs hooks on a model's outputs, which an operation in place takes off a view."""
+    return [column.clone() for column in tensor.unbind(-1)]
 
 
 def _tokens_per_chunk(vocabulary: int, device: torch.device) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -14,19 +14,21 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Inside, counts the bytes of every storage that an operation makes until it is freed; what was there before counts nothing.
+    """Inside, counts the bytes of the storages that operations make until they are freed; what was there before counts nothing.
 
     What an operation allocates and frees within itself is not seen.
     """
 
-    def __init__(self, before: Iterable[Tensor]) -> None:
+    def __init__(self, before: Iterable[Tensor] = (), counted: Callable[[Tensor], bool] = lambda tensor: True) -> None:
         """
         Args:
             before: tensors that were there before, which operations may return
+            counted: whether a tensor's storage counts
         """
         super().__init__()  # type: ignore[no-untyped-call]
         self.now, self.peak = 0, 0
         """Bytes now, and the most at any time."""
+        self._counted = counted
         self._seen: dict[int, Any] = {tensor.untyped_storage()._cdata: None for tensor in before}
 
     def __torch_dispatch__(
@@ -34,7 +36,7 @@ class LiveBytes(TorchDispatchMode):
     ) -> Any:
         found = self.run(func, args, kwargs or {})
         for tensor in (found,) if isinstance(found, Tensor) else tree_leaves(found):
-            if isinstance(tensor, Tensor):
+            if isinstance(tensor, Tensor) and self._counted(tensor):
                 self._add(tensor.untyped_storage())
         self.peak = max(self.peak, self.now)
         return found

@@ -11,10 +11,11 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
-from onpolicy.integrations.verl.rows import floats, train_batch
+from onpolicy.integrations.verl.rows import floats, padded, train_batch
 from onpolicy.losses.objective import MetricAccumulator, Objective, Totals
-from onpolicy.trainer.chunked_head import token_stats
+from onpolicy.trainer.chunked_head import TokenStats, token_stats
 from onpolicy.trainer.collectives import SingleProcess
+from onpolicy.trainer.head import HiddenStates
 from onpolicy.trainer.loss_inputs import loss_inputs, observe
 from onpolicy.trainer.totals import has_tokens, over_ranks
 from onpolicy.types import LossInputs, Metrics, TrainBatch
@@ -84,21 +85,26 @@ class Bridge:
             return inputs.logprobs.sum() * 0.0, {}
         return self.objective.loss(inputs, self._totals, self._tally) * self.together.size, {}
 
+    def stats(self, student: HiddenStates, teachers: Mapping[str, HiddenStates], data: TensorDict) -> TokenStats:
+        """What student and teachers say about the sampled tokens of a micro-batch."""
+        mask = padded(data["response_mask"]).bool()
+        return token_stats(
+            student,
+            teachers,
+            padded(data["responses"])[mask],
+            self.objective.comparisons,
+            marker_ids=self.marker_ids,
+            temperatures=self.objective.temperatures,
+        )
+
     def _inputs(
         self, model_output: Mapping[str, Any], data: TensorDict, rows: Tensor | slice = slice(None)
     ) -> LossInputs:
         """Some rows of a micro-batch; those that are left out have no sampled token, so the models' outputs have nothing of them."""
         batch = _rows(self.batch(data), rows)
-        stats = token_stats(
-            model_output["student"],
-            model_output["teachers"],
-            batch.completion_ids[batch.sampled_mask],
-            self.objective.comparisons,
-            marker_ids=self.marker_ids,
-            temperatures=self.objective.temperatures,
-        )
         names = data.keys()  # a TensorDict iterates over rows
-        inputs = loss_inputs(batch, stats, floats(data["old_log_probs"])[rows] if "old_log_probs" in names else None)
+        old = floats(data["old_log_probs"])[rows] if "old_log_probs" in names else None
+        inputs = loss_inputs(batch, model_output["stats"], old)
         # where the sampler did not say, it counts as the trainer
         return inputs if "rollout_log_probs" in names else replace(inputs, rollout_logprobs=inputs.old_logprobs)
 

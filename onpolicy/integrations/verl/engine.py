@@ -1,9 +1,10 @@
-"""verl's FSDP2 engine, with our loss and a head that runs at sampled tokens only."""
+"""verl's FSDP2 engine, with our loss and a head that runs at sampled tokens only, some of them at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -15,24 +16,37 @@ from verl.utils.device import get_device_id, get_device_name
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from onpolicy.integrations.verl.bridge import Bridge
-from onpolicy.trainer.head import Head, HiddenStates
+from onpolicy.integrations.verl.own_head import OwnHead
+from onpolicy.trainer.head import Head, HeadLike, HiddenStates
+
+Row = tuple[Tensor, Tensor, Tensor]
+"""A prompt, the response after it, and which of its tokens were sampled (bool)."""
 
 
 class TeacherReader(Protocol):
     """What the engine needs of ``teachers.Teachers``."""
 
-    def read(self, data: TensorDict) -> dict[str, HiddenStates]:
-        """The teachers' logits at a micro-batch's sampled tokens, by context."""
+    def read(self, data: TensorDict) -> Mapping[str, Tensor]:
+        """The teachers' hidden states ``[N, H]`` at a micro-batch's sampled tokens, by context."""
+        ...
+
+    def heads(self, student: Head) -> Mapping[str, HeadLike]:
+        """What makes logits of them."""
+        ...
+
+    def forget(self) -> None:
+        """Frees what is kept from one micro-batch to the next."""
         ...
 
 
 class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
     """A student that learns from teachers once ``learn`` was called; verl's own engine until then and in verl's forward-only passes."""
 
+    head: Head | None = None
+    """The head of a model that is read as a teacher or reference, whole and in what it computes in; until ``forget_head``."""
+    _own_head: OwnHead
     _bridge: Bridge | None = None
     _teachers: TeacherReader
-    _teacher_states: dict[str, HiddenStates] | None = None
-    """The teachers' outputs for the current micro-batch."""
     _surveying = False
     """Whether the pass under way is forward only and read by teachers all the same."""
 
@@ -45,6 +59,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
 
         verl always does, which suits one pass a step; a teacher is read again in every micro-batch.
         """
+        self._own_head = OwnHead(module)
         config = self.engine_config
         if not config.forward_only or config.param_offload:
             return super()._build_fsdp_module(module)
@@ -59,9 +74,12 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         if forward_only or self._bridge is None:
             return super().forward_backward_batch(data, loss_function, forward_only)
         self._bridge.begin(data)
-        if self._bridge.needs_survey:
-            self._survey(data, self._bridge)
-        output = super().forward_backward_batch(data, loss_function, forward_only)
+        try:
+            if self._bridge.needs_survey:
+                self._survey(data, self._bridge)
+            output = super().forward_backward_batch(data, loss_function, forward_only)
+        finally:
+            self._teachers.forget()
         output["metrics"].update(self._bridge.end())
         return output
 
@@ -82,79 +100,98 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         return super().optimizer_step()
 
     def forward_step(self, micro_batch: TensorDict, loss_function: Any, forward_only: bool) -> Any:
-        """One micro-batch: first the teachers' forward passes, without a graph."""
+        """One micro-batch: first the teachers' forward passes, without a graph; the student's head reads with them, chunk by chunk."""
         if self._bridge is None or (forward_only and not self._surveying):
             return super().forward_step(micro_batch, loss_function, forward_only)
-        self._teacher_states = self._teachers.read(micro_batch.to(get_device_id()))
-        try:
-            loss, output = super().forward_step(micro_batch, loss_function, forward_only)
-        finally:
-            self._teacher_states = None
-        del output[
-            "model_output"
-        ]  # all micro-batches' logits would not fit, and verl joins those of a forward-only pass
+        bridge, teachers, data = self._bridge, self._teachers, micro_batch.to(get_device_id())
+        states = teachers.read(data)
+
+        def compare(hidden: Tensor, head: Head) -> dict[str, Any]:
+            heads = teachers.heads(head)
+            theirs = {context: HiddenStates(own, heads[context]) for context, own in states.items()}
+            stats = bridge.stats(HiddenStates(hidden, head), theirs, data)
+            return {"stats": stats, "with gradient": stats.with_gradient}
+
+        with self._own_head.replaced(_places(data)[sampled(data)], compare):
+            loss, output = super().forward_step(data, loss_function, forward_only)
+        del output["model_output"]  # verl joins those of a forward-only pass
         return loss, output
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> Any:
         """Log-probabilities are the model's own, at temperature 1, whatever temperature it was sampled with."""
         tu.assign_non_tensor(micro_batch, temperature=1.0)
-        inputs, arguments = super().prepare_model_inputs(micro_batch)
-        if self._teacher_states is not None and _is_packed(micro_batch):
-            inputs["logits_to_keep"] = _packed_rows(micro_batch["prompts"], micro_batch["responses"])
-        return inputs, arguments
+        return super().prepare_model_inputs(micro_batch)
 
     def prepare_model_outputs(
         self, output: Any, output_args: Any, micro_batch: TensorDict, logits_processor_func: Any
     ) -> Any:
-        """The student's and the teachers' logits at the sampled tokens, for ``Bridge``."""
-        if self._teacher_states is None:
-            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
-        logits = _rows(output.logits, micro_batch)[sampled(micro_batch)]
-        return {"student": HiddenStates(logits, Head()), "teachers": self._teacher_states}
+        """What ``Bridge`` reads, where our head ran in the place of the model's."""
+        if isinstance(output, dict) and "stats" in output:
+            return output
+        return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
 
     @torch.no_grad()
-    def response_logits(
-        self,
-        prompts: Sequence[Tensor],
-        responses: Sequence[Tensor],
-        like: TensorDict,
-        *,
-        rounds: Any,
-        plain: bool = False,
-    ) -> list[Tensor]:
-        """The logits ``[T, V]`` that predict each response after its prompt, under this engine's weights.
+    def response_states(
+        self, rows: Sequence[Row | None], like: TensorDict, *, rounds: Any, plain: bool = False
+    ) -> Tensor:
+        """The hidden states that predict the sampled tokens of all rows, row after row, under this engine's weights.
 
         Args:
+            rows: None for one whose prompt is not read, whose tokens get zeros
             like: a micro-batch whose settings hold: layout, and how many tokens may be read at once
             rounds: (passes this rank needs) -> passes that all ranks make, as FSDP has to gather together
             plain: without adapters
+
+        Returns:
+            ``[N, H]`` with all rows' sampled tokens in N, in what the model computes in
         """
-        lengths = [len(p) + len(r) for p, r in zip(prompts, responses, strict=True)]
-        chunks = list(_chunks(lengths, _budget(like)))
+        counts = [int(mask.sum()) for mask in like["response_mask"].unbind()]
+        given = [(place, row) for place, row in enumerate(rows) if row is not None and counts[place]]
+        chunks = list(_chunks([len(prompt) + len(response) for _, (prompt, response, _) in given], _budget(like)))
+        keeps = self.engine_config.forward_only or (plain and self._own_head.adapted)
         # before any pass: FSDP matches all-gathers by their order, so no other collective may come between them
-        idle = rounds(len(chunks)) - len(chunks)
-        found: list[Tensor] = [torch.empty(0)] * len(lengths)
+        passes = rounds(len(chunks)) or int(keeps and self.head is None)
+        width = self.module.config.get_text_config().hidden_size
+        found = torch.zeros(sum(counts), width, dtype=self._computes_in, device=get_device_id())
+        parts = found.split(counts)
         with self._without_adapter() if plain else nullcontext():
             for numbers in chunks:
-                logits = self._read([prompts[i] for i in numbers], [responses[i] for i in numbers], like)
-                for i, own in zip(numbers, logits.split([len(responses[i]) for i in numbers]), strict=True):
-                    found[i] = own
-            for _ in range(idle):
+                places, chosen = zip(*(given[i] for i in numbers), strict=True)
+                states = self._read(chosen, like, keeps=keeps)
+                for place, own in zip(places, states.split([counts[place] for place in places]), strict=True):
+                    parts[place].copy_(own)
+            for _ in range(passes - len(chunks)):
                 token = torch.zeros(1, dtype=torch.long, device=get_device_id())
-                self._read([token], [token], like)
+                self._read([(token, token, token.bool())], like, keeps=keeps)
         for module in self.module.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()  # what was gathered is stale once the weights have moved
         return found
 
-    def _read(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], like: TensorDict) -> Tensor:
-        data = _batch(prompts, responses, packed=_is_packed(like))
+    def forget_head(self) -> None:
+        self.head = None
+
+    def _read(self, rows: Sequence[Row], like: TensorDict, *, keeps: bool) -> Tensor:
+        """The hidden states at the rows' sampled tokens; keeps the head if there is none yet and it is to be kept."""
+
+        def states(hidden: Tensor, head: Head) -> Tensor:
+            if keeps and self.head is None:
+                self.head = replace(head, weight=_copy(head.weight), bias=_copy(head.bias))
+            return hidden
+
+        data = _batch(rows, packed=_is_packed(like))
         inputs, _ = super().prepare_model_inputs(data)
-        if _is_packed(like):
-            inputs["logits_to_keep"] = _packed_rows(data["prompts"], data["responses"])
-        dtype = getattr(self, "_autocast_dtype", torch.bfloat16)
-        with torch.autocast(get_device_name(), dtype, enabled=dtype != torch.float32):
-            return _rows(self.module(**inputs, use_cache=False).logits, data)
+        dtype = self._computes_in
+        with (
+            torch.autocast(get_device_name(), dtype, enabled=dtype != torch.float32),
+            self._own_head.replaced(_places(data)[sampled(data)], states),
+        ):
+            found: Tensor = self.module(**inputs, use_cache=False)
+        return found
+
+    @property
+    def _computes_in(self) -> torch.dtype:
+        return getattr(self, "_autocast_dtype", torch.bfloat16)
 
     def _without_adapter(self) -> AbstractContextManager[Any]:
         context: AbstractContextManager[Any] = self.disable_adapter()
@@ -196,8 +233,9 @@ def _chunks(lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
     yield chunk
 
 
-def _batch(prompts: Sequence[Tensor], responses: Sequence[Tensor], *, packed: bool) -> TensorDict:
+def _batch(rows: Sequence[Row], *, packed: bool) -> TensorDict:
     """Rows as verl lays them out."""
+    prompts, responses, masks = zip(*rows, strict=True)
     joined = [torch.cat([p, r]) for p, r in zip(prompts, responses, strict=True)]
     data = TensorDict(
         {
@@ -205,6 +243,7 @@ def _batch(prompts: Sequence[Tensor], responses: Sequence[Tensor], *, packed: bo
             "position_ids": _nested([torch.arange(len(ids), device=ids.device) for ids in joined]),
             "prompts": _nested(prompts),
             "responses": _nested(responses),
+            "response_mask": _nested(masks),
         },
         batch_size=len(joined),
     )
@@ -216,25 +255,18 @@ def _nested(rows: Sequence[Tensor]) -> Tensor:
     return torch.nested.as_nested_tensor(list(rows), layout=torch.jagged)
 
 
-def _places(prompts: Any, responses: Any, starts: Tensor) -> Tensor:
-    """Where the logits that predict response tokens stand: one before each, as the alignment rule has it."""
-    first = starts + prompts.offsets().diff() - 1
-    lengths = responses.offsets().diff()
-    within = torch.arange(int(lengths.sum()), device=lengths.device) - (lengths.cumsum(0) - lengths).repeat_interleave(
-        lengths
-    )
-    places: Tensor = first.repeat_interleave(lengths) + within
+def _places(data: TensorDict) -> Tensor:
+    """[all T] where the states that predict response tokens stand among all positions of a batch: one before each token, as the alignment
+    rule has it."""
+    prompts, responses = data["prompts"].offsets().diff(), data["responses"].offsets().diff()
+    rows = prompts + responses
+    numbers = torch.arange(len(rows), device=rows.device)
+    starts = rows.cumsum(0) - rows if _is_packed(data) else numbers * rows.max()
+    within = torch.arange(int(responses.sum()), device=rows.device)
+    within -= (responses.cumsum(0) - responses).repeat_interleave(responses)
+    places: Tensor = (starts + prompts - 1).repeat_interleave(responses) + within
     return places
 
 
-def _packed_rows(prompts: Any, responses: Any) -> Tensor:
-    lengths: Tensor = prompts.offsets().diff() + responses.offsets().diff()
-    return _places(prompts, responses, lengths.cumsum(0) - lengths)
-
-
-def _rows(logits: Tensor, data: TensorDict) -> Tensor:
-    """[all T, V], row after row; packed logits hold only the positions asked for."""
-    if _is_packed(data):
-        return logits[0]
-    starts = torch.arange(len(logits), device=logits.device) * logits.shape[1]
-    return logits.flatten(0, 1)[_places(data["prompts"], data["responses"], starts)]
+def _copy(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.detach().clone()

@@ -15,13 +15,14 @@ from verl.utils.device import get_torch_device
 
 from onpolicy.integrations.verl.rows import NOTHING, prompt_column
 from onpolicy.trainer.collectives import SingleProcess
-from onpolicy.trainer.head import Head, HiddenStates
+from onpolicy.trainer.head import Head, HeadLike
+from onpolicy.trainer.teacher import MixedHead
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.types import REF
 from onpolicy.utils.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from onpolicy.integrations.verl.engine import TeachingEngine
+    from onpolicy.integrations.verl.engine import Row, TeachingEngine
 
 
 class Teachers:
@@ -45,41 +46,56 @@ class Teachers:
         self.contexts, self.needs_ref, self.together = tuple(contexts), needs_ref, together
         self.steps = 0
 
-    def read(self, data: TensorDict) -> dict[str, HiddenStates]:
-        """Logits at all sampled tokens by context, and under REF if a loss needs it; zeros, which the mask hides, without a context."""
+    def read(self, data: TensorDict) -> dict[str, Tensor]:
+        """Hidden states at all sampled tokens by context, and under REF if a loss needs it.
+
+        Where a row lacks a context they are zeros, which the context's mask hides.
+        """
         responses, masks = list(data["responses"].unbind()), [m.bool() for m in data["response_mask"].unbind()]
         found = {}
         for context in self.contexts:
-            prompts = list(data[prompt_column(context)].unbind())
-            rows = [i for i, ids in enumerate(prompts) if int(ids[0]) != NOTHING and bool(masks[i].any())]
-            logits = self._logits([prompts[i] for i in rows], [responses[i] for i in rows], data)
-            found[context] = _laid_out(dict(zip(rows, logits, strict=True)), masks, *self._like)
+            prompts = data[prompt_column(context)].unbind()
+            rows = [
+                None if int(prompt[0]) == NOTHING else (prompt, response, mask)
+                for prompt, response, mask in zip(prompts, responses, masks, strict=True)
+            ]
+            readers = [self._copied_states] * self.rule.copies
+            if not self.rule.copies or self.rule.student_share:
+                readers.append(self._student_states)
+            found[context] = torch.cat([read(rows, data) for read in readers], -1)
         if self.needs_ref:
-            logits = self._copied_logits(list(data["prompts"].unbind()), responses, data)
-            found[REF] = _laid_out(dict(enumerate(logits)), masks, *self._like)
-        return {name: HiddenStates(logits, Head()) for name, logits in found.items()}
+            found[REF] = self._copied_states(list(zip(data["prompts"].unbind(), responses, masks, strict=True)), data)
+        return found
 
-    def _logits(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
-        if not self.rule.copies:
-            return self.student.response_logits(prompts, responses, data, rounds=self.together.max_passes)
-        theirs = self._copied_logits(prompts, responses, data)
-        if not (share := self.rule.student_share):
-            return theirs
-        own = self.student.response_logits(prompts, responses, data, rounds=self.together.max_passes)
-        return [(1.0 - share) * one + share * other for one, other in zip(theirs, own, strict=True)]
+    def heads(self, student: Head) -> dict[str, HeadLike]:
+        """By context and for the reference model, what makes logits of the hidden states that ``read`` returns.
 
-    def _copied_logits(self, prompts: Sequence[Tensor], responses: Sequence[Tensor], data: TensorDict) -> list[Tensor]:
-        """Logits of the reference engine: the reference model, or a teacher that has moved since."""
-        reader = self.reference or self.student
-        return reader.response_logits(
-            prompts, responses, data, rounds=self.together.max_passes, plain=self.reference is None
-        )
+        Args:
+            student: the student's head
+        """
+        copied = self._copied.head or student
+        teacher: HeadLike = copied if self.rule.copies else student
+        if self.rule.student_share:
+            assert copied.weight is not None
+            teacher = MixedHead(copied, student, self.rule.student_share, copied.weight.shape[-1])
+        return dict.fromkeys(self.contexts, teacher) | {REF: copied}
+
+    def forget(self) -> None:
+        """Frees the head that was kept for the micro-batches of an update."""
+        self._copied.forget_head()
+
+    def _student_states(self, rows: Sequence[Row | None], data: TensorDict) -> Tensor:
+        return self.student.response_states(rows, data, rounds=self.together.max_passes)
+
+    def _copied_states(self, rows: Sequence[Row | None], data: TensorDict) -> Tensor:
+        """Of the reference model, or a teacher that has moved since."""
+        plain = self.reference is None
+        return self._copied.response_states(rows, data, rounds=self.together.max_passes, plain=plain)
 
     @property
-    def _like(self) -> tuple[int, torch.dtype]:
-        """Width and type of logits."""
-        width = int(self.student.module.config.get_text_config().vocab_size)
-        return width, getattr(self.student, "_autocast_dtype", torch.float32)
+    def _copied(self) -> TeachingEngine:
+        """The engine with the reference model's weights."""
+        return self.reference or self.student
 
     @torch.no_grad()
     def update(self) -> None:
@@ -141,15 +157,3 @@ class Teachers:
 def _shard(parameter: Tensor) -> Tensor:
     """What this rank holds of it."""
     return parameter.to_local() if isinstance(parameter, DTensor) else parameter
-
-
-def _laid_out(known: dict[int, Tensor], masks: Sequence[Tensor], width: int, dtype: torch.dtype) -> Tensor:
-    """[N, V] at the sampled tokens of all rows; each row is let go once it is in its place."""
-    laid = torch.zeros(sum(int(mask.sum()) for mask in masks), width, dtype=dtype, device=masks[0].device)
-    place = 0
-    for i, mask in enumerate(masks):
-        tokens = int(mask.sum())
-        if i in known:
-            laid[place : place + tokens] = known.pop(i)[mask]
-        place += tokens
-    return laid

@@ -41,6 +41,8 @@ class TeachingTrainerMixin:
     """The mode of the trainer that this is mixed into; verl compares with its own names."""
     worker: type
     """Class that replaces its actor's worker."""
+    starts_at_old_policy = True
+    """Whether the old log-probabilities of every batch are those of the weights that its first update begins with."""
     annotate: Annotator
     renderer: Renderer
 
@@ -111,9 +113,22 @@ class TeachingTrainerMixin:
         super().on_step_end()  # type: ignore[misc]
 
     def _compute_old_log_prob(self, batch: Any, metrics: dict[str, Any]) -> Any:
-        """The batch is complete here, balanced and rewarded, and nothing has been computed on it yet."""
+        """The batch is complete here, balanced and rewarded, and nothing has been computed on it yet.
+
+        In a batch's only update the old policy is the one that is trained, so its log-probabilities need no pass of their own.
+        """
         metrics |= self._teach(batch)
+        if self._has_one_update(len(batch)):
+            return batch
         return super()._compute_old_log_prob(batch, metrics=metrics)  # type: ignore[misc]
+
+    def _has_one_update(self, rows: int) -> bool:
+        """Whether a batch is trained once, with the weights that its old log-probabilities would be of, and nobody else reads those."""
+        config = self.config  # type: ignore[attr-defined]
+        actor = config.actor_rollout_ref.actor
+        own = config.algorithm.adv_estimator == ESTIMATOR and not config.algorithm.rollout_correction.bypass_mode
+        whole = rows <= actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n and actor.ppo_epochs == 1
+        return own and whole and self.starts_at_old_policy
 
     def _teach(self, batch: Any) -> Metrics:
         """Scores every group, builds its teachers' prompts, and stores both for the workers."""
@@ -247,6 +262,7 @@ class SeparateAsyncTrainer(TeachingTrainerMixin, PPOTrainerSeparateAsync):  # ty
     """Rollouts on devices of their own."""
 
     mode, worker = "separate_async", TeachingDetachActorWorker
+    starts_at_old_policy = False  # they are of the last weights that rollouts got, some batches ago
 
 
 TRAINERS = {

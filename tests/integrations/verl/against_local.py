@@ -1,6 +1,6 @@
 """One rank of verl's engine with our loss beside a local trainer on the same rollouts; rank 0 writes how far they are apart.
 
-torchrun --nproc-per-node N -m tests.integrations.verl.against_local FOLDER
+torchrun --nproc-per-node N -m tests.integrations.verl.against_local FOLDER [CASE...]
 """
 
 from __future__ import annotations
@@ -52,10 +52,12 @@ from onpolicy.losses.terms.teacher_advantage import teacher_advantage
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, snapshot, trust_region_logits
 from onpolicy.types import Example
 from tests.trainer.test_trainer import distill_term, plain_term
-from tests.tiny import random_examples, tiny_model_dir
+from tests.tiny import example, random_examples, tiny_model_dir
+from onpolicy.utils.live_bytes import LiveBytes
 
 NAMES = ("hedge", "other")
 MARKERS = {"hedge": [5, 9, 77]}
+VOCABULARY = 264
 FP32 = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
 
 
@@ -95,18 +97,23 @@ class Side:
     """verl's worker as it trains on one rank, with the reference engine that a teacher may need."""
 
     def __init__(
-        self, folder: Path, rule: WeightRule, terms: Sequence[Term], *, packed: bool = True, **more: Any
+        self,
+        folder: Path,
+        rule: WeightRule,
+        terms: Sequence[Term],
+        *,
+        packed: bool = True,
+        budget: int = 60,
+        **more: Any,
     ) -> None:
-        self.packed, self.together = (
-            packed,
-            ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size()),
-        )
+        self.packed, self.budget = packed, budget
+        self.together = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
         objective = Objective(tuple(terms))
         kept = more.pop("kept", False)
         self.worker = worker(folder, **more)
         wanted = rule.copies or objective.needs_ref
         self.reference = (
-            worker(folder, forward_only=True, reshard_after_forward=not kept)
+            worker(folder, forward_only=True, reshard_after_forward=not kept, **more)
             if wanted and not more.get("lora_rank")
             else None
         )
@@ -129,7 +136,7 @@ class Side:
     def data(self, examples: Sequence[Example], *, synthetic: int = 0) -> TensorDict:
         """This rank's part of the rollouts, and rows that verl would make up to fill the batch."""
         mine: list[Example | None] = [*examples[self.together.rank :: self.together.size], *([None] * synthetic)]
-        return rows_of(mine, self.bridge, packed=self.packed)
+        return rows_of(mine, self.bridge, packed=self.packed, budget=self.budget)
 
     def gradient(
         self, examples: Sequence[Example], *, synthetic: int = 0
@@ -158,15 +165,21 @@ class Side:
 
 
 def worker(
-    folder: Path, *, forward_only: bool = False, lora_rank: int = 0, reshard_after_forward: bool = True
+    folder: Path,
+    *,
+    forward_only: bool = False,
+    lora_rank: int = 0,
+    lora_targets: Sequence[str] = (),
+    reshard_after_forward: bool = True,
+    param_dtype: str = "fp32",
 ) -> TrainingWorker:
     model = HFModelConfig(
         path=str(folder / "model"), use_remove_padding=True, enable_gradient_checkpointing=False, lora_rank=lora_rank,
-        lora_alpha=16, override_config={"attn_implementation": "sdpa"},
+        lora_alpha=16, override_config={"attn_implementation": "sdpa"}, target_modules=list(lora_targets) or "all-linear",
     )  # fmt: skip
     engine = FSDPEngineConfig(
-        strategy="fsdp2", model_dtype="fp32", use_torch_compile=False, mixed_precision=FP32, forward_only=forward_only,
-        use_dynamic_bsz=True, max_token_len_per_gpu=60, reshard_after_forward=reshard_after_forward,
+        strategy="fsdp2", model_dtype="fp32", use_torch_compile=False, mixed_precision=FP32 | {"param_dtype": param_dtype},
+        forward_only=forward_only, use_dynamic_bsz=True, max_token_len_per_gpu=60, reshard_after_forward=reshard_after_forward,
     )  # fmt: skip
     optimizer = FSDPOptimizerConfig(lr=1e-3, clip_grad=1e9, weight_decay=0.0, total_training_steps=10)
     made = TrainingWorker(
@@ -179,7 +192,7 @@ def worker(
     return made
 
 
-def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool) -> TensorDict:
+def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool, budget: int) -> TensorDict:
     """Rollouts as verl's workers get them."""
     prompts = [torch.tensor(e.rollout.prompt_ids if e else (2, 2, 2)) for e in examples]
     responses = [torch.tensor(e.rollout.completion_ids if e else (2,)) for e in examples]
@@ -203,7 +216,7 @@ def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool)
         batch_size=len(examples),
     )
     tu.assign_non_tensor(
-        data, use_remove_padding=packed, use_dynamic_bsz=True, max_token_len_per_gpu=60, use_fused_kernels=False,
+        data, use_remove_padding=packed, use_dynamic_bsz=True, max_token_len_per_gpu=budget, use_fused_kernels=False,
         temperature=1.0, global_batch_size=len(examples), update_lr_scheduler=False,
     )  # fmt: skip
     return data
@@ -337,12 +350,53 @@ def resumed(folder: Path, side: Side, rule: WeightRule) -> dict[str, float]:
 def adapters(folder: Path) -> dict[str, float]:
     """Under LoRA the frozen teacher is the student without its adapters: after some steps the gap to a live one shows."""
     found = {}
+    same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
     for name, rule in (("live", live), ("frozen", frozen)):
-        side = Side(folder, rule(), methods()["opsd"], lora_rank=4)
-        for seed in range(3):
-            side.step(batch(seed=seed))
-        same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
-        found[name] = abs(side.gradient(same)[0])
+        for where, targets in (("layers", ()), ("head", ("lm_head",))):
+            side = Side(folder, rule(), methods()["opsd"], lora_rank=4, lora_targets=targets)
+            found[f"{name}/{where}/start"] = abs(side.gradient(same)[0])
+            for seed in range(3):
+                side.step(batch(seed=seed))
+            found[f"{name}/{where}"] = abs(side.gradient(same)[0])
+    return found
+
+
+def untied(folder: Path) -> dict[str, float]:
+    """A head with a weight of its own, which FSDP shards apart from the model."""
+    folder = folder / "untied"
+    if torch.distributed.get_rank() == 0:
+        tiny_model_dir(folder / "model", "llama")
+    torch.distributed.barrier()
+    found = {}
+    for name, rule in (("mixed", frozen), ("sdpo", live)):
+        loss, gradient = local_gradient(local(folder, rule(), methods()[name]), batch())
+        own, theirs, _ = Side(folder, rule(), methods()[name]).gradient(batch(), synthetic=1)
+        found[name] = max(abs(own - loss), _largest(theirs, gradient))
+        found[f"{name}/head"] = float(theirs["lm_head.weight"].abs().max())
+    return found
+
+
+def rounded(folder: Path) -> dict[str, float]:
+    """In bfloat16: a live teacher with the student's prompt, and how far the gradient is from the one in float32."""
+    same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
+    loss, _, _ = Side(folder, live(), methods()["opsd"], param_dtype="bf16").gradient(same)
+    _, exact = local_gradient(local(folder, frozen(), methods()["mixed"]), batch())
+    _, theirs, _ = Side(folder, frozen(), methods()["mixed"], param_dtype="bf16").gradient(batch())
+    one, other = (torch.cat([g[name].flatten().float() for name in sorted(exact)]) for g in (exact, theirs))
+    return {"identical": abs(loss), "cosine": float(torch.cosine_similarity(one, other, 0))}
+
+
+def logits(folder: Path) -> dict[str, float]:
+    """The most bytes of logits at a time, over those of all tokens of a micro-batch at once."""
+    found = {}
+    for tokens in (500, 1000):
+        side = Side(folder, frozen(), methods()["mixed"], budget=1100)
+        answer = [5 + i % 200 for i in range(tokens)]
+        marks = dict.fromkeys(batch()[0].spans, (True,) * tokens)
+        rows = [replace(example([4, 5, 6], answer, teacher=[7, 8, 4, 5, 6]), spans=marks)] * side.together.size
+        with LiveBytes(counted=lambda tensor: tensor.shape[-1:] == (VOCABULARY,)) as live_bytes:
+            side.gradient(rows)
+        found[str(tokens)] = live_bytes.peak / (tokens * VOCABULARY * 4)
     return found
 
 
@@ -366,13 +420,20 @@ def _largest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
     return max(float((one[n] - other[n].detach()).abs().max()) for n in one)
 
 
-def main(folder: Path) -> None:
+CASES = {
+    case.__name__: case
+    for case in (gradients, alone, identical, special, steps, adapters, metrics, untied, rounded, logits)
+}
+
+
+def main(folder: Path, *cases: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
     if torch.distributed.get_rank() == 0:
         tiny_model_dir(folder / "model")
     torch.distributed.barrier()
-    for case in (gradients, alone, identical, special, steps, adapters, metrics):
+    for name in cases or CASES:
+        case = CASES[name]
         found = case(folder)
         if torch.distributed.get_rank() == 0:
             (folder / f"{case.__name__}.json").write_text(json.dumps(found))
@@ -381,4 +442,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), *sys.argv[2:])

@@ -2,7 +2,8 @@
 
 1. loss and gradient of SDPO, OPSD, the sampled token, a mixture, and terms that need the whole update read first, packed and
 padded, whatever rows verl made up; 2. a teacher that reads the student's prompt teaches nothing; 3. five steps under every rule of the
-teacher, which survives a checkpoint; 4. metrics are the same numbers.
+teacher, which survives a checkpoint; 4. metrics are the same numbers; 5. a head of its own, an adapted head, bfloat16; 6. the bytes of
+logits that are alive at a time.
 """
 
 from __future__ import annotations
@@ -67,9 +68,29 @@ def test_a_reference_engine_whose_layers_stay_whole_follows_too(found: dict[str,
     assert found["special"]["kept"] < 1e-5
 
 
-def test_without_its_adapters_the_student_is_the_start_model(found: dict[str, Any]) -> None:
-    assert found["adapters"]["live"] < 1e-7
-    assert found["adapters"]["frozen"] > 1e-4
+@pytest.mark.parametrize("where", ["layers", "head"])
+def test_without_its_adapters_the_student_is_the_start_model(found: dict[str, Any], where: str) -> None:
+    adapters = found["adapters"]
+    assert adapters[f"live/{where}/start"] == adapters[f"frozen/{where}/start"] == 0.0
+    assert adapters[f"live/{where}"] < 1e-7
+    assert adapters[f"frozen/{where}"] > 1e-5
+
+
+@pytest.mark.parametrize("method", ["mixed", "sdpo"])
+def test_a_head_that_is_sharded_apart_from_the_model_gets_its_gradient(found: dict[str, Any], method: str) -> None:
+    assert found["untied"][f"{method}/head"] > 1e-3
+    assert found["untied"][method] < 1e-6
+
+
+def test_bfloat16(found: dict[str, Any]) -> None:
+    assert found["rounded"]["identical"] == 0.0
+    assert found["rounded"]["cosine"] > 0.999
+
+
+def test_no_more_logits_are_alive_with_more_tokens(found: dict[str, Any]) -> None:
+    """Those of one chunk of the student, the teacher and the reference model, with what is computed from them."""
+    shares = found["logits"]
+    assert shares["1000"] * 1000 == pytest.approx(shares["500"] * 500)
 
 
 def test_metrics_are_the_embedded_trainers(found: dict[str, Any]) -> None:

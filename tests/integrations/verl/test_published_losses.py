@@ -159,14 +159,14 @@ class Batch:
         ]
 
     def outputs(self, rows: Sequence[Row]) -> dict[str, Any]:
-        """What the engine hands over: logits at sampled tokens, row after row; zeros where a row has no context."""
+        """What the engine hands over, here from logits at sampled tokens, row after row; zeros where a row has no context."""
         teachers = {
             context: self.at_tokens(self.logits(context), [r for r in rows if r[1]], context)
             for context in self.resolved.contexts
         }
         if self.objective.needs_ref:
             teachers[REF] = self.at_tokens(self.case.tensor("ref_logits"), rows)
-        return {"student": self.at_tokens(self.student, rows), "teachers": teachers}
+        return {"stats": self.bridge.stats(self.at_tokens(self.student, rows), teachers, self.data(rows))}
 
     def logits(self, context: str) -> Tensor:
         name = f"{name_in_case(self.resolved, context)}_logits"
