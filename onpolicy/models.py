@@ -15,7 +15,7 @@ from onpolicy.config.schema import ModelSettings
 from onpolicy.data.chat_template import read_chat_template
 from onpolicy.data.rendering import Renderer
 from onpolicy.utils.bundled_model import BUNDLED, bundled_model
-from onpolicy.utils.errors import ConfigError, ModelError
+from onpolicy.utils.errors import ConfigError, ModelError, first_line
 from onpolicy.utils.model_folders import why_no_model
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def load_tokenizer(
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code, revision=revision)
     except Exception as error:  # the tokenizers library raises nothing more special
-        raise ModelError(f"model.path: no tokenizer can be loaded from {path!r}: {_first_line(error)}") from error
+        raise ModelError(f"model.path: no tokenizer can be loaded from {path!r}: {first_line(error)}") from error
     if chat_template is not None:
         tokenizer.chat_template = read_chat_template(chat_template)
     return tokenizer
@@ -113,7 +113,7 @@ def load_causal_lm(
             "expected model.safetensors"
         ) from error
     except (OSError, ValueError, ImportError, KeyError, SafetensorError) as error:
-        raise ModelError(f"model.path: {path!r} cannot be loaded: {_first_line(error)}") from error
+        raise ModelError(f"model.path: {path!r} cannot be loaded: {first_line(error)}") from error
     if missing := sorted(found["missing_keys"]):
         raise ModelError(
             f"model.path: {path!r} lacks {len(missing)} tensors of {type(model).__name__}, e.g. {missing[0]!r}; they would be random"
@@ -166,7 +166,7 @@ def _config(path: str, trust_remote_code: bool, revision: str | None) -> Any:
             if Path(path).is_dir()
             else " Or give a folder on this disk, or lab-reasoner, which ships with the package."
         )
-        raise ModelError(f"model.path: {path!r} has no usable config: {_first_line(error)}{elsewhere}") from error
+        raise ModelError(f"model.path: {path!r} has no usable config: {first_line(error)}{elsewhere}") from error
 
 
 @dataclass(frozen=True)
@@ -382,17 +382,20 @@ def load_teacher(resolved: ResolvedConfig, model: ModelHandle, path: str) -> Any
             f"generator.max_tokens: {longest} tokens leave no tokens for a prompt of the teacher; "
             f"teacher.path {given!r} has a context window of {model.teacher.window}"
         )
-    other = load_tokenizer(
-        path, chat_template=None, trust_remote_code=resolved.config.model.trust_remote_code, revision=None
-    )
-    if other.get_vocab() != model.tokenizer.get_vocab():
+    refuse_other_vocabulary(resolved, model.tokenizer, path)
+    if model.teacher is not None:
+        _refuse_unknown_tokens("teacher.path", path, model.tokenizer, model.teacher.vocabulary)
+    return load_weights(resolved, path)
+
+
+def refuse_other_vocabulary(resolved: ResolvedConfig, tokenizer: Any, path: str) -> None:
+    """Raises ConfigError where the teacher under ``path`` has not the student's tokens under the student's ids."""
+    source = {"trust_remote_code": resolved.config.model.trust_remote_code, "revision": None}
+    if load_tokenizer(path, chat_template=None, **source).get_vocab() != tokenizer.get_vocab():  # type: ignore[arg-type]
         raise ConfigError(
             f"teacher.path: {path!r} has another vocabulary than {resolved.config.model.path!r}; the teacher scores the student's "
             "own tokens and must know them all under the same ids"
         )
-    if model.teacher is not None:
-        _refuse_unknown_tokens("teacher.path", path, model.tokenizer, model.teacher.vocabulary)
-    return load_weights(resolved, path)
 
 
 def engine_dtype(resolved: ResolvedConfig, path: str, *, on_gpu: bool) -> str:
@@ -414,7 +417,3 @@ def engine_dtype(resolved: ResolvedConfig, path: str, *, on_gpu: bool) -> str:
 def _revision(settings: ModelSettings, path: str) -> str | None:
     """The config's revision is that of the student alone."""
     return settings.revision if path == resolve_model(settings.path) else None
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -80,7 +80,7 @@ def compute(case: Case, overrides: Sequence[str] = ()) -> Update:
         overrides: laid over the config
     """
     resolved = config_of(case.config, case.settings, overrides)
-    objective = _parts(build_objective(resolved), case.settings.get("parts"))
+    objective = objective_of(case, resolved)
     coefficients = Coefficients(resolved.coefficients)
     for step in range(1, case.settings.get("step", 1) + 1):  # controllers remember the steps before
         coefficients.set(step, METRICS)
@@ -232,8 +232,9 @@ def _group(case: Case, number: int) -> tuple[list[int], RolloutGroup]:
     return rows, RolloutGroup(prompt=prompt, rollouts=rollouts)
 
 
-def _parts(objective: Objective, parts: Any) -> Objective:
-    """Of a loss with a part that is exact at each step and a long one, only the part that the case has."""
+def objective_of(case: Case, resolved: ResolvedConfig) -> Objective:
+    """The config's; of a loss with a part that is exact at each step and a long one, only the part that the case has."""
+    objective, parts = build_objective(resolved), case.settings.get("parts")
     if parts not in (["one"], ["long"]):
         return objective
     kept = tuple(t for t in objective.terms if (t.comparison is not None) == (parts == ["one"]))

@@ -104,6 +104,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         if self._bridge is None or (forward_only and not self._surveying):
             return super().forward_step(micro_batch, loss_function, forward_only)
         bridge, teachers, data = self._bridge, self._teachers, micro_batch.to(get_device_id())
+        tu.assign_non_tensor(data, use_fused_kernels=False)  # those are for verl's own passes
         states = teachers.read(data)
 
         def compare(hidden: Tensor, head: Head) -> dict[str, Any]:
@@ -151,8 +152,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         keeps = self.engine_config.forward_only or (plain and self._own_head.adapted)
         # before any pass: FSDP matches all-gathers by their order, so no other collective may come between them
         passes = rounds(len(chunks)) or int(keeps and self.head is None)
-        width = self.module.config.get_text_config().hidden_size
-        found = torch.zeros(sum(counts), width, dtype=self._computes_in, device=get_device_id())
+        found = torch.zeros(sum(counts), self.width, dtype=self._computes_in, device=get_device_id())
         parts = found.split(counts)
         with self._without_adapter() if plain else nullcontext():
             for numbers in chunks:
@@ -179,7 +179,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
                 self.head = replace(head, weight=_copy(head.weight), bias=_copy(head.bias))
             return hidden
 
-        data = _batch(rows, packed=_is_packed(like))
+        data = _batch(rows, packed=_is_packed(like), vocabulary=self._vocabulary)
         inputs, _ = super().prepare_model_inputs(data)
         dtype = self._computes_in
         with (
@@ -188,6 +188,15 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         ):
             found: Tensor = self.module(**inputs, use_cache=False)
         return found
+
+    @property
+    def _vocabulary(self) -> int:
+        return int(self.module.config.get_text_config().vocab_size)
+
+    @property
+    def width(self) -> int:
+        """H."""
+        return int(self.module.config.get_text_config().hidden_size)
 
     @property
     def _computes_in(self) -> torch.dtype:
@@ -233,10 +242,14 @@ def _chunks(lengths: Sequence[int], budget: int) -> Iterable[list[int]]:
     yield chunk
 
 
-def _batch(rows: Sequence[Row], *, packed: bool) -> TensorDict:
-    """Rows as verl lays them out."""
+def _batch(rows: Sequence[Row], *, packed: bool, vocabulary: int) -> TensorDict:
+    """Rows as verl lays them out.
+
+    Models of one family pad their tables of embeddings to different lengths: an id beyond this model's, which no text has but a student
+    with a longer table may sample, is read as the last.
+    """
     prompts, responses, masks = zip(*rows, strict=True)
-    joined = [torch.cat([p, r]) for p, r in zip(prompts, responses, strict=True)]
+    joined = [torch.cat([p, r]).clamp(max=vocabulary - 1) for p, r in zip(prompts, responses, strict=True)]
     data = TensorDict(
         {
             "input_ids": _nested(joined),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Use = Callable[[Tensor, Head], Any]
-"""(hidden states ``[N, H]``, the model's head) -> what the model returns. FSDP's hooks are for the tensors in its dictionaries and lists."""
+"""(hidden states ``[N, H]``, the model's head) -> what the model returns; FSDP finds the tensors in its dictionaries and lists."""
 
 
 class OwnHead:

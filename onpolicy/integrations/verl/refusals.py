@@ -17,7 +17,6 @@ from onpolicy.integrations.verl.rows import MOST_SPANS
 from onpolicy.trainer.build import build_objective, teacher_rule
 
 UNWANTED = {
-    "actor_rollout_ref.model.use_fused_kernels": "the loss reads the student's logits, which fused kernels never make",
     "actor_rollout_ref.model.enable_activation_offload": "it counts forward passes, and teachers make some without a backward",
     "actor_rollout_ref.actor.fsdp_config.pad_to_length": "the teacher's rows are found by their lengths",
     "distillation.enabled": "verl's own distillation takes the place of ours; see docs/verl.md for the served teacher",
@@ -159,8 +158,11 @@ def _keys_without_effect(config: DictConfig) -> Iterator[str]:
 def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
     rule, name = teacher_rule(resolved), resolved.teacher.name
     moves = rule.update is not None
-    if rule.path is not None:
-        yield f"{SECTION}.teacher: another model than the student cannot teach here; expected live, frozen, ema or snapshot."
+    if rule.path is not None and build_objective(resolved).needs_ref:
+        yield (
+            f"{SECTION}.teacher: {name!r} is another model, and the objective reads the reference model: that would be a third one in "
+            "memory; use a teacher that is the student, or leave out what reads the reference model."
+        )
     if rule.reads_ref:
         yield f"{SECTION}.teacher: {name!r} needs reference model and teacher beside the student; use trust_region_logits."
     if moves and build_objective(resolved).needs_ref:

@@ -147,7 +147,7 @@ def _with_verls_keys(config: DictConfig, given: Mapping[Any, Any], problems: Pro
     return {
         **{key: value for key, value in given.items() if key not in THEIRS},
         "rendering": rendering,
-        "model": {"path": actor.model.path},
+        "model": {"path": actor.model.path, "trust_remote_code": bool(actor.model.get("trust_remote_code"))},
         "data": {"name": "file", "path": str(config.data.train_files)},
         "generator": {
             "name": "transformers",
@@ -177,9 +177,12 @@ def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
 def needs_reference(config: DictConfig, resolved: ResolvedConfig) -> bool:
     """Whether a second model is loaded next to the student: a teacher with weights of its own, or the reference model.
 
-    Adapters need none: without them the student is the reference model.
+    With adapters only another model is: without them the student is the reference model.
     """
-    return not refusals.has_adapters(config) and (teacher_rule(resolved).copies or build_objective(resolved).needs_ref)
+    rule = teacher_rule(resolved)
+    if refusals.has_adapters(config):
+        return rule.path is not None
+    return rule.copies or build_objective(resolved).needs_ref
 
 
 def prepare(config: DictConfig, resolved: ResolvedConfig, mode: str) -> None:

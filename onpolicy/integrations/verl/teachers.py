@@ -16,7 +16,7 @@ from verl.utils.device import get_torch_device
 from onpolicy.integrations.verl.rows import NOTHING, prompt_column
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.head import Head, HeadLike
-from onpolicy.trainer.teacher import MixedHead
+from onpolicy.trainer.teacher import MixedHead, ResizedHead
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.types import REF
 from onpolicy.utils.errors import CheckpointError
@@ -73,11 +73,12 @@ class Teachers:
         Args:
             student: the student's head
         """
-        copied = self._copied.head or student
+        copied: HeadLike = self._copied.head or student
+        if self.rule.path is not None and student.weight is not None:
+            copied = ResizedHead(copied, len(student.weight))  # models of one family pad their vocabularies differently
         teacher: HeadLike = copied if self.rule.copies else student
         if self.rule.student_share:
-            assert copied.weight is not None
-            teacher = MixedHead(copied, student, self.rule.student_share, copied.weight.shape[-1])
+            teacher = MixedHead(copied, student, self.rule.student_share, self.student.width)
         return dict.fromkeys(self.contexts, teacher) | {REF: copied}
 
     def forget(self) -> None:

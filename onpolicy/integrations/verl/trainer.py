@@ -26,7 +26,14 @@ from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, STOP
 from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_group
 from onpolicy.integrations.verl.scoring import score_rows
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
-from onpolicy.models import context_window, student_renderer, teacher_prompt_limit
+from onpolicy.models import (
+    context_window,
+    refuse_other_vocabulary,
+    resolve_model,
+    student_renderer,
+    teacher_prompt_limit,
+)
+from onpolicy.trainer.build import teacher_rule
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.errors import CheckpointError, ConfigError
 
@@ -65,7 +72,11 @@ class TeachingTrainerMixin:
         super()._init_tokenizer()  # type: ignore[misc]
         model = self.config.actor_rollout_ref.model  # type: ignore[attr-defined]
         self.renderer = student_renderer(self.resolved, self.tokenizer, model.path)  # type: ignore[attr-defined]
-        window = context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))
+        windows = [context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))]
+        if (other := teacher_rule(self.resolved).path) is not None:
+            refuse_other_vocabulary(self.resolved, self.tokenizer, other)  # type: ignore[attr-defined]
+            windows.append(context_window(resolve_model(other)))
+        window = min((window for window in windows if window is not None), default=None)
         self.annotator = build_annotator(
             self.resolved,
             self.renderer,

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from tensordict import TensorDict
 from verl.experimental.separation.engine_workers import DetachActorWorker
 from verl.single_controller.base.decorator import Dispatch, make_nd_compute_dataproto_dispatch_fn, register
 from verl.utils import tensordict_utils as tu
+from verl.utils.config import omega_conf_to_dataclass
 from verl.utils.device import get_device_name
-from verl.workers.engine_workers import ActorRolloutRefWorker
+from verl.workers.config import TrainingWorkerConfig
+from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from onpolicy.config.schedules import Coefficients
 from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
@@ -21,6 +26,7 @@ from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.names import COEFFICIENTS, SECTION, VENDOR
 from onpolicy.integrations.verl.settings import unpack_config
 from onpolicy.integrations.verl.teachers import Teachers
+from onpolicy.models import resolve_model
 from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.trainer.collectives import ProcessGroup
 
@@ -37,8 +43,10 @@ class TeachingWorkerMixin:
         from onpolicy.integrations.verl.engine import TeachingEngine
 
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR  # by which verl's registry picks our engine
-        super().init_model()  # type: ignore[misc]
         resolved = unpack_config(self.config[SECTION])  # type: ignore[attr-defined]
+        if (path := teacher_rule(resolved).path) is not None:
+            self.ref_worker_cls = partial(self._teacher_worker, resolve_model(path))
+        super().init_model()  # type: ignore[misc]
         worker, reference = self.actor, self.ref  # type: ignore[attr-defined]
         if not isinstance(worker.engine, TeachingEngine):
             raise TypeError(
@@ -69,6 +77,12 @@ class TeachingWorkerMixin:
         )
         worker.engine.learn(self._bridge, self._teachers)
         worker.set_loss_fn(self._bridge.loss)
+
+    def _teacher_worker(self, path: str, config: TrainingWorkerConfig) -> TrainingWorker:
+        """verl's worker for the reference model, with another model than the actor's."""
+        own = {"path": path, "hf_config_path": None, "tokenizer_path": None, "lora_rank": 0, "lora_adapter_path": None}
+        given = OmegaConf.merge(self.config.model, own)  # type: ignore[attr-defined]
+        return TrainingWorker(replace(config, model_config=omega_conf_to_dataclass(given)))
 
     @register(dispatch_mode=make_nd_compute_dataproto_dispatch_fn(mesh_name="actor"))  # type: ignore[untyped-decorator]
     def update_actor(self, data: TensorDict) -> Any:

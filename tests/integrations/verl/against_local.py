@@ -49,10 +49,10 @@ from onpolicy.models import load_causal_lm
 from onpolicy.losses.terms.policy_gradient import policy_gradient
 from onpolicy.losses.terms.ref_kl import ref_kl
 from onpolicy.losses.terms.teacher_advantage import teacher_advantage
-from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, snapshot, trust_region_logits
+from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, model, snapshot, trust_region_logits
 from onpolicy.types import Example
 from tests.trainer.test_trainer import distill_term, plain_term
-from tests.tiny import example, random_examples, tiny_model_dir
+from tests.tiny import byte_tokenizer, example, random_examples, tiny_model, tiny_model_dir
 from onpolicy.utils.live_bytes import LiveBytes
 
 NAMES = ("hedge", "other")
@@ -109,11 +109,11 @@ class Side:
         self.packed, self.budget = packed, budget
         self.together = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
         objective = Objective(tuple(terms))
-        kept = more.pop("kept", False)
+        kept, teacher = more.pop("kept", False), more.pop("teacher", folder)
         self.worker = worker(folder, **more)
         wanted = rule.copies or objective.needs_ref
         self.reference = (
-            worker(folder, forward_only=True, reshard_after_forward=not kept, **more)
+            worker(teacher, forward_only=True, reshard_after_forward=not kept, **more)
             if wanted and not more.get("lora_rank")
             else None
         )
@@ -172,10 +172,12 @@ def worker(
     lora_targets: Sequence[str] = (),
     reshard_after_forward: bool = True,
     param_dtype: str = "fp32",
+    fused: bool = False,
 ) -> TrainingWorker:
-    model = HFModelConfig(
+    loaded = HFModelConfig(
         path=str(folder / "model"), use_remove_padding=True, enable_gradient_checkpointing=False, lora_rank=lora_rank,
         lora_alpha=16, override_config={"attn_implementation": "sdpa"}, target_modules=list(lora_targets) or "all-linear",
+        use_fused_kernels=fused,
     )  # fmt: skip
     engine = FSDPEngineConfig(
         strategy="fsdp2", model_dtype="fp32", use_torch_compile=False, mixed_precision=FP32 | {"param_dtype": param_dtype},
@@ -184,7 +186,7 @@ def worker(
     optimizer = FSDPOptimizerConfig(lr=1e-3, clip_grad=1e9, weight_decay=0.0, total_training_steps=10)
     made = TrainingWorker(
         TrainingWorkerConfig(
-            model_type="language_model", model_config=model, engine_config=engine, optimizer_config=optimizer,
+            model_type="language_model", model_config=loaded, engine_config=engine, optimizer_config=optimizer,
             checkpoint_config=CheckpointConfig(),
         )
     )  # fmt: skip
@@ -222,14 +224,15 @@ def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool,
     return data
 
 
-def local(folder: Path, rule: WeightRule, terms: Sequence[Term], **more: Any) -> PolicyTrainer:
+def local(folder: Path, rule: WeightRule, terms: Sequence[Term], *, teacher_model: Any = None) -> PolicyTrainer:
     setup = TrainerSetup(
         student=load_causal_lm(str(folder / "model"), dtype="float32"), objective=Objective(tuple(terms)), rule=rule,
         settings=TrainerSettings(lr=1e-3, micro_batch_tokens=60, max_grad_norm=1e9), total_steps=10,
         contexts=("teacher",), clock=PhaseTimer(),
         spans=[span_name(n) for n in NAMES], marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES),
+        teacher_model=teacher_model,
     )  # fmt: skip
-    return local_trainer(setup=setup, **more)
+    return local_trainer(setup=setup)
 
 
 def local_gradient(trainer: PolicyTrainer, examples: Sequence[Example]) -> tuple[float, dict[str, Tensor]]:
@@ -376,6 +379,22 @@ def untied(folder: Path) -> dict[str, float]:
     return found
 
 
+def other(folder: Path) -> dict[str, float]:
+    """Another model as the teacher: wider, its vocabulary padded further, its head not tied."""
+    path = folder / "other" / "model"
+    if torch.distributed.get_rank() == 0:
+        tiny_model("llama", seed=3, vocab_size=VOCABULARY + 8, width=96).save_pretrained(path)
+        byte_tokenizer().save_pretrained(path)
+    torch.distributed.barrier()
+    found, rule = {}, model(path=str(path))
+    for name in ("sdpo", "opsd", "sampled"):
+        theirs = load_causal_lm(str(path), dtype="float32")
+        loss, gradient = local_gradient(local(folder, rule, methods()[name], teacher_model=theirs), batch())
+        own, got, _ = Side(folder, rule, methods()[name], teacher=path.parent).gradient(batch(), synthetic=1)
+        found[name] = max(abs(own - loss), _largest(got, gradient))
+    return found
+
+
 def rounded(folder: Path) -> dict[str, float]:
     """In bfloat16: a live teacher with the student's prompt, and how far the gradient is from the one in float32."""
     same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
@@ -384,6 +403,14 @@ def rounded(folder: Path) -> dict[str, float]:
     _, theirs, _ = Side(folder, frozen(), methods()["mixed"], param_dtype="bf16").gradient(batch())
     one, other = (torch.cat([g[name].flatten().float() for name in sorted(exact)]) for g in (exact, theirs))
     return {"identical": abs(loss), "cosine": float(torch.cosine_similarity(one, other, 0))}
+
+
+def fused(folder: Path) -> dict[str, float]:
+    """Beside verl's fused kernels, which replace the forward pass of the model's class: its own log-probabilities, and our gradient."""
+    loss, gradient = local_gradient(local(folder, frozen(), methods()["mixed"]), batch())
+    side = Side(folder, frozen(), methods()["mixed"], fused=True)
+    own, theirs, _ = side.gradient(batch(), synthetic=1)
+    return {"distance": max(abs(own - loss), _largest(theirs, gradient))}
 
 
 def logits(folder: Path) -> dict[str, float]:
@@ -422,7 +449,7 @@ def _largest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 CASES = {
     case.__name__: case
-    for case in (gradients, alone, identical, special, steps, adapters, metrics, untied, rounded, logits)
+    for case in (gradients, alone, identical, special, steps, adapters, metrics, untied, other, rounded, fused, logits)
 }
 
 

@@ -82,9 +82,18 @@ def test_a_head_that_is_sharded_apart_from_the_model_gets_its_gradient(found: di
     assert found["untied"][method] < 1e-6
 
 
+@pytest.mark.parametrize("method", ["sdpo", "opsd", "sampled"])
+def test_another_model_teaches_as_in_the_embedded_trainer(found: dict[str, Any], method: str) -> None:
+    assert found["other"][method] < 1e-6
+
+
 def test_bfloat16(found: dict[str, Any]) -> None:
     assert found["rounded"]["identical"] == 0.0
     assert found["rounded"]["cosine"] > 0.999
+
+
+def test_beside_fused_kernels(found: dict[str, Any]) -> None:
+    assert found["fused"]["distance"] < 1e-6
 
 
 def test_no_more_logits_are_alive_with_more_tokens(found: dict[str, Any]) -> None:
