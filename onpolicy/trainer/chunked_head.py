@@ -7,8 +7,8 @@ The language-model head runs on a chunk of tokens at a time and is run again in 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -41,11 +41,23 @@ class TokenStats:
     tempered: Mapping[float, TokenStats] = field(default_factory=dict)
     """By temperature other than 1: the same with all logits divided by it, without marker mass."""
 
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> TokenStats:
+        """The same with each tensor replaced by what ``function`` makes of it."""
+        return TokenStats(
+            **{own.name: _mapped(getattr(self, own.name), function) for own in fields(self)},
+        )
+
     @property
     def with_gradient(self) -> list[Tensor]:
         """Every tensor that carries gradient."""
         own = [self.logprobs, *self.divergences.values()]
         return own + [tensor for stats in self.tempered.values() for tensor in stats.with_gradient]
+
+
+def _mapped(value: Any, function: Callable[[Tensor], Tensor]) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _mapped(inner, function) for key, inner in value.items()}
+    return value.mapped(function) if isinstance(value, TokenStats) else function(value)
 
 
 def token_stats(

@@ -36,10 +36,11 @@ class SingleProcess:
 
 
 class ProcessGroup(SingleProcess):
-    """The ranks of torch's process group. Each knows all rollouts of a step, so the shards need no communication."""
+    """The ranks of a process group. Each knows all rollouts of a step, so the shards need no communication."""
 
-    def __init__(self, rank: int, size: int) -> None:
-        self.rank, self.size = rank, size
+    def __init__(self, rank: int, size: int, group: Any = None) -> None:
+        """``group``: None for torch's own, of all ranks."""
+        self.rank, self.size, self._group = rank, size, group
 
     def shard(self, examples: Sequence[Example]) -> Sequence[Example]:
         """About the same number of tokens on every rank; a group is not split if there are at least two groups per rank."""
@@ -74,5 +75,5 @@ class ProcessGroup(SingleProcess):
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
+        dist.all_gather_object(found, value, group=self._group)
         return found

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
-from onpolicy.integrations.verl.rows import floats, padded, train_batch
+from onpolicy.integrations.verl.rows import floats, train_batch
 from onpolicy.losses.objective import MetricAccumulator, Objective, Totals
 from onpolicy.trainer.chunked_head import TokenStats, token_stats
 from onpolicy.trainer.collectives import SingleProcess
@@ -41,9 +41,17 @@ class Bridge:
         telemetry: TokenTelemetry | None,
         together: SingleProcess,
         device: torch.device | str,
+        sequence_parallel: int = 1,
     ) -> None:
+        """
+        Args:
+            together: the ranks that have rollouts of their own
+            sequence_parallel: ranks that share the rollouts of one of those
+        """
         self.objective, self.contexts, self.spans = objective, tuple(contexts), tuple(spans)
         self.telemetry, self.together = telemetry, together
+        self._ranks = together.size * sequence_parallel
+        """Over which FSDP takes the mean of gradients."""
         self.marker_ids = {name: torch.tensor(ids, device=device) for name, ids in marker_ids.items()}
         self._totals = Totals({})
         self.empty = False
@@ -83,15 +91,25 @@ class Bridge:
         observe(inputs, self._tally, self.telemetry)
         if self.empty:
             return inputs.logprobs.sum() * 0.0, {}
-        return self.objective.loss(inputs, self._totals, self._tally) * self.together.size, {}
+        return self.objective.loss(inputs, self._totals, self._tally) * self._ranks, {}
 
-    def stats(self, student: HiddenStates, teachers: Mapping[str, HiddenStates], data: TensorDict) -> TokenStats:
-        """What student and teachers say about the sampled tokens of a micro-batch."""
-        mask = padded(data["response_mask"]).bool()
+    def stats(
+        self,
+        student: HiddenStates,
+        teachers: Mapping[str, HiddenStates],
+        data: TensorDict,
+        own: Tensor | slice = slice(None),
+    ) -> TokenStats:
+        """What student and teachers say about the sampled tokens of a micro-batch.
+
+        Args:
+            own: which of them their states are of
+        """
+        ids = data["responses"].values()[data["response_mask"].values().bool()]
         return token_stats(
             student,
             teachers,
-            padded(data["responses"])[mask],
+            ids[own],
             self.objective.comparisons,
             marker_ids=self.marker_ids,
             temperatures=self.objective.temperatures,

@@ -17,6 +17,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.own_head import OwnHead
+from onpolicy.integrations.verl.sequence_parts import Part, part_of
 from onpolicy.trainer.head import Head, HeadLike, HiddenStates
 
 Row = tuple[Tensor, Tensor, Tensor]
@@ -105,15 +106,17 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             return super().forward_step(micro_batch, loss_function, forward_only)
         bridge, teachers, data = self._bridge, self._teachers, micro_batch.to(get_device_id())
         tu.assign_non_tensor(data, use_fused_kernels=False)  # those are for verl's own passes
-        states = teachers.read(data)
+        states, part = teachers.read(data), self._part(data)
 
         def compare(hidden: Tensor, head: Head) -> dict[str, Any]:
             heads = teachers.heads(head)
-            theirs = {context: HiddenStates(own, heads[context]) for context, own in states.items()}
-            stats = bridge.stats(HiddenStates(hidden, head), theirs, data)
+            theirs = {
+                context: HiddenStates(all_states[part.own], heads[context]) for context, all_states in states.items()
+            }
+            stats = bridge.stats(HiddenStates(hidden, head), theirs, data, part.own).mapped(part.gathered)
             return {"stats": stats, "with gradient": stats.with_gradient}
 
-        with self._own_head.replaced(_places(data)[sampled(data)], compare):
+        with self._own_head.replaced(part.rows, compare):
             loss, output = super().forward_step(data, loss_function, forward_only)
         del output["model_output"]  # verl joins those of a forward-only pass
         return loss, output
@@ -148,7 +151,8 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         """
         counts = [int(mask.sum()) for mask in like["response_mask"].unbind()]
         given = [(place, row) for place, row in enumerate(rows) if row is not None and counts[place]]
-        chunks = list(_chunks([len(prompt) + len(response) for _, (prompt, response, _) in given], _budget(like)))
+        lengths = [len(prompt) + len(response) for _, (prompt, response, _) in given]
+        chunks = list(_chunks(lengths, _budget(like) * self.ulysses_sequence_parallel_size))
         keeps = self.engine_config.forward_only or (plain and self._own_head.adapted)
         # before any pass: FSDP matches all-gathers by their order, so no other collective may come between them
         passes = rounds(len(chunks)) or int(keeps and self.head is None)
@@ -181,13 +185,16 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
 
         data = _batch(rows, packed=_is_packed(like), vocabulary=self._vocabulary)
         inputs, _ = super().prepare_model_inputs(data)
-        dtype = self._computes_in
+        dtype, part = self._computes_in, self._part(data)
         with (
             torch.autocast(get_device_name(), dtype, enabled=dtype != torch.float32),
-            self._own_head.replaced(_places(data)[sampled(data)], states),
+            self._own_head.replaced(part.rows, states),
         ):
-            found: Tensor = self.module(**inputs, use_cache=False)
-        return found
+            return part.gathered(self.module(**inputs, use_cache=False))
+
+    def _part(self, data: TensorDict) -> Part:
+        """Which of a batch's sampled tokens this rank reads."""
+        return part_of(_places(data)[sampled(data)], len(data["input_ids"].values()), self.ulysses_parallel_group)
 
     @property
     def _vocabulary(self) -> int:

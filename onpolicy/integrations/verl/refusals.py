@@ -23,6 +23,17 @@ UNWANTED = {
     "algorithm.use_kl_in_reward": "advantages are made of rewards alone; use a term, e.g. {name: ref_kl}",
 }
 CLIPS = "the options clip_low, clip_high and dual_clip of policy_gradient"
+UPSTREAM = "https://github.com/verl-project/verl"
+WHY_NOT = {
+    "fsdp": ", which has the same keys; FSDP1 flattens a layer's parameters, and the loss reads the head's own",
+    "megatron": f": Megatron splits the head over ranks; the loss waits for a head at response tokens ({UPSTREAM}/pull/7686)",
+    "mindspeed": f": as with megatron, the loss waits for a head at response tokens ({UPSTREAM}/pull/7686)",
+    **dict.fromkeys(
+        ("veomni", "torchtitan", "automodel"),
+        f": no engine but that one reads a teacher's prompt; upstream this is asked for in {UPSTREAM}/issues/6827",
+    ),
+}
+"""By strategy, what follows the refusal."""
 REPLACED: dict[str, tuple[Any, str]] = {
     "actor_rollout_ref.actor.use_kl_loss": (False, "{name: ref_kl}"),
     "actor_rollout_ref.actor.entropy_coeff": (0, "a term of your own"),
@@ -91,13 +102,11 @@ def _engine_problems(config: DictConfig) -> Iterator[str]:
             yield f"{key}: got true, expected false: {why}."
     if not config.trainer.use_v1:
         yield "trainer.use_v1: got false, expected true: verl's older trainer knows no plug-ins."
-    for place in ("actor", "actor.fsdp_config", "ref", "ref.fsdp_config"):
-        key = f"actor_rollout_ref.{place}.ulysses_sequence_parallel_size"
-        if (size := OmegaConf.select(config, key) or 1) > 1:
-            yield f"{key}: got {size}, expected 1: a teacher's rows are not split over ranks."
+    if sequence_parallel(config, "actor") > 1 and not config.actor_rollout_ref.model.use_remove_padding:
+        yield "actor_rollout_ref.model.use_remove_padding: got false, expected true with ulysses_sequence_parallel_size above 1."
     for key in ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.ref.strategy"):
         if (strategy := OmegaConf.select(config, key)) != "fsdp2":
-            yield f"{key}: got {strategy!r}, expected 'fsdp2'."
+            yield f"{key}: got {strategy!r}, expected 'fsdp2'{WHY_NOT.get(str(strategy), '')}."
 
 
 def _rollout_problems(config: DictConfig) -> Iterator[str]:
@@ -158,6 +167,12 @@ def _keys_without_effect(config: DictConfig) -> Iterator[str]:
 def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
     rule, name = teacher_rule(resolved), resolved.teacher.name
     moves = rule.update is not None
+    sizes = [sequence_parallel(config, role) for role in ("actor", "ref")]
+    if needs_reference(config, resolved) and sizes[0] != sizes[1]:
+        yield (
+            f"actor_rollout_ref.ref.fsdp_config.ulysses_sequence_parallel_size: got {sizes[1]}, expected {sizes[0]}, that of the actor, "
+            "whose ranks read the teacher too."
+        )
     if rule.path is not None and build_objective(resolved).needs_ref:
         yield (
             f"{SECTION}.teacher: {name!r} is another model, and the objective reads the reference model: that would be a third one in "
@@ -190,6 +205,23 @@ def _temperature_problems(config: DictConfig, resolved: ResolvedConfig) -> Itera
             f"ppo_epochs={actor.ppo_epochs}, {updates} updates a step, but {SECTION}.{plugin.key} reads log-probabilities of the start of "
             f"a step, which are kept at temperature 1; expected one update, or {SECTION}.{plugin.key}.temperature=1."
         )
+
+
+def needs_reference(config: DictConfig, resolved: ResolvedConfig) -> bool:
+    """Whether a second model is loaded next to the student: a teacher with weights of its own, or the reference model.
+
+    With adapters only another model is: without them the student is the reference model.
+    """
+    rule = teacher_rule(resolved)
+    if has_adapters(config):
+        return rule.path is not None
+    return rule.copies or build_objective(resolved).needs_ref
+
+
+def sequence_parallel(config: DictConfig, role: str) -> int:
+    """Ranks that share each packed batch of a role; verl has two keys for it."""
+    keys = (f"actor_rollout_ref.{role}{place}.ulysses_sequence_parallel_size" for place in ("", ".fsdp_config"))
+    return max(OmegaConf.select(config, key) or 1 for key in keys)
 
 
 def has_adapters(config: DictConfig) -> bool:

@@ -17,7 +17,6 @@ from onpolicy.config.schema import Config
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.integrations.verl import refusals
 from onpolicy.integrations.verl.names import SECTION
-from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.utils.errors import ConfigError
 
 OURS = (
@@ -172,17 +171,6 @@ def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("chat_template"):
         raise ConfigError(f"{SECTION}.rendering.chat_template: set actor_rollout_ref.model.custom_chat_template.")
     return {"max_prompt_tokens": config.data.max_prompt_length, "date": None, **given, "thinking": ours}
-
-
-def needs_reference(config: DictConfig, resolved: ResolvedConfig) -> bool:
-    """Whether a second model is loaded next to the student: a teacher with weights of its own, or the reference model.
-
-    With adapters only another model is: without them the student is the reference model.
-    """
-    rule = teacher_rule(resolved)
-    if refusals.has_adapters(config):
-        return rule.path is not None
-    return rule.copies or build_objective(resolved).needs_ref
 
 
 def prepare(config: DictConfig, resolved: ResolvedConfig, mode: str) -> None:

@@ -20,7 +20,7 @@ from onpolicy.annotation.build import build_annotator, build_rewards
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_names
-from onpolicy.integrations.verl import settings, store
+from onpolicy.integrations.verl import refusals, settings, store
 from onpolicy.integrations.verl.bridge import PREFIX
 from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, STOP_FILE
 from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_group
@@ -100,7 +100,7 @@ class TeachingTrainerMixin:
         pools: dict[Any, str] = self.mapping  # type: ignore[attr-defined]
         (role,) = [r for r in (Role.Actor, Role.ActorRollout, Role.ActorRolloutRef) if r in roles]
         ours = role
-        if settings.needs_reference(self.config, self.resolved):  # type: ignore[attr-defined]
+        if refusals.needs_reference(self.config, self.resolved):  # type: ignore[attr-defined]
             if role is Role.Actor:
                 raise ConfigError(
                     "onpolicy.teacher: verl's separate trainer keeps the reference model apart; expected live."

@@ -52,19 +52,17 @@ class TeachingWorkerMixin:
             raise TypeError(
                 f"verl made a {type(worker.engine).__name__} where onpolicy's engine was registered; run: onpolicy doctor verl"
             )
-        objective, together = (
-            build_objective(resolved),
-            ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size()),
-        )
+        objective, engine = build_objective(resolved), worker.engine
+        ranks = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
         epistemic = resolved.config.epistemic
         self._coefficients = Coefficients(resolved.coefficients)
         self._teachers = Teachers(
-            worker.engine,
+            engine,
             reference.engine if reference is not None else None,
             teacher_rule(resolved),
             contexts=tuple(resolved.contexts),
             needs_ref=objective.needs_ref,
-            together=together,
+            together=ranks,
         )
         self._bridge = Bridge(
             objective,
@@ -72,10 +70,11 @@ class TeachingWorkerMixin:
             spans=span_names(resolved),
             marker_ids=lexicon_ids(resolved, worker.model_config.tokenizer),
             telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
-            together=together,
+            together=with_own_rollouts(engine),
+            sequence_parallel=engine.ulysses_sequence_parallel_size,
             device=get_device_name(),
         )
-        worker.engine.learn(self._bridge, self._teachers)
+        engine.learn(self._bridge, self._teachers)
         worker.set_loss_fn(self._bridge.loss)
 
     def _teacher_worker(self, path: str, config: TrainingWorkerConfig) -> TrainingWorker:
@@ -104,6 +103,13 @@ class TeachingWorkerMixin:
         super().load_checkpoint(local_path, *arguments, **named)  # type: ignore[misc]
         if self._bridge.telemetry and state.get("telemetry"):
             self._bridge.telemetry.load_state(state["telemetry"])
+
+
+def with_own_rollouts(engine: Any) -> ProcessGroup:
+    """One rank of each group that shares its rollouts, with this rank among them."""
+    return ProcessGroup(
+        engine.get_data_parallel_rank(), engine.get_data_parallel_size(), engine.get_data_parallel_group()
+    )
 
 
 class TeachingActorRolloutRefWorker(TeachingWorkerMixin, ActorRolloutRefWorker):  # type: ignore[misc]

@@ -35,6 +35,7 @@ from onpolicy.trainer.collectives import ProcessGroup
 from onpolicy.integrations.verl.bridge import PREFIX, Bridge
 from onpolicy.integrations.verl.rows import columns
 from onpolicy.integrations.verl.teachers import Teachers
+from onpolicy.integrations.verl.worker import with_own_rollouts
 from onpolicy.utils.timer import PhaseTimer
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.divergences import forward_kl, jsd
@@ -52,6 +53,7 @@ from onpolicy.losses.terms.teacher_advantage import teacher_advantage
 from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, model, snapshot, trust_region_logits
 from onpolicy.types import Example
 from tests.trainer.test_trainer import distill_term, plain_term
+from tests.integrations.verl.rig.flash_attention import calls
 from tests.tiny import byte_tokenizer, example, random_examples, tiny_model, tiny_model_dir
 from onpolicy.utils.live_bytes import LiveBytes
 
@@ -107,10 +109,11 @@ class Side:
         **more: Any,
     ) -> None:
         self.packed, self.budget = packed, budget
-        self.together = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        ranks = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
         objective = Objective(tuple(terms))
         kept, teacher = more.pop("kept", False), more.pop("teacher", folder)
         self.worker = worker(folder, **more)
+        self.together = with_own_rollouts(self.worker.engine)
         wanted = rule.copies or objective.needs_ref
         self.reference = (
             worker(teacher, forward_only=True, reshard_after_forward=not kept, **more)
@@ -123,12 +126,12 @@ class Side:
             rule,
             contexts=("teacher",),
             needs_ref=objective.needs_ref,
-            together=self.together,
+            together=ranks,
         )
         spans = [span_name(name) for name in NAMES]
         self.bridge = Bridge(
             objective, contexts=("teacher",), spans=spans, marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES),
-            together=self.together, device="cpu",
+            together=self.together, device="cpu", sequence_parallel=more.get("ulysses", 1),
         )  # fmt: skip
         self.worker.engine.learn(self.bridge, self.teachers)
         self.worker.set_loss_fn(self.bridge.loss)
@@ -148,7 +151,8 @@ class Side:
             output = engine.forward_backward_batch(self.data(examples, synthetic=synthetic), self.bridge.loss)
             found = {n: _whole(p.grad).clone() for n, p in engine.module.named_parameters() if p.grad is not None}
             engine.optimizer_zero_grad()
-        loss = torch.tensor(sum(output["loss"]) / self.together.size)
+        world = torch.distributed.get_world_size()
+        loss = torch.tensor(sum(output["loss"]) * self.together.size / world**2)
         torch.distributed.all_reduce(loss)
         return float(loss), found, {name.removeprefix(PREFIX): value[0] for name, value in output["metrics"].items()}
 
@@ -173,15 +177,18 @@ def worker(
     reshard_after_forward: bool = True,
     param_dtype: str = "fp32",
     fused: bool = False,
+    ulysses: int = 1,
 ) -> TrainingWorker:
+    attention = "sdpa" if ulysses == 1 else "flash_attention_2"
     loaded = HFModelConfig(
         path=str(folder / "model"), use_remove_padding=True, enable_gradient_checkpointing=False, lora_rank=lora_rank,
-        lora_alpha=16, override_config={"attn_implementation": "sdpa"}, target_modules=list(lora_targets) or "all-linear",
+        lora_alpha=16, override_config={"attn_implementation": attention}, target_modules=list(lora_targets) or "all-linear",
         use_fused_kernels=fused,
     )  # fmt: skip
     engine = FSDPEngineConfig(
         strategy="fsdp2", model_dtype="fp32", use_torch_compile=False, mixed_precision=FP32 | {"param_dtype": param_dtype},
         forward_only=forward_only, use_dynamic_bsz=True, max_token_len_per_gpu=60, reshard_after_forward=reshard_after_forward,
+        ulysses_sequence_parallel_size=ulysses,
     )  # fmt: skip
     optimizer = FSDPOptimizerConfig(lr=1e-3, clip_grad=1e9, weight_decay=0.0, total_training_steps=10)
     made = TrainingWorker(
@@ -413,6 +420,28 @@ def fused(folder: Path) -> dict[str, float]:
     return {"distance": max(abs(own - loss), _largest(theirs, gradient))}
 
 
+def ulysses(folder: Path) -> dict[str, float]:
+    """Two ranks share each packed batch; the all-to-all in the middle of attention leaves each with all tokens and half of the heads."""
+    size = torch.distributed.get_world_size()
+    found: dict[str, float] = {}
+    for name, terms in methods().items():
+        loss, gradient = local_gradient(local(folder, frozen(), terms), batch())
+        side = Side(folder, frozen(), terms, ulysses=size)
+        calls.clear()
+        own, theirs, metrics = side.gradient(batch(), synthetic=1)
+        found[name] = max(abs(own - loss), _largest(theirs, gradient))
+        found[f"{name}/heads"] = max((heads for _, heads in calls), default=2)  # of two; one rank takes sdpa
+        alike = Side(folder, frozen(), terms).gradient(batch(), synthetic=1)[2]
+        found[f"{name}/metrics"] = max(abs(metrics[n] - alike[n]) / max(1.0, abs(alike[n])) for n in alike)
+    rule = ema(ema_decay=0.9)
+    side, here = Side(folder, rule, methods()["sdpo"], ulysses=size), local(folder, rule, methods()["sdpo"])
+    for seed in range(3):
+        side.step(batch(seed=seed))
+        here.step(batch(seed=seed))
+    found["steps"] = _largest(side.weights(), dict(here.student.named_parameters()))
+    return found
+
+
 def logits(folder: Path) -> dict[str, float]:
     """The most bytes of logits at a time, over those of all tokens of a micro-batch at once."""
     found = {}
@@ -449,7 +478,21 @@ def _largest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
 
 CASES = {
     case.__name__: case
-    for case in (gradients, alone, identical, special, steps, adapters, metrics, untied, other, rounded, fused, logits)
+    for case in (
+        gradients,
+        alone,
+        identical,
+        special,
+        steps,
+        adapters,
+        metrics,
+        untied,
+        other,
+        rounded,
+        fused,
+        ulysses,
+        logits,
+    )
 }
 
 

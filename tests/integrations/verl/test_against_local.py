@@ -23,7 +23,8 @@ def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     folder = tmp_path_factory.mktemp("verl")
     done = on_ranks(request.param, "tests.integrations.verl.against_local", str(folder))
     assert done.returncode == 0, done.stderr[-4000:]
-    return {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    results = {file.stem: json.loads(file.read_text()) for file in folder.glob("*.json")}
+    return results | {"ranks": {"ranks": request.param}}
 
 
 @pytest.mark.parametrize("layout", ["packed", "padded"])
@@ -90,6 +91,19 @@ def test_another_model_teaches_as_in_the_embedded_trainer(found: dict[str, Any],
 def test_bfloat16(found: dict[str, Any]) -> None:
     assert found["rounded"]["identical"] == 0.0
     assert found["rounded"]["cosine"] > 0.999
+
+
+@pytest.mark.parametrize("method", ["sdpo", "opsd", "sampled", "mixed", "survey"])
+def test_ranks_that_share_each_batch_make_the_gradient_of_one(found: dict[str, Any], method: str) -> None:
+    """verl's Ulysses; with one rank there is nothing to share."""
+    ulysses, ranks = found["ulysses"], found["ranks"]["ranks"]
+    assert ulysses[f"{method}/heads"] == 2 / ranks, "no all-to-all gave each rank its share of the heads"
+    assert ulysses[method] < 1e-6
+    assert ulysses[f"{method}/metrics"] < 1e-5
+
+
+def test_a_teacher_that_moves_under_ulysses(found: dict[str, Any]) -> None:
+    assert found["ulysses"]["steps"] < 1e-4
 
 
 def test_beside_fused_kernels(found: dict[str, Any]) -> None:

@@ -3,7 +3,8 @@
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
 that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
 trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher;
-5. ``onpolicy verl train`` that is told to stop; 6. verl without us. 2, 3 and 6 are nightly.
+5. ``onpolicy verl train`` that is told to stop; 6. verl without us; 7. another model as the teacher, under Ulysses. 2, 3, 6 and 7 are
+nightly.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.integrations.verl.runs import ROOT, end, environment, for_workers, main_ppo, smallest
+from tests.tiny import byte_tokenizer, tiny_model
 
 pytestmark = [pytest.mark.verl, pytest.mark.ray]
 
@@ -135,6 +137,23 @@ def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
     assert rows[-1]["critic/score/mean"] == pytest.approx(rows[-1]["reward/mean"], abs=1e-6), (
         "verl sees the weighed rewards"
     )
+
+
+@pytest.mark.nightly
+def test_another_model_teaches_two_ranks_that_share_each_batch(tmp_path: Path) -> None:
+    """OPD with a wider teacher, under Ulysses."""
+    tiny_model("llama", seed=3, width=96).save_pretrained(tmp_path / "teacher")
+    byte_tokenizer().save_pretrained(tmp_path / "teacher")
+    overrides = smallest(tmp_path, ranks=2) | {
+        "onpolicy.teacher.path": str(tmp_path / "teacher"),
+        "actor_rollout_ref.actor.ulysses_sequence_parallel_size": 2,
+        "+actor_rollout_ref.model.override_config.attn_implementation": "flash_attention_2",
+    }
+    rows = main_ppo(overrides, tmp_path, config=ROOT / "configs" / "verl" / "opd.yaml")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert min(map(abs, finite(rows, "teacher/teacher/gap"))) > 0.1, "the two models have nothing to do with each other"
+    assert max(finite(rows, "rollout/logprob_gap")) < 1e-4
+    assert min(finite(rows, "actor/grad_norm")) > 0
 
 
 @pytest.mark.nightly

@@ -15,7 +15,8 @@ import yaml
 from omegaconf import OmegaConf, open_dict
 
 from onpolicy.integrations.verl.command import check, compose
-from onpolicy.integrations.verl.settings import OURS, method, needs_reference, prepare, served, unpack_config
+from onpolicy.integrations.verl.refusals import needs_reference
+from onpolicy.integrations.verl.settings import OURS, method, prepare, served, unpack_config
 from onpolicy.utils.errors import ConfigError
 from tests.integrations.verl.runs import ROOT, write_data
 
@@ -89,8 +90,9 @@ def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -
     ("override", "expected"),
     [
         ("actor_rollout_ref.actor.fsdp_config.pad_to_length=true", "pad_to_length: got true"),
-        ("actor_rollout_ref.actor.ulysses_sequence_parallel_size=2", "ulysses_sequence_parallel_size: got 2, expected 1"),
+        ("actor_rollout_ref.actor.fsdp_config.ulysses_sequence_parallel_size=2", "got 1, expected 2, that of the actor"),
         ("actor_rollout_ref.actor.strategy=fsdp", "actor_rollout_ref.actor.strategy: got 'fsdp', expected 'fsdp2'"),
+        ("actor_rollout_ref.actor.strategy=megatron", "expected 'fsdp2': Megatron splits the head over ranks"),
         ("actor_rollout_ref.actor.use_kl_loss=true", "has no effect: the loss is onpolicy.objective"),
         ("actor_rollout_ref.actor.entropy_coeff=0.1", "entropy_coeff: got 0.1, which has no effect"),
         ("actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "loss_mode: got 'gspo', which has no effect"),
@@ -99,7 +101,7 @@ def test_methods_of_the_embedded_trainer_go_over(path: Path, given: list[str]) -
         ("algorithm.rollout_correction.loss_type=reinforce", "loss_type: got 'reinforce', which has no effect"),
         ("algorithm.norm_adv_by_std_in_grpo=false", "norm_adv_by_std_in_grpo: got False, which has no effect"),
         ("actor_rollout_ref.actor.clip_ratio_high=0.28", "clip_ratio_high: got 0.28, which has no effect"),
-        ("actor_rollout_ref.ref.ulysses_sequence_parallel_size=2", "ref.ulysses_sequence_parallel_size: got 2, expected 1"),
+        ("actor_rollout_ref.ref.ulysses_sequence_parallel_size=2", "ref.fsdp_config.ulysses_sequence_parallel_size: got 2, expected 1"),
         ("actor_rollout_ref.model.enable_activation_offload=true", "enable_activation_offload: got true"),
         ("trainer.use_v1=false", "trainer.use_v1: got false"),
         ("~onpolicy.rewards", "every answer would get 0"),

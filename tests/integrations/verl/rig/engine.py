@@ -6,11 +6,17 @@ from typing import Any
 
 from verl.workers.engine.base import EngineRegistry
 
+from tests.integrations.verl.rig.flash_attention import install
+
 
 def on_cpu(engine_class: type) -> type:
     """The engine, without offloading a forward-only model: there is nowhere to put it, and no memory to pin."""
 
     class OnCPU(engine_class):  # type: ignore[misc, valid-type]
+        def _build_module(self) -> Any:
+            install()
+            return super()._build_module()
+
         def _build_fsdp_module(self, module: Any) -> Any:
             config = self.engine_config
             forward_only, config.forward_only = config.forward_only, False
