@@ -81,8 +81,8 @@ def check_target(function: Callable[[Tensor, Distributions], Tensor]) -> None:
     """``[B, T, V]`` and all distributions -> ``[B, T, V]`` that sums to one."""
     student, teacher = _distributions()
     seen = Distributions(
-        student.detach(), _Any(lambda: teacher.roll(1, -1)), student.detach().roll(2, -1), torch.zeros(2, 3, dtype=torch.long),
-        _Any(lambda: torch.tensor([1, 4])),
+        student.detach(), AnyName(lambda: teacher.roll(1, -1)), student.detach().roll(2, -1), torch.zeros(2, 3, dtype=torch.long),
+        AnyName(lambda: torch.tensor([1, 4])),
     )  # fmt: skip
     target = _call("target", function, teacher, seen)
     right_shape = isinstance(target, Tensor) and target.shape == teacher.shape
@@ -211,6 +211,16 @@ def gives_single_rollouts_nothing(credit: Callable[[Sequence[float]], Sequence[f
     return all(credit([reward])[0] == 0 for reward in (0.0, 0.5, 1.0))
 
 
+def reads_siblings(context: Callable[..., Any]) -> bool:
+    """Whether what a context shows for a rollout depends on the others of its group."""
+    alone, group = _group(1), _group(2)
+    shown = [
+        [_answered(context(g, 0, rewards[: len(g.rollouts)]), g.prompt) for g in (alone, group)]
+        for rewards in ([0.0, 0.0], [0.0, 1.0], [1.0, 0.0], [1.0, 1.0])
+    ]
+    return any(one != other for one, other in shown)
+
+
 def learns_from_advantages_alone(term: Callable[..., TermOutput]) -> bool:
     """Whether a term is 0 wherever advantages are, and not elsewhere."""
     inputs = _loss_inputs()
@@ -292,7 +302,7 @@ def _distributions() -> tuple[Tensor, Tensor]:
     return student.log_softmax(-1), torch.randn(2, 3, 7, generator=random).log_softmax(-1)
 
 
-class _Any(defaultdict[Any, Any]):
+class AnyName(defaultdict[Any, Any]):
     """Whatever name is asked for is there."""
 
     def __contains__(self, name: object) -> bool:
@@ -305,14 +315,14 @@ def _loss_inputs() -> LossInputs:
     draw = lambda: -torch.rand(2, 3, generator=random)  # noqa: E731
     logprobs = draw().requires_grad_()
     mask = torch.ones(2, 3, dtype=torch.bool)
-    contexts: Mapping[str, TeacherScores] = _Any(
+    contexts: Mapping[str, TeacherScores] = AnyName(
         lambda: TeacherScores(logprobs=draw(), entropy=draw().abs(), mask=mask)
     )
     return LossInputs(
         logprobs=logprobs, entropy=draw().abs(), old_logprobs=logprobs.detach(), rollout_logprobs=draw(), ref_logprobs=draw(),
         ref_entropy=draw().abs(),
-        advantages=draw(), sampled_mask=mask, teacher=contexts, divergences=_Any(lambda: draw().abs().requires_grad_()),
-        marker_mass=_Any(draw), spans=_Any(lambda: mask),
+        advantages=draw(), sampled_mask=mask, teacher=contexts, divergences=AnyName(lambda: draw().abs().requires_grad_()),
+        marker_mass=AnyName(draw), spans=AnyName(lambda: mask),
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from tensordict import TensorDict
 from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
-from onpolicy.integrations.verl.rows import floats, train_batch
+from onpolicy.integrations.verl.rows import floats, sampled, train_batch
 from onpolicy.losses.objective import MetricAccumulator, Objective, Totals
 from onpolicy.trainer.chunked_head import TokenStats, token_stats
 from onpolicy.trainer.collectives import SingleProcess
@@ -42,9 +42,11 @@ class Bridge:
         together: SingleProcess,
         device: torch.device | str,
         sequence_parallel: int = 1,
+        unknown: Sequence[str] = (),
     ) -> None:
         """
         Args:
+            unknown: metrics of numbers that nobody knows
             together: the ranks that have rollouts of their own
             sequence_parallel: ranks that share the rollouts of one of those
         """
@@ -54,6 +56,7 @@ class Bridge:
         """Over which FSDP takes the mean of gradients."""
         self.marker_ids = {name: torch.tensor(ids, device=device) for name, ids in marker_ids.items()}
         self._totals = Totals({})
+        self._unknown = frozenset(unknown)
         self.empty = False
         """Whether no term has a token in the update under way."""
         self._tally = MetricAccumulator()
@@ -105,7 +108,7 @@ class Bridge:
         Args:
             own: which of them their states are of
         """
-        ids = data["responses"].values()[data["response_mask"].values().bool()]
+        ids = data["responses"].values()[sampled(data)]
         return token_stats(
             student,
             teachers,
@@ -130,7 +133,7 @@ class Bridge:
         """Means over all ranks' tokens, in lists: verl expects one value per micro-batch."""
         self.together.merge(self._tally, self.telemetry)
         found = self._tally.means() | (self.telemetry.metrics() if self.telemetry else {})
-        return {f"{PREFIX}{name}": [value] for name, value in found.items()}
+        return {f"{PREFIX}{name}": [value] for name, value in found.items() if name not in self._unknown}
 
     def batch(self, data: TensorDict) -> TrainBatch:
         return train_batch(data, contexts=self.contexts, terms=self.objective.routes, spans=self.spans)

@@ -17,6 +17,7 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.own_head import OwnHead
+from onpolicy.integrations.verl.rows import packed_places, sampled
 from onpolicy.integrations.verl.sequence_parts import Part, part_of
 from onpolicy.trainer.head import Head, HeadLike, HiddenStates
 
@@ -214,12 +215,6 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         return context
 
 
-def sampled(data: TensorDict) -> Tensor:
-    """[all T] bool: which response tokens were sampled, row after row."""
-    mask: Tensor = data["response_mask"].values().bool()
-    return mask
-
-
 def _is_packed(data: TensorDict) -> bool:
     return bool(tu.get_non_tensor_data(data=data, key="use_remove_padding", default=True))
 
@@ -276,16 +271,14 @@ def _nested(rows: Sequence[Tensor]) -> Tensor:
 
 
 def _places(data: TensorDict) -> Tensor:
-    """[all T] where the states that predict response tokens stand among all positions of a batch: one before each token, as the alignment
-    rule has it."""
-    prompts, responses = data["prompts"].offsets().diff(), data["responses"].offsets().diff()
-    rows = prompts + responses
-    numbers = torch.arange(len(rows), device=rows.device)
-    starts = rows.cumsum(0) - rows if _is_packed(data) else numbers * rows.max()
-    within = torch.arange(int(responses.sum()), device=rows.device)
-    within -= (responses.cumsum(0) - responses).repeat_interleave(responses)
-    places: Tensor = (starts + prompts - 1).repeat_interleave(responses) + within
-    return places
+    """[all T] where the states that predict response tokens stand among all positions of a batch."""
+    places = packed_places(data)
+    if _is_packed(data):
+        return places
+    lengths = data["prompts"].offsets().diff() + data["responses"].offsets().diff()
+    padding = (lengths.max() - lengths).cumsum(0).roll(1)
+    padding[0] = 0  # before each row, that of the rows above
+    return places + padding.repeat_interleave(data["responses"].offsets().diff())
 
 
 def _copy(tensor: Tensor | None) -> Tensor | None:

@@ -27,10 +27,13 @@ Use = Callable[[Tensor, Head], Any]
 class OwnHead:
     """Belongs to one model, before it is sharded; as long as nothing is replaced, the model does what it always did."""
 
+    _rows: Tensor | None = None
+    _use: Use | None = None
+
     def __init__(self, module: nn.Module) -> None:
         """``module``: the model, or peft's around it, whose layers have their adapters already."""
-        model: PreTrainedModel = module.get_base_model() if hasattr(module, "get_base_model") else module
-        self._model, self._rows, self._use = model, None, None
+        model: PreTrainedModel = getattr(module, "get_base_model", lambda: module)()
+        self._model = model
         layer = model.get_output_embeddings()
         self.adapted = adapter_of_head(model) is not None
         """Whether an adapter is added to the head's weight."""
@@ -50,9 +53,6 @@ class OwnHead:
             yield
         finally:
             self._rows = self._use = None
-
-    _rows: Tensor | None
-    _use: Use | None
 
     def _is_replaced(self) -> bool:
         return self._use is not None

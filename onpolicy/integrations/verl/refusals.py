@@ -11,15 +11,16 @@ from omegaconf import DictConfig, OmegaConf
 
 from onpolicy.config.problems import Problems
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.contracts import reads_siblings
 from onpolicy.epistemic.ids import span_names
-from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION
+from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION, SERVED
 from onpolicy.integrations.verl.rows import MOST_SPANS
+from onpolicy.integrations.verl.served_head import is_exact
 from onpolicy.trainer.build import build_objective, teacher_rule
 
 UNWANTED = {
     "actor_rollout_ref.model.enable_activation_offload": "it counts forward passes, and teachers make some without a backward",
     "actor_rollout_ref.actor.fsdp_config.pad_to_length": "the teacher's rows are found by their lengths",
-    "distillation.enabled": "verl's own distillation takes the place of ours; see docs/verl.md for the served teacher",
     "algorithm.use_kl_in_reward": "advantages are made of rewards alone; use a term, e.g. {name: ref_kl}",
 }
 CLIPS = "the options clip_low, clip_high and dual_clip of policy_gradient"
@@ -73,6 +74,8 @@ def find_problems(config: DictConfig, resolved: ResolvedConfig, problems: Proble
     yield from _keys_without_effect(config)
     if problems.sound("teacher", "objective"):
         yield from _teacher_problems(config, resolved)
+        if is_served(config) and problems.sound("contexts", "spans", "epistemic"):
+            yield from _served_problems(config, resolved)
     if problems.sound("objective"):
         yield from _temperature_problems(config, resolved)
     yield from querying_problems(resolved)
@@ -173,10 +176,10 @@ def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[
             f"actor_rollout_ref.ref.fsdp_config.ulysses_sequence_parallel_size: got {sizes[1]}, expected {sizes[0]}, that of the actor, "
             "whose ranks read the teacher too."
         )
-    if rule.path is not None and build_objective(resolved).needs_ref:
+    if rule.path is not None and not is_served(config) and build_objective(resolved).needs_ref:
         yield (
             f"{SECTION}.teacher: {name!r} is another model, and the objective reads the reference model: that would be a third one in "
-            "memory; use a teacher that is the student, or leave out what reads the reference model."
+            "memory; use a teacher that is the student or a served one (distillation.enabled), or leave out what reads the reference model."
         )
     if rule.reads_ref:
         yield f"{SECTION}.teacher: {name!r} needs reference model and teacher beside the student; use trust_region_logits."
@@ -195,6 +198,38 @@ def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[
         )
 
 
+def _served_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
+    """Of a teacher on verl's teacher servers, which score each trajectory alone, as soon as it is there."""
+    path, contexts = teacher_rule(resolved).path, list(resolved.contexts)
+    models = [teacher.get("model_path") for teacher in config.distillation.teacher_models.values() if teacher]
+    if path is None or models != [path]:
+        yield (
+            f"distillation.teacher_models: got {models}, expected one with the model of {SECTION}.teacher: {{name: model, path: ...}}, "
+            "e.g. distillation.teacher_models.teacher_model.model_path=${onpolicy.teacher.path}."
+        )
+    manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
+    if manager != SERVED:
+        yield (
+            f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "
+            "reaches the teacher."
+        )
+    if len(contexts) != 1:
+        yield f"{SECTION}.contexts: got {contexts}, expected one context, which the served teacher reads."
+    for name, plugin in resolved.contexts.items():
+        if reads_siblings(plugin.bind()):
+            yield (
+                f"{SECTION}.contexts.{name}: {plugin.name!r} shows other rollouts, but servers score each as soon as it is there; "
+                "expected a context of the row, or a teacher that is not served."
+            )
+    k = served_tokens(config)
+    if len(contexts) == 1 and not is_exact(build_objective(resolved), resolved, k):
+        yield (
+            f"{SECTION}.objective: it reads more of the teacher than the sampled token and the {k} most likely ones that its servers give "
+            "(distillation.distillation_loss.topk with loss_mode=forward_kl_topk; none with k3); expected support: "
+            "{name: teacher_topk, k: ...} at most as wide, at temperature 1, or a teacher that is not served (distillation.enabled=false)."
+        )
+
+
 def _temperature_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
     """The counterpart of the embedded trainer's check of ``trainer.updates_per_step``."""
     actor, rows = config.actor_rollout_ref.actor, config.data.train_batch_size
@@ -210,18 +245,32 @@ def _temperature_problems(config: DictConfig, resolved: ResolvedConfig) -> Itera
 def needs_reference(config: DictConfig, resolved: ResolvedConfig) -> bool:
     """Whether a second model is loaded next to the student: a teacher with weights of its own, or the reference model.
 
-    With adapters only another model is: without them the student is the reference model.
+    With adapters only another model is: without them the student is the reference model. A served teacher is elsewhere.
     """
     rule = teacher_rule(resolved)
+    other = rule.path is not None and not is_served(config)
     if has_adapters(config):
-        return rule.path is not None
-    return rule.copies or build_objective(resolved).needs_ref
+        return other
+    return other or (rule.copies and rule.path is None) or build_objective(resolved).needs_ref
 
 
 def sequence_parallel(config: DictConfig, role: str) -> int:
     """Ranks that share each packed batch of a role; verl has two keys for it."""
     keys = (f"actor_rollout_ref.{role}{place}.ulysses_sequence_parallel_size" for place in ("", ".fsdp_config"))
     return max(OmegaConf.select(config, key) or 1 for key in keys)
+
+
+def is_served(config: DictConfig) -> bool:
+    """Whether the teacher is on verl's teacher servers."""
+    return bool(OmegaConf.select(config, "distillation.enabled"))
+
+
+def served_tokens(config: DictConfig) -> int:
+    """How many of its most likely tokens a served teacher returns beside the sampled one."""
+    from verl.utils.config import omega_conf_to_dataclass
+
+    loss = omega_conf_to_dataclass(config.distillation).distillation_loss
+    return int(loss.topk) if loss.loss_settings.use_topk else 0
 
 
 def has_adapters(config: DictConfig) -> bool:

@@ -136,6 +136,23 @@ def columns(
     return found
 
 
+def sampled(data: TensorDict) -> Tensor:
+    """[all T] bool: which response tokens were sampled, row after row."""
+    mask: Tensor = data["response_mask"].values().bool()
+    return mask
+
+
+def packed_places(data: TensorDict) -> Tensor:
+    """[all T] where the states that predict response tokens stand if rows lie one after the other: one before each token, as the alignment
+    rule has it."""
+    prompts, responses = data["prompts"].offsets().diff(), data["responses"].offsets().diff()
+    rows = prompts + responses
+    within = torch.arange(int(responses.sum()), device=rows.device)
+    within -= (responses.cumsum(0) - responses).repeat_interleave(responses)
+    places: Tensor = (rows.cumsum(0) - rows + prompts - 1).repeat_interleave(responses) + within
+    return places
+
+
 def train_batch(data: TensorDict, *, contexts: Sequence[str], terms: Sequence[str], spans: Sequence[str]) -> TrainBatch:
     """verl's micro-batch as a ``TrainBatch``; ``advantages`` may be missing where only tokens are counted."""
     responses = data["responses"]

@@ -16,7 +16,7 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import Config
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.integrations.verl import refusals
-from onpolicy.integrations.verl.names import SECTION
+from onpolicy.integrations.verl.names import SECTION, SERVED
 from onpolicy.utils.errors import ConfigError
 
 OURS = (
@@ -32,7 +32,6 @@ OURS = (
     "epistemic",
 )
 """Sections of the embedded trainer's config that mean the same here."""
-SERVED = "onpolicy.integrations.verl.teacher_server.ServedTeacher"
 THEIRS = {
     "model": "actor_rollout_ref.model",
     "data": "data",

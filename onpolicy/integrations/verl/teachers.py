@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from verl.utils.device import get_torch_device
 
-from onpolicy.integrations.verl.rows import NOTHING, prompt_column
+from onpolicy.integrations.verl.rows import NOTHING, packed_places, prompt_column, sampled
+from onpolicy.integrations.verl.served_head import ServedHead, states
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.head import Head, HeadLike
 from onpolicy.trainer.teacher import MixedHead, ResizedHead
@@ -37,13 +38,15 @@ class Teachers:
         contexts: Sequence[str],
         needs_ref: bool,
         together: SingleProcess,
+        served: bool = False,
     ) -> None:
         """
         Args:
+            served: whether verl's teacher servers have scored the responses, in the one context that there is
             reference: the engine with weights of its own; None where there is none: without its adapters the student is the reference model
         """
         self.student, self.reference, self.rule = student, reference, rule
-        self.contexts, self.needs_ref, self.together = tuple(contexts), needs_ref, together
+        self.contexts, self.needs_ref, self.together, self.served = tuple(contexts), needs_ref, together, served
         self.steps = 0
 
     def read(self, data: TensorDict) -> dict[str, Tensor]:
@@ -52,8 +55,8 @@ class Teachers:
         Where a row lacks a context they are zeros, which the context's mask hides.
         """
         responses, masks = list(data["responses"].unbind()), [m.bool() for m in data["response_mask"].unbind()]
-        found = {}
-        for context in self.contexts:
+        found = {context: _served_states(data) for context in self.contexts if self.served}
+        for context in self.contexts if not self.served else ():
             prompts = data[prompt_column(context)].unbind()
             rows = [
                 None if int(prompt[0]) == NOTHING else (prompt, response, mask)
@@ -79,6 +82,8 @@ class Teachers:
         teacher: HeadLike = copied if self.rule.copies else student
         if self.rule.student_share:
             teacher = MixedHead(copied, student, self.rule.student_share, self.student.width)
+        if self.served and student.weight is not None:
+            teacher = ServedHead(len(student.weight))
         return dict.fromkeys(self.contexts, teacher) | {REF: copied}
 
     def forget(self) -> None:
@@ -153,6 +158,12 @@ class Teachers:
 
     def _path(self, folder: Path) -> Path:
         return folder / f"onpolicy_world_size_{self.together.size}_rank_{self.together.rank}.safetensors"
+
+
+def _served_states(data: TensorDict) -> Tensor:
+    """``[N, 2 (1 + K)]``; verl's columns have a row for each position of prompt and response."""
+    places = packed_places(data)[sampled(data)]
+    return states(data["teacher_ids"].values()[places], data["teacher_logprobs"].values()[places])
 
 
 def _shard(parameter: Tensor) -> Tensor:

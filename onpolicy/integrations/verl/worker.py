@@ -44,7 +44,8 @@ class TeachingWorkerMixin:
 
         os.environ["VERL_ENGINE_VENDOR"] = VENDOR  # by which verl's registry picks our engine
         resolved = unpack_config(self.config[SECTION])  # type: ignore[attr-defined]
-        if (path := teacher_rule(resolved).path) is not None:
+        served = bool(getattr(self, "distillation_enabled", False))
+        if (path := teacher_rule(resolved).path) is not None and not served:
             self.ref_worker_cls = partial(self._teacher_worker, resolve_model(path))
         super().init_model()  # type: ignore[misc]
         worker, reference = self.actor, self.ref  # type: ignore[attr-defined]
@@ -63,12 +64,18 @@ class TeachingWorkerMixin:
             contexts=tuple(resolved.contexts),
             needs_ref=objective.needs_ref,
             together=ranks,
+            served=served,
         )
         self._bridge = Bridge(
             objective,
             contexts=tuple(resolved.contexts),
             spans=span_names(resolved),
-            marker_ids=lexicon_ids(resolved, worker.model_config.tokenizer),
+            marker_ids={
+                name: ids
+                for name, ids in lexicon_ids(resolved, worker.model_config.tokenizer).items()
+                if not served or name in resolved.lexicons  # of markers a served teacher's probability is not known
+            },
+            unknown=[f"teacher/{context}/entropy" for context in resolved.contexts if served],
             telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
             together=with_own_rollouts(engine),
             sequence_parallel=engine.ulysses_sequence_parallel_size,

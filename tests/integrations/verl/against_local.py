@@ -34,12 +34,13 @@ from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local as local
 from onpolicy.trainer.collectives import ProcessGroup
 from onpolicy.integrations.verl.bridge import PREFIX, Bridge
 from onpolicy.integrations.verl.rows import columns
+from onpolicy.integrations.verl.teacher_server import realign
 from onpolicy.integrations.verl.teachers import Teachers
 from onpolicy.integrations.verl.worker import with_own_rollouts
 from onpolicy.utils.timer import PhaseTimer
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.divergences import forward_kl, jsd
-from onpolicy.losses.supports import student_topk
+from onpolicy.losses.supports import student_topk, teacher_topk
 from onpolicy.epistemic.ids import span_name
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.losses.objective import Objective, Term
@@ -111,13 +112,13 @@ class Side:
         self.packed, self.budget = packed, budget
         ranks = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
         objective = Objective(tuple(terms))
-        kept, teacher = more.pop("kept", False), more.pop("teacher", folder)
+        kept, teacher, self.served = more.pop("kept", False), more.pop("teacher", folder), more.pop("served", None)
         self.worker = worker(folder, **more)
         self.together = with_own_rollouts(self.worker.engine)
         wanted = rule.copies or objective.needs_ref
         self.reference = (
             worker(teacher, forward_only=True, reshard_after_forward=not kept, **more)
-            if wanted and not more.get("lora_rank")
+            if wanted and not more.get("lora_rank") and self.served is None
             else None
         )
         self.teachers = Teachers(
@@ -127,6 +128,7 @@ class Side:
             contexts=("teacher",),
             needs_ref=objective.needs_ref,
             together=ranks,
+            served=self.served is not None,
         )
         spans = [span_name(name) for name in NAMES]
         self.bridge = Bridge(
@@ -139,7 +141,8 @@ class Side:
     def data(self, examples: Sequence[Example], *, synthetic: int = 0) -> TensorDict:
         """This rank's part of the rollouts, and rows that verl would make up to fill the batch."""
         mine: list[Example | None] = [*examples[self.together.rank :: self.together.size], *([None] * synthetic)]
-        return rows_of(mine, self.bridge, packed=self.packed, budget=self.budget)
+        more = {} if self.served is None else teacher_columns(self.served, mine)
+        return rows_of(mine, self.bridge, packed=self.packed, budget=self.budget, more=more)
 
     def gradient(
         self, examples: Sequence[Example], *, synthetic: int = 0
@@ -201,7 +204,9 @@ def worker(
     return made
 
 
-def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool, budget: int) -> TensorDict:
+def rows_of(
+    examples: Sequence[Example | None], bridge: Bridge, *, packed: bool, budget: int, more: Mapping[str, list[Tensor]]
+) -> TensorDict:
     """Rollouts as verl's workers get them."""
     prompts = [torch.tensor(e.rollout.prompt_ids if e else (2, 2, 2)) for e in examples]
     responses = [torch.tensor(e.rollout.completion_ids if e else (2,)) for e in examples]
@@ -218,7 +223,7 @@ def rows_of(examples: Sequence[Example | None], bridge: Bridge, *, packed: bool,
     given = {
         "input_ids": ids, "position_ids": [torch.arange(len(i)) for i in ids], "prompts": prompts, "responses": responses,
         "response_mask": masks, "loss_mask": masks, "advantages": advantages,
-        "rollout_log_probs": [torch.zeros(len(r)) for r in responses], **ours,
+        "rollout_log_probs": [torch.zeros(len(r)) for r in responses], **ours, **more,
     }  # fmt: skip
     data = TensorDict(
         {n: torch.nested.as_nested_tensor(rows, layout=torch.jagged) for n, rows in given.items()},
@@ -402,6 +407,37 @@ def other(folder: Path) -> dict[str, float]:
     return found
 
 
+def served(folder: Path) -> dict[str, float]:
+    """What verl's teacher servers would return of another model, beside that model in the embedded trainer; padded too."""
+    path, found = folder / "other" / "model", {}
+    theirs = load_causal_lm(str(path), dtype="float32")
+    top = distill_term(forward_kl, partial(teacher_topk, k=5))
+    for name, terms in (("sampled", methods()["sampled"]), ("top", (top, *methods()["sampled"]))):
+        loss, gradient = local_gradient(local(folder, model(path=str(path)), terms, teacher_model=theirs), batch())
+        for packed in (True, False):
+            side = Side(folder, model(path=str(path)), terms, packed=packed, served=theirs)
+            own, got, _ = side.gradient(batch(), synthetic=1)
+            found[f"{name}/{packed}"] = max(abs(own - loss), _largest(got, gradient))
+    return found
+
+
+@torch.no_grad()
+def teacher_columns(teacher: Any, examples: Sequence[Example | None], k: int = 5) -> dict[str, list[Tensor]]:
+    """What ``ServedTeacherWorker`` adds to verl's rows: the sampled token and the k most likely ones, realigned to the student's prompt."""
+    found: dict[str, list[Tensor]] = {"teacher_ids": [], "teacher_logprobs": []}
+    for row in examples:
+        privileged = row.teacher_prompt_ids.get("teacher") if row else None
+        prompt = torch.tensor(row.rollout.prompt_ids if row else (2, 2, 2))
+        answer = torch.tensor(row.rollout.completion_ids if row else (2,))
+        read = prompt if privileged is None else torch.tensor(privileged)
+        ids = torch.cat([read, answer])
+        logprobs = teacher(ids[None]).logits[0, :, :VOCABULARY].log_softmax(-1)
+        asked = torch.cat([ids.roll(-1)[:, None], logprobs.topk(k).indices], -1)
+        for name, numbers in (("teacher_ids", asked.int()), ("teacher_logprobs", logprobs.gather(-1, asked))):
+            found[name].append(realign(numbers, len(read), len(prompt)))
+    return found
+
+
 def rounded(folder: Path) -> dict[str, float]:
     """In bfloat16: a live teacher with the student's prompt, and how far the gradient is from the one in float32."""
     same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in batch()]
@@ -488,6 +524,7 @@ CASES = {
         metrics,
         untied,
         other,
+        served,
         rounded,
         fused,
         ulysses,

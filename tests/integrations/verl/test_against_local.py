@@ -88,6 +88,12 @@ def test_another_model_teaches_as_in_the_embedded_trainer(found: dict[str, Any],
     assert found["other"][method] < 1e-6
 
 
+@pytest.mark.parametrize("layout", ["True", "False"], ids=["packed", "padded"])
+@pytest.mark.parametrize("method", ["sampled", "top"])
+def test_a_served_teacher_teaches_as_one_in_memory(found: dict[str, Any], method: str, layout: str) -> None:
+    assert found["served"][f"{method}/{layout}"] < 1e-6
+
+
 def test_bfloat16(found: dict[str, Any]) -> None:
     assert found["rounded"]["identical"] == 0.0
     assert found["rounded"]["cosine"] > 0.999

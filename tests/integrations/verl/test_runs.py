@@ -3,8 +3,8 @@
 1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
 that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
 trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher;
-5. ``onpolicy verl train`` that is told to stop; 6. verl without us; 7. another model as the teacher, under Ulysses. 2, 3, 6 and 7 are
-nightly.
+5. ``onpolicy verl train`` that is told to stop; 6. verl without us; 7. another model as the teacher, under
+Ulysses; 8. another model that is served, under our loss. 2, 3, 6, 7 and 8 are nightly.
 """
 
 from __future__ import annotations
@@ -153,6 +153,26 @@ def test_another_model_teaches_two_ranks_that_share_each_batch(tmp_path: Path) -
     assert [row["step"] for row in rows] == [1, 2]
     assert min(map(abs, finite(rows, "teacher/teacher/gap"))) > 0.1, "the two models have nothing to do with each other"
     assert max(finite(rows, "rollout/logprob_gap")) < 1e-4
+    assert min(finite(rows, "actor/grad_norm")) > 0
+
+
+@pytest.mark.nightly
+def test_a_served_teacher_of_another_size_under_our_loss(tmp_path: Path) -> None:
+    """It says the sampled token and the likely ones: two requests for each trajectory."""
+    tiny_model("llama", seed=3, width=96).save_pretrained(tmp_path / "teacher")
+    byte_tokenizer().save_pretrained(tmp_path / "teacher")
+    overrides = smallest(tmp_path) | {
+        "onpolicy.teacher.path": str(tmp_path / "teacher"),
+        "onpolicy.objective": "[teacher_advantage,{name:distill,divergence:forward_kl,support:{name:teacher_topk,k:8}}]",
+        "distillation.distillation_loss.loss_mode": "forward_kl_topk",
+        "distillation.distillation_loss.topk": 8,
+        "distillation.teacher_models.teacher_model.inference.name": "transformers",
+        "+ray_kwargs.ray_init.num_gpus": 2,
+    }
+    rows = main_ppo(overrides, tmp_path, config=ROOT / "configs" / "verl" / "opd_served.yaml")
+    assert [row["step"] for row in rows] == [1, 2]
+    assert min(map(abs, finite(rows, "teacher/teacher/gap"))) > 0.1 and min(finite(rows, "distill/divergence")) > 0.1
+    assert "teacher/teacher/entropy" not in rows[-1], "nobody knows it"
     assert min(finite(rows, "actor/grad_norm")) > 0
 
 
