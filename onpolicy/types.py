@@ -204,6 +204,8 @@ class ScoredGroup:
     scores: tuple[float, ...]
     """By rollout, what decides whether it is correct: the unweighted reward named by ``correctness``, or the total without one. NaN where
     that reward gave None, which is not graded: neither correct nor wrong, as every comparison with NaN is false."""
+    texts: tuple[Any, ...] | None = field(default=None, compare=False, repr=False)
+    """By rollout, what was read off its text while others were sampled (``annotation.reading.ReadText``); None: it has not been read."""
 
     @property
     def correct(self) -> tuple[bool, ...]:

@@ -16,11 +16,12 @@ from onpolicy.annotation.credit import group_mean
 from onpolicy.annotation.metrics import example_metrics, rollout_metrics, staleness_metrics
 from onpolicy.annotation.privileged import PrivilegedRollouts
 from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.reading import ReadText, TextReader
 from onpolicy.annotation.routes import Route, share_of
 from onpolicy.annotation.sampled import reads_sampled
-from onpolicy.data.alignment import TokenAlignment
+from onpolicy.data.alignment import mask_of
 from onpolicy.data.rendering import PromptTooLong, Renderer
-from onpolicy.epistemic.marked import MarkedRollout
+from onpolicy.epistemic.marked import marked_rollout
 from onpolicy.epistemic.telemetry import TextTelemetry
 from onpolicy.protocols import ContextBuilder
 from onpolicy.types import Example, Message, Metrics, Prompt, Rollout, RolloutGroup, ScoredGroup
@@ -66,18 +67,12 @@ class Annotator:
         for scored in groups:
             _refuse_stale(scored.group, version, self.staleness)
         self.queries.sampled.clear()
-        marked: list[MarkedRollout] = []
-
-        def look_at(scored: ScoredGroup, index: int, group_id: int) -> None:
-            if self.telemetry is not None:  # directly behind the token classes, which read the same lexicons
-                marked.append(self.telemetry.locate(scored, index, group_id))
-
-        built = self._built(groups, version, look_at)
+        built, texts = self._built(groups, version)
         prompts = TeacherPrompts(
             self.teacher_renderer or self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long
         )
         examples = [
-            self._example(scored, i, j, advantage, built, prompts)
+            self._example(scored, i, j, advantage, built, texts[i, j], prompts)
             for i, scored in enumerate(groups)
             for j, advantage in enumerate(advantages(scored, self.credit))
         ]
@@ -92,7 +87,13 @@ class Annotator:
         if self.staleness:
             metrics |= staleness_metrics(groups, version)
         if self.telemetry is not None:
-            metrics |= self.telemetry.metrics(marked)
+            metrics |= self.telemetry.metrics(
+                [
+                    marked_rollout(groups[i], j, i, text.facts)
+                    for (i, j), text in texts.items()
+                    if text.facts is not None
+                ]
+            )
         return examples, metrics
 
     def _privileged_examples(
@@ -100,10 +101,10 @@ class Annotator:
     ) -> tuple[list[Example], Metrics]:
         """Examples of the privileged rollouts, whose siblings are each other."""
         found, metrics = privileged.sample(groups, version=version)
-        built = self._built(list(found.values()), version)
+        built, texts = self._built(list(found.values()), version)
         examples = [
             replace(
-                self._example(scored, k, j, 0.0, built, prompts),
+                self._example(scored, k, j, 0.0, built, texts[k, j], prompts),
                 group_id=group_id,
                 routes={
                     term: share_of(route, scored.scores, j, scored.group.rollouts, privileged=True)
@@ -116,31 +117,29 @@ class Annotator:
         return privileged.under_students_prompt(examples), metrics
 
     def _built(
-        self,
-        groups: Sequence[ScoredGroup],
-        version: int,
-        look_at: Callable[[ScoredGroup, int, int], None] = lambda scored, index, group_id: None,
-    ) -> dict[Any, Any]:
+        self, groups: Sequence[ScoredGroup], version: int
+    ) -> tuple[dict[Any, Any], dict[tuple[int, int], ReadText]]:
         """Calls every context and every span finder for every rollout, and runs those that ask the model to their end.
 
-        Args:
-            groups: all groups
-            version: of the weights
-            look_at: called with a group, a rollout's index in it and the group's place, once the rollout's plug-ins were called
+        Returns:
+            What they found; and what each text says, by the group's place and the rollout's in it, read here unless it has been.
         """
-        finders = {**self.spans, **self.classes}
-        plugins = {("context", n): f for n, f in self.contexts.items()} | {("span", n): f for n, f in finders.items()}
+        plugins = {("context", n): f for n, f in self.contexts.items()} | {
+            ("span", n): f for n, f in self.spans.items()
+        }
         calls: dict[Hashable, tuple[Callable[..., Any], ScoredGroup, int]] = {}
         started: dict[Hashable, tuple[Prompt, Any]] = {}
+        texts: dict[tuple[int, int], ReadText] = {}
         for i, scored in enumerate(groups):
             for j in range(len(scored.scores)):
                 for name, function in plugins.items():
                     calls[i, j, *name] = function, scored, j
                     started[i, j, *name] = scored.group.prompt, function(scored.group, j, scored.scores)
-                look_at(scored, j, i)
-        return self.queries.run(
+                texts[i, j] = self.reader.read(scored.group, j) if scored.texts is None else scored.texts[j]
+        built = self.queries.run(
             started, version=version, is_sampled=lambda key: reads_sampled(*calls[key], replies=False)
         )
+        return built, texts
 
     def _example(
         self,
@@ -149,6 +148,7 @@ class Annotator:
         index: int,
         advantage: float,
         built: Mapping[Hashable, Any],
+        text: ReadText,
         prompts: TeacherPrompts,
     ) -> Example:
         rollout, own = scored.group.rollouts[index], scored.rewards[index]
@@ -160,6 +160,10 @@ class Annotator:
                 partial(reads_sampled, build, scored, index),
             )
             for context, build in self.contexts.items()
+        }
+        spans = {
+            name: self.reader.alignment.ranges(rollout.sampled_ids, built[group_id, index, "span", name] or ())
+            for name in self.spans
         }
         return Example(
             rollout=rollout,
@@ -173,23 +177,13 @@ class Annotator:
                 term: share_of(route, scored.scores, index, scored.group.rollouts)
                 for term, route in self.routes.items()
             },
-            spans={
-                name: self._mark(rollout, built[group_id, index, "span", name] or ())
-                for name in (*self.spans, *self.classes)
-            },
+            spans={name: _sampled_mask(rollout, ranges) for name, ranges in {**spans, **text.classes}.items()},
         )
 
-    def _mark(self, rollout: Rollout, spans: Sequence[tuple[int, int]]) -> tuple[bool, ...]:
-        """[T] which completion tokens lie inside of spans of the rollout's text, of which observed tokens are no part."""
-        inside = self._alignment.mark(rollout.sampled_ids, spans)
-        if not rollout.sampled_mask:
-            return inside
-        sampled = iter(inside)
-        return tuple(is_sampled and next(sampled) for is_sampled in rollout.sampled_mask)
-
     @cached_property
-    def _alignment(self) -> TokenAlignment:
-        return TokenAlignment(self.renderer)
+    def reader(self) -> TextReader:
+        """Reads the texts that nobody has read yet."""
+        return TextReader(self.classes, self.telemetry, self.renderer)
 
 
 class TeacherPrompts:
@@ -256,6 +250,15 @@ def advantages(scored: ScoredGroup, credit: Callable[[Sequence[float]], Sequence
     bonuses = group_mean([reward.bonus for reward in graded])
     found = iter([a + bonus for a, bonus in zip(normalised, bonuses, strict=True)])
     return [next(found) if is_graded else 0.0 for is_graded in scored.graded]
+
+
+def _sampled_mask(rollout: Rollout, ranges: Sequence[tuple[int, int]]) -> tuple[bool, ...]:
+    """[T] which completion tokens lie inside of ranges of the sampled ones; observed tokens are no part of any."""
+    inside = mask_of(ranges, rollout.num_sampled)
+    if not rollout.sampled_mask:
+        return inside
+    sampled = iter(inside)
+    return tuple(is_sampled and next(sampled) for is_sampled in rollout.sampled_mask)
 
 
 def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
 
-from onpolicy.data.rendering import Renderer
+from onpolicy.data.decoder import Decoder
 
 LONGEST_CHARACTER = 8
 """Tokens of which one character can be made; more of them are no character at all."""
@@ -18,33 +18,34 @@ UNREADABLE = "\ufffd"
 class TokenAlignment:
     """Finds the tokens of a span of text and the text of a token; keeps what it has found of the last completions."""
 
-    def __init__(self, renderer: Renderer) -> None:
-        self._renderer = renderer
-        self._alone = _Texts(renderer)
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self._alone = _Texts(decoder)
 
     def mark(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> tuple[bool, ...]:
         """[T] which tokens of a completion hold a character of the spans, given as ``(start, end)`` of ``completion_text``."""
-        spans = list(spans)
+        return mask_of(self.ranges(ids, spans), len(ids))
+
+    def ranges(self, ids: Sequence[int], spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+        """For each span that is not empty the range of tokens that hold a character of it, as ``(first, stop)``."""
+        spans = [(start, end) for start, end in spans if end > start]
         if not spans:
-            return (False,) * len(ids)
+            return []
         starts, ends = self._places(tuple(ids))
-        inside = [False] * len(ids)
-        for start, end in spans:
-            for t in range(bisect.bisect_right(ends, start), bisect.bisect_left(starts, end) if end > start else 0):
-                inside[t] = True
-        return tuple(inside)
+        found = [(bisect.bisect_right(ends, start), bisect.bisect_left(starts, end)) for start, end in spans]
+        return [(first, stop) for first, stop in found if stop > first]
 
     def split(self, ids: Sequence[int]) -> list[str]:
         """[T] the text of each token, for showing; of tokens that share a character the first has it, the others are empty.
 
         Special tokens have their own text here, which ``completion_text`` leaves out.
         """
-        text = self._renderer.completion_text(ids)
+        text = self._decoder.completion_text(ids)
         starts, ends = self._places(tuple(ids))
         shown = []
         for t, index in enumerate(ids):
             shared = t > 0 and (starts[t], ends[t]) == (starts[t - 1], ends[t - 1]) and ends[t] > starts[t]
-            shown.append("" if shared else text[starts[t] : ends[t]] or self._renderer.decode([index]))
+            shown.append("" if shared else text[starts[t] : ends[t]] or self._decoder.decode([index]))
         return shown
 
     @functools.lru_cache(maxsize=8)  # noqa: B019 one lives as long as its process
@@ -63,7 +64,7 @@ class TokenAlignment:
                 text = self._text_of(ids[t:at])
             texts[t:at] = [text, *[""] * (at - t - 1)]
             shared.append((t, at))
-        if "".join(texts) != self._renderer.completion_text(ids):
+        if "".join(texts) != self._decoder.completion_text(ids):
             return self._places_by_prefixes(ids)
         ends = list(accumulate(map(len, texts)))
         starts = [0, *ends[:-1]] if ends else []
@@ -73,21 +74,30 @@ class TokenAlignment:
 
     def _places_by_prefixes(self, ids: tuple[int, ...]) -> tuple[list[int], list[int]]:
         """For tokenizers whose tokens read differently alone: the slow way, a piece of the text at a time."""
-        lengths = [len(self._renderer.completion_text(ids[: t + 1]).rstrip(UNREADABLE)) for t in range(len(ids))]
+        lengths = [len(self._decoder.completion_text(ids[: t + 1]).rstrip(UNREADABLE)) for t in range(len(ids))]
         return [0, *lengths[:-1]], lengths
 
     @functools.lru_cache(maxsize=200_000)  # noqa: B019
     def _text_of(self, ids: tuple[int, ...]) -> str:
-        return self._renderer.completion_text(ids)
+        return self._decoder.completion_text(ids)
+
+
+def mask_of(ranges: Iterable[tuple[int, int]], length: int) -> tuple[bool, ...]:
+    """[length] which tokens lie inside of one of the ranges ``(first, stop)``."""
+    inside = [False] * length
+    for first, stop in ranges:
+        for t in range(first, stop):  # few: a slice takes longer
+            inside[t] = True
+    return tuple(inside)
 
 
 class _Texts(dict[int, str]):
     """Token id -> the text that the token has alone, decoded once."""
 
-    def __init__(self, renderer: Renderer) -> None:
+    def __init__(self, decoder: Decoder) -> None:
         super().__init__()
-        self._renderer = renderer
+        self._decoder = decoder
 
     def __missing__(self, index: int) -> str:
-        self[index] = text = self._renderer.completion_text((index,))
+        self[index] = text = self._decoder.completion_text((index,))
         return text

@@ -17,6 +17,7 @@ from typing import Any
 
 from onpolicy.data import tools
 from onpolicy.data.chat_template import ChatTemplate, RenderingError
+from onpolicy.data.decoder import FastDecoder
 from onpolicy.data.literal_text import LiteralText
 from onpolicy.types import Message
 from onpolicy.utils.errors import UserError
@@ -121,6 +122,11 @@ class Renderer:
         if not self._skipped:
             return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
         return self.decode([i for i in ids if i not in self._skipped])
+
+    def fast_decoder(self) -> FastDecoder | None:
+        """What decodes as this does and can be handed to another process; None where the tokenizer has nothing of the kind."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        return None if backend is None else FastDecoder(backend, self._skipped)
 
     def final_answer_text(self, text: str) -> str:
         """The part of a completion after its thinking: what rewards and graders read."""

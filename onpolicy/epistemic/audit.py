@@ -7,31 +7,23 @@ genuine reasoning repeats itself too. The default ``guards`` speak up when one o
 from __future__ import annotations
 
 import re
-import zlib
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from math import isnan
 from statistics import fmean, pvariance
 
 from onpolicy.epistemic.marked import MarkedRollout
-from onpolicy.rewards.uncertainty import SPACING, repetition
-from onpolicy.rewards.vacuous import among_words, vacuous
-from onpolicy.rewards.words import folded_words
+from onpolicy.rewards.uncertainty import SPACING
 from onpolicy.types import Metrics
 
 LEAST = 5
 """Fewer markers than this in a step say nothing about how they are used."""
-CARRIER = 5
-"""Words from a marker on that make the phrase it is carried in."""
-LEAST_BYTES = 100
-"""Shorter texts do not compress in a way that says anything."""
 
 _LETTER = re.compile(r"[^\W_]")
 
 
 def audit(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
-    """``audit/...``; what has too little to be said about is absent.
+    """``audit/...`` of a lexicon whose use was read (``TextFacts.uses``); what has too little to be said about is absent.
 
     - ``<lexicon>/vacuous``: share of markers after which nothing changes: up to the next marker, or for 60 words, no number that is
       new, and 80 % of the pairs of words stood in the 60 words before
@@ -45,7 +37,7 @@ def audit(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
       squares over problems; habit is flat
     - ``repetition``: share of runs of four words that occurred before; ``compression``: compressed size over size
     """
-    uses = [use for m in marked for use in uses_of(m, lexicon)]
+    uses = [use for m in marked for use in m.uses[lexicon]]
     found = _responses(marked, lexicon)
     if len(uses) >= LEAST:
         found["vacuous"] = fmean(use.vacuous for use in uses)
@@ -57,40 +49,9 @@ def audit(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
         found["gap_dispersion"] = pvariance(gaps) / max(fmean(gaps), 1.0)
     metrics = {f"audit/{lexicon}/{name}": float(value) for name, value in found.items()}
     if marked:
-        metrics["audit/repetition"] = fmean(-repetition(m.text) for m in marked)
-    sizes = [size for m in marked if (size := compression(m.text)) is not None]
+        metrics["audit/repetition"] = fmean(m.repetition for m in marked)
+    sizes = [m.compression for m in marked if m.compression is not None]
     return metrics | ({"audit/compression": fmean(sizes)} if sizes else {})
-
-
-@dataclass(frozen=True)
-class MarkerUse:
-    """One marker in its text."""
-
-    vacuous: bool
-    after_answer: bool
-    phrase: str
-    gap: int | None
-    """Words since the marker before; None for the first."""
-
-
-def uses_of(m: MarkedRollout, lexicon: str) -> list[MarkerUse]:
-    """Every marker of a rollout, in order."""
-    spans = m.spans[lexicon]
-    if not spans:
-        return []
-    words, places = folded_words(m.text), among_words(m.text, spans)
-    before = [None, *(last for _, last in places[:-1])]
-    return [
-        MarkerUse(
-            vacuous=empty,
-            after_answer=start > m.final_at,
-            phrase=" ".join(words[first : last + CARRIER]),
-            gap=None if previous is None else first - previous,
-        )
-        for (start, _), (first, last), empty, previous in zip(
-            spans, places, vacuous(m.text, spans), before, strict=True
-        )
-    ]
 
 
 def _responses(marked: Sequence[MarkedRollout], lexicon: str) -> dict[str, float]:
@@ -124,9 +85,3 @@ def dose_slope(marked: Sequence[MarkedRollout], lexicon: str) -> float | None:
     x, y = fmean(p[0] for p in points), fmean(p[1] for p in points)
     spread = sum((a - x) ** 2 for a, _ in points)
     return sum((a - x) * (b - y) for a, b in points) / spread if spread else None
-
-
-def compression(text: str) -> float | None:
-    """Compressed size over size; None for a text too short to tell."""
-    raw = text.encode()
-    return len(zlib.compress(raw)) / len(raw) if len(raw) >= LEAST_BYTES else None

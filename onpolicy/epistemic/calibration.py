@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from statistics import fmean
 
 from onpolicy.epistemic.marked import MarkedRollout
-from onpolicy.rewards.calibration import stated_confidence
 from onpolicy.rewards.equality import by_equality
 from onpolicy.rewards.extract import extract_answer
 from onpolicy.types import Metrics
@@ -70,9 +68,9 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
     """
     metrics: Metrics = {}
     for name, readings, probability in (
-        ("stated", [stated_confidence(m.text) for m in marked], True),
+        ("stated", [m.stated_confidence for m in marked], True),
         ("agreement", _agreement(marked), True),
-        ("likelihood", [_likelihood(m) for m in marked], False),
+        ("likelihood", [m.likelihood for m in marked], False),
         ("no_hedging", [-m.rate(lexicon) for m in marked], False),
     ):
         kept = [
@@ -106,8 +104,3 @@ def _agreement(marked: Sequence[MarkedRollout]) -> list[float | None]:
         None if answer is None or len(groups[m.group]) < 2 else (groups[m.group].count(answer) - 1) / (len(groups[m.group]) - 1)
         for m, answer in zip(marked, answers, strict=True)
     ]  # fmt: skip
-
-
-def _likelihood(m: MarkedRollout) -> float | None:
-    found = [p for p in m.rollout.select_sampled(m.rollout.rollout_logprobs) if math.isfinite(p)]
-    return fmean(found) if found else None

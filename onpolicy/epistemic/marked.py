@@ -1,23 +1,18 @@
-"""Rollouts with their markers found once, for everything that counts them."""
+"""Rollouts with what stands in their texts, for everything that counts it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from onpolicy.rewards.extract import stated_answers
-from onpolicy.rewards.lexicon import merged, occurrences
+from onpolicy.epistemic.text_facts import Split, TextFacts, text_facts
 from onpolicy.rewards.uncertainty import prompt_text
 from onpolicy.types import Prompt, Rollout, ScoredGroup
-from onpolicy.utils.thinking import ThinkingSplit
-
-Split = Callable[[str], ThinkingSplit]
 
 
-@dataclass(frozen=True)
-class MarkedRollout:
-    """One rollout and where its markers stand."""
+@dataclass(frozen=True, kw_only=True)
+class MarkedRollout(TextFacts):
+    """One rollout, what its text says, and what its step knows about it."""
 
     prompt: Prompt
     rollout: Rollout
@@ -27,14 +22,6 @@ class MarkedRollout:
     """None where it was not graded."""
     pass_rate: float
     """Share of its problem's graded rollouts that are correct; NaN without any."""
-    answer_at: int
-    """Character from which on the text is the answer; before it is thinking."""
-    final_at: int
-    """Character at which the last stated answer begins; the text's length where none is stated."""
-    spans: Mapping[str, Sequence[tuple[int, int]]]
-    """Lexicon -> where each marker stands, neighbours as one."""
-    words: Mapping[str, Counter[str]]
-    """Lexicon -> each of its markers by itself."""
 
     @property
     def text(self) -> str:
@@ -53,39 +40,43 @@ class MarkedRollout:
         return self.tokens * (end - start) / max(len(self.text), 1)
 
 
-def locate_markers(groups: Sequence[ScoredGroup], lexicons: Sequence[str], split: Split) -> list[MarkedRollout]:
-    """Every rollout of the groups, in order."""
+def locate_markers(
+    groups: Sequence[ScoredGroup], lexicons: Sequence[str], split: Split, audited: Sequence[str] = ()
+) -> list[MarkedRollout]:
+    """Every rollout of the groups, in order.
+
+    Args:
+        groups: with their scores
+        lexicons: whose markers are located
+        split: text -> thinking and answer
+        audited: those of the lexicons whose use can be audited
+    """
     return [
-        locate_in_rollout(scored, index, number, lexicons, split)
+        marked_rollout(
+            scored,
+            index,
+            number,
+            text_facts(r, prompt_text(scored.group.prompt.messages), lexicons, split, audited),
+        )
         for number, scored in enumerate(groups)
-        for index in range(len(scored.scores))
+        for index, r in enumerate(scored.group.rollouts)
     ]
 
 
-def locate_in_rollout(
-    scored: ScoredGroup, index: int, number: int, lexicons: Sequence[str], split: Split
-) -> MarkedRollout:
+def marked_rollout(scored: ScoredGroup, index: int, number: int, facts: TextFacts) -> MarkedRollout:
     """One rollout of a group.
 
     Args:
         scored: the group
         index: of the rollout in the group
         number: of the group in the step
-        lexicons: whose markers are located
-        split: text -> thinking and answer
+        facts: of the rollout's text
     """
-    prompt, rollout = scored.group.prompt, scored.group.rollouts[index]
-    text, question = rollout.text, prompt_text(list(prompt.messages))
-    found = {name: occurrences(text, name, prompt=question) for name in lexicons}
-    stated = stated_answers(text)
     return MarkedRollout(
-        prompt=prompt,
-        rollout=rollout,
+        **vars(facts),
+        prompt=scored.group.prompt,
+        rollout=scored.group.rollouts[index],
         group=number,
         correct=scored.correct[index] if scored.graded[index] else None,
         pass_rate=scored.pass_rate,
-        answer_at=len(text) - len(split(text).answer),
-        final_at=stated[-1][0] if stated else len(text),
-        spans={name: merged([(a, b) for a, b, _ in f], text) for name, f in found.items()},
-        words={name: Counter(word for _, _, word in f) for name, f in found.items()},
     )

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean
 
 from onpolicy.epistemic.marked import MarkedRollout
-from onpolicy.rewards.lexicon import count, words_of
+from onpolicy.rewards.lexicon import words_of
 from onpolicy.types import Metrics
 
 QUARTERS = 4
@@ -37,7 +37,7 @@ def marker_rates(marked: Sequence[MarkedRollout], lexicons: Sequence[str]) -> Me
             for name, chosen in CHOICES.items()
         }
         metrics |= {f"epistemic/{lexicon}/{what}": value for what, value in found.items() if value is not None}
-    metrics["epistemic/paper10/paper_count"] = fmean(sum(count(m.text, "paper10", "paper").values()) for m in marked)
+    metrics["epistemic/paper10/paper_count"] = fmean(m.paper_count for m in marked)
     return metrics
 
 

@@ -143,8 +143,8 @@ def test_metrics_are_of_graded_rollouts_and_say_how_many_were_not() -> None:
 def test_telemetry_counts_its_markers_and_not_its_outcome() -> None:
     texts = ("good wait <confidence>0.9</confidence>", "? wait <confidence>0.9</confidence>", "bad then so")
     split = partial(split_thinking, opened=False)
-    marked = locate_markers([scored(*texts)], ["self_doubt"], split)
-    graded = locate_markers([scored(texts[0], texts[2])], ["self_doubt"], split)
+    marked = locate_markers([scored(*texts)], ["self_doubt"], split, ["self_doubt"])
+    graded = locate_markers([scored(texts[0], texts[2])], ["self_doubt"], split, ["self_doubt"])
     assert [m.correct for m in marked] == [True, None, False]
     for name in ("precision", "recall"):
         key = f"audit/self_doubt/{name}"
@@ -154,4 +154,4 @@ def test_telemetry_counts_its_markers_and_not_its_outcome() -> None:
     rates = marker_rates(marked, ["self_doubt"])
     assert rates["epistemic/self_doubt/count"] == pytest.approx(2 / 3)
     assert not [name for name, value in rates.items() if math.isnan(value)]
-    audit(locate_markers([scored("? wait"), scored("?")], ["self_doubt"], split), "self_doubt")
+    audit(locate_markers([scored("? wait"), scored("?")], ["self_doubt"], split, ["self_doubt"]), "self_doubt")

@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 
 from onpolicy.config.resolve import section
 from onpolicy.config.schema import GUARDS
-from onpolicy.epistemic.audit import audit, compression, uses_of
+from onpolicy.epistemic.audit import audit
 from onpolicy.epistemic.calibration import auroc, auroc_within, brier, ece, scoreboard
 from onpolicy.epistemic.marked import MarkedRollout
+from onpolicy.epistemic.text_facts import compression
 from onpolicy.run.guards import Guards, build_guards
 from tests.epistemic.test_telemetry import marked
 
@@ -46,7 +47,7 @@ def test_signs_by_hand() -> None:
     #       new number 2      the same pairs again    behind the answer
     text = "hmm so it is 2. Wait, so it is 2. The answer is 2. Hmm so it is 2"
     (m,) = marked([(text, 20, 0.0)])
-    first, second, third = uses_of(m, "self_doubt")
+    first, second, third = m.uses["self_doubt"]
     assert [u.vacuous for u in (first, second, third)] == [False, False, True], "the second goes on to 'the answer is'"
     assert [u.after_answer for u in (first, second, third)] == [False, False, True]
     assert [u.gap for u in (first, second, third)] == [None, 4, 8]
@@ -55,7 +56,7 @@ def test_signs_by_hand() -> None:
 
 def test_nothing_behind_a_marker_is_nothing_new() -> None:
     (m,) = marked([("so 4 it is. wait", 8, 1.0)])
-    assert [u.vacuous for u in uses_of(m, "self_doubt")] == [True]
+    assert [u.vacuous for u in m.uses["self_doubt"]] == [True]
 
 
 def test_what_is_asked_of_responses() -> None:

@@ -54,7 +54,7 @@ def marked(
         group = RolloutGroup(prompt=prompt, rollouts=tuple(rollout(text, tokens) for text, tokens, _ in rows))
         scored = tuple(RolloutReward(score, 0.0, {}) for *_, score in rows)
         judged.append(ScoredGroup(group, scored, tuple(score for *_, score in rows)))
-    return locate_markers(judged, lexicons, lambda text: split_thinking(text, opened=True))
+    return locate_markers(judged, lexicons, lambda text: split_thinking(text, opened=True), lexicons)
 
 
 def rates(*groups: list[tuple[str, int, float]]) -> dict[str, float]:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-from onpolicy.epistemic.marked import Split, locate_markers
+from onpolicy.epistemic.marked import locate_markers
 from onpolicy.epistemic.text import pooled_rate
+from onpolicy.epistemic.text_facts import Split
 from onpolicy.experiments.analysis.context_answers import ContextAnswers
 from onpolicy.experiments.analysis.richness import Gain
-from onpolicy.rewards.lexicon import count
 from onpolicy.types import ScoredGroup
 from onpolicy.utils.stats import Estimate, estimate_mean
 
@@ -77,7 +77,7 @@ def measures_of(scored: Sequence[ScoredGroup], lexicons: Sequence[str], split: S
     for g in (g for g in scored if any(g.graded)):
         marked = locate_markers([g], lexicons, split)
         tokens = sum(m.tokens for m in marked)
-        paper = sum(sum(count(m.text, "paper10", "paper").values()) for m in marked)
+        paper = sum(m.paper_count for m in marked)
         found[g.group.prompt.id] = {
             "score": g.pass_rate,
             "tokens": tokens / len(marked),
