@@ -20,6 +20,7 @@ from benchmarks.peers.channel import Channel, PeakMemory, serve
 from onpolicy.annotation.contexts.template import SOLUTION
 from onpolicy.config.load import build
 from onpolicy.config.resolve import resolve
+from onpolicy.protocols import OnGroup, ignore_group
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.run.assemble import assemble
@@ -37,11 +38,21 @@ class Given:
         self.completions: dict[str, list[list[int]]] = json.loads(Path(path).read_text())
         self.on_progress = lambda done, total: None
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
-        return [
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
+    ) -> list[RolloutGroup]:
+        groups = [
             RolloutGroup(prompt=p, rollouts=tuple(self._rollout(p, ids) for ids in self.completions[p.id]))
             for p in prompts
         ]
+        for place, group in enumerate(groups):
+            on_group(place, group)
+        return groups
 
     def _rollout(self, prompt: Prompt, ids: list[int]) -> Rollout:
         return Rollout(

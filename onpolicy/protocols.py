@@ -12,11 +12,24 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+OnGroup = Callable[[int, RolloutGroup], None]
+"""Called with a prompt's place in a call of ``generate`` and its group as soon as that is whole, on the thread that called."""
+
+
+def ignore_group(place: int, group: RolloutGroup) -> None:
+    """Nobody wants a group before all are there."""
+
+
 class Sampler(Protocol):
     """Where the answers of a step come from: a generator, or what a dataset has recorded."""
 
     def generate(
-        self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
     ) -> list[RolloutGroup]: ...
 
 
@@ -31,12 +44,20 @@ class Generator(Protocol):
     """Called with (rollouts finished, rollouts expected, tokens sampled so far) while generating, for each token at least: silence means
     that it hangs."""
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
+    ) -> list[RolloutGroup]:
         """Samples ``group_size`` rollouts of each prompt, in the order given; ``sampling`` replaces the one it was made with.
 
         ``seed`` decides every token: rollout ``j`` of prompt ``i`` has its own seed derived from it, so the same call
         with the same weights gives the same rollouts whatever else is in the batch. Where the weights change meanwhile, a
-        rollout may go on with the new ones if its ``token_versions`` say so.
+        rollout may go on with the new ones if its ``token_versions`` say so. ``on_group`` is told of every group, once, before
+        this returns.
         """
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from onpolicy.distributed.remote_errors import picklable_errors
 from onpolicy.distributed.tasks import MAX_IN_FLIGHT, ActorLost
 from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
 from onpolicy.models import ModelHandle, engine_dtype, open_model, vocabulary_size
-from onpolicy.protocols import Generator
+from onpolicy.protocols import Generator, OnGroup, ignore_group
 from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
 from onpolicy.rollout.weight_version import require_newer
@@ -161,7 +161,14 @@ class GeneratorPool:
         spec = ReplicaSpec(resolved, model.max_model_len, RolloutValidator(model.renderer, vocabulary))
         self.actors = ActorPool(spec, self._roles.num_generators, self._roles, faults)
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
+    ) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given; each by whichever replica is free."""
         sampling = sampling or self.sampling
         size = max(1, len(prompts) // (TASKS_PER_REPLICA * self._roles.num_generators))
@@ -169,7 +176,7 @@ class GeneratorPool:
         self._report(0, len(prompts) * sampling.group_size, calls=1)
         futures = self.actors.submit(GenerateTask(part, seed, sampling) for part in parts)
         try:
-            self._wait_for(futures)
+            self._wait_for({future: part * size for part, future in enumerate(futures)}, on_group)
             return [group for future in futures for group in future.result()]
         finally:
             self.actors.cancel(futures)
@@ -198,12 +205,14 @@ class GeneratorPool:
             self.actors.close()
             ray_cluster.leave()
 
-    def _wait_for(self, futures: Sequence[Future[list[RolloutGroup]]]) -> None:
-        """Until all are done or one has failed; reports progress."""
+    def _wait_for(self, futures: Mapping[Future[list[RolloutGroup]], int], on_group: OnGroup) -> None:
+        """Until all are done or one has failed; reports progress, and each group with its place, counted from that of its future."""
         open_ = set(futures)
         while open_:
             done, open_ = wait(open_, return_when=FIRST_COMPLETED)
             for future in done:
+                for place, group in enumerate(future.result(), futures[future]):
+                    on_group(place, group)
                 rollouts = [rollout for group in future.result() for rollout in group.rollouts]
                 self._report(len(rollouts), 0, tokens=sum(r.num_sampled for r in rollouts))
 

@@ -14,7 +14,7 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed.env import world_size
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
 from onpolicy.models import ModelHandle, open_model
-from onpolicy.protocols import Generator
+from onpolicy.protocols import Generator, OnGroup, ignore_group
 from onpolicy.rollout.build import local_generator
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.process_group import leave_at_exit
@@ -84,8 +84,18 @@ class RankGenerators:
     def on_progress(self, report: Callable[[int, int, int], None]) -> None:
         self._own.on_progress = report
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
+    ) -> list[RolloutGroup]:
+        """Each rank samples its share; this one has them all, and tells of them, when the last rank is done."""
         groups: list[RolloutGroup] = self._driver.call_all("generate", list(prompts), seed, sampling)
+        for place, group in enumerate(groups):
+            on_group(place, group)
         return groups
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:

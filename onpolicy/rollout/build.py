@@ -14,7 +14,7 @@ from onpolicy.protocols import Generator, Sampler
 from onpolicy.rollout.dataset_completions import DatasetCompletions
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.types import Prompt
+from onpolicy.types import Prompt, RolloutGroup
 from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 
@@ -57,12 +57,23 @@ def completion_source(resolved: ResolvedConfig, model: ModelHandle, generator: G
 
 
 def build_prefetcher(
-    resolved: ResolvedConfig, cursor: PromptCursor, source: Sampler, score: Callable[..., Any], timer: PhaseTimer
+    resolved: ResolvedConfig,
+    cursor: PromptCursor,
+    source: Sampler,
+    timer: PhaseTimer,
+    *,
+    score: Callable[..., Any],
+    begin: Callable[[RolloutGroup], Any],
 ) -> RolloutPrefetcher:
     """The scored rollouts of each step; with ``generator.max_staleness`` those of the next steps are sampled meanwhile.
 
     Args:
-        score: rollout groups -> scored groups
+        resolved: the config
+        cursor: the order of its prompts
+        source: samples them
+        timer: of the training
+        score: rollout groups, and by place what ``begin`` returned -> scored groups
+        begin: called with each group as soon as it is whole
     """
     rollouts = RolloutSampler(
         source,
@@ -71,6 +82,7 @@ def build_prefetcher(
         timer,
         functools.partial(step_seed, resolved.config.seed),
         batches=resolved.data.settings.dynamic_sampling,
+        begin=begin,
     )
     return RolloutPrefetcher(
         rollouts, timer, staleness=resolved.generator.settings.max_staleness, steps=resolved.config.steps

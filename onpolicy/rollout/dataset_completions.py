@@ -9,7 +9,8 @@ from typing import Any
 
 from onpolicy.data.errors import DataError
 from onpolicy.data.rendering import Renderer
-from onpolicy.protocols import Generator
+from onpolicy.protocols import Generator, OnGroup, ignore_group
+from onpolicy.rollout.arrival import Arrivals
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 
 
@@ -26,7 +27,14 @@ class DatasetCompletions:
     vocabulary: range
     """Ids that a completion may have."""
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
+    ) -> list[RolloutGroup]:
         """The one answer of each prompt; longer ones are cut at ``max_tokens``.
 
         It counts as sampled by the weights of now, which it was not: its log-probabilities are unknown and given as 0.
@@ -34,7 +42,10 @@ class DatasetCompletions:
         Raises:
             DataError: a row without an answer, or with one that no model writes behind its prompt.
         """
-        return [RolloutGroup(prompt=prompt, rollouts=(self._rollout(prompt),)) for prompt in prompts]
+        found = Arrivals(prompts, 1, on_group)
+        for place, prompt in enumerate(prompts):
+            found.add(place, self._rollout(prompt))
+        return found.groups()
 
     def _rollout(self, prompt: Prompt) -> Rollout:
         whole = self._ids(prompt)

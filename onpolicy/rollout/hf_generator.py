@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.models import load_causal_lm
+from onpolicy.protocols import OnGroup, ignore_group
+from onpolicy.rollout.arrival import Arrivals
 from onpolicy.rollout.fair_lock import Closed, FairLock
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
@@ -31,6 +32,10 @@ class _Draft:
     stopped: bool = False
     version: int = 0
     """Version of the weights that sample it."""
+
+    def ended(self, sampling: Sampling) -> bool:
+        """Whether it has all of its tokens."""
+        return self.stopped or len(self.ids) == sampling.max_tokens
 
 
 class HFGenerator:
@@ -64,7 +69,14 @@ class HFGenerator:
         self._turns = FairLock()
         self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
+    ) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
         sampling = sampling or self.sampling
         longest = self.max_model_len - sampling.max_tokens
@@ -81,16 +93,18 @@ class HFGenerator:
             for j in range(sampling.group_size)
         ]
         ordered = sorted(drafts, key=lambda d: len(d.prompt_ids))
+        found, running = Arrivals(prompts, sampling.group_size, on_group), dict(enumerate(drafts))
+
+        def report() -> None:
+            for number in [number for number, d in running.items() if d.ended(sampling)]:
+                found.add(number, self._rollout(running.pop(number)))
+            self.on_progress(len(drafts) - len(running), len(drafts), sum(len(d.ids) for d in drafts))
+
         for start in range(0, len(ordered), self.batch_size):
             with self._turns.hold():
-                self._complete(
-                    ordered[start : start + self.batch_size], sampling, partial(self._report, drafts, sampling)
-                )
-            self._report(drafts, sampling)
-        rollouts, size = [self._rollout(d) for d in drafts], sampling.group_size
-        return [
-            RolloutGroup(prompt=p, rollouts=tuple(rollouts[i * size : (i + 1) * size])) for i, p in enumerate(prompts)
-        ]
+                self._complete(ordered[start : start + self.batch_size], sampling, report)
+            report()
+        return found.groups()
 
     @torch.no_grad()
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
@@ -170,10 +184,6 @@ class HFGenerator:
                 mask = mask[rows.to(self.device)]
             ids = chosen.to(self.device)[:, None]
             mask = torch.cat([mask, mask.new_ones(len(drafts), 1)], -1)
-
-    def _report(self, drafts: Sequence[_Draft], sampling: Sampling) -> None:
-        done = sum(d.stopped or len(d.ids) == sampling.max_tokens for d in drafts)
-        self.on_progress(done, len(drafts), sum(len(d.ids) for d in drafts))
 
     def _extend(self, draft: _Draft, token: int, logprob: float) -> None:
         if not draft.stopped:

@@ -9,7 +9,7 @@ on-policy: there each batch is sampled when it is asked for.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -99,10 +99,10 @@ class RolloutPrefetcher:
             metrics |= {name.replace("time/", "pipeline/"): seconds for name, seconds in rollouts.timer.pop().items()}
         return (groups, metrics), rollouts.prompts.position
 
-    def _score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+    def _score(self, groups: Sequence[RolloutGroup], begun: Mapping[int, Any]) -> list[ScoredGroup]:
         """One batch at a time: a user's reward need not be made for several threads."""
         with self._scoring:
-            return self.rollouts.score(groups)
+            return self.rollouts.score(groups, begun)
 
 
 class InlineExecutor(Executor):

@@ -60,8 +60,9 @@ class SharedEngine:
         self,
         asked: Sequence[tuple[Sequence[int], SamplingParams]],
         on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None,
+        on_finished: Callable[[int, Request], None] = lambda number, request: None,
     ) -> list[Request]:
-        """Finished requests, in the order given."""
+        """Finished requests, in the order given; ``on_finished`` is told of each, with its place, as soon as it is finished."""
         requests: dict[str, Request] = {}
         try:
             with self._turn() as engine:
@@ -70,7 +71,7 @@ class SharedEngine:
                     name = str(next(self._numbers))
                     engine.add_request(name, {"prompt_token_ids": list(ids)}, params)
                     requests[name] = self._running[name] = Request()
-            self._finish(list(requests.values()), on_progress)
+            self._finish(list(requests.values()), on_progress, on_finished)
         except BaseException:
             self._abandon(requests)
             raise
@@ -120,14 +121,22 @@ class SharedEngine:
                 self._llm.wake_up(tags=[part])
                 self._asleep.remove(part)
 
-    def _finish(self, requests: Sequence[Request], on_progress: Callable[[int, int, int], None]) -> None:
-        done = 0
-        while done < len(requests):
+    def _finish(
+        self,
+        requests: Sequence[Request],
+        on_progress: Callable[[int, int, int], None],
+        on_finished: Callable[[int, Request], None],
+    ) -> None:
+        running = dict(enumerate(requests))
+        while running:
             with self._turn() as engine:
-                if not all(r.done for r in requests):  # another thread's step may have been the last that was needed
+                if not all(
+                    r.done for r in running.values()
+                ):  # another thread's step may have been the last that was needed
                     self._step(engine)
-            done = sum(r.done for r in requests)
-            on_progress(done, len(requests), sum(len(r.versions) for r in requests))
+            for number in [number for number, r in running.items() if r.done]:
+                on_finished(number, running.pop(number))
+            on_progress(len(requests) - len(running), len(requests), sum(len(r.versions) for r in requests))
 
     def _step(self, engine: Any) -> None:
         for output in engine.step():

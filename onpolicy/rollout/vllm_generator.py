@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
+from onpolicy.protocols import OnGroup, ignore_group
+from onpolicy.rollout.arrival import Arrivals
 from onpolicy.rollout.vllm_args import EngineArgs, blamed_on, combined
 from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
 from onpolicy.rollout.vllm_sleep import sleeps
@@ -101,7 +103,14 @@ class VLLMGenerator:
         self.max_model_len = max_model_len
         self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
+    ) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
         sampling = sampling or self.sampling
         longest = self.max_model_len - sampling.max_tokens
@@ -116,12 +125,9 @@ class VLLMGenerator:
             for prompt in prompts
             for j in range(sampling.group_size)
         ]
-        rollouts = [self._rollout(request) for request in self._engine.run(asked, self.on_progress)]
-        size = sampling.group_size
-        return [
-            RolloutGroup(prompt=prompt, rollouts=tuple(rollouts[i * size : (i + 1) * size]))
-            for i, prompt in enumerate(prompts)
-        ]
+        found = Arrivals(prompts, sampling.group_size, on_group)
+        self._engine.run(asked, self.on_progress, lambda number, request: found.add(number, self._rollout(request)))
+        return found.groups()
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Reloads every tensor in place and drops what was cached with the old ones; running rollouts go on with the new."""

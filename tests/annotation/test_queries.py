@@ -411,7 +411,9 @@ class Taking:
 
     sampling, policy_version = Sampling(group_size=4), 0
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], *, seed: int, sampling: Sampling | None = None, on_group: Any = None
+    ) -> list[RolloutGroup]:
         patterns = {"always": ["right"] * 4, "never": ["no"] * 4, "mixed": ["right", "no"] * 2}
         return [RolloutGroup(prompt=p, rollouts=tuple(map(rollout, patterns[p.id.split()[0]]))) for p in prompts]
 

@@ -39,6 +39,7 @@ from onpolicy.distributed.heartbeat import HeartbeatMonitor
 from onpolicy.distributed.supervisor import ActorSupervisor
 from onpolicy.distributed.weight_transfer import WeightRefs, pack_weights
 from onpolicy.models import open_model
+from onpolicy.protocols import ignore_group
 from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.rollout.weight_version import StaleWeights
@@ -201,11 +202,13 @@ class AsTold(HFGenerator):
             return False
         return True
 
-    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Any, *, seed: int, sampling: Any = None, on_group: Any = ignore_group
+    ) -> list[RolloutGroup]:
         until(lambda: not (self.orders / "wait").exists() or any(self.told(f"let {i} through") for i in range(4)))
         if self.told("fail") or any(self.told(f"fail {i}") for i in range(3)):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
-        groups = super().generate(prompts, seed=seed, sampling=sampling)
+        groups = super().generate(prompts, seed=seed, sampling=sampling, on_group=on_group)
         if not self.told("garble"):
             return groups
         wrong = [replace(r, rollout_logprobs=(float("nan"),) * len(r.completion_ids)) for r in groups[0].rollouts]
@@ -221,7 +224,9 @@ class Hopeless(HFGenerator):
     def __init__(self, *, renderer: Renderer, model: str, sampling: Sampling, max_model_len: int) -> None:
         super().__init__(renderer=renderer, model=model, sampling=sampling, max_model_len=max_model_len)
 
-    def generate(self, prompts: Any, *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Any, *, seed: int, sampling: Any = None, on_group: Any = ignore_group
+    ) -> list[RolloutGroup]:
         os._exit(1)
 
 

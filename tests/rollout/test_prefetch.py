@@ -56,7 +56,9 @@ class Slow:
     def reset_version(self) -> None:
         self.policy_version = -1
 
-    def generate(self, prompts: Sequence[Prompt], *, seed: int, sampling: Any = None) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], *, seed: int, sampling: Any = None, on_group: Any = None
+    ) -> list[RolloutGroup]:
         with self.lock:
             self.running += 1
             self.most = max(self.most, self.running)
@@ -84,7 +86,7 @@ def rollout(versions: Sequence[int]) -> Rollout:
     return replace(made, policy_version=min(versions), token_versions=tuple(versions))
 
 
-def score(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+def score(groups: Sequence[RolloutGroup], begun: Any = None) -> list[ScoredGroup]:
     """The even problems are of use to dynamic sampling, the others are all right."""
     return [
         ScoredGroup(group, (RolloutReward(1.0, 0.0, {}),) * 2, (1.0, float(int(group.prompt.id) % 2)))
@@ -157,7 +159,7 @@ def test_so_many_batches_are_on_their_way() -> None:
 def test_with_a_bound_of_0_nothing_happens_elsewhere() -> None:
     threads = set()
 
-    def watched(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+    def watched(groups: Sequence[RolloutGroup], begun: Any) -> list[ScoredGroup]:
         threads.add(threading.current_thread())
         return score(groups)
 
@@ -366,7 +368,7 @@ def test_evaluation_and_contexts_sample_meanwhile(tmp_path: Path) -> None:
 def test_batches_are_judged_one_at_a_time() -> None:
     inside, most = [], []
 
-    def slowly(groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+    def slowly(groups: Sequence[RolloutGroup], begun: Any) -> list[ScoredGroup]:
         inside.append(1)
         most.append(len(inside))
         time.sleep(0.005)
