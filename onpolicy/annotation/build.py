@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from onpolicy.annotation.annotate import Annotator
+from onpolicy.annotation.group_work import GroupWork, can_leave
 from onpolicy.annotation.privileged import Logprobs, PrivilegedRollouts
 from onpolicy.annotation.queries import ContextQueries
+from onpolicy.annotation.reading import TextReader
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.annotation.spans import markers, pattern
 from onpolicy.config.resolved import ResolvedConfig
@@ -21,6 +23,7 @@ from onpolicy.models import ModelHandle, teacher_renderer
 from onpolicy.protocols import Generator
 from onpolicy.types import Prompt
 from onpolicy.utils.seeds import step_seed
+from onpolicy.utils.thinking import split_thinking
 
 
 def build_rewards(resolved: ResolvedConfig) -> list[Reward]:
@@ -64,7 +67,17 @@ def text_telemetry(
     settings = resolved.config.epistemic
     if not settings.lexicons:
         return None
-    return TextTelemetry(settings.lexicons, settings.lexicon, renderer.split_thinking, baseline)
+    split = functools.partial(split_thinking, opened=renderer.opens_thinking, tags=renderer.thinking_tags)
+    return TextTelemetry(settings.lexicons, settings.lexicon, split, baseline)
+
+
+def group_work(resolved: ResolvedConfig, renderer: Renderer, rewards: Sequence[Reward]) -> GroupWork | None:
+    """What processes without a model can do with a group: those of the rewards that can leave this process, and its texts where the
+    tokenizer can; None where that is nothing."""
+    leaving = {r.name: r.function for r in rewards if can_leave(r.function)}
+    decoder, classes, telemetry = renderer.fast_decoder(), token_classes(resolved), text_telemetry(resolved, renderer)
+    reader = TextReader(classes, telemetry, decoder) if decoder and (classes or telemetry) else None
+    return GroupWork(leaving, reader, resolved.config.steps) if leaving or reader else None
 
 
 def build_annotator(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import repeat
 from math import nan
+from types import MappingProxyType
 from typing import Any
 
 from onpolicy.config.schedules import Coefficient
@@ -12,6 +14,10 @@ from onpolicy.rewards import base
 from onpolicy.rewards.base import RewardInput, TrainerState
 from onpolicy.types import CORRECT_THRESHOLD, RewardBreakdown, RolloutGroup, RolloutReward, ScoredGroup
 
+Begun = Any
+"""What a scorer has begun for a group (``Scorer.begin``): its own affair."""
+NOTHING_BEGUN: Mapping[int, Begun] = MappingProxyType({})
+NOTHING_KNOWN: Iterable[Mapping[str, Sequence[RewardBreakdown]]] = repeat(MappingProxyType({}))
 FinalPart = Callable[[str], str]
 """Completion text -> the part after the thinking."""
 
@@ -42,8 +48,18 @@ class Scorer:
     steps: int | None = None
     """Of the run, where it is known."""
 
-    def score(self, groups: Sequence[RolloutGroup]) -> list[ScoredGroup]:
+    def begin(self, group: RolloutGroup) -> Begun | None:
+        """Called as soon as a group is whole, by whoever samples: what can be begun before ``score`` is; None where that is nothing."""
+        return None
+
+    def score(
+        self, groups: Sequence[RolloutGroup], begun: Mapping[int, Begun | None] = NOTHING_BEGUN
+    ) -> list[ScoredGroup]:
         """Scores every rollout of every group.
+
+        Args:
+            groups: the rollouts
+            begun: by place among the groups, what ``begin`` returned
 
         Raises:
             RewardError: a reward raised or returned no number; the message names it and the sample.
@@ -55,9 +71,19 @@ class Scorer:
             for group, found in zip(groups, breakdowns, strict=True)
         ]
 
-    def evaluate_rewards(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
-        """Evaluates every reward on every sample of every group."""
-        return [evaluate_rewards({r.name: r.function for r in self.rewards}, samples) for samples in groups]
+    def evaluate_rewards(
+        self,
+        groups: Sequence[Sequence[RewardInput]],
+        known: Iterable[Mapping[str, Sequence[RewardBreakdown]]] = NOTHING_KNOWN,
+    ) -> list[list[RewardBreakdown]]:
+        """Evaluates every reward on every sample of every group.
+
+        Args:
+            groups: their samples
+            known: by group, the rewards that somebody has evaluated already (``evaluate_reward``)
+        """
+        functions = {r.name: r.function for r in self.rewards}
+        return [evaluate_rewards(functions, samples, given) for samples, given in zip(groups, known, strict=False)]
 
     def close(self) -> None:
         """Ends the processes that evaluate rewards, where there are any."""
@@ -81,21 +107,40 @@ def score_group(
 
 
 def evaluate_rewards(
-    functions: Mapping[str, Callable[..., Any]], samples: Sequence[RewardInput]
+    functions: Mapping[str, Callable[..., Any]],
+    samples: Sequence[RewardInput],
+    known: Mapping[str, Sequence[RewardBreakdown]] = MappingProxyType({}),
 ) -> list[RewardBreakdown]:
-    """Evaluates each reward on each sample of one group; needs nothing but the functions. What they log stands under ``<reward>/<name>``.
+    """Evaluates each reward on each sample of one group, in order, but for those that are known.
+
+    Args:
+        functions: by name
+        samples: of one group
+        known: what ``evaluate_reward`` returned for some of the functions
 
     Raises:
         RewardError: a reward raised or returned no number; the message names it and the sample.
     """
     breakdowns: list[dict[str, float]] = [{} for _ in samples]
     for name, function in functions.items():
-        logged: list[dict[str, float]] = [{} for _ in samples]
-        for breakdown, value, own in zip(breakdowns, base.score(function, samples, logged), logged, strict=True):
-            if value is not None:
-                breakdown[name] = value
-            breakdown |= {f"{name}/{what}": number for what, number in own.items()}
+        parts = known[name] if name in known else evaluate_reward(name, function, samples)
+        for breakdown, part in zip(breakdowns, parts, strict=True):
+            breakdown |= part
     return list(breakdowns)
+
+
+def evaluate_reward(name: str, function: Callable[..., Any], samples: Sequence[RewardInput]) -> list[RewardBreakdown]:
+    """One reward of each sample of one group; needs nothing but the function. What it logs stands under ``<reward>/<name>``.
+
+    Raises:
+        RewardError: it raised or returned no number; the message names it and the sample.
+    """
+    logged: list[dict[str, float]] = [{} for _ in samples]
+    values = base.score(function, samples, logged)
+    return [
+        ({} if value is None else {name: value}) | {f"{name}/{what}": number for what, number in own.items()}
+        for value, own in zip(values, logged, strict=True)
+    ]
 
 
 def combine(
@@ -127,11 +172,16 @@ def combine(
 
 
 def scored_group(
-    group: RolloutGroup, breakdowns: Sequence[RewardBreakdown], rewards: Sequence[Reward], *, correctness: str
+    group: RolloutGroup,
+    breakdowns: Sequence[RewardBreakdown],
+    rewards: Sequence[Reward],
+    *,
+    correctness: str,
+    texts: tuple[Any, ...] | None = None,
 ) -> ScoredGroup:
-    """The group with its combined rewards and with the scores that decide correctness."""
+    """The group with its combined rewards, the scores that decide correctness, and what was read off its texts if they were read."""
     combined = combine(breakdowns, rewards, correctness=correctness)
-    return ScoredGroup(group, tuple(combined), tuple(_score(r, rewards, correctness) for r in combined))
+    return ScoredGroup(group, tuple(combined), tuple(_score(r, rewards, correctness) for r in combined), texts)
 
 
 def _score(own: RolloutReward, rewards: Sequence[Reward], correctness: str) -> float:

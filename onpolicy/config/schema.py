@@ -303,6 +303,14 @@ class DistributedSettings:
         0, "number of trainer ranks, each a Ray actor; 0: the driver process, or the ranks of torchrun", NOT_NEGATIVE
     )
     num_reward_workers: int = opt(0, "number of Ray workers that compute rewards; 0: the driver process", NOT_NEGATIVE)
+    num_annotation_workers: int | None = opt(
+        None,
+        "number of processes of this machine, without Ray, that take each group as soon as it is sampled and compute rewards, text "
+        "telemetry and token classes. Rewards that are asynchronous, objects, closures or in a module that uses torch stay in the driver "
+        "process; those that move must not depend on earlier calls. null: one for four cores, at most 4, where a step may have 250,000 "
+        "tokens, else none; 0: the driver process",
+        NOT_NEGATIVE,
+    )
     heartbeat_timeout_s: float = opt(
         120.0, "seconds without progress after which a process counts as hung and is replaced", POSITIVE
     )
@@ -352,7 +360,7 @@ class Config:
     objective: list[Any] = opt([], "the loss: plug-ins of kind `term`, summed with their `weight`")
     trainer: dict[str, Any] = opt({"name": "local"}, "updates the weights; a plug-in of kind `trainer`")
     distributed: DistributedSettings = opt(
-        DistributedSettings, "which parts run in separate processes under Ray; none by default"
+        DistributedSettings, "which parts run in separate processes, under Ray unless a setting says otherwise"
     )
     eval: EvalSettings = opt(EvalSettings, "named sets, evaluated during training and by `onpolicy eval`")
     epistemic: EpistemicSettings = opt(EpistemicSettings, "measures of expressed uncertainty, computed every step")

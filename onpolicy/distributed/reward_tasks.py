@@ -8,12 +8,12 @@ import functools
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from onpolicy.annotation.scoring import Scorer, evaluate_rewards
+from onpolicy.annotation.scoring import NOTHING_KNOWN, Scorer, evaluate_rewards
 from onpolicy.config.load import build
 from onpolicy.config.resolve import reward_sections
 from onpolicy.config.resolved import ResolvedConfig
@@ -164,7 +164,12 @@ class RemoteScorer(Scorer):
     values: Callable[[], Mapping[str, float]]
     """The run's scheduled numbers at this step."""
 
-    def evaluate_rewards(self, groups: Sequence[Sequence[RewardInput]]) -> list[list[RewardBreakdown]]:
+    def evaluate_rewards(
+        self,
+        groups: Sequence[Sequence[RewardInput]],
+        known: Iterable[Mapping[str, Sequence[RewardBreakdown]]] = NOTHING_KNOWN,
+    ) -> list[list[RewardBreakdown]]:
+        """In Ray's workers, all of them, whatever is known."""
         return self.tasks.score(groups, self.values())
 
     def close(self) -> None:

@@ -24,7 +24,7 @@ from onpolicy.run.guards import build_guards, gap_tolerance
 from onpolicy.run.inputs import input_files, keep_inputs
 from onpolicy.run.loading import evaluation_prompts, training_prompts
 from onpolicy.run.log import build_log
-from onpolicy.run.placement import build_generator, build_scorer, build_trainer
+from onpolicy.run.placement import build_generator, build_scorer, build_trainer, with_workers
 from onpolicy.run.ref_baseline import measure_baseline
 from onpolicy.run.room import check_room, checkpoint_size
 from onpolicy.run.run import Run
@@ -61,7 +61,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     checkpoints = Checkpoints(
         folder / "checkpoints", keep_last=config.checkpoint.keep_last, best=config.checkpoint.best_metric
     )
-    scorer = build_scorer(resolved, model, faults)
+    scorer = with_workers(build_scorer(resolved, model, faults), resolved, model.renderer, faults)
     with waiting_for_disk_space(display.note, kept=checkpoints.kept):
         baseline = measure_baseline(
             resolved,
@@ -78,7 +78,9 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     return Run(
         config=config,
         folder=folder,
-        sampler=build_prefetcher(resolved, prompt_cursor(resolved, prompts), source, scorer.score, timer),
+        sampler=build_prefetcher(
+            resolved, prompt_cursor(resolved, prompts), source, timer, score=scorer.score, begin=scorer.begin
+        ),
         scorer=scorer,
         annotator=build_annotator(
             resolved,

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
-from onpolicy.annotation.build import local_scorer
+import functools
+
+from onpolicy.annotation.build import group_work, local_scorer
+from onpolicy.annotation.pooled_scorer import PooledScorer
 from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolved import ResolvedConfig
-from onpolicy.distributed.env import launched
+from onpolicy.config.schedules import Coefficients
+from onpolicy.data.rendering import Renderer
+from onpolicy.distributed.env import launched, world_size
 from onpolicy.distributed.torchrun_group import Rank0Driver
 from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.rollout.build import local_generator
 from onpolicy.trainer.build import local_trainer
+from onpolicy.utils.device import available_cores
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.timer import PhaseTimer
+from onpolicy.utils.worker_processes import WorkerProcesses
+
+LARGE_STEP = 250_000
+"""Tokens a step, if every rollout is as long as it may be, from which on processes annotate by default. At 3.2 us of one core a token these
+are .8 s of the driver's time, as long as a process takes to start; below, no step is long enough to notice."""
+CORES_A_WORKER = 4
+"""A machine with fewer has none to spare."""
+MOST_WORKERS = 4
+"""They read a million tokens a second, on text whose answers are graded fast."""
 
 
 def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> Scorer:
@@ -23,6 +38,34 @@ def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | 
     from onpolicy.distributed.reward_tasks import remote_scorer
 
     return remote_scorer(resolved, scorer, faults)
+
+
+def with_workers(scorer: Scorer, resolved: ResolvedConfig, renderer: Renderer, faults: Faults) -> Scorer:
+    """The same scorer, with processes of this machine that take each group as soon as it is sampled, where they are worth their start."""
+    count = annotation_workers(resolved)
+    in_ray = resolved.config.distributed.num_reward_workers > 0
+    work = group_work(resolved, renderer, () if in_ray else scorer.rewards) if count else None
+    if work is None:
+        return scorer
+    return PooledScorer(
+        rewards=scorer.rewards,
+        final_part=scorer.final_part,
+        correctness=scorer.correctness,
+        steps=scorer.steps,
+        inner=scorer,
+        processes=WorkerProcesses(work, count, functools.partial(faults.record, "annotation")),
+        values=Coefficients(resolved.coefficients).values,
+    )
+
+
+def annotation_workers(resolved: ResolvedConfig) -> int:
+    """``distributed.num_annotation_workers``, or what it is by default."""
+    given = resolved.config.distributed.num_annotation_workers
+    if given is not None:
+        return given
+    longest = resolved.data.settings.prompts_per_step * resolved.generator.settings.group_size
+    longest *= resolved.generator.settings.max_tokens
+    return min(MOST_WORKERS, available_cores() // world_size() // CORES_A_WORKER) if longest >= LARGE_STEP else 0
 
 
 def build_generator(
