@@ -237,7 +237,16 @@ def test_the_same_rollouts_as_in_this_process_and_progress(pair: Site) -> None:
     s = pair
     seen: list[tuple[int, int, int]] = []
     s.replicas.on_progress = lambda done, total, tokens: seen.append((done, total, tokens))
-    groups = s.replicas.generate(PROMPTS, seed=3)
+    arrived: dict[int, RolloutGroup] = {}
+    done_at: list[int] = []
+
+    def on_group(place: int, group: RolloutGroup) -> None:
+        arrived[place] = group
+        done_at.append(seen[-1][0] if seen else 0)
+
+    groups = s.replicas.generate(PROMPTS, seed=3, on_group=on_group)
+    assert all(arrived[place] is group for place, group in enumerate(groups)) and len(done_at) == len(groups)
+    assert done_at[0] == 0 < done_at[-1], "before the last task has ended"
     own = s.own.generate(PROMPTS, seed=3)
     assert said(groups) == said(own)
     assert [g.prompt for g in groups] == PROMPTS

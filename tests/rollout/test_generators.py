@@ -3,12 +3,14 @@
 1. sampled log-probs are the model's own, for vLLM before and after three weight syncs, to 1e-5; 2. a rollout depends on
 its seed, not on what is sampled beside it; 3. greedy vLLM and greedy transformers say the same; 4. the end token is part of
 the completion, and the reason for ending is right; 5. weights that are not newer are refused, versions travel with the
-rollouts; 6. training speed survives vLLM in the same process; 7. sampling follows temperature, top-k and top-p.
+rollouts; 6. training speed survives vLLM in the same process; 7. sampling follows temperature, top-k and top-p; 8. a group is told of while
+others are sampled.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.hf_generator import HFGenerator, sample
 from onpolicy.rollout.weight_version import StaleWeights
-from onpolicy.types import Prompt, Rollout, Sampling
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from tests.tiny import byte_tokenizer
 
 SAMPLING = Sampling(group_size=3, max_tokens=12)
@@ -88,6 +90,28 @@ def test_a_rollout_depends_on_its_seed_and_not_on_its_neighbours(generator: Any,
     assert ids(together[2:3]) == ids(alone)
     assert ids(together) != ids(generator.generate(PROMPTS, seed=8))
     assert len(set(ids(alone))) > 1, "siblings must differ"
+
+
+def test_a_group_is_told_of_as_soon_as_it_is_whole(generator: Any, model_dir: Path) -> None:
+    """The first prompt's rollouts never end, the others' soon: they are told of while it is sampled."""
+    restart(generator, model_dir)
+    ends, size = generator.renderer.eos_ids, fresh(model_dir).config.vocab_size
+    soon = tuple(i for i in range(size) if i not in (*ends, 70))
+    prompts = [replace(p, banned_token_ids=soon if i else tuple(ends)) for i, p in enumerate(PROMPTS)]
+    sampled, thread = [0], threading.get_ident()
+    seen: list[tuple[int, RolloutGroup, int]] = []
+
+    def on_group(place: int, group: RolloutGroup) -> None:
+        assert threading.get_ident() == thread
+        seen.append((place, group, sampled[0]))
+
+    before, generator.on_progress = generator.on_progress, lambda done, total, tokens: sampled.__setitem__(0, tokens)
+    groups = generator.generate(prompts, seed=0, sampling=Sampling(group_size=2, max_tokens=100), on_group=on_group)
+    generator.on_progress = before
+    assert sorted(place for place, *_ in seen) == [0, 1, 2, 3] and seen[-1][0] == 0
+    assert all(groups[place] is group for place, group, _ in seen)
+    in_all = sum(r.num_sampled for g in groups for r in g.rollouts)
+    assert seen[0][2] < seen[-1][2] < in_all, "tokens at that time"
 
 
 def test_an_answer_that_is_begun_goes_on(generator: Any, model_dir: Path) -> None:
