@@ -1,4 +1,4 @@
-"""What the driver's CPU spends on a step's rollouts: judging and annotation, in microseconds per sampled token, by part.
+"""What a step's rollouts cost the host's CPU: judging and annotation, in microseconds per sampled token, by part.
 
     python -m benchmarks run host
 
@@ -6,6 +6,8 @@ Four groups of eight rollouts of about 2,000 tokens with SmolLM2's tokenizer, th
 context, the default lexicons and token classes, and a baseline. ``prose`` reasons with a few words of doubt per thousand tokens, ``dense``
 doubts in nearly every sentence. Every repeat has texts of its own; one more before them fills the caches that a run keeps. Times are the
 processor's. ``judging by two more`` is not in the total: ``math_answer`` on a fraction, and ``saturating_floor``, which seeks markers.
+``driver`` is the same step with a process that annotates: the time of the driver's process, with what hands groups over and takes results
+back; ``all processes`` adds the other's.
 """
 
 from __future__ import annotations
@@ -14,10 +16,14 @@ import gc
 import random
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
+
+import psutil
 
 from onpolicy.annotation.annotate import Annotator
 from onpolicy.annotation.build import build_annotator, local_scorer, text_telemetry
+from onpolicy.annotation.pooled_scorer import PooledScorer
 from onpolicy.annotation.scoring import Reward, Scorer
 from onpolicy.config.resolve import load_resolved
 from onpolicy.config.schedules import Bound
@@ -25,6 +31,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.models import load_tokenizer, resolve_model
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.uncertainty import SPACING, saturating_floor
+from onpolicy.run.placement import pooled_scorer
 from onpolicy.types import Prompt, Rollout, RolloutGroup
 from onpolicy.utils.bundled_model import BUNDLED
 
@@ -80,10 +87,12 @@ def measure(repeats: int) -> dict[str, dict[str, list[float]]]:
             "without telemetry": replace(annotator, telemetry=None),
             "without both": replace(annotator, classes={}, telemetry=None),
         }
-        runs = [
-            _repeat([_group(draw, kind, p, renderer) for p in problems], (scorer, more), variants)
-            for _ in range(repeats + 1)
-        ]
+        with closing(pooled_scorer(scorer, resolved, renderer, 1, print)) as pooled:
+            steps = [[_group(draw, kind, p, renderer) for p in problems] for _ in range(repeats + 1)]
+            runs = [
+                _repeat(groups, (scorer, more), variants) | _with_processes(groups, pooled, annotator)
+                for groups in steps
+            ]
         found[kind] = {part: [run[part] for run in runs[1:]] for part in runs[0]}
     return found
 
@@ -110,6 +119,22 @@ def _repeat(
         "other": took["without both"],
         "judging by two more": judging_more,
     }
+
+
+def _with_processes(groups: Sequence[RolloutGroup], scorer: Scorer, annotator: Annotator) -> dict[str, float]:
+    assert isinstance(scorer, PooledScorer)
+    tokens = sum(r.num_sampled for group in groups for r in group.rollouts)
+    workers = [psutil.Process(pid) for pid in scorer.processes.pids()]
+
+    def theirs() -> float:
+        return sum(sum(worker.cpu_times()[:2]) for worker in workers)
+
+    gc.collect()
+    start, before = time.process_time(), theirs()
+    begun = {place: scorer.begin(group) for place, group in enumerate(groups)}
+    annotator.annotate(scorer.score(groups, begun), version=0)
+    driver = time.process_time() - start
+    return {"driver": 1e6 * driver / tokens, "all processes": 1e6 * (driver + theirs() - before) / tokens}
 
 
 def text_of(draw: random.Random, kind: str, length: int) -> str:

@@ -162,7 +162,9 @@ class Annotator:
             for context, build in self.contexts.items()
         }
         spans = {
-            name: self.reader.alignment.ranges(rollout.sampled_ids, built[group_id, index, "span", name] or ())
+            name: self.reader.alignment.ranges(
+                rollout.sampled_ids, built[group_id, index, "span", name] or (), rollout.text
+            )
             for name in self.spans
         }
         return Example(

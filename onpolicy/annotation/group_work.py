@@ -74,7 +74,7 @@ class GroupWork:
 
 def _read(reader: TextReader, group: RolloutGroup) -> Iterator[ReadText]:
     for index, rollout in enumerate(group.rollouts):
-        if reader.decoder.completion_text(rollout.sampled_ids) != rollout.text:
+        if not reader.alignment.reads(rollout.sampled_ids, rollout.text):
             raise ValueError("the tokens of a completion read differently here")
         yield reader.read(group, index)
 

@@ -37,7 +37,7 @@ class TextReader:
         """Reads one rollout: the classes and then the facts, which look for the same lexicons."""
         rollout = group.rollouts[index]
         classes = {
-            name: self.alignment.ranges(rollout.sampled_ids, find(group, index, ()))
+            name: self.alignment.ranges(rollout.sampled_ids, find(group, index, ()), rollout.text)
             for name, find in self.classes.items()
         }
         return ReadText(self.telemetry.facts(rollout, group.prompt) if self.telemetry else None, classes)

@@ -307,7 +307,7 @@ class DistributedSettings:
         None,
         "number of processes of this machine, without Ray, that take each group as soon as it is sampled and compute rewards, text "
         "telemetry and token classes. Rewards that are asynchronous, objects, closures or in a module that uses torch stay in the driver "
-        "process; those that move must not depend on earlier calls. null: one for four cores, at most 4, where a step may have 250,000 "
+        "process; those that move must not depend on earlier calls. null: one for four cores, at most 8, where a step may have 250,000 "
         "tokens, else none; 0: the driver process",
         NOT_NEGATIVE,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 from onpolicy.annotation.build import group_work, local_scorer
 from onpolicy.annotation.pooled_scorer import PooledScorer
@@ -10,7 +11,7 @@ from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.rendering import Renderer
-from onpolicy.distributed.env import launched, world_size
+from onpolicy.distributed.env import launched
 from onpolicy.distributed.torchrun_group import Rank0Driver
 from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator, Trainer
@@ -26,8 +27,8 @@ LARGE_STEP = 250_000
 are .8 s of the driver's time, as long as a process takes to start; below, no step is long enough to notice."""
 CORES_A_WORKER = 4
 """A machine with fewer has none to spare."""
-MOST_WORKERS = 4
-"""They read a million tokens a second, on text whose answers are graded fast."""
+MOST_WORKERS = 8
+"""They read two million tokens a second where answers are graded fast. Ranks that sample bring all groups of a step at once."""
 
 
 def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> Scorer:
@@ -42,7 +43,22 @@ def build_scorer(resolved: ResolvedConfig, model: ModelHandle, faults: Faults | 
 
 def with_workers(scorer: Scorer, resolved: ResolvedConfig, renderer: Renderer, faults: Faults) -> Scorer:
     """The same scorer, with processes of this machine that take each group as soon as it is sampled, where they are worth their start."""
-    count = annotation_workers(resolved)
+    count = annotation_workers(resolved, available_cores())
+    return pooled_scorer(scorer, resolved, renderer, count, functools.partial(faults.record, "annotation"))
+
+
+def pooled_scorer(
+    scorer: Scorer, resolved: ResolvedConfig, renderer: Renderer, count: int, on_lost: Callable[[str], None]
+) -> Scorer:
+    """The same scorer with processes that are told of groups; the scorer itself where there are none, or nothing for them to do.
+
+    Args:
+        scorer: with all rewards
+        resolved: the config
+        renderer: the student's
+        count: number of processes
+        on_lost: called with what happened to one that died
+    """
     in_ray = resolved.config.distributed.num_reward_workers > 0
     work = group_work(resolved, renderer, () if in_ray else scorer.rewards) if count else None
     if work is None:
@@ -53,19 +69,19 @@ def with_workers(scorer: Scorer, resolved: ResolvedConfig, renderer: Renderer, f
         correctness=scorer.correctness,
         steps=scorer.steps,
         inner=scorer,
-        processes=WorkerProcesses(work, count, functools.partial(faults.record, "annotation")),
+        processes=WorkerProcesses(work, count, on_lost),
         values=Coefficients(resolved.coefficients).values,
     )
 
 
-def annotation_workers(resolved: ResolvedConfig) -> int:
-    """``distributed.num_annotation_workers``, or what it is by default."""
+def annotation_workers(resolved: ResolvedConfig, cores: int) -> int:
+    """``distributed.num_annotation_workers``, or what it is by default with so many cores on this machine."""
     given = resolved.config.distributed.num_annotation_workers
     if given is not None:
         return given
     longest = resolved.data.settings.prompts_per_step * resolved.generator.settings.group_size
     longest *= resolved.generator.settings.max_tokens
-    return min(MOST_WORKERS, available_cores() // world_size() // CORES_A_WORKER) if longest >= LARGE_STEP else 0
+    return min(MOST_WORKERS, cores // CORES_A_WORKER) if longest >= LARGE_STEP else 0
 
 
 def build_generator(

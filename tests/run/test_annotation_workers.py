@@ -96,18 +96,15 @@ def test_a_group_is_handed_over_before_the_last_is_sampled(tmp_path: Path, monke
         run.close()
 
 
-def test_how_many_there_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_how_many_there_are(tmp_path: Path) -> None:
     def count(cores: int, *overrides: str) -> int:
-        monkeypatch.setattr(placement, "available_cores", lambda: cores)
-        return annotation_workers(resolve(load(config, [*overrides])))
+        return annotation_workers(resolve(load(config, [*overrides])), cores)
 
     config = config_of(tmp_path)
     large = ("data.prompts_per_step=64", "generator.group_size=8", "generator.max_tokens=1024")
-    assert [count(cores, *large) for cores in (2, 3, 4, 8, 16, 96)] == [0, 0, 1, 2, 4, 4]
+    assert [count(cores, *large) for cores in (2, 3, 4, 8, 16, 96)] == [0, 0, 1, 2, 4, 8]
     assert count(96) == 0 and count(96, "distributed.num_annotation_workers=3") == 3
     assert count(96, *large, "distributed.num_annotation_workers=0") == 0
-    monkeypatch.setenv("WORLD_SIZE", "8")
-    assert [count(cores, *large) for cores in (16, 64)] == [0, 2], "eight ranks share the cores"
 
 
 def test_a_small_step_starts_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,8 @@
 The time of a step is its floating-point operations at an assumed utilisation: 2 per parameter and token read, plus 4 x width for each
 token that a layer attends to (half the length on average, at most its window); three times as many to train on it, four with gradient
 checkpointing. The time of sampling is that of reading the weights and the keys and values once per token, at an assumed share of the
-memory bandwidth. Grading and annotating rollouts takes one thread of the host, while the GPUs wait. Nothing was fitted to a GPU: expect a
+memory bandwidth. Grading and annotating rollouts takes one thread of the host while the GPUs wait, or less where processes do a part of it
+while others are sampled (``distributed.num_annotation_workers``; 64 cores are assumed). Nothing was fitted to a GPU: expect a
 factor of two. Memory: ``memory.py`` and ``host.py``.
 """
 
@@ -30,11 +31,16 @@ from onpolicy.experiments.forecast.memory import (
 )
 from onpolicy.experiments.forecast.passes import Load, passes, trainer_options
 from onpolicy.experiments.forecast.shape import ModelShape
+from onpolicy.run.placement import annotation_workers
 from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.trainer.forward_settings import settings_on
 
 HOST_SECONDS_A_TOKEN = 3.2e-6
 """What grading and annotating take, on prose, with the telemetry that is on by default (docs/results/benchmarks/host.json)."""
+DRIVER_SECONDS_A_TOKEN = 1.2e-6
+"""What they take in the driver's process where others annotate."""
+CORES = 64
+"""Of a machine with GPUs."""
 
 
 @dataclass(frozen=True)
@@ -91,7 +97,7 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
     seconds = {"sample": rollouts * length / (engines * rate(rollouts / engines))} | {
         what: flops / compute for what, flops in step_flops(resolved, shape, assumed, rollouts, length).items()
     }
-    seconds["grade and annotate"] = HOST_SECONDS_A_TOKEN * rollouts * length
+    seconds["grade and annotate"] = _on_the_host(resolved, at_once=not apart and ranks > 1) * rollouts * length
     size, number = checkpoint_bytes(resolved, shape, load)
     settings = resolved.config.eval
     times = 0 if not (settings.every and resolved.eval_sets) else math.ceil(resolved.config.steps / settings.every) + 1
@@ -119,6 +125,14 @@ def forecast(resolved: ResolvedConfig, shape: ModelShape, assumed: Assumptions) 
         ],
         refusals=list(refusals(memory, resolved, shape, gpu, load.prompt + load.completion)),
     )
+
+
+def _on_the_host(resolved: ResolvedConfig, *, at_once: bool) -> float:
+    """Seconds a token that GPUs wait for grading and annotation; ``at_once``: groups come when the last is sampled, as ranks bring them."""
+    workers = annotation_workers(resolved, CORES)
+    if not workers:
+        return HOST_SECONDS_A_TOKEN
+    return DRIVER_SECONDS_A_TOKEN + (HOST_SECONDS_A_TOKEN / workers if at_once else 0.0)
 
 
 def _chosen(section: Section) -> int | None:
