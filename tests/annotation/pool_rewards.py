@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import signal
 import sys
@@ -51,6 +52,23 @@ def _made(step: float) -> Callable[..., float]:
 
 
 closed_over = _made(0.5)
+
+
+def _remembering(function: Callable[..., float]) -> Callable[..., float]:
+    seen: list[float] = []
+
+    @functools.wraps(function)
+    def remembers(completion: str) -> float:
+        seen.append(function(completion))
+        return sum(seen)
+
+    return remembers
+
+
+@_remembering
+def decorated(completion: str) -> float:
+    """Found under its name like a plain function, and has a state."""
+    return float(len(completion))
 
 
 def refusing(completion: str) -> float:

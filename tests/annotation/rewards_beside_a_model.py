@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from tests.annotation.model_rewards import model
+from tests.annotation.model_rewards import Judge
 
-MAKE = model
+JUDGE = Judge
 
 
 def by_words(completion: str) -> float:

@@ -153,11 +153,20 @@ def test_which_rewards_can_leave() -> None:
         "nested": Bound(pool_rewards.tenths, scale=1.0, grader=Bound(pool_rewards.tenths, scale=2.0)),
     }  # fmt: skip
     stay: dict[str, Any] = {
-        "async": pool_rewards.later, "object": pool_rewards.counting, "bound method": pool_rewards.bound, "lambda": pool_rewards.anonymous,
-        "closure": pool_rewards.closed_over, "local": inner, "partial": partial(pool_rewards.counting), "model": model_rewards.by_length,
-        "package of a model": rewards_beside_a_model.by_words, "unpicklable option": Bound(pool_rewards.tenths, scale=lambda: 1),
-        "object among options": Bound(pool_rewards.tenths, scale=1.0, grader=pool_rewards.counting), "built in": len,
-    }  # fmt: skip
+        "async": pool_rewards.later,
+        "object": pool_rewards.counting,
+        "bound method": pool_rewards.bound,
+        "lambda": pool_rewards.anonymous,
+        "closure": pool_rewards.closed_over,
+        "decorated": pool_rewards.decorated,
+        "local": inner,
+        "partial": partial(pool_rewards.counting),
+        "model": model_rewards.by_length,
+        "package of a model": rewards_beside_a_model.by_words,
+        "unpicklable option": Bound(pool_rewards.tenths, scale=lambda: 1),
+        "object among options": Bound(pool_rewards.tenths, scale=1.0, grader=pool_rewards.counting),
+        "built in": len,
+    }
     assert {name: can_leave(function) for name, function in (may | stay).items()} == {
         name: name in may for name in may | stay
     }
