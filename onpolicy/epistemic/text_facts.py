@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import isfinite
 from statistics import fmean
+from typing import NamedTuple
 
 from onpolicy.rewards.calibration import stated_confidence
 from onpolicy.rewards.extract import stated_answers
@@ -28,9 +29,8 @@ LEAST_BYTES = 100
 """Shorter texts do not compress in a way that says anything."""
 
 
-@dataclass(frozen=True)
-class MarkerUse:
-    """One marker in its text."""
+class MarkerUse(NamedTuple):
+    """One marker in its text; a tuple, because texts full of doubt have many and they are pickled."""
 
     vacuous: bool
     after_answer: bool
