@@ -269,7 +269,7 @@ def served_tokens(config: DictConfig) -> int:
     """How many of its most likely tokens a served teacher returns beside the sampled one."""
     from verl.utils.config import omega_conf_to_dataclass
 
-    loss = omega_conf_to_dataclass(config.distillation).distillation_loss
+    loss = omega_conf_to_dataclass(config.distillation.distillation_loss)
     return int(loss.topk) if loss.loss_settings.use_topk else 0
 
 

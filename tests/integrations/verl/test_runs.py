@@ -166,7 +166,8 @@ def test_a_served_teacher_of_another_size_under_our_loss(tmp_path: Path) -> None
         "onpolicy.objective": "[teacher_advantage,{name:distill,divergence:forward_kl,support:{name:teacher_topk,k:8}}]",
         "distillation.distillation_loss.loss_mode": "forward_kl_topk",
         "distillation.distillation_loss.topk": 8,
-        "distillation.teacher_models.teacher_model.inference.name": "transformers",
+        "distillation.teacher_models.teacher_model.inference.name": "vllm",
+        "distillation.teacher_models.teacher_model.inference.max_model_len": 512,
         "+ray_kwargs.ray_init.num_gpus": 2,
     }
     rows = main_ppo(overrides, tmp_path, config=ROOT / "configs" / "verl" / "opd_served.yaml")
