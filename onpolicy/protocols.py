@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +31,20 @@ class Sampler(Protocol):
         sampling: Sampling | None = None,
         on_group: OnGroup = ignore_group,
     ) -> list[RolloutGroup]: ...
+
+
+class Weights(Protocol):
+    """The student's weights as they are now. Each tensor is made when it is its turn, and may be gone when the next one is there."""
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        """All of them: full tensors under their Hugging Face names, adapters merged in."""
+        ...
+
+    def adapter(self) -> Iterable[tuple[str, Tensor]]:
+        """Its adapters alone, under peft's names: ``base_model.model.<layer>.lora_A.weight`` ``[rank, in]`` and ``....lora_B.weight``
+        ``[out, rank]``, which is scaled, so that the layer's matrix is that of the model in ``model.path`` and B A. Nothing where it has
+        none."""
+        ...
 
 
 class Generator(Protocol):
@@ -64,7 +78,8 @@ class Generator(Protocol):
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
         """Loads full tensors under their Hugging Face names and drops every cache made with the old ones.
 
-        Does not wait for rollouts that are being sampled to end, beyond a batch.
+        Does not wait for rollouts that are being sampled to end, beyond a batch. A generator that was made with an ``adapter`` loads
+        ``weights.adapter()`` in their place, where ``weights`` are a trainer's (``Weights``).
         """
         ...
 
@@ -100,9 +115,7 @@ class Trainer(Protocol):
         """Scores, computes the loss, updates the student, then the teacher."""
         ...
 
-    def weights(self) -> Iterable[tuple[str, Tensor]]:
-        """The student's full tensors, one at a time, under their Hugging Face names."""
-        ...
+    def weights(self) -> Weights: ...
 
     def apply(self, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(trainer, *arguments)`` where the weights are; the function is one of a module, its arguments can be pickled."""

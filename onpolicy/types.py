@@ -105,6 +105,15 @@ class Sampling:
                 raise ValueError(f"generator.{name}: got {value}, expected {expected}")
 
 
+@dataclass(frozen=True)
+class AdapterShape:
+    """The student's low-rank adapters, as a generator has to know them that is given them apart from the weights that they are added to."""
+
+    rank: int
+    targets: tuple[str, ...]
+    """Last parts of the names of the layers that have one."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
     """One sampled answer.

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.resolved import ResolvedConfig
@@ -17,11 +18,12 @@ from onpolicy.distributed.remote_errors import picklable_errors
 from onpolicy.distributed.tasks import MAX_IN_FLIGHT, ActorLost
 from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
 from onpolicy.models import ModelHandle, engine_dtype, open_model, vocabulary_size
-from onpolicy.protocols import Generator, OnGroup, ignore_group
+from onpolicy.protocols import Generator, OnGroup, Weights, ignore_group
 from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
 from onpolicy.rollout.weight_version import require_newer
-from onpolicy.types import Prompt, RolloutGroup, Sampling
+from onpolicy.trainer.student_weights import StudentWeights
+from onpolicy.types import AdapterShape, Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 
 if TYPE_CHECKING:
@@ -55,9 +57,9 @@ class GenerateTask:
 class Replica(Actor):
     """The configured generator, as an actor that answers several calls at a time."""
 
-    def __init__(self, config: Config, max_model_len: int, folder: str) -> None:
+    def __init__(self, config: Config, max_model_len: int, adapter: AdapterShape | None, folder: str) -> None:
         super().__init__(folder)
-        self._config, self._max_model_len = config, max_model_len
+        self._config, self._max_model_len, self._adapter = config, max_model_len, adapter
 
     def set_up(self) -> None:
         from onpolicy.config.resolve import resolve
@@ -66,7 +68,7 @@ class Replica(Actor):
         quiet_libraries()
         resolved = resolve(self._config)
         model = replace(open_model(resolved), max_model_len=self._max_model_len)
-        self._generator: Generator = local_generator(resolved, model)
+        self._generator: Generator = local_generator(resolved, model, adapter=self._adapter)
         self._generator.on_progress = self.report_progress
 
     @picklable_errors()
@@ -77,7 +79,10 @@ class Replica(Actor):
     def update_weights(self, weights: WeightRefs, version: int) -> None:
         """Also takes older weights, since the run may have gone back: the driver decides on the order."""
         self._generator.policy_version = min(self._generator.policy_version, version - 1)
-        self._generator.update_weights(self._counted(weights), version=version)
+        counted = partial(self._counted, weights)
+        self._generator.update_weights(
+            StudentWeights(counted, adapter=counted), version=version
+        )  # as the pool's adapter
 
     def close(self) -> None:
         self._generator.close()
@@ -93,15 +98,22 @@ class ReplicaSpec:
 
     role = "generator"
 
-    def __init__(self, resolved: ResolvedConfig, max_model_len: int, validator: RolloutValidator) -> None:
+    def __init__(
+        self,
+        resolved: ResolvedConfig,
+        max_model_len: int,
+        validator: RolloutValidator,
+        adapter: AdapterShape | None = None,
+    ) -> None:
         self._resolved, self._max_model_len, self._validator = resolved, max_model_len, validator
+        self._adapter = adapter
 
     def start(self) -> Any:
         import ray
 
         resources = ray_cluster.resources(self._resolved, gpus=ray_cluster.gpus_per_generator(self._resolved))
         actor = ray.remote(Replica).options(max_concurrency=MAX_IN_FLIGHT + 4, **resources)
-        return actor.remote(self._resolved.config, self._max_model_len, os.getcwd())
+        return actor.remote(self._resolved.config, self._max_model_len, self._adapter, os.getcwd())
 
     def sync_state(self, actor: Any, state: VersionedWeights) -> Any:
         return actor.update_weights.remote(state.refs, state.version)
@@ -136,11 +148,19 @@ class ReplicaSpec:
 class GeneratorPool:
     """A ``Generator`` that any number of threads may use at the same time."""
 
-    def __init__(self, resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None) -> None:
+    def __init__(
+        self,
+        resolved: ResolvedConfig,
+        model: ModelHandle,
+        faults: Faults | None = None,
+        *,
+        adapter: AdapterShape | None = None,
+    ) -> None:
         """Returns at once; the replicas load their models in the background.
 
         Args:
             faults: called for every replica that is replaced
+            adapter: of the adapters that are all that the replicas are given of the student
 
         Raises:
             ConfigError: the cluster cannot be joined, or has too few GPUs.
@@ -152,13 +172,13 @@ class GeneratorPool:
         self.sampling, self.policy_version = resolved.generator.settings, 0
         self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
         self._roles, self._went_back = resolved.config.distributed, False
-        self._lock = threading.Lock()
+        self._lock, self._adapter_alone = threading.Lock(), adapter is not None
         self._done = self._total = self._tokens = self._calls = 0
         ray_cluster.join(self._roles)
         with ray_cluster.leave_on_error():
             ray_cluster.resources(resolved, gpus=ray_cluster.gpus_per_generator(resolved))
             self._dtype = engine_dtype(resolved, model.path, on_gpu=ray_cluster.cluster_gpus() > 0)
-        spec = ReplicaSpec(resolved, model.max_model_len, RolloutValidator(model.renderer, vocabulary))
+        spec = ReplicaSpec(resolved, model.max_model_len, RolloutValidator(model.renderer, vocabulary), adapter)
         self.actors = ActorPool(spec, self._roles.num_generators, self._roles, faults)
 
     def generate(
@@ -182,10 +202,11 @@ class GeneratorPool:
             self.actors.cancel(futures)
             self._report(0, 0, calls=-1)
 
-    def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
+    def update_weights(self, weights: Iterable[tuple[str, Tensor]] | Weights, *, version: int) -> None:
         """Returns when every replica that is up has the weights; one that comes up later gets them before any work."""
         newer = version if self._went_back else require_newer(version, self.policy_version)
-        self.actors.sync_state(VersionedWeights(put_weights(weights, self._dtype), newer))
+        sent = put_weights(_part_of(weights, adapter=self._adapter_alone), self._dtype)
+        self.actors.sync_state(VersionedWeights(sent, newer))
         self.policy_version, self._went_back = newer, False
 
     def rest(self) -> None:
@@ -226,3 +247,10 @@ class GeneratorPool:
             so_far = self._done, self._total, self._tokens
         if done:
             self.on_progress(*so_far)
+
+
+def _part_of(weights: Iterable[tuple[str, Tensor]] | Weights, *, adapter: bool) -> Iterable[tuple[str, Tensor]]:
+    """The part of a student's weights that replicas take, as its trainer hands it over; weights from elsewhere are taken as they are."""
+    if not isinstance(weights, StudentWeights):
+        return weights
+    return weights.adapter() if adapter else weights.whole()

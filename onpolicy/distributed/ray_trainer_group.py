@@ -87,10 +87,10 @@ class Rank(Actor):
         """Seconds that the phases took since the last call."""
         return self._worker.clock.pop()
 
-    def weight_buckets(self) -> Iterator[WeightBucket]:
-        """The student's weights, one bucket at a time."""
+    def weight_buckets(self, adapter: bool) -> Iterator[WeightBucket]:
+        """The student's weights, or its adapters alone, one bucket at a time."""
         with picklable_errors():
-            for bucket in pack_weights(self._worker.trainer.weights(), dtype=self._dtype):
+            for bucket in pack_weights(self._worker.gathered_weights(adapter), dtype=self._dtype):
                 self.report_progress()
                 yield bucket
 
@@ -161,14 +161,14 @@ class RayTrainerGroup(TrainerGroup):
         self._clock.absorb(seconds)
         return metrics
 
-    def weights(self) -> WeightRefs:
-        """Gathered tensor by tensor into the object store. The driver owns the buckets, so they outlive the ranks."""
+    def gather(self, adapter: bool) -> WeightRefs:
+        """Tensor by tensor into the object store. The driver owns the buckets, so they outlive the ranks."""
         import ray
 
         first, *others = self._ranks()
-        nothing = ray.put(())
-        helping = [actor.call.remote("join_weight_gather", nothing) for actor in others]
-        stream = first.weight_buckets.options(num_returns="streaming").remote()
+        arguments = ray.put((adapter,))
+        helping = [actor.call.remote("join_weight_gather", arguments) for actor in others]
+        stream = first.weight_buckets.options(num_returns="streaming").remote(adapter)
         self._await([stream.completed(), *helping])
         return WeightRefs(list(stream))
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.distributed.adapter_plan import adapter_plan
 from onpolicy.distributed.env import world_size
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
 from onpolicy.models import ModelHandle, open_model
@@ -53,9 +54,9 @@ class Rank0Driver(TrainerGroup):
     def restart(self) -> None:
         raise NotImplementedError("ranks of a launcher are restarted by the launcher, all together")
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        self._broadcast("join_weight_gather")
-        yield from self.worker.trainer.weights()
+    def gather(self, adapter: bool) -> Iterator[tuple[str, Tensor]]:
+        self._broadcast("join_weight_gather", adapter)
+        yield from self.worker.gathered_weights(adapter)
         self._in_step = True
 
     def close(self) -> None:
@@ -125,7 +126,9 @@ def serve_rank(resolved: ResolvedConfig) -> int:
     worker = TrainerWorker(resolved, model, PhaseTimer(), size=world_size())
     refuse_other_generators(resolved, worker.trainer.collectives)
     if not resolved.config.distributed.num_generators:
-        worker.generator = local_generator(resolved, model, beside_trainer=True)
+        worker.generator = local_generator(
+            resolved, model, beside_trainer=True, adapter=adapter_plan(resolved, model).shape
+        )
     while True:
         method, arguments = broadcast_call(None)
         if method == QUIT:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,15 @@ from onpolicy.distributed.env import launched
 from onpolicy.models import ModelHandle
 from onpolicy.trainer.build import local_trainer
 from onpolicy.trainer.process_group import join_process_group
+from onpolicy.trainer.student_weights import StudentWeights
 from onpolicy.types import Example, Metrics, Prompt, RolloutGroup, Sampling
 from onpolicy.utils.disk import os_error
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from onpolicy.protocols import Generator
 
 
@@ -67,10 +71,15 @@ class TrainerWorker:
             return error.errno, str(error)
         return None
 
-    def join_weight_gather(self) -> None:
-        """Takes part in gathering the student's weights on rank 0."""
-        for _ in self.trainer.weights():
+    def join_weight_gather(self, adapter: bool) -> None:
+        """Takes part in gathering the student's weights, or its adapters alone, on rank 0."""
+        for _ in self.gathered_weights(adapter):
             pass
+
+    def gathered_weights(self, adapter: bool) -> Iterable[tuple[str, Tensor]]:
+        """Made on all ranks at the same time."""
+        weights = self.trainer.weights()
+        return weights.adapter() if adapter else weights
 
     def generate(self, prompts: Sequence[Prompt], seed: int, sampling: Sampling | None) -> list[RolloutGroup]:
         """Every rank samples its share; all ranks get all groups, in the order of the prompts."""
@@ -89,6 +98,14 @@ class TrainerWorker:
 
 class TrainerGroup(ABC):
     """A ``Trainer`` whose every call is made on all ranks."""
+
+    def weights(self) -> StudentWeights:
+        """Nothing is gathered before it is asked for."""
+        return StudentWeights(partial(self.gather, False), adapter=partial(self.gather, True))
+
+    @abstractmethod
+    def gather(self, adapter: bool) -> Iterable[tuple[str, Tensor]]:
+        """Full tensors of the student, or its adapters alone, from all ranks."""
 
     def __init__(self, resolved: ResolvedConfig) -> None:
         self._coefficients = Coefficients(resolved.coefficients)

@@ -14,20 +14,27 @@ from onpolicy.protocols import Generator, Sampler
 from onpolicy.rollout.dataset_completions import DatasetCompletions
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.types import Prompt, RolloutGroup
+from onpolicy.types import AdapterShape, Prompt, RolloutGroup
 from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 
 
-def local_generator(resolved: ResolvedConfig, model: ModelHandle, *, beside_trainer: bool = False) -> Generator:
+def local_generator(
+    resolved: ResolvedConfig,
+    model: ModelHandle,
+    *,
+    beside_trainer: bool = False,
+    adapter: AdapterShape | None = None,
+) -> Generator:
     """The configured generator in this process.
 
     A plug-in with an option ``source`` is told the revision of a hub's model and whether its code may run; one with an option
-    ``beside_trainer``, whether it shares its device with a trainer.
+    ``beside_trainer``, whether it shares its device with a trainer; one with an option ``adapter``, the shape of the adapters that are all
+    that it will be given of the student.
     """
     section, settings = resolved.generator, resolved.config.model
     source = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-    offered = {"source": source, "beside_trainer": beside_trainer}
+    offered = {"source": source, "beside_trainer": beside_trainer, "adapter": adapter}
     options = options_of(section.plugin.function)
     generator: Generator = section.plugin.bind()(
         renderer=model.renderer,

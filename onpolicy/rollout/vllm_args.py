@@ -27,8 +27,14 @@ OPTIONS = {
     "max_num_seqs": "generator.max_num_seqs",
 }
 """vLLM's argument -> the option that decides it."""
+LORA = "where trainer.lora_rank has it take the adapters alone"
 REASONS = {
     "enable_sleep_mode": "on a GPU that the engine shares with the trainer, where generator.max_staleness is 0",
+    "enable_lora": LORA,
+    "max_lora_rank": LORA,
+    "max_loras": LORA,
+    "max_cpu_loras": LORA,
+    "lora_target_modules": LORA,
     "enable_prefix_caching": "rollouts of one prompt share its keys and values",
     "logprobs_mode": "rollout_logprobs are compared with the trainer's, which are raw",
     "disable_log_stats": "nothing reads them",

@@ -14,11 +14,15 @@ import torch
 from torch import Tensor
 
 from onpolicy.rollout.fair_lock import FairLock
+from onpolicy.rollout.vllm_lora import LoadedAdapters
 from onpolicy.utils.device import empty_cache, synchronize
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
+    from vllm.lora.request import LoRARequest
     from vllm.outputs import RequestOutput
+
+    from onpolicy.protocols import Weights
 
 
 PARTS = ("weights", "kv_cache")
@@ -26,10 +30,20 @@ PARTS = ("weights", "kv_cache")
 what loading needs is free again when keys and values take their memory."""
 
 
+@dataclass(frozen=True)
+class Policy:
+    """What requests are sampled with: the engine's weights, or an adapter that is added to them."""
+
+    version: int = 0
+    adapter: LoRARequest | None = None
+
+
 @dataclass
 class Request:
     """A request to the engine and what it has sampled so far."""
 
+    policy: Policy
+    """What samples its next token."""
     output: RequestOutput | None = None
     """The engine's latest output."""
     versions: list[int] = field(default_factory=list)
@@ -41,15 +55,22 @@ class Request:
 
 
 class SharedEngine:
-    """Requests outlive new weights: they keep their tokens, are read again by the new weights and go on.
+    """Requests outlive new weights: they keep their tokens, are read again by the new weights and go on. Those that are sampled with an
+    adapter end with it, and new ones get the newest.
 
     It never samples asleep: whoever asks wakes it, within the turn in which the requests are added, and it falls asleep only in a turn in
     which no request is left.
     """
 
-    def __init__(self, llm: Any, *, sleeps: bool = False) -> None:
-        """``sleeps``: it was made with vLLM's sleep mode."""
-        self._llm, self._sleeps, self.version = llm, sleeps, 0
+    def __init__(self, llm: Any, *, sleeps: bool = False, adapters: LoadedAdapters | None = None) -> None:
+        """
+        Args:
+            llm: the engine, a ``vllm.LLM``
+            sleeps: it was made with vLLM's sleep mode
+            adapters: it was made for adapters, which these are
+        """
+        self._llm, self._sleeps, self._adapters = llm, sleeps, adapters
+        self._policy = Policy()
         self._asleep: set[str] = set()
         """The parts that sleep; one alone after loading weights has failed in between."""
         self._turns, self._numbers = FairLock(), itertools.count()
@@ -69,8 +90,9 @@ class SharedEngine:
                 self._wake(*PARTS)
                 for ids, params in asked:
                     name = str(next(self._numbers))
-                    engine.add_request(name, {"prompt_token_ids": list(ids)}, params)
-                    requests[name] = self._running[name] = Request()
+                    prompt, policy = {"prompt_token_ids": list(ids)}, self._policy
+                    engine.add_request(name, prompt, params, lora_request=policy.adapter)
+                    requests[name] = self._running[name] = Request(policy)
             self._finish(list(requests.values()), on_progress, on_finished)
         except BaseException:
             self._abandon(requests)
@@ -80,8 +102,36 @@ class SharedEngine:
                 del self._running[name]
         return list(requests.values())
 
-    def update(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Between two steps. Every key and value that the old weights made is dropped, those of running requests too.
+    def update(self, weights: Iterable[tuple[str, Tensor]] | Weights, *, version: int) -> None:
+        """Between two steps: the adapters alone, if it was made for them and they are a trainer's, or else all weights."""
+        adapter = getattr(weights, "adapter", None)
+        if self._adapters is not None and adapter is not None:
+            self._add_adapter(self._adapters, adapter(), version)
+        else:
+            self._reload(iter(weights), version)
+
+    def _add_adapter(self, adapters: LoadedAdapters, tensors: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Requests that are under way go on with the adapter that they began with. One that no request uses any more is dropped.
+
+        An engine that sleeps is awake afterwards: an adapter lies in vLLM's pool of weights.
+        """
+        held = {name: tensor.cpu() for name, tensor in tensors}
+        with self._turn() as engine:
+            self._wake("weights")
+            self._drop_adapters(engine, adapters)
+            while adapters.full:
+                self._step(engine)
+                self._drop_adapters(engine, adapters)
+            self._policy = Policy(version, adapters.load(engine, held))
+            self._drop_adapters(engine, adapters)
+            self._wake("kv_cache")
+
+    def _drop_adapters(self, engine: Any, adapters: LoadedAdapters) -> None:
+        running = (request.policy.adapter for request in self._running.values() if not request.done)
+        adapters.drop_all_but(engine, [self._policy.adapter, *running])
+
+    def _reload(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
+        """Every key and value that the old weights made is dropped, those of running requests too.
 
         Tensors are made one at a time, while vLLM copies them: with adapters merged in, all of them are a model of their own. If one cannot
         be made the engine has some of the new weights, so it wants all of them again before it samples.
@@ -94,7 +144,9 @@ class SharedEngine:
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _one_at_a_time(weights)})
             self._llm.reset_prefix_cache(reset_running_requests=True)
             self._wake("kv_cache")
-            self.version = version
+            self._policy = Policy(version)
+            for request in self._running.values():
+                request.policy = self._policy
 
     def rest(self) -> None:
         """Sleeps, where it can: weights go to the host's memory, keys and values are dropped. Not while another thread samples."""
@@ -143,7 +195,9 @@ class SharedEngine:
             request = self._running.get(output.request_id.partition("-")[0])
             if request is not None:
                 request.output = output
-                request.versions += [self.version] * (len(output.outputs[0].token_ids) - len(request.versions))
+                request.versions += [request.policy.version] * (
+                    len(output.outputs[0].token_ids) - len(request.versions)
+                )
 
     def _abandon(self, requests: dict[str, Request]) -> None:
         if not self._turns.closed:

@@ -16,9 +16,10 @@ from onpolicy.protocols import OnGroup, ignore_group
 from onpolicy.rollout.arrival import Arrivals
 from onpolicy.rollout.vllm_args import EngineArgs, blamed_on, combined
 from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
+from onpolicy.rollout.vllm_lora import LoadedAdapters, adapter_arguments, why_no_adapter
 from onpolicy.rollout.vllm_sleep import sleeps
 from onpolicy.rollout.weight_version import require_newer
-from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.types import AdapterShape, FinishReason, Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.ready import installed, ready_if
 from onpolicy.utils.seeds import rollout_seed
 
@@ -42,10 +43,13 @@ FINISHED: dict[str | None, FinishReason] = {"stop": "stop", "length": "length"}
     )
 )
 class VLLMGenerator:
-    """One engine in this process; new weights go in through memory, also while rollouts are being sampled.
+    """One engine in this process; new weights go in through memory, also while rollouts are being sampled: all of them, or where it is
+    made with an ``adapter`` the adapters alone, which it adds to the weights of ``model``.
 
     On a GPU that it shares with the trainer the two take turns: the engine sleeps while the trainer works (``vllm_sleep``).
     """
+
+    why_no_adapter = staticmethod(why_no_adapter)
 
     def __init__(
         self,
@@ -56,6 +60,7 @@ class VLLMGenerator:
         max_model_len: int,
         source: Mapping[str, Any] | None = None,
         beside_trainer: bool = False,
+        adapter: AdapterShape | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         enforce_eager: bool | None = None,
         gpu_memory_utilization: float = 0.4,
@@ -92,13 +97,15 @@ class VLLMGenerator:
                 **ALWAYS,
                 **(_whole_prompts(max_model_len) if cpu else _one_batch_at_a_time(sampling)),
                 **({"enable_sleep_mode": True} if can_sleep else {}),
+                **(adapter_arguments(adapter, sampling) if adapter else {}),
                 **_one_of_several(),
                 **(source or {}),
             }
             arguments = combined(ours, given)
             with blamed_on(given):
                 llm = LLM(**arguments)
-        self._engine = SharedEngine(llm, sleeps=can_sleep)
+        adapters = LoadedAdapters(arguments["max_cpu_loras"]) if adapter else None
+        self._engine = SharedEngine(llm, sleeps=can_sleep, adapters=adapters)
         self.renderer, self.sampling, self.policy_version = renderer, sampling, 0
         self.max_model_len = max_model_len
         self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
@@ -130,7 +137,8 @@ class VLLMGenerator:
         return found.groups()
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]], *, version: int) -> None:
-        """Reloads every tensor in place and drops what was cached with the old ones; running rollouts go on with the new."""
+        """Nothing that the old ones cached is used after it; rollouts that are under way go on with the new ones, and where these are
+        adapters with the old."""
         self._engine.update(weights, version=require_newer(version, self.policy_version))
         self.policy_version = version
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from onpolicy.annotation.build import build_annotator, build_queries
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
+from onpolicy.distributed.adapter_plan import adapter_plan
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator, Trainer
@@ -53,7 +54,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     timer.on_phase = display.phase
     faults = Faults(display.note, config.distributed.apart)
     own = build_trainer(resolved, model, timer, faults)
-    generator = _generator_beside(own, resolved, model, faults)
+    generator = _generator_beside(own, resolved, model, faults, display)
     generator.on_progress = display.progress
     trainer = ExclusiveTrainer(_say_how_it_computes(own, resolved, folder, display), generator, timer)
     if size := own.apply(checkpoint_size):
@@ -101,12 +102,17 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     )
 
 
-def _generator_beside(trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, faults: Faults) -> Generator:
-    """The generator; where a launcher's ranks train, those of all ranks.
+def _generator_beside(
+    trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, faults: Faults, display: Display
+) -> Generator:
+    """The generator, and a line on what it is given of a student with adapters; where a launcher's ranks train, those of all ranks.
 
     It comes before the trainer's first call: the other ranks make theirs before they serve calls, and vLLM's engines wait for one another.
     """
-    own = build_generator(resolved, model, faults, beside_trainer=True)
+    plan = adapter_plan(resolved, model)
+    if plan.said:
+        display.console.print(plain(plan.said), highlight=False, soft_wrap=True)
+    own = build_generator(resolved, model, faults, beside_trainer=True, adapter=plan.shape)
     if isinstance(trainer, Rank0Driver) and not resolved.config.distributed.num_generators:
         return RankGenerators(trainer, own)
     return own

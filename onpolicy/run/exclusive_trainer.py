@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from onpolicy.protocols import Generator, Trainer
+from onpolicy.protocols import Generator, Trainer, Weights
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.timer import PhaseTimer
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 class ExclusiveTrainer:
@@ -35,7 +32,7 @@ class ExclusiveTrainer:
         self._rest()
         return self._trainer.step(examples)
 
-    def weights(self) -> Iterable[tuple[str, Tensor]]:
+    def weights(self) -> Weights:
         """The generator that gets them need not rest: it is about to be woken."""
         return self._trainer.weights()
 

@@ -17,6 +17,7 @@ from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.rollout.build import local_generator
 from onpolicy.trainer.build import local_trainer
+from onpolicy.types import AdapterShape
 from onpolicy.utils.device import available_cores
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.timer import PhaseTimer
@@ -85,7 +86,12 @@ def annotation_workers(resolved: ResolvedConfig, cores: int) -> int:
 
 
 def build_generator(
-    resolved: ResolvedConfig, model: ModelHandle, faults: Faults | None = None, *, beside_trainer: bool = False
+    resolved: ResolvedConfig,
+    model: ModelHandle,
+    faults: Faults | None = None,
+    *,
+    beside_trainer: bool = False,
+    adapter: AdapterShape | None = None,
 ) -> Generator:
     """The generator of a run, with the reference model's weights; with ``distributed.num_generators`` several replicas of it.
 
@@ -94,12 +100,13 @@ def build_generator(
         model: the student before training
         faults: records every replica that is replaced
         beside_trainer: whether one in this process shares its device with a trainer
+        adapter: of the adapters that are all that it will be given of the student
     """
     if not resolved.config.distributed.num_generators:
-        return local_generator(resolved, model, beside_trainer=beside_trainer)
+        return local_generator(resolved, model, beside_trainer=beside_trainer, adapter=adapter)
     from onpolicy.distributed.generator_pool import GeneratorPool
 
-    return GeneratorPool(resolved, model, faults)
+    return GeneratorPool(resolved, model, faults, adapter=adapter)
 
 
 def build_trainer(resolved: ResolvedConfig, model: ModelHandle, timer: PhaseTimer, faults: Faults) -> Trainer:

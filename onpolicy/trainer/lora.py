@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, autocast, nn, no_grad, random
 
-from onpolicy.trainer.zero3 import full_tensors, gathered
+from onpolicy.trainer.zero3 import full_tensors, gathered, sharded
+from onpolicy.types import AdapterShape
 from onpolicy.utils.errors import ConfigError, suggest
 from onpolicy.utils.ready import NotInstalled, extra, is_installed
 
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ADAPTER = "default"
+PEFT_PREFIX = "base_model.model."
+"""Before a layer's name in the files of peft."""
+
+
+class NotOnLinearLayers(Exception):
+    """Holds the name of an adapter that only a model can have in which it is merged."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +159,35 @@ def merged_weights(model: nn.Module, *, only_adapted: bool = False) -> Iterator[
             with no_grad(), gathered(tensor, *own_parameters(layer)):
                 full = merged_weight(tensor, layer)
             yield plain, full
+
+
+def adapter_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A and B of each adapter as full tensors under peft's names, B scaled by alpha / rank; for a model that has them on linear layers
+    alone (``adapter_shape``)."""
+    for name, layer in model.named_modules():
+        if _is_adapter(layer):
+            a, b = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
+            with no_grad(), gathered(a, b):
+                scaled = b * layer.scaling[ADAPTER]
+                own = a.detach().clone() if sharded(a) else a.detach()
+            yield f"{PEFT_PREFIX}{name}.lora_A.weight", own
+            yield f"{PEFT_PREFIX}{name}.lora_B.weight", scaled
+
+
+def adapter_shape(model: PreTrainedModel, settings: LoraSettings) -> AdapterShape:
+    """The adapters that the settings put into a model, which gets them; it may be one without weights.
+
+    Raises:
+        NotOnLinearLayers: some are on another kind of parameter, or on the head.
+        ConfigError: as ``add_adapter``.
+    """
+    add_adapter(model, settings)
+    head = model.get_output_embeddings()
+    found = {name: layer for name, layer in model.named_modules() if _is_adapter(layer)}
+    for name, layer in found.items():
+        if layer is head or hasattr(layer, "parameter_name") or not isinstance(layer.get_base_layer(), nn.Linear):
+            raise NotOnLinearLayers(name)
+    return AdapterShape(settings.rank, tuple(sorted({name.rpartition(".")[2] for name in found})))
 
 
 def merged_weight(weight: Tensor, layer: Any) -> Tensor:

@@ -26,16 +26,17 @@ from onpolicy.trainer.forward import Layout, completion_states
 from onpolicy.trainer.forward_settings import ForwardReport, ForwardSettings, Precision
 from onpolicy.trainer.head import HiddenStates
 from onpolicy.trainer.learning_rate import lr_factor
-from onpolicy.trainer.lora import LoraSettings, adapted, add_adapter, merged_weights
+from onpolicy.trainer.lora import LoraSettings, adapted, adapter_weights, add_adapter, merged_weights
 from onpolicy.trainer.loss_inputs import loss_inputs, observe, stacked
 from onpolicy.trainer.moments import Moments
 from onpolicy.trainer.recompute import recomputable_layers, recompute_layers
 from onpolicy.trainer.saving import TrainerFiles
+from onpolicy.trainer.student_weights import StudentWeights
 from onpolicy.trainer.teacher import TeacherHidden, TeacherScorer
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.totals import has_tokens, update_totals
 from onpolicy.trainer.windows import MicroBatch, TeacherWindows, in_step
-from onpolicy.trainer.zero3 import full_tensors
+from onpolicy.trainer.zero3 import whole_weights
 from onpolicy.types import Example, LossInputs, Metrics, TrainBatch
 from onpolicy.utils.device import device_name
 from onpolicy.utils.device_sums import exact_dtype
@@ -250,15 +251,14 @@ class PolicyTrainer:
                 )
         return loss_inputs(batch, stats, old_logprobs)
 
-    def weights(self) -> Iterator[tuple[str, Tensor]]:
-        """Full tensors under their Hugging Face names; tied ones under each of them, adapters merged.
-
-        vLLM on the CPU repacks the head's matrix, so one that is tied to the embedding has to be named again.
-        """
-        if adapted(self.student):
-            yield from self.engine.each(merged_weights(self.student))
-        else:
-            yield from self.engine.each(full_tensors(self.student.state_dict(keep_vars=True).items()))
+    def weights(self) -> StudentWeights:
+        """All of them with tied ones under each of their names: vLLM on the CPU repacks the head's matrix, so one that is tied to the
+        embedding has to be named again."""
+        student, each = self.student, self.engine.each
+        return StudentWeights(
+            lambda: each(merged_weights(student) if adapted(student) else whole_weights(student)),
+            adapter=lambda: each(adapter_weights(student)),
+        )
 
     @torch.no_grad()
     def logprobs(self, examples: Sequence[Example]) -> list[Tensor]:

@@ -96,6 +96,11 @@ def full_tensors(named: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, Ten
             yield name, tensor.detach()
 
 
+def whole_weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """A model's weights as ``full_tensors``, tied ones under each of their names."""
+    return full_tensors(model.state_dict(keep_vars=True).items())
+
+
 def local_shard(tensor: Tensor) -> Tensor:
     """The flat shard that this rank holds; an unsharded weight itself."""
     part: Tensor = tensor.ds_tensor if sharded(tensor) else tensor  # type: ignore[attr-defined]

@@ -511,6 +511,15 @@ def _finish(config: Path, *overrides: str) -> str:
     return output
 
 
+@pytest.mark.vllm
+def test_replicas_of_vllm_get_the_adapters_alone(tmp_path: Path, ray: Any) -> None:
+    config = write_config(tmp_path, generator={"name": "vllm", "group_size": 3, "max_tokens": 8})
+    options = ["distributed.num_generators=1", "trainer.lora_rank=4", "trainer.lr=0.01"]
+    output = _finish(config, f"run_dir={tmp_path / 'run'}", *options)
+    assert "weight syncs send the adapters alone (rank 4)" in " ".join(output.split())
+    assert max(row["rollout/logprob_gap"] for row in metrics(tmp_path / "run")) < 1e-5
+
+
 @pytest.mark.nightly
 @pytest.mark.vllm
 def test_vllm_replicas(site: Any) -> None:

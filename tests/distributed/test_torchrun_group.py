@@ -12,10 +12,11 @@ import pytest
 from onpolicy.config.resolve import load_resolved
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed import torchrun_group
+from onpolicy.distributed.adapter_plan import AdapterPlan
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators, refuse_other_generators, serve_rank
 from onpolicy.distributed.trainer_group import TrainerWorker
 from onpolicy.trainer.collectives import SingleProcess
-from onpolicy.types import Sampling
+from onpolicy.types import AdapterShape, Sampling
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import write_config
@@ -78,6 +79,9 @@ def test_all_ranks_engines_rest_together() -> None:
     assert calls == ["rest 0", "rest 1", "rest 2"]
 
 
+SHAPE = AdapterShape(4, ("q_proj",))
+
+
 def test_every_other_ranks_engine_is_beside_its_trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made, calls, from_rank_0 = [], list[str](), [("generator.rest", ()), (torchrun_group.QUIT, ())]
     worker = SimpleNamespace(trainer=SimpleNamespace(collectives=SingleProcess()))
@@ -92,9 +96,10 @@ def test_every_other_ranks_engine_is_beside_its_trainer(tmp_path: Path, monkeypa
         ("open_model", lambda _: None),
         ("STOPS", ()),
         ("local_generator", local_generator),
+        ("adapter_plan", lambda *_: AdapterPlan(SHAPE)),
         ("broadcast_call", lambda _: from_rank_0.pop(0)),
         ("leave_at_exit", lambda: None),
     ):
         monkeypatch.setattr(torchrun_group, name, stand_in)
     assert serve_rank(chose(tmp_path, "vllm")) == 0
-    assert made == [{"beside_trainer": True}] and calls == ["rest 1"]
+    assert made == [{"beside_trainer": True, "adapter": SHAPE}] and calls == ["rest 1"]

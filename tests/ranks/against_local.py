@@ -158,6 +158,7 @@ def rules(stage: int, folder: Path) -> dict[str, Any]:
             "surveyed": surveyed,
         }.items()
     }
+    found["adapters_alone"] = _largest(*(dict(one.weights().adapter()) for one in (adapters.ranked, adapters.local)))
     found["moving"] = max(*(moving.step(batch(seed=seed)) for seed in range(3)), moving.weights(), moving.teacher())
     if stage >= 2:
         zero = {"offload_optimizer": {"device": "cpu"}} | ({"offload_param": {"device": "cpu"}} if stage == 3 else {})

@@ -24,7 +24,7 @@ class FakeEngine:
         self.requests: dict[str, tuple[list[int], Any, random.Random, list[int]]] = {}
         self.engine_core = SimpleNamespace(shutdown=lambda: None)
 
-    def add_request(self, name: str, prompt: dict[str, list[int]], params: Any) -> None:
+    def add_request(self, name: str, prompt: dict[str, list[int]], params: Any, lora_request: Any = None) -> None:
         assert not self.asleep, f"a request for an engine whose {self.asleep} sleep waits for ever"
         self.requests[name] = (prompt["prompt_token_ids"], params, random.Random(getattr(params, "seed", 0)), [])
         self.record("generate")

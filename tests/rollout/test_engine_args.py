@@ -22,7 +22,7 @@ from onpolicy.config.resolve import load_resolved
 from onpolicy.data.rendering import Renderer
 from onpolicy.rollout.vllm_args import OPTIONS, REASONS, engine_arguments
 from onpolicy.rollout.vllm_generator import VLLMGenerator
-from onpolicy.types import Sampling
+from onpolicy.types import AdapterShape, Sampling
 from onpolicy.utils.errors import ConfigError
 from tests.rollout.fake_vllm import FakeLLM, put_in_place
 from tests.runs import write_config
@@ -140,7 +140,9 @@ def test_all_that_onpolicy_sets_everywhere_is_known_to_the_check(monkeypatch: py
     put_in_place(monkeypatch)
     on_a_cpu = {"enable_chunked_prefill", "max_num_batched_tokens"}
     source = {"revision": None, "trust_remote_code": False}
-    assert set(generator(source=source).arguments) - on_a_cpu == {*OPTIONS, *REASONS} - {"enable_sleep_mode"}
+    adapter = AdapterShape(4, ("q_proj",))
+    found = generator(source=source, adapter=adapter).arguments
+    assert set(found) - on_a_cpu == {*OPTIONS, *REASONS} - {"enable_sleep_mode"}
 
 
 @pytest.mark.vllm

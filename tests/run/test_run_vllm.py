@@ -38,14 +38,26 @@ def test_a_run_with_vllm_and_its_continuation(tmp_path: Path, capsys: pytest.Cap
 
 
 @pytest.mark.vllm
-def test_vllm_is_asked_for_contexts_and_gets_merged_adapters(tmp_path: Path) -> None:
-    """Questions longer than any student prompt, and weights whose adapters live in the trainer alone."""
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "weight syncs send the adapters alone (rank 4)"),
+        (["trainer.lora_targets=[embed_tokens, q_proj]"], "adapters merged: model.embed_tokens is not a linear layer"),
+    ],
+)
+def test_vllm_is_asked_for_contexts_and_gets_adapters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], said: str
+) -> None:
+    """Questions longer than any student prompt, and a student whose adapters live in the trainer; it goes on from a checkpoint."""
     config = write_config(
         tmp_path, contexts={"teacher": {"name": "regenerated", "samples": 2}}, teacher={"name": "frozen"}
     )
     own = ["trainer.lora_rank=4", "trainer.lr=0.01", "rendering.max_prompt_tokens=60"]
-    assert run_here(config, VLLM, f"run_dir={tmp_path / 'run'}", *own) == 0
+    for steps in (2, 4):
+        assert run_here(config, VLLM, f"run_dir={tmp_path / 'run'}", f"steps={steps}", *own, *options) == 0
+        assert said in " ".join(capsys.readouterr().out.split())
     rows = metrics(tmp_path / "run")
+    assert len(rows) == 4
     assert all(row["rollout/logprob_gap"] < 1e-5 and row["context/teacher/share"] == 1.0 for row in rows)
     assert rows[-1]["teacher/teacher/gap"] != rows[0]["teacher/teacher/gap"]
 
@@ -71,14 +83,15 @@ def test_arguments_of_vllm_itself(tmp_path: Path) -> None:
 
 
 @pytest.mark.vllm
-def test_rollouts_that_go_on_under_new_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rank", [0, 4])
+def test_rollouts_that_go_on_under_new_weights(tmp_path: Path, rank: int) -> None:
     """Training ends first here, so rollouts are in the middle when the weights change. They change by nothing, so what
-    separates sampler and trainer is what an engine that mixed up its caches would make."""
+    separates sampler and trainer is what an engine that mixed up its caches would make. With adapters they end with the old ones."""
     generator = {"name": "vllm", "group_size": 3, "max_tokens": 120, "max_staleness": 2}
     config = write_config(tmp_path, generator=generator, checkpoint={"every": 0}, steps=8)
-    assert run_here(config, f"run_dir={tmp_path / 'run'}", "trainer.lr=1e-12") == 0
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", "trainer.lr=1e-12", f"trainer.lora_rank={rank}") == 0
     rows = metrics(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1, 9))
-    assert all(row["rollout/staleness/max"] <= 2 for row in rows)
-    assert max(row["rollout/resumed"] for row in rows) > 0
+    assert all(row["rollout/staleness/max"] <= 2 for row in rows) and rows[-1]["rollout/staleness/max"] > 0
+    assert (max(row["rollout/resumed"] for row in rows) > 0) == (rank == 0)
     assert max(row["rollout/logprob_gap"] for row in rows) < 1e-5

@@ -51,7 +51,7 @@ def test_gradient_teacher_and_curve_are_those_of_the_local_trainer(found: dict[s
 def test_the_same_with_other_rules_updates_adapters_and_offload(found: dict[str, Any], stage: int) -> None:
     one = found[f"rules-{stage}"]
     adapters = {"adapters", "adapter_on_head", "adapter_on_tied", "adapters_on_experts"}
-    expected = {"updates", "trust_region", "surveyed", "moving"} | adapters
+    expected = {"updates", "trust_region", "surveyed", "moving", "adapters_alone"} | adapters
     assert set(one) == expected | ({"offload"} if stage >= 2 else set())
     assert max(one.values()) < 1e-4
 
