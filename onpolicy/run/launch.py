@@ -21,6 +21,7 @@ from onpolicy.run.preflight import run_preflight
 from onpolicy.run.recovery import Recovery
 from onpolicy.run.run import Interrupted, Run
 from onpolicy.run.run_dir import default_folder, with_precision_of
+from onpolicy.run.run_lock import exclusive
 from onpolicy.train import train
 from onpolicy.trainer.learning_rate import same_rates
 from onpolicy.types import Metrics
@@ -109,7 +110,7 @@ def run_training(resolved: ResolvedConfig, source: Path) -> TrainResult:
         soft_wrap=True,
     )
     stopped = None
-    with display.never_silent():
+    with display.never_silent(), exclusive(folder, display.note):
         run = assemble(resolved, folder, display)
         try:
             keep_training(run, resolved)

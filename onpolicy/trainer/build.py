@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from onpolicy.config.resolved import ResolvedConfig, Section, contexts_of, plug_ins_in, term_plugins
 from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
@@ -13,10 +14,11 @@ from onpolicy.losses.supports import full
 from onpolicy.losses.targets import identity
 from onpolicy.losses.terms.base import spec_of
 from onpolicy.models import ModelHandle, load_teacher, load_weights
-from onpolicy.trainer.export import student_export
+from onpolicy.trainer.export import ModelExport, student_export
 from onpolicy.trainer.loaded_once import loaded_once
 from onpolicy.trainer.teacher_rules import WeightRule
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup
+from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 
 
@@ -71,10 +73,29 @@ def teacher_rule(resolved: ResolvedConfig) -> WeightRule:
     return dataclasses.replace(rule, update=lambda *tensors_and_step: make().update(*tensors_and_step))
 
 
+def _refuse_quantized(path: str, export: ModelExport) -> None:
+    """Raises ConfigError: adapters over a quantized base (QLoRA) would be trained on other numbers than vLLM samples with. Its kernels
+    read 4-bit weights in their own way, and merged adapters are not those of the quantized matrix."""
+    settings = getattr(export.skeleton.config, "quantization_config", None)
+    if settings is not None:
+        method = (
+            settings.get("quant_method") if isinstance(settings, Mapping) else getattr(settings, "quant_method", None)
+        )
+        raise ConfigError(
+            f"model.path: {path!r} has weights quantized with {method or 'an unnamed method'}, which cannot be trained here, nor can "
+            "adapters over them (QLoRA); expected the model that it was made from, whose weights trainer.lora_rank leaves as they are"
+        )
+
+
 def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTimer) -> PolicyTrainer:
-    """The trainer in this process, which is one rank if there are several."""
+    """The trainer in this process, which is one rank if there are several.
+
+    Raises:
+        ConfigError: the student's weights are quantized.
+    """
     rule, epistemic = teacher_rule(resolved), resolved.config.epistemic
-    path = rule.path
+    path, export = rule.path, student_export(resolved, model)
+    _refuse_quantized(resolved.config.model.path, export)
     setup = TrainerSetup(
         student=loaded_once(lambda: load_weights(resolved, model.path)),
         objective=build_objective(resolved),
@@ -88,7 +109,7 @@ def local_trainer(resolved: ResolvedConfig, model: ModelHandle, clock: PhaseTime
         telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
         teacher_model=None if path is None else loaded_once(lambda: load_teacher(resolved, model, path)),
         seed=resolved.config.seed,
-        export=student_export(resolved, model),
+        export=export,
     )
     trainer: PolicyTrainer = resolved.trainer.plugin.bind()(setup=setup)
     return trainer

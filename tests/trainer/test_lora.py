@@ -7,6 +7,7 @@ is refused with the key: an adapter on a tied head alone, layers that return mor
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -165,3 +166,17 @@ def test_the_runs_seed_decides_where_adapters_begin() -> None:
     one, again, other = begin(1), begin(1), begin(2)
     assert all(torch.equal(a, b) for a, b in zip(one, again, strict=True))
     assert not any(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("method", ["bitsandbytes", "gptq"])
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_quantized_base_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], method: str, rank: int
+) -> None:
+    config = write_config(tmp_path)
+    path = tmp_path / "model" / "config.json"
+    own = {"quant_method": method, "load_in_4bit": True, "bits": 4}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"quantization_config": own}))
+    assert run_here(config, f"run_dir={tmp_path / 'run'}", f"trainer.lora_rank={rank}") == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert f"model.path: {str(tmp_path / 'model')!r} has weights quantized with {method}" in said and "QLoRA" in said

@@ -1,0 +1,65 @@
+"""One process at a time trains into a run folder."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from onpolicy.utils.errors import UserError
+
+LOCK = "run.lock"
+
+
+class FolderInUse(UserError, RuntimeError):
+    """Another process trains into the run folder."""
+
+
+@contextmanager
+def exclusive(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
+    """Inside, no other process trains into the folder, on this machine or on one that shares its disk.
+
+    The kernel keeps the lock for this process, not for what it forks, and drops it when the process ends, however that is. The file that is
+    locked stays in the folder. A folder that is new and in which nothing is written goes again.
+
+    Args:
+        folder: of the run
+        note: is told where the file system has no locks; the run goes on without one
+
+    Raises:
+        FolderInUse: names the folder, and the process that trains into it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / LOCK).open("a+")
+    except OSError:  # whoever writes the first file says why that cannot be
+        yield
+        return
+    with file:
+        _lock(file, folder, note)
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+        file.flush()
+        try:
+            yield
+        finally:
+            if os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
+                folder.rmdir()
+
+
+def _lock(file: IO[str], folder: Path, note: Callable[[str], None]) -> None:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError) as error:  # fcntl(2) allows both
+        file.seek(0)
+        raise FolderInUse(
+            f"run_dir: {str(folder)!r} is in use: {file.read().strip() or 'another process'} trains into it; expected a folder that no "
+            "other run writes. Wait until it ends, end it, or give another run_dir"
+        ) from error
+    except OSError as error:
+        note(f"{folder} cannot be locked ({error.strerror}): a second run in it would overwrite what this one writes")
