@@ -46,6 +46,6 @@ def suggest(given: str, known: Iterable[str]) -> str:
     return f" Did you mean {near!r}?" if near else ""
 
 
-def first_line(error: Exception) -> str:
+def first_line(error: BaseException) -> str:
     """Of its text; the name of its class where it has none."""
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -17,6 +17,7 @@ from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION, SERVED
 from onpolicy.integrations.verl.rows import MOST_SPANS
 from onpolicy.integrations.verl.served_head import is_exact
 from onpolicy.trainer.build import build_objective, teacher_rule
+from onpolicy.utils.errors import first_line
 
 UNWANTED = {
     "actor_rollout_ref.model.enable_activation_offload": "it counts forward passes, and teachers make some without a backward",
@@ -200,7 +201,13 @@ def _teacher_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[
 
 def _served_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[str]:
     """Of a teacher on verl's teacher servers, which score each trajectory alone, as soon as it is there."""
+    from verl.utils.config import omega_conf_to_dataclass
+
     path, contexts = teacher_rule(resolved).path, list(resolved.contexts)
+    try:
+        omega_conf_to_dataclass(config.distillation)  # verl would say so once its workers are there
+    except Exception as error:  # hydra's, around whatever verl's checks raise
+        yield f"distillation: {first_line(error.__cause__ or error)}"
     models = [teacher.get("model_path") for teacher in config.distillation.teacher_models.values() if teacher]
     if path is None or models != [path]:
         yield (

@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.integrations.verl.refusals import is_served, served_tokens
 from onpolicy.run.method_in_words import method_in_words
 
 
@@ -24,6 +25,10 @@ def summarize_verl_run(config: Any, resolved: ResolvedConfig, *, served: bool) -
         loss = config.distillation.distillation_loss.loss_mode
         shown = method["teacher"].partition("; ")[2]
         method = {"method": f"verl's own distillation, {loss}", "teacher": f"served by verl; {shown}"}
+    elif is_served(config):
+        k = served_tokens(config)
+        told = "sampled tokens" if not k else f"sampled tokens and the {k} most likely ones"
+        method["teacher"] += f"; on verl's teacher servers, which tell of {told}"
     return method | dict([*_inputs(config), *_sizes(config), *_machines(config)])
 
 

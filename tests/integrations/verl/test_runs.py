@@ -167,6 +167,7 @@ def test_a_served_teacher_of_another_size_under_our_loss(tmp_path: Path) -> None
         "distillation.distillation_loss.loss_mode": "forward_kl_topk",
         "distillation.distillation_loss.topk": 8,
         "distillation.teacher_models.teacher_model.inference.name": "vllm",
+        "distillation.teacher_models.teacher_model.inference.prompt_length": 256,
         "distillation.teacher_models.teacher_model.inference.max_model_len": 512,
         "+ray_kwargs.ray_init.num_gpus": 2,
     }

@@ -88,6 +88,7 @@ def test_what_a_served_teacher_cannot_do_is_refused() -> None:
         "distillation.teacher_models.teacher_model.model_path=a/third": "expected one with the model of onpolicy.teacher",
         "actor_rollout_ref.rollout.agent.agent_loop_manager_class=null": "without which no context reaches the teacher",
         "onpolicy.contexts.teacher=successful_sibling": "'successful_sibling' shows other rollouts",
+        "distillation.teacher_models.teacher_model.inference.max_model_len=512": "distillation: .*max_model_len=512",
         "onpolicy.objective=[{name: distill, divergence: reverse_kl}]": "reads more of the teacher than the sampled token",
     }
     for override, expected in wrong.items():
