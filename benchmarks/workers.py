@@ -24,13 +24,18 @@ class WorkerError(RuntimeError):
 class Worker:
     """A process that waits for commands; see ``peers/channel.py``."""
 
-    def __init__(self, script: str, spec: Mapping[str, Any]) -> None:
-        """``script``: a file below benchmarks/; those below benchmarks/peers run in the peers' environment."""
+    def __init__(self, script: str, spec: Mapping[str, Any], python: str | None = None) -> None:
+        """
+        Args:
+            script: a file below benchmarks/; those below benchmarks/peers run in the peers' environment
+            spec: its work
+            python: of another environment than that of the peers
+        """
         peer = script.startswith("peers/")
         self.name = script
         self._log = tempfile.TemporaryFile("w+")  # noqa: SIM115  (lives as long as the process)
         environment = os.environ | {"OMP_NUM_THREADS": str(spec["threads"]), "TOKENIZERS_PARALLELISM": "false"}
-        command = [str(peers_python()), str(ROOT / "benchmarks" / script)] if peer else [
+        command = [python or str(peers_python()), str(ROOT / "benchmarks" / script)] if peer else [
             sys.executable, "-m", "benchmarks." + script.removesuffix(".py").replace("/", ".")
         ]  # fmt: skip
         self._process = subprocess.Popen(

@@ -18,6 +18,8 @@ from benchmarks.gpu import parts
 from benchmarks.gpu.__main__ import run
 from benchmarks.gpu.parts import PARTS, UPDATES
 from benchmarks.gpu.shapes import WORKLOADS, model_folder, rollouts
+from benchmarks.gpu.trl import trl_update
+from benchmarks.peers.environment import peers_python
 from onpolicy.experiments.forecast.shape import shape_of
 
 
@@ -30,7 +32,10 @@ def test_every_part_runs_here(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=600)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     found = {line["part"]: line for line in map(json.loads, output.read_text().splitlines())}
-    assert list(found) == list(PARTS) and not any("failed" in line or "not_run" in line for line in found.values())
+    assert list(found) == list(PARTS) and not any("failed" in line for line in found.values())
+    assert [part for part, line in found.items() if "not_run" in line] == ["trl"], (
+        "which is not installed beside onpolicy"
+    )
     assert (
         found["kernels"]["prefix_sharing"] and found["kernels"]["largest_difference"] < 0.1 * found["kernels"]["size"]
     )
@@ -38,6 +43,15 @@ def test_every_part_runs_here(tmp_path: Path) -> None:
     assert all(found["update"][name]["sampled_tokens_per_second"] > 0 for name in UPDATES)
     assert all(0 < found["update"][name]["forecast_gib"] < 1 for name in UPDATES)
     assert max(found["engine"]["logprob_gap_after_each_sync"]) < 1e-4 and len(found["engine"]["sync_seconds"]) == 5
+
+
+@pytest.mark.nightly
+def test_trls_update_of_the_same_size() -> None:
+    """In the environment of the benchmarks' peers, which is made if it is not there."""
+    found = trl_update(WORKLOADS["tiny"], python=str(peers_python()))
+    assert found["seconds"] > 0 and found["sampled_tokens_per_second"] > 0
+    assert abs(found["prompt_tokens"]["student"] - WORKLOADS["tiny"].prompt) < 16
+    assert found["prompt_tokens"]["teacher"] > found["prompt_tokens"]["student"]
 
 
 def test_a_part_that_fails_says_why(monkeypatch: pytest.MonkeyPatch) -> None:

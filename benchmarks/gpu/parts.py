@@ -23,6 +23,7 @@ from benchmarks.gpu.shapes import (
     rollouts,
     trainer_of,
 )
+from benchmarks.gpu.trl import trl_update
 from onpolicy.experiments.forecast.activations import DeviceKind
 from onpolicy.experiments.forecast.hardware import GPUS
 from onpolicy.experiments.forecast.passes import Load
@@ -233,7 +234,7 @@ def deepspeed(workload: Workload) -> Facts:
 
 
 PARTS: Mapping[str, Callable[[Workload], Facts]] = {
-    "kernels": kernels, "head": head, "update": update, "deepspeed": deepspeed, "engine": engine,
+    "kernels": kernels, "head": head, "update": update, "trl": trl_update, "deepspeed": deepspeed, "engine": engine,
 }  # fmt: skip
 """What needs torch alone comes first."""
 

@@ -5,16 +5,18 @@ Run by the peers' python (see environment.py): imports nothing from onpolicy. Th
     {"do": "setup", "trainer": "sdpo" | "sdft", "what": "step" | "update", "model": folder, "problems": [{"question", "solution"}],
      "group": rollouts a prompt, "prompts_per_step": n, "max_tokens": n, "micro_batch": rollouts, "threads": n, "lr": x}
 
-and may hold `completions` (token ids, by problem and rollout: what an "update" learns from instead of sampling), `support` ("top20",
-the student's with the rest in one bucket, or "full"), `context` (for sdpo: "solution", the problem's own text, or "sibling", another
-rollout of the group), `teacher_template` (with {question} and {solution}; otherwise TRL's own words) and `seed`. Then each `step` is
-one optimizer step over prompts_per_step x group rollouts, sampled in one batch, and is answered with
+and may hold `device` ("cuda": bfloat16 and gradient checkpointing there), `completions` (token ids, by problem and rollout: what an
+"update" learns from instead of sampling), `support` ("top20", the student's with the rest in one bucket, or "full"), `context` (for
+sdpo: "solution", the problem's own text, or "sibling", another rollout of the group), `teacher_template` (with {question} and
+{solution}; otherwise TRL's own words) and `seed`. Then each `step` is one optimizer step over prompts_per_step x group rollouts, sampled
+in one batch, and is answered with
 
     seconds, phases (their seconds, none counted twice), loss (nats per token), tokens (of completions), widths (to which the student's
-    and the teacher's prompts were padded), rss_mib (resident before the step), peak_mib (how much more the step needed at its peak)
+    and the teacher's prompts were padded), rss_mib (resident before the step), peak_mib (how much more the step needed at its peak),
+    peak_gib (on a GPU: its peak)
 
-Ordinary options of TRL alone: float32, no gradient checkpointing, Jensen-Shannon divergence at temperature 1, the teacher is the live
-model. Every rollout is `max_tokens` long and has a teacher; nothing is truncated.
+Ordinary options of TRL alone: on a CPU float32 and no gradient checkpointing, Jensen-Shannon divergence at temperature 1, the teacher is
+the live model. Every rollout is `max_tokens` long and has a teacher; nothing is truncated.
 """
 
 from __future__ import annotations
@@ -89,6 +91,8 @@ class OnCommand(TrainerCallback):
         self.channel.wait_for_step()
         self.memory = PeakMemory()
         self.phases.seconds = {}
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
         self.start = time.perf_counter()
 
     def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
@@ -98,6 +102,10 @@ class OnCommand(TrainerCallback):
         self.phases.seconds["optimizer"] = time.perf_counter() - self.optimizing
 
     def on_step_end(self, *_: Any, **__: Any) -> None:
+        on_gpu = {}
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+            on_gpu["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         seconds = time.perf_counter() - self.start
         metrics, batch = self.trainer._metrics["train"], self.trainer._buffered_inputs[0]
         losses = metrics["self_distillation/distillation_loss"]
@@ -106,6 +114,7 @@ class OnCommand(TrainerCallback):
             seconds=seconds, peak_mib=self.memory.above(), rss_mib=self.memory.start, phases=self.phases.seconds,
             loss=sum(losses) / len(losses), tokens=self.tokens,
             widths={"student": batch["prompt_ids"].size(1), "teacher": batch["teacher_input_ids"].size(1) - completion},
+            **on_gpu,
         )  # fmt: skip
         metrics.clear()  # as TRL does when it logs
 
@@ -148,7 +157,7 @@ def build(spec: Spec, folder: str, on_command: OnCommand) -> SDPOTrainer | SDFTT
 
 
 def _options(spec: Spec) -> dict[str, Any]:
-    full = spec.get("support", "top20") == "full"
+    full, on_gpu = spec.get("support", "top20") == "full", spec.get("device", "cpu") != "cpu"
     return {
         "per_device_train_batch_size": spec["micro_batch"],
         # `steps_per_generation` follows it: one batch of rollouts for each optimizer step, so TRL scores no old log-probs
@@ -167,9 +176,9 @@ def _options(spec: Spec) -> dict[str, Any]:
         "distillation_topk": None if full else 20,
         "distillation_add_tail": not full,
         "distillation_alpha": 0.5,
-        "use_cpu": True,
-        "bf16": False,
-        "gradient_checkpointing": False,
+        "use_cpu": not on_gpu,
+        "bf16": on_gpu,
+        "gradient_checkpointing": on_gpu,
         "dataloader_pin_memory": False,
         "logging_strategy": "no",
         "save_strategy": "no",
