@@ -46,6 +46,7 @@ def test_every_part_runs_here(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
+@pytest.mark.process
 def test_trls_update_of_the_same_size() -> None:
     """In the environment of the benchmarks' peers, which is made if it is not there."""
     found = trl_update(WORKLOADS["tiny"], python=str(peers_python()))
