@@ -37,10 +37,9 @@ class Bridge:
         *,
         contexts: Sequence[str],
         spans: Sequence[str],
-        marker_ids: Mapping[str, Sequence[int]],
+        marker_ids: Mapping[str, Tensor],
         telemetry: TokenTelemetry | None,
         together: SingleProcess,
-        device: torch.device | str,
         sequence_parallel: int = 1,
         unknown: Sequence[str] = (),
     ) -> None:
@@ -54,7 +53,7 @@ class Bridge:
         self.telemetry, self.together = telemetry, together
         self._ranks = together.size * sequence_parallel
         """Over which FSDP takes the mean of gradients."""
-        self.marker_ids = {name: torch.tensor(ids, device=device) for name, ids in marker_ids.items()}
+        self.marker_ids = marker_ids
         self._totals = Totals({})
         self._unknown = frozenset(unknown)
         self.empty = False

@@ -71,7 +71,7 @@ class TeachingWorkerMixin:
             contexts=tuple(resolved.contexts),
             spans=span_names(resolved),
             marker_ids={
-                name: ids
+                name: torch.tensor(ids, device=get_device_name())
                 for name, ids in lexicon_ids(resolved, worker.model_config.tokenizer).items()
                 if not served or name in resolved.lexicons  # of markers a served teacher's probability is not known
             },
@@ -79,7 +79,6 @@ class TeachingWorkerMixin:
             telemetry=TokenTelemetry(epistemic.lexicon, class_names(resolved)) if epistemic.lexicons else None,
             together=with_own_rollouts(engine),
             sequence_parallel=engine.ulysses_sequence_parallel_size,
-            device=get_device_name(),
         )
         engine.learn(self._bridge, self._teachers)
         worker.set_loss_fn(self._bridge.loss)

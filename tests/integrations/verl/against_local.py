@@ -130,10 +130,10 @@ class Side:
             together=ranks,
             served=self.served is not None,
         )
-        spans = [span_name(name) for name in NAMES]
+        spans, markers = [span_name(name) for name in NAMES], {n: torch.tensor(ids) for n, ids in MARKERS.items()}
         self.bridge = Bridge(
-            objective, contexts=("teacher",), spans=spans, marker_ids=MARKERS, telemetry=TokenTelemetry("hedge", NAMES),
-            together=self.together, device="cpu", sequence_parallel=more.get("ulysses", 1),
+            objective, contexts=("teacher",), spans=spans, marker_ids=markers, telemetry=TokenTelemetry("hedge", NAMES),
+            together=self.together, sequence_parallel=more.get("ulysses", 1),
         )  # fmt: skip
         self.worker.engine.learn(self.bridge, self.teachers)
         self.worker.set_loss_fn(self.bridge.loss)

@@ -122,7 +122,7 @@ class Batch:
         self.student = case.tensor("student_logits").requires_grad_()
         self.bridge = Bridge(
             self.objective, contexts=tuple(resolved.contexts), spans=(), marker_ids={}, telemetry=None,
-            together=SingleProcess(), device="cpu",
+            together=SingleProcess(),
         )  # fmt: skip
 
     def update(self, rows_per_micro_batch: int, made_up: int) -> Update:
