@@ -11,8 +11,8 @@ import pickle
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from types import FunctionType, ModuleType
-from typing import Any
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, ClassVar
 
 from onpolicy.annotation.reading import ReadText, TextReader
 from onpolicy.annotation.scoring import evaluate_reward, reward_inputs
@@ -20,7 +20,7 @@ from onpolicy.config.schedules import Coefficients, coefficients_in
 from onpolicy.rewards import lexicon
 from onpolicy.types import RewardBreakdown, RolloutGroup
 
-LIBRARIES_OF_MODELS = {"torch", "transformers", "vllm", "sentence_transformers"}
+LIBRARIES_OF_MODELS = frozenset({"torch", "transformers", "vllm", "sentence_transformers"})
 """A reward beside which one of these is used may hold a model: one in each process would be too many."""
 
 
@@ -46,6 +46,8 @@ class GroupDone:
 class GroupWork:
     """Can be pickled; a process that unpickles it knows the lexicons of the one that made it, and loads no torch."""
 
+    unwanted_modules: ClassVar[frozenset[str]] = LIBRARIES_OF_MODELS
+    """Where ``can_leave`` did not see that a reward uses them."""
     rewards: Mapping[str, Callable[..., Any]]
     reader: TextReader | None
     steps: int | None = None
@@ -133,5 +135,14 @@ def _names(module: ModuleType) -> Iterator[str]:
         origin = value.__name__ if isinstance(value, ModuleType) else getattr(value, "__module__", None)
         if isinstance(origin, str):
             yield origin
-        if isinstance(value, FunctionType):
-            yield from value.__code__.co_names
+        for function in [value, *(vars(value).values() if isinstance(value, type) else ())]:
+            if isinstance(function, FunctionType):
+                yield from _names_in(function.__code__)
+
+
+def _names_in(code: CodeType) -> Iterator[str]:
+    """Of a function and of those inside of it."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names_in(constant)

@@ -17,6 +17,8 @@ class BegunGroup:
     """A group that a process has, or will have."""
 
     group: RolloutGroup
+    values: Mapping[str, float]
+    """The scheduled options that its rewards are evaluated with."""
     future: Future[GroupDone]
 
     def done(self) -> GroupDone:
@@ -39,15 +41,18 @@ class PooledScorer(Scorer):
     """The run's scheduled numbers at this step."""
 
     def begin(self, group: RolloutGroup) -> BegunGroup:
-        group = with_finals(group, self.final_part)
-        return BegunGroup(group, self.processes.submit(GroupTask(group, self.values())))
+        group, values = with_finals(group, self.final_part), dict(self.values())
+        return BegunGroup(group, values, self.processes.submit(GroupTask(group, values)))
 
     def score(
         self, groups: Sequence[RolloutGroup], begun: Mapping[int, BegunGroup | None] = NOTHING_BEGUN
     ) -> list[ScoredGroup]:
         work = [begun.get(place) or self.begin(group) for place, group in enumerate(groups)]
         inputs = [reward_inputs(own.group, self.final_part, self.steps) for own in work]
-        breakdowns = self.inner.evaluate_rewards(inputs, (own.done().rewards for own in work))
+        values = dict(self.values())
+        # one that was sampled ahead may have been begun in an earlier step, whose options were others
+        known = (own.done().rewards if own.values == values else {} for own in work)
+        breakdowns = self.inner.evaluate_rewards(inputs, known)
         return [
             scored_group(own.group, found, self.rewards, correctness=self.correctness, texts=own.done().texts)
             for own, found in zip(work, breakdowns, strict=True)

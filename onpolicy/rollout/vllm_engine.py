@@ -75,7 +75,7 @@ class SharedEngine:
         """The parts that sleep; one alone after loading weights has failed in between."""
         self._turns, self._numbers = FairLock(), itertools.count()
         self._running: dict[str, Request] = {}
-        """Requests of all threads, by name."""
+        """Requests of all threads, by name; a thread takes its own away outside of its turn, so others go through a copy."""
 
     def run(
         self,
@@ -127,7 +127,7 @@ class SharedEngine:
             self._wake("kv_cache")
 
     def _drop_adapters(self, engine: Any, adapters: LoadedAdapters) -> None:
-        running = (request.policy.adapter for request in self._running.values() if not request.done)
+        running = (request.policy.adapter for request in list(self._running.values()) if not request.done)
         adapters.drop_all_but(engine, [self._policy.adapter, *running])
 
     def _reload(self, weights: Iterable[tuple[str, Tensor]], version: int) -> None:
@@ -145,7 +145,7 @@ class SharedEngine:
             self._llm.reset_prefix_cache(reset_running_requests=True)
             self._wake("kv_cache")
             self._policy = Policy(version)
-            for request in self._running.values():
+            for request in list(self._running.values()):
                 request.policy = self._policy
 
     def rest(self) -> None:
@@ -153,7 +153,7 @@ class SharedEngine:
         if not self._sleeps:
             return
         with self._turn():
-            if self._asleep != set(PARTS) and all(request.done for request in self._running.values()):
+            if self._asleep != set(PARTS) and all(request.done for request in list(self._running.values())):
                 self._llm.sleep(level=1)
                 self._asleep.update(PARTS)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -13,6 +14,8 @@ from typing import IO
 from onpolicy.utils.errors import UserError
 
 LOCK = "run.lock"
+_held: set[Path] = set()
+"""Folders that this process trains into: the kernel lets a process lock again what it has locked, and drops both with the first."""
 
 
 class FolderInUse(UserError, RuntimeError):
@@ -35,11 +38,16 @@ def exclusive(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        place = folder.resolve()
+        if place in _held:
+            raise FolderInUse(_in_use(folder, f"process {os.getpid()}, this one,"))
         file = (folder / LOCK).open("a+")
     except OSError:  # whoever writes the first file says why that cannot be
         yield
         return
-    with file:
+    _held.add(place)
+    with contextlib.ExitStack() as end, file:
+        end.callback(_held.discard, place)
         _lock(file, folder, note)
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
@@ -47,9 +55,10 @@ def exclusive(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
         try:
             yield
         finally:
-            if os.listdir(folder) == [LOCK]:
-                (folder / LOCK).unlink()
-                folder.rmdir()
+            with contextlib.suppress(OSError):  # it may be a mount, a link, or gone
+                if os.listdir(folder) == [LOCK]:
+                    (folder / LOCK).unlink()
+                    folder.rmdir()
 
 
 def _lock(file: IO[str], folder: Path, note: Callable[[str], None]) -> None:
@@ -57,9 +66,13 @@ def _lock(file: IO[str], folder: Path, note: Callable[[str], None]) -> None:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except (BlockingIOError, PermissionError) as error:  # fcntl(2) allows both
         file.seek(0)
-        raise FolderInUse(
-            f"run_dir: {str(folder)!r} is in use: {file.read().strip() or 'another process'} trains into it; expected a folder that no "
-            "other run writes. Wait until it ends, end it, or give another run_dir"
-        ) from error
+        raise FolderInUse(_in_use(folder, file.read().strip() or "another process")) from error
     except OSError as error:
         note(f"{folder} cannot be locked ({error.strerror}): a second run in it would overwrite what this one writes")
+
+
+def _in_use(folder: Path, who: str) -> str:
+    return (
+        f"run_dir: {str(folder)!r} is in use: {who} trains into it; expected a folder that no other run writes. Wait until it ends, end "
+        "it, or give another run_dir"
+    )

@@ -79,7 +79,7 @@ def in_float32(logits: Tensor) -> Tensor:
 
 
 def head_of(model: PreTrainedModel) -> Head:
-    """The model's own head, with its scaling (Cohere, Granite), soft cap (Gemma) and adapter.
+    """The model's own head, with its scaling (Cohere, Granite, FalconH1), soft cap (Gemma) and adapter.
 
     With an adapter its matrix is a new full tensor of the same size; without one it is the parameter, sharded if that is.
     """
@@ -89,7 +89,7 @@ def head_of(model: PreTrainedModel) -> Head:
         with gathered(*head_weights(model)):
             weight = merged_weight(weight, adapter)
     config = model.config.get_text_config()
-    scale = getattr(config, "logit_scale", None) or 1.0
+    scale = (getattr(config, "logit_scale", None) or 1.0) * (getattr(config, "lm_head_multiplier", None) or 1.0)
     divisor = getattr(config, "logits_scaling", None) or 1.0
     cap = getattr(config, "final_logit_softcapping", None)
     return Head(weight, getattr(layer, "bias", None), scale=scale / divisor, cap=cap)

@@ -38,7 +38,8 @@ class WorkerProcesses:
         """Returns at once; the processes start in the background.
 
         Args:
-            job: called with each task; can be pickled, as can tasks and results
+            job: called with each task; can be pickled, as can tasks and results. Where a process has loaded one of its ``unwanted_modules``
+                after a task, no process does anything more
             count: number of processes
             on_lost: called with what happened to a process that died or could not start, on a thread of its own
         """
@@ -54,9 +55,15 @@ class WorkerProcesses:
         """The result of the job, which may be ``NotDone``; a task that cannot be pickled is not done either."""
         future: Future[Any] = Future()
         try:
-            self._tasks.put((pickle.dumps(task), future))
+            packed = pickle.dumps(task)
         except Exception as error:  # pickle raises what the task's objects raise
             future.set_exception(NotDone(f"the task cannot be pickled: {error!r}"))
+            return future
+        with self._lock:
+            if self._closed:
+                future.set_exception(NotDone("the processes have ended"))
+            else:
+                self._tasks.put((packed, future))
         return future
 
     def pids(self) -> list[int]:
@@ -74,49 +81,64 @@ class WorkerProcesses:
             self._tasks.put(None)
         for thread in self._threads:
             thread.join(GRACE)
+        while not self._tasks.empty():
+            if (item := self._tasks.get()) is not None:
+                item[1].set_exception(NotDone("the processes have ended"))
 
     def _feed(self, place: int) -> None:
         """Hands tasks to one process, and to the next one where it has died."""
         self._start(place)
         while (item := self._tasks.get()) is not None:
             task, future = item
-            process = self._processes[place] or self._start(place)
-            if process is None:
-                future.set_exception(NotDone("there is no process"))
-                continue
             try:
-                done, result = process.ask(task)
-            except (EOFError, OSError):
-                self._lose(place, f"died (exit status {process.kill()})")
-                future.set_exception(NotDone("its process died"))
-                continue
-            if done:
-                future.set_result(result)
-            else:
-                future.set_exception(NotDone(result))
+                future.set_result(self._result(place, task))
+            except NotDone as error:
+                future.set_exception(error)
+
+    def _result(self, place: int, task: bytes) -> Any:
+        process = self._processes[place] or self._start(place)
+        if process is None:
+            raise NotDone("there is no process")
+        try:
+            done, result = process.ask(task)
+        except Exception as error:  # of a connection that is gone, or of objects that cannot be unpickled
+            self._lose(place, f"died (exit status {process.kill()})")
+            raise NotDone("its process died") from error
+        if done is None:
+            process.kill()
+            self._lose(place, result, for_good=True)
+        if not done:
+            raise NotDone(result)
+        return result
 
     def _start(self, place: int) -> _Process | None:
         """None where no more are to be started, or this one could not load the job."""
-        with self._lock:
-            if self._closed or self._lost > MOST_LOST:
-                return None
-            process = self._processes[place] = _Process()
+        process = None
         try:
+            with self._lock:
+                if self._closed or self._lost > MOST_LOST:
+                    return None
+                process = self._processes[place] = _Process()
             loaded, why = process.ask(self._job)
-        except (EOFError, OSError):
-            loaded, why = False, f"exit status {process.kill()}"
+        except Exception as error:  # the machine has no room for a process, or it is gone
+            loaded, why = (
+                False,
+                f"{type(error).__name__}: {error}" if process is None else f"exit status {process.kill()}",
+            )
         if not loaded:
-            process.kill()
-            self._lose(place, f"could not start: {why}")
+            if process is not None:
+                process.kill()
+            self._lose(place, f"could not start: {why}", for_good=loaded is None)
         return self._processes[place]
 
-    def _lose(self, place: int, what: str) -> None:
+    def _lose(self, place: int, what: str, *, for_good: bool = False) -> None:
         with self._lock:
             self._processes[place] = None
-            self._lost += 1
-            closed, last = self._closed, self._lost > MOST_LOST
-        if not closed:
-            self._on_lost(f"{what}; {'no more are started' if last else 'another one takes its place'}")
+            before, self._lost = self._lost, MOST_LOST + 1 if for_good else self._lost + 1
+            quiet, last = self._closed or (for_good and before > MOST_LOST), self._lost > MOST_LOST
+        if not quiet:
+            with contextlib.suppress(Exception):  # of whoever is told; the tasks of this thread have to go on
+                self._on_lost(f"{what}; {'no more are started' if last else 'another one takes its place'}")
 
 
 class _Process:
@@ -134,10 +156,10 @@ class _Process:
         theirs.close()
         self.pid = self._process.pid
 
-    def ask(self, message: bytes) -> tuple[bool, Any]:
-        """Whether it could do it, and the result, or why not; raises EOFError or OSError if it is gone."""
+    def ask(self, message: bytes) -> tuple[bool | None, Any]:
+        """Whether it could do it, None if no process should, and the result, or why not; raises EOFError or OSError if it is gone."""
         self._connection.send_bytes(message)
-        answer: tuple[bool, Any] = pickle.loads(self._connection.recv_bytes())
+        answer: tuple[bool | None, Any] = pickle.loads(self._connection.recv_bytes())
         return answer
 
     def kill(self) -> int:
@@ -156,7 +178,8 @@ def serve(descriptor: int, parent: int) -> None:
             try:
                 loaded = pickle.loads(message)
                 job, result = (loaded, None) if job is None else (job, job(loaded))
-                answer = pickle.dumps((True, result))
+                unwanted = sys.modules.keys() & set(getattr(job, "unwanted_modules", ()))
+                answer = pickle.dumps((None, f"it has loaded {min(unwanted)}") if unwanted else (True, result))
             except Exception as error:
                 answer = pickle.dumps((False, f"{type(error).__name__}: {error}"))
             connection.send_bytes(answer)

@@ -144,6 +144,22 @@ def test_the_same_to_the_last_bit(pair: Callable[..., Pair]) -> None:
     assert [s.texts is not None for s in p.pooled.score(GROUPS)] == [True] * 5
 
 
+@pytest.mark.process
+def test_a_group_that_is_sampled_ahead_is_graded_as_it_is_here(pair: Callable[..., Pair]) -> None:
+    """Some groups of a batch arrived in an earlier step, in which the scheduled option was another."""
+    p = pair(REWARDS)
+    scheduled = Coefficients(p.resolved.coefficients)
+    scheduled.set(1, {})
+    begun = {place: p.pooled.begin(GROUPS[place]) for place in (0, 2)}
+    scheduled.set(2, {})
+    begun |= {place: p.pooled.begin(GROUPS[place]) for place in (1, 3, 4)}
+    found = []
+    for scorer, given in ((p.here, {}), (p.pooled, begun)):
+        pool_rewards.counting.calls = 0
+        found.append(str([scored.rewards for scored in scorer.score(GROUPS, given)]))
+    assert found[0] == found[1]
+
+
 def test_which_rewards_can_leave() -> None:
     def inner(completion: str) -> float:
         return 1.0

@@ -92,3 +92,22 @@ def test_a_mistake_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(ValueError), exclusive(tmp_path / "run", print):
         raise ValueError
     assert not (tmp_path / "run").exists()
+
+
+def test_one_process_does_not_train_twice_into_a_folder(tmp_path: Path) -> None:
+    """The kernel would let it; by another name neither."""
+    (tmp_path / "other").symlink_to(tmp_path / "run")
+    with exclusive(tmp_path / "run", print):
+        for folder in (tmp_path / "run", tmp_path / "other"):
+            with pytest.raises(FolderInUse, match="this one"), exclusive(folder, print):
+                pass
+    with exclusive(tmp_path / "other", print):
+        pass
+
+
+def test_a_folder_that_cannot_go_hides_no_error(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "real")
+    with pytest.raises(ZeroDivisionError), exclusive(tmp_path / "run", print):
+        raise ZeroDivisionError
+    assert (tmp_path / "real").is_dir()

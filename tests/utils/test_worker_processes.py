@@ -14,11 +14,13 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from onpolicy.utils import worker_processes
 from onpolicy.utils.worker_processes import MOST_LOST, NotDone, WorkerProcesses
 from tests.utils import worker_jobs
 
@@ -97,6 +99,52 @@ def test_closing_ends_what_is_under_way(make: Make, tmp_path: Path) -> None:
     for future in (under_way, waiting):
         with pytest.raises(NotDone):
             future.result()
+
+
+def test_what_comes_after_the_end_is_not_done(make: Make) -> None:
+    processes = make(count=1)
+    processes.close()
+    with pytest.raises(NotDone, match="have ended"):
+        processes.submit(("square", 1)).result()
+
+
+def test_tasks_go_on_where_whoever_is_told_fails() -> None:
+    def full(what: str) -> None:
+        raise OSError("no space left")
+
+    processes = WorkerProcesses(worker_jobs.work, 1, full)
+    with pytest.raises(NotDone):
+        processes.submit(("die", 0)).result()
+    assert processes.submit(("square", 3)).result() == 9
+    processes.close()
+
+
+def test_a_machine_without_room_for_a_process(make: Make, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room() -> None:
+        raise OSError(24, "Too many open files")
+
+    processes = make(count=1)
+    assert processes.submit(("square", 3)).result() == 9
+    monkeypatch.setattr(worker_processes, "_Process", no_room)
+    with pytest.raises(NotDone):
+        processes.submit(("die", 0)).result()
+    for _ in range(MOST_LOST + 1):
+        with pytest.raises(NotDone, match="no process"):
+            processes.submit(("square", 1)).result()
+    assert "Too many open files" in said[1] and said[-1].endswith("no more are started")
+
+
+def test_a_process_that_loads_what_it_should_not_is_the_last(make: Make, said: list[str]) -> None:
+    processes = make(worker_jobs.Unwanted(), count=2)
+    assert processes.submit("calendar").result() == "calendar"
+    with pytest.raises(NotDone, match="it has loaded wave"):
+        processes.submit("wave").result()
+    while processes.pids():  # the other one learns it with its next task
+        with suppress(NotDone):
+            processes.submit("wave").result()
+    with pytest.raises(NotDone, match="no process"):
+        processes.submit("calendar").result()
+    assert said == ["it has loaded wave; no more are started"]
 
 
 SCRIPT = """

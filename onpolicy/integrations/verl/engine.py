@@ -20,7 +20,10 @@ from onpolicy.integrations.verl.own_head import OwnHead
 from onpolicy.integrations.verl.rows import packed_places, sampled
 from onpolicy.integrations.verl.sequence_parts import Part, part_of
 from onpolicy.trainer.head import Head, HeadLike, HiddenStates
+from onpolicy.utils.errors import ModelError
 
+HEAD_TOLERANCE = 0.02
+"""Of the largest logit: bfloat16 rounds."""
 Row = tuple[Tensor, Tensor, Tensor]
 """A prompt, the response after it, and which of its tokens were sampled (bool)."""
 
@@ -55,6 +58,24 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
     def learn(self, bridge: Bridge, teachers: TeacherReader) -> None:
         """From now on every update uses this loss."""
         self._bridge, self._teachers = bridge, teachers
+
+    @torch.no_grad()
+    def check_head(self) -> None:
+        """Raises ModelError where the model computes other logits than ``onpolicy.trainer.head`` makes of its hidden states."""
+        ids = torch.arange(8, device=get_device_id())
+        row = (ids[:1], ids[1:], torch.ones_like(ids[1:], dtype=torch.bool))
+        data = _batch([row], packed=self.use_remove_padding, vocabulary=self._vocabulary)
+        with self.eval_mode():
+            part = self._part(data)
+            own = self._run(data).logits.flatten(0, -2)[part.rows].float()
+            with self._own_head.replaced(part.rows, lambda hidden, head: head.logits(hidden)):
+                ours = self._run(data).float()
+        error, size = (float(x.abs().max()) if len(x) else 0.0 for x in (ours - own, own))
+        if not error <= HEAD_TOLERANCE * max(size, 1.0):
+            raise ModelError(
+                f"actor_rollout_ref.model.path: {type(self.module).__name__}: logits computed from hidden states are off by {error:.3g} of "
+                f"{size:.3g}; its head scales them in a way not known here"
+            )
 
     def _build_fsdp_module(self, module: Any) -> Any:
         """A reference model is streamed from the CPU, layer by layer, only if ``ref.fsdp_config.param_offload`` says so.
@@ -153,7 +174,7 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         counts = [int(mask.sum()) for mask in like["response_mask"].unbind()]
         given = [(place, row) for place, row in enumerate(rows) if row is not None and counts[place]]
         lengths = [len(prompt) + len(response) for _, (prompt, response, _) in given]
-        chunks = list(_chunks(lengths, _budget(like) * self.ulysses_sequence_parallel_size))
+        chunks = list(_chunks(lengths, _budget(like, self.ulysses_sequence_parallel_size)))
         keeps = self.engine_config.forward_only or (plain and self._own_head.adapted)
         # before any pass: FSDP matches all-gathers by their order, so no other collective may come between them
         passes = rounds(len(chunks)) or int(keeps and self.head is None)
@@ -185,13 +206,16 @@ class TeachingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
             return hidden
 
         data = _batch(rows, packed=_is_packed(like), vocabulary=self._vocabulary)
+        part = self._part(data)
+        with self._own_head.replaced(part.rows, states):
+            return part.gathered(self._run(data))
+
+    def _run(self, data: TensorDict) -> Any:
+        """What the model returns for a batch."""
         inputs, _ = super().prepare_model_inputs(data)
-        dtype, part = self._computes_in, self._part(data)
-        with (
-            torch.autocast(get_device_name(), dtype, enabled=dtype != torch.float32),
-            self._own_head.replaced(part.rows, states),
-        ):
-            return part.gathered(self.module(**inputs, use_cache=False))
+        dtype = self._computes_in
+        with torch.autocast(get_device_name(), dtype, enabled=dtype != torch.float32):
+            return self.module(**inputs, use_cache=False)
 
     def _part(self, data: TensorDict) -> Part:
         """Which of a batch's sampled tokens this rank reads."""
@@ -219,10 +243,14 @@ def _is_packed(data: TensorDict) -> bool:
     return bool(tu.get_non_tensor_data(data=data, key="use_remove_padding", default=True))
 
 
-def _budget(like: TensorDict) -> int:
-    """Tokens that a teacher may read at once: as many as verl lets the student read, or has put into this micro-batch."""
+def _budget(like: TensorDict, ranks: int) -> int:
+    """Tokens that a teacher may read at once: as many as verl lets the student read, or has put into this micro-batch.
+
+    Args:
+        ranks: that share a batch
+    """
     limit = tu.get_non_tensor_data(data=like, key="max_token_len_per_gpu", default=None) or 0
-    return max(int(limit), len(like["input_ids"].values()))
+    return max(int(limit) * ranks, len(like["input_ids"].values()))
 
 
 def _chunks(lengths: Sequence[int], budget: int) -> Iterable[list[int]]:

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from onpolicy.config.problems import Problems
+from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.contracts import reads_siblings
 from onpolicy.epistemic.ids import span_names
@@ -229,7 +230,7 @@ def _served_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[s
                 "expected a context of the row, or a teacher that is not served."
             )
     k = served_tokens(config)
-    if len(contexts) == 1 and not is_exact(build_objective(resolved), resolved, k):
+    if len(contexts) == 1 and not is_exact(resolve(resolved.config), k):
         yield (
             f"{SECTION}.objective: it reads more of the teacher than the sampled token and the {k} most likely ones that its servers give "
             "(distillation.distillation_loss.topk with loss_mode=forward_kl_topk; none with k3); expected support: "

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from onpolicy.config.resolved import ResolvedConfig
+from onpolicy.config.schedules import Coefficients
 from onpolicy.contracts import AnyName
 from onpolicy.losses.objective import Objective
+from onpolicy.trainer.build import build_objective
 from onpolicy.trainer.chunked_head import TokenStats, token_stats
 from onpolicy.trainer.head import Head, HiddenStates
 from onpolicy.trainer.loss_inputs import loss_inputs
@@ -35,13 +37,17 @@ class ServedHead:
         """``[..., 2 (1 + K)]`` of ``states`` -> ``[..., V]``."""
         ids, known = hidden.chunk(2, -1)
         ids = ids.long()
-        likely = known[..., 1:].exp().sum(-1, keepdim=True)
-        twice = (ids[..., 1:] == ids[..., :1]).any(-1, keepdim=True)
-        rest = 1.0 - likely - torch.where(twice, 0.0, known[..., :1].exp())
-        others = self.vocabulary - ids.shape[-1] + twice.to(known.dtype)
+        # the sampled token may be one of the likely ones; an id beyond the student's table, of a teacher whose table is padded further, is
+        # none that text can have
+        can_be = ids[..., 1:] < self.vocabulary
+        least = known[..., 1:].masked_fill(~can_be, torch.inf)
+        other = (ids[..., 1:] != ids[..., :1]) & can_be
+        ids, known = (torch.cat([x[..., :1], torch.where(other, x[..., 1:], x[..., :1])], -1) for x in (ids, known))
+        rest = 1.0 - known[..., :1].exp() - torch.where(other, known[..., 1:].exp(), 0.0).sum(-1, keepdim=True)
+        others = self.vocabulary - 1 - other.sum(-1, keepdim=True)
         spread = (rest.clamp(min=SMALLEST_REST) / others).log()
         if ids.shape[-1] > 1:  # what rounding leaves of the rest may not make a token as likely as the most likely ones
-            spread = torch.minimum(spread, known[..., 1:].amin(-1, keepdim=True) - 1e-3)
+            spread = torch.minimum(spread, least.amin(-1, keepdim=True) - 1e-3)
         return spread.expand(*known.shape[:-1], self.vocabulary).scatter(-1, ids, known)
 
     def mapped(self, function: Callable[[Head], Head]) -> ServedHead:
@@ -58,12 +64,26 @@ def states(ids: Tensor, logprobs: Tensor) -> Tensor:
     return torch.cat([ids.to(logprobs.dtype), logprobs], -1)
 
 
-def is_exact(objective: Objective, resolved: ResolvedConfig, k: int) -> bool:
-    """Whether an objective computes the same loss from the served part of a teacher as from all of it, tried on made-up models.
+def is_exact(resolved: ResolvedConfig, k: int) -> bool:
+    """Whether an objective computes the same loss from the served part of a teacher as from all of it.
+
+    Each term is tried on made-up models, whatever its weight, at the beginning, in the middle and at the end of its schedules.
 
     Args:
+        resolved: the config, whose schedules move
         k: tokens that are served beside the sampled one
     """
+    objective, scheduled, steps = build_objective(resolved), Coefficients(resolved.coefficients), resolved.config.steps
+    for step in sorted({1, max(1, steps // 2), steps}):
+        scheduled.set(step, {})
+        if not all(
+            _reads_served(replace(objective, terms=(replace(t, weight=1.0),)), resolved, k) for t in objective.terms
+        ):
+            return False
+    return True
+
+
+def _reads_served(objective: Objective, resolved: ResolvedConfig, k: int) -> bool:
     draw = torch.Generator().manual_seed(0)
     rows, length, vocabulary = 8, 32, 4 * k + 64
     ids = torch.randint(vocabulary, (rows, length), generator=draw)

@@ -17,6 +17,8 @@ from onpolicy.config.schema import Config
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.integrations.verl import refusals
 from onpolicy.integrations.verl.names import SECTION, SERVED
+from onpolicy.models import context_window, resolve_model, teacher_prompt_limit
+from onpolicy.trainer.build import teacher_rule
 from onpolicy.utils.errors import ConfigError
 
 OURS = (
@@ -170,6 +172,14 @@ def _rendering(config: DictConfig, given: Mapping[str, Any]) -> dict[str, Any]:
     if given.get("chat_template"):
         raise ConfigError(f"{SECTION}.rendering.chat_template: set actor_rollout_ref.model.custom_chat_template.")
     return {"max_prompt_tokens": config.data.max_prompt_length, "date": None, **given, "thinking": ours}
+
+
+def longest_teacher_prompt(resolved: ResolvedConfig) -> int:
+    """Tokens of the longest prompt that a teacher may read, in its context window and in the student's."""
+    model, other = resolved.config.model, teacher_rule(resolved).path
+    paths = [model.path] if other is None else [model.path, resolve_model(other)]
+    windows = [context_window(path, trust_remote_code=model.trust_remote_code) for path in paths]
+    return teacher_prompt_limit(resolved, min((window for window in windows if window is not None), default=None))
 
 
 def prepare(config: DictConfig, resolved: ResolvedConfig, mode: str) -> None:

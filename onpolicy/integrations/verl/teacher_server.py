@@ -13,6 +13,7 @@ import asyncio
 import copy
 import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import ray
@@ -22,10 +23,12 @@ from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, Agen
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
 from onpolicy.annotation.scoring import with_finals
+from onpolicy.data.rendering import PromptTooLong
 from onpolicy.integrations.verl.names import SECTION
 from onpolicy.integrations.verl.rows import rollout_group
-from onpolicy.integrations.verl.settings import served, unpack_config
+from onpolicy.integrations.verl.settings import longest_teacher_prompt, served, unpack_config
 from onpolicy.models import student_renderer, teacher_renderer
+from onpolicy.types import Message
 from onpolicy.utils.errors import ConfigError
 
 FIELDS = ("teacher_ids", "teacher_logprobs")
@@ -47,7 +50,7 @@ class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
         self._ours = ours is not None
         resolved = served(self.config) if ours is None else unpack_config(ours)
         ((self._name, plugin),) = resolved.contexts.items()
-        self._context, self._longest = plugin.bind(), resolved.config.rendering.max_teacher_prompt_tokens
+        self._context, self._longest = plugin.bind(), longest_teacher_prompt(resolved)
         self._renderer = student_renderer(resolved, self.tokenizer, resolved.config.model.path)
         self._teacher_renderer = teacher_renderer(resolved, self._renderer)
 
@@ -75,9 +78,9 @@ class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
                 f"onpolicy.contexts.{self._name}: nothing to show for prompt {group.prompt.id!r}; verl's losses need a "
                 "context that every row has, e.g. reference_solution"
             )
-        privileged = prompt_ids  # of a row without a context nobody reads what the teacher says
-        if messages is not None:
-            privileged = list(self._teacher_renderer.prompt_ids(messages, limit=self._longest))
+        privileged = (
+            self._privileged(messages) or prompt_ids
+        )  # of a row without a context nobody reads what the teacher says
         if self._ours:
             both = await asyncio.gather(
                 *(m.compute_teacher_logprobs_single(privileged + response_ids) for m in self._asked)
@@ -88,6 +91,17 @@ class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
             await super()._compute_teacher_logprobs(output, privileged, response_ids, validate, sample_kwargs)
         for name in FIELDS:
             output.extra_fields[name] = realign(output.extra_fields[name], len(privileged), len(prompt_ids))
+
+    def _privileged(self, messages: Sequence[Message] | None) -> list[int] | None:
+        """None for a row without a context; under our trainer also for one that is too long, which the trainer drops or refuses."""
+        if messages is None:
+            return None
+        try:
+            return list(self._teacher_renderer.prompt_ids(messages, limit=self._longest))
+        except PromptTooLong:
+            if not self._ours:
+                raise
+            return None
 
     @functools.cached_property
     def _asked(self) -> list[Any]:

@@ -27,11 +27,9 @@ from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_gr
 from onpolicy.integrations.verl.scoring import score_rows
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
 from onpolicy.models import (
-    context_window,
     refuse_other_vocabulary,
     resolve_model,
     student_renderer,
-    teacher_prompt_limit,
 )
 from onpolicy.trainer.build import teacher_rule
 from onpolicy.types import Example, Metrics
@@ -72,15 +70,12 @@ class TeachingTrainerMixin:
         super()._init_tokenizer()  # type: ignore[misc]
         model = self.config.actor_rollout_ref.model  # type: ignore[attr-defined]
         self.renderer = student_renderer(self.resolved, self.tokenizer, model.path)  # type: ignore[attr-defined]
-        windows = [context_window(model.path, trust_remote_code=bool(model.get("trust_remote_code")))]
         if (other := teacher_rule(self.resolved).path) is not None:
-            refuse_other_vocabulary(self.resolved, self.tokenizer, other)  # type: ignore[attr-defined]
-            windows.append(context_window(resolve_model(other)))
-        window = min((window for window in windows if window is not None), default=None)
+            refuse_other_vocabulary(self.resolved, self.tokenizer, resolve_model(other))  # type: ignore[attr-defined]
         self.annotator = build_annotator(
             self.resolved,
             self.renderer,
-            max_teacher_prompt_tokens=teacher_prompt_limit(self.resolved, window),
+            max_teacher_prompt_tokens=settings.longest_teacher_prompt(self.resolved),
             queries=None,  # ``settings.problems`` has refused every context that asks
         )
 

@@ -54,6 +54,9 @@ class TeachingWorkerMixin:
                 f"verl made a {type(worker.engine).__name__} where onpolicy's engine was registered; run: onpolicy doctor verl"
             )
         objective, engine = build_objective(resolved), worker.engine
+        for read in (worker, reference):
+            if read is not None:
+                read.engine.check_head()
         ranks = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
         epistemic = resolved.config.epistemic
         self._coefficients = Coefficients(resolved.coefficients)

@@ -25,6 +25,7 @@ import torch
 from tensordict import TensorDict
 from torch import Tensor
 from torch.distributed.tensor import DTensor
+from transformers import AutoConfig, AutoModelForCausalLM
 from verl.trainer.config import CheckpointConfig
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig, TrainingWorkerConfig
@@ -37,6 +38,7 @@ from onpolicy.integrations.verl.rows import columns
 from onpolicy.integrations.verl.teacher_server import realign
 from onpolicy.integrations.verl.teachers import Teachers
 from onpolicy.integrations.verl.worker import with_own_rollouts
+from onpolicy.utils.errors import ModelError
 from onpolicy.utils.timer import PhaseTimer
 from onpolicy.config.schema import TrainerSettings
 from onpolicy.losses.divergences import forward_kl, jsd
@@ -448,6 +450,31 @@ def rounded(folder: Path) -> dict[str, float]:
     return {"identical": abs(loss), "cosine": float(torch.cosine_similarity(one, other, 0))}
 
 
+def heads(folder: Path) -> dict[str, float]:
+    """Whether the head of a family is understood: one that divides its logits is, one that multiplies them is not and says so."""
+    found = {}
+    for family, scale in (("granite", 4.0), ("hyperclovax", 0.25)):
+        path = folder / family / "model"
+        if torch.distributed.get_rank() == 0:
+            shape = {
+                "hidden_size": 64,
+                "intermediate_size": 128,
+                "num_hidden_layers": 1,
+                "num_attention_heads": 2,
+                "head_dim": 32,
+            }
+            config = AutoConfig.for_model(family, vocab_size=VOCABULARY, pad_token_id=0, logits_scaling=scale, **shape)
+            AutoModelForCausalLM.from_config(config).save_pretrained(path)
+            byte_tokenizer().save_pretrained(path)
+        torch.distributed.barrier()
+        try:
+            worker(path.parent).engine.check_head()
+            found[family] = 1.0
+        except ModelError as error:
+            found[family] = 0.0 if "scales them in a way not known here" in str(error) else -1.0
+    return found
+
+
 def fused(folder: Path) -> dict[str, float]:
     """Beside verl's fused kernels, which replace the forward pass of the model's class: its own log-probabilities, and our gradient."""
     loss, gradient = local_gradient(local(folder, frozen(), methods()["mixed"]), batch())
@@ -526,6 +553,7 @@ CASES = {
         other,
         served,
         rounded,
+        heads,
         fused,
         ulysses,
         logits,

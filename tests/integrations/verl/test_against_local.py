@@ -112,6 +112,10 @@ def test_a_teacher_that_moves_under_ulysses(found: dict[str, Any]) -> None:
     assert found["ulysses"]["steps"] < 1e-4
 
 
+def test_a_head_that_is_not_understood_is_refused(found: dict[str, Any]) -> None:
+    assert found["heads"] == {"granite": 1.0, "hyperclovax": 0.0}
+
+
 def test_beside_fused_kernels(found: dict[str, Any]) -> None:
     assert found["fused"]["distance"] < 1e-6
 

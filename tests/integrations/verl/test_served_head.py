@@ -12,7 +12,6 @@ from omegaconf import open_dict
 from onpolicy.integrations.verl.command import compose
 from onpolicy.integrations.verl.served_head import ServedHead, is_exact, states
 from onpolicy.integrations.verl.settings import method
-from onpolicy.trainer.build import build_objective
 from onpolicy.utils.errors import ConfigError
 from tests.integrations.verl.runs import ROOT
 
@@ -41,6 +40,14 @@ def test_what_is_known_is_exact_and_the_rest_is_shared() -> None:
     torch.testing.assert_close(found.exp(), torch.tensor([0.5, 0.2 / 3, 0.3, 0.2 / 3, 0.2 / 3], dtype=torch.float64))
 
 
+def test_a_teacher_whose_table_is_longer() -> None:
+    """Id 6 is beyond the student's five tokens."""
+    probabilities = torch.tensor([0.4, 0.0, 0.3, 0.0, 0.1, 0.0, 0.2], dtype=torch.float64)
+    known = torch.tensor([4, 0, 6])
+    found = ServedHead(5).logits(states(known, probabilities.log()[known]))
+    torch.testing.assert_close(found.exp(), torch.tensor([0.4, 0.5 / 3, 0.5 / 3, 0.5 / 3, 0.1], dtype=torch.float64))
+
+
 def test_a_certain_teacher_in_float32() -> None:
     """What is left of the probability is 0 after rounding, and no other token may overtake a known one."""
     logits = torch.tensor([30.0, 0.0, -5.0, -9.0])
@@ -65,6 +72,7 @@ TOP = {"name": "teacher_topk", "k": 16}
         ({"name": "distill", "divergence": "forward_kl", "support": TOP | {"k": 17}}, set()),
         ({"name": "distill", "divergence": "forward_kl", "support": {"name": "student_topk", "k": 16}}, set()),
         ({"name": "distill", "divergence": "reverse_kl"}, set()),
+        ({"name": "distill", "divergence": "reverse_kl", "weight": {"name": "linear", "initial": 0, "final": 1, "end": 40}}, set()),
         ({"name": "distill", "divergence": "forward_kl", "support": TOP,
           "token_weights": {"name": "teacher_entropy", "threshold": 0.8}}, set()),
     ],
@@ -76,7 +84,7 @@ def test_an_objective_that_reads_more_is_told_from_one_that_does_not(
     with open_dict(config):
         config.onpolicy.objective = [objective]
     resolved = method(config)
-    assert {k for k in (0, 16) if is_exact(build_objective(resolved), resolved, k)} == exact
+    assert {k for k in (0, 16) if is_exact(resolved, k)} == exact
 
 
 def test_what_a_served_teacher_cannot_do_is_refused() -> None:
