@@ -14,15 +14,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import compress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from tensordict import TensorDict
 from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.data.rows import to_prompt
 from onpolicy.types import Example, Rollout, RolloutGroup, TrainBatch
+
+if TYPE_CHECKING:
+    from tensordict import TensorDict
 
 NOTHING = -1
 """Stands for the prompt ids of a row without this context."""
@@ -54,47 +57,63 @@ def grouped(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return list(groups.values())
 
 
-def rollout_group(rows: Sequence[Mapping[str, Any]], renderer: Renderer, *, max_tokens: int) -> RolloutGroup:
+def rollout_group(
+    rows: Sequence[Mapping[str, Any]],
+    renderer: Renderer,
+    *,
+    max_tokens: int,
+    texts: Sequence[str | None] | None = None,
+) -> RolloutGroup:
     """The trajectories of one prompt.
+
+    Args:
+        rows: of the prompt
+        renderer: the student's
+        max_tokens: of a response; one that has as many was cut, unless it ends by itself
+        texts: of each response, where it is known, which saves decoding it
 
     Raises:
         ValueError: the row is none that ``onpolicy.data`` reads, or its prompt holds the answer.
     """
     first = rows[0]
     columns = {name: value for name, value in first.items() if name not in FIELDS}
-    asked = _plain(first["raw_prompt"])
+    asked = as_lists(first["raw_prompt"])
     prompt = to_prompt({**columns, "prompt": asked}, default_id=str(first["uid"]), columns={"prompt": "prompt"})
     if len(prompt.messages) < len(asked):
         raise ValueError(
             f"row {prompt.id!r}: the prompt ends with the assistant's turn, which verl shows to the student; take it out of the column "
             "'prompt', or mark it as one to continue with prefix: true"
         )
-    return RolloutGroup(prompt=prompt, rollouts=tuple(_rollout(row, renderer, max_tokens) for row in rows))
+    known = texts or [None] * len(rows)
+    rollouts = (_rollout(row, renderer, max_tokens, text) for row, text in zip(rows, known, strict=True))
+    return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts))
 
 
-def _rollout(row: Mapping[str, Any], renderer: Renderer, max_tokens: int) -> Rollout:
+def _rollout(row: Mapping[str, Any], renderer: Renderer, max_tokens: int, text: str | None) -> Rollout:
     ids = tuple(row["responses"].tolist())
     logprobs, mask = row.get("rollout_log_probs"), row.get("response_mask")
     sampled = () if mask is None or bool(mask.all()) else tuple(mask.bool().tolist())
     ended = len(ids) < max_tokens or ids[-1] in renderer.eos_ids
+    if text is None:
+        text = renderer.completion_text(tuple(compress(ids, sampled)) if sampled else ids)
     return Rollout(
         prompt_ids=tuple(row["prompts"].tolist()),
         completion_ids=ids,
         rollout_logprobs=(0.0,) * len(ids) if logprobs is None else tuple(logprobs.tolist()),
-        text=renderer.completion_text(tuple(compress(ids, sampled)) if sampled else ids),
+        text=text,
         finish_reason="stop" if ended else "length",
         policy_version=0,
         sampled_mask=sampled,
     )
 
 
-def _plain(value: Any) -> Any:
+def as_lists(value: Any) -> Any:
     """NumPy arrays and other iterables as lists."""
     if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
+        return {key: as_lists(inner) for key, inner in value.items()}
     if isinstance(value, str | bytes) or not hasattr(value, "__iter__"):
         return value
-    return [_plain(inner) for inner in value]
+    return [as_lists(inner) for inner in value]
 
 
 def parts_of(row: Mapping[str, Any]) -> dict[str, float]:
@@ -122,18 +141,37 @@ def columns(
         lengths: of the rows' responses
     """
     found: dict[str, list[Tensor]] = {name: [] for name in (*map(prompt_column, contexts), ROUTES, SPANS)}
+    as_tensor = _Tensors()
     for example, length in zip(examples, lengths, strict=True):
         for context in contexts:
             ids = example.teacher_prompt_ids.get(context) if example else None
-            found[prompt_column(context)].append(torch.tensor(ids or (NOTHING,)))
+            found[prompt_column(context)].append(as_tensor(ids or (NOTHING,)))
         shares = example.routes if example else dict.fromkeys(terms, 0.0)
         found[ROUTES].append(torch.tensor([shares.get(term, 1.0) for term in terms], dtype=torch.float32))
         marks = torch.zeros(length, dtype=torch.int64)
         for bit, name in enumerate(spans if example else ()):
             assert example is not None
-            marks |= torch.tensor(example.spans[name], dtype=torch.int64) << bit
+            marks |= _bits(example.spans[name]) << bit
         found[SPANS].append(marks)
     return found
+
+
+class _Tensors:
+    """Siblings share the tuple of a prompt that they share, and then its tensor, too."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, tuple[tuple[int, ...], Tensor]] = {}
+
+    def __call__(self, ids: tuple[int, ...]) -> Tensor:
+        """[P] of the ids, which are held: another tuple cannot get their address."""
+        if id(ids) not in self._held:
+            self._held[id(ids)] = ids, torch.tensor(ids)
+        return self._held[id(ids)][1]
+
+
+def _bits(inside: Sequence[bool]) -> Tensor:
+    """[T] 0 or 1; by way of bytes, which is several times as fast as ``torch.tensor`` of booleans."""
+    return torch.from_numpy(np.frombuffer(bytes(inside), dtype=np.uint8).astype(np.int64))
 
 
 def sampled(data: TensorDict) -> Tensor:

@@ -19,11 +19,12 @@ from typing import Any
 import ray
 import torch
 from torch import Tensor
-from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
-from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput
+from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
 
 from onpolicy.annotation.scoring import with_finals
 from onpolicy.data.rendering import PromptTooLong
+from onpolicy.integrations.verl.agent_loop import ReadingWorker
 from onpolicy.integrations.verl.names import SECTION
 from onpolicy.integrations.verl.rows import rollout_group
 from onpolicy.integrations.verl.settings import longest_teacher_prompt, served, unpack_config
@@ -33,19 +34,13 @@ from onpolicy.utils.errors import ConfigError
 
 FIELDS = ("teacher_ids", "teacher_logprobs")
 """verl's columns of what the teacher says: ``[P + R, n]``."""
-_of_verl = AgentLoopWorkerTQ.__ray_metadata__.modified_class
-"""A Ray actor cannot be inherited from; its functions can be used."""
 
 
-class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
+class ServedTeacherWorker(ReadingWorker):
     """Runs verl's agent loops; the teacher scores the response after a privileged prompt."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
-        import transfer_queue as tq
-
-        tq.init()
-        self.background_tasks: set[Any] = set()
         ours = self.config.actor_rollout_ref.get(SECTION)
         self._ours = ours is not None
         resolved = served(self.config) if ours is None else unpack_config(ours)
@@ -53,10 +48,6 @@ class ServedTeacherWorker(AgentLoopWorker):  # type: ignore[misc]
         self._context, self._longest = plugin.bind(), longest_teacher_prompt(resolved)
         self._renderer = student_renderer(resolved, self.tokenizer, resolved.config.model.path)
         self._teacher_renderer = teacher_renderer(resolved, self._renderer)
-
-    generate_sequences = _of_verl.generate_sequences
-    _run_prompt = _of_verl._run_prompt
-    _agent_loop_postprocess = _of_verl._agent_loop_postprocess
 
     async def _compute_teacher_logprobs(
         self,

@@ -15,22 +15,16 @@ from verl.trainer.ppo.v1.trainer_colocate_async import PPOTrainerColocateAsync
 from verl.trainer.ppo.v1.trainer_separate_async import PPOTrainerSeparateAsync
 from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
 
-from onpolicy.annotation.annotate import Annotator
-from onpolicy.annotation.build import build_annotator, build_rewards
 from onpolicy.config.schedules import Coefficients
 from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import refusals, settings, store
 from onpolicy.integrations.verl.bridge import PREFIX
 from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, STOP_FILE
-from onpolicy.integrations.verl.rows import FIELDS, columns, grouped, rollout_group
-from onpolicy.integrations.verl.scoring import score_rows
+from onpolicy.integrations.verl.row_annotator import RowAnnotator
+from onpolicy.integrations.verl.rows import FIELDS, columns
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
-from onpolicy.models import (
-    refuse_other_vocabulary,
-    resolve_model,
-    student_renderer,
-)
+from onpolicy.models import refuse_other_vocabulary, resolve_model, student_renderer
 from onpolicy.trainer.build import teacher_rule
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.errors import CheckpointError, ConfigError
@@ -48,7 +42,7 @@ class TeachingTrainerMixin:
     """Class that replaces its actor's worker."""
     starts_at_old_policy = True
     """Whether the old log-probabilities of every batch are those of the weights that its first update begins with."""
-    annotate: Annotator
+    annotator: RowAnnotator
     renderer: Renderer
 
     def __init__(self, config: Any) -> None:
@@ -59,7 +53,6 @@ class TeachingTrainerMixin:
         self.resolved = settings.method(config)
         settings.prepare(config, self.resolved, self.mode)
         super().__init__(config)  # type: ignore[call-arg]
-        self.rewards = build_rewards(self.resolved)
         self.coefficients = Coefficients(self.resolved.coefficients)
         self._last: Metrics = {}
         self._saved: int | None = None
@@ -72,12 +65,8 @@ class TeachingTrainerMixin:
         self.renderer = student_renderer(self.resolved, self.tokenizer, model.path)  # type: ignore[attr-defined]
         if (other := teacher_rule(self.resolved).path) is not None:
             refuse_other_vocabulary(self.resolved, self.tokenizer, resolve_model(other))  # type: ignore[attr-defined]
-        self.annotator = build_annotator(
-            self.resolved,
-            self.renderer,
-            max_teacher_prompt_tokens=settings.longest_teacher_prompt(self.resolved),
-            queries=None,  # ``settings.problems`` has refused every context that asks
-        )
+        limit = settings.longest_teacher_prompt(self.resolved)
+        self.annotator = RowAnnotator(self.resolved, self.renderer, max_teacher_prompt_tokens=limit)
 
     def _init_dataloader(self) -> None:
         super()._init_dataloader()  # type: ignore[misc]
@@ -137,24 +126,12 @@ class TeachingTrainerMixin:
         return own and whole and self.starts_at_old_policy
 
     def _teach(self, batch: Any) -> Metrics:
-        """Scores every group, builds its teachers' prompts, and stores both for the workers."""
+        """Annotates the rows, whose texts agent-loop workers have read, and stores for the trainer's workers what they need."""
         rows, tags = store.fetch(batch, [*FIELDS, *self._columns]), store.tags(batch)
         real = [i for i, tag in enumerate(tags) if not store.synthetic(tag)]
-        sets = [[real[k] for k in numbers] for numbers in grouped([rows[i] for i in real])]
-        longest = self.resolved.generator.settings.max_tokens
-        groups = [
-            score_rows(
-                rollout_group(own := [rows[i] for i in numbers], self.renderer, max_tokens=longest),
-                own,
-                self.rewards,
-                self.renderer.final_answer_text,
-                right=self.resolved.correctness_name,
-            )
-            for numbers in sets
-        ]
-        found, metrics = self.annotator.annotate(groups, version=0)
+        found, metrics = self.annotator.annotate([rows[i] for i in real])
         examples: list[Example | None] = [None] * len(rows)
-        for i, example in zip((i for numbers in sets for i in numbers), found, strict=True):
+        for i, example in zip(real, found, strict=True):
             examples[i] = example
         lengths = [len(row["responses"]) for row in rows]
         store.put(
@@ -173,7 +150,7 @@ class TeachingTrainerMixin:
 
     def _put_scores(self, batch: Any, examples: list[Example | None], lengths: list[int]) -> None:
         """Stores rewards, including those that compare siblings; keeps the advantages for ``_compute_advantage``."""
-        if self.rewards:
+        if self.annotator.rewards:
             scores = [torch.zeros(n) for n in lengths]
             for score, example in zip(scores, examples, strict=True):
                 score[-1] = (example.reward if example else None) or 0.0

@@ -94,6 +94,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
     }
     rows = main_ppo(overrides, tmp_path, config=config)
     assert [row["step"] for row in rows] == [0, 1, 2]
+    assert "onpolicy: the driver reads texts" not in (tmp_path / "output.log").read_text(), "workers have read them"
     assert "val-aux/sums/density/mean@1" in rows[0] and "val-core/sums/reward/mean@1" in rows[2]
     for name in ("reward/tests.runs:length_reward", "reward/density", "distill/divergence", "policy_gradient/loss",
                  "epistemic/self_doubt/rate_per_1k", "policy/entropy", "teacher/teacher/gap", "context/teacher/share"):  # fmt: skip

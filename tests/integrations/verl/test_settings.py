@@ -15,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf, open_dict
 
 from onpolicy.integrations.verl.command import check, compose
+from onpolicy.integrations.verl.names import READING
 from onpolicy.integrations.verl.refusals import needs_reference
 from onpolicy.integrations.verl.settings import OURS, method, prepare, served, unpack_config
 from onpolicy.utils.errors import ConfigError
@@ -218,6 +219,11 @@ def test_the_method_travels_to_the_workers_as_it_is(given: list[str]) -> None:
     prepare(config, resolved, "sync")
     assert config.trainer.v1.trainer_mode == "sync"
     assert unpack_config(config.actor_rollout_ref.onpolicy).config == resolved.config
+    agent = config.actor_rollout_ref.rollout.agent
+    assert agent.agent_loop_manager_class == READING
+    agent.agent_loop_manager_class = "mine.Manager"
+    prepare(config, resolved, "sync")
+    assert agent.agent_loop_manager_class == "mine.Manager"
 
 
 def test_a_served_teacher_takes_one_view_and_nothing_else(given: list[str]) -> None:
