@@ -77,7 +77,7 @@ def measure(repeats: int) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for kind in KINDS:
         draw = random.Random(kind)
-        problems = [_prompt(draw, i) for i in range(GROUPS)]
+        problems = [problem(draw, i) for i in range(GROUPS)]
         first = scorer.score([_group(draw, kind, prompt, renderer) for prompt in problems])
         baseline = None if telemetry is None else telemetry.build_baseline(first, SPACING)
         annotator = build_annotator(resolved, renderer, max_teacher_prompt_tokens=8192, queries=None, baseline=baseline)
@@ -148,7 +148,7 @@ def text_of(draw: random.Random, kind: str, length: int) -> str:
     return "<think>\n" + "\n\n".join(paragraphs) + f"\n</think>\n\n{answer}"
 
 
-def _prompt(draw: random.Random, index: int) -> Prompt:
+def problem(draw: random.Random, index: int) -> Prompt:
     question = " ".join(draw.choice(STEPS).format(a=3, b=4, c=7) for _ in range(3)) + " What is the answer?"
     return Prompt(
         id=f"problem {index}", messages=({"role": "user", "content": question},), fields={"answer": r"\frac{12}{13}"}

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks import host, telemetry
+from benchmarks import host, telemetry, verl_driver
 from benchmarks.workers import SHAPES, Measured, alternate, model_folder, ratios
 from onpolicy.annotation.contexts.template import SOLUTION
 
@@ -204,6 +204,25 @@ def host_cost(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
     return lines, costs
 
 
+def verl_cost(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
+    """CPU time of verl's driver at a million tokens a step, in microseconds per sampled token."""
+    costs = verl_driver.measure(repeats)
+    lines = []
+    for kind, parts in costs.items():
+        for part, what, bar in (
+            ("joined", "driver, texts read by workers", verl_driver.BAR),
+            ("alone", "driver, texts read there", None),
+            ("workers", "workers, reading", None),
+        ):
+            ratio = (median(parts[part]), min(parts[part]), max(parts[part]))
+            shares = ", ".join(f"{speed * ratio[0] / 1e4:.1f} % at {speed:,}" for speed in verl_driver.SPEEDS)
+            detail = f"of a step: {shares} tokens/s" if part != "workers" else ""
+            met = None if bar is None else ratio[0] <= bar
+            asked = "" if bar is None else f"<= {bar:.1f}"
+            lines.append(Line(f"verl, {what}, {kind}, us of CPU / token", ratio, asked, met, detail))
+    return lines, costs
+
+
 def generators(folder: Path, repeats: int) -> tuple[list[Line], dict[str, Any]]:
     """Sampling with vLLM against transformers: a step's rollouts of two shipped configs."""
     lines, numbers = [], {}
@@ -229,6 +248,7 @@ ROWS: dict[str, Row] = {
     "growth": growth,
     "telemetry": telemetry_cost,
     "host": host_cost,
+    "verl_driver": verl_cost,
     "generators": generators,
 }
 
