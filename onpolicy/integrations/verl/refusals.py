@@ -215,7 +215,7 @@ def _served_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[s
             f"distillation.teacher_models: got {models}, expected one with the model of {SECTION}.teacher: {{name: model, path: ...}}, "
             "e.g. distillation.teacher_models.teacher_model.model_path=${onpolicy.teacher.path}."
         )
-    manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
+    manager = config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
     if manager != SERVED:
         yield (
             f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "

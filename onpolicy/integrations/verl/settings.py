@@ -89,7 +89,7 @@ def served(config: DictConfig, problems: Problems | None = None) -> ResolvedConf
         contexts = list(given.get("contexts") or {})
         if len(contexts) != 1:
             found.add(f"{SECTION}.contexts: got {contexts}, expected one context, which the served teacher reads.")
-        manager = config.actor_rollout_ref.rollout.agent.agent_loop_manager_class
+        manager = config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
         if manager != SERVED:
             found.add(
                 f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "
