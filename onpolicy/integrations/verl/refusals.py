@@ -230,10 +230,11 @@ def _served_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[s
                 "expected a context of the row, or a teacher that is not served."
             )
     k = served_tokens(config)
+    told = f"the sampled token and the {k} most likely ones" if k else "the sampled token"
     if len(contexts) == 1 and not is_exact(resolve(resolved.config), k):
         yield (
-            f"{SECTION}.objective: it reads more of the teacher than the sampled token and the {k} most likely ones that its servers give "
-            "(distillation.distillation_loss.topk with loss_mode=forward_kl_topk; none with k3); expected support: "
+            f"{SECTION}.objective: it reads more of the teacher than {told}, which is what its servers give "
+            "(distillation.distillation_loss.topk with loss_mode=forward_kl_topk adds likely ones); expected support: "
             "{name: teacher_topk, k: ...} at most as wide, at temperature 1, or a teacher that is not served (distillation.enabled=false)."
         )
 

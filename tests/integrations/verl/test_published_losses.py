@@ -56,7 +56,7 @@ ON_VERL = {
     "sdpo_no_think": ["sdpo"],
     "grpo_paper": [f"grpo_{model}" for model in PAPER],
     "opsd": ["opsd"],
-    "opd": ["opd"],
+    "opd": ["opd", "opd_served"],
     "minillm": ["minillm"],
     "gkd": ["gkd"],
     "eopd": ["eopd"],
