@@ -46,8 +46,9 @@ ALLOWED: dict[str, set[str]] = {
 """Package, or file at the top -> what any of its files may import, besides itself."""
 ALLOWED["distributed"] = BASE | {"protocols", "config", "data", "models", "rollout", "annotation", "trainer"}
 ALLOWED["run"] = set(ALLOWED) | BASE
-ALLOWED["experiments"] = ALLOWED["integrations"] = ALLOWED["run"] | {"run"}
-ALLOWED["cli"] = ALLOWED["run"] | {"run", "experiments", "integrations", "__init__"}
+ALLOWED["experiments"] = ALLOWED["run"] | {"run"}
+ALLOWED["integrations"] = ALLOWED["experiments"] | {"experiments"}
+ALLOWED["cli"] = ALLOWED["integrations"] | {"integrations", "__init__"}
 ALLOWED["__main__"] = {"cli"}
 
 WHERE_ENGINES_RUN = {

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import itertools
 import logging
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -74,6 +75,21 @@ def test_fake_tensors_hold_what_real_ones_do(family: str, recomputed: bool, tmp_
     kept, most = real_pass(model)
     assert found.kept == pytest.approx(kept, rel=0.03) and found.most == pytest.approx(most, rel=0.05)
     assert scoring_pass(settings, LENGTHS) == pytest.approx(scoring, rel=0.02)
+
+
+@pytest.mark.parametrize("recomputed", [True, False])
+def test_parameters_as_fsdp2_gathers_them(recomputed: bool, tmp_path: Path) -> None:
+    """All in bfloat16: then the states between layers are too, where they are float32 if the embedding is."""
+    model = tiny_model("qwen3")
+    model.config.save_pretrained(tmp_path)
+    if recomputed:
+        recompute_layers(model)
+    settings = PassSettings(ModelSource(str(tmp_path)), "cpu", "bfloat16", recomputed, packed=False, all_rounded=True)
+    found = learning_pass(replace(settings, rounded=True), LENGTHS)
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        kept, most = real_pass(model.bfloat16())
+    assert found.kept == pytest.approx(kept, rel=0.03) and found.most == pytest.approx(most, rel=0.05)
+    assert found.kept < 0.85 * learning_pass(replace(settings, rounded=True, all_rounded=False), LENGTHS).kept
 
 
 def test_layers_that_are_left_out_count(tmp_path: Path) -> None:

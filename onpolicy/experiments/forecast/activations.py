@@ -65,6 +65,8 @@ class PassSettings:
     lora_targets: tuple[str, ...] | None = None
     rounded: bool = False
     """Whether the linear layers' matrices are bfloat16 where they stand, as ZeRO-3 gathers them, or in a teacher that never changes."""
+    all_rounded: bool = False
+    """Whether every parameter is, as FSDP2 gathers them; states between layers then are bfloat16 too."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +179,7 @@ def head_pass(
     trained: bool,
     bfloat16: bool,
     device: DeviceKind,
+    rounded: bool = False,
 ) -> float:
     """Bytes at any time of the chunked head's forward and backward pass, in addition to its matrices and the hidden states.
 
@@ -187,6 +190,7 @@ def head_pass(
         trained: whether the head's matrix has a gradient
         bfloat16: whether it runs in bfloat16
         device: whose chunks and slices these are
+        rounded: whether the student's matrix and its gradient are in bfloat16, as FSDP2 gathers them
 
     Raises:
         NotMeasurable: a comparison does not run on fake tensors.
@@ -194,7 +198,8 @@ def head_pass(
     vocabulary, width, tokens = size
     dtype = torch.bfloat16 if bfloat16 else torch.float32
     with _fake_tensors():
-        student = Head(nn.Parameter(torch.empty(vocabulary, width), requires_grad=trained))
+        kept = torch.bfloat16 if rounded else torch.float32
+        student = Head(nn.Parameter(torch.empty(vocabulary, width, dtype=kept), requires_grad=trained))
         own: dict[str, Head] = {"student": student} | {
             name: Head(torch.empty(vocabulary, width, dtype=getattr(torch, name)))
             for name in {whose for _, whose in heads.by_context} - {"student"}
@@ -206,7 +211,8 @@ def head_pass(
             if heads.student_share:
                 head = MixedHead(head, student, heads.student_share, width)
             teachers[context] = HiddenStates(torch.empty(tokens, columns, dtype=dtype), head)
-        hidden, ids = torch.empty(tokens, width, requires_grad=True), torch.zeros(tokens, dtype=torch.long)
+        hidden = torch.empty(tokens, width, requires_grad=True, dtype=kept)
+        ids = torch.zeros(tokens, dtype=torch.long)
         before = [hidden, ids, *(s.hidden for s in teachers.values())]
         before += [h.weight for h in own.values() if h.weight is not None]
         with _FakeBytes(before) as live:
@@ -302,7 +308,8 @@ def _fake(settings: PassSettings) -> Iterator[tuple[PreTrainedModel, list[LayerK
     if settings.recomputed:
         recompute_layers(model)
     with _fake_tensors():
-        _replace_by_fakes(model, torch.bfloat16 if settings.rounded else torch.float32)
+        whole = torch.bfloat16 if settings.all_rounded else torch.float32
+        _replace_by_fakes(model, torch.bfloat16 if settings.rounded else whole, whole)
         yield model, kinds[:number], kinds[number:]
 
 
@@ -330,14 +337,14 @@ def _shorten(model: PreTrainedModel, kinds: Sequence[LayerKind]) -> int:
     return len(kinds)
 
 
-def _replace_by_fakes(model: nn.Module, linear: torch.dtype) -> None:
-    """Empty tensors of the active mode in the place of those on the meta device; matrices of linear layers in this dtype."""
+def _replace_by_fakes(model: nn.Module, linear: torch.dtype, others: torch.dtype) -> None:
+    """Empty tensors of the active mode in the place of those on the meta device, by dtype of linear layers' matrices and of the others."""
     found: dict[Tensor, Tensor] = {}
     tables = {p for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters(recurse=False)}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
             if parameter not in found:
-                dtype = linear if type(module) is nn.Linear and parameter not in tables else torch.float32
+                dtype = linear if type(module) is nn.Linear and parameter not in tables else others
                 found[parameter] = nn.Parameter(torch.empty(parameter.shape, dtype=dtype), parameter.requires_grad)
             module._parameters[name] = found[parameter]  # type: ignore[assignment]
         for name, buffer in module.named_buffers(recurse=False):

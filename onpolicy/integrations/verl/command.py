@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import OmegaConf
 from rich.console import Console
@@ -21,10 +21,14 @@ from rich.console import Console
 from onpolicy.config.problems import collected
 from onpolicy.integrations.verl.names import MODE, STOP_FILE
 from onpolicy.integrations.verl.summary import summarize_verl_run
-from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.errors import ConfigError, ModelError
 from onpolicy.utils.signals import Stopped, on_interrupt, wait_for
 from onpolicy.utils.tables import print_facts
 from onpolicy.utils.terminal import plain, print_json, print_next
+
+if TYPE_CHECKING:
+    from onpolicy.config.resolved import ResolvedConfig
+    from onpolicy.experiments.forecast.memory import Memory
 
 
 def check(path: Path, overrides: Sequence[str]) -> Any:
@@ -98,9 +102,11 @@ def print_check(path: Path, overrides: Sequence[str], as_json: bool) -> int:
         from onpolicy.integrations.verl.settings import method, served
 
         is_served = not config.trainer.v1.trainer_mode.startswith(MODE)
-        facts = summarize_verl_run(config, (served if is_served else method)(config), served=is_served)
+        resolved = (served if is_served else method)(config)
+        memory, told = _memory(config, resolved, with_logits=is_served)
+        facts = summarize_verl_run(config, resolved, served=is_served) | {"memory": told}
     if as_json:
-        print_json({"summary": facts, "config": OmegaConf.to_container(config.onpolicy)})
+        print_json({"summary": facts, "memory": memory, "config": OmegaConf.to_container(config.onpolicy)})
         return 0
     console = Console()
     print_facts(facts, console)
@@ -111,6 +117,20 @@ def print_check(path: Path, overrides: Sequence[str], as_json: bool) -> int:
     )
     print_next(["verl", "train", str(path), *overrides])
     return 0
+
+
+def _memory(config: Any, resolved: ResolvedConfig, *, with_logits: bool) -> tuple[Memory | None, str]:
+    """What GPUs hold, as numbers and in a line, which says why where it is not known."""
+    from onpolicy.experiments.forecast.activations import NotMeasurable
+    from onpolicy.integrations.verl.memory import memory_in_words, models_at_hand, verl_memory
+
+    if with_logits:
+        return None, "not estimated: verl's own losses hold the logits of a whole micro-batch"
+    try:
+        found = verl_memory(config, resolved, models_at_hand(config, resolved))
+    except (NotMeasurable, ModelError) as error:
+        return None, f"not estimated: {error}"
+    return found, memory_in_words(config, found)
 
 
 def train_on_verl(path: Path, overrides: Sequence[str]) -> int:

@@ -62,7 +62,6 @@ def _machines(config: Any) -> Iterator[tuple[str, str]]:
     generator = config.actor_rollout_ref.rollout.dtype
     yield "precision", f"{passes or 'bfloat16'}, weights {weights or 'fp32'}; generator {generator}"
     yield "GPUs", f"{config.trainer.nnodes} nodes × {config.trainer.n_gpus_per_node}"
-    yield "memory", "not estimated for verl; `onpolicy forecast` is about the embedded trainer"
 
 
 def _listed(files: Any) -> str:

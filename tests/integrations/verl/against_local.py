@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -519,6 +519,27 @@ def logits(folder: Path) -> dict[str, float]:
     return found
 
 
+def shards(folder: Path) -> dict[str, float]:
+    """Bytes on this rank: of the student in an update, of its reference engine, and of the head that is kept of that."""
+    side = Side(folder, frozen(), methods()["sdpo"])
+    assert side.reference is not None
+    engine, reference = side.worker.engine, side.reference.engine
+    with engine.train_mode():
+        engine.forward_backward_batch(side.data(batch()), side.bridge.loss)
+        gradients = [p.grad for p in engine.module.parameters()]
+        engine.optimizer_step()
+        moments = [t for state in engine.optimizer.state.values() for t in state.values() if t.dim()]
+        side.teachers.read(side.data(batch()))
+    return {
+        "parameters": sum(p.numel() for p in engine.module.parameters()),
+        "weights": _bytes(engine.module.parameters()),
+        "gradients": _bytes(gradients),
+        "moments": _bytes(moments),
+        "reference": _bytes(reference.module.parameters()),
+        "head": _bytes([reference.head.weight]),
+    }
+
+
 def metrics(folder: Path) -> dict[str, float]:
     """What is logged is what the local trainer logs, but for the optimizer's numbers and the tokens that teachers read, which verl counts
     in its own way."""
@@ -532,6 +553,10 @@ def metrics(folder: Path) -> dict[str, float]:
 def _whole(tensor: Tensor | None) -> Tensor:
     assert tensor is not None
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum((t.to_local() if isinstance(t, DTensor) else t).nbytes for t in tensors)
 
 
 def _largest(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
@@ -549,6 +574,7 @@ CASES = {
         steps,
         adapters,
         metrics,
+        shards,
         untied,
         other,
         served,

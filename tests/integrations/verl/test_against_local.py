@@ -12,7 +12,9 @@ import json
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
+from onpolicy.integrations.verl.memory import engine_bytes
 from tests.runs import on_ranks
 
 pytestmark = pytest.mark.verl
@@ -128,3 +130,11 @@ def test_no_more_logits_are_alive_with_more_tokens(found: dict[str, Any]) -> Non
 
 def test_metrics_are_the_embedded_trainers(found: dict[str, Any]) -> None:
     assert found["metrics"]["distance"] < 1e-5
+
+
+def test_shards_have_the_bytes_of_the_estimate(found: dict[str, Any]) -> None:
+    """In float32: weights, gradients, two moments and a reference engine over all ranks, and the whole head of a tied model."""
+    held, config = found["shards"], OmegaConf.create({"model_dtype": "fp32", "fsdp_size": -1})
+    each = engine_bytes(held["parameters"], config, found["ranks"]["ranks"])
+    assert [held[part] / each for part in ("weights", "gradients", "moments", "reference")] == [1.0, 1.0, 2.0, 1.0]
+    assert held["head"] == 264 * 64 * 4
