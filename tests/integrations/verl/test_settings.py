@@ -16,10 +16,11 @@ import yaml
 from omegaconf import OmegaConf, open_dict
 
 from onpolicy.integrations.verl.command import check, compose
-from onpolicy.integrations.verl.names import READING
+from onpolicy.integrations.verl.names import READING, SECTION
 from onpolicy.integrations.verl.refusals import needs_reference
 from onpolicy.integrations.verl.settings import OURS, method, prepare, served, unpack_config
 from onpolicy.utils.errors import ConfigError
+from tests.config.test_other_names import rows as keys_of_the_page
 from tests.integrations.verl.runs import ROOT, write_data
 
 pytestmark = pytest.mark.verl
@@ -236,6 +237,18 @@ def test_a_served_teacher_takes_one_view_and_nothing_else(given: list[str]) -> N
         served(compose(path, [*given, "+onpolicy.rewards=[math_answer]"]))
     with pytest.raises(ConfigError, match=r"onpolicy\.contexts: got \['teacher', 'more'\]"):
         served(compose(path, [*given, "+onpolicy.contexts.more={name: none}"]))
+
+
+def test_the_page_of_keys_names_verls_own(given: list[str]) -> None:
+    """docs/keys.md: each key of verl is in its config, and each of ours in the section."""
+    config, absent = composed(given), object()
+    named = {key for row in keys_of_the_page() for key in (*row.ours_on_verl, *row.verl)}
+    for key in named - {"reward_model"}:  # of verl's older configs
+        section, _, name = key.partition(".")
+        if section == SECTION:
+            assert name in OURS, key
+        else:
+            assert OmegaConf.select(config, key, default=absent, throw_on_missing=False) is not absent, key
 
 
 def test_our_names_are_in_verls_registries() -> None:
