@@ -148,10 +148,11 @@ def test_a_process_that_loads_what_it_should_not_is_the_last(make: Make, said: l
 
 
 SCRIPT = """
-import os, sys
+import os, signal, sys
 from onpolicy.utils.worker_processes import WorkerProcesses
 from tests.utils import worker_jobs
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
 print("script", os.getpid(), flush=True)  # not guarded by a test of __name__
 processes = WorkerProcesses(worker_jobs.work, 2, print)
 print(*(processes.submit(("pid", 0)).result() for _ in range(1)), flush=True)
