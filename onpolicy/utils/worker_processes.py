@@ -159,7 +159,7 @@ class _Process:
     def ask(self, message: bytes) -> tuple[bool | None, Any]:
         """Whether it could do it, None if no process should, and the result, or why not; raises EOFError or OSError if it is gone."""
         self._connection.send_bytes(message)
-        answer: tuple[bool | None, Any] = pickle.loads(self._connection.recv_bytes())
+        answer: tuple[bool | None, Any] = self._connection.recv()
         return answer
 
     def kill(self) -> int:
