@@ -24,8 +24,8 @@ from onpolicy.utils.timer import PhaseTimer
 from onpolicy.utils.worker_processes import WorkerProcesses
 
 LARGE_STEP = 250_000
-"""Tokens a step, if every rollout is as long as it may be, from which on processes annotate by default. At 3.2 us of one core a token these
-are .8 s of the driver's time, as long as a process takes to start; below, no step is long enough to notice."""
+"""Tokens a step, if every rollout is as long as it may be, from which on processes annotate by default. At 3.9 us of one core a token these
+are a second of the driver's time, as long as a process takes to start; below, no step is long enough to notice."""
 CORES_A_WORKER = 4
 """A machine with fewer has none to spare."""
 MOST_WORKERS = 8

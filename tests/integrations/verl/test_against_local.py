@@ -12,6 +12,7 @@ import json
 from typing import Any
 
 import pytest
+import verl  # noqa: F401 first, as it imports the rig and our plug-in in its own order
 from omegaconf import OmegaConf
 
 from onpolicy.integrations.verl.memory import engine_bytes
