@@ -14,7 +14,7 @@ from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.contracts import reads_siblings
 from onpolicy.epistemic.ids import span_names
-from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION, SERVED
+from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION, SEPARATE_MODE, SERVED
 from onpolicy.integrations.verl.rows import MOST_SPANS
 from onpolicy.integrations.verl.served_head import is_exact
 from onpolicy.trainer.build import build_objective, teacher_rule
@@ -71,6 +71,8 @@ def find_problems(config: DictConfig, resolved: ResolvedConfig, problems: Proble
     """
     yield from _engine_problems(config)
     yield from _rollout_problems(config)
+    if config.trainer.v1.trainer_mode == SEPARATE_MODE:
+        yield from _separate_problems(config)
     if problems.sound("rewards"):
         yield from _reward_problems(config, resolved)
     yield from _keys_without_effect(config)
@@ -112,6 +114,22 @@ def _engine_problems(config: DictConfig) -> Iterator[str]:
     for key in ("actor_rollout_ref.actor.strategy", "actor_rollout_ref.ref.strategy"):
         if (strategy := OmegaConf.select(config, key)) != "fsdp2":
             yield f"{key}: got {strategy!r}, expected 'fsdp2'{WHY_NOT.get(str(strategy), '')}."
+
+
+def _separate_problems(config: DictConfig) -> Iterator[str]:
+    """What verl's trainer with rollouts on devices of their own asserts once its processes are there."""
+    rollout, size = config.actor_rollout_ref.rollout, config.actor_rollout_ref.actor.ppo_mini_batch_size
+    syncs = config.trainer.v1.separate_async.parameter_sync_step
+    if config.data.train_batch_size != syncs * size:
+        yield (
+            f"data.train_batch_size: got {config.data.train_batch_size}, expected {syncs * size}: "
+            f"trainer.v1.separate_async.parameter_sync_step ({syncs}) × actor_rollout_ref.actor.ppo_mini_batch_size ({size})."
+        )
+    for key in ("nnodes", "n_gpus_per_node"):
+        if not rollout[key] > 0:
+            yield f"actor_rollout_ref.rollout.{key}: got {rollout[key]}, expected at least 1: rollouts have devices of their own."
+    if (backend := rollout.checkpoint_engine.backend) == "naive":
+        yield f"actor_rollout_ref.rollout.checkpoint_engine.backend: got {backend!r}, expected e.g. 'nccl', by which weights reach them."
 
 
 def _rollout_problems(config: DictConfig) -> Iterator[str]:

@@ -20,7 +20,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import refusals, settings, store
 from onpolicy.integrations.verl.bridge import PREFIX
-from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, STOP_FILE
+from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, SEPARATE_MODE, STOP_FILE
 from onpolicy.integrations.verl.row_annotator import RowAnnotator
 from onpolicy.integrations.verl.rows import FIELDS, columns
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
@@ -251,6 +251,6 @@ class SeparateAsyncTrainer(TeachingTrainerMixin, PPOTrainerSeparateAsync):  # ty
 TRAINERS = {
     MODE: SyncTrainer,
     f"{MODE}_colocate_async": ColocateAsyncTrainer,
-    f"{MODE}_separate_async": SeparateAsyncTrainer,
+    SEPARATE_MODE: SeparateAsyncTrainer,
 }
 """By ``trainer.v1.trainer_mode``."""

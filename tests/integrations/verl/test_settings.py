@@ -27,6 +27,14 @@ pytestmark = pytest.mark.verl
 
 OURS_ON_VERL = sorted((ROOT / "configs" / "verl").glob("*.yaml"))
 EMBEDDED = sorted((ROOT / "configs").glob("*.yaml"))
+ROLLOUTS_ELSEWHERE = [
+    "data.train_batch_size=32",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+    "actor_rollout_ref.rollout.nnodes=1",
+    "actor_rollout_ref.rollout.n_gpus_per_node=4",
+    "actor_rollout_ref.rollout.checkpoint_engine.backend=nccl",
+]
+"""What verl's separate trainer wants."""
 REASONS = ("asks the model", "third copy", "needs reference model", "samples failed groups again")
 """Why a method of the embedded trainer may not go over."""
 
@@ -136,6 +144,20 @@ def test_another_model_may_teach(given: list[str]) -> None:
             config.onpolicy.objective.append("ref_kl")
         with pytest.raises(ConfigError, match="a third one in memory"):
             method(config)
+
+
+def test_a_trainer_with_rollouts_elsewhere_is_told_what_verl_would_assert(given: list[str]) -> None:
+    """Before any process is there; with these it stops on a CPU where NCCL is wanted."""
+    mode = "trainer.v1.trainer_mode=onpolicy_separate_async"
+    with pytest.raises(ConfigError) as caught:
+        method(composed(given, mode))
+    for expected in (
+        "trainer.v1.separate_async.parameter_sync_step (4) ×",
+        "backend: got 'naive'",
+        "rollout.nnodes: got 0",
+    ):
+        assert expected in str(caught.value)
+    method(composed(given, mode, *ROLLOUTS_ELSEWHERE))
 
 
 def test_all_problems_of_a_config_are_one_answer(given: list[str]) -> None:
@@ -271,7 +293,7 @@ def test_every_trainer_of_verls_takes_the_mixin(given: list[str], mode: str) -> 
 
     from onpolicy.integrations.verl.trainer import TRAINERS, TeachingTrainerMixin
 
-    config = composed(given, f"trainer.v1.trainer_mode={mode}")
+    config = composed(given, f"trainer.v1.trainer_mode={mode}", *(ROLLOUTS_ELSEWHERE if "separate" in mode else ()))
     kind: Any = TRAINERS[mode]
     trainer = kind.__new__(kind)
     trainer.resolved, trainer.config = method(config), config
