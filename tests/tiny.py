@@ -89,9 +89,9 @@ def tiny_model(family: str = "qwen3", *, seed: int = 0, vocab_size: int = 264, w
     return Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True)).eval()
 
 
-def tiny_model_dir(path: Path, family: str = "qwen3", *, seed: int = 0) -> Path:
-    """The model and its tokenizer as a Hugging Face folder."""
-    tiny_model(family, seed=seed).save_pretrained(path)
+def tiny_model_dir(path: Path, family: str = "qwen3", **shape: int) -> Path:
+    """The model of ``tiny_model`` and its tokenizer as a Hugging Face folder."""
+    tiny_model(family, **shape).save_pretrained(path)
     byte_tokenizer().save_pretrained(path)
     return path
 

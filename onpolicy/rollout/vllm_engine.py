@@ -182,9 +182,8 @@ class SharedEngine:
         running = dict(enumerate(requests))
         while running:
             with self._turn() as engine:
-                if not all(
-                    r.done for r in running.values()
-                ):  # another thread's step may have been the last that was needed
+                # another thread's step may have been the last that was needed
+                if not all(r.done for r in running.values()):
                     self._step(engine)
             for number in [number for number, r in running.items() if r.done]:
                 on_finished(number, running.pop(number))

@@ -37,9 +37,8 @@ class ReadingWorker(AgentLoopWorker):  # type: ignore[misc]
             self.reader = ResponseReader(
                 resolved, student_renderer(resolved, self.tokenizer, resolved.config.model.path)
             )
-        self._thread = ThreadPoolExecutor(
-            1
-        )  # one: what is known of the last text is kept between the functions that read it
+        # one: what is known of the last text is kept between the functions that read it
+        self._thread = ThreadPoolExecutor(1)
 
     generate_sequences = _of_verl.generate_sequences
     _run_prompt = _of_verl._run_prompt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -233,14 +233,7 @@ def _served_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[s
             f"distillation.teacher_models: got {models}, expected one with the model of {SECTION}.teacher: {{name: model, path: ...}}, "
             "e.g. distillation.teacher_models.teacher_model.model_path=${onpolicy.teacher.path}."
         )
-    manager = config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
-    if manager != SERVED:
-        yield (
-            f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "
-            "reaches the teacher."
-        )
-    if len(contexts) != 1:
-        yield f"{SECTION}.contexts: got {contexts}, expected one context, which the served teacher reads."
+    yield from served_context_problems(config, contexts)
     for name, plugin in resolved.contexts.items():
         if reads_siblings(plugin.bind()):
             yield (
@@ -254,6 +247,18 @@ def _served_problems(config: DictConfig, resolved: ResolvedConfig) -> Iterator[s
             f"{SECTION}.objective: it reads more of the teacher than {told}, which is what its servers give "
             "(distillation.distillation_loss.topk with loss_mode=forward_kl_topk adds likely ones); expected support: "
             "{name: teacher_topk, k: ...} at most as wide, at temperature 1, or a teacher that is not served (distillation.enabled=false)."
+        )
+
+
+def served_context_problems(config: DictConfig, contexts: Sequence[str]) -> Iterator[str]:
+    """Whether one context reaches a served teacher, whoever's losses it teaches."""
+    if len(contexts) != 1:
+        yield f"{SECTION}.contexts: got {contexts}, expected one context, which the served teacher reads."
+    manager = config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
+    if manager != SERVED:
+        yield (
+            f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "
+            "reaches the teacher."
         )
 
 

@@ -73,24 +73,23 @@ def is_exact(resolved: ResolvedConfig, k: int) -> bool:
         resolved: the config, whose schedules move
         k: tokens that are served beside the sampled one
     """
-    objective, scheduled, steps = build_objective(resolved), Coefficients(resolved.coefficients), resolved.config.steps
-    for step in sorted({1, max(1, steps // 2), steps}):
+    objective, scheduled, last = build_objective(resolved), Coefficients(resolved.coefficients), resolved.config.steps
+    alone = [replace(objective, terms=(replace(term, weight=1.0),)) for term in objective.terms]
+    for step in sorted({1, max(1, last // 2), last}) if resolved.coefficients else (1,):
         scheduled.set(step, {})
-        if not all(
-            _reads_served(replace(objective, terms=(replace(t, weight=1.0),)), resolved, k) for t in objective.terms
-        ):
+        if not all(_reads_served(one, resolved, k) for one in alone):
             return False
     return True
 
 
 def _reads_served(objective: Objective, resolved: ResolvedConfig, k: int) -> bool:
+    """Whether the loss and its gradient are the same from both, as things stand."""
     draw = torch.Generator().manual_seed(0)
     rows, length, vocabulary = 8, 32, 4 * k + 64
     ids = torch.randint(vocabulary, (rows, length), generator=draw)
     logits = {who: torch.randn(rows * length, vocabulary, generator=draw, dtype=torch.float64) for who in ("", REF)}
-    certainty = torch.logspace(-1.0, 1.5, rows * length, dtype=torch.float64)[
-        :, None
-    ]  # any threshold lies between two tokens
+    # any threshold lies between two tokens
+    certainty = torch.logspace(-1.0, 1.5, rows * length, dtype=torch.float64)[:, None]
     teachers = {
         name: certainty * torch.randn(rows * length, vocabulary, generator=draw, dtype=torch.float64)
         for name in resolved.contexts

@@ -16,7 +16,7 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import Config
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.integrations.verl import refusals
-from onpolicy.integrations.verl.names import READING, SECTION, SERVED
+from onpolicy.integrations.verl.names import READING, SECTION
 from onpolicy.models import context_window, resolve_model, teacher_prompt_limit
 from onpolicy.trainer.build import teacher_rule
 from onpolicy.utils.errors import ConfigError
@@ -87,14 +87,7 @@ def served(config: DictConfig, problems: Problems | None = None) -> ResolvedConf
             for key in given if key not in kept
         ))  # fmt: skip
         contexts = list(given.get("contexts") or {})
-        if len(contexts) != 1:
-            found.add(f"{SECTION}.contexts: got {contexts}, expected one context, which the served teacher reads.")
-        manager = config.actor_rollout_ref.rollout.agent.get("agent_loop_manager_class")
-        if manager != SERVED:
-            found.add(
-                f"actor_rollout_ref.rollout.agent.agent_loop_manager_class: got {manager!r}, expected {SERVED!r}, without which no context "
-                "reaches the teacher."
-            )
+        found.add(*refusals.served_context_problems(config, contexts))
         embedded = _embedded(config, found)
         reading: list[Any] = [{"name": "distill", "divergence": "forward_kl", "context": name} for name in contexts]
         read = {key: value for key, value in embedded.items() if key in kept or key not in given}

@@ -69,9 +69,8 @@ class ServedTeacherWorker(ReadingWorker):
                 f"onpolicy.contexts.{self._name}: nothing to show for prompt {group.prompt.id!r}; verl's losses need a "
                 "context that every row has, e.g. reference_solution"
             )
-        privileged = (
-            self._privileged(messages) or prompt_ids
-        )  # of a row without a context nobody reads what the teacher says
+        # of a row without a context nobody reads what the teacher says
+        privileged = self._privileged(messages) or prompt_ids
         if self._ours:
             both = await asyncio.gather(
                 *(m.compute_teacher_logprobs_single(privileged + response_ids) for m in self._asked)

@@ -54,21 +54,20 @@ class Teachers:
 
         Where a row lacks a context they are zeros, which the context's mask hides.
         """
-        responses, masks = list(data["responses"].unbind()), [m.bool() for m in data["response_mask"].unbind()]
-        found = {context: _served_states(data) for context in self.contexts if self.served}
-        for context in self.contexts if not self.served else ():
-            prompts = data[prompt_column(context)].unbind()
-            rows = [
-                None if int(prompt[0]) == NOTHING else (prompt, response, mask)
-                for prompt, response, mask in zip(prompts, responses, masks, strict=True)
-            ]
-            readers = [self._copied_states] * self.rule.copies
-            if not self.rule.copies or self.rule.student_share:
-                readers.append(self._student_states)
-            found[context] = torch.cat([read(rows, data) for read in readers], -1)
+        found = {
+            context: _served_states(data) if self.served else self._states(context, data) for context in self.contexts
+        }
         if self.needs_ref:
-            found[REF] = self._copied_states(list(zip(data["prompts"].unbind(), responses, masks, strict=True)), data)
+            found[REF] = self._copied_states(_rows(data, data["prompts"]), data)
         return found
+
+    def _states(self, context: str, data: TensorDict) -> Tensor:
+        """Of whoever reads the context, side by side."""
+        rows = [None if int(row[0][0]) == NOTHING else row for row in _rows(data, data[prompt_column(context)])]
+        readers = [self._copied_states] * self.rule.copies
+        if not self.rule.copies or self.rule.student_share:
+            readers.append(self._student_states)
+        return torch.cat([read(rows, data) for read in readers], -1)
 
     def heads(self, student: Head) -> dict[str, HeadLike]:
         """By context and for the reference model, what makes logits of the hidden states that ``read`` returns.
@@ -76,15 +75,20 @@ class Teachers:
         Args:
             student: the student's head
         """
-        copied: HeadLike = self._copied.head or student
-        if self.rule.path is not None and student.weight is not None:
-            copied = ResizedHead(copied, len(student.weight))  # models of one family pad their vocabularies differently
-        teacher: HeadLike = copied if self.rule.copies else student
+        copied = self._copied.head or student
+        return dict.fromkeys(self.contexts, self._head(student, copied)) | {REF: copied}
+
+    def _head(self, student: Head, copied: Head) -> HeadLike:
+        """The teacher's."""
+        assert student.weight is not None
+        if self.served:
+            return ServedHead(len(student.weight))
+        if not self.rule.copies:
+            return student
         if self.rule.student_share:
-            teacher = MixedHead(copied, student, self.rule.student_share, self.student.width)
-        if self.served and student.weight is not None:
-            teacher = ServedHead(len(student.weight))
-        return dict.fromkeys(self.contexts, teacher) | {REF: copied}
+            return MixedHead(copied, student, self.rule.student_share, self.student.width)
+        # models of one family pad their vocabularies differently
+        return copied if self.rule.path is None else ResizedHead(copied, len(student.weight))
 
     def forget(self) -> None:
         """Frees the head that was kept for the micro-batches of an update."""
@@ -158,6 +162,12 @@ class Teachers:
 
     def _path(self, folder: Path) -> Path:
         return folder / f"onpolicy_world_size_{self.together.size}_rank_{self.together.rank}.safetensors"
+
+
+def _rows(data: TensorDict, prompts: Tensor) -> list[Row]:
+    """Of a micro-batch, with these prompts."""
+    masks = [mask.bool() for mask in data["response_mask"].unbind()]
+    return list(zip(prompts.unbind(), data["responses"].unbind(), masks, strict=True))
 
 
 def _served_states(data: TensorDict) -> Tensor:

@@ -57,7 +57,7 @@ from onpolicy.trainer.teacher_rules import WeightRule, ema, frozen, live, model,
 from onpolicy.types import Example
 from tests.trainer.test_trainer import distill_term, plain_term
 from tests.integrations.verl.rig.flash_attention import calls
-from tests.tiny import byte_tokenizer, example, random_examples, tiny_model, tiny_model_dir
+from tests.tiny import byte_tokenizer, example, random_examples, tiny_model_dir
 from onpolicy.utils.live_bytes import LiveBytes
 
 NAMES = ("hedge", "other")
@@ -397,8 +397,7 @@ def other(folder: Path) -> dict[str, float]:
     """Another model as the teacher: wider, its vocabulary padded further, its head not tied."""
     path = folder / "other" / "model"
     if torch.distributed.get_rank() == 0:
-        tiny_model("llama", seed=3, vocab_size=VOCABULARY + 8, width=96).save_pretrained(path)
-        byte_tokenizer().save_pretrained(path)
+        tiny_model_dir(path, "llama", seed=3, vocab_size=VOCABULARY + 8, width=96)
     torch.distributed.barrier()
     found, rule = {}, model(path=str(path))
     for name in ("sdpo", "opsd", "sampled"):

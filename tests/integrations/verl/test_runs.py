@@ -29,7 +29,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from tests.integrations.verl.runs import ROOT, end, environment, for_workers, main_ppo, smallest
-from tests.tiny import byte_tokenizer, tiny_model
+from tests.tiny import tiny_model_dir
 
 pytestmark = [pytest.mark.verl, pytest.mark.ray]
 
@@ -143,8 +143,7 @@ def test_a_live_teacher_with_a_floor_under_the_markers(tmp_path: Path) -> None:
 @pytest.mark.nightly
 def test_another_model_teaches_two_ranks_that_share_each_batch(tmp_path: Path) -> None:
     """OPD with a wider teacher, under Ulysses."""
-    tiny_model("llama", seed=3, width=96).save_pretrained(tmp_path / "teacher")
-    byte_tokenizer().save_pretrained(tmp_path / "teacher")
+    tiny_model_dir(tmp_path / "teacher", "llama", seed=3, width=96)
     overrides = smallest(tmp_path, ranks=2) | {
         "onpolicy.teacher.path": str(tmp_path / "teacher"),
         "actor_rollout_ref.actor.ulysses_sequence_parallel_size": 2,
@@ -160,8 +159,7 @@ def test_another_model_teaches_two_ranks_that_share_each_batch(tmp_path: Path) -
 @pytest.mark.nightly
 def test_a_served_teacher_of_another_size_under_our_loss(tmp_path: Path) -> None:
     """It says the sampled token and the likely ones: two requests for each trajectory."""
-    tiny_model("llama", seed=3, width=96).save_pretrained(tmp_path / "teacher")
-    byte_tokenizer().save_pretrained(tmp_path / "teacher")
+    tiny_model_dir(tmp_path / "teacher", "llama", seed=3, width=96)
     overrides = smallest(tmp_path) | {
         "onpolicy.teacher.path": str(tmp_path / "teacher"),
         "onpolicy.objective": "[teacher_advantage,{name:distill,divergence:forward_kl,support:{name:teacher_topk,k:8}}]",
