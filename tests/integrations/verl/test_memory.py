@@ -16,7 +16,7 @@ from onpolicy.cli import main
 from onpolicy.experiments.forecast.hardware import GIB
 from onpolicy.experiments.forecast.shape import shape_of
 from onpolicy.integrations.verl.command import compose
-from onpolicy.integrations.verl.memory import HOST, SAMPLING, SCORING, TRAINING, Models, verl_memory
+from onpolicy.integrations.verl.memory import HOST, SAMPLING, SCORING, TRAINING, Models, models_at_hand, verl_memory
 from onpolicy.integrations.verl.settings import method
 from tests.integrations.verl.runs import ROOT, write_data
 from tests.test_docs import script
@@ -79,6 +79,20 @@ def test_another_model_has_its_own_size() -> None:
     large = shape_of(str(SHAPES / "qwen3_8b.json"))
     assert held[TEACHER] == pytest.approx(4 * large.parameters / 8 / GIB)
     assert held[HEAD] == pytest.approx(2 * large.vocabulary * large.hidden / GIB)
+
+
+def test_models_are_found_by_their_paths(tmp_path: Path) -> None:
+    """Another model beside the student counts; on verl's teacher servers it is elsewhere."""
+    for name in ("qwen3_1.7b", "qwen3_8b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text((SHAPES / f"{name}.json").read_text())
+    given = ["data.train_files=x", "data.val_files=x", f"actor_rollout_ref.model.path={tmp_path / 'qwen3_1.7b'}"]
+    for name, beside in (("opd", True), ("opd_served", False)):
+        path = ROOT / "configs" / "verl" / f"{name}.yaml"
+        config = compose(path, [*given, f"onpolicy.teacher.path={tmp_path / 'qwen3_8b'}"])
+        found = models_at_hand(config, method(config))
+        assert found.student.layers == 28 and (found.other is not None) == beside
+        assert found.copied.layers == (36 if beside else 28)
 
 
 def test_what_is_offloaded_is_back_for_an_update() -> None:
