@@ -6,7 +6,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onpolicy.types import ContextCoroutine, Example, Message, Metrics, Prompt, RolloutGroup, Sampling
+from onpolicy.types import (
+    ContextCoroutine,
+    EnvironmentOutcome,
+    Example,
+    Message,
+    Metrics,
+    Prompt,
+    RolloutGroup,
+    SampledReply,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,6 +104,30 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """Frees what it holds; calls of ``generate`` that are under way end with an error."""
+        ...
+
+
+class Student(Protocol):
+    """The student, as an environment talks to it."""
+
+    async def reply(self, messages: Sequence[Message], read: Callable[[SampledReply], Message]) -> Message:
+        """What it says after ``messages``, the whole conversation so far, which begins with the problem's own.
+
+        Args:
+            messages: as they were in the last call, then its reply, then what the environment says to that
+            read: the reply -> the message that stands for it in the next call's ``messages``
+
+        Raises:
+            NoRoomLeft: the completion is as long as it may be; the environment grades what there is.
+        """
+        ...
+
+
+class Environment(Protocol):
+    """Answers what the student says, turn after turn, and grades it."""
+
+    async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
+        """One rollout of a problem. Many run in one event loop; what it raises costs this rollout."""
         ...
 
 

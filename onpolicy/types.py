@@ -71,6 +71,10 @@ class Prompt:
     """The reference answer as it stands in the file, of whatever type; ``fields["answer"]`` is its text."""
     raw_columns: Mapping[str, Any] = field(default_factory=dict)
     """Columns of the row that are text in ``fields`` and something else in the file, as they stand there."""
+    max_tokens: int | None = None
+    """Longest completion of this prompt, in tokens, where it is less than ``generator.max_tokens``."""
+    interactive: bool = False
+    """Whether the configured environment answers what is sampled, turn after turn; else a rollout is one turn."""
 
 
 @dataclass
@@ -114,9 +118,41 @@ class AdapterShape:
     """Last parts of the names of the layers that have one."""
 
 
+@dataclass(frozen=True, slots=True)
+class SampledReply:
+    """One turn of the student in a conversation with an environment."""
+
+    text: str
+    """Without special tokens; with the opening of its thinking, where that stands in the prompt."""
+    ids: tuple[int, ...]
+    """The tokens that it sampled."""
+    finish_reason: FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentOutcome:
+    """What an environment says of a rollout at its end."""
+
+    reward: float | None = None
+    """None: it did not grade the rollout."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What else it measured, by name."""
+    feedback: str = ""
+    """What it has to say about the rollout, for a teacher to read."""
+    failure: str = ""
+    """Why the rollout is of no use, where it is not: the environment raised, hung, or answered with no text. It is then neither graded
+    nor trained on."""
+    turns: int = 1
+    """How often the policy was asked."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One sampled answer.
+    """One sampled answer, or one conversation with an environment.
+
+    A conversation is one completion as long as each prompt goes on where the last reply ended: the replies are sampled tokens, what the
+    environment says is observed. Where the chat template writes the turns before anew (without their thinking, say) a new segment
+    begins: the rollout is the last of them and holds those before it.
 
     Example:
         prompt ``[1, 15, 9]`` and the sampled ``[7, 4, 2]`` with ``2`` the end of the turn give
@@ -144,6 +180,12 @@ class Rollout:
     sampled_mask: tuple[bool, ...] = ()
     """[T] which completion tokens the policy sampled; empty: all. The others were observed: they are context in every forward pass, and are
     neither trained nor counted nor scored."""
+    history: tuple[Message, ...] = ()
+    """What the prompt holds of the conversation besides the problem's messages: the turns of the segments before this one."""
+    earlier: tuple[Rollout, ...] = ()
+    """The segments before this one, in order, without ``earlier`` and ``outcome`` of their own."""
+    outcome: EnvironmentOutcome | None = None
+    """Of the whole conversation; None where no environment took part."""
     final: str | None = field(default=None, compare=False)
     """The part of ``text`` after its thinking, as the renderer tells it: empty where the thinking never ended. None before it is scored;
     not compared, because it follows from the text."""
@@ -156,6 +198,26 @@ class Rollout:
         oldest = min(self.select_sampled(self.token_versions), default=self.policy_version)
         if oldest != self.policy_version:
             raise ValueError(f"a rollout's policy_version is {self.policy_version}, but its oldest token's is {oldest}")
+
+    @property
+    def segments(self) -> tuple[Rollout, ...]:
+        """Those before this one, and this one; each is a row of its own in the loss."""
+        return (*self.earlier, self)
+
+    @property
+    def whole_text(self) -> str:
+        """What the policy wrote in all segments."""
+        return "".join(segment.text for segment in self.segments)
+
+    @property
+    def num_written(self) -> int:
+        """How many tokens the policy sampled in all segments."""
+        return sum(segment.num_sampled for segment in self.segments)
+
+    @property
+    def failed(self) -> bool:
+        """Whether its environment failed, so that it is neither graded nor trained on."""
+        return self.outcome is not None and bool(self.outcome.failure)
 
     @property
     def sampled_ids(self) -> tuple[int, ...]:

@@ -99,6 +99,15 @@ class DataSettings:
     )
 
 
+@dataclass
+class EnvironmentSettings:
+    timeout: float = opt(
+        60.0,
+        "seconds that the environment may take to answer a reply; a rollout that waits longer counts as failed",
+        Bounds(above=0),
+    )
+
+
 ALL_DEVICES = "all"
 """In place of a number of devices."""
 
@@ -335,6 +344,11 @@ class Config:
     rendering: RenderingSettings = opt(RenderingSettings, "how messages become tokens")
     data: dict[str, Any] = opt({}, "the problems; a plug-in of kind `data`")
     generator: dict[str, Any] = opt({"name": "auto"}, "samples the rollouts; a plug-in of kind `generator`")
+    environment: dict[str, Any] = opt(
+        {},
+        "what answers the student in rollouts of several turns, and grades them; a plug-in of kind `environment`. It takes part in the "
+        "problems that its own `data` source gives; {}: every rollout is one turn",
+    )
     rewards: list[Any] = opt([], "rewards of a completion: plug-ins of kind `reward`, summed with their `weight`")
     correctness: str | None = opt(
         None,
@@ -380,6 +394,7 @@ class Config:
 SHARED_FIELDS: dict[str, type] = {
     "data": DataSettings,
     "generator": Sampling,
+    "environment": EnvironmentSettings,
     "trainer": TrainerSettings,
     "reward": RewardSettings,
     "term": TermSettings,
@@ -387,12 +402,13 @@ SHARED_FIELDS: dict[str, type] = {
 }
 """Kind -> settings that every plug-in of this kind takes in addition to its own options."""
 
-PLUGIN_SECTIONS = ("data", "generator", "privileged_rollouts", "teacher", "credit", "trainer")
+PLUGIN_SECTIONS = ("data", "generator", "environment", "privileged_rollouts", "teacher", "credit", "trainer")
 """Sections that choose one plug-in; its name alone may stand in their place."""
 
 INJECTED: dict[str, tuple[str, ...]] = {
     "generator": ("renderer", "model", "sampling", "max_model_len", "source", "beside_trainer", "adapter"),
     "trainer": ("setup",),
+    "environment": ("renderer",),
 }
 """Keyword-only parameters that the framework fills, so that a config may not."""
 

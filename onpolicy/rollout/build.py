@@ -12,6 +12,7 @@ from onpolicy.data.cursor import PromptCursor
 from onpolicy.models import ModelHandle
 from onpolicy.protocols import Generator, Sampler
 from onpolicy.rollout.dataset_completions import DatasetCompletions
+from onpolicy.rollout.environments import EnvironmentGenerator, Rules
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampler import RolloutSampler
 from onpolicy.types import AdapterShape, Prompt, RolloutGroup
@@ -44,6 +45,27 @@ def local_generator(
         **{name: value for name, value in offered.items() if name in options},
     )
     return generator
+
+
+def with_environment(
+    resolved: ResolvedConfig, model: ModelHandle, generator: Generator, note: Callable[[str], None]
+) -> Generator:
+    """The generator, with the configured environment for the prompts that it takes part in; as it is where none is configured.
+
+    A plug-in with an option ``renderer`` is given that of the student.
+
+    Args:
+        resolved: the config
+        model: the student
+        generator: samples
+        note: told what went wrong in some rollouts
+    """
+    section = resolved.environment
+    if section is None:
+        return generator
+    options = {"renderer": model.renderer} if "renderer" in options_of(section.plugin.function) else {}
+    rules = Rules(model.renderer, model.max_model_len, section.settings.timeout)
+    return EnvironmentGenerator(generator, section.plugin.bind()(**options), rules, note)
 
 
 def prompt_cursor(resolved: ResolvedConfig, prompts: Sequence[Prompt]) -> PromptCursor:

@@ -14,6 +14,7 @@ from torch import Tensor
 from onpolicy.data.rendering import Renderer
 from onpolicy.protocols import OnGroup, ignore_group
 from onpolicy.rollout.arrival import Arrivals
+from onpolicy.rollout.request import continued_prompt, max_tokens
 from onpolicy.rollout.vllm_args import EngineArgs, blamed_on, combined
 from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
 from onpolicy.rollout.vllm_lora import LoadedAdapters, adapter_arguments, why_no_adapter
@@ -50,6 +51,7 @@ class VLLMGenerator:
     """
 
     why_no_adapter = staticmethod(why_no_adapter)
+    parallel_calls = 32
 
     def __init__(
         self,
@@ -120,14 +122,10 @@ class VLLMGenerator:
     ) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
         sampling = sampling or self.sampling
-        longest = self.max_model_len - sampling.max_tokens
         asked = [
             (
-                (
-                    *self.renderer.prompt_ids(prompt.messages, limit=longest - len(prompt.completion_prefix_ids)),
-                    *prompt.completion_prefix_ids,
-                ),
-                self._params(sampling, rollout_seed(seed, prompt.id, j, prompt.occurrence), prompt.banned_token_ids),
+                continued_prompt(self.renderer, prompt, self.max_model_len - max_tokens(prompt, sampling)),
+                self._params(prompt, sampling, rollout_seed(seed, prompt.id, j, prompt.occurrence)),
             )
             for prompt in prompts
             for j in range(sampling.group_size)
@@ -165,17 +163,17 @@ class VLLMGenerator:
         """Frees the engine and its memory; whoever is sampling gets an error."""
         self._engine.close()
 
-    def _params(self, sampling: Sampling, seed: int, banned_token_ids: Sequence[int]) -> SamplingParams:
+    def _params(self, prompt: Prompt, sampling: Sampling, seed: int) -> SamplingParams:
         from vllm import SamplingParams
 
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
+            max_tokens=max_tokens(prompt, sampling),
             stop_token_ids=list(self.renderer.eos_ids),
             seed=seed,
-            logit_bias=dict.fromkeys(banned_token_ids, -math.inf) or None,
+            logit_bias=dict.fromkeys(prompt.banned_token_ids, -math.inf) or None,
             logprobs=0,  # the sampled token alone
             detokenize=False,
         )

@@ -14,7 +14,7 @@ from onpolicy.distributed.adapter_plan import adapter_plan
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator, Trainer
-from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor
+from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor, with_environment
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.control import RunControl
 from onpolicy.run.devices import refuse_devices_without_ranks, unused_devices
@@ -105,7 +105,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
 def _generator_beside(
     trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, faults: Faults, display: Display
 ) -> Generator:
-    """The generator, and a line on what it is given of a student with adapters; where a launcher's ranks train, those of all ranks.
+    """The generator, and a line on what it is given of a student with adapters; where a launcher's ranks train, those of all ranks. The environment that answers it is this process's.
 
     It comes before the trainer's first call: the other ranks make theirs before they serve calls, and vLLM's engines wait for one another.
     """
@@ -114,8 +114,8 @@ def _generator_beside(
         display.console.print(plain(plan.said), highlight=False, soft_wrap=True)
     own = build_generator(resolved, model, faults, beside_trainer=True, adapter=plan.shape)
     if isinstance(trainer, Rank0Driver) and not resolved.config.distributed.num_generators:
-        return RankGenerators(trainer, own)
-    return own
+        own = RankGenerators(trainer, own)
+    return with_environment(resolved, model, own, display.note)
 
 
 def _keep_inputs(
