@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -10,11 +11,11 @@ from onpolicy.types import (
     ContextCoroutine,
     EnvironmentOutcome,
     Example,
+    FinishReason,
     Message,
     Metrics,
     Prompt,
     RolloutGroup,
-    SampledReply,
     Sampling,
 )
 
@@ -28,6 +29,26 @@ OnGroup = Callable[[int, RolloutGroup], None]
 
 def ignore_group(place: int, group: RolloutGroup) -> None:
     """Nobody wants a group before all are there."""
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """The student's low-rank adapters, as a generator has to know them that is given them apart from the weights that they are added to."""
+
+    rank: int
+    targets: tuple[str, ...]
+    """Last parts of the names of the layers that have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledReply:
+    """One turn of the student in a conversation with an environment."""
+
+    text: str
+    """Without special tokens; with the opening of its thinking, where that stands in the prompt."""
+    ids: tuple[int, ...]
+    """The tokens that it sampled."""
+    finish_reason: FinishReason
 
 
 class Sampler(Protocol):

@@ -72,7 +72,7 @@ class Prompt:
     raw_columns: Mapping[str, Any] = field(default_factory=dict)
     """Columns of the row that are text in ``fields`` and something else in the file, as they stand there."""
     max_tokens: int | None = None
-    """Longest completion of this prompt, in tokens, where it is less than ``generator.max_tokens``."""
+    """Longest completion, in tokens, where it is less than ``generator.max_tokens``."""
     interactive: bool = False
     """Whether the configured environment answers what is sampled, turn after turn; else a rollout is one turn."""
 
@@ -109,26 +109,6 @@ class Sampling:
                 raise ValueError(f"generator.{name}: got {value}, expected {expected}")
 
 
-@dataclass(frozen=True)
-class AdapterShape:
-    """The student's low-rank adapters, as a generator has to know them that is given them apart from the weights that they are added to."""
-
-    rank: int
-    targets: tuple[str, ...]
-    """Last parts of the names of the layers that have one."""
-
-
-@dataclass(frozen=True, slots=True)
-class SampledReply:
-    """One turn of the student in a conversation with an environment."""
-
-    text: str
-    """Without special tokens; with the opening of its thinking, where that stands in the prompt."""
-    ids: tuple[int, ...]
-    """The tokens that it sampled."""
-    finish_reason: FinishReason
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EnvironmentOutcome:
     """What an environment says of a rollout at its end."""
@@ -140,8 +120,7 @@ class EnvironmentOutcome:
     feedback: str = ""
     """What it has to say about the rollout, for a teacher to read."""
     failure: str = ""
-    """Why the rollout is of no use, where it is not: the environment raised, hung, or answered with no text. It is then neither graded
-    nor trained on."""
+    """Why the rollout is neither graded nor trained on: the environment raised, hung, or answered with no text."""
     turns: int = 1
     """How often the policy was asked."""
 
@@ -150,9 +129,8 @@ class EnvironmentOutcome:
 class Rollout:
     """One sampled answer, or one conversation with an environment.
 
-    A conversation is one completion as long as each prompt goes on where the last reply ended: the replies are sampled tokens, what the
-    environment says is observed. Where the chat template writes the turns before anew (without their thinking, say) a new segment
-    begins: the rollout is the last of them and holds those before it.
+    A conversation is one completion, in which replies are sampled and what the environment says is observed. Where the chat template
+    writes the turns before in another way (without their thinking, say) a new segment begins: the rollout is the last of them.
 
     Example:
         prompt ``[1, 15, 9]`` and the sampled ``[7, 4, 2]`` with ``2`` the end of the turn give
@@ -163,8 +141,7 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     """[P] what the student read."""
     completion_ids: tuple[int, ...]
-    """[T] what follows the prompt: the tokens that it sampled, the end-of-turn token included where there is one, and between them those
-    that it observed, if an environment answered."""
+    """[T] what follows the prompt: tokens that were sampled, ends of turns included, and those that an environment answered."""
     rollout_logprobs: tuple[float, ...]
     """[T] log-probabilities of the sampled tokens as the *generator* reports them, in nats, before temperature. Observed tokens have none:
     their entries are not read."""
@@ -183,12 +160,11 @@ class Rollout:
     history: tuple[Message, ...] = ()
     """What the prompt holds of the conversation besides the problem's messages: the turns of the segments before this one."""
     earlier: tuple[Rollout, ...] = ()
-    """The segments before this one, in order, without ``earlier`` and ``outcome`` of their own."""
+    """The segments before this one, in order."""
     outcome: EnvironmentOutcome | None = None
     """Of the whole conversation; None where no environment took part."""
     final: str | None = field(default=None, compare=False)
-    """The part of ``text`` after its thinking, as the renderer tells it: empty where the thinking never ended. None before it is scored;
-    not compared, because it follows from the text."""
+    """What follows the thinking in ``text``, or in its last turn; empty where the thinking never ended, None before it is scored."""
 
     def __post_init__(self) -> None:
         for name in ("rollout_logprobs", "token_versions", "sampled_mask"):

@@ -18,12 +18,12 @@ from onpolicy.distributed.remote_errors import picklable_errors
 from onpolicy.distributed.tasks import MAX_IN_FLIGHT, ActorLost
 from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
 from onpolicy.models import ModelHandle, engine_dtype, open_model, vocabulary_size
-from onpolicy.protocols import Generator, OnGroup, Weights, ignore_group
+from onpolicy.protocols import AdapterShape, Generator, OnGroup, Weights, ignore_group
 from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.trainer.student_weights import StudentWeights
-from onpolicy.types import AdapterShape, Prompt, RolloutGroup, Sampling
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 
 if TYPE_CHECKING:

@@ -10,12 +10,12 @@ from onpolicy.config.registry import options_of
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.models import ModelHandle
-from onpolicy.protocols import Generator, Sampler
+from onpolicy.protocols import AdapterShape, Generator, Sampler
 from onpolicy.rollout.dataset_completions import DatasetCompletions
 from onpolicy.rollout.environments import EnvironmentGenerator, Rules
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.types import AdapterShape, Prompt, RolloutGroup
+from onpolicy.types import Prompt, RolloutGroup
 from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 

@@ -19,9 +19,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
-from onpolicy.protocols import Environment
+from onpolicy.protocols import Environment, SampledReply
 from onpolicy.rollout.episode import Episode
-from onpolicy.types import EnvironmentOutcome, Message, Prompt, Rollout, SampledReply
+from onpolicy.types import EnvironmentOutcome, Message, Prompt, Rollout
 from onpolicy.utils.errors import UserError, first_line
 
 CANCEL_SECONDS = 5.0
@@ -110,7 +110,7 @@ class EnvironmentLoop:
     def abandon(self) -> None:
         """Ends the thread as soon as what holds it lets go; what it says from now on is not heard."""
         self._abandoned, self.events = True, queue.Queue()
-        self._loop.set_exception_handler(lambda loop, context: None)
+        self._loop.set_exception_handler(_ignore)
         for student in self._students.values():
             student.events = queue.Queue()
         identity = ctypes.c_ulong(self._thread.ident or 0)
@@ -134,6 +134,7 @@ class EnvironmentLoop:
         with suppress(SystemExit):  # from ``abandon``
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+            self._loop.set_exception_handler(_ignore)  # what would not be cancelled is left behind
             self._loop.close()
 
     def _answer(self) -> None:
@@ -177,6 +178,10 @@ class EnvironmentLoop:
         if not student.episode.turns and not outcome.failure:
             return replace(outcome, failure="it never asked the policy")
         return outcome
+
+
+def _ignore(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Says nothing of tasks that are destroyed."""
 
 
 class _StudentInEpisode:

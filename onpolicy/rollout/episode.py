@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 
 from onpolicy.data.next_turn import observed_ids
 from onpolicy.data.rendering import PromptTooLong, Renderer
-from onpolicy.types import EnvironmentOutcome, Message, Prompt, Rollout, SampledReply
+from onpolicy.protocols import SampledReply
+from onpolicy.types import EnvironmentOutcome, Message, Prompt, Rollout
 
 
 class EpisodeError(RuntimeError):

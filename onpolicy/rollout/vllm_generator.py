@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
-from onpolicy.protocols import OnGroup, ignore_group
+from onpolicy.protocols import AdapterShape, OnGroup, ignore_group
 from onpolicy.rollout.arrival import Arrivals
 from onpolicy.rollout.request import continued_prompt, max_tokens
 from onpolicy.rollout.vllm_args import EngineArgs, blamed_on, combined
@@ -20,7 +20,7 @@ from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_thre
 from onpolicy.rollout.vllm_lora import LoadedAdapters, adapter_arguments, why_no_adapter
 from onpolicy.rollout.vllm_sleep import sleeps
 from onpolicy.rollout.weight_version import require_newer
-from onpolicy.types import AdapterShape, FinishReason, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.ready import installed, ready_if
 from onpolicy.utils.seeds import rollout_seed
 

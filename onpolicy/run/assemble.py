@@ -105,7 +105,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
 def _generator_beside(
     trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, faults: Faults, display: Display
 ) -> Generator:
-    """The generator, and a line on what it is given of a student with adapters; where a launcher's ranks train, those of all ranks. The environment that answers it is this process's.
+    """The generator, and a line on what it is given of a student with adapters; where a launcher's ranks train, those of all ranks.
 
     It comes before the trainer's first call: the other ranks make theirs before they serve calls, and vLLM's engines wait for one another.
     """

@@ -14,10 +14,9 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.distributed.env import launched
 from onpolicy.distributed.torchrun_group import Rank0Driver
 from onpolicy.models import ModelHandle
-from onpolicy.protocols import Generator, Trainer
+from onpolicy.protocols import AdapterShape, Generator, Trainer
 from onpolicy.rollout.build import local_generator
 from onpolicy.trainer.build import local_trainer
-from onpolicy.types import AdapterShape
 from onpolicy.utils.device import available_cores
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.timer import PhaseTimer

@@ -6,9 +6,9 @@ import asyncio
 import time
 from collections.abc import Sequence
 
-from onpolicy.protocols import Student
+from onpolicy.protocols import SampledReply, Student
 from onpolicy.rollout.episode import NoRoomLeft
-from onpolicy.types import EnvironmentOutcome, Message, Prompt, SampledReply
+from onpolicy.types import EnvironmentOutcome, Message, Prompt
 
 
 def as_said(reply: SampledReply) -> Message:

@@ -20,9 +20,10 @@ import pytest
 from onpolicy.cli import main
 from onpolicy.config.resolve import load_resolved
 from onpolicy.data.rendering import Renderer
+from onpolicy.protocols import AdapterShape
 from onpolicy.rollout.vllm_args import OPTIONS, REASONS, engine_arguments
 from onpolicy.rollout.vllm_generator import VLLMGenerator
-from onpolicy.types import AdapterShape, Sampling
+from onpolicy.types import Sampling
 from onpolicy.utils.errors import ConfigError
 from tests.rollout.fake_vllm import FakeLLM, put_in_place
 from tests.runs import write_config

@@ -11,9 +11,9 @@ from verifiers.clients import Client
 from verifiers.types import AssistantMessage, Response, ResponseMessage, ToolCall, Usage
 
 from onpolicy.integrations.verifiers.messages import to_messages
-from onpolicy.protocols import Student
+from onpolicy.protocols import SampledReply, Student
 from onpolicy.rollout.episode import NoRoomLeft
-from onpolicy.types import Message, SampledReply
+from onpolicy.types import Message
 
 ReadReply = Callable[[Sequence[int]], Any]
 """Sampled tokens -> what they say and which tools they call, as ``renderers.ParsedResponse``."""
