@@ -58,11 +58,8 @@ class VerifiersEnvironment:
 
 
 def _reason(error: Any) -> str:
-    if isinstance(error, BaseException):
-        cause = error.__cause__ or error
-        return f"{type(cause).__name__}: {first_line(cause)}"
-    found = dict(error)
-    return str(found.get("error_chain_str") or found.get("error") or found)
+    """Of an error as verifiers writes it: ``ModelError() -> EpisodeError('...')``, of which the last one was first."""
+    return str(error["error_chain_repr"]).rpartition(" -> ")[2]
 
 
 def _reader(renderer: Renderer, tool_parser: str | None) -> Any:
