@@ -391,7 +391,16 @@ PLUGIN_SECTIONS = ("data", "generator", "privileged_rollouts", "teacher", "credi
 """Sections that choose one plug-in; its name alone may stand in their place."""
 
 INJECTED: dict[str, tuple[str, ...]] = {
-    "generator": ("renderer", "model", "sampling", "max_model_len", "source", "beside_trainer", "adapter"),
+    "generator": (
+        "renderer",
+        "model",
+        "sampling",
+        "max_model_len",
+        "source",
+        "beside_trainer",
+        "adapter",
+        "transfer_backend",
+    ),
     "trainer": ("setup",),
 }
 """Keyword-only parameters that the framework fills, so that a config may not."""
