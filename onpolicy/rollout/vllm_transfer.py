@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import torch
 
 from onpolicy.rollout.vllm_args import engine_arguments
+from onpolicy.utils.device import synchronize
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -215,6 +216,7 @@ class WeightSender:
         """
         try:
             with _current(self._stream.device):
+                synchronize()  # whatever thread has made the weights
                 self._engine.send_weights()
         except Exception as error:
             raise self._failure(error) from error

@@ -128,16 +128,41 @@ class Spec(ReplicaSpec):
         return None
 
 
+class Turn:
+    """A lock that counts who found it taken."""
+
+    def __init__(self) -> None:
+        self.lock, self.refused = threading.RLock(), 0
+
+    def acquire(self, blocking: bool = True) -> bool:
+        found = self.lock.acquire(blocking)
+        self.refused += not found
+        return found
+
+    def release(self) -> None:
+        self.lock.release()
+
+
 class HandDriven:
     """Ranks whose groups are calls of a replica; each transfer fails, and each call waits, as a test says."""
 
     def __init__(self) -> None:
-        self.place, self.size, self.incarnation, self.changes = GPU_0, 1, 1, 0
-        self.turn = threading.RLock()
+        self.place, self.size, self.incarnation, self.read = GPU_0, 1, 1, 0
+        self._changes = 0
+        self.turn = Turn()
         self.calls: list[str] = []
         self.groups: dict[int, Any] = {}
         self.fails = 0
         self.lost = False
+
+    @property
+    def changes(self) -> int:
+        self.read += 1
+        return self._changes
+
+    @changes.setter
+    def changes(self, value: int) -> None:
+        self._changes = value
 
     def gather(self, adapter: bool) -> WeightRefs:
         if self.lost:
@@ -165,6 +190,11 @@ class HandDriven:
         return ""
 
 
+def until(true: Callable[[], bool]) -> None:
+    while not true():
+        time.sleep(0.01)
+
+
 class Site:
     def __init__(self, size: int) -> None:
         self.ranks, self.said = HandDriven(), list[str]()
@@ -174,8 +204,7 @@ class Site:
         self.up()
 
     def up(self) -> None:
-        while not all(supervisor.pid for supervisor in self.pool.supervisors):
-            time.sleep(0.01)
+        until(lambda: all(supervisor.pid for supervisor in self.pool.supervisors))
 
     def sync(self) -> None:
         self.version += 1
@@ -250,18 +279,16 @@ def test_a_latecomer_gets_the_weights_when_the_ranks_are_free_and_still_have_the
     s = site()
     s.sync()
     s.sync()
-    with s.ranks.turn:  # as in a step, which the main thread makes
-        killed = s.pool.supervisors[0].pid
-        _kill(killed)
-        asked = s.ask()
-        while s.pool.supervisors[0].pid in (None, killed):
-            time.sleep(0.01)
-        time.sleep(0.2)
-        assert not asked.done()
-        s.ranks.changes += 1
-    time.sleep(0.2)
+    s.ranks.turn.acquire()  # as in a step, which the main thread makes
+    _kill(s.pool.supervisors[0].pid)
+    asked = s.ask()
+    until(lambda: s.ranks.turn.refused > 3 or asked.done())
+    assert not asked.done()
+    s.ranks.changes, before = 1, s.ranks.read
+    s.ranks.turn.release()
+    until(lambda: s.ranks.read > before + 3 or asked.done())
     assert not asked.done(), "they have others"
-    s.ranks.changes -= 1
+    s.ranks.changes = 0
     assert asked.result() == "store 2 ", "without another sync"
 
 
