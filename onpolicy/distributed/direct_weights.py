@@ -7,7 +7,7 @@ weights go through the object store: rank 0 puts them there when somebody asks, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from onpolicy.distributed.remote_errors import one_line
 from onpolicy.distributed.tasks import ActorLost
 from onpolicy.distributed.weight_paths import WORDS, Place, Sender, WeightPath, said
-from onpolicy.distributed.weight_sender import Group
+from onpolicy.distributed.weight_sender import TransferGroup
 from onpolicy.distributed.weight_transfer import WeightRefs
 from onpolicy.rollout.vllm_transfer import Backend
 from onpolicy.utils.faults import RoleLost
@@ -29,7 +29,7 @@ class NotNow(Exception):
     """The ranks are at work, or have other weights by now; new ones will come."""
 
 
-class Ranks(Protocol):
+class SendingRanks(Protocol):
     """Trainer ranks, as ``RayTrainerGroup``. What fails because one of them is lost raises ``RoleLost``."""
 
     place: Place
@@ -46,12 +46,8 @@ class Ranks(Protocol):
 
     def gather(self, adapter: bool) -> WeightRefs: ...
 
-    def open_group(self, group: Group, replica: Any, leave: Sequence[int]) -> str:
-        """Leaves groups that have lost their replicas and opens one; returns why that failed, or nothing."""
-        ...
-
-    def send(self, number: int, version: int) -> str:
-        """Sends all weights to a group; returns why that failed, or nothing."""
+    def ask_first(self, method: str, *arguments: Any, gather: bool = False) -> Any:
+        """Calls a method of rank 0 (``ray_trainer_group.Rank``); with ``gather`` the others join it in gathering the weights."""
         ...
 
 
@@ -60,11 +56,11 @@ class Snapshot:
     """The ranks' weights at a sync; they can be had for as long as the ranks have them."""
 
     change: int
-    """``Ranks.changes`` at that time."""
+    """``SendingRanks.changes`` at that time."""
     refs: WeightRefs | None = None
     """Once they are in the object store."""
     incarnation: int = 0
-    """``Ranks.incarnation`` when they were put there."""
+    """``SendingRanks.incarnation`` when they were put there."""
 
 
 @dataclass
@@ -81,7 +77,7 @@ class Link:
 class DirectWeights:
     """Every method is called by the threads of supervisors, but for ``snapshot``."""
 
-    def __init__(self, ranks: Ranks, *, timeout: float, say: Callable[[str], None]) -> None:
+    def __init__(self, ranks: SendingRanks, *, timeout: float, say: Callable[[str], None]) -> None:
         """
         Args:
             ranks: of the trainer
@@ -123,7 +119,8 @@ class DirectWeights:
             try:
                 if link.number is None:
                     link.number = self._open(actor, backend)
-                self._check(self.ranks.send(link.number, version), f"did not take the weights by {WORDS[backend]}")
+                failed = self.ranks.ask_first("send", link.number, version, gather=True)
+                self._check(failed, f"did not take the weights by {WORDS[backend]}")
             except RoleLost as lost:  # the next one to ask the ranks hears of it
                 raise ActorLost(f"waits for weights from a trainer that is gone ({lost})") from lost
             self._failures = 0
@@ -143,8 +140,8 @@ class DirectWeights:
         return snapshot.refs
 
     def _open(self, actor: Any, backend: Backend) -> int:
-        group, left = Group(next(self._numbers), backend, self._timeout), self._left.copy()
-        failed = self.ranks.open_group(group, actor, left)
+        group, left = TransferGroup(next(self._numbers), backend, self._timeout), self._left.copy()
+        failed = self.ranks.ask_first("open_group", group, actor, left)
         del self._left[: len(left)]
         self._check(failed, f"did not join the trainer by {WORDS[backend]}")
         self._tell(f"replicas of the generator take weights by {WORDS[backend]}")

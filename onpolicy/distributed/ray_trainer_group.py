@@ -22,7 +22,7 @@ from onpolicy.distributed.processes import kill_actor, local_process
 from onpolicy.distributed.remote_errors import one_line, picklable_errors
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
 from onpolicy.distributed.weight_paths import Place, here
-from onpolicy.distributed.weight_sender import Group, WeightSenders
+from onpolicy.distributed.weight_sender import TransferGroup, WeightSenders
 from onpolicy.distributed.weight_transfer import WeightBucket, WeightRefs, pack_weights
 from onpolicy.utils.faults import Faults, GaveUp, RoleLost
 from onpolicy.utils.timer import PhaseTimer
@@ -107,7 +107,7 @@ class Rank(Actor):
         return here()
 
     @picklable_errors()
-    def open_group(self, group: Group, replica: Any, leave: Sequence[int]) -> str:
+    def open_group(self, group: TransferGroup, replica: Any, leave: Sequence[int]) -> str:
         """``WeightSenders.open``; rank 0's alone."""
         import ray
 
@@ -163,29 +163,26 @@ class RayTrainerGroup(TrainerGroup):
         Raises:
             RoleLost: one of them did not come up.
         """
-        with self.turn:
-            self._restart()
-
-    def _restart(self) -> None:
         import ray
 
-        self._kill_ranks()
-        self.incarnation, self.changes = self.incarnation + 1, self.changes + 1
-        resources = ray_cluster.resources(self._resolved, gpus=1)
-        if self._roles.address is None:  # gloo would look for the machine's own address
-            environment = {"GLOO_SOCKET_IFNAME": "lo"} | resources["runtime_env"]["env_vars"]
-            resources["runtime_env"] = {"env_vars": environment}
-        config = self._config()
-        for rank in range(self.size):
-            actor = ray.remote(Rank).options(max_concurrency=3, **resources)
-            self._actors.append(actor.remote(config, os.getcwd(), rank, self.size))
-        self._timeout = STARTUP_FACTOR * self._roles.heartbeat_timeout_s
-        places = self._await([actor.ready.remote() for actor in self._actors])
-        self._processes = [local_process(*place) for place in places]
-        meeting = self._meeting()
-        (self._tokens, *_) = self._await([actor.load.remote(meeting) for actor in self._actors])
-        (self.place,) = self._await([self._actors[0].place.remote()])
-        self._timeout = self._roles.heartbeat_timeout_s
+        with self.turn:
+            self._kill_ranks()
+            self.incarnation, self.changes = self.incarnation + 1, self.changes + 1
+            resources = ray_cluster.resources(self._resolved, gpus=1)
+            if self._roles.address is None:  # gloo would look for the machine's own address
+                environment = {"GLOO_SOCKET_IFNAME": "lo"} | resources["runtime_env"]["env_vars"]
+                resources["runtime_env"] = {"env_vars": environment}
+            config = self._config()
+            for rank in range(self.size):
+                actor = ray.remote(Rank).options(max_concurrency=3, **resources)
+                self._actors.append(actor.remote(config, os.getcwd(), rank, self.size))
+            self._timeout = STARTUP_FACTOR * self._roles.heartbeat_timeout_s
+            places = self._await([actor.ready.remote() for actor in self._actors])
+            self._processes = [local_process(*place) for place in places]
+            meeting = self._meeting()
+            (self._tokens, *_) = self._await([actor.load.remote(meeting) for actor in self._actors])
+            (self.place,) = self._await([self._actors[0].place.remote()])
+            self._timeout = self._roles.heartbeat_timeout_s
 
     def call_all(self, method: str, *arguments: Any) -> Any:
         import ray
@@ -215,16 +212,11 @@ class RayTrainerGroup(TrainerGroup):
             self._await([stream.completed(), *_join_gather(others, adapter)])
             return WeightRefs(list(stream))
 
-    def open_group(self, group: Group, replica: Any, leave: Sequence[int]) -> str:
-        """``direct_weights.Ranks.open_group``."""
-        failed: str = self._await([self._ranks()[0].open_group.remote(group, replica, list(leave))])[0]
-        return failed
-
-    def send(self, number: int, version: int) -> str:
-        """``direct_weights.Ranks.send``."""
+    def ask_first(self, method: str, *arguments: Any, gather: bool = False) -> Any:
+        """Calls rank 0; with ``gather`` the others join it in gathering the weights."""
         first, *others = self._ranks()
-        failed: str = self._await([first.send.remote(number, version), *_join_gather(others, False)])[0]
-        return failed
+        helping = _join_gather(others, False) if gather else []
+        return self._await([getattr(first, method).remote(*arguments), *helping])[0]
 
     def _ranks(self) -> list[Any]:
         """All of them; raises RoleLost where they were lost in an earlier call."""

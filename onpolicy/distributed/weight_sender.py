@@ -21,7 +21,7 @@ POLL = 0.5
 
 
 @dataclass(frozen=True)
-class Group:
+class TransferGroup:
     """A group of two: rank 0 and one replica."""
 
     number: int
@@ -109,7 +109,7 @@ class WeightSenders:
             yield bucket
         self._specs = tuple(specs)
 
-    def open(self, group: Group, replica: Any, host: str) -> str:
+    def open(self, group: TransferGroup, replica: Any, host: str) -> str:
         """Opens a group with a replica; returns why that failed, or nothing.
 
         Args:

@@ -32,7 +32,7 @@ from onpolicy.distributed.direct_weights import FAILURES, DirectWeights
 from onpolicy.distributed.generator_pool import ReplicaSpec, VersionedWeights
 from onpolicy.distributed.tasks import ActorLost
 from onpolicy.distributed.weight_paths import Place, Sender, WeightPath, said, why_in_store
-from onpolicy.distributed.weight_sender import Group
+from onpolicy.distributed.weight_sender import TransferGroup
 from onpolicy.distributed.weight_transfer import WeightRefs
 from onpolicy.utils.faults import Faults, RoleLost
 from tests.distributed.light_replica import Holder
@@ -170,7 +170,12 @@ class HandDriven:
         self.calls.append("gather")
         return WeightRefs([])
 
-    def open_group(self, group: Group, replica: Any, leave: Sequence[int]) -> str:
+    def ask_first(self, method: str, *arguments: Any, gather: bool = False) -> str:
+        assert gather == (method == "send")
+        failed: str = getattr(self, method)(*arguments)
+        return failed
+
+    def open_group(self, group: TransferGroup, replica: Any, leave: Sequence[int]) -> str:
         for number in leave:
             self.groups.pop(number, None)
         self.calls.append(f"open {group.number}" + (f", leave {list(leave)}" if leave else ""))
