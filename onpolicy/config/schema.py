@@ -383,7 +383,16 @@ PLUGIN_SECTIONS = ("data", "generator", "environment", "privileged_rollouts", "t
 """Sections that choose one plug-in; its name alone may stand in their place."""
 
 INJECTED: dict[str, tuple[str, ...]] = {
-    "generator": ("renderer", "model", "sampling", "max_model_len", "source", "beside_trainer", "adapter"),
+    "generator": (
+        "renderer",
+        "model",
+        "sampling",
+        "max_model_len",
+        "source",
+        "beside_trainer",
+        "adapter",
+        "transfer_backend",
+    ),
     "trainer": ("setup",),
     "environment": ("renderer",),
 }

@@ -26,16 +26,22 @@ def local_generator(
     *,
     beside_trainer: bool = False,
     adapter: AdapterShape | None = None,
+    transfer_backend: str | None = None,
 ) -> Generator:
     """The configured generator in this process.
 
     A plug-in with an option ``source`` is told the revision of a hub's model and whether its code may run; one with an option
     ``beside_trainer``, whether it shares its device with a trainer; one with an option ``adapter``, the shape of the adapters that are all
-    that it will be given of the student.
+    that it will be given of the student; one with an option ``transfer_backend``, how a trainer sends it weights by itself.
     """
     section, settings = resolved.generator, resolved.config.model
     source = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-    offered = {"source": source, "beside_trainer": beside_trainer, "adapter": adapter}
+    offered = {
+        "source": source,
+        "beside_trainer": beside_trainer,
+        "adapter": adapter,
+        "transfer_backend": transfer_backend,
+    }
     options = options_of(section.plugin.function)
     generator: Generator = section.plugin.bind()(
         renderer=model.renderer,

@@ -25,7 +25,7 @@ from onpolicy.run.guards import build_guards, gap_tolerance
 from onpolicy.run.inputs import input_files, keep_inputs
 from onpolicy.run.loading import evaluation_prompts, training_prompts
 from onpolicy.run.log import build_log
-from onpolicy.run.placement import build_generator, build_scorer, build_trainer, with_workers
+from onpolicy.run.placement import build_generator, build_scorer, build_trainer, direct_weights, with_workers
 from onpolicy.run.ref_baseline import measure_baseline
 from onpolicy.run.room import check_room, checkpoint_size
 from onpolicy.run.run import Run
@@ -105,14 +105,19 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
 def _generator_beside(
     trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, faults: Faults, display: Display
 ) -> Generator:
-    """The generator, and a line on what it is given of a student with adapters; where a launcher's ranks train, those of all ranks.
+    """The generator, and lines on what it is given of the student, and which way; where a launcher's ranks train, those of all ranks.
 
     It comes before the trainer's first call: the other ranks make theirs before they serve calls, and vLLM's engines wait for one another.
     """
     plan = adapter_plan(resolved, model)
+
+    def say(line: str) -> None:
+        display.console.print(plain(line), highlight=False, soft_wrap=True)
+
     if plan.said:
-        display.console.print(plain(plan.said), highlight=False, soft_wrap=True)
-    own = build_generator(resolved, model, faults, beside_trainer=True, adapter=plan.shape)
+        say(plan.said)
+    direct = direct_weights(trainer, resolved, say, adapter=plan.shape is not None)
+    own = build_generator(resolved, model, faults, beside_trainer=True, adapter=plan.shape, direct=direct)
     if isinstance(trainer, Rank0Driver) and not resolved.config.distributed.num_generators:
         own = RankGenerators(trainer, own)
     return with_environment(resolved, model, own, display.note)

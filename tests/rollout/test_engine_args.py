@@ -142,7 +142,7 @@ def test_all_that_onpolicy_sets_everywhere_is_known_to_the_check(monkeypatch: py
     on_a_cpu = {"enable_chunked_prefill", "max_num_batched_tokens"}
     source = {"revision": None, "trust_remote_code": False}
     adapter = AdapterShape(4, ("q_proj",))
-    found = generator(source=source, adapter=adapter).arguments
+    found = generator(source=source, adapter=adapter, transfer_backend="nccl").arguments
     assert set(found) - on_a_cpu == {*OPTIONS, *REASONS} - {"enable_sleep_mode"}
 
 
