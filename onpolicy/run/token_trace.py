@@ -30,7 +30,8 @@ def token_record(trainer: PolicyTrainer, renderer: Renderer, example: Example) -
 
     Arrays ``[T]`` are base64 of little-endian int16 hundredths: ``logprob`` and ``entropy`` of the student; by context the
     teacher's ``logprob`` and ``entropy``; by loss term the ``loss`` of each token, its ``token_weight`` and ``advantage`` (one
-    number where all tokens have the same); ``marks`` are bits, 1 on markers.
+    number where all tokens have the same); ``marks`` are bits, 1 on markers, and so is ``observed``, 1 on what an environment said, where
+    one did: the numbers there mean nothing.
     """
     inputs = trainer.inputs(trainer.batching.batch([example]))
     contexts = {
@@ -52,6 +53,7 @@ def token_record(trainer: PolicyTrainer, renderer: Renderer, example: Example) -
             for t in trainer.objective.terms
             if not t.reads_update and t.candidates(inputs).any()
         },
+        **({"observed": bits([not s for s in example.rollout.sampled_mask])} if example.rollout.sampled_mask else {}),
         "marks": {name: bits(marks) for name, marks in example.spans.items() if any(marks)},
         "student_prompt": renderer.decode(example.rollout.prompt_ids),
         "teacher_prompts": {context: renderer.decode(ids) for context, ids in example.teacher_prompt_ids.items()},

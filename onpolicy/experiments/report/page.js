@@ -170,13 +170,14 @@ function load() {
   const all = (value) => typeof value === "number" ? r.tokens.map(() => value) : numbers(value);
   const terms = Object.entries(r.terms).map(([name, parts]) => [name, Object.fromEntries(Object.entries(parts).map(([what, value]) => [what, all(value)]))]);
   const first = (what, i) => terms.find(([, parts]) => parts[what])?.[1][what][i];
-  const marks = Object.entries(r.marks).map(([name, packed]) => { const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)); return [name, (i) => bytes[i >> 3] >> (7 - i % 8) & 1]; });
-  tokens = r.tokens.map((text, i) => ({ text, u: scores ? q[i] - p[i] : undefined, p: Math.exp(p[i]), q: scores ? Math.exp(q[i]) : undefined, h: h[i], g: g[i],
+  const bit = (packed) => { const bytes = Uint8Array.from(atob(packed), (c) => c.charCodeAt(0)); return (i) => bytes[i >> 3] >> (7 - i % 8) & 1; };
+  const marks = Object.entries(r.marks).map(([name, packed]) => [name, bit(packed)]), observed = r.observed ? bit(r.observed) : () => 0;
+  tokens = r.tokens.map((text, i) => observed(i) ? { text, observed: true, terms: [], classes: [] } : ({ text, u: scores ? q[i] - p[i] : undefined, p: Math.exp(p[i]), q: scores ? Math.exp(q[i]) : undefined, h: h[i], g: g[i],
     loss: terms.reduce((sum, [, parts]) => sum + parts.loss[i], 0), weight: first("token_weight", i), advantage: first("advantage", i),
     terms: terms.map(([name, parts]) => [name, Object.entries(parts).map(([what, values]) => `${what.replace("token_", "")} ${short(values[i])}`).join("   ")]),
     classes: marks.filter(([, marked]) => marked(i)).map(([name]) => name.replace(/[<>]/g, "")) }));
   const inside = tokens.filter((t) => t.u !== undefined), mean = inside.reduce((s, t) => s + t.u, 0) / (inside.length || 1);
-  $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${tokens.length} tokens · reward ${short(r.reward)} · advantage ${short(r.advantage)} · ${r.finish_reason}` + (inside.length ? ` · mean u ${short(mean)}` : "");
+  $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${tokens.filter((t) => !t.observed).length} tokens${r.observed ? ` and ${tokens.filter((t) => t.observed).length} from the environment` : ""} · reward ${short(r.reward)} · advantage ${short(r.advantage)} · ${r.finish_reason}` + (inside.length ? ` · mean u ${short(mean)}` : "");
   $("teacher").textContent = r.teacher_prompts[context] ?? "nothing: no teacher scored this rollout in this context";
   $("student").textContent = r.student_prompt;
   draw();
@@ -190,15 +191,17 @@ function draw() {
       const span = make("span", { textContent: t.text });
       span.dataset.i = start + k; span.style.background = paint(c.get(t), c);
       if (t.classes.some((name) => followed.has(name))) span.className = "mark";
+      if (t.observed) span.className = "observed";
       block.append(span);
     });
     box.append(block);
   }
   const bar = make("i"), stops = [0, 0.25, 0.5, 0.75, 1].map((x) => paint(c.low + x * (c.high - c.low), c));
   bar.style.background = `linear-gradient(90deg, ${stops.join(",")})`;
-  $("scale").replaceChildren(make("span", { textContent: c.low }), bar, make("span", { textContent: c.high + (c.plain || /probability/.test($("colour").value) ? "" : " nats") }), make("span", { textContent: "· outlined: epistemic markers" }));
+  $("scale").replaceChildren(make("span", { textContent: c.low }), bar, make("span", { textContent: c.high + (c.plain || /probability/.test($("colour").value) ? "" : " nats") }), make("span", { textContent: "· outlined: epistemic markers" + (tokens.some((t) => t.observed) ? " · dotted: from the environment" : "") }));
 }
 function describe(t) {
+  if (t.observed) return `${JSON.stringify(t.text)}\nfrom the environment: read, not sampled, not trained on`;
   const lines = [JSON.stringify(t.text), `student p ${short(t.p)}   entropy ${short(t.h)}`];
   if (t.u !== undefined) lines.push(`teacher p ${short(t.q)}   entropy ${short(t.g)}`, `u ${t.u >= 0 ? "+" : ""}${short(t.u)} nats`);
   for (const [name, value] of t.terms) lines.push(`${name}: ${value}`);
@@ -224,7 +227,7 @@ arms.forEach((arm, i) => { const line = make("i"); const [on, off] = i < 6 ? [1,
 if (arms.length < runs.length) $("legend").append(make("span", { className: "none", textContent: "mean over seeds; band: 95 % t interval, with two seeds their range" }));
 function samples() {
   const rows = runs.flatMap((run) => run.samples.map((s) => make("details", {}, make("summary", { textContent: `${runs.length > 1 ? run.name + " · " : ""}step ${s.step} · reward ${short(s.reward)} · ${s.tokens} tokens · ${s.finish_reason}` + (s.answer === null ? "" : ` · reference answer ${s.answer}`) }),
-    make("pre", { textContent: s.student_prompt + s.completion }))));
+    make("pre", {}, s.student_prompt, ...(s.turns?.map((turn) => turn.observed ? make("span", { className: "observed", textContent: turn.observed }) : turn.sampled) ?? [s.completion])))));
   $("sample").append(...(rows.length ? rows : [make("p", { className: "none", textContent: "No rollout was recorded: logging.samples is 0." })]));
 }
 samples();

@@ -23,6 +23,8 @@ from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.json_lines import read_json_lines
 
 SAMPLE = ("step", "student_prompt", "completion", "answer", "reward", "finish_reason", "tokens")
+TURNS = ("turns",)
+"""Of rollouts that an environment answered."""
 MOST_ROLLOUTS = 12
 """Token-by-token rollouts taken from each run, spread over its steps."""
 
@@ -89,7 +91,7 @@ def read_samples(path: Path) -> list[dict[str, Any]]:
     """The rollouts of the first and the last recorded step, as text."""
     rows = read_json_lines(path)
     ends = {rows[0]["step"], rows[-1]["step"]} if rows else set()
-    return [{name: row[name] for name in SAMPLE} for row in rows if row["step"] in ends]
+    return [{name: row[name] for name in (*SAMPLE, *TURNS) if name in row} for row in rows if row["step"] in ends]
 
 
 def _finite(row: dict[str, float]) -> dict[str, float]:
