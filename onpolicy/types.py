@@ -147,6 +147,8 @@ class Rollout:
     final: str | None = field(default=None, compare=False)
     """The part of ``text`` after its thinking, as the renderer tells it: empty where the thinking never ended. None before it is scored;
     not compared, because it follows from the text."""
+    feedback: str | None = field(default=None, compare=False)
+    """What its rewards, or its environment, said about it besides a number, e.g. the first test that failed; None: nothing."""
 
     def __post_init__(self) -> None:
         for name in ("rollout_logprobs", "token_versions", "sampled_mask"):

@@ -219,7 +219,7 @@ def test_the_reward_manager_gives_the_parts() -> None:
 
     assert asyncio.run(scored()) == {
         "reward_score": 1.0,
-        "reward_extra_info": {"math_answer": 1.0, "saturating_floor": 0.0},
+        "reward_extra_info": {"math_answer": 1.0, "saturating_floor": 0.0, "feedback": ""},
     }
 
 
