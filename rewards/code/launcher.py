@@ -36,6 +36,7 @@ def main() -> None:
     inside = importlib.import_module("inside")
     sys.path.pop(0)
     libc.prctl(1, signal.SIGKILL, 0, 0, 0)  # PR_SET_PDEATHSIG: with the process that started this one
+    nothing = os.open("/dev/null", os.O_RDWR)  # before the child changes the root, which is this process's too
     try:
         enter_namespaces()
         first = os.fork()
@@ -50,7 +51,6 @@ def main() -> None:
     except Exception as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         os._exit(REFUSED)
-    nothing = os.open("/dev/null", os.O_RDWR)
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)  # its end is the sandbox's end
     os._exit(os.waitstatus_to_exitcode(os.waitpid(first, 0)[1]) & 255)

@@ -1,22 +1,24 @@
 """Runs programs that a model wrote where they reach nothing: no network, no other process, no file of the machine but Python's own.
 
 bubblewrap (``bwrap``) where it is installed, otherwise namespaces of Linux (``launcher``). In both the program sees Python's standard
-library and the system's libraries, read-only, and one folder of its own in memory, /tmp; no environment, no package, nothing of this
-project. Memory, time, output, files and threads are limited (``Limits``), other processes cannot be started, and a filter refuses the
-system calls that none of this needs (``inside``). When the process that asked dies, so does the sandbox.
+library and the system's libraries, read-only, and one folder of its own in memory, /tmp; no environment, none of Python's packages, nothing
+of this project. Memory, time, output, files and threads are limited (``Limits``), other processes cannot be started, and a filter refuses
+the system calls that none of this needs (``inside``). When the process that asked dies, so does the sandbox.
 
 Expected values are never inside: the tests that go in hold inputs alone, and what comes out is compared outside. A program can print or
 return what it likes, and can forge the text of its own error; it gains nothing that it could not have printed. What is left to trust is the
-kernel. Under bubblewrap started by root, threads are limited by memory alone, because the limit on processes does not hold for root.
+kernel. Root uses the namespaces where both work: a program under root's bubblewrap is root's own user, whose threads only memory limits.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
 import selectors
 import shutil
+import signal
 import subprocess
 import sys
 import sysconfig
@@ -113,8 +115,8 @@ def mechanism() -> Literal["bubblewrap", "namespaces"]:
         SandboxUnavailable: neither works; says what to do.
     """
     failed = []
-    tries: tuple[Literal["bubblewrap", "namespaces"], ...] = ("bubblewrap", "namespaces")
-    for name in tries:
+    tries: list[Literal["bubblewrap", "namespaces"]] = ["bubblewrap", "namespaces"]
+    for name in tries if os.geteuid() else reversed(tries):
         if name == "bubblewrap" and shutil.which("bwrap") is None:
             failed.append("bubblewrap: there is no bwrap on the PATH")
             continue
@@ -153,8 +155,7 @@ def _run(
         try:
             yield from _outcomes(process, len(tests), limits, said)
         finally:
-            process.kill()
-            _wait_for_the_end(process)
+            _end(process)
     finally:
         os.close(asked)
         os.close(said)
@@ -219,14 +220,30 @@ def _refusal(process: subprocess.Popen[bytes], said: int) -> str:
     return text if status not in (0, -9, 137) and text else ""
 
 
-def _wait_for_the_end(process: subprocess.Popen[bytes]) -> None:
-    """Until all of the sandbox has ended: its process 1 is the last that holds the pipe."""
+def _end(process: subprocess.Popen[bytes]) -> None:
+    """Ends the sandbox and waits for it: its process 1 is the last that holds the pipe.
+
+    Process 1 is killed, not its parent, which then collects it: nobody may do so in a container whose own process 1 is none that does.
+    """
     assert process.stdout is not None
+    try:
+        first = list(map(int, Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()))
+    except OSError:  # it has ended, or this kernel does not tell
+        first = []
+    for child in first:
+        with contextlib.suppress(OSError):
+            os.kill(child, signal.SIGKILL)
+    if not first:
+        process.kill()
     with process.stdout, selectors.DefaultSelector() as selector:
         selector.register(process.stdout, selectors.EVENT_READ)
         while selector.select(STARTUP_SECONDS) and os.read(process.stdout.fileno(), 1 << 20):
             pass
-    process.wait()
+    try:
+        process.wait(STARTUP_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 # ---- what a sandbox shows, and the two ways to build one
@@ -283,6 +300,8 @@ def bubblewrap_command(limits: Limits) -> list[str]:
         command += ["--tmpfs", path, "--remount-ro", path]
     if not interpreter().startswith(tuple(f"{path}/" for path in visible_paths())):
         command += ["--ro-bind", interpreter(), interpreter()]
-    command += ["--ro-bind", str(HERE / "inside.py"), INSIDE, "--proc", "/proc", "--dev", "/dev"]
+    command += ["--ro-bind", str(HERE / "inside.py"), INSIDE, "--proc", "/proc"]
+    for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
+        command += ["--dev-bind", device, device]
     command += ["--size", str(limits.file_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
     return [*command, "--", interpreter(), "-I", "-S", INSIDE]
