@@ -35,7 +35,7 @@ def code_tests(
     *,
     cpu_seconds: int = 6,
 ) -> dict[str, Any]:
-    """1 where the completion's last block of code passes all tests of its row, else 0; with feedback about the first test that failed.
+    """1 where the last block of code passes all tests of the row, else 0, with feedback about the first test that failed.
 
     Programs run in a sandbox (`onpolicy doctor` says which); rows have the shape of LiveCodeBench, APPS or MBPP.
 

@@ -14,8 +14,6 @@ import pytest
 
 from onpolicy.annotation.contexts.feedback import feedback
 from onpolicy.annotation.scoring import Reward, Scorer, evaluate_rewards, reward_inputs
-from onpolicy.config.load import build
-from onpolicy.config.resolve import resolve
 from onpolicy.data import load_prompts
 from onpolicy.rewards import base
 from onpolicy.rewards.code import code_tests, compute_score, extract_program, problem_of, sandbox, shape_of
@@ -42,7 +40,7 @@ SOLVED = {
 }
 FAILS = {
     "lcb-stdin": (
-        "n = int(input())\np = list(map(int, input().split()))\nprint(max(b - a for a, b in zip(p, p[1:])))",
+        "n = int(input())\np = sorted(map(int, input().split()))\nprint(max(b - a for a, b in zip(p, p[1:])))",
         "Runtime Error\nValueError: max() arg is an empty sequence\nLine 3 in <module> (program.py): "
         "print(max(b - a for a, b in zip(p, p[1:])))\n\nLast Executed Input\n1\n7",
     ),
@@ -82,8 +80,8 @@ def test_rows_are_asked_without_their_solutions_and_hidden_tests() -> None:
     assert prompts.keys() == ROWS.keys()
     asked = {name: prompt.messages[-1]["content"] for name, prompt in prompts.items()}
     assert asked["lcb-stdin"] == ROWS["lcb-stdin"]["question_content"]
-    assert asked["lcb-call"].endswith("more than the day before and the day after.") or asked["lcb-call"].endswith(
-        "write the solution to the problem:\n```python\nclass Solution:\n    def quietDays(self, visitors: List[int]) -> List[int]:\n```"
+    assert asked["lcb-call"].endswith(
+        "solution to the problem:\n```python\nclass Solution:\n    def quietDays(self, visitors: List[int]) -> List[int]:\n```"
     )
     assert asked["8"].endswith("problem:\n```python\ndef repeated(word):\n```")
     assert asked["601"] == (
@@ -269,7 +267,8 @@ def test_what_rewards_say_reaches_the_context() -> None:
     assert [r.feedback for r in scored.group.rollouts] == ["5 is off\n\nline 0", "line 1"]
     messages = feedback(scored.group, 0, scored.scores)
     assert messages is not None and messages[-1]["content"] == (
-        "2 + 2?\nThe following is feedback from your unsuccessful earlier attempt:\n\n5 is off\n\nline 0\n\nCorrectly solve the original question."
+        "2 + 2?\nThe following is feedback from your unsuccessful earlier attempt:\n\n5 is off\n\nline 0\n\n"
+        "Correctly solve the original question."
     )
     assert feedback(scored.group, 1, scored.scores) is None, "it succeeded"
     assert [own.feedback for own in evaluate_rewards({"said": said}, reward_inputs(group("4"), str))] == [None]
@@ -285,11 +284,7 @@ def test_feedback_is_text() -> None:
 
 @pytest.mark.process
 def test_a_run_whose_teacher_reads_what_running_the_programs_said(tmp_path: Path) -> None:
-    """The published arm's reward and contexts, on a tiny model that writes no programs."""
-    published = (
-        resolve(build({"model": {"path": "x"}, "data": {"path": str(FILE)}}), "sdpo_feedback") if False else None
-    )
-    assert published is None
+    """On a tiny model, which writes no programs."""
     config = write_config(
         tmp_path,
         data={"name": "file", "path": str(FILE), "prompts_per_step": 2},

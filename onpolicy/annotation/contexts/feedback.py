@@ -17,8 +17,7 @@ def feedback(
     threshold: float = 1.0,
     template: str = FEEDBACK,
 ) -> tuple[Message, ...] | None:
-    """The teacher reads what a reward or an environment said of this rollout, or what came with the problem (SDPO's rich feedback); a
-    rollout that succeeded needs none.
+    """The teacher reads what a reward, an environment or the dataset said of an attempt that failed (SDPO's rich feedback).
 
     Args:
         field: column of the dataset that holds the feedback where nothing was said of the rollout; without either there is no teacher
