@@ -216,11 +216,20 @@ def test_no_program_and_one_that_was_cut() -> None:
         "    return 64 if '64' in str(seen) or '== 10' in str(seen) else -1",
         "import builtins\nbuiltins.AssertionError = None\ndef frame(*_):\n    exit(0)",
         "import os\ndef frame(*_):\n    os.write(3, b'{\"values\": [true]}')\n    os._exit(0)",
+        "import os\ndef frame(*_):\n    os.write(3, b'{\"values\": [10, 10]}')\n    os._exit(0)",
         "import builtins\nbuiltins.eval = lambda *_: 10\ndef frame(*_):\n    return True",
     ],
 )
 def test_a_program_cannot_pass_without_the_answers(program: str) -> None:
     assert code_tests(fenced(program), ROWS["601"], cpu_seconds=1)["score"] == 0.0
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("claim", ["[]", "[1, 2]"])
+def test_a_forged_number_of_values_is_wrong(claim: str) -> None:
+    for function, row in (("repeated", "8"), ("frame", "601")):
+        forged = f"def {function}(*_):\n    os.write(3, b'{{\"values\": {claim}}}')\n    os._exit(0)"
+        assert code_tests(fenced(f"import os\n{forged}"), ROWS[row])["score"] == 0.0
 
 
 @pytest.mark.process

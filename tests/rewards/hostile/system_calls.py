@@ -19,7 +19,18 @@ for name, arguments in calls.items():
     function = getattr(libc, name, None)
     if function is not None and function(*arguments) != -1:
         print("allowed", name)
+try:
+    with open("/proc/self/status") as file:
+        print(
+            *[
+                f"allowed {line}"
+                for line in file
+                if line.startswith(("CapPrm", "CapEff", "CapInh", "CapAmb")) and int(line.split()[1], 16)
+            ]
+        )
+except OSError:
+    pass
 for device in ("/dev/sda", "/dev/kmsg", "/dev/tty"):
     if os.path.exists(device) and os.access(device, os.R_OK):
         print("allowed", device)
-print("all refused")
+print("end of list")
