@@ -8,6 +8,7 @@ first-of = $(shell for python in $(1); do "$$python" -c 'import sys; sys.exit(no
 VENV ?= .venv
 BIN := $(VENV)/bin
 VERL ?= build/verl
+VERIFIERS ?= build/verifiers
 # What `make setup` installs: this checkout, or a wheel of it.
 PACKAGE ?= -e .
 CONFIG ?= configs/quickstart.yaml
@@ -33,7 +34,7 @@ define environment
 	@touch $(1)/.complete
 endef
 
-.PHONY: train lab check test nightly compat test-verl verl lint setup lock parity docs clean
+.PHONY: train lab check test nightly compat test-verl verl test-verifiers verifiers lint setup lock parity docs clean
 
 train: setup
 	$(BIN)/onpolicy train $(CONFIG)
@@ -47,13 +48,14 @@ check: lint
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "$(FAST)"
 
 # Everything, with real vLLM, DeepSpeed, Ray and verl: for each push.
-test: lint compat test-verl
+test: lint compat test-verl test-verifiers
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # What takes longer: the soak, whole runs of every kind, and the same questions asked with many more examples.
-nightly: setup verl
+nightly: setup verl verifiers
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly
 	$(VERL)/bin/python -m pytest $(SIDE_BY_SIDE) -m nightly tests/integrations/verl
+	PYTHONPATH=$(VERIFIERS) $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m nightly tests/integrations/verifiers
 
 # What reads configs on OmegaConf 2.3 too, which verl's hydra holds on to.
 compat: setup
@@ -64,6 +66,17 @@ compat: setup
 # The plug-in for verl, on unmodified verl, in the environment that verl wants.
 test-verl: verl
 	$(VERL)/bin/python -m pytest $(SIDE_BY_SIDE) tests/integrations/verl
+
+# Environments of verifiers, in front of whose packages lie the few that it wants besides or in another version.
+test-verifiers: verifiers
+	PYTHONPATH=$(VERIFIERS) $(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/integrations/verifiers
+
+verifiers: setup $(VERIFIERS)/.complete
+
+$(VERIFIERS)/.complete: requirements/verifiers.lock
+	rm -rf $(VERIFIERS)
+	@$(call uv,$(BIN)) -q --no-deps --require-hashes --target $(VERIFIERS) -r requirements/verifiers.lock
+	@touch $@
 
 verl: $(VERL)/.complete
 

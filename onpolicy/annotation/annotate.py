@@ -13,7 +13,7 @@ from itertools import compress
 from typing import Any
 
 from onpolicy.annotation.credit import group_mean
-from onpolicy.annotation.metrics import example_metrics, rollout_metrics, staleness_metrics
+from onpolicy.annotation.metrics import environment_metrics, example_metrics, rollout_metrics, staleness_metrics
 from onpolicy.annotation.privileged import PrivilegedRollouts
 from onpolicy.annotation.queries import ContextQueries
 from onpolicy.annotation.reading import ReadText, TextReader
@@ -72,16 +72,17 @@ class Annotator:
             self.teacher_renderer or self.renderer, self.max_teacher_prompt_tokens, self.drop_too_long
         )
         examples = [
-            self._example(scored, i, j, advantage, built, texts[i, j], prompts)
+            example
             for i, scored in enumerate(groups)
             for j, advantage in enumerate(advantages(scored, self.credit))
+            for example in self._examples(scored, i, j, advantage, built, texts, prompts)
         ]
         metrics = example_metrics(examples, prompts.dropped, self.contexts, self.spans)
         if self.privileged is not None:
             others, counts = self._privileged_examples(self.privileged, groups, prompts, version)
             examples = sorted([*examples, *others], key=lambda example: example.group_id)
             metrics |= counts
-        metrics |= rollout_metrics(groups)
+        metrics |= rollout_metrics(groups) | environment_metrics(groups)
         if self.queries.sampled:
             metrics["context/sampled_tokens"] = float(sum(self.queries.sampled))
         if self.staleness:
@@ -89,8 +90,8 @@ class Annotator:
         if self.telemetry is not None:
             metrics |= self.telemetry.metrics(
                 [
-                    marked_rollout(groups[i], j, i, text.facts)
-                    for (i, j), text in texts.items()
+                    marked_rollout(by_segment(groups[i], j)[k], j, i, text.facts)
+                    for (i, j, k), text in texts.items()
                     if text.facts is not None
                 ]
             )
@@ -104,7 +105,7 @@ class Annotator:
         built, texts = self._built(list(found.values()), version)
         examples = [
             replace(
-                self._example(scored, k, j, 0.0, built, texts[k, j], prompts),
+                example,
                 group_id=group_id,
                 routes={
                     term: share_of(route, scored.scores, j, scored.group.rollouts, privileged=True)
@@ -113,74 +114,104 @@ class Annotator:
             )
             for k, (group_id, scored) in enumerate(found.items())
             for j in range(len(scored.scores))
+            for example in self._examples(scored, k, j, 0.0, built, texts, prompts)
         ]
         return privileged.under_students_prompt(examples), metrics
 
     def _built(
         self, groups: Sequence[ScoredGroup], version: int
-    ) -> tuple[dict[Any, Any], dict[tuple[int, int], ReadText]]:
-        """Calls every context and every span finder for every rollout, and runs those that ask the model to their end.
+    ) -> tuple[dict[Any, Any], dict[tuple[int, int, int], ReadText]]:
+        """Calls every context for every rollout and every span finder for every segment, and runs those that ask the model to their end.
 
         Returns:
-            What they found; and what each text says, by the group's place and the rollout's in it, read here unless it has been.
+            What they found; and what each text says, by the group's place, the rollout's in it and the segment's in that, read here unless
+            it has been.
         """
-        plugins = {("context", n): f for n, f in self.contexts.items()} | {
-            ("span", n): f for n, f in self.spans.items()
-        }
         calls: dict[Hashable, tuple[Callable[..., Any], ScoredGroup, int]] = {}
-        started: dict[Hashable, tuple[Prompt, Any]] = {}
-        texts: dict[tuple[int, int], ReadText] = {}
+        texts: dict[tuple[int, int, int], ReadText] = {}
         for i, scored in enumerate(groups):
-            for j in range(len(scored.scores)):
-                for name, function in plugins.items():
-                    calls[i, j, *name] = function, scored, j
-                    started[i, j, *name] = scored.group.prompt, function(scored.group, j, scored.scores)
-                texts[i, j] = self.reader.read(scored.group, j) if scored.texts is None else scored.texts[j]
+            for j, rollout in enumerate(scored.group.rollouts):
+                if rollout.failed:
+                    continue
+                calls |= {(i, j, "context", name): (build, scored, j) for name, build in self.contexts.items()}
+                for k, segment in enumerate(by_segment(scored, j)):
+                    calls |= {(i, j, k, "span", name): (find, segment, j) for name, find in self.spans.items()}
+                    known = scored.texts if segment is scored else None
+                    texts[i, j, k] = self.reader.read(segment.group, j) if known is None else known[j]
+        started = {key: (g.group.prompt, function(g.group, j, g.scores)) for key, (function, g, j) in calls.items()}
         built = self.queries.run(
             started, version=version, is_sampled=lambda key: reads_sampled(*calls[key], replies=False)
         )
         return built, texts
 
-    def _example(
+    def _examples(
         self,
         scored: ScoredGroup,
         group_id: int,
         index: int,
         advantage: float,
         built: Mapping[Hashable, Any],
-        text: ReadText,
+        texts: Mapping[tuple[int, int, int], ReadText],
         prompts: TeacherPrompts,
-    ) -> Example:
+    ) -> list[Example]:
+        """One for each segment of a rollout, which share all that was decided about it; none for one whose environment failed."""
         rollout, own = scored.group.rollouts[index], scored.rewards[index]
-        contexts = {
-            context: prompts.render(
-                context,
-                scored.group.prompt,
-                built[group_id, index, "context", context],
-                partial(reads_sampled, build, scored, index),
-            )
-            for context, build in self.contexts.items()
+        if rollout.failed:
+            return []
+        routes = {
+            term: share_of(route, scored.scores, index, scored.group.rollouts) for term, route in self.routes.items()
         }
-        spans = {
-            name: self.reader.alignment.ranges(
-                rollout.sampled_ids, built[group_id, index, "span", name] or (), rollout.text
+        return [
+            Example(
+                rollout=segment,
+                prompt=scored.group.prompt,
+                group_id=group_id,
+                reward=own.total if scored.graded[index] else None,
+                reward_breakdown=own.reward_breakdown,
+                advantage=advantage,
+                teacher_prompt_ids=self._teacher_prompts(scored, index, segment.history, group_id, built, prompts),
+                routes=routes,
+                spans=self._spans(segment, texts[group_id, index, k].classes, (group_id, index, k), built),
             )
+            for k, segment in enumerate(rollout.segments)
+        ]
+
+    def _teacher_prompts(
+        self,
+        scored: ScoredGroup,
+        index: int,
+        history: tuple[Message, ...],
+        group_id: int,
+        built: Mapping[Hashable, Any],
+        prompts: TeacherPrompts,
+    ) -> dict[str, tuple[int, ...]]:
+        """By context what the teacher reads before a segment: the context's messages, then the conversation as the student has it."""
+        found = {}
+        for name, build in self.contexts.items():
+            messages = built[group_id, index, "context", name]
+            is_sampled = partial(reads_sampled, build, scored, index)
+            ids = prompts.render(
+                name,
+                scored.group.prompt,
+                None if messages is None else (*messages, *history),
+                (lambda: True) if history else is_sampled,
+            )
+            if ids is not None:
+                found[name] = ids
+        return found
+
+    def _spans(
+        self,
+        rollout: Rollout,
+        classes: Mapping[str, Sequence[tuple[int, int]]],
+        place: tuple[int, int, int],
+        built: Mapping[Hashable, Any],
+    ) -> dict[str, tuple[bool, ...]]:
+        spans = {
+            name: self.reader.alignment.ranges(rollout.sampled_ids, built[*place, "span", name] or (), rollout.text)
             for name in self.spans
         }
-        return Example(
-            rollout=rollout,
-            prompt=scored.group.prompt,
-            group_id=group_id,
-            reward=own.total if scored.graded[index] else None,
-            reward_breakdown=own.reward_breakdown,
-            advantage=advantage,
-            teacher_prompt_ids={context: ids for context, ids in contexts.items() if ids is not None},
-            routes={
-                term: share_of(route, scored.scores, index, scored.group.rollouts)
-                for term, route in self.routes.items()
-            },
-            spans={name: _sampled_mask(rollout, ranges) for name, ranges in {**spans, **text.classes}.items()},
-        )
+        return {name: _sampled_mask(rollout, ranges) for name, ranges in {**spans, **classes}.items()}
 
     @cached_property
     def reader(self) -> TextReader:
@@ -254,6 +285,18 @@ def advantages(scored: ScoredGroup, credit: Callable[[Sequence[float]], Sequence
     return [next(found) if is_graded else 0.0 for is_graded in scored.graded]
 
 
+def by_segment(scored: ScoredGroup, index: int) -> list[ScoredGroup]:
+    """The group with each segment of a rollout in the rollout's place, in order; the last one is the group itself."""
+    rollouts = scored.group.rollouts
+    return [
+        replace(
+            scored,
+            group=replace(scored.group, rollouts=(*rollouts[:index], segment, *rollouts[index + 1 :])),
+        )
+        for segment in rollouts[index].earlier
+    ] + [scored]
+
+
 def _sampled_mask(rollout: Rollout, ranges: Sequence[tuple[int, int]]) -> tuple[bool, ...]:
     """[T] which completion tokens lie inside of ranges of the sampled ones; observed tokens are no part of any."""
     inside = mask_of(ranges, rollout.num_sampled)
@@ -264,7 +307,7 @@ def _sampled_mask(rollout: Rollout, ranges: Sequence[tuple[int, int]]) -> tuple[
 
 
 def _refuse_stale(group: RolloutGroup, version: int, staleness: int) -> None:
-    for rollout in group.rollouts:
+    for rollout in (segment for whole in group.rollouts if not whole.failed for segment in whole.segments):
         oldest, newest = rollout.policy_version, max(rollout.token_versions, default=rollout.policy_version)
         if not version - staleness <= oldest <= newest <= version:
             found = f"{oldest}" if oldest == newest else f"{oldest} to {newest}"

@@ -11,7 +11,7 @@ from onpolicy.types import Example, Metrics, ScoredGroup
 
 def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
     """Age of the sampled tokens in weight versions, and the share of rollouts that went on under new weights."""
-    rollouts = [r for scored in groups for r in scored.group.rollouts]
+    rollouts = [segment for scored in groups for r in scored.group.rollouts if not r.failed for segment in r.segments]
     ages = [
         version - sampled
         for r in rollouts
@@ -25,9 +25,10 @@ def staleness_metrics(groups: Sequence[ScoredGroup], version: int) -> Metrics:
 
 
 def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
-    """Lengths, finish reasons and pass rates of rollouts; sampled tokens alone are counted. Without a graded rollout no pass rate."""
+    """Lengths, finish reasons and pass rates of rollouts; sampled tokens alone are counted, of all turns. Without a graded rollout no
+    pass rate."""
     rollouts = [r for scored in groups for r in scored.group.rollouts]
-    lengths = [r.num_sampled for r in rollouts]
+    lengths = [r.num_written for r in rollouts]
     pass_rates = [scored.pass_rate for scored in groups if any(scored.graded)]
     metrics = {
         "rollout/completion_length/mean": fmean(lengths),
@@ -39,6 +40,27 @@ def rollout_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
         "group/mixed": fmean(scored.mixed for scored in groups),
     }
     return metrics | ({"group/pass_rate": fmean(pass_rates)} if pass_rates else {})
+
+
+def environment_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
+    """Of rollouts that an environment took part in: how many of them failed, and of the others turns, segments, observed tokens, and what
+    the environment measured. Nothing without one."""
+    held = [(r, r.outcome) for scored in groups for r in scored.group.rollouts if r.outcome is not None]
+    fine = [(r, outcome) for r, outcome in held if not r.failed]
+    if not held:
+        return {}
+    metrics = {"environment/failed": 1 - len(fine) / len(held)}
+    if fine:
+        observed = [sum(len(s.completion_ids) for s in r.segments) - r.num_written for r, _ in fine]
+        metrics |= {
+            "environment/turns": fmean(outcome.turns for _, outcome in fine),
+            "environment/segments": fmean(len(r.segments) for r, _ in fine),
+            "environment/observed_tokens": fmean(observed),
+        }
+    for name in dict.fromkeys(name for _, outcome in fine for name in outcome.metrics):
+        values = [outcome.metrics[name] for _, outcome in fine if name in outcome.metrics]
+        metrics[f"environment/{name}"] = fmean(values)
+    return metrics
 
 
 def example_metrics(

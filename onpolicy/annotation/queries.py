@@ -100,7 +100,11 @@ class ContextQueries:
         for prompt, request in requests.values():
             if isinstance(request, AskModel):
                 asked[request.samples][_identity(prompt, request)] = replace(
-                    prompt, id="#".join(_identity(prompt, request)), messages=request.messages, occurrence=0
+                    prompt,
+                    id="#".join(_identity(prompt, request)),
+                    messages=request.messages,
+                    occurrence=0,
+                    interactive=False,
                 )
             elif not isinstance(request, SampleProblem):
                 raise QueryError(f"a context asked for {request!r}; expected AskModel or SampleProblem")

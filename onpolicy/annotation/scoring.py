@@ -12,7 +12,14 @@ from typing import Any
 from onpolicy.config.schedules import Coefficient
 from onpolicy.rewards import base
 from onpolicy.rewards.base import RewardInput, TrainerState
-from onpolicy.types import CORRECT_THRESHOLD, RewardBreakdown, RolloutGroup, RolloutReward, ScoredGroup
+from onpolicy.types import (
+    CORRECT_THRESHOLD,
+    EnvironmentOutcome,
+    RewardBreakdown,
+    RolloutGroup,
+    RolloutReward,
+    ScoredGroup,
+)
 
 Begun = Any
 """What a scorer has begun for a group (``Scorer.begin``): its own affair."""
@@ -114,7 +121,7 @@ def score_group(
         RewardError: a reward raised or returned no number; the message names it and the sample.
     """
     found = evaluate_rewards({r.name: r.function for r in rewards}, reward_inputs(group, final_part, steps))
-    return combine([own.breakdown for own in found], rewards, correctness=correctness)
+    return list(scored_group(group, found, rewards, correctness=correctness).rewards)
 
 
 def evaluate_rewards(
@@ -150,7 +157,7 @@ def evaluate_reward(name: str, function: Callable[..., Any], samples: Sequence[R
     """
     logged: list[dict[str, float]] = [{} for _ in samples]
     feedback: list[str | None] = [None] * len(samples)
-    values = base.score(function, samples, logged, feedback)
+    values = base.score(function, samples, logged, feedback) if samples else []
     return [
         Evaluated(({} if value is None else {name: value}) | {f"{name}/{what}": n for what, n in own.items()}, text)
         for value, own, text in zip(values, logged, feedback, strict=True)
@@ -194,10 +201,19 @@ def scored_group(
     texts: tuple[Any, ...] | None = None,
 ) -> ScoredGroup:
     """The group with its combined rewards, the scores that decide correctness, the rewards' feedback, and what was read off its texts if
-    they were read."""
-    combined = combine([own.breakdown for own in evaluated], rewards, correctness=correctness)
-    group = with_feedback(group, [own.feedback for own in evaluated])
-    return ScoredGroup(group, tuple(combined), tuple(_score(r, rewards, correctness) for r in combined), texts)
+    they were read.
+
+    ``evaluated`` are those of ``reward_inputs``: a rollout whose environment failed has none and is not graded.
+    """
+    given = iter(combine([own.breakdown for own in evaluated], rewards, correctness=correctness))
+    combined = [RolloutReward(0.0, 0.0, {}) if r.failed else next(given) for r in group.rollouts]
+    scores = [
+        nan if rollout.failed else _score(own, rewards, correctness)
+        for rollout, own in zip(group.rollouts, combined, strict=True)
+    ]
+    said = iter(evaluated)
+    group = with_feedback(group, [None if r.failed else next(said).feedback for r in group.rollouts])
+    return ScoredGroup(group, tuple(combined), tuple(scores), texts)
 
 
 def _score(own: RolloutReward, rewards: Sequence[Reward], correctness: str) -> float:
@@ -211,12 +227,16 @@ def _score(own: RolloutReward, rewards: Sequence[Reward], correctness: str) -> f
 def with_finals(group: RolloutGroup, final_part: FinalPart) -> RolloutGroup:
     """The group with the part after the thinking told apart in each rollout, once for rewards, contexts and reports."""
     return replace(
-        group, rollouts=tuple(replace(rollout, final=final_part(rollout.text)) for rollout in group.rollouts)
+        group,
+        rollouts=tuple(
+            replace(rollout, final=final_part(rollout.text)) if rollout.final is None else rollout
+            for rollout in group.rollouts
+        ),
     )
 
 
 def with_feedback(group: RolloutGroup, feedback: Sequence[str | None]) -> RolloutGroup:
-    """The group with the rewards' feedback by rollout; one without any keeps what its environment said."""
+    """The group with the rewards' feedback by rollout; those without any keep what they have."""
     if not any(feedback):
         return group
     rollouts = (replace(r, feedback=text or r.feedback) for r, text in zip(group.rollouts, feedback, strict=True))
@@ -224,7 +244,7 @@ def with_feedback(group: RolloutGroup, feedback: Sequence[str | None]) -> Rollou
 
 
 def reward_inputs(group: RolloutGroup, final_part: FinalPart, steps: int | None = None) -> list[RewardInput]:
-    """The inputs of reward functions, in the order of the rollouts.
+    """The inputs of reward functions, in the order of the rollouts; none for a rollout whose environment failed.
 
     Args:
         group: the rollouts
@@ -236,15 +256,21 @@ def reward_inputs(group: RolloutGroup, final_part: FinalPart, steps: int | None 
         RewardInput(
             id=f"{prompt.id} rollout {i}",
             prompt=prompt.fields.get("prompt", list(prompt.messages)),
-            completion=rollout.text,
+            completion=rollout.whole_text,
             final=final_part(rollout.text) if rollout.final is None else rollout.final,
-            completion_ids=rollout.sampled_ids,
-            num_tokens=rollout.num_sampled,
+            completion_ids=tuple(i for segment in rollout.segments for i in segment.sampled_ids),
+            num_tokens=rollout.num_written,
             finish_reason=rollout.finish_reason,
             answer=prompt.fields.get("answer"),
             ground_truth=prompt.ground_truth,
             trainer_state=None if steps is None else TrainerState(seen, steps),
+            environment=None if rollout.outcome is None else _as_mapping(rollout.outcome),
             fields={**prompt.fields, **prompt.raw_columns},
         )
         for i, rollout in enumerate(group.rollouts)
+        if not rollout.failed
     ]
+
+
+def _as_mapping(outcome: EnvironmentOutcome) -> Mapping[str, Any]:
+    return {"reward": outcome.reward, "metrics": outcome.metrics, "feedback": outcome.feedback, "turns": outcome.turns}

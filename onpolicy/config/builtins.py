@@ -13,11 +13,15 @@ TABLES: dict[str, Mapping[str, str]] = {
         "gym": "onpolicy.data:gym",
         "champ": "onpolicy.data:champ",
         "lab": "onpolicy.experiments.lab.data:lab",
+        "verifiers": "onpolicy.integrations.verifiers.data:verifiers",
     },
     "generator": {
         "auto": "onpolicy.rollout.auto:auto",
         "vllm": "onpolicy.rollout.vllm_generator:VLLMGenerator",
         "transformers": "onpolicy.rollout.hf_generator:HFGenerator",
+    },
+    "environment": {
+        "verifiers": "onpolicy.integrations.verifiers.environment:verifiers",
     },
     "reward": REWARDS,
     "context": {

@@ -46,8 +46,8 @@ def ranges(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         *resolved.objective,
         *resolved.guards,
     ]
-    privileged = resolved.privileged_rollouts
-    for section in (*sections, *resolved.eval_sets.values(), *([privileged] if privileged else [])):
+    optional = [section for section in (resolved.privileged_rollouts, resolved.environment) if section is not None]
+    for section in (*sections, *resolved.eval_sets.values(), *optional):
         yield from out_of_bounds(section.settings, f"{section.plugin.key}.")
 
 
@@ -215,6 +215,8 @@ def privileged(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         yield f"{key}: needs a reward that says which rollouts are correct; add one under rewards."
     if resolved.data.settings.completions_column is not None:
         yield f"{key}: nothing is sampled with data.completions_column; leave it out."
+    if resolved.environment is not None:
+        yield f"{key}: an environment answers what is sampled for the problem alone; expected one of the two."
     if resolved.data.settings.dynamic_sampling:
         yield f"{key}: data.dynamic_sampling discards the groups whose rollouts all failed; expected one of the two."
     if any(map(inspect.isgeneratorfunction, plug_ins_in(found.plugin.function, found.plugin.options))):

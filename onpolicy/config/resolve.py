@@ -82,6 +82,9 @@ def _sections(config: Config, problems: Problems) -> ResolvedConfig:
         trackers=tuple(plugin("tracker", s, f"logging.trackers[{i}]") for i, s in enumerate(config.logging.trackers)),
         eval_sets={name: _eval_set(name, spec, problems) for name, spec in config.eval.sets.items()},
         privileged_rollouts=_privileged(config, problems),
+        environment=section("environment", config.environment, "environment", problems=problems)
+        if config.environment
+        else None,
         graders=tuple(plugin("reward", s, f"eval.graders[{i}]") for i, s in enumerate(config.eval.graders)),
     )
 

@@ -43,6 +43,8 @@ class ResolvedConfig:
     graders: tuple[Plugin, ...]
     privileged_rollouts: Section | None = None
     """What the model reads when it samples further rollouts for groups that failed whole; None where none are sampled."""
+    environment: Section | None = None
+    """What answers in rollouts of several turns; None where there is none."""
 
     @property
     def coefficients(self) -> list[Coefficient]:

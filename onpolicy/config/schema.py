@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from onpolicy.config.bounds import AT_LEAST_ONE, FINITE, NOT_NEGATIVE, POSITIVE, Bounds
+from onpolicy.config.default_guards import GUARDS
 from onpolicy.types import Sampling
 
 
@@ -96,6 +97,15 @@ class DataSettings:
         "dynamic sampling (DAPO): discard groups whose rollouts are all correct or all incorrect, and sample up to this many batches "
         "until the step is full; 0: keep all groups",
         NOT_NEGATIVE,
+    )
+
+
+@dataclass
+class EnvironmentSettings:
+    timeout: float = opt(
+        60.0,
+        "seconds that the environment may take to answer a reply; a rollout that waits longer counts as failed",
+        Bounds(above=0),
     )
 
 
@@ -197,30 +207,6 @@ class GuardSettings:
     scale: float = opt(
         0.5, "what that number is multiplied by, for the rest of the run, each time the guard triggers", NOT_NEGATIVE
     )
-
-
-GUARDS = [
-    {"name": "falls", "metric": "rollout/completion_length/mean", "below_fraction": 0.4},
-    {"name": "falls", "metric": "policy/entropy", "below_fraction": 0.3},
-    {"name": "falls", "metric": "epistemic/{lexicon}/rate_per_1k", "below_fraction": 0.3},
-    {"name": "falls", "metric": "epistemic/{lexicon}/entropy_at", "below_fraction": 0.3},
-    {"name": "falls", "metric": "credit/nonzero", "below_fraction": 0.3},
-    {"name": "falls", "metric": "group/mixed", "below_fraction": 0.3},
-    {"name": "falls", "metric": "group/any_correct", "below_fraction": 0.5},
-    {"name": "rises", "metric": "rollout/truncated", "by": 0.3},
-    {"name": "rises", "metric": "audit/repetition", "by": 0.2},
-    {"name": "falls", "metric": "audit/compression", "below_fraction": 0.7},
-    {"name": "rises", "metric": "audit/{lexicon}/first_word", "by": 0.3},
-    {"name": "rises", "metric": "audit/{lexicon}/vacuous", "by": 0.3},
-    {"name": "rises", "metric": "audit/{lexicon}/after_answer", "by": 0.2},
-    {"name": "rises", "metric": "audit/{lexicon}/crowded", "by": 0.3},
-    {"name": "rises", "metric": "audit/{lexicon}/carrier", "by": 0.3},
-    {"name": "rises", "metric": "audit/{lexicon}/lead", "by": 0.7},
-    {"name": "rises", "metric": "epistemic/{lexicon}/probability", "by": 0.25},
-    {"name": "stays", "metric": "train/skipped_updates", "steps": 5, "action": "stop"},
-]
-"""The guards of every run by default: collapse, markers without meaning, gradients that are not finite. ``{lexicon}`` in a guard's
-metric stands for ``epistemic.lexicon``."""
 
 
 @dataclass
@@ -335,6 +321,11 @@ class Config:
     rendering: RenderingSettings = opt(RenderingSettings, "how messages become tokens")
     data: dict[str, Any] = opt({}, "the problems; a plug-in of kind `data`")
     generator: dict[str, Any] = opt({"name": "auto"}, "samples the rollouts; a plug-in of kind `generator`")
+    environment: dict[str, Any] = opt(
+        {},
+        "what answers the student in rollouts of several turns, and grades them; a plug-in of kind `environment`. It takes part in the "
+        "problems that its own `data` source gives; {}: every rollout is one turn",
+    )
     rewards: list[Any] = opt([], "rewards of a completion: plug-ins of kind `reward`, summed with their `weight`")
     correctness: str | None = opt(
         None,
@@ -380,6 +371,7 @@ class Config:
 SHARED_FIELDS: dict[str, type] = {
     "data": DataSettings,
     "generator": Sampling,
+    "environment": EnvironmentSettings,
     "trainer": TrainerSettings,
     "reward": RewardSettings,
     "term": TermSettings,
@@ -387,12 +379,22 @@ SHARED_FIELDS: dict[str, type] = {
 }
 """Kind -> settings that every plug-in of this kind takes in addition to its own options."""
 
-PLUGIN_SECTIONS = ("data", "generator", "privileged_rollouts", "teacher", "credit", "trainer")
+PLUGIN_SECTIONS = ("data", "generator", "environment", "privileged_rollouts", "teacher", "credit", "trainer")
 """Sections that choose one plug-in; its name alone may stand in their place."""
 
 INJECTED: dict[str, tuple[str, ...]] = {
-    "generator": ("renderer", "model", "sampling", "max_model_len", "source", "beside_trainer", "adapter"),
+    "generator": (
+        "renderer",
+        "model",
+        "sampling",
+        "max_model_len",
+        "source",
+        "beside_trainer",
+        "adapter",
+        "transfer_backend",
+    ),
     "trainer": ("setup",),
+    "environment": ("renderer",),
 }
 """Keyword-only parameters that the framework fills, so that a config may not."""
 

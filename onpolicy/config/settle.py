@@ -21,11 +21,12 @@ UNKNOWN = object()
 def settled(resolved: ResolvedConfig) -> Config:
     """The config, as it was given, with the values that its plug-ins and settings were made of."""
     config = resolved.config
-    privileged = resolved.privileged_rollouts
+    privileged, environment = resolved.privileged_rollouts, resolved.environment
     return dataclasses.replace(
         config,
         data=_spec(config.data, resolved.data),
         generator=_spec(config.generator, resolved.generator),
+        environment=_spec(config.environment, environment) if environment else config.environment,
         rewards=_specs(config.rewards, resolved.rewards),
         contexts=_table(config.contexts, resolved.contexts),
         privileged_rollouts=_spec(config.privileged_rollouts, privileged) if privileged else config.privileged_rollouts,

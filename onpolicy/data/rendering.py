@@ -65,13 +65,13 @@ class Renderer:
             RenderingError: the tokenizer has no chat template, or one that cannot be used.
         """
         self.tokenizer, self.max_prompt_tokens = tokenizer, max_prompt_tokens
-        self._template, self._literal = ChatTemplate(tokenizer, thinking=thinking, date=date), LiteralText(tokenizer)
+        self.template, self._literal = ChatTemplate(tokenizer, thinking=thinking, date=date), LiteralText(tokenizer)
         added = tokenizer.added_tokens_decoder
-        texts = [self._template.text([_user(probe)]) for probe in PROBES]
+        texts = [self.template.text([_user(probe)]) for probe in PROBES]
         suffix = functools.reduce(_common_suffix, texts)
         self.generation_suffix: tuple[int, ...] = tuple(functools.reduce(_common_suffix, map(self._encode, texts)))
         """Token ids at the end of every prompt: how the template hands over to the completion."""
-        found = find_tags(suffix, (token.content for token in added.values()), self._template.source)
+        found = find_tags(suffix, (token.content for token in added.values()), self.template.source)
         given = None if thinking_tags is None else (ThinkingTags(*thinking_tags), "rendering.thinking_tags")
         self.thinking_tags, self.tags_source = given or found
         """What opens and closes thinking in completions, and what says so."""
@@ -82,7 +82,7 @@ class Renderer:
         """What the prompt has of the thinking already: an opening tag, or a span that is closed; empty where it has no tag."""
         given_ends = [i for i in eos_ids if i is not None]
         special = {i for i, token in added.items() if token.special}
-        behind = self._encode(self._template.behind_answer())
+        behind = self._encode(self.template.behind_answer())
         self.turn_end_id: int | None = next(
             (i for i in behind if i in special.union(given_ends)), tokenizer.eos_token_id
         )
@@ -105,10 +105,10 @@ class Renderer:
         """
         continues = len(messages) > 1 and messages[-1]["role"] == "assistant"
         before, hidden = (messages[:-1] if continues else messages), list[str]()
-        shown = [self._hidden(message, hidden) for message in before]
-        text = self._template.text(shown)
+        shown = self.hide(before, hidden)
+        text = self.template.text(shown)
         self._refuse_changed(before, shown, text, hidden)
-        ids = self._literal.encode(text, hidden)
+        ids = self.encode_hidden(text, hidden)
         if continues:
             begun = self._literal.hide(messages[-1]["content"], hidden, self._written)
             ids += self._literal.encode(begun, hidden)
@@ -116,6 +116,14 @@ class Renderer:
         if limit is not None and len(ids) > limit:
             raise PromptTooLong(len(ids), limit)
         return tuple(ids)
+
+    def hide(self, messages: Sequence[Message], hidden: list[str]) -> list[Message]:
+        """The messages as the template may be given them: with marks, whose texts are appended to ``hidden``, for what acts as markup."""
+        return [self._hidden(message, hidden) for message in messages]
+
+    def encode_hidden(self, text: str, hidden: list[str]) -> list[int]:
+        """The ids of a text that the template made of messages that ``hide`` returned."""
+        return self._literal.encode(text, hidden)
 
     def completion_text(self, ids: Sequence[int]) -> str:
         """Without special tokens; thinking tags stay, as text."""
@@ -165,16 +173,16 @@ class Renderer:
             {**m, "content": strip_thinking(m["content"], opened=False, tags=self.thinking_tags)} if answer else m
             for m, answer in zip(shown, answers, strict=True)
         ]
-        self._template.refuse_lost(said, text)  # type: ignore[arg-type]
+        self.template.refuse_lost(said, text)  # type: ignore[arg-type]
         plain: list[Message] = [
             {**s, "content": self._literal.hide(m["content"], hidden, self._literal.texts) if answer else s["content"]}
             for m, s, answer in zip(messages, shown, answers, strict=True)
         ]
-        if plain != list(shown) and self._literal.restore(self._template.text(plain), hidden) != self._literal.restore(
+        if plain != list(shown) and self._literal.restore(self.template.text(plain), hidden) != self._literal.restore(
             text, hidden
         ):
             raise RenderingError(
-                f"the chat template of {self._template.name} reads special tokens in an 'assistant' message, where they are text here; "
+                f"the chat template of {self.template.name} reads special tokens in an 'assistant' message, where they are text here; "
                 "leave them out of the data"
             )
 

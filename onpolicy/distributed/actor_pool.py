@@ -27,12 +27,25 @@ class ActorPool(TaskQueue):
             supervisor.start()
 
     def sync_state(self, state: Any) -> None:
-        """Returns when every actor that is up has the new state; the others get it before they work."""
+        """Returns when every actor that is up has the new state; the others get it before they work.
+
+        Raises:
+            RoleLost: whoever has the state was lost meanwhile.
+        """
         with self.changed:
-            self.state = state
+            self.state, self.interruption = state, None
             self.changed.notify_all()
-            self.changed.wait_for(lambda: self.finished or all(s.is_current(state) for s in self.supervisors))
+            self.changed.wait_for(lambda: self._is_settled(state))
             self.raise_failure()
+            if self.interruption is not None:
+                raise self.interruption
+
+    def _is_settled(self, state: Any) -> bool:
+        return (
+            self.finished
+            or self.interruption is not None
+            or all(supervisor.is_current(state) for supervisor in self.supervisors)
+        )
 
     def record_restart(self, number: int, in_a_row: int, lost: ActorLost) -> None:
         """Counts and reports that actor ``number`` is replaced, for the ``in_a_row``-th time without a finished task.

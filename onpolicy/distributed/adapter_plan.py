@@ -9,8 +9,8 @@ import torch
 from onpolicy.config.registry import defaults_and
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.models import ModelHandle, engine_dtype, model_skeleton
+from onpolicy.protocols import AdapterShape
 from onpolicy.trainer.lora import LoraSettings, NotOnLinearLayers, adapter_shape
-from onpolicy.types import AdapterShape
 
 
 @dataclass(frozen=True)

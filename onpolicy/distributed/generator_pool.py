@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,16 +14,19 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.distributed import ray_cluster
 from onpolicy.distributed.actor import Actor
 from onpolicy.distributed.actor_pool import ActorPool
+from onpolicy.distributed.direct_weights import DirectWeights, NotNow, Snapshot
 from onpolicy.distributed.remote_errors import picklable_errors
 from onpolicy.distributed.tasks import MAX_IN_FLIGHT, ActorLost
+from onpolicy.distributed.weight_paths import Sender, WeightPath, here
+from onpolicy.distributed.weight_receiver import WeightReceiver
 from onpolicy.distributed.weight_transfer import WeightRefs, put_weights
 from onpolicy.models import ModelHandle, engine_dtype, open_model, vocabulary_size
-from onpolicy.protocols import Generator, OnGroup, Weights, ignore_group
+from onpolicy.protocols import AdapterShape, Generator, OnGroup, Weights, ignore_group
 from onpolicy.rollout.build import local_generator
 from onpolicy.rollout.validation import InvalidRollout, RolloutValidator
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.trainer.student_weights import StudentWeights
-from onpolicy.types import AdapterShape, Prompt, RolloutGroup, Sampling
+from onpolicy.types import Prompt, RolloutGroup, Sampling
 from onpolicy.utils.faults import Faults, GaveUp
 
 if TYPE_CHECKING:
@@ -41,7 +44,8 @@ MAX_REPLICAS_LOST = 3
 class VersionedWeights:
     """The replicas' current weights; kept until the next ones, so that a new replica can be given them."""
 
-    refs: WeightRefs
+    source: WeightRefs | Snapshot
+    """In the object store, or with the trainer's ranks, which send them."""
     version: int
 
 
@@ -57,9 +61,11 @@ class GenerateTask:
 class Replica(Actor):
     """The configured generator, as an actor that answers several calls at a time."""
 
-    def __init__(self, config: Config, max_model_len: int, adapter: AdapterShape | None, folder: str) -> None:
+    def __init__(
+        self, config: Config, max_model_len: int, folder: str, adapter: AdapterShape | None, sender: Sender | None
+    ) -> None:
         super().__init__(folder)
-        self._config, self._max_model_len, self._adapter = config, max_model_len, adapter
+        self._config, self._max_model_len, self._adapter, self._sender = config, max_model_len, adapter, sender
 
     def set_up(self) -> None:
         from onpolicy.config.resolve import resolve
@@ -68,8 +74,16 @@ class Replica(Actor):
         quiet_libraries()
         resolved = resolve(self._config)
         model = replace(open_model(resolved), max_model_len=self._max_model_len)
-        self._generator: Generator = local_generator(resolved, model, adapter=self._adapter)
+        self._path = self._sender.path_to(here()) if self._sender else WeightPath(None)
+        self._generator: Generator = local_generator(
+            resolved, model, adapter=self._adapter, transfer_backend=self._path.backend
+        )
         self._generator.on_progress = self.report_progress
+        self._receiver = WeightReceiver(self._receive)
+
+    def weight_path(self) -> WeightPath:
+        """How it can get weights."""
+        return self._path
 
     @picklable_errors()
     def generate(self, task: GenerateTask) -> list[RolloutGroup]:
@@ -78,11 +92,42 @@ class Replica(Actor):
     @picklable_errors()
     def update_weights(self, weights: WeightRefs, version: int) -> None:
         """Also takes older weights, since the run may have gone back: the driver decides on the order."""
-        self._generator.policy_version = min(self._generator.policy_version, version - 1)
+        self._expect(version)
         counted = partial(self._counted, weights)
         self._generator.update_weights(
             StudentWeights(counted, adapter=counted), version=version
         )  # as the pool's adapter
+
+    @picklable_errors()
+    def open_transfer(self, init_info: dict[str, Any]) -> None:
+        """Joins rank 0 of the trainer, which calls this and the next three (``weight_sender.ReplicaClient``)."""
+        self._generator.open_transfer(init_info)  # type: ignore[attr-defined]
+
+    @picklable_errors()
+    def begin_weights(self, version: int) -> None:
+        self._receiver.begin(version)
+
+    @picklable_errors()
+    def take_weights(self, part: dict[str, Any]) -> None:
+        self._receiver.take(part)
+        self.report_progress()
+
+    @picklable_errors()
+    def end_weights(self) -> None:
+        self._receiver.end()
+
+    @picklable_errors()
+    def confirm_weights(self, version: int) -> None:
+        """Raises where it has other weights than the trainer has sent."""
+        if self._generator.policy_version != version:
+            raise RuntimeError(f"weights: got version {self._generator.policy_version}, expected {version}")
+
+    def _receive(self, parts: Iterator[dict[str, Any]], version: int) -> None:
+        self._expect(version)
+        self._generator.receive_weights(parts, version=version)  # type: ignore[attr-defined]
+
+    def _expect(self, version: int) -> None:
+        self._generator.policy_version = min(self._generator.policy_version, version - 1)
 
     def close(self) -> None:
         self._generator.close()
@@ -104,19 +149,31 @@ class ReplicaSpec:
         max_model_len: int,
         validator: RolloutValidator,
         adapter: AdapterShape | None = None,
+        direct: DirectWeights | None = None,
     ) -> None:
         self._resolved, self._max_model_len, self._validator = resolved, max_model_len, validator
-        self._adapter = adapter
+        self._adapter, self._direct = adapter, direct
 
     def start(self) -> Any:
         import ray
 
         resources = ray_cluster.resources(self._resolved, gpus=ray_cluster.gpus_per_generator(self._resolved))
         actor = ray.remote(Replica).options(max_concurrency=MAX_IN_FLIGHT + 4, **resources)
-        return actor.remote(self._resolved.config, self._max_model_len, self._adapter, os.getcwd())
+        sender = self._direct.sender() if self._direct else None
+        return actor.remote(self._resolved.config, self._max_model_len, os.getcwd(), self._adapter, sender)
 
     def sync_state(self, actor: Any, state: VersionedWeights) -> Any:
-        return actor.update_weights.remote(state.refs, state.version)
+        if isinstance(state.source, WeightRefs):
+            return actor.update_weights.remote(state.source, state.version)
+        assert self._direct is not None
+        try:
+            return self._direct.sync(actor, state.source, state.version)
+        except NotNow:
+            return None
+
+    def forget(self, actor: Any) -> None:
+        if self._direct is not None:
+            self._direct.forget(actor)
 
     def send(self, actor: Any, task: GenerateTask) -> Any:
         return actor.generate.remote(task)
@@ -155,12 +212,14 @@ class GeneratorPool:
         faults: Faults | None = None,
         *,
         adapter: AdapterShape | None = None,
+        direct: DirectWeights | None = None,
     ) -> None:
         """Returns at once; the replicas load their models in the background.
 
         Args:
             faults: called for every replica that is replaced
             adapter: of the adapters that are all that the replicas are given of the student
+            direct: the trainer's ranks, where they send weights by themselves
 
         Raises:
             ConfigError: the cluster cannot be joined, or has too few GPUs.
@@ -172,13 +231,13 @@ class GeneratorPool:
         self.sampling, self.policy_version = resolved.generator.settings, 0
         self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
         self._roles, self._went_back = resolved.config.distributed, False
-        self._lock, self._adapter_alone = threading.Lock(), adapter is not None
+        self._lock, self._adapter_alone, self._direct = threading.Lock(), adapter is not None, direct
         self._done = self._total = self._tokens = self._calls = 0
         ray_cluster.join(self._roles)
         with ray_cluster.leave_on_error():
             ray_cluster.resources(resolved, gpus=ray_cluster.gpus_per_generator(resolved))
             self._dtype = engine_dtype(resolved, model.path, on_gpu=ray_cluster.cluster_gpus() > 0)
-        spec = ReplicaSpec(resolved, model.max_model_len, RolloutValidator(model.renderer, vocabulary), adapter)
+        spec = ReplicaSpec(resolved, model.max_model_len, RolloutValidator(model.renderer, vocabulary), adapter, direct)
         self.actors = ActorPool(spec, self._roles.num_generators, self._roles, faults)
 
     def generate(
@@ -203,10 +262,18 @@ class GeneratorPool:
             self._report(0, 0, calls=-1)
 
     def update_weights(self, weights: Iterable[tuple[str, Tensor]] | Weights, *, version: int) -> None:
-        """Returns when every replica that is up has the weights; one that comes up later gets them before any work."""
+        """Returns when every replica that is up has the weights; one that comes up later gets them before any work, or the next ones where
+        the trainer that sends them by itself has changed them.
+
+        Raises:
+            RoleLost: a rank of that trainer was lost.
+        """
         newer = version if self._went_back else require_newer(version, self.policy_version)
-        sent = put_weights(_part_of(weights, adapter=self._adapter_alone), self._dtype)
-        self.actors.sync_state(VersionedWeights(sent, newer))
+        if self._direct is not None and isinstance(weights, StudentWeights):
+            source: WeightRefs | Snapshot = self._direct.snapshot()
+        else:
+            source = put_weights(_part_of(weights, adapter=self._adapter_alone), self._dtype)
+        self.actors.sync_state(VersionedWeights(source, newer))
         self.policy_version, self._went_back = newer, False
 
     def rest(self) -> None:

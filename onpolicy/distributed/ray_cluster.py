@@ -205,7 +205,7 @@ def _connect(address: str | None, key: str) -> None:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if address is not None:
         try:
-            _probe_address(address)
+            probe_address(address)
             ray.init(address=address, **quiet)
         except (OSError, ValueError, RuntimeError) as error:
             raise ConfigError(f"{key}: cannot join {address!r}: {str(error).splitlines()[0]}") from error
@@ -216,9 +216,9 @@ def _connect(address: str | None, key: str) -> None:
         ray.init("local", include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
 
 
-def _probe_address(address: str) -> None:
+def probe_address(address: str) -> None:
     """Raises OSError if nothing answers; Ray itself needs minutes to notice."""
-    host, colon, port = address.rpartition(":")
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
 

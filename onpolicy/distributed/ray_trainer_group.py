@@ -5,8 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,6 +21,8 @@ from onpolicy.distributed.heartbeat import STARTUP_FACTOR, Failure, HeartbeatMon
 from onpolicy.distributed.processes import kill_actor, local_process
 from onpolicy.distributed.remote_errors import one_line, picklable_errors
 from onpolicy.distributed.trainer_group import TrainerGroup, TrainerWorker
+from onpolicy.distributed.weight_paths import Place, here
+from onpolicy.distributed.weight_sender import TransferGroup, WeightSenders
 from onpolicy.distributed.weight_transfer import WeightBucket, WeightRefs, pack_weights
 from onpolicy.utils.faults import Faults, GaveUp, RoleLost
 from onpolicy.utils.timer import PhaseTimer
@@ -73,7 +77,10 @@ class Rank(Actor):
         clock.on_phase = clock.on_progress = self.report_progress
         model = open_model(resolved)
         self._worker = TrainerWorker(resolved, model, clock, size=self._size)
-        self._dtype = engine_dtype(resolved, model.path, on_gpu=torch.cuda.is_available())
+        on_gpu = torch.cuda.is_available()
+        self._dtype = engine_dtype(resolved, model.path, on_gpu=on_gpu)
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        self._senders = WeightSenders(partial(self._worker.gathered_weights, False), device, self.report_progress)
         return self._worker.trainer.batching.budget
 
     @picklable_errors()
@@ -90,18 +97,43 @@ class Rank(Actor):
     def weight_buckets(self, adapter: bool) -> Iterator[WeightBucket]:
         """The student's weights, or its adapters alone, one bucket at a time."""
         with picklable_errors():
-            for bucket in pack_weights(self._worker.gathered_weights(adapter), dtype=self._dtype):
+            buckets = pack_weights(self._worker.gathered_weights(adapter), dtype=self._dtype)
+            for bucket in buckets if adapter else self._senders.noting(buckets):
                 self.report_progress()
                 yield bucket
 
+    def place(self) -> Place:
+        """Where this rank works."""
+        return here()
+
+    @picklable_errors()
+    def open_group(self, group: TransferGroup, replica: Any, leave: Sequence[int]) -> str:
+        """``WeightSenders.open``; rank 0's alone."""
+        import ray
+
+        for number in leave:
+            self._senders.close(number)
+        return self._senders.open(group, replica, ray.util.get_node_ip_address())
+
+    @picklable_errors()
+    def send(self, number: int, version: int) -> str:
+        """``WeightSenders.send``; the other ranks join in gathering."""
+        return self._senders.send(number, version)
+
 
 class RayTrainerGroup(TrainerGroup):
-    """All ranks, called from the driver."""
+    """All ranks, called from the driver; by one thread at a time, which holds ``turn``."""
+
+    place: Place
+    """Where rank 0 works."""
 
     def __init__(self, resolved: ResolvedConfig, clock: PhaseTimer, faults: Faults) -> None:
         super().__init__(resolved)
         self._resolved, self._clock, self._faults = resolved, clock, faults
-        self._size, self._roles = resolved.config.distributed.num_trainers, resolved.config.distributed
+        self.size, self._roles = resolved.config.distributed.num_trainers, resolved.config.distributed
+        self.turn = threading.RLock()
+        self.incarnation = self.changes = 0
+        """How often ranks were started, and how often their weights have changed."""
         self._actors: list[Any] = []
         self._processes: list[Any] = []
         self._budget: int | None = None
@@ -133,44 +165,58 @@ class RayTrainerGroup(TrainerGroup):
         """
         import ray
 
-        self._kill_ranks()
-        resources = ray_cluster.resources(self._resolved, gpus=1)
-        if self._roles.address is None:  # gloo would look for the machine's own address
-            environment = {"GLOO_SOCKET_IFNAME": "lo"} | resources["runtime_env"]["env_vars"]
-            resources["runtime_env"] = {"env_vars": environment}
-        config = self._config()
-        for rank in range(self._size):
-            actor = ray.remote(Rank).options(max_concurrency=3, **resources)
-            self._actors.append(actor.remote(config, os.getcwd(), rank, self._size))
-        self._timeout = STARTUP_FACTOR * self._roles.heartbeat_timeout_s
-        places = self._await([actor.ready.remote() for actor in self._actors])
-        self._processes = [local_process(*place) for place in places]
-        meeting = self._meeting()
-        (self._tokens, *_) = self._await([actor.load.remote(meeting) for actor in self._actors])
-        self._timeout = self._roles.heartbeat_timeout_s
+        with self.turn:
+            self._kill_ranks()
+            self.incarnation, self.changes = self.incarnation + 1, self.changes + 1
+            resources = ray_cluster.resources(self._resolved, gpus=1)
+            if self._roles.address is None:  # gloo would look for the machine's own address
+                environment = {"GLOO_SOCKET_IFNAME": "lo"} | resources["runtime_env"]["env_vars"]
+                resources["runtime_env"] = {"env_vars": environment}
+            config = self._config()
+            for rank in range(self.size):
+                actor = ray.remote(Rank).options(max_concurrency=3, **resources)
+                self._actors.append(actor.remote(config, os.getcwd(), rank, self.size))
+            self._timeout = STARTUP_FACTOR * self._roles.heartbeat_timeout_s
+            places = self._await([actor.ready.remote() for actor in self._actors])
+            self._processes = [local_process(*place) for place in places]
+            meeting = self._meeting()
+            (self._tokens, *_) = self._await([actor.load.remote(meeting) for actor in self._actors])
+            (self.place,) = self._await([self._actors[0].place.remote()])
+            self._timeout = self._roles.heartbeat_timeout_s
 
     def call_all(self, method: str, *arguments: Any) -> Any:
         import ray
 
-        given = ray.put(arguments)
-        return self._await([actor.call.remote(method, given) for actor in self._ranks()])[0]
+        with self.turn:
+            given = ray.put(arguments)
+            return self._await([actor.call.remote(method, given) for actor in self._ranks()])[0]
 
     def step(self, examples: Sequence[Any]) -> dict[str, float]:
-        metrics = super().step(examples)
-        (seconds,) = self._await([self._actors[0].phase_seconds.remote()])
+        with self.turn:
+            self.changes += 1
+            metrics = super().step(examples)
+            (seconds,) = self._await([self._actors[0].phase_seconds.remote()])
         self._clock.absorb(seconds)
         return metrics
 
+    def load_state(self, folder: Path, state: Mapping[str, Any]) -> None:
+        with self.turn:
+            self.changes += 1
+            super().load_state(folder, state)
+
     def gather(self, adapter: bool) -> WeightRefs:
         """Tensor by tensor into the object store. The driver owns the buckets, so they outlive the ranks."""
-        import ray
+        with self.turn:
+            first, *others = self._ranks()
+            stream = first.weight_buckets.options(num_returns="streaming").remote(adapter)
+            self._await([stream.completed(), *_join_gather(others, adapter)])
+            return WeightRefs(list(stream))
 
+    def ask_first(self, method: str, *arguments: Any, gather: bool = False) -> Any:
+        """Calls rank 0; with ``gather`` the others join it in gathering the weights."""
         first, *others = self._ranks()
-        arguments = ray.put((adapter,))
-        helping = [actor.call.remote("join_weight_gather", arguments) for actor in others]
-        stream = first.weight_buckets.options(num_returns="streaming").remote(adapter)
-        self._await([stream.completed(), *helping])
-        return WeightRefs(list(stream))
+        helping = _join_gather(others, False) if gather else []
+        return self._await([getattr(first, method).remote(*arguments), *helping])[0]
 
     def _ranks(self) -> list[Any]:
         """All of them; raises RoleLost where they were lost in an earlier call."""
@@ -252,7 +298,7 @@ class RayTrainerGroup(TrainerGroup):
 
     def _lose(self, rank: int, why: str, error: BaseException | None = None) -> NoReturn:
         self._kill_ranks()
-        raise RoleLost(f"rank {rank} of {self._size} {why}") from error
+        raise RoleLost(f"rank {rank} of {self.size} {why}") from error
 
     def _kill_ranks(self) -> None:
         """Ends all ranks for certain."""
@@ -260,3 +306,11 @@ class RayTrainerGroup(TrainerGroup):
         for actor, process in zip_longest(self._actors, self._processes):
             kill_actor(actor, process)
         self._actors, self._processes = [], []
+
+
+def _join_gather(others: Sequence[Any], adapter: bool) -> list[Any]:
+    """The other ranks take part in gathering the weights on rank 0; references to their answers."""
+    import ray
+
+    arguments = ray.put((adapter,))
+    return [actor.call.remote("join_weight_gather", arguments) for actor in others]

@@ -11,6 +11,7 @@ from onpolicy.distributed.heartbeat import STARTUP_FACTOR, Deadline, HeartbeatMo
 from onpolicy.distributed.processes import kill_actor, local_process
 from onpolicy.distributed.remote_errors import one_line
 from onpolicy.distributed.tasks import ActorLost, PendingTask, TaskQueue
+from onpolicy.utils.faults import RoleLost
 
 POLL = 0.05
 """Seconds that the thread waits for an answer at a time."""
@@ -75,7 +76,9 @@ class ActorSupervisor(threading.Thread):
         self._dispatch(self._monitor)
         if not self._busy():
             with self._queue.changed:
-                if self._queue.is_empty() and self._queue.state is self._state and not self._queue.finished:
+                if self._queue.state is not self._state:  # it cannot be had now
+                    self._queue.changed.wait(POLL)
+                elif self._queue.is_empty() and not self._queue.finished:
                     self._queue.changed.wait(IDLE)
         self._poll(self._monitor)
 
@@ -109,13 +112,21 @@ class ActorSupervisor(threading.Thread):
         if self._sync is not None:
             return
         if self._state is not state:
-            self._sync = (self._spec.sync_state(self._actor, state), state)
+            self._sync = self._begin_sync(state)
         else:
             while (task := self._queue.take(len(self._tasks))) is not None:
                 task.before = self._state
                 self._tasks[self._spec.send(self._actor, task.task)] = task
         if not was_busy:
             monitor.report_progress()
+
+    def _begin_sync(self, state: Any) -> tuple[Any, Any] | None:
+        try:
+            ref = self._spec.sync_state(self._actor, state)
+        except RoleLost as lost:  # the pool itself goes on, and so does the run, from its last checkpoint
+            self._queue.interrupt(lost)
+            ref = None
+        return None if ref is None else (ref, state)
 
     def _poll(self, monitor: HeartbeatMonitor) -> None:
         """Answers, and heartbeats while there are none."""
@@ -197,6 +208,7 @@ class ActorSupervisor(threading.Thread):
             self._queue.changed.notify_all()
         if actor is None:
             return
+        self._spec.forget(actor)
         with contextlib.suppress(Exception):
             if idle and self._queue.closed:
                 ray.get(actor.close.remote(), timeout=5)

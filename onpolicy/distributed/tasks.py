@@ -38,7 +38,16 @@ class ActorSpec(Protocol):
         ...
 
     def sync_state(self, actor: Any, state: Any) -> Any:
-        """Brings an actor to a state; returns Ray's reference to the answer."""
+        """Brings an actor to a state; returns Ray's reference to the answer. None: it cannot be had now, ask again.
+
+        Raises:
+            ActorLost: the actor did not take it.
+            RoleLost: whoever has the state is lost.
+        """
+        ...
+
+    def forget(self, actor: Any) -> None:
+        """The actor is gone."""
         ...
 
     def send(self, actor: Any, task: Any) -> Any:
@@ -95,6 +104,8 @@ class TaskQueue:
         self._queue: deque[PendingTask] = deque()
         self._open: set[PendingTask] = set()
         self._failure: BaseException | None = None
+        self.interruption: BaseException | None = None
+        """Why no state could be had since the last one was set."""
 
     @property
     def finished(self) -> bool:
@@ -164,6 +175,14 @@ class TaskQueue:
             self._failure = self._failure or error
             for task in list(self._open):
                 self.resolve(task, error=self._failure)
+            self.changed.notify_all()
+
+    def interrupt(self, error: BaseException) -> None:
+        """Nobody has the state that actors need: all open tasks get the error, and so does who sets a state; the next state may follow."""
+        with self.changed:
+            self.interruption = error
+            for task in list(self._open):
+                self.resolve(task, error=error)
             self.changed.notify_all()
 
     def raise_failure(self) -> None:

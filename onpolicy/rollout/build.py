@@ -10,11 +10,12 @@ from onpolicy.config.registry import options_of
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.cursor import PromptCursor
 from onpolicy.models import ModelHandle
-from onpolicy.protocols import Generator, Sampler
+from onpolicy.protocols import AdapterShape, Generator, Sampler
 from onpolicy.rollout.dataset_completions import DatasetCompletions
+from onpolicy.rollout.environments import EnvironmentGenerator, Rules
 from onpolicy.rollout.prefetch import RolloutPrefetcher
 from onpolicy.rollout.sampler import RolloutSampler
-from onpolicy.types import AdapterShape, Prompt, RolloutGroup
+from onpolicy.types import Prompt, RolloutGroup
 from onpolicy.utils.seeds import step_seed
 from onpolicy.utils.timer import PhaseTimer
 
@@ -25,16 +26,22 @@ def local_generator(
     *,
     beside_trainer: bool = False,
     adapter: AdapterShape | None = None,
+    transfer_backend: str | None = None,
 ) -> Generator:
     """The configured generator in this process.
 
     A plug-in with an option ``source`` is told the revision of a hub's model and whether its code may run; one with an option
     ``beside_trainer``, whether it shares its device with a trainer; one with an option ``adapter``, the shape of the adapters that are all
-    that it will be given of the student.
+    that it will be given of the student; one with an option ``transfer_backend``, how a trainer sends it weights by itself.
     """
     section, settings = resolved.generator, resolved.config.model
     source = {"trust_remote_code": settings.trust_remote_code, "revision": settings.revision}
-    offered = {"source": source, "beside_trainer": beside_trainer, "adapter": adapter}
+    offered = {
+        "source": source,
+        "beside_trainer": beside_trainer,
+        "adapter": adapter,
+        "transfer_backend": transfer_backend,
+    }
     options = options_of(section.plugin.function)
     generator: Generator = section.plugin.bind()(
         renderer=model.renderer,
@@ -44,6 +51,27 @@ def local_generator(
         **{name: value for name, value in offered.items() if name in options},
     )
     return generator
+
+
+def with_environment(
+    resolved: ResolvedConfig, model: ModelHandle, generator: Generator, note: Callable[[str], None]
+) -> Generator:
+    """The generator, with the configured environment for the prompts that it takes part in; as it is where none is configured.
+
+    A plug-in with an option ``renderer`` is given that of the student.
+
+    Args:
+        resolved: the config
+        model: the student
+        generator: samples
+        note: told what went wrong in some rollouts
+    """
+    section = resolved.environment
+    if section is None:
+        return generator
+    options = {"renderer": model.renderer} if "renderer" in options_of(section.plugin.function) else {}
+    rules = Rules(model.renderer, model.max_model_len, section.settings.timeout)
+    return EnvironmentGenerator(generator, section.plugin.bind()(**options), rules, note)
 
 
 def prompt_cursor(resolved: ResolvedConfig, prompts: Sequence[Prompt]) -> PromptCursor:

@@ -8,12 +8,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.models import load_causal_lm
 from onpolicy.protocols import OnGroup, ignore_group
 from onpolicy.rollout.arrival import Arrivals
 from onpolicy.rollout.fair_lock import Closed, FairLock
+from onpolicy.rollout.request import continued_prompt, max_tokens
 from onpolicy.rollout.weight_version import require_newer
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.device import torch_device
@@ -26,6 +28,7 @@ class _Draft:
 
     prompt_ids: tuple[int, ...]
     banned: tuple[int, ...]
+    max_tokens: int
     random: torch.Generator
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -33,9 +36,10 @@ class _Draft:
     version: int = 0
     """Version of the weights that sample it."""
 
-    def ended(self, sampling: Sampling) -> bool:
+    @property
+    def ended(self) -> bool:
         """Whether it has all of its tokens."""
-        return self.stopped or len(self.ids) == sampling.max_tokens
+        return self.stopped or len(self.ids) == self.max_tokens
 
 
 class HFGenerator:
@@ -79,14 +83,11 @@ class HFGenerator:
     ) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
         sampling = sampling or self.sampling
-        longest = self.max_model_len - sampling.max_tokens
         drafts = [
             _Draft(
-                (
-                    *self.renderer.prompt_ids(p.messages, limit=longest - len(p.completion_prefix_ids)),
-                    *p.completion_prefix_ids,
-                ),
+                continued_prompt(self.renderer, p, self.max_model_len - max_tokens(p, sampling)),
                 p.banned_token_ids,
+                max_tokens(p, sampling),
                 torch.Generator().manual_seed(rollout_seed(seed, p.id, j, p.occurrence)),
             )
             for p in prompts
@@ -96,7 +97,7 @@ class HFGenerator:
         found, running = Arrivals(prompts, sampling.group_size, on_group), dict(enumerate(drafts))
 
         def report() -> None:
-            for number in [number for number, d in running.items() if d.ended(sampling)]:
+            for number in [number for number, d in running.items() if d.ended]:
                 found.add(number, self._rollout(running.pop(number)))
             self.on_progress(len(drafts) - len(running), len(drafts), sum(len(d.ids) for d in drafts))
 
@@ -147,14 +148,13 @@ class HFGenerator:
         mask = torch.tensor(
             [[0] * (width - len(d.prompt_ids)) + [1] * len(d.prompt_ids) for d in drafts], device=self.device
         )
-        chances = torch.stack(
-            [torch.rand(sampling.max_tokens, generator=d.random, dtype=torch.float64) for d in drafts]
-        )
+        drawn = [torch.rand(d.max_tokens, generator=d.random, dtype=torch.float64) for d in drafts]
+        chances = pad_sequence(drawn, batch_first=True)
         banned = _banned(drafts, self._model.config.get_text_config().vocab_size)
         cache = None
         for draft in drafts:
             draft.version = self.policy_version
-        for position in range(sampling.max_tokens):
+        for position in range(chances.shape[-1]):
             alive()
             if self._turns.closed:
                 raise Closed("the generator was closed")
@@ -174,7 +174,7 @@ class HFGenerator:
             logprobs = logits.log_softmax(-1).gather(-1, chosen[:, None])[:, 0]
             for draft, token, logprob in zip(drafts, chosen.tolist(), logprobs.tolist(), strict=True):
                 self._extend(draft, token, logprob)
-            running = [i for i, d in enumerate(drafts) if not d.stopped]
+            running = [i for i, d in enumerate(drafts) if not d.ended]
             if not running:
                 return
             if len(running) <= len(drafts) // 2:
@@ -186,7 +186,7 @@ class HFGenerator:
             mask = torch.cat([mask, mask.new_ones(len(drafts), 1)], -1)
 
     def _extend(self, draft: _Draft, token: int, logprob: float) -> None:
-        if not draft.stopped:
+        if not draft.ended:
             draft.ids.append(token)
             draft.logprobs.append(logprob)
             draft.stopped = token in self.renderer.eos_ids

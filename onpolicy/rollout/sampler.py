@@ -45,7 +45,7 @@ class RolloutSampler:
                 last = self.score(groups, begun.by_place)
             kept += [g for g in last if not self.batches or g.mixed]
             drawn += 1
-            tokens += sum(r.num_sampled for group in groups for r in group.rollouts)
+            tokens += sum(r.num_written for group in groups for r in group.rollouts)
         metrics = {"rollout/sampled_tokens": float(tokens)}
         if self.batches:
             metrics |= {

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from onpolicy.data.rendering import Renderer
+from onpolicy.rollout.request import continued_prompt, max_tokens
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 
 TOLERANCE = 1e-4
@@ -55,9 +56,9 @@ class RolloutValidator:
                 raise InvalidRollout(
                     f"has {len(group.rollouts)} rollouts of prompt {prompt.id!r}, expected {sampling.group_size}"
                 )
-            prompt_ids = (*self.renderer.prompt_ids(prompt.messages, limit=sys.maxsize), *prompt.completion_prefix_ids)
+            prompt_ids = continued_prompt(self.renderer, prompt, sys.maxsize)
             for rollout in group.rollouts:
-                if wrong := self._problem(rollout, prompt_ids, sampling.max_tokens, oldest, newest):
+                if wrong := self._problem(rollout, prompt_ids, max_tokens(prompt, sampling), oldest, newest):
                     raise InvalidRollout(f"has a rollout of prompt {prompt.id!r} {wrong}")
 
     def _problem(self, r: Rollout, prompt_ids: tuple[int, ...], max_tokens: int, oldest: int, newest: int) -> str:

@@ -35,6 +35,7 @@ REASONS = {
     "max_loras": LORA,
     "max_cpu_loras": LORA,
     "lora_target_modules": LORA,
+    "weight_transfer_config": "where the trainer sends weights from its GPU to that of a generator",
     "enable_prefix_caching": "rollouts of one prompt share its keys and values",
     "logprobs_mode": "rollout_logprobs are compared with the trainer's, which are raw",
     "disable_log_stats": "nothing reads them",

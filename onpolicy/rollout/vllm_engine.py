@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -142,11 +142,38 @@ class SharedEngine:
         with self._turn():
             self._wake("weights")
             self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _one_at_a_time(weights)})
-            self._llm.reset_prefix_cache(reset_running_requests=True)
-            self._wake("kv_cache")
-            self._policy = Policy(version)
-            for request in list(self._running.values()):
-                request.policy = self._policy
+            self._now_at(version)
+
+    def open_transfer(self, init_info: dict[str, Any]) -> None:
+        """Joins a trainer for vLLM's weight transfer, and leaves the one before."""
+        with self._turn():
+            self._llm.shutdown_weight_transfer_engine()
+            self._llm.init_weight_transfer_engine({"init_info": init_info})
+
+    def receive(self, updates: Iterable[Mapping[str, Any]], *, version: int) -> None:
+        """As ``_reload``, with what vLLM fetches from the trainer itself; nothing is sampled from the first part to the last.
+
+        Args:
+            updates: what the trainer says of each part as it sends it
+            version: of the weights
+        """
+        with self._turn():
+            self._wake("weights")
+            synchronize()
+            self._llm.start_weight_update()
+            for update in updates:
+                self._llm.update_weights({"update_info": update})
+            self._llm.finish_weight_update()
+            synchronize()
+            self._now_at(version)
+
+    def _now_at(self, version: int) -> None:
+        """All weights are new: nothing that the old ones made is used again."""
+        self._llm.reset_prefix_cache(reset_running_requests=True)
+        self._wake("kv_cache")
+        self._policy = Policy(version)
+        for request in list(self._running.values()):
+            request.policy = self._policy
 
     def rest(self) -> None:
         """Sleeps, where it can: weights go to the host's memory, keys and values are dropped. Not while another thread samples."""

@@ -12,14 +12,16 @@ import torch
 from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
-from onpolicy.protocols import OnGroup, ignore_group
+from onpolicy.protocols import AdapterShape, OnGroup, ignore_group
 from onpolicy.rollout.arrival import Arrivals
+from onpolicy.rollout.request import continued_prompt, max_tokens
 from onpolicy.rollout.vllm_args import EngineArgs, blamed_on, combined
 from onpolicy.rollout.vllm_engine import Request, SharedEngine, undisturbed_threads
 from onpolicy.rollout.vllm_lora import LoadedAdapters, adapter_arguments, why_no_adapter
 from onpolicy.rollout.vllm_sleep import sleeps
+from onpolicy.rollout.vllm_transfer import Backend, why_no_transfer
 from onpolicy.rollout.weight_version import require_newer
-from onpolicy.types import AdapterShape, FinishReason, Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.types import FinishReason, Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.ready import installed, ready_if
 from onpolicy.utils.seeds import rollout_seed
 
@@ -50,6 +52,8 @@ class VLLMGenerator:
     """
 
     why_no_adapter = staticmethod(why_no_adapter)
+    why_no_transfer = staticmethod(why_no_transfer)
+    parallel_calls = 32
 
     def __init__(
         self,
@@ -61,6 +65,7 @@ class VLLMGenerator:
         source: Mapping[str, Any] | None = None,
         beside_trainer: bool = False,
         adapter: AdapterShape | None = None,
+        transfer_backend: Backend | None = None,
         dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
         enforce_eager: bool | None = None,
         gpu_memory_utilization: float = 0.4,
@@ -98,6 +103,7 @@ class VLLMGenerator:
                 **(_whole_prompts(max_model_len) if cpu else _one_batch_at_a_time(sampling)),
                 **({"enable_sleep_mode": True} if can_sleep else {}),
                 **(adapter_arguments(adapter, sampling) if adapter else {}),
+                **({"weight_transfer_config": {"backend": transfer_backend}} if transfer_backend else {}),
                 **_one_of_several(),
                 **(source or {}),
             }
@@ -120,14 +126,10 @@ class VLLMGenerator:
     ) -> list[RolloutGroup]:
         """``group_size`` rollouts of each prompt, in the order given."""
         sampling = sampling or self.sampling
-        longest = self.max_model_len - sampling.max_tokens
         asked = [
             (
-                (
-                    *self.renderer.prompt_ids(prompt.messages, limit=longest - len(prompt.completion_prefix_ids)),
-                    *prompt.completion_prefix_ids,
-                ),
-                self._params(sampling, rollout_seed(seed, prompt.id, j, prompt.occurrence), prompt.banned_token_ids),
+                continued_prompt(self.renderer, prompt, self.max_model_len - max_tokens(prompt, sampling)),
+                self._params(prompt, sampling, rollout_seed(seed, prompt.id, j, prompt.occurrence)),
             )
             for prompt in prompts
             for j in range(sampling.group_size)
@@ -140,6 +142,15 @@ class VLLMGenerator:
         """Nothing that the old ones cached is used after it; rollouts that are under way go on with the new ones, and where these are
         adapters with the old."""
         self._engine.update(weights, version=require_newer(version, self.policy_version))
+        self.policy_version = version
+
+    def open_transfer(self, init_info: dict[str, Any]) -> None:
+        """Joins a trainer that will send weights by itself (``vllm_transfer``); for a generator made with a ``transfer_backend``."""
+        self._engine.open_transfer(init_info)
+
+    def receive_weights(self, updates: Iterable[Mapping[str, Any]], *, version: int) -> None:
+        """``update_weights`` with what that trainer sends; ``updates`` are what it says of each part, when it is there."""
+        self._engine.receive(updates, version=require_newer(version, self.policy_version))
         self.policy_version = version
 
     def logprobs(self, token_ids: Sequence[int]) -> list[float]:
@@ -165,17 +176,17 @@ class VLLMGenerator:
         """Frees the engine and its memory; whoever is sampling gets an error."""
         self._engine.close()
 
-    def _params(self, sampling: Sampling, seed: int, banned_token_ids: Sequence[int]) -> SamplingParams:
+    def _params(self, prompt: Prompt, sampling: Sampling, seed: int) -> SamplingParams:
         from vllm import SamplingParams
 
         return SamplingParams(
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
-            max_tokens=sampling.max_tokens,
+            max_tokens=max_tokens(prompt, sampling),
             stop_token_ids=list(self.renderer.eos_ids),
             seed=seed,
-            logit_bias=dict.fromkeys(banned_token_ids, -math.inf) or None,
+            logit_bias=dict.fromkeys(prompt.banned_token_ids, -math.inf) or None,
             logprobs=0,  # the sampled token alone
             detokenize=False,
         )

@@ -18,7 +18,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from onpolicy.types import AdapterShape, Sampling
+from onpolicy.protocols import AdapterShape
+from onpolicy.types import Sampling
 from onpolicy.utils.device import synchronize
 from onpolicy.utils.disk import free_bytes
 

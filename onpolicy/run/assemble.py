@@ -14,7 +14,7 @@ from onpolicy.distributed.adapter_plan import adapter_plan
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator, Trainer
-from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor
+from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor, with_environment
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.control import RunControl
 from onpolicy.run.devices import refuse_devices_without_ranks, unused_devices
@@ -25,7 +25,7 @@ from onpolicy.run.guards import build_guards, gap_tolerance
 from onpolicy.run.inputs import input_files, keep_inputs
 from onpolicy.run.loading import evaluation_prompts, training_prompts
 from onpolicy.run.log import build_log
-from onpolicy.run.placement import build_generator, build_scorer, build_trainer, with_workers
+from onpolicy.run.placement import build_generator, build_scorer, build_trainer, direct_weights, with_workers
 from onpolicy.run.ref_baseline import measure_baseline
 from onpolicy.run.room import check_room, checkpoint_size
 from onpolicy.run.run import Run
@@ -105,17 +105,22 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
 def _generator_beside(
     trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, faults: Faults, display: Display
 ) -> Generator:
-    """The generator, and a line on what it is given of a student with adapters; where a launcher's ranks train, those of all ranks.
+    """The generator, and lines on what it is given of the student, and which way; where a launcher's ranks train, those of all ranks.
 
     It comes before the trainer's first call: the other ranks make theirs before they serve calls, and vLLM's engines wait for one another.
     """
     plan = adapter_plan(resolved, model)
+
+    def say(line: str) -> None:
+        display.console.print(plain(line), highlight=False, soft_wrap=True)
+
     if plan.said:
-        display.console.print(plain(plan.said), highlight=False, soft_wrap=True)
-    own = build_generator(resolved, model, faults, beside_trainer=True, adapter=plan.shape)
+        say(plan.said)
+    direct = direct_weights(trainer, resolved, say, adapter=plan.shape is not None)
+    own = build_generator(resolved, model, faults, beside_trainer=True, adapter=plan.shape, direct=direct)
     if isinstance(trainer, Rank0Driver) and not resolved.config.distributed.num_generators:
-        return RankGenerators(trainer, own)
-    return own
+        own = RankGenerators(trainer, own)
+    return with_environment(resolved, model, own, display.note)
 
 
 def _keep_inputs(

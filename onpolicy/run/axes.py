@@ -52,6 +52,7 @@ def axes(config: Config) -> dict[str, str]:
         "rewards": "; ".join(short(reward) for reward in config.rewards),
         "schedule": "; ".join(_schedules(config.objective, "objective")),
         "coverage": ", ".join(f"{k} {v}" for k, v in config.data.get("coverage", {}).items()),
+        "environment": short(config.environment) if config.environment else "",
         "privileged rollouts": short(config.privileged_rollouts) if config.privileged_rollouts else "",
         "dynamic sampling": str(config.data.get("dynamic_sampling") or ""),
     }

@@ -115,9 +115,9 @@ class Evaluator:
             rewards=rewards,
             right=_verdicts(rewards),
             answers=[self.extract(r.answer_text) for r in group.rollouts],
-            lengths=[r.num_sampled for r in group.rollouts],
+            lengths=[r.num_written for r in group.rollouts],
             truncated=[r.finish_reason == "length" for r in group.rollouts],
-            completions=[r.text for r in group.rollouts],
+            completions=[r.whole_text for r in group.rollouts],
             graded={g.name: _verdicts(self._scores(group, g)) for g in self.graders},
             digest=digest(group.prompt),
         )

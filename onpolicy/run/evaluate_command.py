@@ -13,6 +13,7 @@ from rich.console import Console
 from onpolicy.config.resolve import load_resolved
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.models import open_model
+from onpolicy.rollout.build import with_environment
 from onpolicy.run.check_run import training_command
 from onpolicy.run.display import Display, evaluation_table
 from onpolicy.run.evaluate import build_evaluator
@@ -71,7 +72,9 @@ def run_evaluation(resolved: ResolvedConfig, source: Path) -> tuple[Path, Metric
     display = Display(0, console, most_tokens=config.eval.max_tokens or resolved.generator.settings.max_tokens)
     with display.never_silent():
         model = open_model(resolved)
-        generator = build_generator(resolved, model, Faults(display.note))
+        generator = with_environment(
+            resolved, model, build_generator(resolved, model, Faults(display.note)), display.note
+        )
         generator.on_progress = display.progress
         try:
             evaluator = build_evaluator(resolved, model, generator, evaluation_prompts(resolved, model.renderer))

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ from onpolicy.run.display import Display
 from onpolicy.run.guards import GAP, gap_tolerance
 from onpolicy.run.token_trace import token_record
 from onpolicy.run.trackers import Jsonl, Logs, Tracker, open_logs
-from onpolicy.types import Example, Metrics
+from onpolicy.types import Example, Metrics, Rollout
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.timer import PhaseTimer
 
@@ -201,6 +203,7 @@ def sample_row(example: Example, renderer: Renderer) -> dict[str, Any]:
         "student_prompt": renderer.decode(example.rollout.prompt_ids),
         "teacher_prompts": {context: renderer.decode(ids) for context, ids in example.teacher_prompt_ids.items()},
         "completion": example.rollout.text,
+        **({"turns": turns} if (turns := turns_of(example.rollout, renderer)) else {}),
         "answer": example.prompt.fields.get("answer"),
         "reward": example.reward,
         "reward_breakdown": dict(example.reward_breakdown),
@@ -208,6 +211,15 @@ def sample_row(example: Example, renderer: Renderer) -> dict[str, Any]:
         "finish_reason": example.rollout.finish_reason,
         "tokens": example.rollout.num_sampled,
     }
+
+
+def turns_of(rollout: Rollout, renderer: Renderer) -> list[dict[str, str]]:
+    """What was sampled and what was observed, in order; empty where all was sampled."""
+    parts = groupby(zip(rollout.sampled_mask, rollout.completion_ids, strict=False), key=itemgetter(0))
+    return [
+        {"observed" if not sampled else "sampled": renderer.decode([token for _, token in part])}
+        for sampled, part in parts
+    ]
 
 
 def peak_memory_gib() -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from onpolicy.annotation.build import group_work, local_scorer
 from onpolicy.annotation.pooled_scorer import PooledScorer
@@ -14,14 +15,16 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.distributed.env import launched
 from onpolicy.distributed.torchrun_group import Rank0Driver
 from onpolicy.models import ModelHandle
-from onpolicy.protocols import Generator, Trainer
+from onpolicy.protocols import AdapterShape, Generator, Trainer
 from onpolicy.rollout.build import local_generator
 from onpolicy.trainer.build import local_trainer
-from onpolicy.types import AdapterShape
 from onpolicy.utils.device import available_cores
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.timer import PhaseTimer
 from onpolicy.utils.worker_processes import WorkerProcesses
+
+if TYPE_CHECKING:
+    from onpolicy.distributed.direct_weights import DirectWeights
 
 LARGE_STEP = 250_000
 """Tokens a step, if every rollout is as long as it may be, from which on processes annotate by default. At 3.9 us of one core a token these
@@ -92,6 +95,7 @@ def build_generator(
     *,
     beside_trainer: bool = False,
     adapter: AdapterShape | None = None,
+    direct: DirectWeights | None = None,
 ) -> Generator:
     """The generator of a run, with the reference model's weights; with ``distributed.num_generators`` several replicas of it.
 
@@ -101,12 +105,37 @@ def build_generator(
         faults: records every replica that is replaced
         beside_trainer: whether one in this process shares its device with a trainer
         adapter: of the adapters that are all that it will be given of the student
+        direct: the trainer's ranks, where they send weights to replicas by themselves
     """
     if not resolved.config.distributed.num_generators:
         return local_generator(resolved, model, beside_trainer=beside_trainer, adapter=adapter)
     from onpolicy.distributed.generator_pool import GeneratorPool
 
-    return GeneratorPool(resolved, model, faults, adapter=adapter)
+    return GeneratorPool(resolved, model, faults, adapter=adapter, direct=direct)
+
+
+def direct_weights(
+    trainer: Trainer, resolved: ResolvedConfig, say: Callable[[str], None], *, adapter: bool
+) -> DirectWeights | None:
+    """What sends weights from GPU to GPU, where the run has it; says which way they go, where replicas get them.
+
+    Args:
+        trainer: of the run
+        resolved: the config
+        say: takes a line
+        adapter: whether adapters alone are sent
+    """
+    roles = resolved.config.distributed
+    if not roles.num_generators:
+        return None
+    from onpolicy.distributed.direct_weights import DirectWeights
+    from onpolicy.distributed.ray_trainer_group import RayTrainerGroup
+    from onpolicy.distributed.weight_paths import said, why_in_store
+
+    ranks = trainer if isinstance(trainer, RayTrainerGroup) else None
+    why = why_in_store(resolved, ranks.place if ranks else None, adapter=adapter)
+    say(said(why))
+    return None if why or ranks is None else DirectWeights(ranks, timeout=roles.heartbeat_timeout_s, say=say)
 
 
 def build_trainer(resolved: ResolvedConfig, model: ModelHandle, timer: PhaseTimer, faults: Faults) -> Trainer:

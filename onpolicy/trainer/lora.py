@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, autocast, nn, no_grad, random
 
+from onpolicy.protocols import AdapterShape
 from onpolicy.trainer.zero3 import full_tensors, gathered, sharded
-from onpolicy.types import AdapterShape
 from onpolicy.utils.errors import ConfigError, suggest
 from onpolicy.utils.ready import NotInstalled, extra, is_installed
 

@@ -76,3 +76,12 @@ def synchronize() -> None:
 
     if torch.cuda.is_available():
         torch.cuda.synchronize()
+
+
+def gpu_uuid() -> str | None:
+    """What the current GPU is called everywhere, whatever a process is shown; None without a GPU."""
+    import torch
+
+    return (
+        str(torch.cuda.get_device_properties(torch.cuda.current_device()).uuid) if torch.cuda.is_available() else None
+    )

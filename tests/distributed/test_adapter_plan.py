@@ -11,8 +11,8 @@ from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.distributed.adapter_plan import AdapterPlan, adapter_plan
 from onpolicy.models import open_model
+from onpolicy.protocols import AdapterShape
 from onpolicy.rollout import vllm_lora
-from onpolicy.types import AdapterShape
 from tests.runs import write_config
 from tests.tiny import tiny_model_dir
 

@@ -516,7 +516,9 @@ def test_replicas_of_vllm_get_the_adapters_alone(tmp_path: Path, ray: Any) -> No
     config = write_config(tmp_path, generator={"name": "vllm", "group_size": 3, "max_tokens": 8})
     options = ["distributed.num_generators=1", "trainer.lora_rank=4", "trainer.lr=0.01"]
     output = _finish(config, f"run_dir={tmp_path / 'run'}", *options)
-    assert "weight syncs send the adapters alone (rank 4)" in " ".join(output.split())
+    said = " ".join(output.split())
+    assert "weight syncs send the adapters alone (rank 4)" in said
+    assert "weight syncs go through the object store: adapters alone are sent" in said
     assert max(row["rollout/logprob_gap"] for row in metrics(tmp_path / "run")) < 1e-5
 
 

@@ -15,8 +15,9 @@ from onpolicy.distributed import torchrun_group
 from onpolicy.distributed.adapter_plan import AdapterPlan
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators, refuse_other_generators, serve_rank
 from onpolicy.distributed.trainer_group import TrainerWorker
+from onpolicy.protocols import AdapterShape
 from onpolicy.trainer.collectives import SingleProcess
-from onpolicy.types import AdapterShape, Sampling
+from onpolicy.types import Sampling
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.timer import PhaseTimer
 from tests.runs import write_config

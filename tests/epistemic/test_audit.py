@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onpolicy.config.default_guards import GUARDS
 from onpolicy.config.resolve import section
-from onpolicy.config.schema import GUARDS
 from onpolicy.epistemic.audit import audit
 from onpolicy.epistemic.calibration import auroc, auroc_within, brier, ece, scoreboard
 from onpolicy.epistemic.marked import MarkedRollout

@@ -7,6 +7,7 @@ import json
 import os
 import pickle
 import zlib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from onpolicy.rewards import base
 from onpolicy.rewards.code import code_tests, compute_score, extract_program, problem_of, sandbox, shape_of
 from onpolicy.rewards.code.tests import AssertTest, same_output, same_value
 from onpolicy.run.check_run import check_run
-from onpolicy.types import Prompt, Rollout, RolloutGroup
+from onpolicy.types import EnvironmentOutcome, Prompt, Rollout, RolloutGroup
 from onpolicy.utils.errors import ConfigError
 from tests.runs import metrics, run_here, write_config
 
@@ -280,6 +281,9 @@ def test_what_rewards_say_reaches_the_context() -> None:
         "Correctly solve the original question."
     )
     assert feedback(scored.group, 1, scored.scores) is None, "it succeeded"
+    played = replace(group("5").rollouts[0], outcome=EnvironmentOutcome(feedback="the door is shut"))
+    messages = feedback(RolloutGroup(prompt=scored.group.prompt, rollouts=(played,)), 0, [0.0])
+    assert messages is not None and "attempt:\n\nthe door is shut\n\nCorrectly" in messages[-1]["content"]
     assert [own.feedback for own in evaluate_rewards({"said": said}, reward_inputs(group("4"), str))] == [None]
 
 

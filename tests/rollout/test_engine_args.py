@@ -20,9 +20,10 @@ import pytest
 from onpolicy.cli import main
 from onpolicy.config.resolve import load_resolved
 from onpolicy.data.rendering import Renderer
+from onpolicy.protocols import AdapterShape
 from onpolicy.rollout.vllm_args import OPTIONS, REASONS, engine_arguments
 from onpolicy.rollout.vllm_generator import VLLMGenerator
-from onpolicy.types import AdapterShape, Sampling
+from onpolicy.types import Sampling
 from onpolicy.utils.errors import ConfigError
 from tests.rollout.fake_vllm import FakeLLM, put_in_place
 from tests.runs import write_config
@@ -141,7 +142,7 @@ def test_all_that_onpolicy_sets_everywhere_is_known_to_the_check(monkeypatch: py
     on_a_cpu = {"enable_chunked_prefill", "max_num_batched_tokens"}
     source = {"revision": None, "trust_remote_code": False}
     adapter = AdapterShape(4, ("q_proj",))
-    found = generator(source=source, adapter=adapter).arguments
+    found = generator(source=source, adapter=adapter, transfer_backend="nccl").arguments
     assert set(found) - on_a_cpu == {*OPTIONS, *REASONS} - {"enable_sleep_mode"}
 
 

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from onpolicy.protocols import AdapterShape
 from onpolicy.rollout import vllm_lora
 from onpolicy.rollout.vllm_lora import RANKS, adapter_arguments, adapter_folder, takes_adapters, why_no_adapter
 from onpolicy.trainer.lora import LoraSettings, adapter_shape
 from onpolicy.trainer.student_weights import StudentWeights
 from onpolicy.trainer.trainer import PolicyTrainer
-from onpolicy.types import AdapterShape, Sampling
+from onpolicy.types import Sampling
 from tests.rollout.test_generators import PROMPTS, arguments, by_the_model, fresh, largest_gap
 from tests.rollout.test_threads import LONG, endless, rollouts_of, wait_for_tokens
 from tests.tiny import tiny_model

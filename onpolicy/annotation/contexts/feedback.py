@@ -24,7 +24,9 @@ def feedback(
         threshold: reward from which a rollout counts as successful
         template: text with `{question}` and `{feedback}`
     """
-    text = group.rollouts[index].feedback or group.prompt.fields.get(field)
+    rollout = group.rollouts[index]
+    said = rollout.feedback or (rollout.outcome.feedback if rollout.outcome else "")
+    text = said or group.prompt.fields.get(field)
     if text is None or not rewards[index] < threshold:  # nor for one that was not graded
         return None
     return replace_question(group.prompt, template, feedback=text)

@@ -13,6 +13,7 @@ from onpolicy.annotation.scoring import Scorer
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator
+from onpolicy.rollout.build import with_environment
 from onpolicy.run.display import Display
 from onpolicy.run.loading import training_prompts
 from onpolicy.run.placement import build_generator, build_scorer
@@ -46,7 +47,7 @@ def session(resolved: ResolvedConfig, *, room: int = 0, with_contexts: bool = Fa
         model = open_model(resolved, extra_tokens=room, guided=with_contexts)
         prompts = training_prompts(resolved, model.renderer)
         faults = Faults(display.note)
-        generator = build_generator(resolved, model, faults)
+        generator = with_environment(resolved, model, build_generator(resolved, model, faults), display.note)
         generator.on_progress = display.progress
         scorer = build_scorer(resolved, model, faults)
         display.phase("generate")

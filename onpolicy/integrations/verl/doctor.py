@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import os
 import traceback
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from importlib.metadata import PackageNotFoundError, entry_points, requires
 
 from packaging.requirements import Requirement
 
+from onpolicy.distributed.ray_cluster import probe_address
 from onpolicy.integrations.verl.command import quiet
 from onpolicy.run.doctor import Check, installed_version
 from onpolicy.utils.ready import DISTRIBUTION, extra
@@ -84,18 +86,34 @@ def loaded() -> str:
 
 
 def _in_a_worker() -> str:
-    """Asks one; on the cluster of RAY_ADDRESS if there is one."""
+    """Asks one, on the cluster that main_ppo would find: RAY_ADDRESS's, this machine's, or else one of its own."""
     import ray
 
     try:
-        own = None if os.environ.get("RAY_ADDRESS") else 1
-        ray.init(log_to_driver=False, include_dashboard=False, num_cpus=own)
-        answer: str = ray.get(ray.remote(loaded).options(num_cpus=1).remote(), timeout=180)
+        _connect()
+        # none of its CPUs: a cluster may be at work on something else
+        answer: str = ray.get(ray.remote(loaded).options(num_cpus=0).remote(), timeout=180)
         return answer
     except Exception as error:
         return traceback.format_exception_only(error)[-1].strip()
     finally:
         ray.shutdown()
+
+
+def _connect() -> None:
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS", "")
+    try:
+        probe_address(address)
+    except OSError as error:
+        raise ConnectionError(f"RAY_ADDRESS={address}: {error}") from error
+    try:
+        ray.init("auto", log_to_driver=False, logging_level=logging.ERROR)
+    except ConnectionError:
+        if address:
+            raise
+        ray.init("local", log_to_driver=False, logging_level=logging.ERROR, include_dashboard=False, num_cpus=1)
 
 
 def _requirement(name: str) -> Requirement | None:

@@ -89,6 +89,11 @@ def find_problems(config: DictConfig, resolved: ResolvedConfig, problems: Proble
 
 
 def querying_problems(resolved: ResolvedConfig) -> Iterator[str]:
+    if resolved.environment is not None:
+        yield (
+            f"{SECTION}.environment: rollouts are verl's; expected none, and an agent loop of verl's own "
+            "(actor_rollout_ref.rollout.agent)."
+        )
     asking = dict(resolved.querying_plugins)
     if resolved.privileged_rollouts is not None:
         del asking[key := resolved.privileged_rollouts.plugin.key]

@@ -93,7 +93,7 @@ signal.pause()
 """
 
 
-def test_ray_starts_on_all_nodes_and_the_command_is_told_to_stop(tmp_path: Path) -> None:
+def test_ray_starts_on_all_nodes_and_the_command_is_told_to_stop(tmp_path: Path, no_cluster: dict[str, str]) -> None:
     hosts = f"#!/usr/bin/env bash\nprintf '%s\\n' {' '.join(2 * [get_node_ip_address()])}\n"
     for name, text in (("srun", SRUN), ("scontrol", hosts)):
         (tmp_path / name).write_text(text)
@@ -111,7 +111,7 @@ def test_ray_starts_on_all_nodes_and_the_command_is_told_to_stop(tmp_path: Path)
     path = os.pathsep.join([str(tmp_path), str(Path(sys.executable).parent), os.environ["PATH"]])
     words = ["bash", str(CLUSTER / "ray_on_slurm.sh"), sys.executable, "-c", COMMAND]
     job = subprocess.Popen(
-        words, cwd=tmp_path, env=os.environ | slurm | {"PATH": path}, stdout=subprocess.PIPE, text=True
+        words, cwd=tmp_path, env=os.environ | no_cluster | slurm | {"PATH": path}, stdout=subprocess.PIPE, text=True
     )
     assert job.stdout is not None
     for line in job.stdout:

@@ -246,20 +246,6 @@ def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path: Path) 
     assert again[-len(kept) - 1 :] == [*kept, "trainer.resume_mode=auto"]
 
 
-def test_the_doctor_looks_into_a_worker(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, env=environment(tmp_path) | {"COLUMNS": "200"},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("registered") == 2
-    blocked = subprocess.run(
-        [sys.executable, "-m", "onpolicy", "doctor", "verl"], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=environment(tmp_path) | {"COLUMNS": "200", "VERL_USE_EXTERNAL_PLUGINS": "none"},
-    )  # fmt: skip
-    assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
-
-
 @pytest.mark.nightly
 def test_stock_main_ppo(tmp_path: Path) -> None:
     """Rollouts, rewards, update, weights to the server and validation, by verl alone: our plug-in is installed and not named."""

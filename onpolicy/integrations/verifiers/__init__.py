@@ -1,0 +1,1 @@
+"""Environments of the library verifiers: their problems, their conversations and their rubrics."""

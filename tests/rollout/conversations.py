@@ -1,0 +1,84 @@
+"""Environments for tests, and what is needed to hold conversations with them."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+
+from onpolicy.protocols import SampledReply, Student
+from onpolicy.rollout.episode import NoRoomLeft
+from onpolicy.types import EnvironmentOutcome, Message, Prompt
+
+
+def as_said(reply: SampledReply) -> Message:
+    return {"role": "assistant", "content": reply.text}
+
+
+def talk(id: str, **fields: object) -> Prompt:
+    return Prompt(id=id, messages=({"role": "user", "content": f"Question {id}?"},), fields=fields, interactive=True)
+
+
+class Asks:
+    """Asks ``turns`` times and counts the letters of the last reply; ``fields["fault"]`` says how a rollout goes wrong, after its first
+    reply."""
+
+    def __init__(self, turns: int = 2) -> None:
+        self.turns = turns
+
+    async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
+        messages: list[Message] = list(prompt.messages)
+        reply: Message = {"role": "assistant", "content": ""}
+        for turn in range(self.turns):
+            try:
+                reply = await student.reply(messages, as_said)
+            except NoRoomLeft:
+                break
+            if fault := prompt.fields.get("fault"):
+                messages = await getattr(self, str(fault))(messages, reply)
+            await asyncio.sleep(0.001 * (len(prompt.id) % 3))
+            messages = [*messages, reply, {"role": "user", "content": f"Again ({turn})."}]
+        letters = float(sum(c.isalpha() for c in reply["content"]))
+        return EnvironmentOutcome(reward=letters, metrics={"letters": letters}, feedback=f"{letters:g} letters")
+
+    async def raises(self, messages: Sequence[Message], reply: Message) -> list[Message]:
+        raise KeyError("no such tool")
+
+    async def waits(self, messages: Sequence[Message], reply: Message) -> list[Message]:
+        await asyncio.sleep(3600)
+        return []
+
+    async def will_not_end(self, messages: Sequence[Message], reply: Message) -> list[Message]:
+        while True:
+            try:
+                await asyncio.sleep(3600)
+            except asyncio.CancelledError:
+                continue
+
+    async def computes(self, messages: Sequence[Message], reply: Message) -> list[Message]:
+        while True:
+            sum(range(1000))
+
+    async def computes_in_a_task(self, messages: Sequence[Message], reply: Message) -> list[Message]:
+        return await asyncio.wait_for(self.computes(messages, reply), 3600)
+
+    async def sleeps(self, messages: Sequence[Message], reply: Message) -> list[Message]:
+        time.sleep(4)
+        return []
+
+    async def forgets_the_problem(self, messages: Sequence[Message], reply: Message) -> list[Message]:
+        return [{"role": "user", "content": "Something else?"}]
+
+
+class Silent(Asks):
+    """Answers with no text."""
+
+    async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
+        reply = await student.reply(prompt.messages, as_said)
+        await student.reply([*prompt.messages, reply, {"role": "user", "content": " \n"}], as_said)
+        return EnvironmentOutcome(reward=1.0)
+
+
+class NeverAsks(Asks):
+    async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
+        return EnvironmentOutcome(reward=1.0)
