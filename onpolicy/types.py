@@ -143,8 +143,7 @@ class Rollout:
     completion_ids: tuple[int, ...]
     """[T] what follows the prompt: tokens that were sampled, ends of turns included, and those that an environment answered."""
     rollout_logprobs: tuple[float, ...]
-    """[T] log-probabilities of the sampled tokens as the *generator* reports them, in nats, before temperature. Observed tokens have none:
-    their entries are not read."""
+    """[T] log-probabilities as the *generator* reports them, in nats, before temperature; entries of observed tokens are not read."""
     text: str
     """The sampled tokens decoded without special tokens."""
     finish_reason: FinishReason
@@ -155,8 +154,7 @@ class Rollout:
     token_versions: tuple[int, ...] = ()
     """[T] by token; empty: all were sampled by ``policy_version``."""
     sampled_mask: tuple[bool, ...] = ()
-    """[T] which completion tokens the policy sampled; empty: all. The others were observed: they are context in every forward pass, and are
-    neither trained nor counted nor scored."""
+    """[T] which completion tokens the policy sampled; empty: all. Observed ones are context: neither trained nor counted nor scored."""
     history: tuple[Message, ...] = ()
     """What the prompt holds of the conversation besides the problem's messages: the turns of the segments before this one."""
     earlier: tuple[Rollout, ...] = ()
@@ -165,6 +163,8 @@ class Rollout:
     """Of the whole conversation; None where no environment took part."""
     final: str | None = field(default=None, compare=False)
     """What follows the thinking in ``text``, or in its last turn; empty where the thinking never ended, None before it is scored."""
+    feedback: str | None = field(default=None, compare=False)
+    """What its rewards said besides a number, e.g. which test failed; None: nothing. ``outcome`` has the environment's."""
 
     def __post_init__(self) -> None:
         for name in ("rollout_logprobs", "token_versions", "sampled_mask"):

@@ -10,6 +10,7 @@ BUILTIN: dict[str, str] = {
     "paper_train_answer": "onpolicy.rewards.paper:paper_train_answer",
     "paper_eval_answer": "onpolicy.rewards.paper:paper_eval_answer",
     "gym_answer": "onpolicy.rewards.gym:gym_answer",
+    "code_tests": "onpolicy.rewards.code.grading:code_tests",
     "environment": "onpolicy.rewards.environment:environment",
     "boxed_format": "onpolicy.rewards.format:boxed_format",
     "thinking_format": "onpolicy.rewards.format:thinking_format",

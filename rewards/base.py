@@ -104,7 +104,10 @@ class RewardError(RuntimeError):
 
 
 def score(
-    function: RewardFn, samples: Sequence[RewardInput], logged: Sequence[dict[str, float]] | None = None
+    function: RewardFn,
+    samples: Sequence[RewardInput],
+    logged: Sequence[dict[str, float]] | None = None,
+    feedback: list[str | None] | None = None,
 ) -> list[float | None]:
     """The reward of each sample of one group; None where the function does not apply. Asynchronous functions are run to their values.
 
@@ -112,13 +115,15 @@ def score(
         function: of any shape
         samples: of one group
         logged: one for each sample; gets what a function of TRL's shape logs (``log_metric``, ``log_extra``)
+        feedback: one place for each sample; gets the text that a function returns beside the score (``{"score": 0.0, "feedback": "..."}``)
 
     Raises:
         RewardError: the function raised, needs a column that the row does not have, or returned no finite number.
     """
-    parameters = _filled(function)
+    parameters, feedback = _filled(function), [None] * len(samples) if feedback is None else feedback
     if "completions" in parameters:
-        return _score_group(function, parameters, samples, Log(name_of(function), logged or [{} for _ in samples]))
+        log = Log(name_of(function), logged or [{} for _ in samples])
+        return _score_group(function, parameters, samples, log, feedback)
     pending: list[Any] = []
     try:
         for sample in samples:
@@ -130,9 +135,10 @@ def score(
                 value.close()
         raise
     found = []
-    for sample, value in zip(samples, await_all(pending), strict=True):
+    for place, (sample, value) in enumerate(zip(samples, await_all(pending), strict=True)):
         with _named(function, repr(sample.id)):
             found.append(_number(value))
+            feedback[place] = _feedback(value)
     return found
 
 
@@ -166,7 +172,11 @@ def name_of(function: RewardFn) -> str:
 
 
 def _score_group(
-    function: RewardFn, parameters: Mapping[str, inspect.Parameter], samples: Sequence[RewardInput], log: Log
+    function: RewardFn,
+    parameters: Mapping[str, inspect.Parameter],
+    samples: Sequence[RewardInput],
+    log: Log,
+    feedback: list[str | None],
 ) -> list[float | None]:
     with _named(function, f"the group of {samples[0].id!r}"):
         (values,) = await_all([function(**_arguments(function, parameters, _known_group(samples, log)))])
@@ -177,7 +187,9 @@ def _score_group(
         values = await_all(list(values))
         if len(values) != len(samples):
             raise ValueError(f"returned {len(values)} numbers for {len(samples)} completions, expected one for each")
-        return [_number(value) for value in values]
+        numbers = [_number(value) for value in values]
+        feedback[:] = map(_feedback, values)
+        return numbers
 
 
 @contextmanager
@@ -264,6 +276,14 @@ def _number(value: Any) -> float | None:
     if value is None:
         return None
     return _finite(value)
+
+
+def _feedback(value: Any) -> str | None:
+    """The text beside a score, in a mapping; None where there is none, or an empty one."""
+    text = value.get("feedback") if isinstance(value, Mapping) else None
+    if text is not None and not isinstance(text, str):
+        raise ValueError(f"returned the feedback {text!r}, expected a text or None")
+    return text or None
 
 
 def _finite(value: Any) -> float:

@@ -22,7 +22,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "onpolicy"
 FILES = sorted(p for p in PACKAGE.rglob("*.py") if not p.is_relative_to(PACKAGE / "rewards"))
-REWARDS = sorted((ROOT / "rewards").glob("*.py"))
+REWARDS = sorted((ROOT / "rewards").rglob("*.py"))
 ENGINES = ("vllm", "deepspeed", "ray", "verl", "hydra")
 HEAVY = ("torch", "transformers", "datasets", "pandas", "math_verify", "sympy", "reasoning_gym", *ENGINES)
 

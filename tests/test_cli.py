@@ -12,6 +12,7 @@ import pytest
 
 from onpolicy.cli import main
 from onpolicy.config.builtins import TABLES
+from onpolicy.rewards.code import SandboxUnavailable
 from onpolicy.run import doctor
 from tests.runs import write_config
 
@@ -159,6 +160,19 @@ def test_an_evaluation(tmp_path: Path, printed: Printed) -> None:
     own = [sets, "rewards=[tests.test_cli:noisy]", "eval.samples_per_problem=2", "eval.pass_at=[1]"]
     found = printed("eval", config, *own, f"run_dir={tmp_path / 'eval'}")
     assert found["folder"] == str(tmp_path / "eval") and 0 <= found["metrics"]["eval/few/avg@2"] <= 1
+
+
+@pytest.mark.process
+def test_the_doctor_tries_the_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    (check,) = doctor.sandbox()
+    assert check.ok and check.found.startswith(("namespaces", "bubblewrap")), "it has to work where these tests run"
+
+    def nothing() -> str:
+        raise SandboxUnavailable("code cannot be run safely here")
+
+    monkeypatch.setattr("onpolicy.rewards.code.mechanism", nothing)
+    (check,) = doctor.sandbox()
+    assert not check.ok and not check.needed and "install bubblewrap" in check.remedy
 
 
 def test_the_doctor_looks_for_what_deepspeed_compiles_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

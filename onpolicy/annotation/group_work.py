@@ -15,10 +15,10 @@ from types import CodeType, FunctionType, ModuleType
 from typing import Any, ClassVar
 
 from onpolicy.annotation.reading import ReadText, TextReader
-from onpolicy.annotation.scoring import evaluate_reward, reward_inputs
+from onpolicy.annotation.scoring import Evaluated, evaluate_reward, reward_inputs
 from onpolicy.config.schedules import Coefficients, coefficients_in
 from onpolicy.rewards import lexicon
-from onpolicy.types import RewardBreakdown, RolloutGroup
+from onpolicy.types import RolloutGroup
 
 LIBRARIES_OF_MODELS = frozenset({"torch", "transformers", "vllm", "sentence_transformers"})
 """A reward beside which one of these is used may hold a model: one in each process would be too many."""
@@ -36,8 +36,8 @@ class GroupTask:
 class GroupDone:
     """What does not need the group's siblings in the step. Small beside the group."""
 
-    rewards: Mapping[str, Sequence[RewardBreakdown]]
-    """Reward -> its part of each rollout's breakdown."""
+    rewards: Mapping[str, Sequence[Evaluated]]
+    """Reward -> its part of each rollout's breakdown, and its feedback."""
     texts: tuple[ReadText, ...] | None
     """By rollout; None where the texts are left to the annotator."""
 

@@ -52,10 +52,10 @@ class PooledScorer(Scorer):
         values = dict(self.values())
         # one that was sampled ahead may have been begun in an earlier step, whose options were others
         known = (own.done().rewards if own.values == values else {} for own in work)
-        breakdowns = self.inner.evaluate_rewards(inputs, known)
+        evaluated = self.inner.evaluate_rewards(inputs, known)
         return [
             scored_group(own.group, found, self.rewards, correctness=self.correctness, texts=own.done().texts)
-            for own, found in zip(work, breakdowns, strict=True)
+            for own, found in zip(work, evaluated, strict=True)
         ]
 
     def close(self) -> None:

@@ -24,7 +24,18 @@ from onpolicy.types import (
 Begun = Any
 """What a scorer has begun for a group (``Scorer.begin``): its own affair."""
 NOTHING_BEGUN: Mapping[int, Begun] = MappingProxyType({})
-NOTHING_KNOWN: Iterable[Mapping[str, Sequence[RewardBreakdown]]] = repeat(MappingProxyType({}))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluated:
+    """What one reward, or all of them, say of one rollout."""
+
+    breakdown: RewardBreakdown
+    feedback: str | None = None
+    """The text beside the scores (``Rollout.feedback``)."""
+
+
+NOTHING_KNOWN: Iterable[Mapping[str, Sequence[Evaluated]]] = repeat(MappingProxyType({}))
 FinalPart = Callable[[str], str]
 """Completion text -> the part after the thinking."""
 
@@ -72,17 +83,17 @@ class Scorer:
             RewardError: a reward raised or returned no number; the message names it and the sample.
         """
         groups = [with_finals(group, self.final_part) for group in groups]
-        breakdowns = self.evaluate_rewards([reward_inputs(group, self.final_part, self.steps) for group in groups])
+        evaluated = self.evaluate_rewards([reward_inputs(group, self.final_part, self.steps) for group in groups])
         return [
             scored_group(group, found, self.rewards, correctness=self.correctness)
-            for group, found in zip(groups, breakdowns, strict=True)
+            for group, found in zip(groups, evaluated, strict=True)
         ]
 
     def evaluate_rewards(
         self,
         groups: Sequence[Sequence[RewardInput]],
-        known: Iterable[Mapping[str, Sequence[RewardBreakdown]]] = NOTHING_KNOWN,
-    ) -> list[list[RewardBreakdown]]:
+        known: Iterable[Mapping[str, Sequence[Evaluated]]] = NOTHING_KNOWN,
+    ) -> list[list[Evaluated]]:
         """Evaluates every reward on every sample of every group.
 
         Args:
@@ -109,15 +120,15 @@ def score_group(
     Raises:
         RewardError: a reward raised or returned no number; the message names it and the sample.
     """
-    breakdowns = evaluate_rewards({r.name: r.function for r in rewards}, reward_inputs(group, final_part, steps))
-    return list(scored_group(group, breakdowns, rewards, correctness=correctness).rewards)
+    found = evaluate_rewards({r.name: r.function for r in rewards}, reward_inputs(group, final_part, steps))
+    return list(scored_group(group, found, rewards, correctness=correctness).rewards)
 
 
 def evaluate_rewards(
     functions: Mapping[str, Callable[..., Any]],
     samples: Sequence[RewardInput],
-    known: Mapping[str, Sequence[RewardBreakdown]] = MappingProxyType({}),
-) -> list[RewardBreakdown]:
+    known: Mapping[str, Sequence[Evaluated]] = MappingProxyType({}),
+) -> list[Evaluated]:
     """Evaluates each reward on each sample of one group, in order, but for those that are known.
 
     Args:
@@ -129,24 +140,27 @@ def evaluate_rewards(
         RewardError: a reward raised or returned no number; the message names it and the sample.
     """
     breakdowns: list[dict[str, float]] = [{} for _ in samples]
+    feedback: list[list[str]] = [[] for _ in samples]
     for name, function in functions.items():
         parts = known[name] if name in known else evaluate_reward(name, function, samples)
-        for breakdown, part in zip(breakdowns, parts, strict=True):
-            breakdown |= part
-    return list(breakdowns)
+        for breakdown, texts, part in zip(breakdowns, feedback, parts, strict=True):
+            breakdown |= part.breakdown
+            texts += [part.feedback] if part.feedback else []
+    return [Evaluated(own, "\n\n".join(texts) or None) for own, texts in zip(breakdowns, feedback, strict=True)]
 
 
-def evaluate_reward(name: str, function: Callable[..., Any], samples: Sequence[RewardInput]) -> list[RewardBreakdown]:
+def evaluate_reward(name: str, function: Callable[..., Any], samples: Sequence[RewardInput]) -> list[Evaluated]:
     """One reward of each sample of one group; needs nothing but the function. What it logs stands under ``<reward>/<name>``.
 
     Raises:
         RewardError: it raised or returned no number; the message names it and the sample.
     """
     logged: list[dict[str, float]] = [{} for _ in samples]
-    values = base.score(function, samples, logged) if samples else []
+    feedback: list[str | None] = [None] * len(samples)
+    values = base.score(function, samples, logged, feedback) if samples else []
     return [
-        ({} if value is None else {name: value}) | {f"{name}/{what}": number for what, number in own.items()}
-        for value, own in zip(values, logged, strict=True)
+        Evaluated(({} if value is None else {name: value}) | {f"{name}/{what}": n for what, n in own.items()}, text)
+        for value, own, text in zip(values, logged, feedback, strict=True)
     ]
 
 
@@ -180,22 +194,25 @@ def combine(
 
 def scored_group(
     group: RolloutGroup,
-    breakdowns: Sequence[RewardBreakdown],
+    evaluated: Sequence[Evaluated],
     rewards: Sequence[Reward],
     *,
     correctness: str,
     texts: tuple[Any, ...] | None = None,
 ) -> ScoredGroup:
-    """The group with its combined rewards, the scores that decide correctness, and what was read off its texts if they were read.
+    """The group with its combined rewards, the scores that decide correctness, the rewards' feedback, and what was read off its texts if
+    they were read.
 
-    ``breakdowns`` are those of ``reward_inputs``: a rollout whose environment failed has none and is not graded.
+    ``evaluated`` are those of ``reward_inputs``: a rollout whose environment failed has none and is not graded.
     """
-    given = iter(combine(breakdowns, rewards, correctness=correctness))
+    given = iter(combine([own.breakdown for own in evaluated], rewards, correctness=correctness))
     combined = [RolloutReward(0.0, 0.0, {}) if r.failed else next(given) for r in group.rollouts]
     scores = [
         nan if rollout.failed else _score(own, rewards, correctness)
         for rollout, own in zip(group.rollouts, combined, strict=True)
     ]
+    said = iter(evaluated)
+    group = with_feedback(group, [None if r.failed else next(said).feedback for r in group.rollouts])
     return ScoredGroup(group, tuple(combined), tuple(scores), texts)
 
 
@@ -216,6 +233,14 @@ def with_finals(group: RolloutGroup, final_part: FinalPart) -> RolloutGroup:
             for rollout in group.rollouts
         ),
     )
+
+
+def with_feedback(group: RolloutGroup, feedback: Sequence[str | None]) -> RolloutGroup:
+    """The group with the rewards' feedback by rollout; those without any keep what they have."""
+    if not any(feedback):
+        return group
+    rollouts = (replace(r, feedback=text or r.feedback) for r, text in zip(group.rollouts, feedback, strict=True))
+    return replace(group, rollouts=tuple(rollouts))
 
 
 def reward_inputs(group: RolloutGroup, final_part: FinalPart, steps: int | None = None) -> list[RewardInput]:

@@ -1,8 +1,8 @@
 """One row of a dataset -> one Prompt, under whatever names its columns have.
 
 Read as they are: verl's parquet schema (nested columns as structs or as JSON strings), TRL's (``prompt`` and free
-columns), SDFT's and OPSD's (``problem``, ``solution``), swift's (``messages``), ShareGPT's (``conversations``). docs/data.md
-has the line for each of a dozen public datasets.
+columns), SDFT's and OPSD's (``problem``, ``solution``), swift's (``messages``), ShareGPT's (``conversations``), coding problems
+(``code_problems``). docs/data.md has the line for each of a dozen public datasets.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from onpolicy.data.code_problems import code_question
 from onpolicy.data.conversations import Conversation, offer_tools, read_conversation
 from onpolicy.data.references import AnswerFrom, Found, read_reference
 from onpolicy.data.text import as_text, clipped
@@ -25,7 +26,7 @@ from onpolicy.utils.errors import suggest
 QUESTION = ("messages", "prompt", "problem", "question", "conversations")
 ANSWER = ("answer", "ground_truth", "reward_model.ground_truth", "label", "final_answer")
 SOLUTION = ("solution", "privileged_context", "reference_solution", "extra_info.solution", "extra_info.answer_cot")
-IDENTITY = ("id", "problem_id", "extra_info.index", "idx")
+IDENTITY = ("id", "problem_id", "question_id", "task_id", "extra_info.index", "idx")
 GROUND_TRUTH = ("ground_truth", "reward_model.ground_truth")
 """verl's columns: its rewards get what stands there, whichever column the answer is taken from."""
 ROLES = {"prompt": QUESTION, "answer": ANSWER, "solution": SOLUTION}
@@ -177,6 +178,8 @@ def _question(row: Mapping[str, Any], form: RowFormat) -> Found:
         found = _at(row, form.columns["prompt"], "prompt")
         if found.value is None:
             raise ValueError(f"column {found.where!r} is empty, expected a problem")
+    elif (coding := code_question(row)) is not None:
+        return coding
     else:
         names = [name for name in QUESTION if row.get(name) is not None]
         if not names:

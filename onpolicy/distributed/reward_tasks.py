@@ -13,7 +13,7 @@ from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from onpolicy.annotation.scoring import NOTHING_KNOWN, Scorer, evaluate_rewards
+from onpolicy.annotation.scoring import NOTHING_KNOWN, Evaluated, Scorer, evaluate_rewards
 from onpolicy.config.load import build
 from onpolicy.config.resolve import reward_sections
 from onpolicy.config.resolved import ResolvedConfig
@@ -24,7 +24,6 @@ from onpolicy.distributed.processes import kill_tree, local_process
 from onpolicy.distributed.remote_errors import one_line, picklable_errors
 from onpolicy.distributed.tasks import ActorLost
 from onpolicy.rewards.base import RewardInput
-from onpolicy.types import RewardBreakdown
 from onpolicy.utils.faults import Faults, GaveUp
 
 MAX_WORKERS_LOST = 3
@@ -42,7 +41,7 @@ class RewardTask:
 
 
 def score_rewards(config: str, folder: str, task: RewardTask) -> Iterator[Any]:
-    """The Ray task: yields its node and process id once the rewards are loaded, then the reward breakdown of each sample.
+    """The Ray task: yields its node and process id once the rewards are loaded, then what the rewards say of each sample.
 
     Args:
         config: the run's config as JSON
@@ -86,10 +85,8 @@ class RewardTasks:
             resources = ray_cluster.resources(resolved, gpus=0)
         self._function = ray.remote(score_rewards).options(num_returns="streaming", max_retries=0, **resources)
 
-    def score(
-        self, groups: Sequence[Sequence[RewardInput]], values: Mapping[str, float]
-    ) -> list[list[RewardBreakdown]]:
-        """The reward breakdown of every sample of every group, in their order.
+    def score(self, groups: Sequence[Sequence[RewardInput]], values: Mapping[str, float]) -> list[list[Evaluated]]:
+        """What the rewards say of every sample of every group, in their order.
 
         Raises:
             RewardError: a reward raised or returned no number.
@@ -109,7 +106,7 @@ class RewardTasks:
             self._threads.shutdown(cancel_futures=True)
             ray_cluster.leave()
 
-    def _score_group(self, task: RewardTask) -> list[RewardBreakdown]:
+    def _score_group(self, task: RewardTask) -> list[Evaluated]:
         for attempt in range(1, MAX_WORKERS_LOST + 1):
             try:
                 return self._attempt(task)
@@ -122,7 +119,7 @@ class RewardTasks:
                 self._on_fault("rewards", f"a worker {lost}; a new one takes its place")
         raise AssertionError("unreachable")
 
-    def _attempt(self, task: RewardTask) -> list[RewardBreakdown]:
+    def _attempt(self, task: RewardTask) -> list[Evaluated]:
         """Raises ActorLost: the worker died, or gave no answer within ``distributed.heartbeat_timeout_s`` after loading."""
         import ray
 
@@ -167,8 +164,8 @@ class RemoteScorer(Scorer):
     def evaluate_rewards(
         self,
         groups: Sequence[Sequence[RewardInput]],
-        known: Iterable[Mapping[str, Sequence[RewardBreakdown]]] = NOTHING_KNOWN,
-    ) -> list[list[RewardBreakdown]]:
+        known: Iterable[Mapping[str, Sequence[Evaluated]]] = NOTHING_KNOWN,
+    ) -> list[list[Evaluated]]:
         """In Ray's workers, all of them, whatever is known."""
         return self.tasks.score(groups, self.values())
 

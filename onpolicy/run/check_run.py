@@ -10,6 +10,7 @@ from onpolicy.config.problems import Problems, collected
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.shipped import config_argument
 from onpolicy.contracts import check_config, gives_single_rollouts_nothing, learns_from_advantages_alone
+from onpolicy.rewards.base import RewardError
 from onpolicy.run.devices import for_ranks
 from onpolicy.run.first_rows import lacking_columns
 from onpolicy.utils.errors import ConfigError, UserError
@@ -41,17 +42,17 @@ def training_command(source: Path, overrides: Sequence[str]) -> list[str]:
 
 
 def _not_ready(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
-    sections = (resolved.data, *resolved.eval_sets.values())
+    sections = (resolved.data, *resolved.eval_sets.values(), *resolved.rewards)
     here = (
         [] if resolved.config.distributed.num_generators else [resolved.generator.plugin]
     )  # else where the actors are
-    for plugin in (*(section.plugin for section in sections), *resolved.trackers, *here):
+    for plugin in (*(section.plugin for section in sections), *resolved.trackers, *resolved.graders, *here):
         check = getattr(plugin.function, "ready", None)
         if check is None or not problems.sound(plugin.key):
             continue
         try:
             check(**plugin.options)
-        except UserError as error:
+        except (UserError, RewardError) as error:
             yield f"{plugin.key}: {error}"
 
 

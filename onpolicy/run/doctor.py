@@ -193,6 +193,17 @@ def default_model() -> list[Check]:
         return [Check("default model", False, "missing", str(error), needed=False)]
 
 
+def sandbox() -> list[Check]:
+    """What runs the programs of the reward `code_tests`."""
+    from onpolicy.rewards.code import SandboxUnavailable, mechanism
+
+    try:
+        return [Check("code sandbox", True, f"{mechanism()} (rewards: code_tests)")]
+    except SandboxUnavailable as error:
+        remedy = "needed by the reward code_tests alone: install bubblewrap (apt install bubblewrap), or allow user namespaces"
+        return [Check("code sandbox", False, str(error), remedy, needed=False)]
+
+
 GROUPS: tuple[Callable[[], list[Check]], ...] = (
     hardware,
     packages,
@@ -201,6 +212,7 @@ GROUPS: tuple[Callable[[], list[Check]], ...] = (
     arithmetic,
     kernels,
     default_model,
+    sandbox,
 )
 
 

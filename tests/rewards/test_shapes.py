@@ -39,7 +39,8 @@ def group(row: Mapping[str, Any], *texts: str, version: int = 0) -> RolloutGroup
 
 
 def rewarded(function: Any, row: Mapping[str, Any], *texts: str, version: int = 0) -> list[Mapping[str, float]]:
-    return evaluate_rewards({"it": function}, reward_inputs(group(row, *texts, version=version), str, steps=9))
+    found = evaluate_rewards({"it": function}, reward_inputs(group(row, *texts, version=version), str, steps=9))
+    return [own.breakdown for own in found]
 
 
 @pytest.mark.parametrize(

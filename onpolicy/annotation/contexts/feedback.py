@@ -17,14 +17,16 @@ def feedback(
     threshold: float = 1.0,
     template: str = FEEDBACK,
 ) -> tuple[Message, ...] | None:
-    """The teacher reads feedback that came with the problem (SDPO's rich feedback); a rollout that succeeded needs none.
+    """The teacher reads what a reward, an environment or the dataset said of an attempt that failed (SDPO's rich feedback).
 
     Args:
-        field: column of the dataset that holds the feedback; rows without it have no teacher
+        field: column of the dataset that holds the feedback where nothing was said of the rollout; without either there is no teacher
         threshold: reward from which a rollout counts as successful
         template: text with `{question}` and `{feedback}`
     """
-    text = group.prompt.fields.get(field)
+    rollout = group.rollouts[index]
+    said = rollout.feedback or (rollout.outcome.feedback if rollout.outcome else "")
+    text = said or group.prompt.fields.get(field)
     if text is None or not rewards[index] < threshold:  # nor for one that was not graded
         return None
     return replace_question(group.prompt, template, feedback=text)

@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from onpolicy.annotation.contexts.feedback import feedback
+from onpolicy.annotation.scoring import with_feedback
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data import load_prompts
 from onpolicy.experiments.parity.fixtures import golden_folder, text_cases
@@ -24,6 +24,8 @@ from onpolicy.types import Message, Prompt, Rollout, RolloutGroup
 
 CONFIGS = {"solution": "sdpo", "solution_without_thinking": "sdpo_no_think"}
 """Variant of the teacher's prompt in the golden texts -> the config that has to write it."""
+WITH_FEEDBACK = "sdpo_feedback"
+"""The config that has to write the prompt with feedback, where no attempt of the group succeeded."""
 WARMED_UP = ("sdpo", "sdpo_no_think", "sdpo_ema", "grpo_paper", "paper/math")
 """Configs whose warm-up has to be the published one."""
 MARK = "\x01"
@@ -60,9 +62,8 @@ def prompts(data: Mapping[str, Any]) -> Iterator[TextFinding]:
                 yield _finding(f"{name}_{variant}_{i}", _plain(_context(config)(group, i, rewards)), theirs)
         for i, theirs in enumerate(case["out_feedback"]):
             if theirs is not None:
-                yield _finding(
-                    f"{name}_feedback_{i}", _plain(feedback(group, i, rewards, threshold=_threshold())), theirs
-                )
+                told, failed = with_feedback(group, [case["feedback"]] * len(rewards)), [0.0] * len(rewards)
+                yield _finding(f"{name}_feedback_{i}", _plain(_context(WITH_FEEDBACK)(told, i, failed)), theirs)
 
 
 def student_message(problem: str, config: str = "sdpo") -> str:
@@ -143,14 +144,9 @@ def _context(config: str) -> Callable[[RolloutGroup, int, Sequence[float]], tupl
     return bound
 
 
-def _threshold() -> float:
-    return float(_config("sdpo").contexts["teacher"].options["threshold"])
-
-
 def _group(case: Mapping[str, Any]) -> RolloutGroup:
     messages = (*case["earlier_messages"], {"role": "user", "content": student_message(case["problem"])})
-    fields = {"feedback": case["feedback"]} if case["feedback"] else {}
-    prompt = Prompt(id=case["name"], messages=messages, fields=fields)
+    prompt = Prompt(id=case["name"], messages=messages)
     return RolloutGroup(prompt=prompt, rollouts=tuple(map(_rollout, case["attempts"])))
 
 

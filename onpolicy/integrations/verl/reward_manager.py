@@ -11,7 +11,7 @@ from verl.experimental.reward_loop.reward_manager.base import RewardManagerBase
 
 from onpolicy.annotation.build import build_rewards
 from onpolicy.annotation.scoring import combine, evaluate_rewards, reward_inputs
-from onpolicy.integrations.verl.rows import rollout_group
+from onpolicy.integrations.verl.rows import FEEDBACK, rollout_group
 from onpolicy.integrations.verl.scoring import sees_siblings
 from onpolicy.integrations.verl.settings import method
 from onpolicy.models import student_renderer
@@ -50,11 +50,12 @@ class OnpolicyRewardManager(RewardManagerBase):  # type: ignore[misc]
     def _scored(self, row: Mapping[str, Any]) -> dict[str, Any]:
         group = rollout_group([row], self._renderer, max_tokens=self._max_tokens)
         inputs = reward_inputs(group, self._renderer.final_answer_text)
-        (parts,) = evaluate_rewards({r.name: r.function for r in self._rewards}, inputs)
-        (scored,) = combine([parts], self._rewards, correctness=self._right)
+        (found,) = evaluate_rewards({r.name: r.function for r in self._rewards}, inputs)
+        (scored,) = combine([found.breakdown], self._rewards, correctness=self._right)
+        numbers = {r.name: found.breakdown.get(r.name, math.nan) for r in self._rewards}
         return {
             "reward_score": scored.total,
-            "reward_extra_info": {r.name: parts.get(r.name, math.nan) for r in self._rewards},
+            "reward_extra_info": {**numbers, FEEDBACK: found.feedback or ""},
         }
 
 

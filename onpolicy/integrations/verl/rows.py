@@ -42,6 +42,8 @@ FIELDS = (
     "extra_fields",
 )
 """Fields of a row that are read, apart from the dataset's columns."""
+FEEDBACK = "feedback"
+"""The key of a reward's text among the numbers of ``reward_extra_info``."""
 ROUTES, SPANS = "onpolicy_routes", "onpolicy_spans"
 
 
@@ -120,6 +122,13 @@ def parts_of(row: Mapping[str, Any]) -> dict[str, float]:
     """The numbers that verl's reward function returned with its score; NaN stands for none."""
     given = (row.get("extra_fields") or {}).get("reward_extra_info") or {}
     return {n: float(value) for n, value in given.items() if isinstance(value, int | float) and not math.isnan(value)}
+
+
+def feedback_of(row: Mapping[str, Any]) -> str | None:
+    """The text that verl's reward function returned with its score."""
+    given = (row.get("extra_fields") or {}).get("reward_extra_info") or {}
+    text = given.get(FEEDBACK)
+    return text if isinstance(text, str) and text else None
 
 
 def score_of(row: Mapping[str, Any]) -> float:

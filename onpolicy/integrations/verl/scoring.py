@@ -4,10 +4,19 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from onpolicy.annotation.scoring import FinalPart, Reward, evaluate_rewards, reward_inputs, scored_group, with_finals
-from onpolicy.integrations.verl.rows import parts_of, score_of
+from onpolicy.annotation.scoring import (
+    FinalPart,
+    Reward,
+    evaluate_rewards,
+    reward_inputs,
+    scored_group,
+    with_feedback,
+    with_finals,
+)
+from onpolicy.integrations.verl.rows import feedback_of, parts_of, score_of
 from onpolicy.types import RolloutGroup, RolloutReward, ScoredGroup
 
 
@@ -29,7 +38,7 @@ def score_rows(
     Args:
         right: name of the reward that decides which rollouts are correct
     """
-    group = with_finals(group, final_part)
+    group = with_feedback(with_finals(group, final_part), [feedback_of(row) for row in rows])
     if not rewards:
         scores = tuple(map(score_of, rows))
         parts = [{"score": score} | parts_of(row) for score, row in zip(scores, rows, strict=True)]
@@ -43,5 +52,7 @@ def score_rows(
         {r.name: r.function for r in rewards if sees_siblings(r.function)}, reward_inputs(group, final_part)
     )
     alone = [{name: value for name, value in parts_of(row).items() if name in names} for row in rows]
-    breakdowns = [{**one, **other} for one, other in zip(alone, together, strict=True)]
-    return scored_group(group, breakdowns, rewards, correctness=right)
+    evaluated = [
+        replace(other, breakdown={**one, **other.breakdown}) for one, other in zip(alone, together, strict=True)
+    ]
+    return scored_group(group, evaluated, rewards, correctness=right)

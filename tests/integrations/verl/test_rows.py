@@ -219,8 +219,17 @@ def test_the_reward_manager_gives_the_parts() -> None:
 
     assert asyncio.run(scored()) == {
         "reward_score": 1.0,
-        "reward_extra_info": {"math_answer": 1.0, "saturating_floor": 0.0},
+        "reward_extra_info": {"math_answer": 1.0, "saturating_floor": 0.0, "feedback": ""},
     }
+
+
+def test_the_text_beside_a_score_reaches_the_rollout() -> None:
+    rows = [row("2", math_answer=1.0, feedback=""), row("345", math_answer=0.0, feedback="off by 343")]
+    group = rollout_group(rows, RENDERER, max_tokens=8)
+    for rewards in ([Reward("math_answer", 1.0, math_answer)], []):
+        scored = score_rows(group, rows, rewards, str, right="math_answer")
+        assert [r.feedback for r in scored.group.rollouts] == [None, "off by 343"]
+        assert all("feedback" not in own.reward_breakdown for own in scored.rewards)
 
 
 def test_random_examples_have_contexts_and_none() -> None:

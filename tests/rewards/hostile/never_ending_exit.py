@@ -1,0 +1,4 @@
+import atexit
+import time
+
+atexit.register(time.sleep, 10**6)
