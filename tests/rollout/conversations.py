@@ -23,7 +23,7 @@ class Asks:
     """Asks ``turns`` times and counts the letters of the last reply; ``fields["fault"]`` says how a rollout goes wrong, after its first
     reply."""
 
-    def __init__(self, turns: int = 2) -> None:
+    def __init__(self, *, turns: int = 2) -> None:
         self.turns = turns
 
     async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
@@ -82,3 +82,14 @@ class Silent(Asks):
 class NeverAsks(Asks):
     async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
         return EnvironmentOutcome(reward=1.0)
+
+
+def asks(*, turns: int = 2) -> Asks:
+    """Plug-in of kind ``environment``."""
+    return Asks(turns=turns)
+
+
+def talks(*, faults: dict[str, str] | None = None, problems: int = 4) -> list[Prompt]:
+    """Plug-in of kind ``data``: problems ``p0``, ``p1``, ..., and what goes wrong in some of them."""
+    given = faults or {}
+    return [talk(f"p{i}", **({"fault": given[f"p{i}"]} if f"p{i}" in given else {})) for i in range(problems)]

@@ -26,6 +26,7 @@ from onpolicy.types import EnvironmentOutcome, Message, Prompt, Rollout, Rollout
 from tests.data.test_next_turn import FORGETS
 from tests.rollout.conversations import Asks, NeverAsks, Silent, as_said, talk
 from tests.rollout.test_generators import arguments, by_the_model, fresh, restart
+from tests.runs import ROOT
 from tests.tiny import byte_tokenizer
 
 SAMPLING = Sampling(group_size=3, max_tokens=90)
@@ -271,3 +272,14 @@ def test_groups_are_told_of_and_versions_stand_at_their_tokens(hf: HFGenerator, 
     (group,) = held(own, [talk("a")], SHORT)
     longest = max(group.rollouts, key=lambda r: len(replies(r)))
     assert longest.policy_version == begun and set(longest.select_sampled(longest.token_versions)) == {begun, begun + 1}
+
+
+def test_the_one_in_the_docs_runs(hf: HFGenerator) -> None:
+    text = (ROOT / "docs/environments.md").read_text()
+    names: dict[str, Any] = {}
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    prompts = names["numbers"](size=2)
+    groups = held(with_environment(hf, names["guess"](), window=1024), prompts, replace(SHORT, max_tokens=700))
+    outcomes = [r.outcome for g in groups for r in g.rollouts]
+    assert all(o is not None and not o.failure and o.reward == 0.0 and "The number was" in o.feedback for o in outcomes)
+    assert max(o.turns for o in outcomes if o is not None) > 1

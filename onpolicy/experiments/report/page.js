@@ -21,6 +21,7 @@ const GROUPS = [
   ["Probability mass of the markers", (n) => /^epistemic\/[^/]+\/(mass|mass_gap)\//.test(n)],
   ["Share of the divergence per token class, divided by its share of tokens", (n) => /^epistemic\/divergence_concentration\//.test(n)],
   ["Entropy", (n) => /entropy$|entropy_at$|entropy_around$|fork_rate$/.test(n)],
+  ["Environment", (n) => n.startsWith("environment/")],
   ["Contexts", (n) => /^context\/[^/]+\/(share|repeated)$/.test(n)],
   ["Loss", (n) => /^train\/(loss|grad_norm)$|\/(divergence|kl)$/.test(n)],
   ["Schedules", (n) => n.startsWith("schedule/")],
