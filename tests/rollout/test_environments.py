@@ -274,7 +274,8 @@ def test_groups_are_told_of_and_versions_stand_at_their_tokens(hf: HFGenerator, 
     assert longest.policy_version == begun and set(longest.select_sampled(longest.token_versions)) == {begun, begun + 1}
 
 
-def test_the_one_in_the_docs_runs(hf: HFGenerator) -> None:
+def test_the_one_in_the_docs_runs(model_dir: Path) -> None:
+    hf = HFGenerator(**{**arguments(model_dir), "max_model_len": 1024})
     text = (ROOT / "docs/environments.md").read_text()
     names: dict[str, Any] = {}
     exec(text.partition("```python\n")[2].partition("```")[0], names)
