@@ -12,22 +12,19 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from onpolicy.protocols import Environment, SampledReply
+from onpolicy.protocols import Environment
 from onpolicy.rollout.episode import Episode
-from onpolicy.types import EnvironmentOutcome, Message, Prompt, Rollout
-from onpolicy.utils.errors import UserError, first_line
+from onpolicy.rollout.hold import CANCEL_SECONDS, hold
+from onpolicy.types import Prompt, Rollout
+from onpolicy.utils.errors import UserError
 
-CANCEL_SECONDS = 5.0
-"""How long a cancelled conversation may take to end."""
-LOOK_SECONDS = 1.0
-"""How often a conversation is looked at."""
 CONVERSATION: ContextVar[int | None] = ContextVar("conversation", default=None)
 """The number of the one that the code at work belongs to."""
 
@@ -40,7 +37,6 @@ class LoopHeld(UserError, RuntimeError):
 class Turn:
     """A reply that a conversation waits for."""
 
-    number: int
     prompt: Prompt
     answer: Future[Rollout]
 
@@ -71,12 +67,10 @@ class EnvironmentLoop:
             starts: by number
             timeout: seconds that an environment may take between two replies
         """
-        self.events: queue.Queue[Turn | Finished] = queue.Queue()
-        self._environment, self._timeout = environment, timeout
+        self.events: queue.Queue[Turn | Finished | BaseException] = queue.Queue()
+        """What happens; an exception where the student could not be sampled, or an episode's tokens are none."""
+        self._environment, self._starts, self._timeout = environment, starts, timeout
         self._loop = asyncio.new_event_loop()
-        self._students = {
-            number: _StudentInEpisode(number, start, self.events, self._loop) for number, start in starts.items()
-        }
         self._tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
         """Episode of each task, of those too that an environment makes."""
         self._loop.set_task_factory(self._task)
@@ -111,8 +105,6 @@ class EnvironmentLoop:
         """Ends the thread as soon as what holds it lets go; what it says from now on is not heard."""
         self._abandoned, self.events = True, queue.Queue()
         self._loop.set_exception_handler(_ignore)
-        for student in self._students.values():
-            student.events = queue.Queue()
         identity = ctypes.c_ulong(self._thread.ident or 0)
         ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(SystemExit))
 
@@ -130,12 +122,12 @@ class EnvironmentLoop:
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        tasks = [self._loop.create_task(self._hold(student)) for student in self._students.values()]
+        tasks = [self._loop.create_task(self._hold(number, start)) for number, start in self._starts.items()]
         with suppress(SystemExit):  # from ``abandon``
             self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
             self._loop.run_until_complete(self._loop.shutdown_asyncgens())
-            self._loop.set_exception_handler(_ignore)  # what would not be cancelled is left behind
-            self._loop.close()
+        self._loop.set_exception_handler(_ignore)  # what would not be cancelled is left behind
+        self._loop.close()
 
     def _answer(self) -> None:
         self._asked_at = None
@@ -148,75 +140,22 @@ class EnvironmentLoop:
             self._tasks[task] = number
         return task
 
-    async def _hold(self, student: _StudentInEpisode) -> None:
-        """One conversation to its end, however it ends."""
-        CONVERSATION.set(student.number)
-        task = asyncio.ensure_future(self._environment.run(student.start.prompt, student))
-        outcome = await self._watched(task, student)
-        student.events.put(Finished(student.number, student.episode.rollout(outcome)))
+    async def _hold(self, number: int, start: EpisodeStart) -> None:
+        """One episode, until its end is told."""
+        CONVERSATION.set(number)
 
-    async def _watched(self, task: asyncio.Task[EnvironmentOutcome], student: _StudentInEpisode) -> EnvironmentOutcome:
-        while not task.done():
-            left = self._timeout - student.silent_for()
-            if left <= 0:
-                task.cancel()
-                await asyncio.wait({task}, timeout=CANCEL_SECONDS)
-                return EnvironmentOutcome(failure=f"it said nothing for {self._timeout:g} seconds")
-            began, patience = time.monotonic(), min(left, LOOK_SECONDS)
-            await asyncio.wait({task}, timeout=patience)
-            student.forgive(time.monotonic() - began - patience)
-        if student.lost is not None:  # the generator's error, which whoever samples has
-            return EnvironmentOutcome(failure=first_line(student.lost))
-        if task.cancelled():
-            return EnvironmentOutcome(failure="it was cancelled")
-        error = task.exception()
-        if error is not None:
-            return EnvironmentOutcome(failure=f"{type(error).__name__}: {first_line(error)}")
-        outcome = task.result()
-        if not isinstance(outcome, EnvironmentOutcome):
-            return EnvironmentOutcome(failure=f"it returned a {type(outcome).__name__}, expected an EnvironmentOutcome")
-        if not student.episode.turns and not outcome.failure:
-            return replace(outcome, failure="it never asked the policy")
-        return outcome
+        async def sample(prompt: Prompt) -> Rollout:
+            answer: Future[Rollout] = Future()
+            self.events.put(Turn(prompt, answer))
+            return await asyncio.wrap_future(answer)
+
+        try:
+            rollout = await hold(self._environment, start.prompt, start.new(), sample, timeout=self._timeout)
+        except BaseException as error:
+            self.events.put(error)
+            raise
+        self.events.put(Finished(number, rollout))
 
 
 def _ignore(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
     """Says nothing of tasks that are destroyed."""
-
-
-class _StudentInEpisode:
-    """The policy in one conversation."""
-
-    def __init__(
-        self, number: int, start: EpisodeStart, events: queue.Queue[Turn | Finished], loop: asyncio.AbstractEventLoop
-    ) -> None:
-        self.number, self.start, self.events, self._loop = number, start, events, loop
-        self.episode = start.new()
-        self.lost: BaseException | None = None
-        self._heard: float | None = time.monotonic()
-        """When the environment's turn began; None while the policy's lasts."""
-
-    def silent_for(self) -> float:
-        """Seconds since it was the environment's turn; 0 while it is the policy's."""
-        return 0.0 if self._heard is None else time.monotonic() - self._heard
-
-    def forgive(self, seconds: float) -> None:
-        """Leaves out the time for which another conversation held the loop."""
-        if self._heard is not None:
-            self._heard += max(seconds, 0.0)
-
-    async def reply(self, messages: Sequence[Message], read: Callable[[SampledReply], Message]) -> Message:
-        prompt = self.episode.ask(messages)
-        self._heard = None
-        answer: Future[Rollout] = Future()
-        self.events.put(Turn(self.number, prompt, answer))
-        try:
-            rollout = await asyncio.wrap_future(answer, loop=self._loop)
-        except asyncio.CancelledError:
-            raise
-        except BaseException as error:
-            self.lost = error
-            raise
-        finally:
-            self._heard = time.monotonic()
-        return self.episode.add_reply(rollout, read)

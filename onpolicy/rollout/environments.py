@@ -192,6 +192,8 @@ class EnvironmentGenerator:
             for end in waiting:
                 if isinstance(end, Finished):
                     finish(end.number, end.rollout)
+                elif isinstance(end, BaseException):
+                    raise end
         return None
 
     def _tell(self, failures: Counter[str], total: int) -> None:

@@ -79,6 +79,14 @@ class Silent(Asks):
         return EnvironmentOutcome(reward=1.0)
 
 
+class AsksTwice(Asks):
+    """Asks for two replies at a time."""
+
+    async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
+        await asyncio.gather(student.reply(prompt.messages, as_said), student.reply(prompt.messages, as_said))
+        return EnvironmentOutcome(reward=1.0)
+
+
 class NeverAsks(Asks):
     async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
         return EnvironmentOutcome(reward=1.0)

@@ -67,9 +67,8 @@ def test_segments_are_rows_that_share_their_reward(tmp_path: Path) -> None:
             assert [e.rollout for e in own] == list(rollout.segments)
             assert len({(e.reward, e.advantage, e.group_id) for e in own}) == 1
             for example, segment in zip(own, rollout.segments, strict=True):
-                question = {**scored.group.prompt.messages[0]}
-                question["content"] += "\n\nSay more letters."
-                expected = renderer.prompt_ids([question, *segment.history])  # type: ignore[list-item]
+                asked = scored.group.prompt.messages[0]["content"] + "\n\nSay more letters."
+                expected = renderer.prompt_ids([{"role": "user", "content": asked}, *segment.history])
                 assert example.teacher_prompt_ids == {"teacher": expected}
             views = by_segment(scored, index)
             assert [v.group.rollouts[index] for v in views] == list(rollout.segments) and views[-1] is scored
