@@ -229,6 +229,7 @@ class GeneratorPool:
             model.path, trust_remote_code=settings.trust_remote_code, revision=settings.revision
         )
         self.sampling, self.policy_version = resolved.generator.settings, 0
+        self.parallel_calls: int = getattr(resolved.generator.plugin.function, "parallel_calls", 1)
         self.on_progress: Callable[[int, int, int], None] = lambda done, total, tokens: None
         self._roles, self._went_back = resolved.config.distributed, False
         self._lock, self._adapter_alone, self._direct = threading.Lock(), adapter is not None, direct

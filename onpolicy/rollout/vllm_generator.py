@@ -54,6 +54,7 @@ class VLLMGenerator:
     why_no_adapter = staticmethod(why_no_adapter)
     why_no_transfer = staticmethod(why_no_transfer)
     parallel_calls = 32
+    """Calls of ``generate`` whose requests share its batches; a generator without this has one call after the other."""
 
     def __init__(
         self,
