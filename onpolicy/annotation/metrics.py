@@ -59,7 +59,7 @@ def environment_metrics(groups: Sequence[ScoredGroup]) -> Metrics:
         }
     for name in dict.fromkeys(name for _, outcome in fine for name in outcome.metrics):
         values = [outcome.metrics[name] for _, outcome in fine if name in outcome.metrics]
-        metrics[f"environment/{name}"] = fmean(values)
+        metrics[f"environment/metrics/{name}"] = fmean(values)
     return metrics
 
 

@@ -40,11 +40,13 @@ def observed_ids(
     for number, (reply, observed) in enumerate(turns):
         shown += [_in_place_of(renderer, reply, number), *renderer.hide(observed, hidden)]
     alone = shown[: len(shown) - len(turns[-1][1])]
+    # with the opening of the reply's turn: what a prompt has of the thinking, if only that there is none, is kept or is not
+    read = alone[:-1]
     template = renderer.template
     whole, closed, start = (
         template.text(shown),
         template.text(alone, opened=False),
-        template.text(before, opened=False),
+        template.text(read),
     )
     said = SAID.format(len(turns) - 1)
     thoughts = [THOUGHT.format(i) for i, (reply, _) in enumerate(turns) if _thinks(renderer, reply)]

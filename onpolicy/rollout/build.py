@@ -71,7 +71,7 @@ def with_environment(
         return generator
     options = {"renderer": model.renderer} if "renderer" in options_of(section.plugin.function) else {}
     rules = Rules(model.renderer, model.max_model_len, section.settings.timeout)
-    return EnvironmentGenerator(generator, section.plugin.bind()(**options), rules, note)
+    return EnvironmentGenerator(generator, functools.partial(section.plugin.bind(), **options), rules, note)
 
 
 def prompt_cursor(resolved: ResolvedConfig, prompts: Sequence[Prompt]) -> PromptCursor:

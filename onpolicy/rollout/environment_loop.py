@@ -1,7 +1,8 @@
-"""Many conversations in one event loop on a thread of its own, and what they tell the thread that samples.
+"""The event loop in which episodes are held, on a thread of its own for as long as the environment lives.
 
-An environment that waits for ever is cancelled. One that never gives the loop back, because it computes or sleeps without awaiting, can
-only be left behind: its rollout fails, and the others begin again in another loop, where they are sampled as before.
+An environment may keep what belongs to a loop (locks, clients, tasks), so all calls of a generator share one. An episode that waits for
+ever is cancelled. One that never gives the loop back, because it computes or sleeps without awaiting, can only be left behind with its loop
+and its environment: it fails, and the others begin again in another loop, where they are sampled as before.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ import queue
 import threading
 import time
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from contextlib import suppress
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from onpolicy.protocols import Environment
@@ -25,136 +26,181 @@ from onpolicy.rollout.hold import CANCEL_SECONDS, hold
 from onpolicy.types import Prompt, Rollout
 from onpolicy.utils.errors import UserError
 
-CONVERSATION: ContextVar[int | None] = ContextVar("conversation", default=None)
-"""The number of the one that the code at work belongs to."""
+
+class LoopLost(UserError, RuntimeError):
+    """The loop does not turn any more, and that is no episode's doing."""
 
 
-class LoopHeld(UserError, RuntimeError):
-    """The loop does not turn, and no conversation is at work in it."""
+class _Abandoned(BaseException):
+    """Raised in a thread that is left behind."""
 
 
 @dataclass(frozen=True)
 class Turn:
-    """A reply that a conversation waits for."""
+    """A reply that an episode waits for."""
 
     prompt: Prompt
     answer: Future[Rollout]
 
 
+@dataclass(frozen=True, eq=False)
+class EpisodeStart:
+    """An episode that is to be held."""
+
+    number: int
+    prompt: Prompt
+    new: Callable[[], Episode]
+
+
 @dataclass(frozen=True)
 class Finished:
-    """A conversation's end."""
+    """An episode's end."""
 
     number: int
     rollout: Rollout
 
 
 @dataclass(frozen=True)
-class EpisodeStart:
-    """A conversation that is to be held."""
+class Held:
+    """The episodes of one call."""
 
-    prompt: Prompt
-    new: Callable[[], Episode]
+    events: queue.Queue[Turn | Finished | BaseException] = field(default_factory=queue.Queue)
+    """What happens; an exception where the student could not be sampled, or an episode's tokens are none."""
+    tasks: list[asyncio.Task[None]] = field(default_factory=list)
+
+
+EPISODE: ContextVar[EpisodeStart | None] = ContextVar("episode", default=None)
+"""That which the code at work belongs to."""
 
 
 class EnvironmentLoop:
-    """Holds conversations; what they need and how they end comes out of ``events``."""
+    """Holds episodes until it is abandoned or closed."""
 
-    def __init__(self, environment: Environment, starts: dict[int, EpisodeStart], *, timeout: float) -> None:
+    def __init__(self, environment: Environment, *, timeout: float) -> None:
         """
         Args:
-            environment: whose they are
-            starts: by number
-            timeout: seconds that an environment may take between two replies
+            environment: of the episodes
+            timeout: seconds that it may take between two replies
         """
-        self.events: queue.Queue[Turn | Finished | BaseException] = queue.Queue()
-        """What happens; an exception where the student could not be sampled, or an episode's tokens are none."""
-        self._environment, self._starts, self._timeout = environment, starts, timeout
+        self.abandoned = False
+        self._environment, self._timeout = environment, timeout
         self._loop = asyncio.new_event_loop()
-        self._tasks: weakref.WeakKeyDictionary[asyncio.Task[Any], int] = weakref.WeakKeyDictionary()
-        """Episode of each task, of those too that an environment makes."""
         self._loop.set_task_factory(self._task)
+        self._at_work: weakref.WeakKeyDictionary[asyncio.Task[Any], EpisodeStart] = weakref.WeakKeyDictionary()
+        """Episode of each task, of those too that an environment makes."""
         self._asked_at: float | None = None
-        self._abandoned = False
         self._thread = threading.Thread(target=self._run, name="environment", daemon=True)
         self._thread.start()
 
-    def blocked_by(self) -> int | None:
-        """The conversation that has held the loop for longer than the timeout; None while the loop turns. To be called now and then.
+    def hold(self, starts: Iterable[EpisodeStart]) -> Held:
+        """Begins episodes; what they need and how they end comes out of the events."""
+        held = Held()
+
+        def begin() -> None:
+            held.tasks.extend(self._loop.create_task(self._hold(start, held.events)) for start in starts)
+
+        self._call(begin)
+        return held
+
+    def cancel(self, held: Held) -> None:
+        """Ends the episodes of a call that have not ended."""
+
+        def end() -> None:
+            for task in held.tasks:
+                task.cancel()
+
+        if not self.abandoned:
+            self._call(end)
+
+    def blocked_by(self) -> EpisodeStart | None:
+        """The episode that has held the loop for longer than the timeout; None while the loop turns. To be called now and then.
 
         Raises:
-            LoopHeld: it is none of them.
+            LoopLost: it is none of them, or the thread has ended.
         """
         asked_at, now = self._asked_at, time.monotonic()
+        if not self._thread.is_alive() and not self.abandoned:
+            raise LoopLost(
+                "environment: it has ended the thread in which it runs, by SystemExit in a task of its own or so"
+            )
         if asked_at is None:
             self._asked_at = now
-            with suppress(RuntimeError):  # it has just ended
-                self._loop.call_soon_threadsafe(self._answer)
+            self._call(self._answer)
             return None
         if now - asked_at <= self._timeout:
             return None
         task = asyncio.current_task(self._loop)
-        number = None if task is None else self._tasks.get(task)
-        if number is None and self._asked_at is not None:
-            raise LoopHeld(
-                f"environment: something that is no conversation has held its thread for {self._timeout:g} seconds"
+        start = None if task is None else self._at_work.get(task)
+        if start is None and self._asked_at is not None:
+            raise LoopLost(
+                f"environment: something that is no episode has held its thread for {self._timeout:g} seconds"
             )
-        return number
+        return start
 
     def abandon(self) -> None:
-        """Ends the thread as soon as what holds it lets go; what it says from now on is not heard."""
-        self._abandoned, self.events = True, queue.Queue()
+        """Ends the thread as soon as what holds it lets go."""
+        self.abandoned = True
         self._loop.set_exception_handler(_ignore)
+        self._call(self._loop.stop)
         identity = ctypes.c_ulong(self._thread.ident or 0)
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(SystemExit))
+        ctypes.pythonapi.PyThreadState_SetAsyncExc(identity, ctypes.py_object(_Abandoned))
 
     def close(self) -> None:
-        """Cancels what is left; the thread ends with it."""
+        """Ends what is left, and the thread."""
 
-        def cancel() -> None:
-            for task in asyncio.all_tasks(self._loop):
+        async def end() -> None:
+            tasks = asyncio.all_tasks(self._loop) - {asyncio.current_task(self._loop)}
+            for task in tasks:
                 task.cancel()
+            if tasks:
+                await asyncio.wait(tasks, timeout=CANCEL_SECONDS)
+            self._loop.stop()
 
-        if self._thread.is_alive() and not self._abandoned:
+        if self._thread.is_alive() and not self.abandoned:
             with suppress(RuntimeError):  # it has just ended
-                self._loop.call_soon_threadsafe(cancel)
-            self._thread.join(CANCEL_SECONDS)
+                asyncio.run_coroutine_threadsafe(end(), self._loop)
+            self._thread.join(2 * CANCEL_SECONDS)
+
+    def _call(self, function: Callable[[], Any]) -> None:
+        with suppress(RuntimeError):  # the loop has just been closed
+            self._loop.call_soon_threadsafe(function)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
-        tasks = [self._loop.create_task(self._hold(number, start)) for number, start in self._starts.items()]
-        with suppress(SystemExit):  # from ``abandon``
-            self._loop.run_until_complete(asyncio.gather(*tasks, return_exceptions=True))
-            self._loop.run_until_complete(self._loop.shutdown_asyncgens())
+        with suppress(_Abandoned, SystemExit):
+            self._loop.run_forever()
         self._loop.set_exception_handler(_ignore)  # what would not be cancelled is left behind
-        self._loop.close()
+        with suppress(_Abandoned, RuntimeError):
+            self._loop.close()
 
     def _answer(self) -> None:
         self._asked_at = None
 
     def _task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **named: Any) -> asyncio.Task[Any]:
-        """Every task of the loop; it belongs to the conversation of whoever makes it."""
+        """Every task of the loop; it belongs to the episode of whoever makes it."""
         task: asyncio.Task[Any] = asyncio.Task(coroutine, loop=loop, **named)
-        number = CONVERSATION.get()
-        if number is not None:
-            self._tasks[task] = number
+        start = EPISODE.get()
+        if start is not None:
+            self._at_work[task] = start
         return task
 
-    async def _hold(self, number: int, start: EpisodeStart) -> None:
+    async def _hold(self, start: EpisodeStart, events: queue.Queue[Turn | Finished | BaseException]) -> None:
         """One episode, until its end is told."""
-        CONVERSATION.set(number)
+        EPISODE.set(start)
 
         async def sample(prompt: Prompt) -> Rollout:
             answer: Future[Rollout] = Future()
-            self.events.put(Turn(prompt, answer))
+            events.put(Turn(prompt, answer))
             return await asyncio.wrap_future(answer)
 
         try:
             rollout = await hold(self._environment, start.prompt, start.new(), sample, timeout=self._timeout)
         except BaseException as error:
-            self.events.put(error)
+            if not self.abandoned:
+                events.put(error)
             raise
-        self.events.put(Finished(number, rollout))
+        if not self.abandoned:
+            events.put(Finished(start.number, rollout))
 
 
 def _ignore(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -8,6 +8,7 @@ once) holds for every turn.
 from __future__ import annotations
 
 import queue
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -49,19 +50,23 @@ class EnvironmentGenerator:
     """A ``Generator`` of one turn, with an environment for the prompts that are interactive."""
 
     def __init__(
-        self, generator: Generator, environment: Environment, rules: Rules, note: Callable[[str], None]
+        self, generator: Generator, make: Callable[[], Environment], rules: Rules, note: Callable[[str], None]
     ) -> None:
         """
         Args:
             generator: samples each turn
-            environment: answers
+            make: the environment, which answers; again where one had to be left behind
             rules: what holds for every conversation
             note: told how many rollouts of a call failed, and why
         """
-        self._generator, self._environment, self._rules, self._note = generator, environment, rules, note
+        self._generator, self._make, self._rules, self._note = generator, make, rules, note
         self.on_progress = generator.on_progress
-        self._ended = self._held = 0
         generator.on_progress = self._progress
+        self._counts: dict[object, tuple[int, int]] = {}
+        """Episodes that have ended, and all, of each call under way."""
+        self._lock = threading.Lock()
+        self._loop: EnvironmentLoop | None = None
+        self._current_loop()  # what cannot be made is told before anything is sampled
         # where calls share batches a turn need not wait for the others'; else as many as wait go together
         self._calls = ThreadPoolExecutor(getattr(generator, "parallel_calls", 1), "turns")
 
@@ -118,6 +123,8 @@ class EnvironmentGenerator:
 
     def close(self) -> None:
         self._generator.close()
+        if self._loop is not None:
+            self._loop.close()
         self._calls.shutdown(cancel_futures=True)
 
     def __getattr__(self, name: str) -> Any:
@@ -125,76 +132,89 @@ class EnvironmentGenerator:
         return getattr(self._generator, name)
 
     def _progress(self, done: int, total: int, tokens: int) -> None:
-        """Of a call of the generator; while conversations are held, they are what is counted."""
-        self.on_progress(*((self._ended, self._held) if self._held else (done, total)), tokens)
+        """Of a call of the generator; while episodes are held, they are what is counted."""
+        with self._lock:
+            counts = list(self._counts.values())
+        if counts:
+            done, total = (sum(numbers) for numbers in zip(*counts, strict=True))
+        self.on_progress(done, total, tokens)
+
+    def _current_loop(self) -> EnvironmentLoop:
+        with self._lock:
+            if self._loop is None or self._loop.abandoned:
+                self._loop = EnvironmentLoop(self._make(), timeout=self._rules.timeout)
+            return self._loop
 
     def _hold(self, prompts: Sequence[Prompt], seed: int, sampling: Sampling, on_group: OnGroup) -> list[RolloutGroup]:
-        size, rules = sampling.group_size, self._rules
-        arrivals = Arrivals(prompts, size, on_group)
+        size, arrivals, failures, call = (
+            sampling.group_size,
+            Arrivals(prompts, sampling.group_size, on_group),
+            Counter[str](),
+            object(),
+        )
         starts = {
-            number: EpisodeStart(
-                prompts[number // size],
-                partial(
-                    Episode,
-                    prompts[number // size],
-                    number % size,
-                    rules.renderer,
-                    max_tokens=sampling.max_tokens,
-                    window=rules.window,
-                ),
-            )
-            for number in range(len(prompts) * size)
+            number: self._start(number, prompts[number // size], sampling) for number in range(len(prompts) * size)
         }
-        failures = Counter[str]()
-        self._ended, self._held = 0, len(starts)
 
         def finish(number: int, rollout: Rollout) -> None:
             del starts[number]
-            self._ended += 1
             if rollout.outcome is not None and rollout.outcome.failure:
                 failures[rollout.outcome.failure] += 1
+            with self._lock:
+                self._counts[call] = len(prompts) * size - len(starts), len(prompts) * size
             arrivals.add(number, rollout)
 
         calls = _Calls(self._calls, self._generator, seed, replace(sampling, group_size=1))
-        while starts:
-            loop = EnvironmentLoop(self._environment, dict(starts), timeout=rules.timeout)
-            try:
+        try:
+            while starts:
+                loop = self._current_loop()
                 culprit = self._play(loop, starts, calls, finish)
-            finally:
-                loop.close()
-            if culprit is not None:
-                why = f"it held its thread for {rules.timeout:g} seconds"
-                finish(culprit, starts[culprit].new().rollout(EnvironmentOutcome(failure=why)))
-        self._held = 0
+                if culprit is not None and starts.get(culprit.number) is culprit:
+                    why = f"it held its thread for {self._rules.timeout:g} seconds"
+                    finish(culprit.number, culprit.new().rollout(EnvironmentOutcome(failure=why)))
+        finally:
+            with self._lock:
+                self._counts.pop(call, None)
         self._tell(failures, len(prompts) * size)
         return arrivals.groups()
 
+    def _start(self, number: int, prompt: Prompt, sampling: Sampling) -> EpisodeStart:
+        limits = {"max_tokens": sampling.max_tokens, "window": self._rules.window}
+        return EpisodeStart(
+            number, prompt, partial(Episode, prompt, number % sampling.group_size, self._rules.renderer, **limits)
+        )
+
     @staticmethod
     def _play(
-        loop: EnvironmentLoop, starts: dict[int, EpisodeStart], calls: _Calls, finish: Callable[[int, Rollout], None]
-    ) -> int | None:
-        """Until all have ended, or one holds the loop: its number."""
-        events = loop.events
-        while starts:
-            calls.check()
-            try:
-                event = events.get(timeout=TICK)
-            except queue.Empty:
-                culprit = loop.blocked_by()
-                if culprit is not None:
-                    loop.abandon()
-                    return culprit
-                continue
-            waiting = [event]
-            while not events.empty():
-                waiting.append(events.get())
-            calls.add([turn for turn in waiting if isinstance(turn, Turn)])
-            for end in waiting:
-                if isinstance(end, Finished):
-                    finish(end.number, end.rollout)
-                elif isinstance(end, BaseException):
-                    raise end
-        return None
+        loop: EnvironmentLoop,
+        starts: dict[int, EpisodeStart],
+        calls: _Calls,
+        finish: Callable[[int, Rollout], None],
+    ) -> EpisodeStart | None:
+        """Until all have ended, or the loop is left behind: by the episode that holds it, which may be another call's."""
+        held = loop.hold(list(starts.values()))
+        try:
+            while starts and not loop.abandoned:
+                calls.check()
+                try:
+                    waiting = [held.events.get(timeout=TICK)]
+                except queue.Empty:
+                    culprit = loop.blocked_by()
+                    if culprit is not None:
+                        loop.abandon()
+                        return culprit
+                    continue
+                while not held.events.empty():
+                    waiting.append(held.events.get())
+                calls.add([turn for turn in waiting if isinstance(turn, Turn)])
+                for event in waiting:
+                    if isinstance(event, Finished):
+                        finish(event.number, event.rollout)
+                    elif isinstance(event, BaseException):
+                        raise event
+            return None
+        finally:
+            loop.cancel(held)
 
     def _tell(self, failures: Counter[str], total: int) -> None:
         if not failures:
@@ -232,12 +252,13 @@ class _Calls:
                 turns.append(self._waiting.get_nowait())
             except queue.Empty:
                 break
+        # an episode that was cancelled meanwhile waits for nothing; one that is from now on has its answer all the same
+        turns = [turn for turn in turns if turn.answer.set_running_or_notify_cancel()]
         if not turns:
             return
 
         def tell(place: int, group: RolloutGroup) -> None:
-            if not turns[place].answer.done():
-                turns[place].answer.set_result(group.rollouts[0])
+            turns[place].answer.set_result(group.rollouts[0])
 
         try:
             prompts = [turn.prompt for turn in turns]

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from onpolicy.data.next_turn import observed_ids
 from onpolicy.data.rendering import PromptTooLong, Renderer
 from onpolicy.protocols import SampledReply
-from onpolicy.types import EnvironmentOutcome, Message, Prompt, Rollout
+from onpolicy.types import EnvironmentOutcome, FinishReason, Message, Prompt, Rollout
 
 
 class EpisodeError(RuntimeError):
@@ -34,6 +34,9 @@ class _Segment:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     sampled: list[bool] = field(default_factory=list)
+    text: str = ""
+    """Of its last reply, and why that ended."""
+    finish: FinishReason = "stop"
 
     def extend(self, ids: Sequence[int], logprobs: Sequence[float], versions: Sequence[int], *, sampled: bool) -> None:
         self.ids += ids
@@ -42,8 +45,19 @@ class _Segment:
         self.sampled += [sampled] * len(ids)
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What the next reply answers; it counts once the reply is there."""
+
+    segment: _Segment
+    messages: tuple[Message, ...]
+    observed: tuple[Message, ...] = ()
+    ids: tuple[int, ...] = ()
+    """Of what was observed since the last reply."""
+
+
 class Episode:
-    """The tokens of one rollout, while an environment and the policy take turns."""
+    """The tokens of one rollout, while an environment and the student take turns."""
 
     def __init__(self, prompt: Prompt, index: int, renderer: Renderer, *, max_tokens: int, window: int) -> None:
         """
@@ -59,7 +73,7 @@ class Episode:
         self._segments: list[_Segment] = []
         self._messages: tuple[Message, ...] = ()
         """What the environment knows of the conversation: what it last asked with, and the reply."""
-        self._last: Rollout | None = None
+        self._asked: _Asked | None = None
         self._full = False
 
     @property
@@ -86,47 +100,47 @@ class Episode:
         segment = self._segments[-1]
         turns = [*segment.turns[:-1], (segment.turns[-1][0], observed)]
         ids = observed_ids(self._renderer, segment.messages, turns)
-        if ids is None:
-            return self._begin(messages)
-        prompt = self._asked(segment, len(segment.ids) + len(ids), (*segment.ids, *ids))
-        segment.extend(
-            ids, [0.0] * len(ids), [self._last.policy_version if self._last else 0] * len(ids), sampled=False
-        )
-        segment.turns, self._messages = turns, messages
-        return prompt
+        return self._begin(messages) if ids is None else self._ask(_Asked(segment, messages, observed, ids))
 
     def add_reply(self, rollout: Rollout, read: Callable[[SampledReply], Message]) -> Message:
-        """Takes what the generator made of the prompt.
+        """Takes what the generator made of what was last asked.
 
         Args:
             rollout: it
             read: the reply as the environment writes it in the conversation's next messages
         """
-        segment, self._last = self._segments[-1], rollout
-        versions = rollout.token_versions or (rollout.policy_version,) * len(rollout.completion_ids)
-        segment.extend(rollout.completion_ids, rollout.rollout_logprobs, versions, sampled=True)
+        asked = self._asked
+        assert asked is not None
         opened = self._renderer.opened_text if self._renderer.opens_thinking else ""
         reply = read(SampledReply(opened + rollout.text, rollout.completion_ids, rollout.finish_reason))
+        segment, self._asked, self._full = asked.segment, None, False
+        if not self._segments or self._segments[-1] is not segment:
+            self._segments.append(segment)
+        if segment.turns:
+            segment.turns[-1] = segment.turns[-1][0], asked.observed
+        segment.extend(asked.ids, [0.0] * len(asked.ids), [rollout.policy_version] * len(asked.ids), sampled=False)
+        versions = rollout.token_versions or (rollout.policy_version,) * len(rollout.completion_ids)
+        segment.extend(rollout.completion_ids, rollout.rollout_logprobs, versions, sampled=True)
         segment.turns.append((reply, ()))
-        self._messages = (*self._messages, reply)
+        segment.text, segment.finish = rollout.text, rollout.finish_reason
+        self._messages = (*asked.messages, reply)
         return reply
 
     def rollout(self, outcome: EnvironmentOutcome) -> Rollout:
         """The conversation as it stands, at its end."""
         outcome = replace(outcome, turns=self.turns)
-        if not self._segments:  # it failed before the policy was asked
+        if not self._segments:  # it failed before the student had said anything
             return Rollout(
                 prompt_ids=self._renderer.prompt_ids(self._prompt.messages), completion_ids=(), rollout_logprobs=(),
                 text="", finish_reason="abort", policy_version=0, outcome=outcome,
             )  # fmt: skip
         *earlier, last = [self._segment_rollout(segment) for segment in self._segments]
-        last_text = "" if self._last is None else self._last.text
         return replace(
             last,
             earlier=tuple(earlier),
             outcome=outcome,
             finish_reason="abort" if outcome.failure else "length" if self._full else last.finish_reason,
-            final=self._renderer.final_answer_text(last_text),
+            final=self._renderer.final_answer_text(self._segments[-1].text),
         )
 
     def _begin(self, messages: tuple[Message, ...]) -> Prompt:
@@ -134,16 +148,15 @@ class Episode:
             ids = self._renderer.prompt_ids(messages, limit=self._window - 1)
         except PromptTooLong as error:
             raise self._no_room() from error
-        segment = _Segment(messages, ids)
-        prompt = self._asked(segment, 0, ())
-        self._segments.append(segment)
-        self._messages = messages
-        return prompt
+        return self._ask(_Asked(_Segment(messages, ids), messages))
 
-    def _asked(self, segment: _Segment, length: int, prefix: tuple[int, ...]) -> Prompt:
-        room = min(self._max_tokens, self._window - len(segment.prompt_ids)) - length
+    def _ask(self, asked: _Asked) -> Prompt:
+        segment = asked.segment
+        prefix = (*segment.ids, *asked.ids)
+        room = min(self._max_tokens, self._window - len(segment.prompt_ids)) - len(prefix)
         if room < 1:
             raise self._no_room()
+        self._asked = asked
         return replace(
             self._prompt,
             id=f"{self._prompt.id}#{self._index}.{self.turns}",
@@ -160,14 +173,13 @@ class Episode:
         return NoRoomLeft(f"no room is left for a reply after {self.turns} turns")
 
     def _segment_rollout(self, segment: _Segment) -> Rollout:
-        finish = "stop" if segment is not self._segments[-1] or self._last is None else self._last.finish_reason
         sampled_versions = [v for v, sampled in zip(segment.versions, segment.sampled, strict=True) if sampled]
         made = Rollout(
             prompt_ids=segment.prompt_ids,
             completion_ids=tuple(segment.ids),
             rollout_logprobs=tuple(segment.logprobs),
             text="",
-            finish_reason=finish,
+            finish_reason=segment.finish,
             policy_version=min(sampled_versions, default=0),
             token_versions=tuple(segment.versions) if len(set(sampled_versions)) > 1 else (),
             sampled_mask=() if all(segment.sampled) else tuple(segment.sampled),

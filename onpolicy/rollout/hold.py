@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from math import isfinite
 
 from onpolicy.protocols import Environment, SampledReply
 from onpolicy.rollout.episode import Episode, EpisodeError
@@ -50,7 +51,10 @@ async def hold(
 
 async def _run(environment: Environment, prompt: Prompt, student: _Student) -> EnvironmentOutcome:
     """A task of its own, so that also what an environment raises before its first wait is its task's."""
-    return await environment.run(prompt, student)
+    try:
+        return await environment.run(prompt, student)
+    except (SystemExit, KeyboardInterrupt) as error:  # would end the loop, and every other episode with it
+        return EnvironmentOutcome(failure=f"{type(error).__name__}: {error}")
 
 
 def _outcome(task: asyncio.Task[EnvironmentOutcome], episode: Episode) -> EnvironmentOutcome:
@@ -62,9 +66,20 @@ def _outcome(task: asyncio.Task[EnvironmentOutcome], episode: Episode) -> Enviro
     outcome = task.result()
     if not isinstance(outcome, EnvironmentOutcome):
         return EnvironmentOutcome(failure=f"it returned a {type(outcome).__name__}, expected an EnvironmentOutcome")
-    if not episode.turns and not outcome.failure:
-        return replace(outcome, failure="it never asked the student")
+    if not outcome.failure:
+        return replace(outcome, failure=_fault(outcome, episode))
     return outcome
+
+
+def _fault(outcome: EnvironmentOutcome, episode: Episode) -> str:
+    """What is wrong with an outcome; empty where nothing is."""
+    if not episode.turns:
+        return "it never asked the student"
+    numbers = {"its reward": outcome.reward} if outcome.reward is not None else {}
+    for name, value in (numbers | {f"its metric {n!r}": v for n, v in outcome.metrics.items()}).items():
+        if not isinstance(value, int | float) or not isfinite(value):
+            return f"{name} is {value!r}, expected a finite number"
+    return ""
 
 
 class _Student:

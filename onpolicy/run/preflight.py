@@ -255,7 +255,9 @@ def few_rollouts(run: Run, resolved: ResolvedConfig) -> FewRollouts:
     """The first problems of the first step under its seed, cut short; no prompt is used up."""
     rollouts, sampling = run.sampler.rollouts, run.generator.sampling
     prompts = prompt_cursor(resolved, rollouts.prompts.prompts).next()
-    short = replace(sampling, max_tokens=min(TOKENS, sampling.max_tokens))
+    # an environment is not told that it will be cut short, and may fail for that
+    most = sampling.max_tokens if any(prompt.interactive for prompt in prompts) else TOKENS
+    short = replace(sampling, max_tokens=min(most, sampling.max_tokens))
     with run.timer.phase("generate"):
         groups = rollouts.generator.generate(prompts[:PROMPTS], seed=rollouts.seed_of(0), sampling=short)
     with run.timer.phase("reward"):

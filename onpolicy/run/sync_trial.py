@@ -89,7 +89,8 @@ class SyncTrial:
         sampling = generator.sampling
         short = replace(sampling, group_size=1, max_tokens=min(TOKENS, sampling.max_tokens))
         prompts = list({example.prompt.id: example.prompt for example in self.examples}.values())
-        groups = generator.generate(prompts[:PROMPTS], seed=self.run.config.seed, sampling=short)
+        asked = [replace(prompt, interactive=False) for prompt in prompts[:PROMPTS]]
+        groups = generator.generate(asked, seed=self.run.config.seed, sampling=short)
         return [self._example(group.prompt, rollout) for group in groups for rollout in group.rollouts]
 
     def _ours(self, examples: Sequence[Example]) -> list[float]:

@@ -50,7 +50,7 @@ def with_environment(
     generator: Any, environment: Environment, notes: list[str] | None = None, **rules: Any
 ) -> EnvironmentGenerator:
     own = Rules(**{"renderer": generator.renderer, "window": WINDOW, "timeout": 30.0, **rules})
-    return EnvironmentGenerator(generator, environment, own, (notes if notes is not None else []).append)
+    return EnvironmentGenerator(generator, lambda: environment, own, (notes if notes is not None else []).append)
 
 
 def held(

@@ -98,7 +98,10 @@ def test_what_failed_is_counted_and_left_out(
     assert len(rows) == 2
     for row in rows:
         assert row["environment/failed"] == row["rollout/not_graded"] == row["rollout/aborted"] == 0.5
-        assert row["environment/letters"] == pytest.approx(row["reward/environment"]) and row["environment/turns"] > 1
+        assert (
+            row["environment/metrics/letters"] == pytest.approx(row["reward/environment"])
+            and row["environment/turns"] > 1
+        )
         # rollouts that were sampled ahead are of older weights
         assert row["rollout/logprob_gap"] < 1e-4 or "rollout/staleness/max" in row
     said = " ".join(capsys.readouterr().out.split())

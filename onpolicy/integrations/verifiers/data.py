@@ -33,6 +33,10 @@ def verifiers(
     from verifiers.utils.message_utils import normalize_messages
 
     environment = load_environment(id, args)
+    if split == "eval" and environment.build_eval_dataset() is None:
+        raise DataError(
+            f"data.split: {id!r} has no problems for evaluation; expected split=train, or an environment that has some"
+        )
     choose = environment.get_dataset if split == "train" else environment.get_eval_dataset
     rows = choose(n=-1 if size is None else size, seed=seed)
     found = []

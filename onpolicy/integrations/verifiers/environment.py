@@ -30,7 +30,7 @@ def verifiers(
         tool_parser: how calls of tools are found in a reply: `qwen3`, `qwen3.5`, `glm` or `deepseek-v3`; null: as the library renderers
             knows it for the model's name
     """
-    environment = load_environment(id, args)
+    environment = load_environment(id, args, to_run=True)
     read = _reader(renderer, tool_parser) if environment.tool_defs else None
     return VerifiersEnvironment(environment, read)
 

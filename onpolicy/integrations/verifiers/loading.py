@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 import json
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from onpolicy.utils.errors import ConfigError, first_line
@@ -15,20 +14,28 @@ needs_verifiers = installed("verifiers", extra("verifiers"))
 """What a plug-in's ``ready`` is that uses verifiers."""
 
 
-def load_environment(id: str, args: Mapping[str, Any] | None) -> Any:
-    """The environment, made once for data and rollouts.
+_shared: dict[tuple[str, str], Any] = {}
+"""Environments that data was read from and that no run has taken yet."""
+
+
+def load_environment(id: str, args: Mapping[str, Any] | None, *, to_run: bool = False) -> Any:
+    """The environment; one that is to run is nobody else's, because it may keep locks and clients of the event loop that it runs in.
 
     Args:
         id: name of a package that has ``load_environment``, as verifiers installs it, or ``module:callable``
         args: what it is called with
+        to_run: whether it will hold episodes, and not give its problems alone
 
     Raises:
         ConfigError: it cannot be imported, cannot be made, or cannot be run here.
     """
-    return _made(id, json.dumps(dict(args or {}), sort_keys=True))
+    key = id, json.dumps(dict(args or {}), sort_keys=True)
+    environment = _shared.pop(key, None) or _made(*key)
+    if not to_run:
+        _shared[key] = environment
+    return environment
 
 
-@cache
 def _made(id: str, args: str) -> Any:
     import verifiers as vf
 

@@ -87,9 +87,12 @@ def held(
     **args: Any,
 ) -> list[RolloutGroup]:
     id, generator = f"{HERE}:{name}", Scripted(say)
-    own = environment(id=id, args=args, renderer=generator.renderer, tool_parser="qwen3")
+
+    def make() -> Any:
+        return environment(id=id, args=args, renderer=generator.renderer, tool_parser="qwen3")
+
     rules = Rules(generator.renderer, window, timeout)
-    talks = EnvironmentGenerator(generator, own, rules, (notes if notes is not None else []).append)
+    talks = EnvironmentGenerator(generator, make, rules, (notes if notes is not None else []).append)
     return talks.generate(problems(id=id, args=args), seed=0)
 
 
@@ -220,7 +223,7 @@ def test_a_run_is_trained_evaluated_and_resumed(tmp_path: Path, generator: str) 
     assert run_here(config, f"run_dir={run}", f"generator.name={generator}") == 0
     rows = metrics(run)
     assert rows[-1]["environment/failed"] == 0 and 1 < rows[-1]["environment/turns"] <= 2
-    assert rows[-1]["environment/observed_tokens"] > 0 and rows[-1]["environment/graded"] == 1.0
+    assert rows[-1]["environment/observed_tokens"] > 0 and rows[-1]["environment/metrics/graded"] == 1.0
     assert rows[-1]["rollout/logprob_gap/mean"] < 1e-4 if "rollout/logprob_gap/mean" in rows[-1] else True
     assert rows[-1]["eval/same/avg@2"] == 1.0
     samples = [json.loads(line) for line in (run / "samples.jsonl").read_text().splitlines()]
