@@ -57,6 +57,8 @@ class TeachingWorkerMixin:
         for read in (worker, reference):
             if read is not None:
                 read.engine.check_head()
+                if (why := read.engine.share_prompts()) is not None and torch.distributed.get_rank() == 0:
+                    print(f"onpolicy: each row reads its own prompt, also where rows share one: {why}.")
         ranks = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
         epistemic = resolved.config.epistemic
         self._coefficients = Coefficients(resolved.coefficients)

@@ -109,6 +109,7 @@ class Side:
         *,
         packed: bool = True,
         budget: int = 60,
+        shares: bool = False,
         **more: Any,
     ) -> None:
         self.packed, self.budget = packed, budget
@@ -137,6 +138,9 @@ class Side:
             objective, contexts=("teacher",), spans=spans, marker_ids=markers, telemetry=TokenTelemetry("hedge", NAMES),
             together=self.together, sequence_parallel=more.get("ulysses", 1),
         )  # fmt: skip
+        if shares:
+            for engine in {self.worker.engine, self.reference.engine if self.reference else self.worker.engine}:
+                assert (why := engine.share_prompts()) is None, why
         self.worker.engine.learn(self.bridge, self.teachers)
         self.worker.set_loss_fn(self.bridge.loss)
 
@@ -268,6 +272,44 @@ def gradients(folder: Path) -> dict[str, float]:
             own, theirs, _ = side.gradient(batch(), synthetic=1)
             found[f"{name}/{'packed' if packed else 'padded'}"] = max(abs(own - loss), _largest(theirs, gradient))
         found[f"{name}/size"] = max(float(g.abs().max()) for g in gradient.values())
+    return found
+
+
+def grouped(seed: int = 0) -> list[Example]:
+    """Groups of five, four and three, whose teachers see one of two siblings; one row has no teacher, one group is over the budget."""
+    rows, found = batch(12, seed=seed), list[Example]()
+    for number, size in enumerate((5, 4, 3)):
+        own = rows[len(found) : len(found) + size]
+        prompt = tuple(10 + number * 7 + i for i in range(18))
+        seen = [(*prompt, *own[i].rollout.completion_ids[:6], *range(30, 40)) for i in (0, 1)]
+        for i, row in enumerate(own):
+            found.append(
+                replace(
+                    row,
+                    group_id=number,
+                    rollout=replace(row.rollout, prompt_ids=prompt),
+                    teacher_prompt_ids={"teacher": seen[i == 0]} if i < size - 1 or number else {},
+                )
+            )
+    return found
+
+
+def shared(folder: Path) -> dict[str, float]:
+    """Rows that share prompts, which are read once, beside the local trainer: methods and layouts, rules, adapters, recomputation."""
+    found: dict[str, float] = {}
+    rows = grouped()
+    for name, terms in methods().items():
+        loss, gradient = local_gradient(local(folder, frozen(), terms), rows)
+        alike = Side(folder, frozen(), terms).gradient(rows, synthetic=1)[2]
+        for packed in (True, False):
+            side = Side(folder, frozen(), terms, packed=packed, shares=True)
+            own, theirs, metrics = side.gradient(rows, synthetic=1)
+            found[f"{name}/{'packed' if packed else 'padded'}"] = max(abs(own - loss), _largest(theirs, gradient))
+        for reader in ("student", "teacher"):
+            found[f"{name}/{reader}"] = metrics[f"{reader}/tokens_saved"]
+        found[f"{name}/metrics"] = max(
+            abs(metrics[n] - alike[n]) / max(1.0, abs(alike[n])) for n in alike if "/tokens_" not in n
+        )
     return found
 
 
@@ -545,6 +587,7 @@ def metrics(folder: Path) -> dict[str, float]:
     side, other = Side(folder, frozen(), methods()["mixed"]), local(folder, frozen(), methods()["mixed"])
     _, _, theirs = side.gradient(batch(), synthetic=2)
     ours = {n: v for n, v in other.step(batch()).items() if not n.startswith("train/") and n != "teacher/tokens"}
+    theirs = {n: v for n, v in theirs.items() if "/tokens_" not in n}
     assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
     return {"distance": max(abs(theirs[n] - ours[n]) / max(1.0, abs(ours[n])) for n in ours)}
 
@@ -567,6 +610,7 @@ CASES = {
     case.__name__: case
     for case in (
         gradients,
+        shared,
         alone,
         identical,
         special,
