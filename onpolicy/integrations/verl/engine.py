@@ -75,7 +75,7 @@ class TeachingEngine(ReadingEngine):
         verl then gets each as a batch of its own, and is told to wait with the gradient's exchange as it would itself.
         """
         assert self._bridge is not None
-        batches = cut(data, self._teachers.prompts, self._bridge.together) if self._shares else None
+        batches = cut(data, self._teachers.prompts, self._bridge.together) if self.shares else None
         if batches is None:
             return super().forward_backward_batch(data, loss_function, forward_only)
         losses: list[float] = []

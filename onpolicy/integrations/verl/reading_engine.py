@@ -50,7 +50,7 @@ class ReadingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
     read_tokens = Count()
     """What ``response_states`` has read."""
     _own_head: OwnHead
-    _shares = False
+    shares = False
     """Whether a prompt that rows share is read once."""
 
     @torch.no_grad()
@@ -94,12 +94,10 @@ class ReadingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
                 return f"{type(model).__name__}: {first_line(error)}"
         off, size = float((found - apart).abs().max()), float(apart.abs().max())
         if not off <= SHARING_TOLERANCE * size:
-            return (
-                f"{type(model).__name__}: hidden states are off by {off:.3g} of {size:.3g} where a prompt is shared"
-            )
+            return f"{type(model).__name__}: hidden states are off by {off:.3g} of {size:.3g} where a prompt is shared"
         if not once.inputs["packed_trees"].is_told(model):
             return f"{type(model).__name__} has sliding windows that its attention is not told about"
-        self._shares = True
+        self.shares = True
         return None
 
     def _build_fsdp_module(self, module: Any) -> Any:
@@ -140,7 +138,7 @@ class ReadingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         counts = [int(mask.sum()) for mask in like["response_mask"].unbind()]
         given = [(place, row) for place, row in enumerate(rows) if row is not None and counts[place]]
         budget = budget_of(like, self.ulysses_sequence_parallel_size)
-        if self._shares:
+        if self.shares:
             ids = [(tuple(prompt.tolist()), tuple(response.tolist())) for _, (prompt, response, _) in given]
             chunks = in_passes(ids, budget)
         else:
@@ -190,7 +188,7 @@ class ReadingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
 
     def _layout(self, data: TensorDict, budget: int) -> Layout:
         """How a batch is run of which so many tokens may be computed at once."""
-        found, tokens = shared(data, budget) if self._shares else (None, count_apart(data))
+        found, tokens = shared(data, budget) if self.shares else (None, count_apart(data))
         if found is not None:
             return Layout(Part(found.rows, slice(None)), found.inputs, tokens)
         places, positions = _places(data)[sampled(data)], len(data["input_ids"].values())

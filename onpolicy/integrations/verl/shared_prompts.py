@@ -17,7 +17,7 @@ from verl.utils import tensordict_utils as tu
 
 from onpolicy.integrations.verl.rows import sampled
 from onpolicy.trainer.collectives import SingleProcess
-from onpolicy.trainer.micro_batches import AnyRow, Row, micro_batches
+from onpolicy.trainer.micro_batches import AnyRow, Row, Tokens, micro_batches
 from onpolicy.trainer.prefix_sharing import (
     FLASH_ATTENTIONS,
     SHARING_ATTENTIONS,
@@ -26,14 +26,20 @@ from onpolicy.trainer.prefix_sharing import (
     packed_inputs,
     supports_prefix_sharing,
 )
+from onpolicy.trainer.teacher_rules import WeightRule
+from onpolicy.types import REF
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-WORTH = 0.05
-"""Share of the tokens that has to be saved before prompts are shared. The packed attention is called for every prompt and completion by
-itself, where verl's is called once: 3 launches of some 5 µs for each completion and layer, which is 5 % of a forward pass of an 8B model
-over completions of 400 tokens and less over longer ones."""
+ROW_COST = 64
+"""Tokens: so much computing has to be saved for each row of a pass before prompts are shared. The packed attention is called for every
+completion by itself, where verl's is called once: in each layer some 3 launches of 5 µs, in which a GPU with 400 TFLOPS computes 15 tokens
+of an 8B model and 60 of a 1.7B one (24 × width² operations for each token and layer)."""
+SPREAD = 4
+"""Times the budget, most tokens of a micro-batch if each row read its own prompt: a prompt's keys and values are laid beside those of each
+of its completions, and in a layer that waits for its gradient that is 4 × width bytes for each such token, in bfloat16, next to 34 × width
+and more of activations for each token that is computed."""
 BUDGET = "onpolicy_budget"
 """Key of a micro-batch that was made here: the tokens that may be computed at once."""
 
@@ -56,29 +62,33 @@ class Count:
     computed: int = 0
     apart: int = 0
     """What it would be if each row read its own prompt."""
+    rows: int = 0
 
     def __add__(self, other: Count) -> Count:
-        return Count(self.computed + other.computed, self.apart + other.apart)
+        return Count(self.computed + other.computed, self.apart + other.apart, self.rows + other.rows)
 
     @property
     def pays(self) -> bool:
-        return self.computed <= (1 - WORTH) * self.apart
+        """Whether sharing saves more than it costs."""
+        return self.apart - self.computed > ROW_COST * self.rows
 
 
 def count(rows: Iterable[AnyRow]) -> Count:
     """Of one pass."""
-    prompts, completions, apart = set(), 0, 0
+    prompts: set[Tokens] = set()
+    completions = apart = number = 0
     for prompt, completion in rows:
         prompts.add(prompt)
         completions += len(completion)
         apart += len(prompt) + len(completion)
-    return Count(sum(map(len, prompts)) + completions, apart)
+        number += 1
+    return Count(sum(map(len, prompts)) + completions, apart, number)
 
 
 def count_apart(data: TensorDict) -> Count:
     """Of one pass in which each row reads its own prompt."""
     tokens = len(data["input_ids"].values())
-    return Count(tokens, tokens)
+    return Count(tokens, tokens, len(data))
 
 
 def in_passes(rows: Sequence[AnyRow], budget: int) -> list[list[int]]:
@@ -99,10 +109,41 @@ class Readers:
     teachers: Sequence[Sequence[AnyRow | None]] = ()
     """By context; None: the row has none."""
 
+    def of(self, rows: Sequence[int]) -> Readers:
+        """Of some of the rows."""
+        return Readers([self.student[i] for i in rows], [[context[i] for i in rows] for context in self.teachers])
+
     def cut(self, budget: int) -> list[list[int]]:
-        """The rows by micro-batch, those with most to compute first, as all ranks wait for the slowest in each."""
-        found = list(micro_batches(self.student, budget, packed=True, together=True))
-        return sorted(found, key=lambda rows: -count(self.student[i] for i in rows).computed)
+        """The rows by micro-batch, those with most to compute first, as all ranks wait for the slowest in each.
+
+        The rows of a prompt are one piece, or as few as the budget allows, and pieces go where there is room.
+        """
+        by_prompt: dict[Tokens, list[int]] = {}
+        for number in sorted(range(len(self.student)), key=lambda i: -len(self.student[i][1])):
+            by_prompt.setdefault(self.student[number][0], []).append(number)
+        pieces: list[list[int]] = []
+        for rows in by_prompt.values():
+            pieces.append([])
+            for number in rows:
+                if pieces[-1] and not self._fit([*pieces[-1], number], budget):
+                    pieces.append([])
+                pieces[-1].append(number)
+        found: list[list[int]] = []
+        for piece in sorted(pieces, key=self.size, reverse=True):
+            place = next((batch for batch in found if self._fit([*batch, *piece], budget)), None)
+            if place is None:
+                found.append(piece)
+            else:
+                place += piece
+        return sorted(found, key=self.size, reverse=True)
+
+    def _fit(self, rows: Iterable[int], budget: int) -> bool:
+        tokens = count(self.student[i] for i in rows)
+        return tokens.computed <= budget and tokens.apart <= SPREAD * budget
+
+    def size(self, rows: Iterable[int]) -> int:
+        """Tokens that the student computes of them together."""
+        return count(self.student[i] for i in rows).computed
 
     def passes(self, rows: Sequence[int], budget: int) -> Iterator[list[list[AnyRow]]]:
         """What each reader reads of a micro-batch, by pass: the student, then the teacher in each context."""
@@ -120,10 +161,20 @@ class Readers:
         """A micro-batch of at least two rows in two, where the larger one has least to compute."""
 
         def largest(place: int) -> int:
-            return max(count(self.student[i] for i in part).computed for part in (rows[:place], rows[place:]))
+            return max(map(self.size, (rows[:place], rows[place:])))
 
         best = min(range(1, len(rows)), key=largest)
         return list(rows[:best]), list(rows[best:])
+
+
+def teacher_passes(rule: WeightRule, contexts: Sequence[str], *, needs_ref: bool, served: bool) -> tuple[str, ...]:
+    """The context of each pass that is made over a micro-batch for the teacher, or REF.
+
+    Args:
+        served: whether verl's teacher servers have made the teacher's
+    """
+    readers = rule.copies + (not rule.copies or bool(rule.student_share))
+    return (() if served else tuple(contexts) * readers) + (REF,) * needs_ref
 
 
 def refusal(model: PreTrainedModel, sequence_parallel: int) -> str | None:
@@ -183,7 +234,7 @@ def cut(data: TensorDict, columns: Sequence[str], together: SingleProcess) -> li
         rows = next(rows for rows in found if len(rows) > 1)  # ranks have as many rows as each other
         found.remove(rows)
         found += readers.halves(rows)
-        found.sort(key=lambda rows: -count(readers.student[i] for i in rows).computed)
+        found.sort(key=readers.size, reverse=True)
     return [_micro_batch(data, rows, budget) for rows in found]
 
 

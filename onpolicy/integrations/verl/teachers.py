@@ -15,7 +15,7 @@ from verl.utils.device import get_torch_device
 
 from onpolicy.integrations.verl.rows import NOTHING, packed_places, prompt_column, sampled
 from onpolicy.integrations.verl.served_head import ServedHead, states
-from onpolicy.integrations.verl.shared_prompts import Count
+from onpolicy.integrations.verl.shared_prompts import Count, teacher_passes
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.head import Head, HeadLike
 from onpolicy.trainer.teacher import MixedHead, ResizedHead
@@ -98,9 +98,8 @@ class Teachers:
     @property
     def prompts(self) -> tuple[str, ...]:
         """The column of the prompts that each pass over a micro-batch reads."""
-        readers = self.rule.copies + (not self.rule.copies or bool(self.rule.student_share))
-        contexts = () if self.served else tuple(map(prompt_column, self.contexts)) * readers
-        return contexts + ("prompts",) * self.needs_ref
+        passes = teacher_passes(self.rule, self.contexts, needs_ref=self.needs_ref, served=self.served)
+        return tuple("prompts" if context == REF else prompt_column(context) for context in passes)
 
     def tokens(self) -> Count:
         """What they have read since it was last asked."""

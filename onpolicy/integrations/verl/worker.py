@@ -88,6 +88,11 @@ class TeachingWorkerMixin:
         engine.learn(self._bridge, self._teachers)
         worker.set_loss_fn(self._bridge.loss)
 
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
+    def keeps_prompts_together(self) -> bool:
+        """Whether rows of one prompt cost less on one rank than on several."""
+        return bool(self.actor.engine.shares and self.config.actor.use_dynamic_bsz)  # type: ignore[attr-defined]
+
     def _teacher_worker(self, path: str, config: TrainingWorkerConfig) -> TrainingWorker:
         """verl's worker for the reference model, with another model than the actor's."""
         own = {"path": path, "hf_config_path": None, "tokenizer_path": None, "lora_rank": 0, "lora_adapter_path": None}
