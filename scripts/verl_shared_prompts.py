@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass
 import torch
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions  # noqa: TID253 verl's own
 
-from onpolicy.integrations.verl.group_order import WITH_GRADIENT, Ranks, best_order, step_work
+from onpolicy.integrations.verl.group_order import WITH_GRADIENT, StepLayout, best_order, step_work
 from onpolicy.integrations.verl.shared_prompts import Count, Readers, Stretch, count
 
 
@@ -38,8 +38,8 @@ class Case:
     prompt: int = 200
 
     @property
-    def rank_layout(self) -> Ranks:
-        return Ranks(number=self.ranks, updates=1, budget=self.budget)
+    def rank_layout(self) -> StepLayout:
+        return StepLayout(number=self.ranks, updates=1, budget=self.budget)
 
 
 CASES = (

@@ -194,7 +194,7 @@ def use_packed_attention_beside(model: PreTrainedModel) -> None:
 
 
 @dataclass(frozen=True)
-class Probe(PackedTrees):
+class WindowProbe(PackedTrees):
     """Records the windows that the model passes to its attention."""
 
     windows: set[int | None] = field(default_factory=set)
@@ -214,7 +214,7 @@ class Probe(PackedTrees):
 def _self_test(model: PreTrainedModel) -> bool:
     rows, device = TEST_ROWS, model.device
     packed, ids, positions, columns = pack(rows)
-    probe = Probe(packed.trees)
+    probe = WindowProbe(packed.trees)
     try:
         hidden = forward_packed(
             model.base_model, probe, torch.tensor(ids, device=device), torch.tensor(positions, device=device)

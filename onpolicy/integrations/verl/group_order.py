@@ -21,7 +21,7 @@ WITH_GRADIENT = 3
 
 
 @dataclass(frozen=True)
-class Ranks:
+class StepLayout:
     """How verl takes a step's rows: each rank a stretch of them, and of that a part for every update."""
 
     number: int
@@ -48,7 +48,7 @@ class Ranks:
         return found
 
 
-def ranks_of(config: Any, rows: int) -> Ranks:
+def step_layout(config: Any, rows: int) -> StepLayout:
     """As a config without sequence parallelism says.
 
     Args:
@@ -56,7 +56,7 @@ def ranks_of(config: Any, rows: int) -> Ranks:
     """
     actor, trainer = config.actor_rollout_ref.actor, config.trainer
     update = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n
-    return Ranks(
+    return StepLayout(
         number=trainer.nnodes * trainer.n_gpus_per_node,
         updates=1 if rows % update else rows // update,
         budget=actor.ppo_max_token_len_per_gpu,
@@ -95,7 +95,7 @@ class _Stretches:
         return Stretch(self._numbers.setdefault(ids, len(self._numbers)), len(ids))
 
 
-def best_order(readers: Readers, groups: Sequence[Hashable], ranks: Ranks) -> list[int]:
+def best_order(readers: Readers, groups: Sequence[Hashable], ranks: StepLayout) -> list[int]:
     """The numbers of all rows: as they are, or group by group.
 
     Args:
@@ -106,12 +106,12 @@ def best_order(readers: Readers, groups: Sequence[Hashable], ranks: Ranks) -> li
     return min((given, grouped), key=lambda order: step_work(readers, order, ranks))
 
 
-def step_work(readers: Readers, order: Sequence[int], ranks: Ranks) -> int:
+def step_work(readers: Readers, order: Sequence[int], ranks: StepLayout) -> int:
     """Of the slowest rank in each update, in the unit of verl's ``calculate_workload``."""
     return sum(max(_work(readers.of(rows), ranks.budget) for rows in update) for update in ranks.parts(order))
 
 
-def _together(readers: Readers, groups: Sequence[Hashable], ranks: Ranks) -> list[list[int]]:
+def _together(readers: Readers, groups: Sequence[Hashable], ranks: StepLayout) -> list[list[int]]:
     """By part of an update on a rank, rows; the largest group first to where least is to be done, whole if there is room anywhere."""
     by_group: dict[Hashable, list[int]] = {}
     for number, group in enumerate(groups):

@@ -18,9 +18,9 @@ from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from onpolicy.integrations.verl.own_head import OwnHead
 from onpolicy.integrations.verl.rows import packed_places, sampled
 from onpolicy.integrations.verl.sequence_parts import Part, part_of
-from onpolicy.integrations.verl.shared_prompts import BUDGET, Count, count_apart, in_passes, refusal, shared
+from onpolicy.integrations.verl.shared_prompts import BUDGET, Count, count_apart, in_passes, shared, why_apart
 from onpolicy.trainer.head import Head
-from onpolicy.trainer.prefix_sharing import TEST_ROWS, Probe, use_packed_attention_beside
+from onpolicy.trainer.prefix_sharing import TEST_ROWS, WindowProbe, use_packed_attention_beside
 from onpolicy.utils.errors import ModelError, first_line
 
 HEAD_TOLERANCE = 0.02
@@ -75,7 +75,7 @@ class ReadingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
     def share_prompts(self) -> str | None:
         """From now on a prompt that several rows share is read once where that pays; returns why not, if this model cannot."""
         model = self._own_head.model
-        if (why := refusal(model, self.ulysses_sequence_parallel_size)) is not None:
+        if (why := why_apart(model, self.ulysses_sequence_parallel_size)) is not None:
             return why
         use_packed_attention_beside(model)
         rows = [tuple(torch.tensor(ids, device=get_device_id()) for ids in row) for row in TEST_ROWS]
@@ -86,7 +86,7 @@ class ReadingEngine(FSDPEngineWithLMHead):  # type: ignore[misc]
         )
         with self.eval_mode():
             apart = self._states(data, self._layout(data, budget=0))
-            once, tokens = shared(data, budget=0, trees=Probe)
+            once, tokens = shared(data, budget=0, trees=WindowProbe)
             assert once is not None
             try:
                 found = self._states(data, Layout(Part(once.rows, slice(None)), once.inputs, tokens))

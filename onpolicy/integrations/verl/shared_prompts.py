@@ -177,7 +177,7 @@ def teacher_passes(rule: WeightRule, contexts: Sequence[str], *, needs_ref: bool
     return (() if served else tuple(contexts) * readers) + (REF,) * needs_ref
 
 
-def refusal(model: PreTrainedModel, sequence_parallel: int) -> str | None:
+def why_apart(model: PreTrainedModel, sequence_parallel: int) -> str | None:
     """Why a model's rows each read their own prompt, as far as that is known without running it.
 
     Args:

@@ -20,7 +20,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import refusals, settings, store
 from onpolicy.integrations.verl.bridge import PREFIX
-from onpolicy.integrations.verl.group_order import best_order, ranks_of, readers_of
+from onpolicy.integrations.verl.group_order import best_order, readers_of, step_layout
 from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, SEPARATE_MODE, STOP_FILE
 from onpolicy.integrations.verl.row_annotator import RowAnnotator
 from onpolicy.integrations.verl.rows import FIELDS, columns
@@ -146,7 +146,7 @@ class TeachingTrainerMixin:
                 str(row["uid"]) if example else i for i, (row, example) in enumerate(zip(rows, examples, strict=True))
             ]
             readers = readers_of(rows, examples, self._teacher_passes)
-            order = best_order(readers, ids, ranks_of(self.config, len(rows)))  # type: ignore[attr-defined]
+            order = best_order(readers, ids, step_layout(self.config, len(rows)))  # type: ignore[attr-defined]
             batch.reorder(order)
             rows, examples = [rows[i] for i in order], [examples[i] for i in order]
         lengths = [len(row["responses"]) for row in rows]

@@ -14,7 +14,7 @@ from tensordict import TensorDict
 from transformers import Gemma2Config, Gemma2ForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from verl.utils import tensordict_utils as tu
 
-from onpolicy.integrations.verl.group_order import Ranks, best_order, ranks_of, readers_of, step_work
+from onpolicy.integrations.verl.group_order import StepLayout, best_order, readers_of, step_layout, step_work
 from onpolicy.integrations.verl.shared_prompts import (
     ROW_COST,
     Count,
@@ -22,9 +22,9 @@ from onpolicy.integrations.verl.shared_prompts import (
     Stretch,
     count,
     cut,
-    refusal,
     shared,
     teacher_passes,
+    why_apart,
 )
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.teacher_rules import ema, frozen, live, trust_region_logits
@@ -104,7 +104,7 @@ def batch(
     return data
 
 
-class _Ranks(SingleProcess):
+class _FirstOfTwo(SingleProcess):
     """The first of two ranks, of which the other has said this."""
 
     def __init__(self, other: tuple[int, Count]) -> None:
@@ -118,7 +118,7 @@ def test_ranks_make_the_same_number_of_micro_batches() -> None:
     prompts = [[1] * 200] * 3 + [[2] * 200] * 3
     data = batch(prompts, [[5, 6, 7]] * 6, budget=1000)
     assert [len(part) for part in cut(data, (), SingleProcess()) or ()] == [6]
-    parts = cut(data, (), _Ranks((4, Count(0, 0, 6))))
+    parts = cut(data, (), _FirstOfTwo((4, Count(0, 0, 6))))
     assert parts is not None and sorted(len(part) for part in parts) == [1, 1, 2, 2]
     assert {int(part["prompts"].unbind()[0][0]) for part in parts} == {1, 2}
 
@@ -126,7 +126,7 @@ def test_ranks_make_the_same_number_of_micro_batches() -> None:
 def test_verl_cuts_where_sharing_saves_nothing_on_all_ranks_or_is_told_to_cut_by_rows() -> None:
     apart = batch([[i] * 200 for i in range(4)], [[5, 6]] * 4, budget=1000)
     assert cut(apart, (), SingleProcess()) is None
-    assert cut(apart, (), _Ranks((1, Count(1000, 4000, 4)))) is not None, "another rank saves enough for both"
+    assert cut(apart, (), _FirstOfTwo((1, Count(1000, 4000, 4)))) is not None, "another rank saves enough for both"
     together = batch([[1] * 200] * 4, [[5, 6]] * 4, budget=1000)
     assert cut(together, (), SingleProcess()) is not None
     assert cut(batch([[1] * 200] * 4, [[5, 6]] * 4, budget=1000, dynamic=False), (), SingleProcess()) is None
@@ -148,7 +148,7 @@ def test_a_batch_whose_rows_do_not_fit_apart_is_shared_in_any_case() -> None:
 
 @pytest.mark.parametrize(("number", "updates"), [(1, 1), (2, 1), (4, 1), (2, 2), (3, 2)])
 def test_an_order_is_one_and_keeps_groups_on_a_rank_and_in_an_update(number: int, updates: int) -> None:
-    ranks = Ranks(number, updates, budget=4000)
+    ranks = StepLayout(number, updates, budget=4000)
     rows = drawn(12, 4, seed=1, prompt=3000)
     draw = random.Random(number)
     scattered = draw.sample(range(48), 48)
@@ -167,13 +167,13 @@ def test_verls_order_stays_where_whole_groups_would_keep_a_rank_waiting() -> Non
     """Two groups of short prompts, one of which has all the long answers."""
     rows = readers([(10, [4000, 4000]), (10, [20, 20])])
     order, groups = [0, 2, 1, 3], [0, 1, 0, 1]
-    assert best_order(rows.of(order), groups, Ranks(2, 1, budget=16000)) == [0, 1, 2, 3]
+    assert best_order(rows.of(order), groups, StepLayout(2, 1, budget=16000)) == [0, 1, 2, 3]
 
 
 def test_a_group_that_no_rank_has_room_for_is_split() -> None:
     rows = readers([(5000, [10] * 8), (5000, [10] * 4)])
     groups = [0, 0, 0, 1] * 2 + [0, 0, 1, 1]
-    order = best_order(rows.of([0, 1, 2, 8, 3, 4, 5, 9, 6, 7, 10, 11]), groups, Ranks(3, 1, budget=16000))
+    order = best_order(rows.of([0, 1, 2, 8, 3, 4, 5, 9, 6, 7, 10, 11]), groups, StepLayout(3, 1, budget=16000))
     assert sorted([groups[i] for i in order[at : at + 4]] for at in (0, 4, 8)) == [[0] * 4, [0] * 4, [1] * 4]
 
 
@@ -198,8 +198,16 @@ def test_updates_and_ranks_of_a_config() -> None:
             },
         }
     )
-    assert ranks_of(config, 256) == Ranks(8, 2, 99)
-    assert ranks_of(config, 192) == Ranks(8, 1, 99)
+    assert step_layout(config, 256) == StepLayout(8, 2, 99)
+    assert step_layout(config, 320) == StepLayout(8, 1, 99), (
+        "verl makes up rows for whole updates; whatever else there is counts as one"
+    )
+
+
+def test_a_rank_has_a_stretch_of_the_step_and_each_update_the_next_part_of_it() -> None:
+    ranks = StepLayout(2, 2, 99)
+    assert ranks.parts(range(8)) == [[range(2), range(4, 6)], [range(2, 4), range(6, 8)]]
+    assert ranks.order([[0, 1], [2, 3], [4, 5], [6, 7]]) == [0, 1, 2, 3, 6, 7, 4, 5]
 
 
 @pytest.mark.parametrize(
@@ -231,12 +239,12 @@ def test_models_and_settings_that_keep_prompts_apart_are_named() -> None:
     }
     qwen = Qwen3ForCausalLM(Qwen3Config(**small, num_key_value_heads=1))
     qwen.config._attn_implementation = "sdpa"
-    assert refusal(qwen, 1) is None
+    assert why_apart(qwen, 1) is None
     qwen.config._attn_implementation = "flash_attention_2"
-    assert refusal(qwen, 1) is None
-    assert refusal(qwen, 2) == "ulysses_sequence_parallel_size: got 2, expected 1"
+    assert why_apart(qwen, 1) is None
+    assert why_apart(qwen, 2) == "ulysses_sequence_parallel_size: got 2, expected 1"
     qwen.config._attn_implementation = "eager"
-    assert "'eager'" in str(refusal(qwen, 1))
+    assert "'eager'" in str(why_apart(qwen, 1))
     gemma = Gemma2ForCausalLM(Gemma2Config(**small, num_key_value_heads=1))
     gemma.config._attn_implementation = "sdpa"
-    assert "Gemma2ForCausalLM" in str(refusal(gemma, 1)), "its logits of attention are capped"
+    assert "Gemma2ForCausalLM" in str(why_apart(gemma, 1)), "its logits of attention are capped"
