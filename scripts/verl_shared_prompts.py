@@ -1,10 +1,11 @@
-"""How many tokens verl's ranks read in an update, and how many fewer if prompts that rows share were read once.
+"""How many tokens verl's ranks compute in an update, as verl lays rows out and as onpolicy does, which reads a prompt that rows share once.
 
     build/verl/bin/python scripts/verl_shared_prompts.py > docs/results/verl_shared_prompts.json
 
-Rows are put on ranks and into micro-batches by verl's own functions, which balance the work and know nothing of groups. ``together`` is
-what could be had if they kept the rows of a group on one rank, side by side. Lengths are drawn (log-normal, capped); a teacher's prompt
-holds the shortest answer of its group, which all rows of the group see.
+``verl`` puts rows on ranks and into micro-batches with verl's own functions. ``own ranks`` keeps verl's ranks and shares prompts within
+them; ``onpolicy`` is what a run does: groups stay together on a rank where the slowest rank is done earlier for it. The work is that of
+the slowest rank, in verl's own measure. Lengths are drawn (log-normal, capped); a teacher's prompt holds the shortest other answer of
+its group, so that all rows but one see the same.
 """
 
 from __future__ import annotations
@@ -12,11 +13,14 @@ from __future__ import annotations
 import json
 import math
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from verl.utils.seqlen_balancing import calculate_workload, get_seqlen_balanced_partitions  # noqa: TID253 verl's own
+
+from onpolicy.integrations.verl.group_order import WITH_GRADIENT, StepLayout, best_order, step_work
+from onpolicy.integrations.verl.shared_prompts import Count, Readers, Stretch, count
 
 
 @dataclass(frozen=True)
@@ -33,17 +37,9 @@ class Case:
     ranks: int
     prompt: int = 200
 
-
-@dataclass(frozen=True)
-class Row:
-    group: int
-    prompt: int
-    answer: int
-    sibling: int
-
     @property
-    def size(self) -> int:
-        return self.prompt + self.answer
+    def rank_layout(self) -> StepLayout:
+        return StepLayout(number=self.ranks, updates=1, budget=self.budget)
 
 
 CASES = (
@@ -55,53 +51,103 @@ CASES = (
 )
 
 
-def drawn(case: Case) -> list[Row]:
+def drawn(case: Case) -> Readers:
     draw = random.Random(0)
     length = lambda: min(case.longest, max(16, int(draw.lognormvariate(math.log(case.answer) - 0.32, 0.8))))  # noqa: E731
-    rows = []
+    student, teacher = [], []
     for group in range(case.prompts):
         answers = [length() for _ in range(case.group)]
-        rows += [Row(group, case.prompt, answer, min(answers)) for answer in answers]
-    return rows
+        shortest, second = sorted(range(case.group), key=lambda i: answers[i])[:2]
+        for i, tokens in enumerate(answers):
+            answer, seen = Stretch((group, i), tokens), second if i == shortest else shortest
+            student.append((Stretch(group, case.prompt), answer))
+            teacher.append((Stretch((group, seen), case.prompt + answers[seen]), answer))
+    return Readers(student, [teacher])
 
 
-def balanced(rows: Sequence[Row], parts: int, *, equal: bool) -> list[list[Row]]:
-    work = calculate_workload(torch.tensor([row.size for row in rows]))
-    return [[rows[i] for i in part] for part in get_seqlen_balanced_partitions(work, parts, equal_size=equal)]
+def balanced(readers: Readers, rows: Sequence[int], parts: int, *, equal: bool) -> list[list[int]]:
+    lengths = torch.tensor([sum(map(len, readers.student[i])) for i in rows])
+    found = get_seqlen_balanced_partitions(calculate_workload(lengths), parts, equal_size=equal)
+    return [[rows[i] for i in part] for part in found]
 
 
-def as_verl_does(case: Case, rows: Sequence[Row]) -> Iterable[list[Row]]:
-    for rank in balanced(rows, case.ranks, equal=True):
-        count = math.ceil(sum(row.size for row in rank) / case.budget)
-        yield from balanced(rank, count, equal=False)
+def verls_micro_batches(case: Case, readers: Readers, rows: Sequence[int]) -> list[list[int]]:
+    """As few of about the same work as hold no more tokens than the budget each."""
+    size = lambda batch: sum(len(ids) for i in batch for ids in readers.student[i])  # noqa: E731
+    number = math.ceil(size(rows) / case.budget)
+    while max(map(size, found := balanced(readers, rows, number, equal=False))) > case.budget:
+        number += 1
+    return found
 
 
-def together(case: Case, rows: Sequence[Row]) -> Iterable[list[Row]]:
-    batch: list[Row] = []
-    for row in rows:
-        if batch and sum(r.size for r in [*batch, row]) > case.budget:
-            yield batch
-            batch = []
-        batch.append(row)
-    yield batch
+def verls_tokens(case: Case, readers: Readers, ranks: Sequence[Sequence[int]]) -> tuple[Count, Count]:
+    """What is computed, and what would be if verl's micro-batches were read with equal prompts once."""
+    student, teacher = Count(), Count()
+    for rows in ranks:
+        for batch in verls_micro_batches(case, readers, rows):
+            own, *theirs = readers.passes(batch, case.budget)
+            student += sum(map(count, own), Count())
+            teacher += sum((count(part) for context in theirs for part in context), Count())
+    return student, teacher
 
 
-def read(batch: Sequence[Row], *, teacher: bool, shared: bool) -> int:
-    prompts = [(row.group, row.prompt + (row.sibling if teacher else 0)) for row in batch]
-    return sum(row.answer for row in batch) + sum(length for _, length in (set(prompts) if shared else prompts))
+def own_tokens(case: Case, readers: Readers, ranks: Sequence[Sequence[int]]) -> tuple[Count, Count]:
+    student, teacher = Count(), Count()
+    for rows in map(readers.of, ranks):
+        for batch in rows.cut(case.budget):
+            own, *theirs = rows.passes(batch, case.budget)
+            student += sum(map(count, own), Count())
+            teacher += sum((count(part) for context in theirs for part in context), Count())
+    return student, teacher
+
+
+def apart_work(readers: Readers, ranks: Sequence[Sequence[int]]) -> int:
+    """Of the slowest rank if nothing is shared."""
+
+    def work(i: int) -> int:
+        student, teacher = (
+            int(calculate_workload(sum(map(len, read[i])))) for read in (readers.student, *readers.teachers)
+        )
+        return WITH_GRADIENT * student + teacher
+
+    return max(sum(map(work, rows)) for rows in ranks)
 
 
 def measured(case: Case) -> dict[str, object]:
-    rows, found = drawn(case), {}
-    for how in (as_verl_does, together):
-        batches = list(how(case, rows))
-        for who in ("student", "teacher"):
-            once, each = (
-                sum(read(batch, teacher=who == "teacher", shared=shared) for batch in batches)
-                for shared in (True, False)
-            )
-            found[f"{who}, {how.__name__}"] = round(1 - once / each, 4)
-    return {**asdict(case), "saved": found}
+    readers = drawn(case)
+    everything = range(case.prompts * case.group)
+    ranks = balanced(readers, everything, case.ranks, equal=True)
+    order = [i for rank in ranks for i in rank]
+    groups = [i // case.group for i in order]
+    chosen = [order[i] for i in best_order(readers.of(order), groups, case.rank_layout)]
+    theirs, ours = verls_tokens(case, readers, ranks), own_tokens(case, readers, ranks)
+    (together,) = case.rank_layout.parts(chosen)
+    kept = own_tokens(case, readers, together)
+    before = apart_work(readers, ranks)
+    return {
+        **asdict(case),
+        "tokens": {
+            who: {"verl": theirs[i].apart, "own ranks": ours[i].computed, "onpolicy": kept[i].computed}
+            for i, who in enumerate(("student", "teacher"))
+        },
+        "saved": {
+            who: {
+                "verl's micro-batches, shared": round(1 - theirs[i].computed / theirs[i].apart, 4),
+                "own ranks": round(1 - ours[i].computed / ours[i].apart, 4),
+                "onpolicy": round(1 - kept[i].computed / kept[i].apart, 4),
+            }
+            for i, who in enumerate(("student", "teacher"))
+        },
+        "micro-batches of the fullest rank": {
+            "verl": max(len(verls_micro_batches(case, readers, rows)) for rows in ranks),
+            "onpolicy": max(len(readers.of(rows).cut(case.budget)) for rows in together),
+        },
+        "groups kept together": chosen != order,
+        "slowest rank's work, of verl's": {
+            "own ranks": round(step_work(readers, order, case.rank_layout) / before, 4),
+            "onpolicy": round(step_work(readers, chosen, case.rank_layout) / before, 4),
+        },
+    }
 
 
 if __name__ == "__main__":

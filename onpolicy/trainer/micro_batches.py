@@ -5,13 +5,26 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import Protocol
 
 TokenIds = tuple[int, ...]
 Row = tuple[TokenIds, TokenIds]
 """Prompt and completion, as a model reads them."""
 
 
-def micro_batches(rows: Sequence[Row], budget: int, *, packed: bool, together: bool = False) -> Iterator[list[int]]:
+class Tokens(Protocol):
+    """Token ids, or what stands for them: equal where they are, and of their number."""
+
+    def __len__(self) -> int: ...
+
+    def __hash__(self) -> int: ...
+
+
+AnyRow = tuple[Tokens, Tokens]
+"""Prompt and completion, of which lengths count, and which prompts are equal."""
+
+
+def micro_batches(rows: Sequence[AnyRow], budget: int, *, packed: bool, together: bool = False) -> Iterator[list[int]]:
     """Indices of the rows, each in one micro-batch; the longest first, so that memory runs out in the first micro-batch or never.
 
     Args:
@@ -36,7 +49,7 @@ def micro_batches(rows: Sequence[Row], budget: int, *, packed: bool, together: b
         yield batch
 
 
-def _by_prompt(rows: Sequence[Row], ordered: Sequence[int], budget: int) -> Iterator[list[int]]:
+def _by_prompt(rows: Sequence[AnyRow], ordered: Sequence[int], budget: int) -> Iterator[list[int]]:
     """Rows of one prompt together where the budget holds them, else each by itself."""
     for prompt, found in groupby(ordered, key=lambda i: rows[i][0]):
         group = list(found)
@@ -44,11 +57,11 @@ def _by_prompt(rows: Sequence[Row], ordered: Sequence[int], budget: int) -> Iter
         yield from [group] if whole else ([i] for i in group)
 
 
-def _ordered(rows: Sequence[Row], *, packed: bool) -> list[int]:
+def _ordered(rows: Sequence[AnyRow], *, packed: bool) -> list[int]:
     length = [len(prompt) + len(completion) for prompt, completion in rows]
     if not packed:
         return sorted(range(len(rows)), key=lambda i: -length[i])
-    by_prompt: dict[TokenIds, list[int]] = {}
+    by_prompt: dict[Tokens, list[int]] = {}
     for i, (prompt, _) in enumerate(rows):
         by_prompt.setdefault(prompt, []).append(i)
     largest = sorted(by_prompt.values(), key=lambda group: -max(length[i] for i in group))
@@ -60,13 +73,13 @@ class _Packed:
     """Each prompt once, each completion once."""
 
     tokens: int = 0
-    prompts: set[TokenIds] = field(default_factory=set)
+    prompts: set[Tokens] = field(default_factory=set)
 
-    def with_(self, rows: Sequence[Row]) -> int:
+    def with_(self, rows: Sequence[AnyRow]) -> int:
         new = {prompt for prompt, _ in rows} - self.prompts
         return self.tokens + sum(map(len, new)) + sum(len(completion) for _, completion in rows)
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[AnyRow]) -> None:
         self.tokens = self.with_(rows)
         self.prompts |= {prompt for prompt, _ in rows}
 
@@ -79,11 +92,11 @@ class _Padded:
     prompt: int = 0
     completion: int = 0
 
-    def with_(self, rows: Sequence[Row]) -> int:
+    def with_(self, rows: Sequence[AnyRow]) -> int:
         prompt = max(self.prompt, *(len(prompt) for prompt, _ in rows))
         return (self.rows + len(rows)) * (prompt + max(self.completion, *(len(completion) for _, completion in rows)))
 
-    def add(self, rows: Sequence[Row]) -> None:
+    def add(self, rows: Sequence[AnyRow]) -> None:
         self.rows += len(rows)
         self.prompt = max(self.prompt, *(len(prompt) for prompt, _ in rows))
         self.completion = max(self.completion, *(len(completion) for _, completion in rows))

@@ -11,8 +11,9 @@ sees its prompt and itself, which is what it would have seen alone: exact in the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,8 +30,14 @@ ATTENTION_NAME = "onpolicy_prefix_sharing"
 """The name under which the attention is registered with transformers."""
 SMALLEST_BLOCK, LARGEST_BLOCK = 128, 1024
 """Queries of a sliding window that run together: as many as the window is long, within these."""
+SHARING_ATTENTIONS = ("sdpa", ATTENTION_NAME)
+"""Implementations of attention in whose place the packed one can run."""
+FLASH_ATTENTIONS = ("flash_attention_2", "flash_attention_3", "flash_attention_4")
+"""More of them, for a model that keeps its own for everything but packed trees."""
 UNSUPPORTED = ("softcap", "s_aux", "position_bias")
 """Options that some models pass to their attention, beyond the scaled dot product."""
+TEST_ROWS: Sequence[Row] = (((1, 2, 3), (4, 5, 6)), ((1, 2, 3), (6, 4)), ((2,), (3, 5, 4, 6)))
+"""Packed and apart, a model has to give the same hidden states of them."""
 
 
 @dataclass(frozen=True)
@@ -135,13 +142,17 @@ def pack(rows: Sequence[Row]) -> tuple[PackedTrees, list[int], list[int], list[T
     return PackedTrees(tuple(trees)), ids, positions, columns
 
 
-def supports_prefix_sharing(model: PreTrainedModel) -> bool:
-    """Whether every layer is plain scaled dot-product attention that goes through transformers' attention interface."""
+def supports_prefix_sharing(model: PreTrainedModel, attentions: Collection[str] = SHARING_ATTENTIONS) -> bool:
+    """Whether every layer is plain scaled dot-product attention that goes through transformers' attention interface.
+
+    Args:
+        attentions: implementations that the model may have
+    """
     config = model.config.get_text_config()
     layers = set(getattr(config, "layer_types", None) or ["full_attention"])
     plain = not any(getattr(config, key, None) for key in ("attn_logit_softcapping", "alibi"))
-    sdpa = config._attn_implementation in ("sdpa", ATTENTION_NAME)
-    backend = sdpa and getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)
+    known = config._attn_implementation in attentions
+    backend = known and getattr(model, "_supports_attention_backend", False) and getattr(model, "_supports_sdpa", False)
     return bool(backend and plain and layers <= {"full_attention", "sliding_attention"})
 
 
@@ -169,8 +180,21 @@ def use_packed_attention(model: PreTrainedModel) -> None:
     model.set_attn_implementation(ATTENTION_NAME)
 
 
+def use_packed_attention_beside(model: PreTrainedModel) -> None:
+    """``use_packed_attention`` for a model that has to keep the name of its attention: the packed one runs where trees come with the input.
+
+    It concerns all models of this process with the same attention, and changes nothing for those that never get trees.
+    """
+    from transformers import AttentionInterface
+
+    name = model.config.get_text_config()._attn_implementation
+    own = AttentionInterface()[name]
+    if getattr(own, "func", None) is not _interface:
+        AttentionInterface.register(name, partial(_interface, own=own))
+
+
 @dataclass(frozen=True)
-class _Probe(PackedTrees):
+class WindowProbe(PackedTrees):
     """Records the windows that the model passes to its attention."""
 
     windows: set[int | None] = field(default_factory=set)
@@ -179,13 +203,18 @@ class _Probe(PackedTrees):
         self.windows.add(window)
         return super().attend(query, key, value, scale=scale, window=window)
 
+    def is_told(self, model: PreTrainedModel) -> bool:
+        """Whether the model's attention is told about the sliding windows that the model has."""
+        config = model.config.get_text_config()
+        windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
+        return not windowed or self.windows != {None}
+
 
 @torch.no_grad()
 def _self_test(model: PreTrainedModel) -> bool:
-    rows: list[Row] = [((1, 2, 3), (4, 5, 6)), ((1, 2, 3), (6, 4)), ((2,), (3, 5, 4, 6))]
-    device, config = model.device, model.config.get_text_config()
+    rows, device = TEST_ROWS, model.device
     packed, ids, positions, columns = pack(rows)
-    probe = _Probe(packed.trees)
+    probe = WindowProbe(packed.trees)
     try:
         hidden = forward_packed(
             model.base_model, probe, torch.tensor(ids, device=device), torch.tensor(positions, device=device)
@@ -204,28 +233,41 @@ def _self_test(model: PreTrainedModel) -> bool:
         IndexError,
     ):  # an unsuited model may fail anywhere
         return False
-    windowed = getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)
-    return not windowed or probe.windows != {None}
+    return probe.is_told(model)
 
 
 def forward_packed(body: Any, packed_trees: PackedTrees, ids: Tensor, positions: Tensor) -> Tensor:
     """Hidden states ``[S, H]`` of a packed row."""
+    return body(**packed_inputs(packed_trees, ids, positions)).last_hidden_state[0]  # type: ignore[no-any-return]
+
+
+def packed_inputs(packed_trees: PackedTrees, ids: Tensor, positions: Tensor) -> dict[str, Any]:
+    """What a model is called with for a packed row; ids and positions are ``[S]``."""
     # transformers passes a mask of four dimensions on as it is; an empty one tells the attention that trees must come with it
     sentinel_mask = torch.empty(1, 1, 0, 0, device=ids.device, dtype=torch.bool)
-    output = body(
-        input_ids=ids[None],
-        position_ids=positions[None],
-        attention_mask=sentinel_mask,
-        use_cache=False,
-        packed_trees=packed_trees,
-    )
-    return output.last_hidden_state[0]  # type: ignore[no-any-return]
+    return {
+        "input_ids": ids[None],
+        "position_ids": positions[None],
+        "attention_mask": sentinel_mask,
+        "use_cache": False,
+        "packed_trees": packed_trees,
+    }
 
 
 def _interface(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, None]:
-    """transformers' attention interface: ``[B, heads, S, D]`` -> ``[B, S, heads, D]``."""
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    own: Callable[..., Any] | None = None,
+    **options: Any,
+) -> Any:
+    """transformers' attention interface: ``[B, heads, S, D]`` -> ``[B, S, heads, D]``.
+
+    Args:
+        own: what runs without trees; None: transformers' sdpa
+    """
     from transformers.integrations.sdpa_attention import repeat_kv, sdpa_attention_forward
 
     trees = options.pop("packed_trees", None)
@@ -234,7 +276,7 @@ def _interface(
             raise NotImplementedError(
                 f"{type(module).__name__} does not pass options on to its attention: set trainer.layout=padded"
             )
-        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+        return (own or sdpa_attention_forward)(module, query, key, value, attention_mask, **options)
     if unsupported := [name for name in UNSUPPORTED if options.get(name) is not None]:
         raise NotImplementedError(
             f"{type(module).__name__} passes {unsupported[0]} to its attention, which prefix sharing does not support: "

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.rows import floats, sampled, train_batch
+from onpolicy.integrations.verl.shared_prompts import Count
 from onpolicy.losses.objective import MetricAccumulator, Objective, Totals
 from onpolicy.trainer.chunked_head import TokenStats, token_stats
 from onpolicy.trainer.collectives import SingleProcess
@@ -22,6 +23,10 @@ from onpolicy.types import LossInputs, Metrics, TrainBatch
 
 PREFIX = "onpolicy/"
 """Prefix of our metrics' names, until they reach the trainer."""
+READERS = STUDENT, TEACHER = "student", "teacher"
+"""Whose tokens are counted; the reference model's are among the teacher's."""
+APART = "tokens_apart"
+"""Total of the tokens that would be computed if no row shared its prompt."""
 
 
 class Bridge:
@@ -128,10 +133,19 @@ class Bridge:
         # where the sampler did not say, it counts as the trainer
         return inputs if "rollout_log_probs" in names else replace(inputs, rollout_logprobs=inputs.old_logprobs)
 
+    def count(self, reader: str, tokens: Count) -> None:
+        """Adds what one of ``READERS`` has read to what is logged of the update under way."""
+        if tokens.apart:
+            self._tally.count(f"{reader}/tokens_computed", tokens.computed)
+            self._tally.count(f"{reader}/{APART}", tokens.apart)
+
     def end(self) -> dict[str, list[float]]:
         """Means over all ranks' tokens, in lists: verl expects one value per micro-batch."""
         self.together.merge(self._tally, self.telemetry)
         found = self._tally.means() | (self.telemetry.metrics() if self.telemetry else {})
+        for reader in READERS:
+            if (apart := found.pop(f"{reader}/{APART}", 0.0)) > 0.0:
+                found[f"{reader}/tokens_saved"] = 1.0 - found[f"{reader}/tokens_computed"] / apart
         return {f"{PREFIX}{name}": [value] for name, value in found.items() if name not in self._unknown}
 
     def batch(self, data: TensorDict) -> TrainBatch:

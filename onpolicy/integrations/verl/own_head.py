@@ -8,7 +8,7 @@ called as it always is, within the model's forward, and only what it does is rep
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -29,11 +29,12 @@ class OwnHead:
 
     _rows: Tensor | None = None
     _use: Use | None = None
+    _inputs: Mapping[str, Any] | None = None
 
     def __init__(self, module: nn.Module) -> None:
         """``module``: the model, or peft's around it, whose layers have their adapters already."""
         model: PreTrainedModel = getattr(module, "get_base_model", lambda: module)()
-        self._model = model
+        self.model = model
         layer = model.get_output_embeddings()
         self.adapted = adapter_of_head(model) is not None
         """Whether an adapter is added to the head's weight."""
@@ -41,29 +42,30 @@ class OwnHead:
             owner.forward = _replaced(owner.forward, ours, self._is_replaced)
 
     @contextmanager
-    def replaced(self, rows: Tensor, use: Use) -> Iterator[None]:
+    def replaced(self, rows: Tensor, use: Use, inputs: Mapping[str, Any] | None = None) -> Iterator[None]:
         """Inside, the model returns what ``use`` makes of its hidden states at some positions.
 
         Args:
             rows: [N] numbers of positions in the batch, row after row
             use: called once a forward pass
+            inputs: in the place of those that the model is called with; None: those
         """
-        self._rows, self._use = rows, use
+        self._rows, self._use, self._inputs = rows, use, inputs
         try:
             yield
         finally:
-            self._rows = self._use = None
+            self._rows = self._use = self._inputs = None
 
     def _is_replaced(self) -> bool:
         return self._use is not None
 
     def _run_model(self, **inputs: Any) -> Any:
-        hidden = self._model.base_model(**inputs).last_hidden_state.flatten(0, -2)
-        return self._model.get_output_embeddings()(hidden[self._rows])
+        hidden = self.model.base_model(**(self._inputs or inputs)).last_hidden_state.flatten(0, -2)
+        return self.model.get_output_embeddings()(hidden[self._rows])
 
     def _run_head(self, hidden: Tensor) -> Any:
         assert self._use is not None
-        return self._use(hidden, head_of(self._model))
+        return self._use(hidden, head_of(self.model))
 
 
 def _replaced(own: Callable[..., Any], ours: Callable[..., Any], active: Callable[[], bool]) -> Callable[..., Any]:

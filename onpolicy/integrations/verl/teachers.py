@@ -15,6 +15,7 @@ from verl.utils.device import get_torch_device
 
 from onpolicy.integrations.verl.rows import NOTHING, packed_places, prompt_column, sampled
 from onpolicy.integrations.verl.served_head import ServedHead, states
+from onpolicy.integrations.verl.shared_prompts import Count, teacher_passes
 from onpolicy.trainer.collectives import SingleProcess
 from onpolicy.trainer.head import Head, HeadLike
 from onpolicy.trainer.teacher import MixedHead, ResizedHead
@@ -23,7 +24,7 @@ from onpolicy.types import REF
 from onpolicy.utils.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from onpolicy.integrations.verl.engine import Row, TeachingEngine
+    from onpolicy.integrations.verl.reading_engine import ReadingEngine, Row
 
 
 class Teachers:
@@ -31,8 +32,8 @@ class Teachers:
 
     def __init__(
         self,
-        student: TeachingEngine,
-        reference: TeachingEngine | None,
+        student: ReadingEngine,
+        reference: ReadingEngine | None,
         rule: WeightRule,
         *,
         contexts: Sequence[str],
@@ -92,7 +93,21 @@ class Teachers:
 
     def forget(self) -> None:
         """Frees the head that was kept for the micro-batches of an update."""
-        self._copied.forget_head()
+        self._copied.head = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The column of the prompts that each pass over a micro-batch reads."""
+        passes = teacher_passes(self.rule, self.contexts, needs_ref=self.needs_ref, served=self.served)
+        return tuple("prompts" if context == REF else prompt_column(context) for context in passes)
+
+    def tokens(self) -> Count:
+        """What they have read since it was last asked."""
+        found = Count()
+        for engine in {self.student, self._copied}:
+            found += engine.read_tokens
+            engine.read_tokens = Count()
+        return found
 
     def _student_states(self, rows: Sequence[Row | None], data: TensorDict) -> Tensor:
         return self.student.response_states(rows, data, rounds=self.together.max_passes)
@@ -103,7 +118,7 @@ class Teachers:
         return self._copied.response_states(rows, data, rounds=self.together.max_passes, plain=plain)
 
     @property
-    def _copied(self) -> TeachingEngine:
+    def _copied(self) -> ReadingEngine:
         """The engine with the reference model's weights."""
         return self.reference or self.student
 

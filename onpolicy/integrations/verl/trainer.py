@@ -20,12 +20,14 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import refusals, settings, store
 from onpolicy.integrations.verl.bridge import PREFIX
+from onpolicy.integrations.verl.group_order import best_order, readers_of, step_layout
 from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, SEPARATE_MODE, STOP_FILE
 from onpolicy.integrations.verl.row_annotator import RowAnnotator
 from onpolicy.integrations.verl.rows import FIELDS, columns
+from onpolicy.integrations.verl.shared_prompts import teacher_passes
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
 from onpolicy.models import refuse_other_vocabulary, resolve_model, student_renderer
-from onpolicy.trainer.build import teacher_rule
+from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.types import Example, Metrics
 from onpolicy.utils.errors import CheckpointError, ConfigError
 
@@ -66,6 +68,12 @@ class TeachingTrainerMixin:
         if (other := teacher_rule(self.resolved).path) is not None:
             refuse_other_vocabulary(self.resolved, self.tokenizer, resolve_model(other))  # type: ignore[attr-defined]
         limit = settings.longest_teacher_prompt(self.resolved)
+        self._teacher_passes = teacher_passes(
+            teacher_rule(self.resolved),
+            tuple(self.resolved.contexts),
+            needs_ref=build_objective(self.resolved).needs_ref,
+            served=refusals.is_served(self.config),  # type: ignore[attr-defined]
+        )
         self.annotator = RowAnnotator(self.resolved, self.renderer, max_teacher_prompt_tokens=limit)
 
     def _init_dataloader(self) -> None:
@@ -133,6 +141,14 @@ class TeachingTrainerMixin:
         examples: list[Example | None] = [None] * len(rows)
         for i, example in zip(real, found, strict=True):
             examples[i] = example
+        if all(self.actor_rollout_wg.keeps_prompts_together()):  # type: ignore[attr-defined]
+            ids = [
+                str(row["uid"]) if example else i for i, (row, example) in enumerate(zip(rows, examples, strict=True))
+            ]
+            readers = readers_of(rows, examples, self._teacher_passes)
+            order = best_order(readers, ids, step_layout(self.config, len(rows)))  # type: ignore[attr-defined]
+            batch.reorder(order)
+            rows, examples = [rows[i] for i in order], [examples[i] for i in order]
         lengths = [len(row["responses"]) for row in rows]
         store.put(
             batch,

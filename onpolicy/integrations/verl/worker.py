@@ -57,6 +57,8 @@ class TeachingWorkerMixin:
         for read in (worker, reference):
             if read is not None:
                 read.engine.check_head()
+                if (why := read.engine.share_prompts()) is not None and torch.distributed.get_rank() == 0:
+                    print(f"onpolicy: each row reads its own prompt, also where rows share one: {why}.")
         ranks = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
         epistemic = resolved.config.epistemic
         self._coefficients = Coefficients(resolved.coefficients)
@@ -85,6 +87,11 @@ class TeachingWorkerMixin:
         )
         engine.learn(self._bridge, self._teachers)
         worker.set_loss_fn(self._bridge.loss)
+
+    @register(dispatch_mode=Dispatch.ONE_TO_ALL)  # type: ignore[untyped-decorator]
+    def keeps_prompts_together(self) -> bool:
+        """Whether rows of one prompt cost less on one rank than on several."""
+        return bool(self.actor.engine.shares and self.config.actor.use_dynamic_bsz)  # type: ignore[attr-defined]
 
     def _teacher_worker(self, path: str, config: TrainingWorkerConfig) -> TrainingWorker:
         """verl's worker for the reference model, with another model than the actor's."""

@@ -33,6 +33,7 @@ from verl.workers.engine_workers import TrainingWorker
 
 from onpolicy.trainer.trainer import PolicyTrainer, TrainerSetup, local as local_trainer
 from onpolicy.trainer.collectives import ProcessGroup
+from onpolicy.trainer.prefix_sharing import PackedTrees
 from onpolicy.integrations.verl.bridge import PREFIX, Bridge
 from onpolicy.integrations.verl.rows import columns
 from onpolicy.integrations.verl.teacher_server import realign
@@ -109,6 +110,7 @@ class Side:
         *,
         packed: bool = True,
         budget: int = 60,
+        shares: bool = False,
         **more: Any,
     ) -> None:
         self.packed, self.budget = packed, budget
@@ -137,6 +139,9 @@ class Side:
             objective, contexts=("teacher",), spans=spans, marker_ids=markers, telemetry=TokenTelemetry("hedge", NAMES),
             together=self.together, sequence_parallel=more.get("ulysses", 1),
         )  # fmt: skip
+        if shares:
+            for engine in {self.worker.engine, self.reference.engine if self.reference else self.worker.engine}:
+                assert (why := engine.share_prompts()) is None, why
         self.worker.engine.learn(self.bridge, self.teachers)
         self.worker.set_loss_fn(self.bridge.loss)
 
@@ -183,10 +188,11 @@ def worker(
     param_dtype: str = "fp32",
     fused: bool = False,
     ulysses: int = 1,
+    recomputed: bool = False,
 ) -> TrainingWorker:
     attention = "sdpa" if ulysses == 1 else "flash_attention_2"
     loaded = HFModelConfig(
-        path=str(folder / "model"), use_remove_padding=True, enable_gradient_checkpointing=False, lora_rank=lora_rank,
+        path=str(folder / "model"), use_remove_padding=True, enable_gradient_checkpointing=recomputed, lora_rank=lora_rank,
         lora_alpha=16, override_config={"attn_implementation": attention}, target_modules=list(lora_targets) or "all-linear",
         use_fused_kernels=fused,
     )  # fmt: skip
@@ -269,6 +275,86 @@ def gradients(folder: Path) -> dict[str, float]:
             found[f"{name}/{'packed' if packed else 'padded'}"] = max(abs(own - loss), _largest(theirs, gradient))
         found[f"{name}/size"] = max(float(g.abs().max()) for g in gradient.values())
     return found
+
+
+def grouped(seed: int = 0) -> list[Example]:
+    """Groups of five, four and three, whose teachers see one of two siblings; one row has no teacher, one group is over the budget."""
+    rows, found = batch(12, seed=seed), list[Example]()
+    for number, size in enumerate((5, 4, 3)):
+        own = rows[len(found) : len(found) + size]
+        prompt = tuple(5 + (number * 7 + i * i) % 200 for i in range(300))
+        seen = [(*prompt, *own[i].rollout.completion_ids[:6], *range(30, 40)) for i in (0, 1)]
+        for i, row in enumerate(own):
+            found.append(
+                replace(
+                    row,
+                    group_id=number,
+                    rollout=replace(row.rollout, prompt_ids=prompt),
+                    teacher_prompt_ids={"teacher": seen[i == 0]} if i < size - 1 or number else {},
+                )
+            )
+    return found
+
+
+def shared(folder: Path) -> dict[str, float]:
+    """Rows that share prompts, which are read once, beside the local trainer: methods and layouts, rules, adapters, recomputation."""
+    found: dict[str, float] = {}
+    rows = grouped()
+    for name, terms in methods().items():
+        loss, gradient = local_gradient(local(folder, frozen(), terms), rows)
+        alike = Side(folder, frozen(), terms, budget=340).gradient(rows, synthetic=1)[2]
+        for packed in (True, False):
+            side = Side(folder, frozen(), terms, packed=packed, shares=True, budget=340)
+            own, theirs, metrics = side.gradient(rows, synthetic=1)
+            found[f"{name}/{'packed' if packed else 'padded'}"] = max(abs(own - loss), _largest(theirs, gradient))
+        for reader in ("student", "teacher"):
+            found[f"{name}/{reader}"] = metrics[f"{reader}/tokens_saved"]
+            assert alike[f"{reader}/tokens_saved"] == 0.0
+        found[f"{name}/metrics"] = max(
+            abs(metrics[n] - alike[n]) / max(1.0, abs(alike[n])) for n in alike if "/tokens_" not in n
+        )
+        found[f"{name}/size"] = max(float(g.abs().max()) for g in gradient.values())
+    return found
+
+
+def shared_variants(folder: Path) -> dict[str, float]:
+    """Sharing under a teacher that moves, layers that are computed again, adapters, the student's own prompt; and models that cannot."""
+    rows, terms = grouped(), methods()["sdpo"]
+    same = [replace(e, teacher_prompt_ids={"teacher": e.rollout.prompt_ids}) for e in rows]
+    side, other = (
+        Side(folder, ema(ema_decay=0.9), terms, shares=True, budget=340),
+        local(folder, ema(ema_decay=0.9), terms),
+    )
+    for seed in range(3):
+        side.step(grouped(seed))
+        other.step(grouped(seed))
+    found = {"steps": _largest(side.weights(), dict(other.student.named_parameters()))}
+    loss, gradient = local_gradient(local(folder, frozen(), terms), rows)
+    own, theirs, _ = Side(folder, frozen(), terms, shares=True, budget=340, recomputed=True).gradient(rows)
+    found["recomputed"] = max(abs(own - loss), _largest(theirs, gradient))
+    for name, rule, rank in (("identical", live(), 0), ("adapters", frozen(), 4)):
+        found[name], theirs, metrics = Side(
+            folder, rule, methods()["opsd"], shares=True, budget=340, lora_rank=rank
+        ).gradient(same)
+        found[f"{name}/gradient"] = max(float(g.abs().max()) for g in theirs.values())
+        found[f"{name}/saved"] = metrics["teacher/tokens_saved"]
+    attend = PackedTrees.attend
+    for name, broken in (("fails", _fails), ("differs", lambda trees, query, key, value, **options: value.flip(2))):
+        side = Side(folder, frozen(), terms)
+        try:
+            PackedTrees.attend = broken  # type: ignore[assignment,method-assign]
+            why = side.worker.engine.share_prompts()
+        finally:
+            PackedTrees.attend = attend  # type: ignore[method-assign]
+        assert why is not None and ("nobody knows" if name == "fails" else "hidden states are off by") in why, why
+        own, theirs, _ = side.gradient(batch())
+        loss, gradient = local_gradient(local(folder, frozen(), terms), batch())
+        found[name] = max(abs(own - loss), _largest(theirs, gradient))
+    return found
+
+
+def _fails(*arguments: Any, **options: Any) -> Tensor:
+    raise NotImplementedError("an option that nobody knows")
 
 
 def alone(folder: Path) -> dict[str, float]:
@@ -494,7 +580,9 @@ def ulysses(folder: Path) -> dict[str, float]:
         found[name] = max(abs(own - loss), _largest(theirs, gradient))
         found[f"{name}/heads"] = max((heads for _, heads in calls), default=2)  # of two; one rank takes sdpa
         alike = Side(folder, frozen(), terms).gradient(batch(), synthetic=1)[2]
-        found[f"{name}/metrics"] = max(abs(metrics[n] - alike[n]) / max(1.0, abs(alike[n])) for n in alike)
+        found[f"{name}/metrics"] = max(
+            abs(metrics[n] - alike[n]) / max(1.0, abs(alike[n])) for n in alike if "/tokens_" not in n
+        )  # each rank that has rows of its own got one that verl made up
     rule = ema(ema_decay=0.9)
     side, here = Side(folder, rule, methods()["sdpo"], ulysses=size), local(folder, rule, methods()["sdpo"])
     for seed in range(3):
@@ -545,6 +633,7 @@ def metrics(folder: Path) -> dict[str, float]:
     side, other = Side(folder, frozen(), methods()["mixed"]), local(folder, frozen(), methods()["mixed"])
     _, _, theirs = side.gradient(batch(), synthetic=2)
     ours = {n: v for n, v in other.step(batch()).items() if not n.startswith("train/") and n != "teacher/tokens"}
+    theirs = {n: v for n, v in theirs.items() if "/tokens_" not in n}
     assert theirs.keys() == ours.keys(), theirs.keys() ^ ours.keys()
     return {"distance": max(abs(theirs[n] - ours[n]) / max(1.0, abs(ours[n])) for n in ours)}
 
@@ -567,6 +656,8 @@ CASES = {
     case.__name__: case
     for case in (
         gradients,
+        shared,
+        shared_variants,
         alone,
         identical,
         special,

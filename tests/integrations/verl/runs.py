@@ -22,12 +22,12 @@ from tests.tiny import tiny_model_dir
 ROOT = Path(__file__).resolve().parents[3]
 
 
-def write_data(path: Path, rows: int = 8) -> Path:
-    """Sums in verl's format, with worked solutions."""
+def write_data(path: Path, rows: int = 8, task: str = "") -> Path:
+    """Sums in verl's format, after a text that says what to do, with worked solutions."""
     table = [
         {
             "data_source": "sums",
-            "prompt": [{"role": "user", "content": f"{i} + {i % 3}?"}],
+            "prompt": [{"role": "user", "content": f"{task}{i} + {i % 3}?"}],
             "reward_model": {"ground_truth": str(i + i % 3), "style": "rule"},
             "extra_info": {"index": i, "solution": f"{i} + {i % 3} = {i + i % 3}"},
         }

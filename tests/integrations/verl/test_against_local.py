@@ -3,7 +3,7 @@
 1. loss and gradient of SDPO, OPSD, the sampled token, a mixture, and terms that need the whole update read first, packed and
 padded, whatever rows verl made up; 2. a teacher that reads the student's prompt teaches nothing; 3. five steps under every rule of the
 teacher, which survives a checkpoint; 4. metrics are the same numbers; 5. a head of its own, an adapted head, bfloat16; 6. the bytes of
-logits that are alive at a time.
+logits that are alive at a time; 7. prompts that rows share are read once, and change nothing.
 """
 
 from __future__ import annotations
@@ -36,6 +36,34 @@ def test_loss_and_gradient_are_the_embedded_trainers(found: dict[str, Any], meth
     gradients = found["gradients"]
     assert gradients[f"{method}/size"] > 1e-2
     assert gradients[f"{method}/{layout}"] < 1e-6
+
+
+@pytest.mark.parametrize("layout", ["packed", "padded"])
+@pytest.mark.parametrize("method", ["sdpo", "opsd", "sampled", "mixed", "survey"])
+def test_a_prompt_that_rows_share_is_read_once_with_the_same_gradient(
+    found: dict[str, Any], method: str, layout: str
+) -> None:
+    shared = found["shared"]
+    assert shared[f"{method}/size"] > 1e-3
+    assert shared[f"{method}/{layout}"] < 1e-6
+    assert shared[f"{method}/metrics"] < 1e-5
+    assert shared[f"{method}/student"] > 0.4 and shared[f"{method}/teacher"] > 0.15
+
+
+@pytest.mark.parametrize("case", ["recomputed", "fails", "differs"])
+def test_sharing_with_recomputation_and_models_that_cannot_share(found: dict[str, Any], case: str) -> None:
+    assert found["shared_variants"][case] < 1e-6
+
+
+def test_a_teacher_that_moves_reads_shared_prompts(found: dict[str, Any]) -> None:
+    assert found["shared_variants"]["steps"] < 1e-4
+
+
+@pytest.mark.parametrize("case", ["identical", "adapters"])
+def test_with_shared_prompts_the_students_own_prompt_teaches_nothing(found: dict[str, Any], case: str) -> None:
+    variants = found["shared_variants"]
+    assert variants[case] == 0.0 and variants[f"{case}/gradient"] < 1e-7
+    assert variants[f"{case}/saved"] > 0.2
 
 
 def test_a_rank_without_rollouts_takes_part(found: dict[str, Any]) -> None:

@@ -28,7 +28,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integrations.verl.runs import ROOT, end, environment, for_workers, main_ppo, smallest
+from tests.integrations.verl.runs import ROOT, end, environment, for_workers, main_ppo, smallest, write_data
 from tests.tiny import tiny_model_dir
 
 pytestmark = [pytest.mark.verl, pytest.mark.ray]
@@ -85,6 +85,7 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
         ],
     }
     config = write(tmp_path, method)
+    write_data(tmp_path / "data.parquet", task="What is the sum? " * 10)
     overrides = smallest(tmp_path, ranks=2) | {
         "trainer.val_before_train": True,
         "trainer.save_freq": 1,
@@ -99,6 +100,9 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
     for name in ("reward/tests.runs:length_reward", "reward/density", "distill/divergence", "policy_gradient/loss",
                  "epistemic/self_doubt/rate_per_1k", "policy/entropy", "teacher/teacher/gap", "context/teacher/share"):  # fmt: skip
         finite(rows, name)
+    for reader in ("student", "teacher"):
+        assert min(finite(rows, f"{reader}/tokens_saved")) > 0.4, "two rows of each prompt, on one rank"
+    assert "each row reads its own prompt" not in (tmp_path / "output.log").read_text()
     assert max(finite(rows, "rollout/logprob_gap")) < 1e-4, "the weights reach the rollout servers"
     assert "actor/entropy" not in rows[-1], "one update needs no pass for old log-probabilities"
     assert [row["schedule/objective[1].weight"] for row in rows[1:]] == pytest.approx([0.19, 0.18])
