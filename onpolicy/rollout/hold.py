@@ -35,6 +35,16 @@ async def hold(
     """
     student = _Student(episode, sample)
     task = asyncio.ensure_future(_run(environment, prompt, student))
+    try:
+        return await _watched(task, student, episode, timeout)
+    finally:
+        if not task.done():  # nobody wants this episode any more
+            task.cancel()
+
+
+async def _watched(
+    task: asyncio.Task[EnvironmentOutcome], student: _Student, episode: Episode, timeout: float
+) -> Rollout:
     while not task.done():
         left = timeout - student.silent_for()
         if left <= 0:
@@ -45,6 +55,8 @@ async def hold(
         await asyncio.wait({task}, timeout=patience)
         student.forgive(time.monotonic() - began - patience)
     if student.lost is not None:
+        if not task.cancelled():
+            task.exception()  # the same, or what the environment made of it
         raise student.lost
     return episode.rollout(_outcome(task, episode))
 

@@ -10,7 +10,10 @@ fail, or the generator does, the call raises; 7. groups are told of as they are 
 
 from __future__ import annotations
 
+import re
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +27,19 @@ from onpolicy.rollout.environments import EnvironmentBroken, EnvironmentGenerato
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.types import EnvironmentOutcome, Message, Prompt, Rollout, RolloutGroup, Sampling
 from tests.data.test_next_turn import FORGETS
-from tests.rollout.conversations import Asks, AsksTwice, NeverAsks, Silent, as_said, talk
+from tests.rollout.conversations import (
+    Asks,
+    AsksTwice,
+    GivesUp,
+    KeepsWhatBelongsToALoop,
+    NeverAsks,
+    Retries,
+    Says,
+    Shortens,
+    Silent,
+    as_said,
+    talk,
+)
 from tests.rollout.test_generators import arguments, by_the_model, fresh, restart
 from tests.runs import ROOT
 from tests.tiny import byte_tokenizer
@@ -119,6 +134,8 @@ def test_a_rollout_depends_on_its_seed_alone(generator: Any, model_dir: Path) ->
     ("fault", "reason"),
     [
         ("raises", "KeyError: 'no such tool'"),
+        ("exits", "SystemExit: 3"),
+        ("interrupts", "KeyboardInterrupt: "),
         ("waits", "it said nothing for 2 seconds"),
         ("will_not_end", "it said nothing for 2 seconds"),
         (
@@ -183,6 +200,68 @@ def test_a_generator_that_fails_ends_the_call(hf: HFGenerator, monkeypatch: pyte
     monkeypatch.setattr(hf, "_complete", fails)
     with pytest.raises(RuntimeError, match="CUDA error"):
         held(own, [talk("a")])
+
+
+def test_what_belongs_to_a_loop_may_be_kept_from_call_to_call(hf: HFGenerator) -> None:
+    notes: list[str] = []
+    own = with_environment(hf, KeepsWhatBelongsToALoop(), notes)
+    first = held(own, [talk("a"), talk("b")], SHORT)
+    with ThreadPoolExecutor(2) as threads:  # as rollouts that are sampled ahead
+        both = list(threads.map(lambda _: held(own, [talk("a"), talk("b")], SHORT), range(2)))
+    assert notes == [] and [tokens_of(groups) for groups in both] == [tokens_of(first)] * 2
+    before = threading.active_count()
+    for _ in range(3):
+        held(own, [talk("a")], SHORT)
+    assert threading.active_count() == before
+    assert own._loop is not None
+    own._loop.close()
+    assert not own._loop._thread.is_alive()
+
+
+def test_calls_side_by_side_go_on_where_one_leaves_the_loop(hf: HFGenerator) -> None:
+    notes: list[str] = []
+    own = with_environment(hf, Asks(), notes, timeout=1.0)
+    one = replace(SHORT, group_size=1)
+    fine = tokens_of(held(own, [talk("a"), talk("b")], one))
+    with ThreadPoolExecutor(2) as threads:
+        good = threads.submit(held, own, [talk("a"), talk("b")], one)
+        bad = threads.submit(held, own, [talk("a"), talk("bad", fault="computes")], one)
+        assert tokens_of(good.result()) == fine and tokens_of(bad.result())[0] == fine[0]
+    assert bad.result()[1].rollouts[0].failed and len(notes) == 1
+    assert own._counts == {}
+
+
+def test_a_reply_that_is_not_waited_for_did_not_happen(hf: HFGenerator) -> None:
+    restarted = held(with_environment(hf, Retries()), [talk("a")], SHORT)
+    ends = {(r.outcome.failure.partition(":")[0], r.outcome.turns) for r in restarted[0].rollouts if r.outcome}
+    assert ("", 2) in ends and ends <= {("", 2), ("NoRoomLeft", 1)}, "the first reply may have taken all room"
+    (group,) = held(with_environment(hf, GivesUp()), [talk("a")], SHORT)
+    for rollout in group.rollouts:
+        assert rollout.segments == (rollout,) and rollout.num_sampled == len(rollout.completion_ids) > 0
+        assert rollout.outcome is not None and rollout.outcome.turns == 1
+
+
+def test_reasons_are_each_segments_own(hf: HFGenerator) -> None:
+    (group,) = held(with_environment(hf, Shortens()), [talk("a")], replace(SHORT, group_size=6))
+    rollouts = [r for r in group.rollouts if r.earlier]
+    assert rollouts
+    for rollout in rollouts:
+        for segment in rollout.segments:
+            ended = segment.completion_ids[-1] in hf.renderer.eos_ids
+            assert segment.finish_reason == ("stop" if ended else "length")
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reason"),
+    [
+        ({"reward": float("nan")}, "its reward is nan, expected a finite number"),
+        ({"reward": "one"}, "its reward is 'one', expected a finite number"),
+        ({"reward": 1.0, "metrics": {"speed": None}}, "its metric 'speed' is None, expected a finite number"),
+    ],
+)
+def test_an_outcome_that_is_none(hf: HFGenerator, outcome: dict[str, Any], reason: str) -> None:
+    with pytest.raises(EnvironmentBroken, match=re.escape(reason)):
+        held(with_environment(hf, Says(**outcome)), [talk("a")])
 
 
 def test_without_room_it_ends_as_one_that_was_cut(hf: HFGenerator) -> None:

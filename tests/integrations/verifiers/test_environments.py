@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import yaml
 
+from onpolicy.data.errors import DataError
 from onpolicy.data.rendering import Renderer
 from onpolicy.integrations.verifiers.data import verifiers as problems
 from onpolicy.integrations.verifiers.environment import verifiers as environment
@@ -196,6 +197,8 @@ def test_the_second_set_is_for_evaluation() -> None:
     train, held_out = problems(id=id, args=args), problems(id=id, args=args, split="eval")
     assert (len(train), len(held_out)) == (6, 2) and all(p.interactive for p in [*train, *held_out])
     assert len(problems(id=id, args=args, size=3)) == 3
+    with pytest.raises(DataError, match=r"data\.split: .* has no problems for evaluation"):
+        problems(id=f"{HERE}:faults", args={"kind": "none"}, split="eval")
 
 
 def write_run(folder: Path, **changes: Any) -> Path:
