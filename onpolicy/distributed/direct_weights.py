@@ -109,7 +109,7 @@ class DirectWeights:
         link = self._links.get(actor) or self._links.setdefault(actor, Link(_path_of(actor)))
         backend = link.path.backend
         if backend is None or self._failures >= FAILURES or link.incarnation != self.ranks.incarnation:
-            link.number = None
+            self._leave(link)
             refs = self._stored(snapshot)
             link.incarnation = snapshot.incarnation
             if link.path.why:
@@ -129,8 +129,14 @@ class DirectWeights:
     def forget(self, actor: Any) -> None:
         """The replica is gone."""
         link = self._links.pop(actor, None)
-        if link is not None and link.number is not None:
+        if link is not None:
+            self._leave(link)
+
+    def _leave(self, link: Link) -> None:
+        """Rank 0 closes the group when it opens the next one; ranks that are lost have taken theirs with them."""
+        if link.number is not None and link.incarnation == self.ranks.incarnation:
             self._left.append(link.number)
+        link.number = None
 
     def _stored(self, snapshot: Snapshot) -> WeightRefs:
         if snapshot.refs is None:

@@ -43,7 +43,10 @@ class WeightReceiver:
 
     def _take_all(self, version: int, parts: SimpleQueue[Any], whole: Future[None]) -> None:
         try:
-            self._receive(_arriving(parts), version)
+            arriving = _arriving(parts)
+            self._receive(arriving, version)
+            if next(arriving, None) is not None:
+                raise RuntimeError("the engine says that it has all weights, and has not taken all of them")
             whole.set_result(None)
         except BaseException as error:
             whole.set_exception(error)
