@@ -61,8 +61,7 @@ def _gpqa(row: Mapping[str, Any]) -> ScienceQuestion:
 
 def _sciknoweval(row: Mapping[str, Any]) -> ScienceQuestion:
     question, choices, key = _text(row, "question"), row.get("choices"), row["answerKey"]
-    texts = list(choices.get("text") or ()) if isinstance(choices, Mapping) else []
-    if not texts:
+    if not isinstance(choices, Mapping) or not (texts := list(choices.get("text") or ())):
         return ScienceQuestion(Found(question, "question"), None, None, {})
     labels = [str(label).strip() for label in choices.get("label") or ascii_uppercase[: len(texts)]]
     if len(labels) != len(texts):
