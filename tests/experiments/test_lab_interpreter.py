@@ -93,7 +93,7 @@ def test_the_reward_says_what_went_wrong() -> None:
 def test_examples_for_the_reasoner() -> None:
     draw, kinds = Random(1), set()
     program = program_families()["run-5"].pretrain[0]
-    steps = []
+    steps: list[int] = []
     for _ in range(600):
         prompt, begun, rest = program_example(program, draw)
         hint = prompt.removeprefix(program.question).removeprefix(f" {HINT} ")
