@@ -301,9 +301,10 @@ COMMANDS: dict[str, Command | Group] = {
         "reproduce the paper's effect in miniature, with a model of one million parameters",
         (
             _argument(
-                "what", nargs="?", default="demo", choices=("demo", "reproduce", "decisive", "pretrain"),
+                "what", nargs="?", default="demo", choices=("demo", "reproduce", "decisive", "feedback", "pretrain", "learn_interpreter"),
                 help="demo (default): three arms and their report; reproduce: the paper's findings; decisive: protections of hedging "
-                "words against their controls; pretrain: train the model itself",
+                "words against their controls; feedback: programs whose errors are told, and what that does to searches; pretrain and "
+                "learn_interpreter: train the models themselves",
             ),
             _output("folder for the results (default: under runs/)"),
             JOBS,

@@ -7,6 +7,7 @@ written for verl and for TRL work as they are.
 BUILTIN: dict[str, str] = {
     "math_answer": "onpolicy.rewards.answer:math_answer",
     "exact_answer": "onpolicy.rewards.answer:exact_answer",
+    "choice_answer": "onpolicy.rewards.choices:choice_answer",
     "paper_train_answer": "onpolicy.rewards.paper:paper_train_answer",
     "paper_eval_answer": "onpolicy.rewards.paper:paper_eval_answer",
     "gym_answer": "onpolicy.rewards.gym:gym_answer",

@@ -2,7 +2,7 @@
 
 Read as they are: verl's parquet schema (nested columns as structs or as JSON strings), TRL's (``prompt`` and free
 columns), SDFT's and OPSD's (``problem``, ``solution``), swift's (``messages``), ShareGPT's (``conversations``), coding problems
-(``code_problems``). docs/data.md has the line for each of a dozen public datasets.
+(``code_problems``), science questions (``multiple_choice``). docs/data.md has the line for each of a dozen public datasets.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 from onpolicy.data.code_problems import code_question
 from onpolicy.data.conversations import Conversation, offer_tools, read_conversation
+from onpolicy.data.multiple_choice import science_question
 from onpolicy.data.references import AnswerFrom, Found, read_reference
 from onpolicy.data.text import as_text, clipped
 from onpolicy.types import Prompt
@@ -26,12 +27,12 @@ from onpolicy.utils.errors import suggest
 QUESTION = ("messages", "prompt", "problem", "question", "conversations")
 ANSWER = ("answer", "ground_truth", "reward_model.ground_truth", "label", "final_answer")
 SOLUTION = ("solution", "privileged_context", "reference_solution", "extra_info.solution", "extra_info.answer_cot")
-IDENTITY = ("id", "problem_id", "question_id", "task_id", "extra_info.index", "idx")
+IDENTITY = ("id", "problem_id", "question_id", "task_id", "Record ID", "extra_info.index", "idx")
 GROUND_TRUTH = ("ground_truth", "reward_model.ground_truth")
 """verl's columns: its rewards get what stands there, whichever column the answer is taken from."""
 ROLES = {"prompt": QUESTION, "answer": ANSWER, "solution": SOLUTION}
 """What a column may be for, and the columns that are for it where nothing else is said, the first that a row has."""
-NESTED = ("messages", "prompt", "reward_model", "extra_info", "conversations", "tools")
+NESTED = ("messages", "prompt", "reward_model", "extra_info", "conversations", "tools", "choices")
 """Columns that some files store as JSON text."""
 MISSING = object()
 
@@ -95,10 +96,14 @@ def read_row(row: Mapping[str, Any], default_id: str, form: RowFormat) -> tuple[
             raise ValueError(
                 f"column {name!r} holds half a character (a lone surrogate), which is no text: {clipped(value)}"
             )
-    question = _question(row, form)
+    science = None if "prompt" in form.columns or row.get("messages") is not None else science_question(row)
+    question = science.question if science else _question(row, form)
     plain = question.value if isinstance(question.value, str) else None
     conversation = _conversation(question, row, form.prompt_template)
     answer, solution = _find(row, "answer", form), _find(row, "solution", form)
+    if science is not None:
+        answer = answer if "answer" in form.columns else science.answer or answer
+        solution = solution or science.solution
     if _is_blank(solution) and conversation.answer is not None:
         solution = Found(conversation.answer, f"{question.where}, last assistant turn")
     reference = read_reference(
@@ -111,6 +116,8 @@ def read_row(row: Mapping[str, Any], default_id: str, form: RowFormat) -> tuple[
     fields["prompt"] = plain if plain is not None else [dict(m) for m in conversation.messages]
     if plain is not None and fields.get("problem") is None:
         fields["problem"] = plain
+    if science is not None and science.options:
+        fields.setdefault("options", dict(science.options))
     if conversation.answer is not None:
         fields.setdefault("completion", conversation.answer)
     prompt = Prompt(

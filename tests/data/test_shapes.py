@@ -42,6 +42,16 @@ OWN["Search-R1"] = (
     ['["Baltic Sea", "the Baltic"]', '["Beethoven", "Ludwig van Beethoven"]', "1989"],
     (),
 )
+OWN["SciKnowEval"] = (
+    ("\nA. chloride\nB. sodium\n", "\nA. helium\nB. argon", "\nD. vinegar"),
+    ["B", "B", "D"],
+    (),
+)
+OWN["GPQA"] = (
+    ("without air?\n\nA. ", "no charge?\n\nA. ", "most of the ATP?\n\nA. "),
+    ["B", "C", "D"],
+    ("Two seconds at 9.8", "The name of the neutron", "Respiration happens"),
+)
 
 
 def shape(name: str) -> Path:

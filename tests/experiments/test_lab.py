@@ -155,7 +155,7 @@ def test_every_word_has_a_token_and_comes_back(tmp_path: object) -> None:
     from transformers import AutoTokenizer
 
     folder = Path(str(tmp_path))
-    write_tokenizer(folder)
+    write_tokenizer(folder, vocabulary())
     tokenizer = AutoTokenizer.from_pretrained(folder)
     assert len(tokenizer) == len(vocabulary()) == len(set(vocabulary()))
     renderer = Renderer(tokenizer)

@@ -6,8 +6,9 @@ from random import Random
 from typing import Literal
 
 from onpolicy.data.errors import DataError
+from onpolicy.experiments.lab.interpreter import Program, answered, printed
 from onpolicy.experiments.lab.problem import Problem, direct, mistaken, search
-from onpolicy.experiments.lab.sets import families
+from onpolicy.experiments.lab.sets import families, program_families
 from onpolicy.types import Prompt
 
 
@@ -16,14 +17,33 @@ def lab(*, family: str = "route-a-2", split: Literal["train", "test"] = "train")
 
     Columns: `answer`; `solution`, thought through aloud; `direct`, the same without a thought; `first`, the beginning of the
     answer; `mistaken`, a wrong answer in the form of `direct`; `problem_id`, by which `onpolicy.experiments.lab.grading` finds the problem.
+    Programs, which need no search, have `answer`, `solution`, `direct` and `problem_id`.
 
     Args:
-        family: `route-MAP-HOPS` with map a or b and 2 or 3 hops, or `sums-COUNT` with 4 or 5 numbers
+        family: `route-MAP-HOPS` with map a or b and 2 or 3 hops; `sums-COUNT` with 4 or 5 numbers; `run-STEPS`, programs of
+            3 or 5 steps, which only the reasoner of `onpolicy lab learn_interpreter` knows
         split: `train` or `test`; the reasoner has seen neither
     """
-    if family not in families():
-        raise DataError(f"data.family: got {family!r}, expected one of {', '.join(families())}")
-    return [_prompt(problem, family) for problem in getattr(families()[family], split)]
+    searches, programs = families(), program_families()
+    if family in programs:
+        return [_program_prompt(program, family) for program in getattr(programs[family], split)]
+    if family not in searches:
+        raise DataError(f"data.family: got {family!r}, expected one of {', '.join([*searches, *programs])}")
+    return [_prompt(problem, family) for problem in getattr(searches[family], split)]
+
+
+def _program_prompt(program: Program, family: str) -> Prompt:
+    return Prompt(
+        id=program.id,
+        messages=({"role": "user", "content": program.question},),
+        fields={
+            "answer": program.answer,
+            "solution": answered(program, program.values),
+            "direct": printed(program),
+            "problem_id": program.id,
+            "data_source": family,
+        },
+    )
 
 
 def _prompt(problem: Problem, family: str) -> Prompt:

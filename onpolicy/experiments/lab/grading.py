@@ -10,8 +10,9 @@ import re
 from functools import cache
 from typing import NamedTuple
 
+from onpolicy.experiments.lab.interpreter import Program, first_error
 from onpolicy.experiments.lab.problem import AGAIN, ANSWER, NO, SO, TRY, YES, Problem
-from onpolicy.experiments.lab.sets import families
+from onpolicy.experiments.lab.sets import families, program_families
 from onpolicy.rewards.extract import extract_answer
 
 
@@ -90,3 +91,17 @@ def problem_of(problem_id: str) -> Problem:
 @cache
 def _by_id() -> dict[str, Problem]:
     return {p.id: p for split in families().values() for problems in split for p in problems}
+
+
+def interpreter(completion: str, problem_id: str) -> dict[str, object] | None:
+    """A reward: 1 where the program's output is correct, else 0 and what the interpreter says of the attempt; None for a search."""
+    program = _programs().get(problem_id)
+    if program is None:
+        return None
+    correct = extract_answer(completion) == program.answer
+    return {"score": float(correct), "feedback": None if correct else first_error(program, completion)}
+
+
+@cache
+def _programs() -> dict[str, Program]:
+    return {p.id: p for split in program_families().values() for programs in split for p in programs}

@@ -9,13 +9,18 @@ import time
 import webbrowser
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onpolicy.config.shipped import SHIPPED
 from onpolicy.utils.terminal import print_next
+
+if TYPE_CHECKING:
+    from onpolicy.experiments.lab.pretrain import Recipe
 
 GRID = SHIPPED / "lab/demo.yaml"
 MEAN_OVER = 100
@@ -55,11 +60,41 @@ def _decisive(output: Path | None, jobs: int) -> int:
     return code
 
 
+def _feedback(output: Path | None, jobs: int) -> int:
+    from onpolicy.experiments.lab import feedback
+    from onpolicy.experiments.sweep.sweep import look_closer
+
+    output = output or Path("runs/feedback")
+    code = feedback.feedback(output, jobs)
+    if code == 0:
+        print_next(look_closer(feedback.GRID, output))
+    return code
+
+
 def _pretrain(output: Path | None, jobs: int) -> int:
-    """Pre-trains the reasoner from scratch and logs the loss next to it."""
+    """Pre-trains the reasoner from scratch."""
     from onpolicy.experiments.lab.pretrain import Recipe, pretrain
 
-    folder, recipe, start = output or Path("runs/reasoner"), Recipe(), time.monotonic()
+    folder = output or Path("runs/reasoner")
+    _make(folder, Recipe(), pretrain)
+    print_next(["eval", "lab/self_distillation", f"model.path={folder}"])
+    return 0
+
+
+def _learn_interpreter(output: Path | None, jobs: int) -> int:
+    """Teaches the shipped reasoner the interpreter's task."""
+    from onpolicy.experiments.lab.learn_interpreter import RECIPE, learn_interpreter
+    from onpolicy.models import REASONER, resolve_model
+
+    folder = output or Path("runs/interpreter_reasoner")
+    _make(folder, RECIPE, partial(learn_interpreter, resolve_model(REASONER)))
+    print_next(["eval", "lab/interpreter", f"model.path={folder}"])
+    return 0
+
+
+def _make(folder: Path, recipe: Recipe, train: Callable[[Path, Recipe, Callable[[int, float], None]], None]) -> None:
+    """Trains a reasoner and logs the loss next to it."""
+    start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     losses: list[float] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
@@ -77,17 +112,17 @@ def _pretrain(output: Path | None, jobs: int) -> int:
                 log.write(json.dumps({"step": step, "loss": round(mean, 4), "seconds": round(seconds)}) + "\n")
                 log.flush()
 
-        pretrain(folder, recipe, report)
+        train(folder, recipe, report)
     Console().print(f"the reasoner: {folder}", soft_wrap=True)
-    print_next(["eval", "lab/self_distillation", f"model.path={folder}"])
-    return 0
 
 
 COMMANDS: dict[str, Callable[[Path | None, int], int]] = {
     "demo": _demo,
     "reproduce": _reproduce,
     "decisive": _decisive,
+    "feedback": _feedback,
     "pretrain": _pretrain,
+    "learn_interpreter": _learn_interpreter,
 }
 
 

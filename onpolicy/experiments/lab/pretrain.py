@@ -7,7 +7,7 @@ beginning of one; or the solution of another problem, which does not help. Probl
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from random import Random
@@ -43,6 +43,10 @@ SHARES = {"route-a-2": 0.2, "route-b-2": 0.2, "route-a-3": 0.16, "route-b-3": 0.
 """Fraction of the training examples, by family."""
 
 
+Example = tuple[str, str, str]
+"""Prompt, given beginning of the answer, and the rest, which is trained on."""
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Hyperparameters; the defaults made the shipped reasoner."""
@@ -54,8 +58,8 @@ class Recipe:
     seed: int = 0
 
 
-def example(problem: Problem, others: Sequence[Problem], draw: Random) -> tuple[str, str, str]:
-    """Prompt, given beginning of the answer, and the rest, which is trained on."""
+def example(problem: Problem, others: Sequence[Problem], draw: Random) -> Example:
+    """An example of one problem."""
     kind = draw.random()
     if kind < 0.66:
         return problem.question, "", search(problem, draw)
@@ -86,11 +90,20 @@ def make_model(seed: int) -> PreTrainedModel:
     return Qwen3ForCausalLM(config)
 
 
-def batches(recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+def search_example(draw: Random) -> Example:
+    """An example of one of the families of search problems."""
+    (family,) = draw.choices(list(SHARES), list(SHARES.values()))
+    problems = families()[family].pretrain
+    return example(draw.choice(problems), problems, draw)
+
+
+def batches(
+    recipe: Recipe, examples: Callable[[Random], Example], words: Sequence[str]
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Endless batches: ids ``[B, T]`` and the weight of each as a target; examples of similar length are batched together."""
-    draw = Random(recipe.seed)
+    draw, ids_of = Random(recipe.seed), {word: i for i, word in enumerate(words)}
     while True:
-        rows = sorted((_row(draw) for _ in range(POOL)), key=lambda row: len(row[0]))
+        rows = sorted((_row(examples(draw), ids_of) for _ in range(POOL)), key=lambda row: len(row[0]))
         cut: list[list[tuple[list[int], list[float]]]] = [[]]
         for row in rows:
             if (len(cut[-1]) + 1) * len(row[0]) > recipe.tokens:
@@ -105,21 +118,25 @@ def batches(recipe: Recipe) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
             )
 
 
-def _row(draw: Random) -> tuple[list[int], list[float]]:
-    (family,) = draw.choices(list(SHARES), list(SHARES.values()))
-    problems = families()[family].pretrain
-    prompt, given, rest = example(draw.choice(problems), problems, draw)
-    before = [IDS[w] for w in ["<user>", *prompt.split(), "<end>", "<assistant>", *given.split()]]
-    after = [IDS[w] for w in [*rest.split(), "<end>"]]
+def _row(drawn: Example, ids_of: Mapping[str, int]) -> tuple[list[int], list[float]]:
+    prompt, given, rest = drawn
+    before = [ids_of[w] for w in ["<user>", *prompt.split(), "<end>", "<assistant>", *given.split()]]
+    after = [ids_of[w] for w in [*rest.split(), "<end>"]]
     return before + after, [0.0] * len(before) + [VERDICT if i in VERDICTS else 1.0 for i in after]
 
 
-def train_reasoner(model: PreTrainedModel, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+def train_reasoner(
+    model: PreTrainedModel,
+    recipe: Recipe,
+    report: Callable[[int, float], None],
+    examples: Callable[[Random], Example] = search_example,
+    words: Sequence[str] = tuple(IDS),
+) -> None:
     """Trains with AdamW, a warm-up and a linear decay to 0."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.98), weight_decay=0.01)
     factor = lambda step: min((step + 1) / recipe.warmup, 1.0 - step / recipe.steps)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
-    for step, (tokens, weights) in zip(range(1, recipe.steps + 1), batches(recipe), strict=False):
+    for step, (tokens, weights) in zip(range(1, recipe.steps + 1), batches(recipe, examples, words), strict=False):
         logits = model(input_ids=tokens[:, :-1]).logits
         losses = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
         loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
@@ -136,4 +153,4 @@ def pretrain(folder: Path, recipe: Recipe, report: Callable[[int, float], None])
     model = make_model(recipe.seed)
     train_reasoner(model, recipe, report)
     model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder)
+    write_tokenizer(folder, vocabulary())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Protocol, TypeVar
 
 TRY, AGAIN = ("maybe", "perhaps"), ("wait", "hmm")
 """Words that begin an attempt (tier B) and words that follow a failed one (tier A); which of the two is used is random, so that one
@@ -71,7 +72,15 @@ def _tried(attempt: Attempt, draw: Random) -> str:
     return f"{attempted(attempt, draw)} {NO} {draw.choice(AGAIN)}"
 
 
-def in_random_order(problems: Sequence[Problem], seed: int) -> list[Problem]:
+class _Named(Protocol):
+    @property
+    def id(self) -> str: ...
+
+
+N = TypeVar("N", bound=_Named)
+
+
+def in_random_order(problems: Sequence[N], seed: int) -> list[N]:
     """The problems in an order that depends only on them and the seed."""
     ordered = sorted(problems, key=lambda p: p.id)
     Random(seed).shuffle(ordered)

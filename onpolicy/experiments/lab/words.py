@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
-from onpolicy.experiments.lab import route, sums
+from onpolicy.experiments.lab import interpreter, route, sums
 from onpolicy.experiments.lab.problem import AGAIN, ANSWER, HINT, NO, SO, TRY, YES
 
 SPECIAL = ("<pad>", "<unk>", "<end>", "<user>", "<assistant>")
@@ -22,12 +23,17 @@ def vocabulary() -> list[str]:
     return [*SPECIAL, *words, *route.MAPS, *numbers, *places]
 
 
-def write_tokenizer(folder: Path) -> None:
+def vocabulary_with_programs() -> list[str]:
+    """The same words with the same ids, and behind them those of the interpreter's task."""
+    return [*vocabulary(), *interpreter.WORDS]
+
+
+def write_tokenizer(folder: Path, words: Sequence[str]) -> None:
     """``tokenizer.json`` and its settings, as transformers and vLLM read them."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    ids = {word: i for i, word in enumerate(vocabulary())}
+    ids = {word: i for i, word in enumerate(words)}
     inner = Tokenizer(models.WordLevel(ids, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer = PreTrainedTokenizerFast(
