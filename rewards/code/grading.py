@@ -37,7 +37,8 @@ def code_tests(
 ) -> dict[str, Any]:
     """1 where the last block of code passes all tests of the row, else 0, with feedback about the first test that failed.
 
-    Programs run in a sandbox (`onpolicy doctor` says which); rows have the shape of LiveCodeBench, APPS or MBPP.
+    Programs run in a sandbox (`onpolicy doctor` says which) with Python's standard library and no other package; rows have the shape of
+    LiveCodeBench, APPS or MBPP.
 
     Args:
         cpu_seconds: of processor time that each test may take

@@ -1,9 +1,10 @@
 """Runs programs that a model wrote where they reach nothing: no network, no other process, no file of the machine but Python's own.
 
 bubblewrap (``bwrap``) where it is installed, otherwise namespaces of Linux (``launcher``). In both the program sees Python's standard
-library and the system's libraries, read-only, and one folder of its own in memory, /tmp; no environment, none of Python's packages, nothing
-of this project. Memory, time, output, files and threads are limited (``Limits``), other processes cannot be started, and a filter refuses
-the system calls that none of this needs (``inside``). When the process that asked dies, so does the sandbox.
+library and the system's libraries, read-only, and one folder of its own in memory, /tmp; no environment, nothing of this project, and no
+package beside the standard library (no numpy). Memory, time, output, files and threads are limited (``Limits``), other processes cannot be
+started, and a filter refuses the system calls that none of this needs (``system_calls``). When the process that asked dies, so does the
+sandbox.
 
 Expected values are never inside: the tests that go in hold inputs alone, and what comes out is compared outside. A program can print or
 return what it likes, and can forge the text of its own error; it gains nothing that it could not have printed. What is left to trust is the
@@ -56,6 +57,7 @@ class Limits:
     """Of a file, and of all that the tests of a program leave in /tmp."""
     open_files: int = 64
     threads: int = 64
+    """Process 1 and the program's first count; each further one reserves its stack, 8 MiB, of ``memory_bytes``."""
 
 
 @dataclass(frozen=True)

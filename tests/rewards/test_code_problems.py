@@ -227,15 +227,15 @@ OBJECTS = {
     ),
     "an exact number": (
         "from fractions import Fraction\ndef f(x):\n    return Fraction(1, x)",
-        ["float(f(2)) == 0.5", "round(f(3), 2) == 0.33"],
+        ["float(f(2)) == 0.5", "round(f(3)) == 0"],
     ),
     "a function": (
         "def f(x):\n    return -x",
         ["list(map(f, [1, 2])) == [-1, -2]", "sorted([1, 2], key=f) == [2, 1]", "callable(f)"],
     ),
     "names of Python's": (
-        "def list(x):\n    return 0\nbool = sorted = len = 7\nimport builtins\nbuiltins.tuple = list\ndef f(x):\n    return iter(x)",
-        ["list(f([1])) == [1]", "f([1])", "len(sorted(f([1]))) == 1", "tuple(f([1])) == (1,)"],
+        "def list(x):\n    return 0\nbool = sorted = len = 7\nimport builtins\nbuiltins.sum = list\ndef f(x):\n    return iter(x)",
+        ["list(f([1])) == [1]", "f([1])", "len(sorted(f([1]))) == 1", "sum(f([1])) == 1"],
     ),
     "a number too large to write": (
         "def f(x):\n    return 10 ** x",
