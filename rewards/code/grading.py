@@ -12,7 +12,7 @@ from typing import Any
 from ..extract import after_thinking
 from . import feedback as said
 from .problems import CodeProblem, problem_of
-from .sandbox import Limits, Outcome, mechanism, run_tests
+from .sandbox import Limits, Outcome, SandboxUnavailable, mechanism, run_tests
 from .tests import Test
 
 _BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)^[ \t]*```", re.DOTALL | re.MULTILINE)
@@ -37,7 +37,8 @@ def code_tests(
 ) -> dict[str, Any]:
     """1 where the last block of code passes all tests of the row, else 0, with feedback about the first test that failed.
 
-    Programs run in a sandbox (`onpolicy doctor` says which); rows have the shape of LiveCodeBench, APPS or MBPP.
+    Programs run in a sandbox (`onpolicy doctor` says which) with Python's standard library and no other package; rows have the shape of
+    LiveCodeBench, APPS or MBPP.
 
     Args:
         cpu_seconds: of processor time that each test may take
@@ -111,9 +112,12 @@ def _failure(number: int, test: Test, outcome: Outcome) -> str:
 
 
 def _accepts(test: Test, outcome: Outcome) -> bool:
+    """Whether the outcome is the correct one; a value that cannot be compared (nested too deep, a number too large) is not."""
     try:
         return test.accepts(outcome)
-    except RecursionError:  # a value that is nested deeper than any expected one
+    except (SandboxUnavailable, OSError):  # no fault of the program's
+        raise
+    except Exception:
         return False
 
 

@@ -15,11 +15,11 @@ import os
 import resource
 import select
 import signal
-import struct
 import sys
 import time
 import types
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
 PROGRAM, RESULT_FD = "program.py", 3
@@ -43,12 +43,21 @@ MAX_ERROR = 1000
 """Characters of an error's text."""
 
 
+UNREADABLE = "The program's result cannot be read."
+LARGE = 1 << 13
+"""Bits from which a whole number travels in hexadecimal: Python writes no decimal number of more than 4,300 digits."""
+MOST_OF_A_HASH = 100
+"""The most keys of a set or a dictionary that may share their hash."""
+BESIDE = "_python_"
+"""Before the name of a function in an expression of a test: Python's own, whatever the program calls by this name."""
+
+
 class NotPlain(Exception):
     """A value that holds other objects than Python's plain ones."""
 
 
 def encode(value: Any) -> Any:
-    """A plain value as JSON can hold it; lists, tuples, sets, dictionaries, bytes and complex numbers as ``{"<type>": ...}``.
+    """A plain value as JSON can hold it; lists, tuples, sets, dictionaries, bytes, complex and very large numbers as ``{"<type>": ...}``.
 
     Subclasses become what they extend (a Counter a dict, a named tuple a tuple).
 
@@ -57,8 +66,11 @@ def encode(value: Any) -> Any:
     """
     if value is None or isinstance(value, bool | str):
         return value if value is None or isinstance(value, bool) else str.__str__(value)
-    if isinstance(value, int | float):
-        return int.__int__(value) if isinstance(value, int) else float.__float__(value)
+    if isinstance(value, int):
+        number = int.__int__(value)
+        return number if number.bit_length() < LARGE else {"int": hex(number)}
+    if isinstance(value, float):
+        return float.__float__(value)
     if isinstance(value, complex):
         return {"complex": [value.real, value.imag]}
     if isinstance(value, bytes | bytearray):
@@ -76,13 +88,15 @@ def decode(value: Any) -> Any:
     """The value that ``encode`` wrote.
 
     Raises:
-        ValueError, TypeError: nothing that it writes.
+        Exception: nothing that it writes; any kind, because a program can write there itself.
     """
     if not isinstance(value, dict):
         if isinstance(value, list):
             raise ValueError("a bare list")
         return value
     ((kind, held),) = value.items()
+    if kind == "int":
+        return int(held, 16)
     if kind == "complex":
         return complex(*held)
     if kind == "bytes":
@@ -96,33 +110,73 @@ def decode(value: Any) -> Any:
 
 
 def _hashed(keys: list[Any]) -> list[Any]:
-    """The keys, unless most of them share their hashes: a program could choose numbers that take hours to put in a set."""
-    if len({hash(key) for key in keys}) < len(keys) / 2:
+    """The keys, unless many of them share a hash: a program could choose numbers that take hours to put in a set."""
+    if max(Counter(map(hash, keys)).values(), default=0) > MOST_OF_A_HASH:
         raise ValueError("keys of equal hashes")
     return keys
+
+
+def _plain(value: Any) -> bool:
+    try:
+        encode(value)
+    except NotPlain:
+        return False
+    return True
+
+
+def items(value: Any) -> Any:
+    """What a loop over the value gives, as a list, where the value is not plain itself (a generator, a range, a view of a dictionary)."""
+    return value if _plain(value) else list(value)
+
+
+def presence(value: Any) -> Any:
+    """What tells the value from None: a plain one as it is, True for any other object."""
+    return value if _plain(value) else True
+
+
+PYTHONS: Mapping[str, Callable[..., Any]] = {
+    f"{BESIDE}{name}": function
+    for name, function in {**vars(builtins), "items": items, "presence": presence}.items()
+    if callable(function)
+}
+"""Functions for the expressions of a test, under names that no program has: those of Python from before the program."""
 
 
 # ---- process 1
 
 
+class _Filter(ctypes.Structure):
+    """``struct sock_fprog``."""
+
+    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
+
+
 def serve(request: int, replies: int) -> None:
-    """Reads a request, JSON to the end of a file, and writes a line for each test; the first that is not ``done`` is the last.
+    """Says that the sandbox stands, reads a request, JSON to the end of a file, and writes a line for each test; the first that is not
+    ``done`` is the last.
 
     Args:
-        request: file descriptor of ``{"program", "setup", "tests", "limits"}`` (``sandbox.run_tests``)
+        request: file descriptor of ``{"program", "setup", "tests", "limits", "filter"}`` (``sandbox.run_tests``)
         replies: file descriptor
     """
     if os.getpid() != 1:
         raise SystemExit("the sandbox has no process namespace of its own")
+    _write_all(replies, b'{"kind": "ready"}\n')  # what goes wrong from here on is no fault of the machine's
     with open(request, encoding="utf-8") as file:
         job = json.load(file)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # process 1 is safe from signals that it has no handler for
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE: /proc/1/mem is not the program's to open
-    guard, names = seccomp_program(), known_names()
+    code = bytes.fromhex(job["filter"])
+    guard, names = _Filter(len(code) // 8, code), known_names()
     for test in job["tests"]:
         reply = _run_test(job, test, libc, guard, names)
-        _write_all(replies, json.dumps(reply).encode() + b"\n")
+        try:
+            line = json.dumps(reply)
+        except (ValueError, RecursionError):  # a value that the program wrote itself
+            reply = {"kind": "error", "error": UNREADABLE}
+            line = json.dumps(reply)
+        _write_all(replies, line.encode() + b"\n")
         if reply["kind"] != "done":
             return
 
@@ -183,14 +237,16 @@ def _reply(status: int, output: bytes, result: bytes, only_output: bool) -> dict
     try:
         said = json.loads(result) if result else {}
         error = said.get("error")
-    except (ValueError, AttributeError, RecursionError):  # the program may write there, too
-        said, error = {}, "The program's result cannot be read."
+        if error is not None and not isinstance(error, str):
+            raise ValueError("an error that is no text")
+    except (ValueError, AttributeError, RecursionError, MemoryError):  # the program may write there, too
+        said, error = {}, UNREADABLE
     if error is None and status:
         error = f"The program exited with status {status}."
     if error is None and not only_output and not isinstance(said.get("values"), list):
         error = "The program ended before it returned a value."
     if error is not None:
-        return {"kind": "error", "error": str(error)[:MAX_ERROR]}
+        return {"kind": "error", "error": error[:MAX_ERROR]}
     return {"kind": "done", "output": output.decode("utf-8", "replace"), "values": said.get("values")}
 
 
@@ -222,11 +278,14 @@ def _be_the_program(
     status = 70
     try:
         libc, guard, names = means
+        os.setsid()  # a group of its own: a signal to the program's group reaches nobody else
         nothing = os.open("/dev/null", os.O_WRONLY)
         stdin, output, result = (os.dup(fd) for fd in fds)
         for fd, place in ((stdin, 0), (output, 1), (nothing, 2), (result, RESULT_FD)):
             os.dup2(fd, place, inheritable=False)
         os.closerange(RESULT_FD + 1, 1024)
+        if hasattr(libc, "mallopt"):
+            libc.mallopt(-8, 1)  # M_ARENA_MAX: each thread would reserve 64 MiB of the address space, which is limited
         _set_limits(job["limits"])
         signal.signal(signal.SIGINT, signal.default_int_handler)
         for name, fd in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
@@ -293,7 +352,11 @@ def _values(test: Mapping[str, Any], own: dict[str, Any]) -> list[Any]:
             else own[test["function"]]
         )
         return [function(*(decode(argument) for argument in test["arguments"]))]
-    return [eval(compile(source, "test.py", "eval", dont_inherit=True), own) for source in test.get("expressions", ())]
+    beside = dict(PYTHONS)  # local names come before the program's
+    return [
+        eval(compile(source, "test.py", "eval", dont_inherit=True), own, beside)
+        for source in test.get("expressions", ())
+    ]
 
 
 def _finish() -> None:
@@ -321,70 +384,6 @@ def _described(error: BaseException, program: str) -> str:
             places.append(f"Line {trace.tb_lineno} in {trace.tb_frame.f_code.co_name} ({PROGRAM}): {text}")
         trace = trace.tb_next
     return "\n".join([f"{type(error).__name__}: {message}"[:MAX_ERROR], *places[-3:]])
-
-
-# ---- the filter of system calls
-
-_REFUSED = {
-    "x86_64": (
-        0xC000003E,
-        56,
-        "29 30 41 57 58 59 64 68 101 103 135 154 155 159 161 163 164 165 166 167 168 169 170 171 172 173 175 176 179 212 227 240 246 "
-        "248 249 250 272 298 300 303 304 305 308 310 311 312 313 319 320 321 322 323",
-    ),
-    "aarch64": (
-        0xC00000B7,
-        220,
-        "39 40 41 51 60 89 92 97 104 105 106 112 116 117 142 161 162 170 171 180 186 190 194 196 198 217 218 219 221 224 225 241 262 "
-        "264 265 266 268 270 271 272 273 279 280 281 282 294",
-    ),
-}
-"""Machine -> its number in the audit system, clone, and what is refused: starting processes and programs (fork, vfork, execve), sockets,
-tracing and other processes' memory, memory outside of the limit (memfd, System V shared memory, message queues), mounts and namespaces,
-keys, kernel modules, clocks, BPF, perf, userfaultfd, file handles."""
-_REFUSED_EVERYWHERE = (425, 426, 427, 428, 429, 430, 431, 432, 433, 438, 442, 447, 467)
-"""io_uring, the new calls for mounts, pidfd_getfd, memfd_secret, open_tree_attr: the same numbers on all machines."""
-_CLONE3, _CLONE_THREAD, _EPERM, _EAGAIN, _ENOSYS = 435, 0x10000, 1, 11, 38
-
-
-class _Program(ctypes.Structure):
-    _fields_ = [("length", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
-
-
-def seccomp_program() -> _Program:
-    """The filter, for ``prctl(PR_SET_SECCOMP)``; processes may not be started, threads may.
-
-    Raises:
-        SystemExit: another machine than x86-64 and ARM64.
-    """
-    machine = os.uname().machine
-    if machine not in _REFUSED:
-        raise SystemExit(f"the sandbox knows the system calls of {' and '.join(_REFUSED)}, not of {machine}")
-    audit, clone, refused = _REFUSED[machine]
-    code = seccomp_filter(audit, clone, (*map(int, refused.split()), *_REFUSED_EVERYWHERE))
-    return _Program(len(code) // 8, code)
-
-
-def seccomp_filter(audit: int, clone: int, refused: Sequence[int]) -> bytes:
-    """Classic BPF over ``struct seccomp_data``: number at 0, machine at 4, first argument at 16."""
-    load, equal, above, masked, end = 0x20, 0x15, 0x35, 0x45, 0x06
-    kill, error, allow = 0x80000000, 0x00050000, 0x7FFF0000
-    code = [(load, 0, 0, 4), (equal, 1, 0, audit), (end, 0, 0, kill), (load, 0, 0, 0)]
-    code += [(above, 0, 1, 0x40000000), (end, 0, 0, kill)]  # the x32 numbers of the same calls
-    code += [
-        (equal, 0, 1, _CLONE3),
-        (end, 0, 0, error | _ENOSYS),
-    ]  # its flags cannot be read; libraries fall back to clone
-    code += [
-        (equal, 0, 4, clone),
-        (load, 0, 0, 16),
-        (masked, 0, 1, _CLONE_THREAD),
-        (end, 0, 0, allow),
-        (end, 0, 0, error | _EAGAIN),
-    ]
-    for number in refused:
-        code += [(equal, 0, 1, number), (end, 0, 0, error | _EPERM)]
-    return b"".join(struct.pack("=HBBI", *line) for line in (*code, (end, 0, 0, allow)))
 
 
 if __name__ == "__main__":

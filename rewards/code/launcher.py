@@ -26,6 +26,9 @@ READ_ONLY, NO_SUID, NO_DEV, NO_EXEC, REMOUNT, BIND, REC, PRIVATE = 1, 2, 4, 8, 3
 DETACH, MOUNT_SETATTR = 2, 442
 PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+LINKS = {"/dev/fd": "/proc/self/fd"} | {
+    f"/dev/std{name}": f"/proc/self/fd/{fd}" for fd, name in enumerate(("in", "out", "err"))
+}
 
 libc = ctypes.CDLL(None, use_errno=True)
 
@@ -118,6 +121,8 @@ def build_root(spec: Mapping[str, Any]) -> None:
         os.makedirs("/dev", exist_ok=True)
         open(path, "w").close()
         call("mount", f"/outside{path}".encode(), path.encode(), None, BIND, None)
+    for link, target in LINKS.items():
+        os.symlink(target, link)
     os.mkdir("/proc")
     with contextlib.suppress(PermissionError):  # where a container hides parts of its own, there is none here
         call("mount", b"proc", b"/proc", b"proc", READ_ONLY | NO_SUID | NO_DEV | NO_EXEC, None)

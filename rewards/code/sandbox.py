@@ -1,9 +1,10 @@
 """Runs programs that a model wrote where they reach nothing: no network, no other process, no file of the machine but Python's own.
 
 bubblewrap (``bwrap``) where it is installed, otherwise namespaces of Linux (``launcher``). In both the program sees Python's standard
-library and the system's libraries, read-only, and one folder of its own in memory, /tmp; no environment, none of Python's packages, nothing
-of this project. Memory, time, output, files and threads are limited (``Limits``), other processes cannot be started, and a filter refuses
-the system calls that none of this needs (``inside``). When the process that asked dies, so does the sandbox.
+library and the system's libraries, read-only, and one folder of its own in memory, /tmp; no environment, nothing of this project, and no
+package beside the standard library (no numpy). Memory, time, output, files and threads are limited (``Limits``), other processes cannot be
+started, and a filter refuses the system calls that none of this needs (``system_calls``). When the process that asked dies, so does the
+sandbox.
 
 Expected values are never inside: the tests that go in hold inputs alone, and what comes out is compared outside. A program can print or
 return what it likes, and can forge the text of its own error; it gains nothing that it could not have printed. What is left to trust is the
@@ -31,6 +32,8 @@ from typing import Any, Literal
 
 from ..base import RewardError
 from .inside import decode, encode
+from .launcher import DEVICES, LINKS
+from .system_calls import filter_of_this_machine
 
 Kind = Literal["done", "error", "timeout", "output"]
 HERE = Path(__file__).resolve().parent
@@ -54,6 +57,7 @@ class Limits:
     """Of a file, and of all that the tests of a program leave in /tmp."""
     open_files: int = 64
     threads: int = 64
+    """Process 1 and the program's first count; each further one reserves its stack, 8 MiB, of ``memory_bytes``."""
 
 
 @dataclass(frozen=True)
@@ -143,14 +147,20 @@ def _run(
     if sys.platform != "linux":
         raise SandboxUnavailable(f"{sys.platform}, expected Linux")
     request = {"program": program, "setup": setup, "tests": list(tests), "limits": asdict(limits)}
+    try:
+        request["filter"] = filter_of_this_machine().hex()
+    except OSError as error:
+        raise SandboxUnavailable(str(error)) from error
     command = bubblewrap_command(limits) if by == "bubblewrap" else namespaces_command(limits)
     asked, said = os.memfd_create("request"), os.memfd_create("errors")
     try:
         with os.fdopen(os.dup(asked), "w", encoding="utf-8", errors="surrogatepass") as file:
             json.dump(request, file)
         os.lseek(asked, 0, os.SEEK_SET)
-        process = subprocess.Popen(
-            command, stdin=asked, stdout=subprocess.PIPE, stderr=said, env={}, start_new_session=True
+        process = (
+            subprocess.Popen(  # from this folder: /proc/1 shows the command, and need not show where this project lies
+                command, stdin=asked, stdout=subprocess.PIPE, stderr=said, env={}, cwd=HERE, start_new_session=True
+            )
         )
         try:
             yield from _outcomes(process, len(tests), limits, said)
@@ -164,13 +174,12 @@ def _run(
 def _outcomes(
     process: subprocess.Popen[bytes], tests: int, limits: Limits, said: int
 ) -> Generator[Outcome, None, None]:
-    """One for each line, at most for as long and as much as the limits allow."""
-    left = STARTUP_SECONDS
-    for number in range(tests):
-        line = _line(process, left + limits.wall_seconds, 8 * limits.output_bytes)
+    """One for each line, at most for as long and as much as the limits allow; what happens once the sandbox stands is the program's."""
+    if _line(process, STARTUP_SECONDS, MIB) is None and (error := _refusal(process, said)):
+        raise SandboxUnavailable(error)
+    for _ in range(tests):
+        line = _line(process, STARTUP_SECONDS + limits.wall_seconds, 8 * limits.output_bytes)
         if line is None:
-            if number == 0 and (error := _refusal(process, said)):
-                raise SandboxUnavailable(error)
             yield Outcome("error", error="The sandbox was ended before the program was.")
             return
         outcome = _outcome(line)
@@ -206,7 +215,7 @@ def _outcome(line: bytes) -> Outcome:
         if said["kind"] != "done":
             return Outcome(said["kind"], error=said.get("error", ""))
         return Outcome("done", said["output"], tuple(map(decode, said["values"] or ())))
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except Exception as error:  # of any kind: the program may have written the value itself
         return Outcome("error", error=f"The program's value cannot be read: {type(error).__name__}.")
 
 
@@ -279,8 +288,9 @@ def hidden_paths() -> tuple[str, ...]:
 
 
 def namespaces_command(limits: Limits) -> list[str]:
+    """The launcher, started from its own folder."""
     spec = {"paths": visible_paths(), "hidden": hidden_paths(), "file_bytes": limits.file_bytes}
-    return [interpreter(), "-I", "-S", str(HERE / "launcher.py"), json.dumps(spec)]
+    return [interpreter(), "-I", "-S", "launcher.py", json.dumps(spec)]
 
 
 def bubblewrap_command(limits: Limits) -> list[str]:
@@ -301,7 +311,9 @@ def bubblewrap_command(limits: Limits) -> list[str]:
     if not interpreter().startswith(tuple(f"{path}/" for path in visible_paths())):
         command += ["--ro-bind", interpreter(), interpreter()]
     command += ["--ro-bind", str(HERE / "inside.py"), INSIDE, "--proc", "/proc"]
-    for device in ("/dev/null", "/dev/zero", "/dev/urandom"):
+    for device in DEVICES:
         command += ["--dev-bind", device, device]
+    for link, target in LINKS.items():
+        command += ["--symlink", target, link]
     command += ["--size", str(limits.file_bytes), "--tmpfs", "/tmp", "--chdir", "/tmp", "--remount-ro", "/"]
     return [*command, "--", interpreter(), "-I", "-S", INSIDE]

@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import pickle
+import time
 import zlib
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +18,17 @@ from onpolicy.annotation.contexts.feedback import feedback
 from onpolicy.annotation.scoring import Reward, Scorer, evaluate_rewards, reward_inputs
 from onpolicy.data import load_prompts
 from onpolicy.rewards import base
-from onpolicy.rewards.code import code_tests, compute_score, extract_program, problem_of, sandbox, shape_of
-from onpolicy.rewards.code.tests import AssertTest, same_output, same_value
+from onpolicy.rewards.code import (
+    Outcome,
+    code_tests,
+    compute_score,
+    extract_program,
+    grading,
+    problem_of,
+    sandbox,
+    shape_of,
+)
+from onpolicy.rewards.code.tests import AssertTest, CallTest, same_output, same_value
 from onpolicy.run.check_run import check_run
 from onpolicy.types import EnvironmentOutcome, Prompt, Rollout, RolloutGroup
 from onpolicy.utils.errors import ConfigError
@@ -151,7 +161,8 @@ def test_an_assertion_is_cut_between_the_program_and_the_rest() -> None:
         return test.asked, test.rest, test.expected
 
     assert cut("assert f(1, [2]) == [3], 'no'") == (("f(1, [2])",), "value_0 == [3]", "[3]")
-    assert cut("assert set(f(g(1))) == {1}") == (("f(g(1))",), "set(value_0) == {1}", None)
+    assert cut("assert set(f(g(1))) == {1}") == (("set(f(g(1)))",), "value_0 == {1}", "{1}")
+    assert cut("assert sorted(f(1) + [2]) == [1, 2]") == (("f(1)",), "sorted(value_0 + [2]) == [1, 2]", None)
     assert cut("assert Stack().push(1).top == 1") == (("Stack().push(1).top",), "value_0 == 1", "1")
     assert cut("assert f(1) == f(2)") == (("f(1)", "f(2)"), "value_0 == value_1", None)
     assert cut("assert sum(10, 15) == 6") == (("sum(10, 15)",), "value_0 == 6", "6"), (
@@ -162,8 +173,146 @@ def test_an_assertion_is_cut_between_the_program_and_the_rest() -> None:
         "near(value_0, 2)",
         None,
     )
+    for source in ("assert all([f(1) == 2])", "assert max(f(1), key=[3].count) == 3", "assert sum([f(1), 2]) == 3"):
+        assert AssertTest.read(source).evaluated == ("f(1)",), "an expected value would be beside the program"
+    assert cut("assert not f(1) and len(f(2)) > 3") == (("f(1)", "len(f(2))"), "not value_0 and value_1 > 3", None)
     test = AssertTest.read("assert math.isclose(f(1), 0.5)")
     assert (test.asked, test.setup) == (("f(1)",), "import math")
+
+
+OBJECTS = {
+    "a map": (
+        "def f(x):\n    return map(int, x)",
+        ["list(f('12')) == [1, 2]", "sum(f('12')) == 3", "f('12') is not None"],
+    ),
+    "a generator": (
+        "def f(x):\n    for c in x:\n        yield int(c)",
+        [
+            *(
+                "sorted(f('21'), reverse=True) == [2, 1]",
+                "tuple(map(str, f('12'))) == ('1', '2')",
+                "max(*f('12')) == 2",
+            ),
+            *(
+                "all(a == b for a, b in zip(f('12'), [1, 2]))",
+                "[a + 1 for a in f('12')] == [2, 3]",
+                "next(f('12')) == 1",
+            ),
+            *(
+                "2 in f('12')",
+                "not any(f('0'))",
+                "len(list(reversed(list(f('12'))))) == 2",
+                "not isinstance(f('1'), list)",
+            ),
+        ],
+    ),
+    "a view": (
+        "def f(d):\n    return d.keys()",
+        ["sorted(f({'a': 1})) == ['a']", "'a' in f({'a': 1})", "len(f({})) == 0"],
+    ),
+    "a range": (
+        "def f(x):\n    return range(x)",
+        ["list(f(3)) == [0, 1, 2]", "f(1) and not f(0)", "set(f(2)) == {0, 1}"],
+    ),
+    "a match": (
+        "def f(s):\n    return re.match('a', s)",
+        [
+            "f('ab')",
+            "not f('b')",
+            "bool(f('ab')) == True",
+            "f('ab') is not None",
+            "f('b') is None",
+            "f('ab') if f('a') else 0",
+        ],
+    ),
+    "an exact number": (
+        "from fractions import Fraction\ndef f(x):\n    return Fraction(1, x)",
+        ["float(f(2)) == 0.5", "round(f(3)) == 0"],
+    ),
+    "a function": (
+        "def f(x):\n    return -x",
+        ["list(map(f, [1, 2])) == [-1, -2]", "sorted([1, 2], key=f) == [2, 1]", "callable(f)"],
+    ),
+    "names of Python's": (
+        "def list(x):\n    return 0\nbool = sorted = len = 7\nimport builtins\nbuiltins.sum = list\ndef f(x):\n    return iter(x)",
+        ["list(f([1])) == [1]", "f([1])", "len(sorted(f([1]))) == 1", "sum(f([1])) == 1"],
+    ),
+    "a number too large to write": (
+        "def f(x):\n    return 10 ** x",
+        ["f(5000) % 7 == 10 ** 5000 % 7", "len(f'{f(9)}') == 10"],
+    ),
+}
+"""What a correct program may return or define -> a program, and assertions that Python finds true of it."""
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", OBJECTS)
+def test_correct_programs_that_return_other_objects(name: str) -> None:
+    program, truths = OBJECTS[name]
+    sources = [f"assert {truth}" for truth in truths]
+    if name != "names of Python's":
+        for source in sources:
+            exec(f"import re\n{program}\n{source}", {})
+    assert code_tests(fenced(program), {"test_list": sources}) == {"score": 1.0, "feedback": None}
+    for source in sources:
+        wrong = code_tests(fenced(program), {"test_list": [f"assert not ({source.removeprefix('assert ')})"]})
+        assert wrong["score"] == 0.0 and "NotPlain" not in wrong["feedback"], source
+
+
+@pytest.mark.process
+def test_an_object_is_equal_to_no_list() -> None:
+    said = code_tests(fenced("def f(x):\n    return map(int, x)"), {"test_list": ["assert f('12') == [1, 2]"]})
+    assert said["score"] == 0.0 and "NotPlain: map object" in said["feedback"]
+
+
+LARGE = "{1: 2, 10 ** 5000: 3}"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("program", "row"),
+    [
+        (f"def f(x):\n    return {LARGE}", {"input_output": {"fn_name": "f", "inputs": [[1]], "outputs": [{"1": 2}]}}),
+        (f"def f(x):\n    return {LARGE}", {"test_list": ["assert f(1) == {1: 2}"]}),
+        ("def f(x):\n    return 10 ** 5000", {"test_list": ["assert str(f(1)) == '1'"]}),
+        ("def f(x):\n    return 10 ** 400", {"test_list": ["assert f(1) / 3.0 < 1"]}),
+        ("def f(x):\n    return 1j", {"test_list": ["assert f(1) < 3"]}),
+        (
+            "def f(x):\n    for _ in range(450):\n        x = [x]\n    return x",
+            {"input_output": {"fn_name": "f", "inputs": [[1]], "outputs": [[[1]]]}},
+        ),
+        ("print('1' * 1_000_000 + 'x')", {"input_output": {"inputs": [""], "outputs": ["2"]}}),
+        ("print('1e9999 1e-9999')", {"input_output": {"inputs": [""], "outputs": ["2 2"]}}),
+        ("print('\\u0663' * 1_000_000)", {"input_output": {"inputs": [""], "outputs": ["2"]}}),
+    ],
+)
+def test_a_value_that_cannot_be_compared_or_shown_is_wrong(program: str, row: dict[str, Any]) -> None:
+    began = time.process_time()
+    verdict = code_tests(fenced(program), row)
+    assert verdict["score"] == 0.0 and verdict["feedback"] and time.process_time() - began < 5
+
+
+def test_a_deep_value_is_wrong_and_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compared and shown where little of the stack is left, as below a run's own functions."""
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    test = CallTest("f", (1,), [[1]])
+    assert grading._failure(1, test, Outcome("done", values=(deep,))).endswith(
+        "Output\na value that is too large to show\n\nExpected\n[[1]]"
+    )
+    equal = CallTest("f", (1,), deep)
+    assert not grading._accepts(equal, Outcome("done", values=([deep][0],)))
+
+
+def test_a_sandbox_that_fails_while_comparing_is_no_wrong_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any, **__: Any) -> Any:
+        raise sandbox.SandboxUnavailable("no")
+        yield
+
+    monkeypatch.setattr("onpolicy.rewards.code.tests.run_tests", fails)
+    with pytest.raises(sandbox.SandboxUnavailable):
+        grading._accepts(AssertTest.read("assert f(1) == f(2)"), Outcome("done", values=(1, 1)))
 
 
 def test_comparisons() -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from onpolicy.rewards.code import Limits, Outcome, SandboxUnavailable, run_tests, sandbox
-from onpolicy.rewards.code.inside import NotPlain, decode, encode, seccomp_filter
+from onpolicy.rewards.code.inside import NotPlain, decode, encode
 from onpolicy.rewards.code.sandbox import (
     bubblewrap_command,
     call_test,
@@ -27,6 +27,7 @@ from onpolicy.rewards.code.sandbox import (
     stdin_test,
     visible_paths,
 )
+from onpolicy.rewards.code.system_calls import CLONE, MACHINES, PRLIMIT, REFUSED, seccomp_filter
 
 pytestmark = pytest.mark.process
 ROOT = Path(__file__).parents[2]
@@ -119,12 +120,14 @@ EXPECTED: dict[str, tuple[str, str]] = {
     "never_ending_exit": ("timeout", ""),
     "endless_error_text": ("timeout", ""),
     "memory": ("error", "MemoryError"),
+    "memory_of_sockets": ("done", "little"),
     "memory_beside_the_limit": ("done", "PermissionError PermissionError"),
     "imports_ours": ("done", "nothing imported"),
     "reads_the_machine": ("done", "nothing read"),
     "network": ("done", "PermissionError lo\n"),
     "signals": ("error", "SIGTERM"),
     "kills_process_1": ("done", "still here"),
+    "reaches_process_1": ("done", "its own limit is 32 32"),
     "kills_itself": ("error", "SIGKILL"),
     "crashes": ("error", "SIGSEGV"),
     "raises_the_limits": ("done", "refused"),
@@ -183,6 +186,12 @@ def test_a_value_cannot_equal_everything() -> None:
         ("nested", "cannot be read|RecursionError"),
         ("no_list", "ended before it returned"),
         ("huge_number", "cannot be read"),
+        ("half_equal_hashes", "cannot be read"),
+        ("overflow", "cannot be read: OverflowError"),
+        ("error_that_is_a_list", "cannot be read"),
+        ("error_that_is_nested", "cannot be read"),
+        ("value_that_is_nested", "cannot be read"),
+        ("large_number_that_is_none", "cannot be read"),
     ],
 )
 def test_a_forged_value_is_an_answer_like_any_other(case: str, says: str) -> None:
@@ -305,14 +314,22 @@ for program in ("import os\\nprint(os.getuid(), os.listdir('/tmp'))", *PROGRAMS)
 
 
 def test_a_user_without_rights_can_start_it(way: str) -> None:
-    names = ("writes_outside", "reads_the_machine", "raises_the_limits", "system_calls", "thread_bomb")
+    names = ("writes_outside", "reads_the_machine", "raises_the_limits", "system_calls", "thread_bomb", "signals")
     programs = [(HOSTILE / f"{name}.py").read_text() for name in names]
     code = UNPRIVILEGED.replace("WAY", repr(way)).replace("PROGRAMS", repr(programs))
     command = [sys.executable, "-c", AS_NOBODY, code]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     said = done.stdout.splitlines()
-    expected = ("65534 []", "nothing written", "nothing read", "refused AS", "end of list", "can't start new thread")
+    expected = (
+        "65534 []",
+        "nothing written",
+        "nothing read",
+        "refused AS",
+        "end of list",
+        "can't start new thread",
+        "SIGTERM",
+    )
     assert len(said) == len(expected) and all(map(str.__contains__, said, expected)), done
     assert "allowed" not in done.stdout, done
 
@@ -334,6 +351,33 @@ def test_where_nothing_works_it_says_what_to_install(monkeypatch: pytest.MonkeyP
     with pytest.raises(SandboxUnavailable, match=r"bubblewrap: bwrap: No permissions to create new namespace"):
         sandbox.mechanism()
     sandbox.mechanism.cache_clear()
+
+
+def test_once_a_sandbox_stands_nothing_is_its_fault(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Whatever ends process 1 then: the run goes on."""
+    launcher = tmp_path / "launcher.py"
+    monkeypatch.setattr(sandbox, "HERE", tmp_path)
+    monkeypatch.setattr(sandbox, "mechanism", lambda: "namespaces")
+    launcher.write_text("import sys\nprint('{\"kind\": \"ready\"}', flush=True)\nsys.exit('MemoryError')")
+    assert outcome("") == Outcome("error", error="The sandbox was ended before the program was.")
+    launcher.write_text("import sys\nsys.exit('MemoryError')")
+    with pytest.raises(SandboxUnavailable, match="MemoryError"):
+        outcome("")
+
+
+def test_what_programs_of_today_use() -> None:
+    """asyncio makes a pair of sockets; some read /dev/stdin; a pool starts as many threads as the limit says."""
+    loop = "import asyncio\nasync def main():\n    await asyncio.sleep(0.001)\n    print('slept')\nasyncio.run(main())"
+    assert outcome(loop).output == "slept\n"
+    devices = "import os\nfor name in ('stdin', 'fd/0'):\n    print(open(f'/dev/{name}').read(), input(), os.path.islink('/dev/stdout'))"
+    assert outcome(devices, stdin_test("a\nb")).output == "a\nb a True\na\nb b True\n"
+    threads = "import threading, time\nfor _ in range(40):\n    threading.Thread(target=time.sleep, args=(0.1,)).start()\nprint('all')"
+    assert outcome(threads, limits=replace(SHORT, memory_bytes=Limits().memory_bytes)).output == "all\n"
+
+
+def test_the_command_of_process_1_does_not_show_where_this_project_lies() -> None:
+    found = outcome("print(ascii(open('/proc/1/cmdline').read()))").output
+    assert "-I" in found and str(ROOT) not in found
 
 
 def test_what_is_visible_holds_no_package_of_python_and_not_this_project() -> None:
@@ -360,13 +404,28 @@ def test_the_command_of_bubblewrap() -> None:
     )
     assert "--bind" not in options and "--dev" not in options and "--share-net" not in options
     assert all(options[options.index(path) - 1] == "--tmpfs" for path in hidden_paths())
+    assert options[options.index("/dev/stdin") - 2 :][:2] == ["--symlink", "/proc/self/fd/0"]
 
 
 # ---- values and system calls
 
 
 def test_plain_values_travel() -> None:
-    for value in (None, True, -3, 0.5, "ä\n", b"\0", 1j, [1, (2, {3})], {(1, 2): frozenset({"x"})}, float("inf"), {}):
+    for value in (
+        None,
+        True,
+        -3,
+        0.5,
+        "ä\n",
+        b"\0",
+        1j,
+        [1, (2, {3})],
+        {(1, 2): frozenset({"x"})},
+        float("inf"),
+        {},
+        -(10**5000),
+        [2**8192],
+    ):
         assert decode(json.loads(json.dumps(encode(value)))) == value
         assert type(decode(encode(value))) is type(value)
     with pytest.raises(NotPlain, match="object object, expected a plain value"):
@@ -378,6 +437,7 @@ def test_plain_values_travel() -> None:
         {"a": 1, "b": 2},
         {"other": 1},
         {"complex": [1, 2, 3]},
+        {"int": 3},
     )
     for forged in odd:
         with pytest.raises((ValueError, TypeError, KeyError)):
@@ -400,12 +460,21 @@ def answer(code: bytes, machine: int, number: int, argument: int = 0) -> int:
         place += 1
 
 
-@pytest.mark.parametrize(("machine", "clone", "read", "execute"), [(0xC000003E, 56, 0, 59), (0xC00000B7, 220, 63, 221)])
-def test_the_filter_of_system_calls(machine: int, clone: int, read: int, execute: int) -> None:
-    code = seccomp_filter(machine, clone, (execute, 425))
+@pytest.mark.parametrize(("machine", "read"), [("x86_64", 0), ("aarch64", 63)])
+def test_the_filter_of_system_calls(machine: str, read: int) -> None:
+    code, (column, audit) = seccomp_filter(machine), MACHINES[machine]
     allowed, refused, killed = 0x7FFF0000, 0x00050001, 0x80000000
-    assert answer(code, machine, read) == allowed and answer(code, machine, execute) == refused
-    assert answer(code, machine, 425) == refused and answer(code, 0x40000003, read) == killed
-    assert answer(code, machine, 0x40000000 | read) == killed
-    assert answer(code, machine, clone, 0x3D0F00) == allowed and answer(code, machine, clone, 17) == 0x0005000B
-    assert answer(code, machine, 435) == 0x00050026
+    numbers = [call[column] for call in REFUSED.values() if call[column] is not None]
+    assert len(set(numbers)) == len(numbers) and {answer(code, audit, n) for n in numbers if n is not None} == {refused}
+    assert answer(code, audit, read) == allowed and answer(code, 0x40000003, read) == killed
+    assert answer(code, audit, 0x40000000 | read) == killed
+    clone, limit = CLONE[column], PRLIMIT[column]
+    assert answer(code, audit, clone, 0x3D0F00) == allowed and answer(code, audit, clone, 17) == 0x0005000B
+    assert answer(code, audit, 435) == 0x00050026
+    own, upper_half = answer(code, audit, limit, 0), answer(code, audit, limit, 1 << 32)
+    assert own == upper_half == allowed, "a process's number is 32 bits"
+    assert {answer(code, audit, limit, number) for number in (1, 2, (1 << 32) | 1, 0xFFFFFFFF)} == {refused}
+
+
+def test_calls_that_are_new_have_one_number_on_all_machines() -> None:
+    assert all(x86 == arm for x86, arm in REFUSED.values() if x86 is not None and x86 >= 424)
