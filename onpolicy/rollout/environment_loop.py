@@ -83,6 +83,8 @@ class EnvironmentLoop:
             timeout: seconds that it may take between two replies
         """
         self.abandoned = False
+        self.left_by: EpisodeStart | None = None
+        """The episode for which it was abandoned."""
         self._environment, self._timeout = environment, timeout
         self._loop = asyncio.new_event_loop()
         self._loop.set_task_factory(self._task)
@@ -137,9 +139,9 @@ class EnvironmentLoop:
             )
         return start
 
-    def abandon(self) -> None:
+    def abandon(self, culprit: EpisodeStart) -> None:
         """Ends the thread as soon as what holds it lets go."""
-        self.abandoned = True
+        self.left_by, self.abandoned = culprit, True
         self._loop.set_exception_handler(_ignore)
         self._call(self._loop.stop)
         identity = ctypes.c_ulong(self._thread.ident or 0)

@@ -146,15 +146,9 @@ class EnvironmentGenerator:
             return self._loop
 
     def _hold(self, prompts: Sequence[Prompt], seed: int, sampling: Sampling, on_group: OnGroup) -> list[RolloutGroup]:
-        size, arrivals, failures, call = (
-            sampling.group_size,
-            Arrivals(prompts, sampling.group_size, on_group),
-            Counter[str](),
-            object(),
-        )
-        starts = {
-            number: self._start(number, prompts[number // size], sampling) for number in range(len(prompts) * size)
-        }
+        size, failures, call = sampling.group_size, Counter[str](), object()
+        arrivals = Arrivals(prompts, size, on_group)
+        starts = {n: self._start(n, prompts[n // size], sampling) for n in range(len(prompts) * size)}
 
         def finish(number: int, rollout: Rollout) -> None:
             del starts[number]
@@ -168,7 +162,8 @@ class EnvironmentGenerator:
         try:
             while starts:
                 loop = self._current_loop()
-                culprit = self._play(loop, starts, calls, finish)
+                self._play(loop, starts, calls, finish)
+                culprit = loop.left_by  # of whichever call
                 if culprit is not None and starts.get(culprit.number) is culprit:
                     why = f"it held its thread for {self._rules.timeout:g} seconds"
                     finish(culprit.number, culprit.new().rollout(EnvironmentOutcome(failure=why)))
@@ -190,8 +185,8 @@ class EnvironmentGenerator:
         starts: dict[int, EpisodeStart],
         calls: _Calls,
         finish: Callable[[int, Rollout], None],
-    ) -> EpisodeStart | None:
-        """Until all have ended, or the loop is left behind: by the episode that holds it, which may be another call's."""
+    ) -> None:
+        """Until all have ended, or the loop is left behind, here or by another call."""
         held = loop.hold(list(starts.values()))
         try:
             while starts and not loop.abandoned:
@@ -201,8 +196,7 @@ class EnvironmentGenerator:
                 except queue.Empty:
                     culprit = loop.blocked_by()
                     if culprit is not None:
-                        loop.abandon()
-                        return culprit
+                        loop.abandon(culprit)
                     continue
                 while not held.events.empty():
                     waiting.append(held.events.get())
@@ -212,7 +206,6 @@ class EnvironmentGenerator:
                         finish(event.number, event.rollout)
                     elif isinstance(event, BaseException):
                         raise event
-            return None
         finally:
             loop.cancel(held)
 
