@@ -17,16 +17,18 @@ def feedback(
     threshold: float = 1.0,
     template: str = FEEDBACK,
 ) -> tuple[Message, ...] | None:
-    """The teacher reads what a reward, an environment or the dataset said of an attempt that failed (SDPO's rich feedback).
+    """The teacher reads what the dataset, a reward or an environment says of an attempt that failed (SDPO's rich feedback).
 
     Args:
-        field: column of the dataset that holds the feedback where nothing was said of the rollout; without either there is no teacher
+        field: column of the dataset that holds the feedback; a row without it has what a reward or an environment said of the rollout, and
+            without that no teacher
         threshold: reward from which a rollout counts as successful
         template: text with `{question}` and `{feedback}`
     """
-    rollout = group.rollouts[index]
-    said = rollout.feedback or (rollout.outcome.feedback if rollout.outcome else "")
-    text = said or group.prompt.fields.get(field)
-    if text is None or not rewards[index] < threshold:  # nor for one that was not graded
+    text = group.prompt.fields.get(field)
+    if text is None:
+        rollout = group.rollouts[index]
+        text = rollout.feedback or (rollout.outcome.feedback if rollout.outcome else "")
+    if not text or not rewards[index] < threshold:  # nor for one that was not graded
         return None
     return replace_question(group.prompt, template, feedback=text)
