@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import repeat
+from itertools import chain, repeat
 from math import nan
 from types import MappingProxyType
 from typing import Any
@@ -205,14 +205,14 @@ def scored_group(
 
     ``evaluated`` are those of ``reward_inputs``: a rollout whose environment failed has none and is not graded.
     """
-    given = iter(combine([own.breakdown for own in evaluated], rewards, correctness=correctness))
-    combined = [RolloutReward(0.0, 0.0, {}) if r.failed else next(given) for r in group.rollouts]
+    given = iter(evaluated)
+    found = [Evaluated({}) if rollout.failed else next(given) for rollout in group.rollouts]
+    combined = combine([own.breakdown for own in found], rewards, correctness=correctness)
     scores = [
         nan if rollout.failed else _score(own, rewards, correctness)
         for rollout, own in zip(group.rollouts, combined, strict=True)
     ]
-    said = iter(evaluated)
-    group = with_feedback(group, [None if r.failed else next(said).feedback for r in group.rollouts])
+    group = with_feedback(group, [own.feedback for own in found])
     return ScoredGroup(group, tuple(combined), tuple(scores), texts)
 
 
@@ -258,7 +258,7 @@ def reward_inputs(group: RolloutGroup, final_part: FinalPart, steps: int | None 
             prompt=prompt.fields.get("prompt", list(prompt.messages)),
             completion=rollout.whole_text,
             final=final_part(rollout.text) if rollout.final is None else rollout.final,
-            completion_ids=tuple(i for segment in rollout.segments for i in segment.sampled_ids),
+            completion_ids=tuple(chain.from_iterable(segment.sampled_ids for segment in rollout.segments)),
             num_tokens=rollout.num_written,
             finish_reason=rollout.finish_reason,
             answer=prompt.fields.get("answer"),

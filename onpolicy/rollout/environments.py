@@ -11,10 +11,11 @@ import queue
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.protocols import Environment, Generator, OnGroup, ignore_group
@@ -127,10 +128,6 @@ class EnvironmentGenerator:
             self._loop.close()
         self._calls.shutdown(cancel_futures=True)
 
-    def __getattr__(self, name: str) -> Any:
-        """What a generator has beyond the protocol, such as vLLM's own log-probabilities."""
-        return getattr(self._generator, name)
-
     def _progress(self, done: int, total: int, tokens: int) -> None:
         """Of a call of the generator; while episodes are held, they are what is counted."""
         with self._lock:
@@ -167,6 +164,7 @@ class EnvironmentGenerator:
                 if culprit is not None and starts.get(culprit.number) is culprit:
                     why = f"it held its thread for {self._rules.timeout:g} seconds"
                     finish(culprit.number, culprit.new().rollout(EnvironmentOutcome(failure=why)))
+            calls.finish()
         finally:
             with self._lock:
                 self._counts.pop(call, None)
@@ -225,13 +223,19 @@ class _Calls:
         self._pool, self._generator, self._seed, self._sampling = pool, generator, seed, sampling
         self._waiting: queue.SimpleQueue[Turn] = queue.SimpleQueue()
         self._errors: queue.SimpleQueue[BaseException] = queue.SimpleQueue()
+        self._begun: list[Future[None]] = []
 
     def add(self, turns: Sequence[Turn]) -> None:
         """They are answered by the next call that is free, together with all others that wait by then."""
         for turn in turns:
             self._waiting.put(turn)
         if turns:
-            self._pool.submit(self._answer)
+            self._begun.append(self._pool.submit(self._answer))
+
+    def finish(self) -> None:
+        """Waits for replies that nobody waits for any more: whoever has the rollouts may put the engine to sleep, or train."""
+        wait(self._begun)
+        self.check()
 
     def check(self) -> None:
         """Raises what a call raised."""
@@ -240,11 +244,9 @@ class _Calls:
 
     def _answer(self) -> None:
         turns: list[Turn] = []
-        while not self._waiting.empty():
-            try:
+        with suppress(queue.Empty):
+            while True:
                 turns.append(self._waiting.get_nowait())
-            except queue.Empty:
-                break
         # an episode that was cancelled meanwhile waits for nothing; one that is from now on has its answer all the same
         turns = [turn for turn in turns if turn.answer.set_running_or_notify_cancel()]
         if not turns:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -239,6 +240,20 @@ def test_a_reply_that_is_not_waited_for_did_not_happen(hf: HFGenerator) -> None:
     for rollout in group.rollouts:
         assert rollout.segments == (rollout,) and rollout.num_sampled == len(rollout.completion_ids) > 0
         assert rollout.outcome is not None and rollout.outcome.turns == 1
+
+
+def test_nothing_is_sampled_any_more_when_the_call_returns(hf: HFGenerator, monkeypatch: pytest.MonkeyPatch) -> None:
+    under_way, whole = [0], hf._complete
+
+    def counted(*arguments: Any) -> None:
+        under_way[0] += 1
+        time.sleep(0.2)
+        whole(*arguments)
+        under_way[0] -= 1
+
+    monkeypatch.setattr(hf, "_complete", counted)
+    held(with_environment(hf, GivesUp()), [talk("a")], SHORT)
+    assert under_way == [0]
 
 
 def test_reasons_are_each_segments_own(hf: HFGenerator) -> None:

@@ -50,24 +50,24 @@ def _reproduce(output: Path | None, jobs: int) -> int:
 
 
 def _decisive(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab import decisive
-    from onpolicy.experiments.sweep.sweep import look_closer
+    from onpolicy.experiments.lab.decisive import GRID, decisive
 
-    output = output or Path("runs/decisive")
-    code = decisive.decisive(output, jobs)
-    if code == 0:
-        print_next(look_closer(decisive.GRID, output))
-    return code
+    return _compared(decisive, GRID, output or Path("runs/decisive"), jobs)
 
 
 def _feedback(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab import feedback
+    from onpolicy.experiments.lab.feedback import GRID, feedback
+
+    return _compared(feedback, GRID, output or Path("runs/feedback"), jobs)
+
+
+def _compared(run: Callable[[Path, int], int], grid: Path, output: Path, jobs: int) -> int:
+    """Runs the arms of a grid and says how to look closer."""
     from onpolicy.experiments.sweep.sweep import look_closer
 
-    output = output or Path("runs/feedback")
-    code = feedback.feedback(output, jobs)
+    code = run(output, jobs)
     if code == 0:
-        print_next(look_closer(feedback.GRID, output))
+        print_next(look_closer(grid, output))
     return code
 
 
