@@ -25,8 +25,7 @@ FinishReason = Literal["stop", "length", "abort"]
 CORRECT_THRESHOLD = 0.5
 """Score from which a rollout counts as correct."""
 REF = "<reference model>"
-"""In ``LossInputs.marker_mass``, in place of a context: the reference model on the student's own prompt. No context of a config can have
-this name by accident."""
+"""In ``LossInputs.marker_mass``, in place of a context: the reference model on the student's prompt. A context has no such name."""
 STUDENT = "<student>"
 """In ``LossInputs.marker_mass``, in place of a context: the student itself."""
 
@@ -236,6 +235,8 @@ class RolloutReward:
     bonus: float
     """Weighted sum of the rewards that are added to the advantage after ``credit``."""
     reward_breakdown: RewardBreakdown
+    correctness: float = 0.0
+    """The part of ``normalised_reward`` that the reward which decides correctness earns."""
 
     @property
     def total(self) -> float:
@@ -397,8 +398,7 @@ class LossInputs:
     spans: Mapping[str, Tensor] = field(default_factory=dict)
     """[B, T] bool by name."""
     tempered: Mapping[float, LossInputs] = field(default_factory=dict)
-    """By temperature other than 1 that a term asks for: the same, from logits divided by it; the sampler's log-probabilities and the
-    marker mass stay those at 1."""
+    """By temperature other than 1 that a term asks for: the same, from logits divided by it; marker mass and the sampler's stay at 1."""
     tokens: Tensor | None = None
     """[B, T] bool: those of the term that is being computed; None outside of an objective."""
     over_update: Callable[[Tensor], Tensor] = this_batch

@@ -82,7 +82,7 @@ class Annotator:
             others, counts = self._privileged_examples(self.privileged, groups, prompts, version)
             examples = sorted([*examples, *others], key=lambda example: example.group_id)
             metrics |= counts
-        metrics |= rollout_metrics(groups) | environment_metrics(groups)
+        metrics |= rollout_metrics(groups) | environment_metrics(groups) | dose_metrics(groups, self.credit)
         if self.queries.sampled:
             metrics["context/sampled_tokens"] = float(sum(self.queries.sampled))
         if self.staleness:
@@ -283,6 +283,26 @@ def advantages(scored: ScoredGroup, credit: Callable[[Sequence[float]], Sequence
     bonuses = group_mean([reward.bonus for reward in graded])
     found = iter([a + bonus for a, bonus in zip(normalised, bonuses, strict=True)])
     return [next(found) if is_graded else 0.0 for is_graded in scored.graded]
+
+
+def dose_metrics(
+    groups: Sequence[ScoredGroup], credit: Callable[[Sequence[float]], Sequence[float]]
+) -> dict[str, float]:
+    """``credit/dose``: root mean square of what the other rewards change in the rollouts' advantages, over that of the advantages that
+    correctness alone would give.
+
+    A reward's weight does not say how much it weighs where ``credit`` divides by a standard deviation; this does, in either place. Absent
+    where correctness gives no advantage.
+    """
+    alone, changed = [], []
+    for scored in groups:
+        own = [r.correctness for r, is_graded in zip(scored.rewards, scored.graded, strict=True) if is_graded]
+        whole = list(compress(advantages(scored, credit), scored.graded))
+        by_correctness = list(credit(own)) if own else []
+        alone += by_correctness
+        changed += [a - b for a, b in zip(whole, by_correctness, strict=True)]
+    size = sum(a * a for a in alone)
+    return {"credit/dose": (sum(c * c for c in changed) / size) ** 0.5} if size else {}
 
 
 def by_segment(scored: ScoredGroup, index: int) -> list[ScoredGroup]:

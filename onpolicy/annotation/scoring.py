@@ -175,11 +175,13 @@ def combine(
         correctness: name of the reward that decides which rollouts are correct
     """
 
-    def weighted_sum(breakdown: RewardBreakdown, *, bonus: bool) -> float:
-        return sum(float(r.weight) * breakdown[r.name] for r in rewards if r.bonus == bonus and r.name in breakdown)
+    def weighted_sum(breakdown: RewardBreakdown, among: Sequence[Reward]) -> float:
+        return sum(float(r.weight) * breakdown[r.name] for r in among if r.name in breakdown)
 
     names = {r.name for r in rewards}
     gates = names.intersection(r.when for r in rewards)
+    bonuses, normalised = ([r for r in rewards if r.bonus is bonus] for bonus in (True, False))
+    deciding = [r for r in normalised if r.name == correctness]
     combined = []
     for given in breakdowns:
         passed = {"always", *(gate for gate in gates if given.get(gate, 0.0) >= CORRECT_THRESHOLD)}
@@ -188,7 +190,10 @@ def combine(
         if correctness not in names - given.keys():
             passed.add("correct" if correct else "wrong")
         own = dict(given) | {r.name: 0.0 for r in rewards if r.name in given and r.when not in passed}
-        combined.append(RolloutReward(weighted_sum(own, bonus=False), weighted_sum(own, bonus=True), own))
+        normalised_reward, bonus, correct_alone = (
+            weighted_sum(own, among) for among in (normalised, bonuses, deciding)
+        )
+        combined.append(RolloutReward(normalised_reward, bonus, own, correct_alone))
     return combined
 
 

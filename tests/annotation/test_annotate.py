@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from onpolicy.annotation import routes
-from onpolicy.annotation.annotate import Annotator, StaleRollouts, advantages
+from onpolicy.annotation.annotate import Annotator, StaleRollouts, advantages, dose_metrics
 from onpolicy.annotation.contexts.failed_sibling import failed_sibling
 from onpolicy.annotation.contexts.feedback import feedback
 from onpolicy.annotation.contexts.final_answer import final_answer
@@ -384,3 +384,33 @@ def test_the_problem_without_the_prompts_wording() -> None:
     assert replace_question(chat, "{problem}!")[0]["content"] == "2 + 2?!"
     kept = to_prompt({"prompt": "Solve: 2 + 2?", "problem": "2 + 2?"}, default_id="c", prompt_template=None)
     assert replace_question(kept, "{problem}!")[0]["content"] == "2 + 2?!"
+
+
+def test_the_dose_by_hand() -> None:
+    """What other rewards change in the advantages, in either place; a weight alone does not say it."""
+    empty = RolloutGroup(prompt=Prompt(id="p", messages=()), rollouts=())
+
+    def scored(correct: Sequence[float], other: Sequence[float], *, inside: bool) -> ScoredGroup:
+        rewards = (RolloutReward(c + o * inside, o * (not inside), {}, c) for c, o in zip(correct, other, strict=True))
+        return ScoredGroup(empty, tuple(rewards), tuple(correct))
+
+    # alone +-.5; the bonus adds +.1 to one and -.1 to the other of each pair: sqrt(4 x .01) / sqrt(4 x .25)
+    after = scored([1.0, 1.0, 0.0, 0.0], [0.2, 0.0, 0.2, 0.0], inside=False)
+    assert dose_metrics([after], group_mean) == {"credit/dose": pytest.approx(0.2)}
+    assert dose_metrics([scored([1.0, 0.0], [0.0, 0.0], inside=False)], group_std) == {"credit/dose": 0.0}
+    # all correct: no advantage alone, and +-sqrt(1/2) inside the reward however small the bonus; beside +-sqrt(1/2) of the other group
+    groups = [scored([1.0, 1.0], [0.001, 0.0], inside=True), scored([1.0, 0.0], [0.0, 0.0], inside=True)]
+    assert dose_metrics(groups, partial_(group_std, epsilon=1e-9)) == {"credit/dose": pytest.approx(1.0, rel=1e-4)}
+    assert dose_metrics(groups[:1], group_std) == {}, "correctness gives no advantage"
+    unknown = ScoredGroup(empty, after.rewards, (1.0, 1.0, 0.0, float("nan")))
+    # among three: 1/3, 1/3 and -2/3 alone; the bonus adds .2/3, -.4/3 and .2/3
+    assert dose_metrics([unknown], group_mean) == {"credit/dose": pytest.approx(0.2)}
+
+
+def test_a_step_logs_its_dose() -> None:
+    rewards = [Reward("right", 1.0, right), Reward("first", 0.2, right, bonus=True)]
+    _, metrics = annotate([group("wrong", "right")], rewards=rewards)
+    assert metrics["credit/dose"] == pytest.approx(0.2), "+-.1 over +-.5"
+    inside = [rewards[0], Reward("first", 0.2, right)]
+    assert annotate([group("wrong", "right")], rewards=inside)[1]["credit/dose"] == pytest.approx(0.2)
+    assert "credit/dose" not in annotate([group("wrong", "wrong")])[1]

@@ -254,6 +254,11 @@ def test_every_combination(tmp_path: Path) -> None:
         ({"eval_groups": {"out": ["summs"]}}, "eval_groups.out: got 'summs', expected sets of eval.sets: sums"),
         ({"eval_groups": {"out": []}}, "eval_groups.out: got [], expected at least one set of eval.sets"),
         ({"eval_groups": {"sums": ["sums"]}}, "eval_groups.sums: got ['sums'], expected a name that is no set's own"),
+        ({"frontier": {"in_domain": "sums"}}, "frontier: got in_domain, expected in_domain and out_of_domain"),
+        (
+            {"frontier": {"in_domain": "sums", "out_of_domain": "bot"}},
+            "frontier.out_of_domain: got 'bot', expected a set of eval.sets or a group of eval_groups: sums, both. Did you mean 'both'?",
+        ),
         ({"arms": {"plain": {}, "same": {}}}, "the runs 'plain seed 0' and 'same seed 0' have the same settings"),
         (
             {"factors": {"quiet": {"logging.trackers": ["tensorboard"]}}},

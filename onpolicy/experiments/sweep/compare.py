@@ -215,7 +215,7 @@ def at_equal_tokens_of(
 ) -> tuple[dict[str, float], list[Difference]]:
     """Cross -> tokens that its cheapest run sampled, and ``differences`` when each run had sampled so many. Runs that were not
     evaluated until then are left out."""
-    evaluated = {folder: spent for *_, folder in runs if (spent := _tokens_by_evaluation(folder))}
+    evaluated = {folder: spent for *_, folder in runs if (spent := tokens_by_evaluation(folder))}
     tokens = equal_budgets([run for run in runs if run[-1] in evaluated])
     known = [run for run in runs if run[-1] in tokens and min(evaluated[run[-1]].values()) <= tokens[run[-1]]]
     by_factor = {factor: tokens[folder] for _, factor, _, folder in runs if folder in tokens}
@@ -224,14 +224,14 @@ def at_equal_tokens_of(
 
 def equal_budgets(runs: Sequence[RunKey]) -> dict[Path, float]:
     """Folder -> tokens that the cheapest run of the same factor sampled in total."""
-    spent = {folder: max(_tokens_by_evaluation(folder).values()) for *_, folder in runs}
+    spent = {folder: max(tokens_by_evaluation(folder).values()) for *_, folder in runs}
     cheapest = {factor: min(spent[f] for _, c, _, f in runs if c == factor) for _, factor, *_ in runs}
     return {folder: cheapest[factor] for _, factor, _, folder in runs}
 
 
 def pass_rates_at(folder: Path, tokens: float) -> PassRatesBySet:
     """As ``pass_rates_by_problem`` when that many tokens had been sampled, by linear interpolation between two evaluations."""
-    spent = sorted(_tokens_by_evaluation(folder).items())
+    spent = sorted(tokens_by_evaluation(folder).items())
     after = next((i for i, (_, total) in enumerate(spent) if total >= tokens), len(spent) - 1)
     (step, total), (before, earlier) = spent[after], spent[max(after - 1, 0)]
     share = 1.0 if total == earlier else min((tokens - earlier) / (total - earlier), 1.0)
@@ -242,7 +242,8 @@ def pass_rates_at(folder: Path, tokens: float) -> PassRatesBySet:
     }
 
 
-def _tokens_by_evaluation(folder: Path) -> dict[int, float]:
+def tokens_by_evaluation(folder: Path) -> dict[int, float]:
+    """Step of an evaluation -> tokens that the run had sampled for training until then."""
     evaluated = evaluated_steps(folder)
     total, found = 0.0, {step: 0.0 for step in evaluated if step == 0}
     for row in logged(folder):

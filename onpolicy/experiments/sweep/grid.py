@@ -37,6 +37,8 @@ IGNORED_KEYS = ("seed", "run_dir", "logging", "checkpoint", "preflight", "distri
 """Keys in which arms may always differ: what a run keeps, where and how fast it runs, not what a step computes."""
 RENAMED = {"cross": "factors", "pools": "eval_groups"}
 """Keys of earlier versions -> their names now."""
+FRONTIER = ("in_domain", "out_of_domain")
+"""Keys of ``frontier``: the figure's axes, across and up."""
 MOST_NAMED = 4
 """Keys that an error names."""
 
@@ -54,6 +56,8 @@ class Grid:
     """Beginnings of the config keys in which arms are compared; none: all arms may differ in one top-level section."""
     confounds: list[str] = field(default_factory=list)
     """Beginnings of keys that may differ besides; the comparison reports them."""
+    frontier: dict[str, str] = field(default_factory=dict)
+    """``in_domain`` and ``out_of_domain`` -> the set, or group of sets, of each axis of the frontier's figure; none: no figure."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,19 @@ def _check_keys(path: Path, grid: Grid) -> None:
                 )
 
 
+def check_frontier(path: Path, grid: Grid, sets: Collection[str]) -> None:
+    """Raises ConfigError where the frontier has other axes than its two, or one is neither a set that is evaluated nor a group."""
+    known = [*sets, *grid.eval_groups]
+    if grid.frontier and set(grid.frontier) != set(FRONTIER):
+        raise ConfigError(f"{path}: frontier: got {', '.join(grid.frontier)}, expected {' and '.join(FRONTIER)}")
+    for axis, name in grid.frontier.items():
+        if name not in known:
+            raise ConfigError(
+                f"{path}: frontier.{axis}: got {name!r}, expected a set of eval.sets or a group of eval_groups: {', '.join(known)}."
+                f"{suggest(name, known)}"
+            )
+
+
 def check_eval_groups(path: Path, grid: Grid, sets: Collection[str]) -> None:
     """Raises ConfigError where an eval group names a set that is not evaluated, or no set, or has a set's name."""
     for group, names in grid.eval_groups.items():
@@ -185,6 +202,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 except ConfigError as error:
                     raise ConfigError(*(f"{_where(path, arm, factor)}: {text}" for text in error.problems)) from error
                 check_eval_groups(path, grid, resolved.config.eval.sets)
+                check_frontier(path, grid, resolved.config.eval.sets)
                 side_by_side.append(
                     Cell(arm, factor, seed, config, own, folder, resolved.config, canonicalize(resolved))
                 )
