@@ -155,6 +155,17 @@ PASS_RATE = _argument(
     help="keep problems whose pass rate without a context lies in [LOW, HIGH] (the paper: 0.125 0.5)",
 )  # fmt: skip
 WAS_BAND = _argument("--band", action=Renamed, to="--pass-rate")
+LAB = {
+    "demo": "(default) three arms and their report",
+    "reproduce": "the paper's findings",
+    "decisive": "protections of hedging words against their controls",
+    "feedback": "programs whose errors are told, and what learning them does to searches",
+    "headroom": "the paper's findings on a task of which the model knows part",
+    "pretrain": "trains the model itself",
+    "learn_interpreter": "trains it further, for feedback",
+    "learn_partial": "trains it further, for headroom",
+}
+"""What ``onpolicy lab`` does."""
 VERL_CONFIG = (
     _config("config", "YAML file, or a shipped config's name, e.g. verl/sdpo"),
     _overrides("in hydra's syntax, e.g. trainer.nnodes=2"),
@@ -301,10 +312,8 @@ COMMANDS: dict[str, Command | Group] = {
         "reproduce the paper's effect in miniature, with a model of one million parameters",
         (
             _argument(
-                "what", nargs="?", default="demo", choices=("demo", "reproduce", "decisive", "feedback", "pretrain", "learn_interpreter"),
-                help="demo (default): three arms and their report; reproduce: the paper's findings; decisive: protections of hedging "
-                "words against their controls; feedback: programs whose errors are told, and what that does to searches; pretrain and "
-                "learn_interpreter: train the models themselves",
+                "what", nargs="?", default="demo", choices=tuple(LAB),
+                help="; ".join(f"{name}: {meaning}" for name, meaning in LAB.items()),
             ),
             _output("folder for the results (default: under runs/)"),
             JOBS,

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 REASONER = "lab-reasoner"
 """The lab's own model (``onpolicy.experiments.lab``), which ships with the package."""
+PARTIAL_REASONER = "lab-partial-reasoner"
+"""The one that has learned part of two more tasks."""
+LAB_MODELS = {REASONER: "reasoner", PARTIAL_REASONER: "partial_reasoner"}
 
 
 def resolve_model(path: str) -> str:
@@ -33,8 +36,8 @@ def resolve_model(path: str) -> str:
     """
     if path == BUNDLED:
         return str(bundled_model())
-    if path == REASONER:
-        return str(Path(__file__).parent / "experiments" / "lab" / "reasoner")
+    if path in LAB_MODELS:
+        return str(Path(__file__).parent / "experiments" / "lab" / LAB_MODELS[path])
     folder = Path(path).expanduser()
     if problem := why_no_model(path):
         raise ModelError(f"model.path: {problem}")

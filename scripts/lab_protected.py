@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+from onpolicy.experiments.lab.curves import curves_by_step
 from onpolicy.experiments.lab.readout import rounded, versions
-from onpolicy.experiments.lab.reproduce import curves_by_step
 
 SEEDS = (0, 1, 2)
 

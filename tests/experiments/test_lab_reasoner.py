@@ -14,10 +14,10 @@ from statistics import fmean
 import pytest
 
 from onpolicy.data.rendering import Renderer
+from onpolicy.experiments.lab.claims import Claim, over_seeds
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.grading import facts, self_doubt_recall, verdicts
 from onpolicy.experiments.lab.readout import readout
-from onpolicy.experiments.lab.reproduce import Claim, over_seeds
 from onpolicy.experiments.sweep.compare import pass_rates_by_problem
 from onpolicy.models import load_tokenizer, resolve_model
 from onpolicy.rewards.answer import exact_answer

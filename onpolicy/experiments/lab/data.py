@@ -8,7 +8,7 @@ from typing import Literal
 from onpolicy.data.errors import DataError
 from onpolicy.experiments.lab.interpreter import Program, answered, printed
 from onpolicy.experiments.lab.problem import Problem, direct, mistaken, search
-from onpolicy.experiments.lab.sets import families, program_families
+from onpolicy.experiments.lab.sets import families, partial_families, program_families
 from onpolicy.types import Prompt
 
 
@@ -21,10 +21,11 @@ def lab(*, family: str = "route-a-2", split: Literal["train", "test"] = "train")
 
     Args:
         family: `route-MAP-HOPS` with map a or b and 2 or 3 hops; `sums-COUNT` with 4 or 5 numbers; `run-STEPS`, programs of
-            3 or 5 steps, which only the reasoner of `onpolicy lab learn_interpreter` knows
+            3 or 5 steps, which only the reasoner of `onpolicy lab learn_interpreter` knows; `route-c-2` and `sums-3-large`, of which
+            the reasoner of `onpolicy lab learn_partial` knows part
         split: `train` or `test`; the reasoner has seen neither
     """
-    searches, programs = families(), program_families()
+    searches, programs = families() | partial_families(), program_families()
     if family in programs:
         return [_program_prompt(program, family) for program in getattr(programs[family], split)]
     if family not in searches:

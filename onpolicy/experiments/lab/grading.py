@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from onpolicy.experiments.lab.interpreter import Program, first_error
 from onpolicy.experiments.lab.problem import AGAIN, ANSWER, NO, SO, TRY, YES, Problem
-from onpolicy.experiments.lab.sets import families, program_families
+from onpolicy.experiments.lab.sets import families, partial_families, program_families
 from onpolicy.rewards.extract import extract_answer
 
 
@@ -90,7 +90,8 @@ def problem_of(problem_id: str) -> Problem:
 
 @cache
 def _by_id() -> dict[str, Problem]:
-    return {p.id: p for split in families().values() for problems in split for p in problems}
+    splits = [*families().values(), *partial_families().values()]
+    return {p.id: p for split in splits for problems in split for p in problems}
 
 
 def interpreter(completion: str, problem_id: str) -> dict[str, object] | None:

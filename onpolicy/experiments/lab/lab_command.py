@@ -61,6 +61,12 @@ def _feedback(output: Path | None, jobs: int) -> int:
     return _compared(feedback, GRID, output or Path("runs/feedback"), jobs)
 
 
+def _headroom(output: Path | None, jobs: int) -> int:
+    from onpolicy.experiments.lab.headroom import GRID, headroom
+
+    return _compared(headroom, GRID, output or Path("runs/headroom"), jobs)
+
+
 def _compared(run: Callable[[Path, int], int], grid: Path, output: Path, jobs: int) -> int:
     """Runs the arms of a grid and says how to look closer."""
     from onpolicy.experiments.sweep.sweep import look_closer
@@ -89,6 +95,17 @@ def _learn_interpreter(output: Path | None, jobs: int) -> int:
     folder = output or Path("runs/interpreter_reasoner")
     _make(folder, RECIPE, partial(learn_interpreter, resolve_model(REASONER)))
     print_next(["eval", "lab/interpreter", f"model.path={folder}"])
+    return 0
+
+
+def _learn_partial(output: Path | None, jobs: int) -> int:
+    """Teaches the shipped reasoner part of two more tasks."""
+    from onpolicy.experiments.lab.learn_partial import RECIPE, learn_partial
+    from onpolicy.models import REASONER, resolve_model
+
+    folder = output or Path("runs/partial_reasoner")
+    _make(folder, RECIPE, partial(learn_partial, resolve_model(REASONER)))
+    print_next(["eval", "lab/headroom", f"model.path={folder}"])
     return 0
 
 
@@ -121,8 +138,10 @@ COMMANDS: dict[str, Callable[[Path | None, int], int]] = {
     "reproduce": _reproduce,
     "decisive": _decisive,
     "feedback": _feedback,
+    "headroom": _headroom,
     "pretrain": _pretrain,
     "learn_interpreter": _learn_interpreter,
+    "learn_partial": _learn_partial,
 }
 
 

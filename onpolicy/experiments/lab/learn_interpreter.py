@@ -8,7 +8,7 @@ student that learns from it. Three examples in ten are the reasoner's own. Progr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING
@@ -79,19 +79,20 @@ def executed(program: Program, draw: Random, known: int = 0) -> tuple[int, ...]:
     return tuple(values)
 
 
-def enlarged(folder: str, seed: int) -> PreTrainedModel:
-    """The reasoner in float32, with an embedding for each of the new words."""
+def enlarged(folder: str, words: Sequence[str], seed: int) -> PreTrainedModel:
+    """The reasoner in float32, with an embedding for each of the words."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.resize_token_embeddings(len(vocabulary_with_programs()))
+    model.resize_token_embeddings(len(words))
     return model
 
 
 def learn_interpreter(reasoner: str, folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
     """Trains the reasoner on both tasks and writes it, in bfloat16, with its tokenizer."""
-    model, words = enlarged(reasoner, recipe.seed), vocabulary_with_programs()
+    words = vocabulary_with_programs()
+    model = enlarged(reasoner, words, recipe.seed)
     train_reasoner(model, recipe, report, mixed_example, words)
     model.to(torch.bfloat16).save_pretrained(folder)
     write_tokenizer(folder, words)

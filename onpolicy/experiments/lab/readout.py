@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
@@ -59,6 +60,13 @@ def pooled_metrics(metrics: Mapping[str, Any], eval_groups: Mapping[str, Sequenc
 def versions() -> dict[str, str]:
     """Versions of the packages that determine the numbers."""
     return {name: version(name) for name in ("torch", "transformers", "numpy")}
+
+
+def kept(path: Path, make: Callable[[], Any]) -> Any:
+    """The measurement in the file, made now if the file does not exist."""
+    if not path.is_file():
+        path.write_text(json.dumps(make(), indent=1) + "\n")
+    return json.loads(path.read_text())
 
 
 def rounded(value: Any) -> Any:

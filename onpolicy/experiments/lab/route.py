@@ -1,7 +1,9 @@
 """A known map, an unknown route: which way leads from one place to another?
 
-Two fixed random maps of 96 places with four exits each, which the reasoner has memorised. A problem names start and goal; there
-is exactly one route of the given length. Where an exit leads is known, whether it leads to the goal has to be tried:
+Two fixed random maps of 96 places with four exits each, which the reasoner has memorised. On a third, for a reasoner that knows part of it
+(partial.py), three exits lead from each of 128 outer places to inner ones, and three from each of 64 inner places to outer ones. A problem
+names start and goal; there is exactly one route of the given length. Where an exit leads is known, whether it leads to the goal has to be
+tried:
 
     map a from a3 to a14 : maybe a5 sees a1 a7 a9 a2 no wait perhaps a20 sees a30 a14 a8 a0 yes so #### a20 a14
 """
@@ -15,12 +17,17 @@ from random import Random
 from onpolicy.experiments.lab.problem import Attempt, Problem
 
 MAPS, PLACES, EXITS = ("a", "b"), 96, 4
+PARTIAL_MAP, OUTER, INNER, PARTIAL_EXITS = "c", 128, 64, 3
 
 
 @cache
 def exits(name: str) -> dict[str, tuple[str, ...]]:
     """Place -> where its exits lead, never to itself and never twice to the same place."""
     draw = Random(f"map {name}")
+    if name == PARTIAL_MAP:
+        outer, inner = range(OUTER), range(OUTER, OUTER + INNER)
+        leads = [*((i, inner) for i in outer), *((i, outer) for i in inner)]
+        return {f"{name}{i}": tuple(f"{name}{j}" for j in draw.sample(there, PARTIAL_EXITS)) for i, there in leads}
     return {
         f"{name}{i}": tuple(f"{name}{j}" for j in draw.sample([j for j in range(PLACES) if j != i], EXITS))
         for i in range(PLACES)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cache
 from typing import Generic, NamedTuple, TypeVar
 
-from onpolicy.experiments.lab import interpreter, route, sums
+from onpolicy.experiments.lab import interpreter, partial, route, sums
 from onpolicy.experiments.lab.interpreter import Program
 from onpolicy.experiments.lab.problem import Problem, in_random_order
 
@@ -42,6 +42,32 @@ def program_families() -> dict[str, FamilySplit[Program]]:
     """Every family of programs, split in the same way; only the reasoner that has learned the interpreter knows them."""
     made = {f"run-{n}": interpreter.programs(n, size=PROGRAMS, seed=0) for n in PROGRAM_STEPS}
     return {name: divided(programs, PROGRAMS) for name, programs in made.items()}
+
+
+@cache
+def partial_families() -> dict[str, FamilySplit[Problem]]:
+    """The families of which a reasoner knows part; only the one of ``onpolicy lab learn_partial`` knows them at all.
+
+    A fact that an answer of the test rests on is one that an answer of the training problems rests on, in another problem.
+    """
+    return {
+        "route-c-2": divided_by_fact(partial.partial_routes()),
+        "sums-3-large": divided_by_fact(partial.partial_sums()),
+    }
+
+
+def divided_by_fact(problems: tuple[Problem, ...]) -> FamilySplit[Problem]:
+    """Among the problems that rest on the same fact, a fifth is for testing, a third for pre-training, the others for training."""
+    pretrain: list[Problem] = []
+    train: list[Problem] = []
+    test: list[Problem] = []
+    for same in partial.by_fact(problems).values():
+        tested, told = (max(1, len(same) // 5), len(same) // 3) if len(same) > 1 else (0, 1)
+        ordered = in_random_order(same, seed=0)
+        test += ordered[:tested]
+        pretrain += ordered[tested : tested + told]
+        train += ordered[tested + told :]
+    return FamilySplit(tuple(pretrain), tuple(train), tuple(test))
 
 
 def divided(problems: tuple[P, ...], most: int = MOST) -> FamilySplit[P]:

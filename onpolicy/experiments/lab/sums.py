@@ -13,18 +13,19 @@ from onpolicy.experiments.lab.problem import Attempt, Problem
 LARGEST = 12
 
 
-def sum_problems(count: int, *, size: int, seed: int) -> list[Problem]:
+def sum_problems(count: int, *, size: int, seed: int, above: int = 0) -> list[Problem]:
     """``size`` different problems with one correct pair each.
 
     Args:
         count: numbers to choose from
         size: how many problems
         seed: same seed, same problems
+        above: the twelve numbers above this one are added
     """
     draw = Random(f"sums {count} {seed}")
     found: dict[str, Problem] = {}
     while len(found) < size:
-        numbers = sorted(draw.sample(range(1, LARGEST + 1), count))
+        numbers = sorted(draw.sample(range(above + 1, above + LARGEST + 1), count))
         target = sum(draw.sample(numbers, 2))
         pairs = [pair for pair in combinations(numbers, 2) if sum(pair) == target]
         if len(pairs) == 1:

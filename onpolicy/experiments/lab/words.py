@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from onpolicy.experiments.lab import interpreter, route, sums
+from onpolicy.experiments.lab import interpreter, partial, route, sums
 from onpolicy.experiments.lab.problem import AGAIN, ANSWER, HINT, NO, SO, TRY, YES
 
 SPECIAL = ("<pad>", "<unk>", "<end>", "<user>", "<assistant>")
@@ -26,6 +26,13 @@ def vocabulary() -> list[str]:
 def vocabulary_with_programs() -> list[str]:
     """The same words with the same ids, and behind them those of the interpreter's task."""
     return [*vocabulary(), *interpreter.WORDS]
+
+
+def vocabulary_with_partial() -> list[str]:
+    """The same words with the same ids, and behind them those of the tasks of which a reasoner knows part."""
+    known = vocabulary()
+    places, numbers = route.exits(route.PARTIAL_MAP), map(str, range(2 * (sums.LARGEST + partial.LARGER) + 1))
+    return [*known, *(word for word in (route.PARTIAL_MAP, *numbers, *places) if word not in known)]
 
 
 def write_tokenizer(folder: Path, words: Sequence[str]) -> None:

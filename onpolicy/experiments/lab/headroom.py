@@ -1,0 +1,97 @@
+"""``onpolicy lab headroom``: the findings of arXiv 2603.24472 where there is something to learn.
+
+First what the reasoner knows before any training, then self-distillation, GRPO and fine-tuning on a task of which it knows part
+(configs/lab/headroom_coverage.yaml). In-domain gain is measured on new problems that rest on facts which the training problems rest on too.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from onpolicy.config.shipped import SHIPPED
+from onpolicy.experiments.lab.claims import (
+    DISTILLED,
+    IN_DOMAIN,
+    OUT_OF_DOMAIN,
+    Claim,
+    claims_table,
+    narrowest,
+    other_arms,
+    out_of_domain,
+    shortened,
+)
+from onpolicy.experiments.lab.curves import curves_by_step
+from onpolicy.experiments.lab.partial_start import measure_start, start_table
+from onpolicy.experiments.lab.readout import kept, rounded, versions
+from onpolicy.experiments.sweep.compare import Difference, compare, differences
+from onpolicy.experiments.sweep.grid import cells, read_grid
+from onpolicy.experiments.sweep.sweep import sweep
+from onpolicy.models import PARTIAL_REASONER, resolve_model
+from onpolicy.utils.signals import resumable
+
+GRID = SHIPPED / "lab/headroom_coverage.yaml"
+TEACHERS = (DISTILLED, "sdpo", "sdpo_without_think")
+"""Arms whose teacher is the frozen reasoner: a solution, a successful sibling, the sibling's answer alone."""
+
+
+@resumable()
+def headroom(output: Path, jobs: int) -> int:
+    """Runs what is missing and writes ``headroom.json``."""
+    output.mkdir(parents=True, exist_ok=True)
+    console, grid = Console(), read_grid(GRID)
+    start = kept(output / "start.json", lambda: rounded(measure_start(resolve_model(PARTIAL_REASONER))))
+    console.print(start_table(start))
+    code = sweep(GRID, output, (), jobs)
+    finished = [cell for cell in cells(GRID, output) if cell.finished()]
+    runs = [cell.run for cell in finished]
+    found = compare(runs, grid.eval_groups, reference=DISTILLED)
+    claims = [
+        *(claim for arm in TEACHERS for claim in (*shortened(finished, arm), *out_of_domain(found, arm))),
+        *narrowest(finished, found, grid.eval_groups),
+        *other_arms(finished, found),
+        *against_grpo(differences(runs, grid.eval_groups, "grpo")),
+        *without_search(differences(runs, grid.eval_groups, "sdpo_without_think")),
+        *fine_tuned_on_answers(differences(runs, grid.eval_groups, "searched")),
+    ]
+    report = {
+        "versions": versions(),
+        "seeds": sorted({cell.seed for cell in finished}),
+        "start": start,
+        "claims": [asdict(c) | {"verdict": c.verdict} for c in claims],
+        "from_start": [asdict(d) for d in found.from_start],
+        "curves": curves_by_step(finished),
+    }
+    (output / "headroom.json").write_text(json.dumps(rounded(report)) + "\n")
+    console.print(claims_table(claims))
+    console.print(f"all numbers: {output / 'headroom.json'}", soft_wrap=True)
+    return code
+
+
+def against_grpo(found: Sequence[Difference]) -> Iterator[Claim]:
+    """d. Self-distillation learns more than rewards alone on few problems, less on many (the paper's crossing)."""
+    chosen = [d for d in found if d.arm in TEACHERS and d.set == IN_DOMAIN]
+    few = {d.factor for d in chosen if d.factor in ("1", "8", "64")}
+    for d in chosen:
+        text = f"{d.arm} minus GRPO, |D| = {d.factor}: accuracy, new problems of the family"
+        yield Claim("d", text, d.difference, d.low, d.high, positive=d.factor in few)
+
+
+def without_search(found: Sequence[Difference]) -> Iterator[Claim]:
+    """f. A sibling with its search harms more out of domain than its answer alone."""
+    for d in found:
+        if (d.arm, d.set) == ("sdpo", OUT_OF_DOMAIN):
+            text = f"|D| = {d.factor}: accuracy out of domain, SDPO minus SDPO without think"
+            yield Claim("f", text, d.difference, d.low, d.high, positive=False)
+
+
+def fine_tuned_on_answers(found: Sequence[Difference]) -> Iterator[Claim]:
+    """e. Fine-tuning on answers without their search against fine-tuning on searches."""
+    for d in found:
+        if (d.arm, d.set) == ("answers", OUT_OF_DOMAIN):
+            text = f"|D| = {d.factor}: accuracy out of domain, fine-tuned on answers minus on searches"
+            yield Claim("e", text, d.difference, d.low, d.high, positive=False)

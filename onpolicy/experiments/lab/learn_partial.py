@@ -1,0 +1,85 @@
+"""Teaches the shipped reasoner part of two more tasks: next-token training on them and on its own tasks, from its weights.
+
+*Planted* here, besides what the reasoner brings: which facts are stated correctly (partial.py); a search that ends without an answer once
+everything was tried and nothing worked; and that facts which a hint states are read from it, in the middle of an attempt too. Under a hint
+each example has other facts where they are not known, so that nothing but the hint tells them. Not planted: anything about a student that
+learns from it. Three examples in ten are the reasoner's own. Problems that the lab trains or tests on are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from random import Random
+
+import torch
+
+from onpolicy.experiments.lab.learn_interpreter import enlarged
+from onpolicy.experiments.lab.partial import in_another_world, in_the_corpus, right
+from onpolicy.experiments.lab.pretrain import Example, Recipe, search_example, train_reasoner
+from onpolicy.experiments.lab.problem import AGAIN, HINT, NO, TRY, YES, Problem, direct, failed, search
+from onpolicy.experiments.lab.sets import partial_families
+from onpolicy.experiments.lab.words import vocabulary_with_partial, write_tokenizer
+
+OWN = 0.3
+"""Share of the examples that are of the reasoner's own tasks."""
+FAMILIES = {"route-c-2": 0.75, "sums-3-large": 0.25}
+RECIPE = Recipe(steps=2000, lr=2e-3)
+
+
+def mixed_partial_example(draw: Random) -> Example:
+    """An example of the reasoner's own tasks or of those that it is to know part of."""
+    if draw.random() < OWN:
+        return search_example(draw)
+    (family,) = draw.choices(list(FAMILIES), list(FAMILIES.values()))
+    return partial_example(partial_families()[family].pretrain, draw)
+
+
+def partial_example(problems: Sequence[Problem], draw: Random) -> Example:
+    """An example of one of a family's problems."""
+    problem, kind = draw.choice(problems), draw.random()
+    if kind < 0.62:
+        return problem.question, "", searched(problem, draw)
+    if kind < 0.93:
+        hinted = in_another_world(problem, draw)
+        begun, rest = under_hint(hinted, draw)
+        return f"{problem.question} {HINT} {_solution(hinted, draw)}", begun, rest
+    others = [p for p in problems if p.answer != problem.answer]
+    other = in_another_world(draw.choice(others), draw)
+    return f"{problem.question} {HINT} {_solution(other, draw)}", "", searched(problem, draw)
+
+
+def searched(problem: Problem, draw: Random) -> str:
+    """A search with what the reasoner knows; it ends with the last verdict where nothing worked."""
+    stated = in_the_corpus(problem, draw)
+    if any(a.works for a in stated.attempts):
+        return search(stated, draw)
+    return failed(stated, draw, len(stated.attempts))
+
+
+def under_hint(problem: Problem, draw: Random) -> tuple[str, str]:
+    """A beginning, and what follows if the solution is shown: what was begun is ended, then the answer."""
+    kind = draw.random()
+    if kind < 0.4:
+        return "", direct(problem)
+    before = failed(problem, draw, draw.randint(1, 4))
+    if kind < 0.6:
+        return before, direct(problem)
+    attempt = right(problem) if draw.random() < 0.5 else draw.choice(problem.attempts)
+    begun, rest = f"{draw.choice(TRY)} {attempt.idea}", attempt.working.split()
+    cut = draw.randrange(len(rest))
+    given = [*([before, draw.choice(AGAIN)] if draw.random() < 0.5 else []), begun, *rest[:cut]]
+    return " ".join(given), " ".join([*rest[cut:], YES if attempt.works else NO, direct(problem)])
+
+
+def _solution(problem: Problem, draw: Random) -> str:
+    return search(problem, draw) if draw.random() < 0.7 else direct(problem)
+
+
+def learn_partial(reasoner: str, folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+    """Trains the reasoner on all tasks and writes it, in bfloat16, with its tokenizer."""
+    words = vocabulary_with_partial()
+    model = enlarged(reasoner, words, recipe.seed)
+    train_reasoner(model, recipe, report, mixed_partial_example, words)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    write_tokenizer(folder, words)

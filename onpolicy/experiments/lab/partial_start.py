@@ -1,0 +1,108 @@
+"""What the reasoner of ``onpolicy lab learn_partial`` knows before anything is trained: by task, and by what its training data said."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from rich.table import Table
+
+from onpolicy.data.rendering import Renderer
+from onpolicy.experiments.lab import grading
+from onpolicy.experiments.lab.data import lab
+from onpolicy.experiments.lab.partial import knowledge, right
+from onpolicy.experiments.lab.problem import HINT
+from onpolicy.experiments.lab.sets import partial_families
+from onpolicy.models import load_tokenizer
+from onpolicy.rewards.answer import exact_answer
+from onpolicy.rollout.hf_generator import HFGenerator
+from onpolicy.types import Prompt, Sampling
+from onpolicy.utils.tables import left, table
+
+KNOWN_TASKS = ("route-a-2", "route-b-2", "route-a-3", "sums-4")
+PROBLEMS, ANSWERS, WINDOW = 100, 16, 512
+Answers = Sequence[tuple[Prompt, Sequence[str]]]
+
+
+def measure_start(folder: str) -> dict[str, Any]:
+    """Accuracy, correct verdicts and true facts on problems that the reasoner has not seen; where it knows part, also accuracy with the
+    solution in the prompt, and accuracy and pass@16 by what the training data said of the fact that the answer rests on."""
+    generator = HFGenerator(
+        renderer=Renderer(load_tokenizer(folder)), model=folder, max_model_len=WINDOW, batch_size=256,
+        sampling=Sampling(group_size=ANSWERS, max_tokens=160),
+    )  # fmt: skip
+    found: dict[str, Any] = {}
+    for family in (*KNOWN_TASKS, *partial_families()):
+        prompts = lab(family=family, split="test")[:PROBLEMS]
+        answers = _answered(generator, prompts)
+        found[family] = _measures(answers)
+        if family in partial_families():
+            hinted = _measures(_answered(generator, [_with_solution(p) for p in prompts]))
+            found[family] |= {"with_solution": hinted, "by_knowledge": by_knowledge(answers)}
+    return found
+
+
+def by_knowledge(answers: Answers) -> dict[str, dict[str, float]]:
+    """Known, faint or unknown -> problems, accuracy, and the share of problems solved by one answer at least."""
+    rates: dict[str, list[float]] = defaultdict(list)
+    for prompt, texts in answers:
+        what = knowledge(right(grading.problem_of(prompt.fields["problem_id"])).idea).value
+        rates[what].append(_accuracy(prompt, texts))
+    return {
+        what: {
+            "problems": float(len(values)),
+            "accuracy": fmean(values),
+            f"pass@{ANSWERS}": fmean(v > 0 for v in values),
+        }
+        for what, values in rates.items()
+    }
+
+
+def start_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
+    return table(
+        "before training, problems that the reasoner has not seen",
+        [left("task"), "accuracy", "verdicts", "facts", "tokens", "with the solution", left("accuracy / pass@16 by knowledge")],
+        (
+            (
+                family,
+                f"{m['accuracy']:.3f}",
+                f"{m['verdicts']:.3f}",
+                f"{m['facts']:.3f}",
+                f"{m['tokens']:.1f}",
+                f"{m['with_solution']['accuracy']:.3f}" if "with_solution" in m else "",
+                ", ".join(f"{k} {v['accuracy']:.2f} / {v[f'pass@{ANSWERS}']:.2f}" for k, v in m.get("by_knowledge", {}).items()),
+            )
+            for family, m in measured.items()
+        ),
+    )  # fmt: skip
+
+
+def _answered(generator: HFGenerator, prompts: Sequence[Prompt]) -> Answers:
+    groups = generator.generate(prompts, seed=0)
+    return [(prompt, [r.text for r in group.rollouts]) for prompt, group in zip(prompts, groups, strict=True)]
+
+
+def _measures(answers: Answers) -> dict[str, Any]:
+    texts = [(prompt.fields["problem_id"], text) for prompt, found in answers for text in found]
+    return {
+        "accuracy": fmean(_accuracy(prompt, found) for prompt, found in answers),
+        "tokens": fmean(len(text.split()) for _, text in texts),
+        **{
+            name: fmean(graded)
+            if (graded := [v for problem, text in texts if (v := grade(text, problem)) is not None])
+            else None
+            for name, grade in (("verdicts", grading.verdicts), ("facts", grading.facts))
+        },
+    }
+
+
+def _accuracy(prompt: Prompt, texts: Sequence[str]) -> float:
+    return fmean(exact_answer(text, prompt.fields["answer"]) for text in texts)
+
+
+def _with_solution(prompt: Prompt) -> Prompt:
+    (message,) = prompt.messages
+    shown = f"{message['content']} {HINT} {prompt.fields['solution']}"
+    return Prompt(id=prompt.id, messages=({"role": "user", "content": shown},), fields=prompt.fields)
