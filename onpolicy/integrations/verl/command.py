@@ -80,10 +80,13 @@ def _environment_problems(config: Any, resolved: ResolvedConfig, plugin: Plugin)
     from onpolicy.integrations.verl.problems import file_problems
     from onpolicy.models import load_tokenizer, student_renderer
     from onpolicy.rollout.build import environment_maker
+    from onpolicy.run.check_run import not_ready
 
     for key in DATA:
         yield from file_problems(key, _named(config, key))
-    folder = folder_at_hand(resolved.config.model)
+    lacking = [f"{SECTION}.{problem}" for problem in not_ready(plugin)]
+    yield from lacking
+    folder = None if lacking else folder_at_hand(resolved.config.model)
     if folder is None:
         return
     tokenizer = load_tokenizer(str(folder), trust_remote_code=resolved.config.model.trust_remote_code)

@@ -12,6 +12,7 @@ from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.data.errors import DataError
 from onpolicy.data.text import clipped
+from onpolicy.run.check_run import not_ready
 from onpolicy.run.loading import chosen_prompts, section_prompts
 from onpolicy.types import Prompt
 from onpolicy.utils.errors import ConfigError, suggest
@@ -32,7 +33,7 @@ def write_problems(config: Path, overrides: Sequence[str], output: Path, eval_se
         eval_set: one under ``eval.sets``, in place of ``data``
 
     Raises:
-        ConfigError: no such set.
+        ConfigError: no such set, or its source lacks a package.
         DataError: there are no problems, one cannot be read, or JSON cannot hold it.
     """
     import pyarrow as pa
@@ -47,6 +48,8 @@ def write_problems(config: Path, overrides: Sequence[str], output: Path, eval_se
         )
     key = "data" if eval_set is None else f"eval.sets.{eval_set}"
     section = resolved.data if eval_set is None else resolved.eval_sets[eval_set]
+    if lacking := list(not_ready(section.plugin)):
+        raise ConfigError(*lacking)
     prompts = chosen_prompts(section, section_prompts(section, key), key)
     if eval_set is not None:
         prompts = prompts[: section.settings.problems]

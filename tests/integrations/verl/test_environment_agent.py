@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import importlib.util
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
@@ -51,7 +52,7 @@ from onpolicy.trainer.collate import collate
 from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
 from onpolicy.utils.errors import ConfigError
 from tests.data.test_next_turn import FORGETS
-from tests.integrations.verl.runs import smallest
+from tests.integrations.verl.runs import ROOT, smallest
 from tests.rollout.conversations import talk
 from tests.tiny import byte_tokenizer
 
@@ -446,7 +447,11 @@ def test_problems_go_into_a_file_and_come_out_as_they_were(tmp_path: Path, capsy
     path = write_problems_of(tmp_path, faults={"p1": "raises"}, problems=3)
     assert f"{path}: 3 problems, 3 of them conversations with the environment" in capsys.readouterr().out
     rows = pq.read_table(path).to_pylist()
-    assert [problem_of(row[PROBLEM]) for row in rows] == [talk("p0"), talk("p1", fault="raises"), talk("p2")]
+    asked_of = [talk("p0"), talk("p1", fault="raises"), talk("p2")]
+    expected = [
+        replace(p, fields={**p.fields, "problem_id": p.id}) for p in asked_of
+    ]  # as the embedded trainer has them
+    assert [problem_of(row[PROBLEM]) for row in rows] == expected
     assert rows[1]["prompt"] == [{"role": "user", "content": "Question p1?"}] and rows[2]["extra_info"] == {"index": 2}
     called = {
         "type": "function",
@@ -500,6 +505,35 @@ def test_check_makes_the_environment_and_looks_for_its_problems(tmp_path: Path) 
     first, second = caught.value.problems
     assert "'agent_name', by which verl would run agent loops of its own" in first
     assert "has no problem that an environment takes part in" in second
+
+
+def test_the_configs_of_page_and_example_work(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """As far as they do without the library, of which both `check` and `data` say how it is installed."""
+    page = (ROOT / "docs" / "environments.md").read_text().partition("## On verl")[2]
+    (tmp_path / "page.yaml").write_text(page.partition("```yaml\n")[2].partition("```")[0])
+    given = words(tmp_path)
+    needed = [
+        word
+        for word in given
+        if word.split("=")[0] in ("data.train_files", "data.val_files", "actor_rollout_ref.model.path")
+    ]
+    for path in (tmp_path / "page.yaml", ROOT / "examples" / "lookup_on_verl.yaml"):
+        config = compose(path, needed)
+        resolved = method(config)
+        embedded = yaml.safe_load((ROOT / "examples" / "lookup.yaml").read_text())
+        assert config.onpolicy == {name: embedded[name] for name in ("environment", "rewards", "objective")}
+        assert resolved.generator.settings.max_tokens == embedded["generator"]["max_tokens"]
+        assert resolved.generator.settings.group_size == embedded["generator"]["group_size"]
+        assert config.data.train_batch_size == config.actor_rollout_ref.actor.ppo_mini_batch_size
+    if importlib.util.find_spec("verifiers") is None:
+        with pytest.raises(
+            ConfigError, match=r"onpolicy\.environment: needs the package verifiers, which is not installed: pip"
+        ):
+            check(path, needed)
+        assert (
+            main(["verl", "data", "examples/lookup.yaml", "--output", str(tmp_path / "x.parquet"), "model.path=x"]) == 2
+        )
+        assert "data: needs the package verifiers" in capsys.readouterr().err
 
 
 def breaks() -> Any:
