@@ -68,7 +68,7 @@ def by_rollout(rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
     return [[found[place] for place in sorted(found)] for found in places.values()]
 
 
-def joined(segments: Sequence[Rollout]) -> Rollout:
+def whole_rollout(segments: Sequence[Rollout]) -> Rollout:
     """The rollout with these segments."""
     *earlier, last = segments
     return replace(last, earlier=tuple(earlier)) if earlier else last

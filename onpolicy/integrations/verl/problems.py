@@ -83,7 +83,7 @@ def problem_as_json(key: str, prompt: Prompt) -> str:
     return json.dumps({name: value for name, value in given.items() if value or name in ("id", "messages")})
 
 
-def problem_of(text: str) -> Prompt:
+def problem_from_json(text: str) -> Prompt:
     """The problem that the column holds."""
     given: dict[str, Any] = json.loads(text)
     for name in given.keys() & {"messages", "completion_prefix_ids", "banned_token_ids"}:
@@ -127,7 +127,7 @@ def _columns(path: Path) -> tuple[Sequence[str], bool]:
     kind = "parquet" if path.suffix == ".parquet" else "json"
     rows = datasets.load_dataset(kind, data_files=str(path))["train"]  # as verl reads it
     problems = rows[PROBLEM] if PROBLEM in rows.column_names else ()
-    return rows.column_names, any(problem_of(text).interactive for text in problems)
+    return rows.column_names, any(problem_from_json(text).interactive for text in problems)
 
 
 def _row(key: str, index: int, prompt: Prompt) -> dict[str, Any]:

@@ -24,8 +24,8 @@ from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.data.rows import to_prompt
-from onpolicy.integrations.verl.conversation_rows import by_rollout, joined, segment_of
-from onpolicy.integrations.verl.problems import PROBLEM, problem_of
+from onpolicy.integrations.verl.conversation_rows import by_rollout, segment_of, whole_rollout
+from onpolicy.integrations.verl.problems import PROBLEM, problem_from_json
 from onpolicy.types import Example, Prompt, Rollout, RolloutGroup, TrainBatch
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def rollout_group(
     """
     known = texts or [None] * len(rows)
     segments = [_rollout(row, renderer, max_tokens, text) for row, text in zip(rows, known, strict=True)]
-    rollouts = (joined([segments[i] for i in numbers]) for numbers in by_rollout(rows))
+    rollouts = (whole_rollout([segments[i] for i in numbers]) for numbers in by_rollout(rows))
     return RolloutGroup(prompt=prompt_of(rows[0]), rollouts=tuple(rollouts))
 
 
@@ -94,7 +94,7 @@ def prompt_of(row: Mapping[str, Any]) -> Prompt:
         ValueError: it cannot be read, or the prompt holds the answer.
     """
     if row.get(PROBLEM):
-        return problem_of(row[PROBLEM])
+        return problem_from_json(row[PROBLEM])
     asked, identity = as_lists(row["raw_prompt"]), str(row["uid"])
     given = {name: value for name, value in row.items() if name not in FIELDS}
     prompt = to_prompt({**given, "prompt": asked}, default_id=identity, columns={"prompt": "prompt"})

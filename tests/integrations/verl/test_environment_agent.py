@@ -39,7 +39,7 @@ from onpolicy.integrations.verl.command import check, compose
 from onpolicy.integrations.verl.conversation_rows import CONVERSATION, has_failed, segment_of
 from onpolicy.integrations.verl.environment_agent import EnvironmentAgentLoop, conversations
 from onpolicy.integrations.verl.names import ENVIRONMENT
-from onpolicy.integrations.verl.problems import PROBLEM, problem_as_json, problem_of, write_problems
+from onpolicy.integrations.verl.problems import PROBLEM, problem_as_json, problem_from_json, write_problems
 from onpolicy.integrations.verl.response_reader import ResponseReader
 from onpolicy.integrations.verl.reward_manager import OnpolicyRewardManager
 from onpolicy.integrations.verl.row_annotator import RowAnnotator
@@ -54,7 +54,7 @@ from onpolicy.utils.errors import ConfigError
 from tests.data.test_next_turn import FORGETS
 from tests.integrations.verl.runs import ROOT, smallest
 from tests.rollout.conversations import talk
-from tests.tiny import byte_tokenizer
+from tests.tiny import CHATML, byte_tokenizer
 
 pytestmark = pytest.mark.verl
 
@@ -185,7 +185,7 @@ class Side:
         self.config = compose(write_method(folder, environment), words(folder, n=n))
         self.resolved: ResolvedConfig = method(self.config)
         prepare(self.config, self.resolved, "sync")
-        self.tokenizer, self.n, self.servers = byte_tokenizer(*filter(None, [template])), n, Servers()
+        self.tokenizer, self.n, self.servers = byte_tokenizer(template or CHATML), n, Servers()
         self.shared = conversations(self.config, self.tokenizer)
         self.reader = ResponseReader(self.resolved, self.shared.renderer)
 
@@ -451,7 +451,7 @@ def test_problems_go_into_a_file_and_come_out_as_they_were(tmp_path: Path, capsy
     expected = [
         replace(p, fields={**p.fields, "problem_id": p.id}) for p in asked_of
     ]  # as the embedded trainer has them
-    assert [problem_of(row[PROBLEM]) for row in rows] == expected
+    assert [problem_from_json(row[PROBLEM]) for row in rows] == expected
     assert rows[1]["prompt"] == [{"role": "user", "content": "Question p1?"}] and rows[2]["extra_info"] == {"index": 2}
     called = {
         "type": "function",
@@ -466,7 +466,7 @@ def test_problems_go_into_a_file_and_come_out_as_they_were(tmp_path: Path, capsy
         max_tokens=9,
         interactive=True,
     )
-    assert problem_of(problem_as_json("data", prompt)) == prompt
+    assert problem_from_json(problem_as_json("data", prompt)) == prompt
     for field, value in {"image": b"png", "names": {1: "one"}, "score": float("nan")}.items():
         with pytest.raises(DataError, match=rf"data: problem 'x/1' has under fields\.{field} what JSON cannot hold"):
             problem_as_json("data", replace(prompt, fields={field: value}))
