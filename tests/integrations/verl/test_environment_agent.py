@@ -84,12 +84,15 @@ class Servers:
 
     def __init__(self) -> None:
         self.asked: list[dict[str, Any]] = []
+        self.pause, self.under_way = 0.0, 0
 
     async def generate(
         self, request_id: str, *, prompt_ids: list[int], sampling_params: Mapping[str, Any], **named: Any
     ) -> TokenOutput:
         self.asked.append({"session": request_id, **sampling_params})
-        await asyncio.sleep(0.001 * (len(prompt_ids) % 3))
+        self.under_way += 1
+        await asyncio.sleep(self.pause or 0.001 * (len(prompt_ids) % 3))
+        self.under_way -= 1
         ids, logprobs = reply_to(prompt_ids, sampling_params["max_tokens"], sampling_params["seed"])
         version = len(self.asked)
         told = {"min_global_steps": version, "max_global_steps": version}
@@ -421,6 +424,18 @@ def test_without_room_for_a_reply_the_rollout_is_lost(tmp_path: Path) -> None:
     assert lost.failed and lost.outcome is not None and lost.outcome.failure == "it never asked the student"
     with pytest.raises(EnvironmentBroken, match="it never asked the student"):
         side.embedded([long])
+
+
+def test_a_rollout_is_there_when_nothing_is_sampled_for_it_any_more(tmp_path: Path) -> None:
+    """Whoever has it may put the servers to sleep; this environment does not wait for its second reply."""
+    side = Side(tmp_path, f"{HERE}:GivesUp", n=1)
+    side.servers.pause = 0.2
+
+    async def one() -> int:
+        await side.session(TALKS[0], 0)
+        return side.servers.under_way
+
+    assert asyncio.run(one()) == 0 and len(side.servers.asked) == 2
 
 
 def test_a_problem_that_is_not_interactive_has_one_turn(tmp_path: Path) -> None:
