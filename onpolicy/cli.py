@@ -367,6 +367,16 @@ COMMANDS: dict[str, Command | Group] = {
                 "compose and validate a config without loading a model, and print what the run will do",
                 (*VERL_CONFIG, _argument("--json", action="store_true", help="print summary and method as JSON")),
             ),
+            "data": Command(
+                "onpolicy.integrations.verl.problems:write_problems",
+                "write the problems of a config of onpolicy's own trainer as a parquet file for verl, e.g. an environment's",
+                (
+                    CONFIG,
+                    OVERRIDES,
+                    _output("parquet file to write", type=new_file, required=True),
+                    _argument("--set", metavar="NAME", help="a set under eval.sets, in place of data"),
+                ),
+            ),
         },
     ),
 }  # fmt: skip

@@ -6,11 +6,12 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from onpolicy.config.registry import options_of
+from onpolicy.config.registry import Plugin, options_of
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.data.cursor import PromptCursor
+from onpolicy.data.rendering import Renderer
 from onpolicy.models import ModelHandle
-from onpolicy.protocols import AdapterShape, Generator, Sampler
+from onpolicy.protocols import AdapterShape, Environment, Generator, Sampler
 from onpolicy.rollout.dataset_completions import DatasetCompletions
 from onpolicy.rollout.environments import EnvironmentGenerator, Rules
 from onpolicy.rollout.prefetch import RolloutPrefetcher
@@ -58,8 +59,6 @@ def with_environment(
 ) -> Generator:
     """The generator, with the configured environment for the prompts that it takes part in; as it is where none is configured.
 
-    A plug-in with an option ``renderer`` is given that of the student.
-
     Args:
         resolved: the config
         model: the student
@@ -69,9 +68,14 @@ def with_environment(
     section = resolved.environment
     if section is None:
         return generator
-    options = {"renderer": model.renderer} if "renderer" in options_of(section.plugin.function) else {}
     rules = Rules(model.renderer, model.max_model_len, section.settings.timeout)
-    return EnvironmentGenerator(generator, functools.partial(section.plugin.bind(), **options), rules, note)
+    return EnvironmentGenerator(generator, environment_maker(section.plugin, model.renderer), rules, note)
+
+
+def environment_maker(plugin: Plugin, renderer: Renderer) -> Callable[[], Environment]:
+    """Makes an environment; a plug-in with an option ``renderer`` is given that of the student."""
+    options = {"renderer": renderer} if "renderer" in options_of(plugin.function) else {}
+    return functools.partial(plugin.bind(), **options)
 
 
 def prompt_cursor(resolved: ResolvedConfig, prompts: Sequence[Prompt]) -> PromptCursor:

@@ -60,12 +60,16 @@ class Finished:
     rollout: Rollout
 
 
+Event = Turn | Finished | BaseException
+"""What happens to an episode; an exception where the student could not be sampled, or the episode's tokens are none."""
+
+
 @dataclass(frozen=True)
 class Held:
     """The episodes of one call."""
 
-    events: queue.Queue[Turn | Finished | BaseException] = field(default_factory=queue.Queue)
-    """What happens; an exception where the student could not be sampled, or an episode's tokens are none."""
+    events: queue.Queue[Event] = field(default_factory=queue.Queue)
+    """What happens, unless somebody else is told."""
     tasks: list[asyncio.Task[None]] = field(default_factory=list)
 
 
@@ -94,12 +98,18 @@ class EnvironmentLoop:
         self._thread = threading.Thread(target=self._run, name="environment", daemon=True)
         self._thread.start()
 
-    def hold(self, starts: Iterable[EpisodeStart]) -> Held:
-        """Begins episodes; what they need and how they end comes out of the events."""
+    def hold(self, starts: Iterable[EpisodeStart], tell: Callable[[Event], None] | None = None) -> Held:
+        """Begins episodes; what they need and how they end comes out of the events.
+
+        Args:
+            starts: the episodes
+            tell: called with each event, on the environment's thread; None: the events are queued
+        """
         held = Held()
+        told = held.events.put if tell is None else tell
 
         def begin() -> None:
-            held.tasks.extend(self._loop.create_task(self._hold(start, held.events)) for start in starts)
+            held.tasks.extend(self._loop.create_task(self._hold(start, told)) for start in starts)
 
         self._call(begin)
         return held
@@ -186,23 +196,23 @@ class EnvironmentLoop:
             self._at_work[task] = start
         return task
 
-    async def _hold(self, start: EpisodeStart, events: queue.Queue[Turn | Finished | BaseException]) -> None:
+    async def _hold(self, start: EpisodeStart, tell: Callable[[Event], None]) -> None:
         """One episode, until its end is told."""
         EPISODE.set(start)
 
         async def sample(prompt: Prompt) -> Rollout:
             answer: Future[Rollout] = Future()
-            events.put(Turn(prompt, answer))
+            tell(Turn(prompt, answer))
             return await asyncio.wrap_future(answer)
 
         try:
             rollout = await hold(self._environment, start.prompt, start.new(), sample, timeout=self._timeout)
         except BaseException as error:
             if not self.abandoned:
-                events.put(error)
+                tell(error)
             raise
         if not self.abandoned:
-            events.put(Finished(start.number, rollout))
+            tell(Finished(start.number, rollout))
 
 
 def _ignore(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

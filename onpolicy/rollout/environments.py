@@ -168,7 +168,7 @@ class EnvironmentGenerator:
         finally:
             with self._lock:
                 self._counts.pop(call, None)
-        self._tell(failures, len(prompts) * size)
+        tell_failures(failures, len(prompts) * size, self._note)
         return arrivals.groups()
 
     def _start(self, number: int, prompt: Prompt, sampling: Sampling) -> EpisodeStart:
@@ -207,13 +207,24 @@ class EnvironmentGenerator:
         finally:
             loop.cancel(held)
 
-    def _tell(self, failures: Counter[str], total: int) -> None:
-        if not failures:
-            return
-        reasons = "; ".join(f"{reason} ({n})" for reason, n in failures.most_common(3))
-        if failures.total() == total:
-            raise EnvironmentBroken(f"environment: all {total} rollouts failed: {reasons}")
-        self._note(f"environment: {failures.total()} of {total} rollouts failed and are left out: {reasons}")
+
+def tell_failures(failures: Counter[str], total: int, note: Callable[[str], None]) -> None:
+    """Says how many rollouts failed, and why.
+
+    Args:
+        failures: how often each reason was given
+        total: how many rollouts there were
+        note: told of some
+
+    Raises:
+        EnvironmentBroken: they are all.
+    """
+    if not failures:
+        return
+    reasons = "; ".join(f"{reason} ({n})" for reason, n in failures.most_common(3))
+    if failures.total() == total:
+        raise EnvironmentBroken(f"environment: all {total} rollouts failed: {reasons}")
+    note(f"environment: {failures.total()} of {total} rollouts failed and are left out: {reasons}")
 
 
 class _Calls:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from onpolicy.config.load import ConfigSource
 from onpolicy.config.problems import Problems, collected
+from onpolicy.config.registry import Plugin
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.shipped import config_argument
 from onpolicy.contracts import check_config, gives_single_rollouts_nothing, learns_from_advantages_alone
@@ -47,13 +48,19 @@ def _not_ready(resolved: ResolvedConfig, problems: Problems) -> Iterator[str]:
         [] if resolved.config.distributed.num_generators else [resolved.generator.plugin]
     )  # else where the actors are
     for plugin in (*(section.plugin for section in sections), *resolved.trackers, *resolved.graders, *here):
-        check = getattr(plugin.function, "ready", None)
-        if check is None or not problems.sound(plugin.key):
-            continue
-        try:
-            check(**plugin.options)
-        except (UserError, RewardError) as error:
-            yield f"{plugin.key}: {error}"
+        if problems.sound(plugin.key):
+            yield from not_ready(plugin)
+
+
+def not_ready(plugin: Plugin) -> Iterator[str]:
+    """What a plug-in lacks, as it says itself (``utils.ready``)."""
+    check = getattr(plugin.function, "ready", None)
+    if check is None:
+        return
+    try:
+        check(**plugin.options)
+    except (UserError, RewardError) as error:
+        yield f"{plugin.key}: {error}"
 
 
 def _not_on_ranks(

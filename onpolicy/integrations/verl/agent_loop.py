@@ -13,6 +13,8 @@ import torch
 from verl.experimental.agent_loop import AgentLoopManager, AgentLoopOutput, AgentLoopWorker
 from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 
+from onpolicy.integrations.verl.conversation_rows import has_failed
+from onpolicy.integrations.verl.environment_agent import conversations
 from onpolicy.integrations.verl.names import SECTION
 from onpolicy.integrations.verl.response_reader import READ, ResponseReader
 from onpolicy.integrations.verl.settings import unpack_config
@@ -37,6 +39,8 @@ class ReadingWorker(AgentLoopWorker):  # type: ignore[misc]
             self.reader = ResponseReader(
                 resolved, student_renderer(resolved, self.tokenizer, resolved.config.model.path)
             )
+            if resolved.environment is not None:
+                conversations(self.config, self.tokenizer)  # what cannot be made ends the run before it begins
         # one: what is known of the last text is kept between the functions that read it
         self._thread = ThreadPoolExecutor(1)
 
@@ -48,6 +52,8 @@ class ReadingWorker(AgentLoopWorker):  # type: ignore[misc]
     ) -> None:
         if self.reader is not None and not validate:
             for one in output if isinstance(output, list) else [output]:
+                if has_failed({"extra_fields": one.extra_fields}):
+                    continue
                 await asyncio.get_running_loop().run_in_executor(self._thread, add_read, one, kwargs, self.reader)
         await _of_verl._agent_loop_postprocess(self, output, validate, **kwargs)
 
@@ -65,6 +71,7 @@ def add_read(output: AgentLoopOutput, columns: Mapping[str, Any], reader: Respon
         "prompts": torch.tensor(output.prompt_ids),
         "responses": torch.tensor(output.response_ids),
         "response_mask": torch.tensor(output.response_mask),
+        "extra_fields": output.extra_fields,
     }
     if output.response_logprobs is not None:
         row["rollout_log_probs"] = torch.tensor(output.response_logprobs, dtype=torch.float32)

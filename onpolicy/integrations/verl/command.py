@@ -19,16 +19,21 @@ from omegaconf import OmegaConf
 from rich.console import Console
 
 from onpolicy.config.problems import collected
-from onpolicy.integrations.verl.names import MODE, STOP_FILE
+from onpolicy.integrations.verl.names import MODE, SECTION, STOP_FILE
 from onpolicy.integrations.verl.summary import summarize_verl_run
-from onpolicy.utils.errors import ConfigError, ModelError
+from onpolicy.utils.errors import ConfigError, ModelError, UserError, first_line
 from onpolicy.utils.signals import Stopped, on_interrupt, wait_for
 from onpolicy.utils.tables import print_facts
 from onpolicy.utils.terminal import plain, print_json, print_next
 
 if TYPE_CHECKING:
+    from onpolicy.config.registry import Plugin
     from onpolicy.config.resolved import ResolvedConfig
     from onpolicy.experiments.forecast.memory import Memory
+
+
+DATA = "data.train_files", "data.val_files"
+"""Keys that name files with problems."""
 
 
 def check(path: Path, overrides: Sequence[str]) -> Any:
@@ -49,7 +54,9 @@ def check(path: Path, overrides: Sequence[str]) -> Any:
     with collected(None) as problems:
         problems.add(*_missing_files(config))
         with problems.collect():
-            (method if config.trainer.v1.trainer_mode.startswith(MODE) else served)(config, problems)
+            resolved = (method if config.trainer.v1.trainer_mode.startswith(MODE) else served)(config, problems)
+            if resolved.environment is not None:
+                problems.add(*_environment_problems(config, resolved, resolved.environment.plugin))
         try:
             validate_config(config, use_reference_policy=need_reference_policy(config), use_critic=need_critic(config))
         except (AssertionError, ValueError, TypeError) as error:
@@ -59,12 +66,42 @@ def check(path: Path, overrides: Sequence[str]) -> Any:
 
 def _missing_files(config: Any) -> Iterator[str]:
     """Files that do not exist, which a run would find out after minutes; verl's defaults name some."""
-    for key in ("actor_rollout_ref.model.path", "data.train_files", "data.val_files"):
-        value = OmegaConf.select(config, key)
-        for name in [value] if isinstance(value, str) else value or ():
+    for key in ("actor_rollout_ref.model.path", *DATA):
+        for name in _named(config, key):
             local = name.startswith(("~", "/", ".")) or key.startswith("data.")
             if local and "://" not in name and not Path(name).expanduser().exists():
                 yield f"{key}: there is no {name!r}. Give the path in the file or as an override."
+
+
+def _environment_problems(config: Any, resolved: ResolvedConfig, plugin: Plugin) -> Iterator[str]:
+    """What a run with an environment would find out after minutes: files without its problems, and an environment that cannot be made
+    (tried where the model's tokenizer is on this machine)."""
+    from onpolicy.experiments.forecast.at_hand import folder_at_hand
+    from onpolicy.integrations.verl.problems import file_problems
+    from onpolicy.models import load_tokenizer, student_renderer
+    from onpolicy.rollout.build import environment_maker
+    from onpolicy.run.check_run import not_ready
+
+    for key in DATA:
+        yield from file_problems(key, _named(config, key))
+    lacking = [f"{SECTION}.{problem}" for problem in not_ready(plugin)]
+    yield from lacking
+    folder = None if lacking else folder_at_hand(resolved.config.model)
+    if folder is None:
+        return
+    tokenizer = load_tokenizer(str(folder), trust_remote_code=resolved.config.model.trust_remote_code)
+    make = environment_maker(plugin, student_renderer(resolved, tokenizer, str(folder)))
+    try:
+        make()
+    except UserError:
+        raise
+    except Exception as error:  # a user's own code
+        yield f"{SECTION}.environment: {plugin.name!r} cannot be made: {type(error).__name__}: {first_line(error)}."
+
+
+def _named(config: Any, key: str) -> list[str]:
+    value = OmegaConf.select(config, key)
+    return [value] if isinstance(value, str) else list(value or ())
 
 
 def quiet() -> None:

@@ -29,6 +29,7 @@ def register() -> None:
     from verl.trainer.ppo.v1 import trainer_base
     from verl.workers.engine.base import EngineRegistry
 
+    from onpolicy.integrations.verl import environment_agent  # noqa: F401 registers itself
     from onpolicy.integrations.verl.engine import TeachingEngine
     from onpolicy.integrations.verl.reward_manager import OnpolicyRewardManager
     from onpolicy.integrations.verl.trainer import TRAINERS

@@ -14,7 +14,7 @@ from onpolicy.config.resolve import resolve
 from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.contracts import reads_siblings
 from onpolicy.epistemic.ids import span_names
-from onpolicy.integrations.verl.names import ESTIMATOR, MANAGER, SECTION, SEPARATE_MODE, SERVED
+from onpolicy.integrations.verl.names import ENVIRONMENT, ESTIMATOR, MANAGER, SECTION, SEPARATE_MODE, SERVED
 from onpolicy.integrations.verl.rows import MOST_SPANS
 from onpolicy.integrations.verl.served_head import is_exact
 from onpolicy.trainer.build import build_objective, teacher_rule
@@ -60,6 +60,8 @@ NOT_OUR_CREDIT: dict[str, tuple[Any, str]] = {
     "algorithm.lam": (1.0, "a credit of your own"),
 }
 """Keys of verl's estimators, which ``credit`` replaces."""
+VERLS_LOOP = "single_turn_agent"
+"""verl's default, which an environment replaces."""
 REJECTION = "algorithm.rollout_correction.rollout_rs"
 
 
@@ -83,17 +85,14 @@ def find_problems(config: DictConfig, resolved: ResolvedConfig, problems: Proble
     if problems.sound("objective"):
         yield from _temperature_problems(config, resolved)
     yield from querying_problems(resolved)
+    if resolved.environment is not None:
+        yield from _environment_problems(config)
     marked = list(span_names(resolved)) if problems.sound("objective", "spans", "epistemic") else []
     if len(marked) > MOST_SPANS:
         yield f"{SECTION}.spans: {len(marked)} kinds of marked tokens, with those of telemetry; expected at most {MOST_SPANS}."
 
 
 def querying_problems(resolved: ResolvedConfig) -> Iterator[str]:
-    if resolved.environment is not None:
-        yield (
-            f"{SECTION}.environment: rollouts are verl's; expected none, and an agent loop of verl's own "
-            "(actor_rollout_ref.rollout.agent)."
-        )
     asking = dict(resolved.querying_plugins)
     if resolved.privileged_rollouts is not None:
         del asking[key := resolved.privileged_rollouts.plugin.key]
@@ -105,6 +104,20 @@ def querying_problems(resolved: ResolvedConfig) -> Iterator[str]:
         yield (
             f"{SECTION}.{key}: {plugin.name!r} asks the model while a step is made, which verl has no place for; "
             "put what it would ask for into a column of the data."
+        )
+
+
+def _environment_problems(config: DictConfig) -> Iterator[str]:
+    loop = config.actor_rollout_ref.rollout.agent.default_agent_loop
+    if loop not in (VERLS_LOOP, ENVIRONMENT):
+        yield (
+            f"actor_rollout_ref.rollout.agent.default_agent_loop: got {loop!r}, which has no effect beside {SECTION}.environment; expected "
+            f"{VERLS_LOOP!r}, verl's default, or an agent loop of verl's and no environment."
+        )
+    if is_served(config):
+        yield (
+            f"{SECTION}.environment: a served teacher scores the last segment of a conversation alone; expected a teacher that is not "
+            "served (distillation.enabled=false)."
         )
 
 

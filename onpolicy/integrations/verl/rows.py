@@ -1,7 +1,8 @@
 """verl's rows as the types of ``onpolicy.types``, and examples as columns for verl's workers.
 
-A row is one trajectory: ``prompts`` and ``responses`` without padding, ``response_mask`` with a 0 for each token of the response that the
-policy did not sample (e.g. the output of a tool), the columns of the dataset, and what the reward said.
+A row is one trajectory, or one segment of a conversation with an environment (``conversation_rows``): ``prompts`` and ``responses`` without
+padding, ``response_mask`` with a 0 for each token of the response that the policy did not sample (e.g. the output of a tool), the columns
+of the dataset, and what the reward said.
 The columns that are added to verl's own, one tensor per row:
 
     onpolicy_prompt_<context>   [P'] ids that the teacher reads before the response; a single -1 where it has no context
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import compress
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +24,9 @@ from torch import Tensor
 
 from onpolicy.data.rendering import Renderer
 from onpolicy.data.rows import to_prompt
-from onpolicy.types import Example, Rollout, RolloutGroup, TrainBatch
+from onpolicy.integrations.verl.conversation_rows import by_rollout, segment_of, whole_rollout
+from onpolicy.integrations.verl.problems import PROBLEM, problem_from_json
+from onpolicy.types import Example, Prompt, Rollout, RolloutGroup, TrainBatch
 
 if TYPE_CHECKING:
     from tensordict import TensorDict
@@ -66,7 +70,7 @@ def rollout_group(
     max_tokens: int,
     texts: Sequence[str | None] | None = None,
 ) -> RolloutGroup:
-    """The trajectories of one prompt.
+    """The trajectories of one prompt, with the segments of each conversation put together.
 
     Args:
         rows: of the prompt
@@ -77,36 +81,58 @@ def rollout_group(
     Raises:
         ValueError: the row is none that ``onpolicy.data`` reads, or its prompt holds the answer.
     """
-    first = rows[0]
-    columns = {name: value for name, value in first.items() if name not in FIELDS}
-    asked = as_lists(first["raw_prompt"])
-    prompt = to_prompt({**columns, "prompt": asked}, default_id=str(first["uid"]), columns={"prompt": "prompt"})
+    known = texts or [None] * len(rows)
+    segments = [_rollout(row, renderer, max_tokens, text) for row, text in zip(rows, known, strict=True)]
+    rollouts = (whole_rollout([segments[i] for i in numbers]) for numbers in by_rollout(rows))
+    return RolloutGroup(prompt=prompt_of(rows[0]), rollouts=tuple(rollouts))
+
+
+def prompt_of(row: Mapping[str, Any]) -> Prompt:
+    """The problem: as a data source of ours has written it, or as ``onpolicy.data`` reads the columns.
+
+    Raises:
+        ValueError: it cannot be read, or the prompt holds the answer.
+    """
+    if row.get(PROBLEM):
+        return problem_from_json(row[PROBLEM])
+    asked, identity = as_lists(row["raw_prompt"]), str(row["uid"])
+    given = {name: value for name, value in row.items() if name not in FIELDS}
+    prompt = to_prompt({**given, "prompt": asked}, default_id=identity, columns={"prompt": "prompt"})
     if len(prompt.messages) < len(asked):
         raise ValueError(
             f"row {prompt.id!r}: the prompt ends with the assistant's turn, which verl shows to the student; take it out of the column "
             "'prompt', or mark it as one to continue with prefix: true"
         )
-    known = texts or [None] * len(rows)
-    rollouts = (_rollout(row, renderer, max_tokens, text) for row, text in zip(rows, known, strict=True))
-    return RolloutGroup(prompt=prompt, rollouts=tuple(rollouts))
+    return prompt
 
 
 def _rollout(row: Mapping[str, Any], renderer: Renderer, max_tokens: int, text: str | None) -> Rollout:
+    packed = segment_of(row)
+    if packed is not None and packed.segment.failed:
+        return packed.segment
     ids = tuple(row["responses"].tolist())
-    logprobs, mask = row.get("rollout_log_probs"), row.get("response_mask")
-    sampled = () if mask is None or bool(mask.all()) else tuple(mask.bool().tolist())
-    ended = len(ids) < max_tokens or ids[-1] in renderer.eos_ids
+    logprobs = row.get("rollout_log_probs")
+    sampled = _sampled(row) if packed is None else tuple(map(bool, packed.sampled))
     if text is None:
         text = renderer.completion_text(tuple(compress(ids, sampled)) if sampled else ids)
-    return Rollout(
+    made = Rollout(
         prompt_ids=tuple(row["prompts"].tolist()),
         completion_ids=ids,
         rollout_logprobs=(0.0,) * len(ids) if logprobs is None else tuple(logprobs.tolist()),
         text=text,
-        finish_reason="stop" if ended else "length",
+        finish_reason="stop" if len(ids) < max_tokens or ids[-1] in renderer.eos_ids else "length",
         policy_version=0,
         sampled_mask=sampled,
     )
+    if packed is None:
+        return made
+    own = packed.segment
+    return replace(made, finish_reason=own.finish_reason, history=own.history, outcome=own.outcome, final=own.final)
+
+
+def _sampled(row: Mapping[str, Any]) -> tuple[bool, ...]:
+    mask = row.get("response_mask")
+    return () if mask is None or bool(mask.all()) else tuple(mask.bool().tolist())
 
 
 def as_lists(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from math import isnan, nan
 from typing import Any
 
 from onpolicy.annotation.scoring import (
@@ -36,22 +37,28 @@ def score_rows(
     """Combines the rewards of each trajectory; without rewards of ours, verl's score is the only part.
 
     Args:
+        group: the rollouts
+        rows: of each rollout one, of a conversation the last
         right: name of the reward that decides which rollouts are correct
     """
     group = with_feedback(with_finals(group, final_part), [feedback_of(row) for row in rows])
     if not rewards:
-        scores = tuple(map(score_of, rows))
-        parts = [{"score": score} | parts_of(row) for score, row in zip(scores, rows, strict=True)]
+        failed = [rollout.failed for rollout in group.rollouts]
+        scores = tuple(nan if lost else score_of(row) for lost, row in zip(failed, rows, strict=True))
         scored = [
-            RolloutReward(normalised_reward=s, bonus=0.0, reward_breakdown=p)
-            for s, p in zip(scores, parts, strict=True)
+            RolloutReward(0.0, 0.0, {}) if isnan(score) else RolloutReward(score, 0.0, {"score": score} | parts_of(row))
+            for score, row in zip(scores, rows, strict=True)
         ]
         return ScoredGroup(group, tuple(scored), scores)
     names = {r.name for r in rewards}
     together = evaluate_rewards(
         {r.name: r.function for r in rewards if sees_siblings(r.function)}, reward_inputs(group, final_part)
     )
-    alone = [{name: value for name, value in parts_of(row).items() if name in names} for row in rows]
+    alone = [
+        {name: value for name, value in parts_of(row).items() if name in names}
+        for row, rollout in zip(rows, group.rollouts, strict=True)
+        if not rollout.failed
+    ]
     evaluated = [
         replace(other, breakdown={**one, **other.breakdown}) for one, other in zip(alone, together, strict=True)
     ]

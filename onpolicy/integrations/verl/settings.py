@@ -16,13 +16,14 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schema import Config
 from onpolicy.contracts import keep_to_contracts
 from onpolicy.integrations.verl import refusals
-from onpolicy.integrations.verl.names import READING, SECTION
+from onpolicy.integrations.verl.names import ENVIRONMENT, READING, SECTION
 from onpolicy.models import context_window, resolve_model, teacher_prompt_limit
 from onpolicy.trainer.build import teacher_rule
 from onpolicy.utils.errors import ConfigError
 
 OURS = (
     "rendering",
+    "environment",
     "rewards",
     "correctness",
     "contexts",
@@ -178,10 +179,13 @@ def longest_teacher_prompt(resolved: ResolvedConfig) -> int:
 def prepare(config: DictConfig, resolved: ResolvedConfig, mode: str) -> None:
     """Stores the method where workers find it, and sets the trainer's mode to verl's own, which verl compares with.
 
-    Where the config names no manager of agent loops, ours is set, whose workers read the texts.
+    Where the config names no manager of agent loops, ours is set, whose workers read the texts. With an environment, ours holds every
+    row's conversation.
     """
     agent = config.actor_rollout_ref.rollout.agent
     with open_dict(config):
         config.trainer.v1.trainer_mode = mode
         agent.agent_loop_manager_class = agent.get("agent_loop_manager_class") or READING
+        if resolved.environment is not None:
+            agent.default_agent_loop = ENVIRONMENT
         config.actor_rollout_ref[SECTION] = pack_config(resolved.config)

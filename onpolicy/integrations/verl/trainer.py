@@ -20,11 +20,12 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.ids import span_names
 from onpolicy.integrations.verl import refusals, settings, store
 from onpolicy.integrations.verl.bridge import PREFIX
-from onpolicy.integrations.verl.group_order import best_order, readers_of, step_layout
+from onpolicy.integrations.verl.group_order import best_order, readers_of
 from onpolicy.integrations.verl.names import COEFFICIENTS, ESTIMATOR, MODE, SEPARATE_MODE, STOP_FILE
 from onpolicy.integrations.verl.row_annotator import RowAnnotator
 from onpolicy.integrations.verl.rows import FIELDS, columns
 from onpolicy.integrations.verl.shared_prompts import teacher_passes
+from onpolicy.integrations.verl.update_sizes import UpdatesOfPrompts
 from onpolicy.integrations.verl.worker import TeachingActorRolloutRefWorker, TeachingDetachActorWorker
 from onpolicy.models import refuse_other_vocabulary, resolve_model, student_renderer
 from onpolicy.trainer.build import build_objective, teacher_rule
@@ -35,7 +36,7 @@ STATE = "onpolicy.json"
 """File in a checkpoint's folder with the driver's state."""
 
 
-class TeachingTrainerMixin:
+class TeachingTrainerMixin(UpdatesOfPrompts):
     """For any of verl's trainers of generation V1."""
 
     mode: str
@@ -128,10 +129,8 @@ class TeachingTrainerMixin:
     def _has_one_update(self, rows: int) -> bool:
         """Whether a batch is trained once, with the weights that its old log-probabilities would be of, and nobody else reads those."""
         config = self.config  # type: ignore[attr-defined]
-        actor = config.actor_rollout_ref.actor
         own = config.algorithm.adv_estimator == ESTIMATOR and not config.algorithm.rollout_correction.bypass_mode
-        whole = rows <= actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n and actor.ppo_epochs == 1
-        return own and whole and self.starts_at_old_policy
+        return own and self._is_one_update(rows) and self.starts_at_old_policy
 
     def _teach(self, batch: Any) -> Metrics:
         """Annotates the rows, whose texts agent-loop workers have read, and stores for the trainer's workers what they need."""
@@ -146,7 +145,7 @@ class TeachingTrainerMixin:
                 str(row["uid"]) if example else i for i, (row, example) in enumerate(zip(rows, examples, strict=True))
             ]
             readers = readers_of(rows, examples, self._teacher_passes)
-            order = best_order(readers, ids, step_layout(self.config, len(rows)))  # type: ignore[attr-defined]
+            order = best_order(readers, ids, self._layout(len(rows)))
             batch.reorder(order)
             rows, examples = [rows[i] for i in order], [examples[i] for i in order]
         lengths = [len(row["responses"]) for row in rows]
@@ -161,7 +160,7 @@ class TeachingTrainerMixin:
             ),
         )
         self._put_scores(batch, examples, lengths)
-        self._check_prompts(found)
+        self._check_prompts([example for example in found if example is not None])
         return metrics | self.coefficients.metrics()
 
     def _put_scores(self, batch: Any, examples: list[Example | None], lengths: list[int]) -> None:
@@ -183,7 +182,7 @@ class TeachingTrainerMixin:
 
     def _update_actor(self, batch: Any, metrics: dict[str, Any]) -> Any:
         batch.extra_info[COEFFICIENTS] = self.coefficients.values()
-        batch = super()._update_actor(batch, metrics=metrics)  # type: ignore[misc]
+        batch = super()._update_actor(batch, metrics=metrics)
         ours = f"actor/{PREFIX}"
         for name in [n for n in metrics if n.startswith(ours)]:
             metrics[name.removeprefix(ours)] = metrics.pop(name)
@@ -232,7 +231,8 @@ class TeachingTrainerMixin:
             return
         self._seen_prompt = True
         example = examples[0]
-        ours, theirs = self.renderer.prompt_ids(example.prompt.messages), example.rollout.prompt_ids
+        ours = self.renderer.prompt_ids([*example.prompt.messages, *example.rollout.history])
+        theirs = example.rollout.prompt_ids
         if ours != theirs:
             same = next(
                 (i for i, pair in enumerate(zip(ours, theirs, strict=False)) if pair[0] != pair[1]),

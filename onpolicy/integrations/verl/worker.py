@@ -26,6 +26,7 @@ from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.names import COEFFICIENTS, SECTION, VENDOR
 from onpolicy.integrations.verl.settings import unpack_config
 from onpolicy.integrations.verl.teachers import Teachers
+from onpolicy.integrations.verl.update_sizes import cut_into_updates
 from onpolicy.models import resolve_model
 from onpolicy.trainer.build import build_objective, teacher_rule
 from onpolicy.trainer.collectives import ProcessGroup
@@ -103,6 +104,7 @@ class TeachingWorkerMixin:
     def update_actor(self, data: TensorDict) -> Any:
         """verl's updates, then the teacher's."""
         self._coefficients.load_values(tu.pop(data, COEFFICIENTS, default={}))
+        cut_into_updates(data)
         output = super().update_actor(data)  # type: ignore[misc]
         self._teachers.update()
         return output

@@ -76,6 +76,12 @@ def annotator(method: ResolvedConfig) -> RowAnnotator:
     return RowAnnotator(method, RENDERER, max_teacher_prompt_tokens=4096)
 
 
+def annotated(by: RowAnnotator, rows: Sequence[dict[str, Any]]) -> tuple[list[Example], Metrics]:
+    """Of rows that all stand for a rollout."""
+    found, metrics = by.annotate(rows)
+    return [example for example in found if example is not None], metrics
+
+
 def read_by_the_annotator(method: ResolvedConfig, rows: Sequence[dict[str, Any]]) -> tuple[list[Example], Metrics]:
     """The plain form: decoded, scored and read one after the other."""
     sets, rewards = grouped(rows), build_rewards(method)
@@ -112,10 +118,10 @@ def test_examples_and_metrics_are_those_of_the_driver_alone(seed: int, monkeypat
     method = resolved()
     rows = step(ResponseReader(method, RENDERER), seed)
     expected, their_metrics = read_by_the_annotator(method, rows)
-    alone, alone_metrics = annotator(method).annotate(step(None, seed))
+    alone, alone_metrics = annotated(annotator(method), step(None, seed))
     joined = annotator(method)
     monkeypatch.setattr(ResponseReader, "read", None)  # nothing is left for the driver to read
-    found, metrics = joined.annotate(rows)
+    found, metrics = annotated(joined, rows)
     assert found == expected == alone
     assert metrics == their_metrics == alone_metrics and metrics["epistemic/self_doubt/rate_per_1k"] > 0
     assert any(e.spans["<self_doubt>"] for e in found) and any(e.rollout.sampled_mask for e in found)
@@ -124,7 +130,7 @@ def test_examples_and_metrics_are_those_of_the_driver_alone(seed: int, monkeypat
 
 def test_the_bits_of_a_column_are_the_spans() -> None:
     method = resolved()
-    (example, *_), _ = annotator(method).annotate(step(None))
+    (example, *_), _ = annotated(annotator(method), step(None))
     (marks, *_) = in_columns(method, [example])["onpolicy_spans"]
     for bit, name in enumerate(span_names(method)):
         assert [bool(int(m) >> bit & 1) for m in marks] == list(example.spans[name]), name
