@@ -224,6 +224,15 @@ def test_a_sweep_without_a_terminal_says_how_far_it_is(tmp_path: Path) -> None:
     assert standing(runs, 1, 2, 60.0) == "1/3 runs, step 4/12 of all, about 4 min left", "2 steps a minute, 8 to go"
 
 
+def test_a_factor_changes_a_part_of_what_an_arm_gives(tmp_path: Path) -> None:
+    """An arm gives the rewards, a factor the weight of one, whichever stands first."""
+    lucky = {"name": "tests.experiments.test_probes:lucky"}
+    arms = {"plain": {}, "two": {"rewards": [lucky, {"name": "brevity", "budget": 50}]}}
+    path = grid(tmp_path, arms=arms, axes=["rewards"], factors={"3": {"rewards[0].weight": 3.0}}, seeds=[0])
+    weights = {c.arm: [r.get("weight", 1.0) for r in c.canonical["rewards"]] for c in cells(path, tmp_path / "out")}
+    assert weights == {"plain": [3.0], "two": [3.0, 1.0]}
+
+
 def test_every_combination(tmp_path: Path) -> None:
     path = grid(tmp_path, factors={"one": {"data.coverage.problems": 2}, "all": None}, seeds=[3])
     found = list(cells(path, tmp_path / "out", ["steps=1"]))

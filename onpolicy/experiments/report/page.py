@@ -34,7 +34,7 @@ def write_report(
     output: Path,
     comparison: Mapping[str, Any] | None = None,
     arms: Sequence[str] | None = None,
-    figure: str = "",
+    figures: str = "",
 ) -> dict[str, int]:
     """Writes the page; returns how many steps of each run it shows.
 
@@ -43,7 +43,7 @@ def write_report(
         output: the page
         comparison: what a sweep found (``SweepComparison.plain``), shown above the curves
         arms: the arm of each run, of which seeds are repetitions; None: as their configs say
-        figure: an SVG file's text, shown with the comparison
+        figures: drawings as SVG, shown with the comparison
 
     Raises:
         ConfigError: a folder holds no run.
@@ -60,7 +60,7 @@ def write_report(
         "TITLE": html.escape(" · ".join(run["name"] for run in data)),
         "STYLE": (here / "page.css").read_text(),
         "SCRIPT": script,
-        "FIGURE": figure[figure.find("<svg") :] if figure else "",
+        "FIGURES": figures,
         "DATA": embedded({"runs": data, "arms": arms_of(data, arms), "comparison": comparison}),
     }
     # in one pass, so that inserted text is not scanned again; a lone surrogate in a hand-made log must not lose the page

@@ -20,11 +20,9 @@ from onpolicy.experiments.analysis.plot import drawing_library
 from onpolicy.experiments.sweep.budgets import RunKey, arm_table
 from onpolicy.experiments.sweep.compare import pass_rates_by_problem, tokens_by_evaluation, with_eval_groups
 from onpolicy.experiments.sweep.grid import FRONTIER
+from onpolicy.experiments.sweep.palette import colour, symbol
 from onpolicy.run.evaluation_files import evaluated_steps
 from onpolicy.utils.stats import two_way_t_ci
-
-COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#8c8c8c", "#ccb974", "#64b5cd")
-MARKERS = "os^Dv<>pP*"
 
 
 @dataclass(frozen=True)
@@ -112,7 +110,7 @@ def draw_frontier(points: Sequence[FrontierPoint], frontier: Mapping[str, str], 
         for n, arm in enumerate(arms):
             own = [p for p in points if (p.arm, p.factor) == (arm, factor)]
             if own:
-                _draw_way(panel, own, COLOURS[n % len(COLOURS)], MARKERS[n % len(MARKERS)])
+                _draw_way(panel, own, colour(n), symbol(n))
         panel.axhline(0, color="#bbbbbb", lw=0.8, zorder=0)
         panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
         panel.set_title(factor, fontsize=9)
@@ -125,10 +123,10 @@ def draw_frontier(points: Sequence[FrontierPoint], frontier: Mapping[str, str], 
     figure.savefig(path)
 
 
-def _draw_way(panel: Any, own: Sequence[FrontierPoint], colour: str, marker: str) -> None:
+def _draw_way(panel: Any, own: Sequence[FrontierPoint], shade: str, marker: str) -> None:
     x, y = ([0.0, *(getattr(p, name).mean for p in own)] for name in FRONTIER)
-    panel.plot(x, y, color=colour, lw=1.2, alpha=0.7)
+    panel.plot(x, y, color=shade, lw=1.2, alpha=0.7)
     end = own[-1]
     spread = [[[c.mean - c.low], [c.high - c.mean]] for c in (end.in_domain, end.out_of_domain)]
-    panel.errorbar(x[-1], y[-1], xerr=spread[0], yerr=spread[1], color=colour, lw=0.8, capsize=2)
-    panel.plot(x[-1], y[-1], marker, color=colour, ms=6, label=end.arm)
+    panel.errorbar(x[-1], y[-1], xerr=spread[0], yerr=spread[1], color=shade, lw=0.8, capsize=2)
+    panel.plot(x[-1], y[-1], marker, color=shade, ms=6, label=end.arm)

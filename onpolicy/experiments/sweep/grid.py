@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -58,6 +58,8 @@ class Grid:
     """Beginnings of keys that may differ besides; the comparison reports them."""
     frontier: dict[str, str] = field(default_factory=dict)
     """``in_domain`` and ``out_of_domain`` -> the set, or group of sets, of each axis of the frontier's figure; none: no figure."""
+    dose_response: list[str] = field(default_factory=list)
+    """Sets, groups or metrics that are drawn over the realised dose of a bonus; none: no figure."""
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
             side_by_side = []
             for arm, changed in grid.arms.items():
                 folder = output / arm / factor / f"seed-{seed}"
-                changes = [f"{k}={_yaml(v)}" for k, v in ((shared or {}) | (changed or {})).items()]
+                changes = [f"{k}={_yaml(v)}" for k, v in _outer_first((shared or {}) | (changed or {}))]
                 own = (*changes, *overrides, f"seed={seed}", f"run_dir={_yaml(str(folder))}")
                 try:
                     resolved = load_resolved(config, own)
@@ -208,6 +210,11 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 )
             check.compare_arms(side_by_side)
             yield from side_by_side
+
+
+def _outer_first(changes: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """A whole list or section before what changes a part of it: an arm may give rewards, and a factor the weight of one."""
+    return sorted(changes.items(), key=lambda change: change[0].count(".") + change[0].count("["))
 
 
 def _config_of(path: Path, grid: Grid) -> Path:

@@ -15,6 +15,7 @@ A grid names one config and what each arm changes in it::
     axes: [objective]                     # beginnings of the keys in which arms are compared; any other difference is refused
     confounds: [trainer.lr]               # unless it is declared here: then the comparison reports it
     frontier: {in_domain: unseen, out_of_domain: out_of_domain}   # a figure: what each arm learns against what it keeps
+    dose_response: [unseen, out_of_domain]   # a figure: accuracy, or a metric, over the realised dose of a bonus (credit/dose)
 
 Without ``axes`` all arms may differ from the first in one section of the config, the same one.
 
@@ -24,23 +25,21 @@ several at a time if asked, on this machine or on a Ray cluster, each with its o
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
 from contextlib import closing
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 
 from onpolicy.experiments.report.page import write_report
-from onpolicy.experiments.sweep.budgets import RunKey, budgets_table
+from onpolicy.experiments.sweep.budgets import budgets_table
 from onpolicy.experiments.sweep.compare import SweepComparison, compare, differences_table
 from onpolicy.experiments.sweep.contents import content_confounds
-from onpolicy.experiments.sweep.frontier import draw_frontier, frontier_points, frontier_table
-from onpolicy.experiments.sweep.grid import Cell, Grid, cells, chosen, confounds, read_grid, refuse_doubles
+from onpolicy.experiments.sweep.figures import write_figures
+from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
 from onpolicy.experiments.sweep.live_curves import curves_table, standing, steps_done
 from onpolicy.experiments.sweep.processes import Processes, Runs
 from onpolicy.run.progress import Heartbeat
@@ -102,7 +101,7 @@ def sweep(
     )
     found.write(output)
     print_comparison(found, console)
-    figure = write_frontier([c.run for c in whole], grid, output, console)
+    figure = write_figures(whole, grid, output, console)
     shown = drawn(whole)
     names = [f"{c.arm} {c.factor}".strip() for c in shown]
     write_report([c.folder for c in shown], output / REPORT, found.plain(), names, figure)
@@ -126,23 +125,6 @@ def drawn(whole: Sequence[Cell]) -> list[Cell]:
     for cell in whole:
         first.setdefault((cell.arm, cell.factor), cell)
     return list(whole) if len(first) <= MOST_DRAWN else list(first.values())[:MOST_DRAWN]
-
-
-def write_frontier(runs: Sequence[RunKey], grid: Grid, output: Path, console: Console) -> str:
-    """Writes ``frontier.json`` and ``frontier.svg`` where the grid has a frontier, and prints where its arms ended; returns the drawing."""
-    points = frontier_points(runs, grid.eval_groups, grid.frontier) if grid.frontier else []
-    if not points:
-        return ""
-    console.print(frontier_table(points, grid.frontier))
-    rows, path = [asdict(p) for p in points], output / "frontier.svg"
-    (output / "frontier.json").write_text(json.dumps({"axes": grid.frontier, "points": rows}, indent=1) + "\n")
-    try:
-        draw_frontier(points, grid.frontier, path)
-    except ConfigError as error:
-        console.print(f"no {plain(path)}: {error}", soft_wrap=True)
-        return ""
-    console.print(f"the frontier: {plain(path)}", soft_wrap=True)
-    return path.read_text()
 
 
 def print_comparison(found: SweepComparison, console: Console) -> None:

@@ -1,9 +1,10 @@
-"""The frontier of a sweep: by hand, as a figure, and in a sweep's own page."""
+"""The figures of a sweep, frontier and dose-response: by hand, drawn, and in a sweep's own page."""
 
 from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,9 +12,10 @@ import pytest
 from rich.console import Console
 
 from onpolicy.experiments.report.page import write_report
+from onpolicy.experiments.sweep.dose_response import responses
+from onpolicy.experiments.sweep.figures import write_figures
 from onpolicy.experiments.sweep.frontier import draw_frontier, frontier_points, frontier_table
-from onpolicy.experiments.sweep.grid import FRONTIER, Grid
-from onpolicy.experiments.sweep.sweep import write_frontier
+from onpolicy.experiments.sweep.grid import FRONTIER, Cell, Grid
 from tests.experiments.test_report import fake_run
 
 AXES = {"in_domain": "new", "out_of_domain": "others"}
@@ -73,14 +75,43 @@ def test_the_figure_and_the_table(tmp_path: Path) -> None:
     assert "+0.625 (" in said and "-0.500 (" in said
 
 
+def cells_of(folder: Path) -> list[Cell]:
+    return [
+        Cell(arm, factor, seed, Path(), (), run, None, {"rewards": [{}, {"weight": 0.0}, {"weight": -2.0}]})  # type: ignore[arg-type]
+        for arm, factor, seed, run in runs(folder)
+    ]
+
+
 def test_what_a_sweep_writes(tmp_path: Path) -> None:
     console = Console(width=200, record=True, file=io.StringIO())
     grid = Grid(config="", arms={}, eval_groups=GROUPS, frontier=AXES)
-    figure = write_frontier(runs(tmp_path / "runs"), grid, tmp_path, console)
+    figure = write_figures(cells_of(tmp_path / "runs"), grid, tmp_path, console)
     written = json.loads((tmp_path / "frontier.json").read_text())
     assert written["axes"] == AXES and [p["arm"] for p in written["points"]] == ["a", "b"]
-    assert set(written["points"][0]) > {"tokens", *FRONTIER}
+    assert set(written["points"][0]) > {"tokens", *FRONTIER} and not (tmp_path / "dose_response.json").exists()
     write_report([fake_run(tmp_path / "run", rollouts=1, tokens=20)], tmp_path / "report.html", {}, None, figure)
     page = (tmp_path / "report.html").read_text()
-    assert page.count("<svg") - page.count('"<svg') >= 1 and "<!-- others: accuracy minus reference model -->" in page
-    assert write_frontier([], Grid(config="", arms={}), tmp_path, console) == ""
+    assert figure.startswith("<svg") and f'<div id="figures">{figure}</div>' in page
+    assert write_figures([], Grid(config="", arms={}), tmp_path, console) == ""
+
+
+def test_doses_by_hand(tmp_path: Path) -> None:
+    cells = cells_of(tmp_path / "runs")
+    assert responses(cells, GROUPS, ["new"]) == [], "no run has logged one"
+    for cell, doses in zip(cells, ([0.1, 0.3], [0.6], [0.5]), strict=False):
+        rows = [{"step": i, "credit/dose": dose, "rate": dose} for i, dose in enumerate(doses, start=1)]
+        (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    read = ["new", "others", "rate", "nothing"]
+    both, single = responses(cells, GROUPS, read)
+    assert (both.arm, both.seeds, both.dose) == ("a", 2, pytest.approx(-0.4)), (
+        "mean of .2 and .6; the weight is below 0"
+    )
+    assert set(both.read) == {"new", "others", "rate"}
+    # .75 and 1, .375 from a standard error of .125: t(1) = 12.706
+    assert both.read["new"] == pytest.approx((0.875, 0.875 - 12.7062 * 0.125, 0.875 + 12.7062 * 0.125), abs=1e-3)
+    assert both.read["rate"][0] == pytest.approx(0.45), "as it was last logged"
+    assert single.read["others"] == (pytest.approx(2 / 3), -math.inf, math.inf), "one seed"
+    grid = Grid(config="", arms={}, eval_groups=GROUPS, dose_response=read[:3])
+    figure = write_figures(cells, grid, tmp_path, Console(file=io.StringIO()))
+    assert "<!-- realised dose -->" in figure and figure.count("<!-- rate -->") == 1
+    assert json.loads((tmp_path / "dose_response.json").read_text())["points"][1]["read"]["others"][1:] == [None, None]

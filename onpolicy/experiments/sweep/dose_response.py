@@ -1,0 +1,111 @@
+"""The dose-response of a sweep: what a bonus or penalty does, by how much it weighed in the advantages (``credit/dose``) and not by its
+weight, which says little where rewards are divided by their group's standard deviation.
+
+A grid names what is read at the end of each run, sets (their accuracy) or metrics, e.g.
+``dose_response: [unseen, epistemic/rewarded/rate_per_1k]``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.stats import t as student_t
+
+from onpolicy.experiments.analysis.plot import drawing_library
+from onpolicy.experiments.sweep.compare import last_metrics, pass_rates_by_problem, with_eval_groups
+from onpolicy.experiments.sweep.grid import Cell
+from onpolicy.experiments.sweep.palette import colour, symbol
+from onpolicy.run.run_dir import logged
+
+DOSE = "credit/dose"
+
+
+@dataclass(frozen=True)
+class Response:
+    """What is read at the end of runs with one bonus at one weight."""
+
+    arm: str
+    factor: str
+    seeds: int
+    dose: float
+    """Mean over steps and seeds; below 0 where the weight is."""
+    read: Mapping[str, tuple[float, float, float]]
+    """Name -> mean over seeds, and a 95 % t interval over seeds; without bounds from one seed."""
+
+
+def responses(
+    finished: Sequence[Cell], eval_groups: Mapping[str, Sequence[str]], read: Sequence[str]
+) -> list[Response]:
+    """A point for each arm and factor whose runs logged a dose, in the order of the grid.
+
+    Args:
+        finished: runs
+        eval_groups: name -> sets that are compared as one
+        read: sets, groups, or metrics
+    """
+    found = []
+    for arm, factor in dict.fromkeys((c.arm, c.factor) for c in finished):
+        chosen = [c for c in finished if (c.arm, c.factor) == (arm, factor)]
+        doses = [_dose(c) for c in chosen]
+        if all(dose is not None for dose in doses):
+            values = {name: [_value(c.folder, eval_groups, name) for c in chosen] for name in read}
+            known = {
+                name: _interval([v for v in own if v is not None]) for name, own in values.items() if None not in own
+            }
+            found.append(Response(arm, factor, len(chosen), fmean(d for d in doses if d is not None), known))
+    return found
+
+
+def _dose(cell: Cell) -> float | None:
+    """Signed as the first reward that is not correctness and has a weight; None for a run without a step that logged one."""
+    logged_doses = [row[DOSE] for row in logged(cell.folder) if DOSE in row]
+    if not logged_doses:
+        return None
+    weights = [reward.get("weight", 1.0) for reward in cell.canonical["rewards"][1:]]
+    sign = next((math.copysign(1.0, w) for w in weights if isinstance(w, int | float) and w), 1.0)
+    return sign * fmean(logged_doses)
+
+
+def _value(folder: Path, eval_groups: Mapping[str, Sequence[str]], name: str) -> float | None:
+    rates = with_eval_groups(pass_rates_by_problem(folder), eval_groups)
+    if name in rates:
+        return fmean(rates[name].values())
+    return last_metrics(folder).get(name)
+
+
+def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+    mean = fmean(values)
+    if len(values) < 2:
+        return mean, -math.inf, math.inf
+    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
+    return mean, mean - half, mean + half
+
+
+def draw_responses(found: Sequence[Response], read: Sequence[str], path: Path) -> None:
+    """A panel for each reading, a line for each arm; bars are 95 % t intervals over seeds."""
+    figure = drawing_library(path)(figsize=(4.2 * len(read), 3.8), layout="constrained")
+    panels: Any = figure.subplots(1, len(read), sharex=True, squeeze=False)[0]
+    for panel, name in zip(panels, read, strict=True):
+        for n, arm in enumerate(dict.fromkeys(r.arm for r in found)):
+            own = sorted((r for r in found if r.arm == arm and name in r.read), key=lambda r: r.dose)
+            if own:
+                mean, low, high = zip(*(r.read[name] for r in own), strict=True)
+                bars = [[m - b if math.isfinite(b) else 0.0 for m, b in zip(mean, low, strict=True)],
+                        [b - m if math.isfinite(b) else 0.0 for m, b in zip(mean, high, strict=True)]]  # fmt: skip
+                doses = [r.dose for r in own]
+                panel.errorbar(
+                    doses, mean, yerr=bars, color=colour(n), marker=symbol(n), ms=4, lw=1, capsize=2, label=arm
+                )
+        panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
+        panel.set_title(name, fontsize=9)
+        panel.set_xlabel("realised dose", fontsize=8)
+        panel.tick_params(labelsize=8)
+        panel.spines[["top", "right"]].set_visible(False)
+    handles, labels = panels[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
+    figure.savefig(path)
