@@ -105,15 +105,17 @@ def sampler_of(model: str) -> Sampler:
     return HFGenerator(
         renderer=Renderer(load_tokenizer(model)),
         model=model,
-        sampling=Sampling(group_size=4, max_tokens=160),
+        sampling=Sampling(),
         max_model_len=512,
         batch_size=256,
     )
 
 
 def answers(sampler: Sampler, prompts: Sequence[Prompt], each: int = 4) -> list[tuple[Prompt, str]]:
-    """Every prompt with each of its answers."""
-    groups = sampler.generate(prompts, seed=0, sampling=Sampling(group_size=each, max_tokens=160))
+    """Every prompt with each of its answers, which are as long as in configs/lab/interpreter.yaml."""
+    searched = any(prompt.fields["data_source"] in SEARCHES for prompt in prompts)
+    sampling = Sampling(group_size=each, max_tokens=160 if searched else 48)
+    groups = sampler.generate(prompts, seed=0, sampling=sampling)
     return [(prompt, r.text) for prompt, group in zip(prompts, groups, strict=True) for r in group.rollouts]
 
 
