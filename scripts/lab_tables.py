@@ -1,4 +1,4 @@
-"""Prints the tables of docs/lab.md from docs/results/lab/*.json: python scripts/lab_tables.py"""
+"""Prints the tables of docs/lab.md, and one of docs/paper.md, from docs/results/lab/*.json: python scripts/lab_tables.py"""
 
 from __future__ import annotations
 
@@ -120,6 +120,64 @@ def equal_tokens(report: dict[str, Any]) -> None:
     )
 
 
+PROGRAM_SETS = {"unseen": "new programs", "longer": "longer programs", "search": "searches"}
+
+
+def sound(report: dict[str, Any]) -> None:
+    """What the reasoner of the interpreter's task does before anything trains it."""
+    tried = report["retries"]
+    table(
+        ("measured", "the reasoner", "the shipped one"),
+        [
+            *(
+                (f"accuracy on `{family}`", f"{found:.3f}", f"{report['shipped'][family]:.3f}" if family in report["shipped"] else "–")
+                for family, found in report["alone"].items()
+            ),
+            ("the answer is shown: given at once", f"{report['answer_given']:.3f}", "–"),
+            (f"an error is shown: right up to the step that it names ({tried['failed']} retries)", f"{tried['followed']:.3f}", "–"),
+            (
+                f"the same, right to the end ({tried['one_wrong']} retries, of attempts with one wrong step)",
+                f"{tried['all_right']:.3f}",
+                "–",
+            ),
+        ],
+    )  # fmt: skip
+
+
+def helps_or_harms(report: dict[str, Any]) -> None:
+    """The table of docs/paper.md: accuracy minus the reference model's."""
+    found = {(d["arm"], d["factor"], d["set"]): d for d in report["from_start"]}
+    table(
+        ("the teacher sees", "programs trained on", *PROGRAM_SETS.values()),
+        (
+            (arm, factor, *(difference_ci(found[arm, factor, name]) for name in PROGRAM_SETS))
+            for arm, factor in dict.fromkeys((arm, factor) for arm, factor, _ in found)
+        ),
+    )
+
+
+def program_arms(report: dict[str, Any]) -> None:
+    """The table of docs/lab.md: where each arm ends, and its difference from the arm that sees the answer."""
+    against = {(d["arm"], d["factor"], d["set"]): d for d in report["against_answer"] if d["arm"] != "answer"}
+    rows = []
+    for a in report["arms"]:
+        for name, said in PROGRAM_SETS.items():
+            start, end = a["start"][name], a["end"][name]
+            key = a["arm"], a["factor"], name
+            rows.append(
+                (
+                    a["arm"], a["factor"], said, f"{start['accuracy']:.3f}", f"{end['accuracy']:.3f}",
+                    difference_ci(against[key]) if key in against else "–",
+                    f"{start['tokens']:.1f}", f"{end['tokens']:.1f}",
+                )
+            )  # fmt: skip
+    table(
+        ("the teacher sees", "programs trained on", "set", "accuracy, reference model", "accuracy", "minus `answer`",
+         "tokens, reference model", "tokens"),
+        rows,
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     contexts(reproduced)
@@ -131,3 +189,7 @@ if __name__ == "__main__":
         arms(decisive, problems)
     controls(decisive)
     equal_tokens(decisive)
+    sound(json.loads((RESULTS / "soundness.json").read_text()))
+    told = json.loads((RESULTS / "feedback.json").read_text())
+    helps_or_harms(told)
+    program_arms(told)

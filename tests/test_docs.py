@@ -232,6 +232,19 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
     assert [path.name for path in drawn if path.read_text() != (ROOT / "docs/images" / path.name).read_text()] == []
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "page"),
+    [("sound", "soundness", "lab"), ("helps_or_harms", "feedback", "paper"), ("program_arms", "feedback", "lab")],
+)
+def test_the_tables_about_programs_are_the_committed_results(
+    name: str, file: str, page: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = json.loads((ROOT / f"docs/results/lab/{file}.json").read_text())
+    getattr(script("lab_tables"), name)(report)
+    made = capsys.readouterr().out
+    assert len(made.splitlines()) > 4 and made in (ROOT / f"docs/{page}.md").read_text()
+
+
 @pytest.mark.parametrize("arguments", [["list"], ["list", "divergence"], ["show", "generator"], ["show"]])
 def test_listing_commands(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert (main(arguments) == 0 and "vllm" in capsys.readouterr().out) or arguments == ["list", "divergence"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from random import Random
@@ -14,16 +15,19 @@ import yaml
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.data.rendering import Renderer
+from onpolicy.experiments.lab import feedback as feedback_command
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.feedback import summaries_by_arm
-from onpolicy.experiments.lab.grading import interpreter
+from onpolicy.experiments.lab.grading import interpreter, program_of
 from onpolicy.experiments.lab.interpreter import (
     answered,
     first_error,
     instructions,
+    named_step,
     printed,
     programs,
     trace,
+    wrong_steps,
 )
 from onpolicy.experiments.lab.learn_interpreter import (
     RECIPE,
@@ -34,12 +38,15 @@ from onpolicy.experiments.lab.learn_interpreter import (
 )
 from onpolicy.experiments.lab.problem import HINT
 from onpolicy.experiments.lab.sets import program_families
+from onpolicy.experiments.lab.soundness import PROGRAMS, SEARCHES, retries, soundness
 from onpolicy.experiments.lab.words import vocabulary, vocabulary_with_programs
 from onpolicy.experiments.sweep.grid import cells
 from onpolicy.models import load_tokenizer, resolve_model
+from onpolicy.protocols import OnGroup, ignore_group
 from onpolicy.rewards.answer import exact_answer
 from onpolicy.rollout.hf_generator import HFGenerator
-from onpolicy.types import Sampling
+from onpolicy.types import Prompt, Rollout, RolloutGroup, Sampling
+from onpolicy.utils.errors import ModelError
 from tests.runs import run_here
 
 GRID = Path("configs/lab/feedback.yaml")
@@ -66,7 +73,9 @@ def test_nothing_is_in_two_sets() -> None:
 
 
 def test_errors_by_hand() -> None:
-    program = replace(programs(3, size=1, seed=0)[0], question="run 5 add 3 double take 2", values=(8, 16, 14))
+    program = replace(
+        programs(3, size=1, seed=0)[0], question="run 5 step 1 add 3 step 2 double step 3 take 2", values=(8, 16, 14)
+    )
     begun, correct = "step 1 add 3 8 step 2 double", "step 1 add 3 8 step 2 double 16 step 3 take 2 14 so #### 14"
     assert answered(program, program.values) == correct and first_error(program, correct) == ""
     second = "expected step 2 double 16"
@@ -149,6 +158,84 @@ def test_configs_are_valid() -> None:
     resolve(load("configs/lab/interpreter.yaml"))
     arms = yaml.safe_load(GRID.read_text())["arms"]
     assert len({c.folder for c in cells(GRID, Path("nowhere"))}) == 3 * len(arms) * 2
+
+
+class Scripted:
+    """A sampler with slips that follows an error, or overlooks it."""
+
+    def __init__(self, *, follows: bool) -> None:
+        self.follows, self.draw = follows, Random(4)
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        seed: int,
+        sampling: Sampling | None = None,
+        on_group: OnGroup = ignore_group,
+    ) -> list[RolloutGroup]:
+        assert sampling is not None
+        return [
+            RolloutGroup(prompt=prompt, rollouts=tuple(self.answer(prompt) for _ in range(sampling.group_size)))
+            for prompt in prompts
+        ]
+
+    def answer(self, prompt: Prompt) -> Rollout:
+        question, _, error = prompt.messages[0]["content"].partition(f" {HINT} ")
+        program = program_of(question.replace(" ", "-"))
+        known = named_step(error) if error and self.follows else 0
+        return Rollout(
+            prompt_ids=(1,),
+            completion_ids=(2,),
+            rollout_logprobs=(0.0,),
+            text=answered(program, executed(program, self.draw, known=known)),
+            finish_reason="stop",
+            policy_version=0,
+        )
+
+
+def test_retries_that_follow_are_told_from_those_that_do_not() -> None:
+    following, other = (retries(Scripted(follows=follows)) for follows in (True, False))
+    assert following.failed == other.failed and following.one_wrong == other.one_wrong
+    assert 0.2 < following.failed / 400 < 0.5 and 0.7 < following.one_wrong / following.failed < 1.0
+    assert following.followed == 1.0 and 0.8 < following.all_right < 1.0, "slips after the named step are its own"
+    assert other.all_right < other.followed < 0.9
+
+
+def test_wrong_steps_by_hand() -> None:
+    program = replace(
+        programs(3, size=1, seed=0)[0], question="run 5 step 1 add 3 step 2 double step 3 take 2", values=(8, 16, 14)
+    )
+    for said, wrong in {
+        "step 1 add 3 8 step 2 double 16 step 3 take 2 14 so #### 14": 0,
+        "step 1 add 3 9 step 2 double 18 step 3 take 2 16 so #### 16": 1,
+        "step 1 add 3 9 step 2 double 18 step 3 take 2 15 so #### 15": 2,
+        "step 1 add 3 8 step 2 flip 16 step 3 take 2 14 so #### 14": 1,
+        "so #### 14": 3,
+    }.items():
+        assert wrong_steps(program, said) == wrong, said
+
+
+def test_a_reasoner_that_overlooks_errors_is_refused(
+    reasoner: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Path("configs/lab/interpreter.yaml").read_text().replace("runs/interpreter_reasoner", str(reasoner))
+    (tmp_path / "interpreter.yaml").write_text(config)
+    (tmp_path / "feedback.yaml").write_text(GRID.read_text())
+    monkeypatch.setattr(feedback_command, "GRID", tmp_path / "feedback.yaml")
+    with pytest.raises(
+        ModelError, match=r"follows the interpreter's error in 0\.0\d of \d+ retries, expected at least 0\.9"
+    ):
+        feedback_command.feedback(tmp_path / "runs", 1)
+    assert not (tmp_path / "runs").exists(), "before any run"
+
+
+def test_what_is_measured_of_a_reasoner(reasoner: Path) -> None:
+    shipped = resolve_model("lab-reasoner")
+    found = soundness(str(reasoner), shipped, problems=12)
+    assert set(found.alone) == {*PROGRAMS, *SEARCHES} and set(found.shipped) == set(SEARCHES)
+    assert all(found.shipped[family] > 0.6 for family in SEARCHES)
+    assert found.alone["run-3"] < 0.2 and found.retries.failed > 0.8 * 48 and found.answer_given < 0.9
 
 
 @pytest.mark.parametrize("arm", ["answer", "feedback", "both"])

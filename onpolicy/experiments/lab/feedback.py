@@ -18,9 +18,11 @@ from rich.table import Table
 
 from onpolicy.config.shipped import SHIPPED
 from onpolicy.experiments.lab.readout import pooled_metrics, rounded, versions
+from onpolicy.experiments.lab.soundness import require_sound
 from onpolicy.experiments.sweep.compare import Difference, against_reference, differences
 from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.sweep import sweep
+from onpolicy.models import resolve_model
 from onpolicy.run.run_dir import logged
 from onpolicy.types import Metrics
 from onpolicy.utils.signals import resumable
@@ -37,7 +39,9 @@ MEASURES = {
 
 @resumable()
 def feedback(output: Path, jobs: int) -> int:
-    """Runs what is missing and writes ``feedback.json``."""
+    """Runs what is missing and writes ``feedback.json``; refuses a reasoner whose retries do not follow the interpreter's error."""
+    for model in {cell.settings.model.path for cell in cells(GRID, output) if not cell.finished()}:
+        require_sound(resolve_model(model))
     code = sweep(GRID, output, (), jobs)
     grid = read_grid(GRID)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]

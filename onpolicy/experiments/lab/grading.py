@@ -103,6 +103,10 @@ def interpreter(completion: str, problem_id: str) -> dict[str, object] | None:
     return {"score": float(correct), "feedback": None if correct else first_error(program, completion)}
 
 
+def program_of(problem_id: str) -> Program:
+    return _programs()[problem_id]
+
+
 @cache
 def _programs() -> dict[str, Program]:
     return {p.id: p for split in program_families().values() for programs in split for p in programs}

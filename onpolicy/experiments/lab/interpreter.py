@@ -3,7 +3,7 @@
 A program starts from a number and changes it step by step, modulo 25: ``add k``, ``take k``, ``double``, and ``flip``, which is 24 minus
 the number. Nothing has to be searched: every step follows from the one before.
 
-    run 5 add 3 double take 2 : step 1 add 3 8 step 2 double 16 step 3 take 2 14 so #### 14
+    run 5 step 1 add 3 step 2 double step 3 take 2 : step 1 add 3 8 step 2 double 16 step 3 take 2 14 so #### 14
 
 The interpreter runs the program beside an attempt and names the first step that is wrong: ``got double 15 expected step 2 double 16``.
 """
@@ -60,14 +60,14 @@ def _program(draw: Random, steps: int) -> Program:
         said.append(name if operand is None else f"{name} {operand}")
         value = after(value, said[-1])
         values.append(value)
-    text = f"{RUN} {start} {' '.join(said)}"
+    text = " ".join([RUN, str(start), *(f"{STEP} {i} {instruction}" for i, instruction in enumerate(said, start=1))])
     return Program(id=text.replace(" ", "-"), question=text, values=tuple(values))
 
 
 def instructions(program: Program) -> tuple[int, list[str]]:
     """The number that a program starts from, and its instructions."""
-    _, start, *words = program.question.split()
-    return int(start), re.findall(r"[a-z]+(?: \d+)?", " ".join(words))
+    _, start, *_ = program.question.split()
+    return int(start), re.findall(rf"{STEP} \d+ ([a-z]+(?: \d+)?)", program.question)
 
 
 def after(value: int, instruction: str) -> int:
@@ -110,3 +110,23 @@ def first_error(program: Program, completion: str) -> str:
         return ""
     told = f"{GOT} {given} " if given and given.isdigit() else ""
     return f"{told}{EXPECTED} {STEP} {last} {correct}"
+
+
+def named_step(error: str) -> int:
+    """The step that the interpreter names."""
+    _, _, named = error.partition(f"{EXPECTED} {STEP} ")
+    return int(named.split()[0])
+
+
+def wrong_steps(program: Program, completion: str) -> int:
+    """Steps of an attempt that are missing or do not follow from what it said before them."""
+    said = dict(_STEPS.findall(completion))
+    value, steps = instructions(program)
+    wrong = 0
+    for i, step in enumerate(steps, start=1):
+        found = said.get(str(i), "")
+        value = after(value, step)
+        wrong += found != f"{step} {value}"
+        if found.startswith(f"{step} "):
+            value = int(found.split()[-1])
+    return wrong

@@ -88,13 +88,18 @@ def _pretrain(output: Path | None, jobs: int) -> int:
 
 
 def _learn_interpreter(output: Path | None, jobs: int) -> int:
-    """Teaches the shipped reasoner the interpreter's task."""
+    """Teaches the shipped reasoner the interpreter's task, and measures whether it has learned it."""
     from onpolicy.experiments.lab.learn_interpreter import RECIPE, learn_interpreter
+    from onpolicy.experiments.lab.readout import rounded
+    from onpolicy.experiments.lab.soundness import soundness
     from onpolicy.models import REASONER, resolve_model
 
-    folder = output or Path("runs/interpreter_reasoner")
-    _make(folder, RECIPE, partial(learn_interpreter, resolve_model(REASONER)))
-    print_next(["eval", "lab/interpreter", f"model.path={folder}"])
+    folder, shipped = output or Path("runs/interpreter_reasoner"), resolve_model(REASONER)
+    _make(folder, RECIPE, partial(learn_interpreter, shipped))
+    found = rounded(asdict(soundness(str(folder), shipped)))
+    (folder / "soundness.json").write_text(json.dumps(found, indent=1) + "\n")
+    Console().print_json(data=found)
+    print_next(["lab", "feedback"] if output is None else ["eval", "lab/interpreter", f"model.path={folder}"])
     return 0
 
 

@@ -2,8 +2,9 @@
 
 *Planted* here: a run is carried out step by step, and one step in eight comes out one too high or too low, so that there is something to
 learn; what a program prints, shown in the prompt, is given at once, also after some steps; an interpreter's error puts the step that it
-names right and leaves the manner of answering as it was. Not planted: what the reasoner does where both are shown, and anything about a
-student that learns from it. Three examples in ten are the reasoner's own. Programs that the lab trains or tests on are left out.
+names right, and those before it, and leaves slips behind it and the manner of answering as they were. Not planted: what the reasoner does
+where both are shown, and anything about a student that learns from it. Of the examples 45 % are searches, the reasoner's own; of those of
+programs 35 % show nothing, 20 % the answer, 45 % an error. Programs that the lab trains or tests on are left out.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ if TYPE_CHECKING:
 
 SLIP = 0.125
 """Share of the steps that come out one too high or too low."""
-SEARCHES = 0.3
+SEARCHES = 0.45
 """Share of the examples that are searches, the reasoner's own."""
-RECIPE = Recipe(steps=650, lr=1e-3)
+RECIPE = Recipe(steps=2400, tokens=2048, lr=1.5e-3)
 """How the shipped reasoner is trained on."""
 
 
@@ -52,18 +53,16 @@ def mixed_example(draw: Random) -> Example:
 def program_example(program: Program, draw: Random) -> Example:
     """An example of one program."""
     kind = draw.random()
-    if kind < 0.6:
+    if kind < 0.35:
         return program.question, "", answered(program, executed(program, draw))
-    if kind < 0.8:
+    if kind < 0.55:
         given = program.values
         begun = executed(program, draw)[: draw.randint(0, len(given))]
         hint = printed(program) if draw.random() < 0.5 else answered(program, given)
         return f"{program.question} {HINT} {hint}", trace(program, begun), printed(program)
-    wrong = executed(program, draw)
-    while wrong == program.values:
-        wrong = executed(program, draw)
-    step = next(i for i, (a, b) in enumerate(zip(wrong, program.values, strict=True), start=1) if a != b)
-    error = first_error(program, answered(program, wrong))
+    step = draw.randint(1, len(program.values))
+    wrong = (program.values[step - 1] + draw.choice((-1, 1))) % MODULUS
+    error = first_error(program, trace(program, (*program.values[: step - 1], wrong)))
     return f"{program.question} {HINT} {error}", "", answered(program, executed(program, draw, known=step))
 
 
@@ -80,12 +79,18 @@ def executed(program: Program, draw: Random, known: int = 0) -> tuple[int, ...]:
 
 
 def enlarged(folder: str, words: Sequence[str], seed: int) -> PreTrainedModel:
-    """The reasoner in float32, with an embedding for each of the words."""
+    """The reasoner in float32, with an embedding for each of the words; new ones are drawn at random, as wide as the old ones.
+
+    At the mean of the old ones, as transformers would put them, they are all alike, and are told apart only after hundreds of steps.
+    """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    model.resize_token_embeddings(len(words))
+    old = model.get_input_embeddings().weight.detach().clone()
+    model.resize_token_embeddings(len(words), mean_resizing=False)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[len(old) :].normal_(0.0, old.std().item())
     return model
 
 
