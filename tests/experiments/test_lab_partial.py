@@ -63,7 +63,8 @@ def test_nothing_is_in_two_sets_and_every_tested_fact_is_taught(family: str) -> 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_the_corpus_says_of_a_fact(family: str) -> None:
-    draw, correct = Random(0), {what: [] for what in Knowledge}
+    draw = Random(0)
+    correct: dict[Knowledge, list[bool]] = {what: [] for what in Knowledge}
     for _ in range(1500):
         problem = draw.choice(partial_families()[family].pretrain)
         stated = in_the_corpus(problem, draw)
@@ -91,7 +92,8 @@ def test_a_hint_is_another_world_where_the_same_way_works(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_examples_of_a_part_that_is_known(family: str) -> None:
-    problems, draw, kinds = partial_families()[family].pretrain, Random(2), Counter()
+    problems, draw = partial_families()[family].pretrain, Random(2)
+    kinds: Counter[str] = Counter()
     for _ in range(800):
         prompt, begun, rest = partial_example(problems, draw)
         question, _, hint = prompt.partition(f" {HINT} ")

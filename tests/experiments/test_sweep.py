@@ -14,7 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import closing, contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
@@ -222,6 +222,19 @@ def test_a_sweep_without_a_terminal_says_how_far_it_is(tmp_path: Path) -> None:
     runs = [("a", begun, 8, ""), ("b", ended, 2, ""), ("c", tmp_path / "c", 2, "")]
     assert standing(runs, 1, 4, 60.0) == "1/3 runs, step 4/12 of all", "nothing to go by yet"
     assert standing(runs, 1, 2, 60.0) == "1/3 runs, step 4/12 of all, about 4 min left", "2 steps a minute, 8 to go"
+
+
+def test_runs_share_the_cores_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    def threads() -> str:
+        with closing(Processes(2)) as place:
+            return str(place.start(None).result())  # type: ignore[arg-type]
+
+    monkeypatch.setattr(processes, "run_cell", lambda cell, environment, stop: environment["OMP_NUM_THREADS"])
+    monkeypatch.setattr(processes, "available_cores", lambda: 6)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    assert threads() == "3"
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    assert threads() == "1"
 
 
 def test_a_factor_changes_a_part_of_what_an_arm_gives(tmp_path: Path) -> None:

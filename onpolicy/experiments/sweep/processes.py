@@ -13,6 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import IO, Protocol
 
 from onpolicy.experiments.sweep.grid import Cell
+from onpolicy.utils.device import available_cores
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.signals import wait_for
 from onpolicy.utils.terminal import plain
@@ -69,8 +70,9 @@ class Processes:
         self._stop = StopRequest()
 
     def start(self, cell: Cell) -> Future[int]:
-        threads = max((os.cpu_count() or 1) // self.at_once, 1)
-        return self._pool.submit(run_cell, cell, {**os.environ, "OMP_NUM_THREADS": str(threads)}, self._stop)
+        threads = max(available_cores() // self.at_once, 1)
+        environment = {"OMP_NUM_THREADS": str(threads)} | os.environ  # what the user has set stays
+        return self._pool.submit(run_cell, cell, environment, self._stop)
 
     def failure(self, cell: Cell, done: Future[int]) -> str | None:
         if done.result():
