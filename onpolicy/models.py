@@ -21,10 +21,8 @@ from onpolicy.utils.model_folders import why_no_model
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-REASONER = "lab-reasoner"
-"""The lab's own model (``onpolicy.experiments.lab``), which ships with the package."""
-PARTIAL_REASONER = "lab-partial-reasoner"
-"""The one that has learned part of two more tasks."""
+REASONER, PARTIAL_REASONER = "lab-reasoner", "lab-partial-reasoner"
+"""The lab's own models (``onpolicy.experiments.lab``), which ship with the package; the second has learned part of two more tasks."""
 LAB_MODELS = {REASONER: "reasoner", PARTIAL_REASONER: "partial_reasoner"}
 
 

@@ -3,7 +3,7 @@
 *Planted* here, besides what the reasoner brings: which facts are stated correctly (partial.py); a search that ends without an answer once
 everything was tried and nothing worked; and that facts which a hint states are read from it, in the middle of an attempt too. Under a hint
 each example has other facts where they are not known, so that nothing but the hint tells them. Not planted: anything about a student that
-learns from it. A quarter of the examples are the reasoner's own. Problems that the lab trains or tests on are left out.
+learns from it. Three examples in ten are the reasoner's own. Problems that the lab trains or tests on are left out.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from onpolicy.experiments.lab.problem import AGAIN, HINT, NO, TRY, YES, Problem,
 from onpolicy.experiments.lab.sets import partial_families
 from onpolicy.experiments.lab.words import vocabulary_with_partial, write_tokenizer
 
-OWN = 0.25
+OWN = 0.3
 """Share of the examples that are of the reasoner's own tasks."""
-FAMILIES = {"route-c-2": 0.85, "sums-3-large": 0.15}
+FAMILIES = {"route-c-2": 0.75, "sums-3-large": 0.25}
 RECIPE = Recipe(steps=1800, lr=2e-3)
 
 

@@ -1,8 +1,8 @@
 """Tasks of which a reasoner knows only part, so that there is something to learn: routes on a third map, and sums of larger numbers.
 
 Both are searches like the others. What differs is what the reasoner's training data says of their facts (where the exits of a place lead,
-what two numbers add up to): half of the facts are always stated correctly; one in six is, in one statement of five; one in three never is.
-What is stated instead is drawn anew each time, so that there is nothing wrong to memorise.
+what two numbers add up to): some are always stated correctly; some in one statement of five; some never. What is stated instead is always
+the same, a misconception.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Knowledge(Enum):
     UNKNOWN = "unknown"
 
 
-SHARES = {Knowledge.KNOWN: 0.42, Knowledge.FAINT: 0.2, Knowledge.UNKNOWN: 0.38}
+SHARES = {Knowledge.KNOWN: 0.45, Knowledge.FAINT: 0.2, Knowledge.UNKNOWN: 0.35}
 
 
 @cache
@@ -68,14 +68,14 @@ def by_fact(problems: tuple[Problem, ...]) -> dict[str, list[Problem]]:
 
 
 def in_the_corpus(problem: Problem, draw: Random) -> Problem:
-    """The problem as a text without a hint states it: facts that it gets wrong never lead to the goal, so that nothing may work."""
-    return _restated(problem, lambda a: a if _stated(a, draw) else _invented(problem, a, draw, works=False))
+    """The problem as a text without a hint states it, misconceptions included. They never lead to the goal, so nothing may work."""
+    return _restated(problem, lambda a: a if _stated(a, draw) else _misconceived(problem, a))
 
 
 def in_another_world(problem: Problem, draw: Random) -> Problem:
     """The problem where every fact that is not known is another one: what a hint says of it cannot be memorised, only read."""
     known = Knowledge.KNOWN
-    return _restated(problem, lambda a: a if knowledge(a.idea) is known else _invented(problem, a, draw, works=a.works))
+    return _restated(problem, lambda a: a if knowledge(a.idea) is known else _elsewhere(problem, a, draw))
 
 
 def _restated(problem: Problem, state: Callable[[Attempt], Attempt]) -> Problem:
@@ -87,14 +87,35 @@ def _stated(attempt: Attempt, draw: Random) -> bool:
     return what is Knowledge.KNOWN or (what is Knowledge.FAINT and draw.random() < STATED)
 
 
-def _invented(problem: Problem, attempt: Attempt, draw: Random, *, works: bool) -> Attempt:
+def _misconceived(problem: Problem, attempt: Attempt) -> Attempt:
+    """What is stated of an attempt instead of what is true: the same for each problem but those where it would lead to the goal."""
+    draw, goal = Random(f"misconception {attempt.idea}"), _goal(problem)
+    told = _invented(problem, attempt, draw, avoided=attempt.working)
+    while goal in told.working.split():
+        told = _invented(problem, attempt, draw, avoided=attempt.working)
+    return replace(told, works=False)
+
+
+def _invented(problem: Problem, attempt: Attempt, draw: Random, avoided: str) -> Attempt:
+    """A working drawn at random, with nothing of what is to be avoided."""
+    avoid = avoided.split()
     if problem.question.startswith("add "):
-        target = problem.question.split()[-1]
-        others = [n for n in map(str, range(2 * LARGER + 3, 4 * LARGER)) if n != target]
-        return replace(attempt, working=f"= {target if works else draw.choice(others)}", works=works)
-    goal = problem.answer.split()[-1]
+        others = [n for n in map(str, range(2 * LARGER + 3, 4 * LARGER)) if n not in avoid]
+        return replace(attempt, working=f"= {draw.choice(others)}")
     outer = list(route.exits(route.PARTIAL_MAP))[: route.OUTER]
-    seen = draw.sample([place for place in outer if place != goal], route.PARTIAL_EXITS)
-    if works:
-        seen[draw.randrange(route.PARTIAL_EXITS)] = goal
-    return replace(attempt, working=f"sees {' '.join(seen)}", works=works)
+    seen = draw.sample([place for place in outer if place not in avoid], route.PARTIAL_EXITS)
+    return replace(attempt, working=f"sees {' '.join(seen)}")
+
+
+def _goal(problem: Problem) -> str:
+    """What an attempt has to show: the target of a sum, the last place of a route."""
+    return problem.question.split()[-1] if problem.question.startswith("add ") else problem.answer.split()[-1]
+
+
+def _elsewhere(problem: Problem, attempt: Attempt, draw: Random) -> Attempt:
+    """Another fact in the place of this one; it works where this one works."""
+    goal, told = _goal(problem), _invented(problem, attempt, draw, avoided=_goal(problem))
+    first, *shown = told.working.split()
+    if attempt.works:
+        shown[draw.randrange(len(shown))] = goal
+    return replace(told, working=" ".join([first, *shown]))
