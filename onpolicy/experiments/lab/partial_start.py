@@ -26,16 +26,22 @@ PROBLEMS, ANSWERS, WINDOW = 100, 16, 512
 Answers = Sequence[tuple[Prompt, Sequence[str]]]
 
 
-def measure_start(folder: str) -> dict[str, Any]:
-    """Accuracy, correct verdicts and true facts on problems that the reasoner has not seen; where it knows part, also accuracy with the
-    solution in the prompt, and accuracy and pass@16 by what the training data said of the fact that the answer rests on."""
+def measure_start(folder: str, problems: int = PROBLEMS) -> dict[str, Any]:
+    """Accuracy, correct verdicts and true facts on problems that the reasoner has not seen, sixteen answers to each; where it knows part,
+    also accuracy with the solution in the prompt, and accuracy and pass@16 by what the training data said of the fact that the answer
+    rests on.
+
+    Args:
+        folder: the reasoner
+        problems: of each family
+    """
     generator = HFGenerator(
         renderer=Renderer(load_tokenizer(folder)), model=folder, max_model_len=WINDOW, batch_size=256,
         sampling=Sampling(group_size=ANSWERS, max_tokens=160),
     )  # fmt: skip
     found: dict[str, Any] = {}
     for family in (*KNOWN_TASKS, *partial_families()):
-        prompts = lab(family=family, split="test")[:PROBLEMS]
+        prompts = lab(family=family, split="test")[:problems]
         answers = _answered(generator, prompts)
         found[family] = _measures(answers)
         if family in partial_families():
