@@ -91,7 +91,7 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
 
 
 def agreement(marked: Sequence[MarkedRollout]) -> list[float | None]:
-    """For each rollout the share of its problem's other rollouts with the same final answer; None where it has none, or there is no other."""
+    """For each rollout the share of its problem's other rollouts with the same final answer; None without an answer or others."""
     places: dict[int, list[int]] = {}
     for place, m in enumerate(marked):
         places.setdefault(m.group, []).append(place)

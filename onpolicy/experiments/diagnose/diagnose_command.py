@@ -6,7 +6,7 @@ import contextlib
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -18,6 +18,7 @@ from onpolicy.experiments.diagnose.page import write_page
 from onpolicy.experiments.diagnose.questions import BUILT_IN, asked_config, asked_problems, resolved_for
 from onpolicy.run.loading import drop_overlong
 from onpolicy.run.run_dir import default_folder
+from onpolicy.types import Prompt
 from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.errors import ModelError
 from onpolicy.utils.tables import Markup, coloured, left, table, with_note
@@ -43,7 +44,8 @@ def run_diagnosis(
         UserError: a model, the data or the machine does not allow it; the text names the remedy.
     """
     if data is not None and "=" in data and not Path(data).exists():  # no data, but a setting
-        data, overrides = None, [data, *overrides]
+        overrides = [data, *overrides]
+        data = None
     folder = output or default_folder(Path("diagnose"))
     with contextlib.redirect_stdout(sys.stderr) if as_json else contextlib.nullcontext():
         found = diagnose(
@@ -96,7 +98,7 @@ def diagnose(
     return found
 
 
-def _asked_in_words(sets: dict[str, list], data: str | None) -> str:  # type: ignore[type-arg]
+def _asked_in_words(sets: Mapping[str, Sequence[Prompt]], data: str | None) -> str:
     known = " (grade-school word problems of reasoning-gym)" if data is None and BUILT_IN in sets else ""
     return ", ".join(f"{len(prompts)} problems of {plain(name)}" for name, prompts in sets.items()) + known
 

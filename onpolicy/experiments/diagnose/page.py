@@ -57,8 +57,10 @@ def _facts(found: Findings) -> str:
 
 def _measures(found: Findings) -> Iterator[str]:
     yield (
-        '<p class="note">Trained minus base, the 95 % bootstrap interval over problems below it. p: of the primary measures alone, by the '
-        "rules below; those that differ are set bold. A bar reaches from -1 to 1 for shares, else from -100 % to +100 % of the base. What neither model has is left out.</p>"
+        '<p class="note">Trained minus base, the 95 % bootstrap interval over problems below it. p: of the primary measures '
+        "alone, by the rules below; those that differ are set bold. A bar reaches from -1 to 1 for shares, else from -100 % to "
+        "+100 % of the base. Below a value: the problems, tokens or answers that it is taken over. Uncertainty is self_doubt, hedges and "
+        "alternatives together; neutral words are the control. What neither model has is left out.</p>"
     )
     yield '<div class="wide"><table><tr><th>measure</th><th>base</th><th>trained</th><th>difference</th>'
     yield '<th class="bar"></th><th>p</th></tr>'

@@ -10,14 +10,15 @@ from onpolicy.experiments.diagnose.measures import ACCURACY, CORRECTED, LEVEL, T
 from onpolicy.experiments.diagnose.questions import UNCERTAINTY
 
 RULES = (
-    "Tested are accuracy, pass@k, wrong starts corrected, answers cut off, words per answer and the rate of expressed uncertainty. The test "
-    "swaps the two models' answers problem by problem, 9,999 times, and asks how often the difference is as large; its p-values are "
-    f"corrected for there being several by Holm's method. A measure differs where its corrected p is below {LEVEL}.",
+    "Tested are accuracy, pass@k, wrong starts corrected, answers cut off, words per answer and the rate of expressed uncertainty. "
+    "The test swaps the two models' answers problem by problem, 9,999 times, and asks how often the difference is as large; its "
+    "p-values are corrected for there being several by Holm's method. A measure differs where its corrected p is below "
+    f"{LEVEL}.",
     "Harm is found where accuracy, pass@k or the share of wrong starts that are corrected falls, or more answers are cut off.",
     "Where only length or expressed uncertainty differs, the answers changed and no harm is found.",
     "Everything else is shown with its interval and decides nothing: of twenty such intervals one leaves out zero by chance.",
-    "Nothing found is no proof of no harm: the verdict says which difference in accuracy could have been seen, and harm on other problems "
-    "than these cannot be.",
+    "Nothing found is no proof of no harm: the verdict says which difference in accuracy could have been seen, and harm on other "
+    "problems than these cannot be.",
 )
 
 
