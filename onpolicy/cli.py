@@ -236,6 +236,24 @@ COMMANDS: dict[str, Command | Group] = {
             ),
         },
     ),
+    "diagnose": Command(
+        "onpolicy.experiments.diagnose.diagnose_command:run_diagnosis",
+        "is training harming my model? compare two checkpoints of any trainer on the same problems, on one page",
+        (
+            _argument("--base", required=True, metavar="MODEL", complete=FILES, help="the model before training: a folder or hub id"),
+            _argument("--trained", required=True, metavar="MODEL", complete=FILES, help="the model after training"),
+            _argument(
+                "data", nargs="?", metavar="DATA", complete=FILES,
+                help="file, folder or hub id with problems and answers, or a config whose eval.sets are asked (default: word problems)",
+            ),
+            _overrides("settings, e.g. eval.max_tokens=2048 seed=1 generator.name=vllm"),
+            _argument("--problems", type=whole, default=40, help="number of problems, of all sets together (default 40)"),
+            _argument("--samples", type=whole, default=8, help="answers to each problem (default 8)"),
+            _argument("--no-probes", dest="probes", action="store_false", help="leave out the probes of what uncertainty is for"),
+            _output("folder of the answers and the page; one that was cut off goes on there (default: under runs/)"),
+            JSON,
+        ),
+    ),
     "report": Command(
         _report,
         "write one HTML page about runs: curves, tables, rollouts token by token",

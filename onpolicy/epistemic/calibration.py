@@ -69,7 +69,7 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
     metrics: Metrics = {}
     for name, readings, probability in (
         ("stated", [m.stated_confidence for m in marked], True),
-        ("agreement", _agreement(marked), True),
+        ("agreement", agreement(marked), True),
         ("likelihood", [m.likelihood for m in marked], False),
         ("no_hedging", [-m.rate(lexicon) for m in marked], False),
     ):
@@ -90,7 +90,8 @@ def scoreboard(marked: Sequence[MarkedRollout], lexicon: str) -> Metrics:
     return metrics
 
 
-def _agreement(marked: Sequence[MarkedRollout]) -> list[float | None]:
+def agreement(marked: Sequence[MarkedRollout]) -> list[float | None]:
+    """For each rollout the share of its problem's other rollouts with the same final answer; None without an answer or others."""
     places: dict[int, list[int]] = {}
     for place, m in enumerate(marked):
         places.setdefault(m.group, []).append(place)

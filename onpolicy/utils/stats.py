@@ -66,6 +66,36 @@ def bootstrap_statistic_ci(
     return float(low), float(high)
 
 
+def swap_test(pairs: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, draws: int = 9999) -> float:
+    """p-value of the hypothesis that the two models are alike: how often a difference is as large once models are swapped by problem.
+
+    Where they are alike, either could have given either answers of a problem, whatever their distribution, so that the test keeps its
+    level at any number of problems. A draw of which nothing can be said counts as one that is as large.
+
+    Args:
+        pairs: ``[problems, 2, ...]``
+        statistic: ``[draws, problems, 2, ...]`` -> the difference of each draw, nan where there is none
+        draws: how many are made
+    """
+    import numpy as np
+
+    swapped = np.random.default_rng(0).integers(2, size=(draws, len(pairs))).astype(bool)
+    shape = swapped.shape + (1,) * (pairs.ndim - 1)
+    seen = abs(float(statistic(pairs[None])[0]))
+    found = np.abs(statistic(np.where(swapped.reshape(shape), pairs[:, ::-1], pairs)))
+    return float(1 + np.sum(~(found < seen - 1e-9))) / (draws + 1)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Each p-value adjusted for there being several (Holm 1979): those below a level are wrong with at most that probability in all."""
+    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
+    adjusted, largest = [0.0] * len(p_values), 0.0
+    for rank, i in enumerate(order):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[i]))
+        adjusted[i] = largest
+    return adjusted
+
+
 def change_of_accuracy(first: Sequence[Sequence[bool]], last: Sequence[Sequence[bool]]) -> Estimate:
     """Mean over problems of last minus first accuracy, with a 95 % interval that small samples do not make too narrow.
 

@@ -104,8 +104,12 @@ class Prober:
     """Answers sampled after each beginning."""
     seed: int
 
-    def probe(self, prompts: Sequence[Prompt]) -> list[Probe]:
+    def probe(self, prompts: Sequence[Prompt], *, injected: bool = True) -> list[Probe]:
         """All probes; one for which the model's answers offer no place is absent.
+
+        Args:
+            prompts: the problems
+            injected: whether self-doubt is injected too, which takes most of the answers
 
         Raises:
             LexiconError: the lexicon, or the control, has no marker that is one token of the tokenizer.
@@ -113,7 +117,8 @@ class Prober:
         """
         scored = self.scorer.score(self.generator.generate(prompts, seed=self.seed))
         answers = locate_markers(scored, [self.lexicon], self.renderer.split_thinking)
-        return [*self.kept_or_left_out(answers), *self.injected(answers), *self.banned(prompts, answers)]
+        between = self.injected(answers) if injected else ()
+        return [*self.kept_or_left_out(answers), *between, *self.banned(prompts, answers)]
 
     def kept_or_left_out(self, answers: Sequence[MarkedRollout]) -> Iterable[Probe]:
         """At one marker of each answer, drawn at random from those before its final answer."""
