@@ -42,7 +42,7 @@ def completed(*words: str) -> set[str]:
 
 def test_what_bash_completes(folder: Path) -> None:
     assert completed("onpolicy", "s") == {"sweep", "sft", "show"}
-    assert completed("onpolicy", "verl", "") == {"train", "check"}
+    assert completed("onpolicy", "verl", "") == {"train", "check", "data"}
     assert completed("onpolicy", "check", "--") == {"--help", "--full", "--json"}
     assert "sdpo" in completed("onpolicy", "train", "sdp") and "mine.yaml" in completed("onpolicy", "train", "mi")
     assert completed("onpolicy", "train", "lab/deci") == {"lab/decisive"}

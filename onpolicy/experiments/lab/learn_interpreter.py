@@ -78,19 +78,25 @@ def executed(program: Program, draw: Random, known: int = 0) -> tuple[int, ...]:
     return tuple(values)
 
 
-def enlarged(folder: str, words: Sequence[str], seed: int) -> PreTrainedModel:
-    """The reasoner in float32, with an embedding for each of the words; new ones are drawn at random, as wide as the old ones.
+def enlarged(folder: str, words: Sequence[str], seed: int, *, apart: bool = True) -> PreTrainedModel:
+    """The reasoner in float32, with an embedding for each of the words.
 
-    At the mean of the old ones, as transformers would put them, they are all alike, and are told apart only after hundreds of steps.
+    Args:
+        folder: the reasoner
+        words: all of them, its own first
+        seed: of what is drawn
+        apart: whether new words are drawn as wide as the old ones; otherwise they stand near the mean of the old ones, as transformers puts
+            them, all but alike, and are told apart only after hundreds of steps
     """
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     old = model.get_input_embeddings().weight.detach().clone()
-    model.resize_token_embeddings(len(words), mean_resizing=False)
-    with torch.no_grad():
-        model.get_input_embeddings().weight[len(old) :].normal_(0.0, old.std().item())
+    model.resize_token_embeddings(len(words), mean_resizing=not apart)
+    if apart:
+        with torch.no_grad():
+            model.get_input_embeddings().weight[len(old) :].normal_(0.0, old.std().item())
     return model
 
 

@@ -32,7 +32,7 @@ class Knowledge(Enum):
     UNKNOWN = "unknown"
 
 
-SHARES = {Knowledge.KNOWN: 0.45, Knowledge.FAINT: 0.2, Knowledge.UNKNOWN: 0.35}
+SHARES = {Knowledge.KNOWN: 0.56, Knowledge.FAINT: 0.22, Knowledge.UNKNOWN: 0.22}
 
 
 @cache
