@@ -99,13 +99,17 @@ def test_doses_by_hand(tmp_path: Path) -> None:
     cells = cells_of(tmp_path / "runs")
     assert responses(cells, GROUPS, ["new"]) == [], "no run has logged one"
     for cell, doses in zip(cells, ([0.1, 0.3], [0.6], [0.5]), strict=False):
-        rows = [{"step": i, "credit/dose": dose, "rate": dose} for i, dose in enumerate(doses, start=1)]
+        rows: list[dict[str, float]] = [
+            {"step": i, "credit/dose": dose, "rate": dose} for i, dose in enumerate(doses, start=1)
+        ]
+        rows[-1] |= {"eval/map/problems": 1, "eval/sums/problems": 3, "eval/map/words": 8, "eval/sums/words": 4}
         (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read = ["new", "others", "rate", "nothing"]
+    read = ["new", "others", "rate", "eval/others/words", "nothing"]
     both, single = responses(cells, GROUPS, read)
     assert (both.arm, both.seeds) == ("a", 2)
     assert both.dose == pytest.approx(-0.4), "mean of .2 and .6; the weight is below 0"
-    assert set(both.read) == {"new", "others", "rate"}
+    assert set(both.read) == {"new", "others", "rate", "eval/others/words"}
+    assert both.read["eval/others/words"] == (5.0, 5.0, 5.0), "one problem of 8 words, three of 4"
     # .75 and 1, .375 from a standard error of .125: t(1) = 12.706
     assert both.read["new"] == pytest.approx((0.875, 0.875 - 12.7062 * 0.125, 0.875 + 12.7062 * 0.125), abs=1e-3)
     assert both.read["rate"][0] == pytest.approx(0.45), "as it was last logged"

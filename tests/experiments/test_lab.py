@@ -29,9 +29,9 @@ from onpolicy.experiments.lab.grading import (
 )
 from onpolicy.experiments.lab.pretrain import example
 from onpolicy.experiments.lab.problem import HINT, Problem, direct, failed, mistaken, search
-from onpolicy.experiments.lab.readout import pooled_metrics
 from onpolicy.experiments.lab.sets import families
 from onpolicy.experiments.lab.words import vocabulary, write_tokenizer
+from onpolicy.experiments.sweep.compare import pooled_metrics
 from onpolicy.experiments.sweep.grid import cells, read_grid
 from onpolicy.rewards.answer import exact_answer
 

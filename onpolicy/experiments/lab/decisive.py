@@ -22,7 +22,7 @@ from rich.table import Table
 from onpolicy.config.resolve import resolve
 from onpolicy.config.shipped import SHIPPED
 from onpolicy.experiments.analysis.pressure import measure_pressure
-from onpolicy.experiments.lab.readout import pooled_metrics, readout, rounded, versions
+from onpolicy.experiments.lab.readout import readout, rounded, versions
 from onpolicy.experiments.sweep.compare import (
     Difference,
     against_reference,
@@ -30,6 +30,7 @@ from onpolicy.experiments.sweep.compare import (
     equal_budgets,
     last_metrics,
     pass_rates_at,
+    pooled_metrics,
 )
 from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.sweep import sweep

@@ -17,9 +17,9 @@ from rich.console import Console
 from rich.table import Table
 
 from onpolicy.config.shipped import SHIPPED
-from onpolicy.experiments.lab.readout import pooled_metrics, rounded, versions
+from onpolicy.experiments.lab.readout import rounded, versions
 from onpolicy.experiments.lab.soundness import require_sound
-from onpolicy.experiments.sweep.compare import Difference, against_reference, differences
+from onpolicy.experiments.sweep.compare import Difference, against_reference, differences, pooled_metrics
 from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.models import resolve_model

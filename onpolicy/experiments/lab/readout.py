@@ -45,18 +45,6 @@ def exact_measures(answers: Sequence[tuple[str, str]]) -> dict[str, float]:
     return found
 
 
-def pooled_metrics(metrics: Mapping[str, Any], eval_groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """The metrics, and for each group of sets their means weighted by problems: ``eval/<group>/...``."""
-    found = dict(metrics)
-    for group, names in eval_groups.items():
-        weights = {name: metrics[f"eval/{name}/problems"] for name in names}
-        for what in (m.removeprefix(f"eval/{names[0]}/") for m in metrics if m.startswith(f"eval/{names[0]}/")):
-            if all(f"eval/{name}/{what}" in metrics for name in names):
-                total = sum(w * metrics[f"eval/{name}/{what}"] for name, w in weights.items())
-                found[f"eval/{group}/{what}"] = total / sum(weights.values())
-    return found
-
-
 def versions() -> dict[str, str]:
     """Versions of the packages that determine the numbers."""
     return {name: version(name) for name in ("torch", "transformers", "numpy")}

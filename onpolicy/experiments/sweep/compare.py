@@ -190,6 +190,20 @@ def last_metrics(folder: Path) -> Metrics:
     return found | costs(folder)
 
 
+def pooled_metrics(metrics: Mapping[str, Any], eval_groups: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """The metrics, and for each group of sets that were evaluated their means weighted by problems: ``eval/<group>/...``."""
+    found = dict(metrics)
+    for group, names in eval_groups.items():
+        if any(f"eval/{name}/problems" not in metrics for name in names):
+            continue
+        weights = {name: metrics[f"eval/{name}/problems"] for name in names}
+        for what in (m.removeprefix(f"eval/{names[0]}/") for m in metrics if m.startswith(f"eval/{names[0]}/")):
+            if all(f"eval/{name}/{what}" in metrics for name in names):
+                total = sum(w * metrics[f"eval/{name}/{what}"] for name, w in weights.items())
+                found[f"eval/{group}/{what}"] = total / sum(weights.values())
+    return found
+
+
 def pass_rates_by_problem(folder: Path, step: int | None = None) -> PassRatesBySet:
     """Set -> problem -> pass rate, in the run's evaluation at a step; None: in its last one. A problem needs a graded answer."""
     return {

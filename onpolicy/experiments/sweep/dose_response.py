@@ -17,7 +17,7 @@ from typing import Any
 from scipy.stats import t as student_t
 
 from onpolicy.experiments.analysis.plot import drawing_library
-from onpolicy.experiments.sweep.compare import last_metrics, pass_rates_by_problem, with_eval_groups
+from onpolicy.experiments.sweep.compare import last_metrics, pass_rates_by_problem, pooled_metrics, with_eval_groups
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.palette import colour, symbol
 from onpolicy.run.run_dir import logged
@@ -75,7 +75,8 @@ def _value(folder: Path, eval_groups: Mapping[str, Sequence[str]], name: str) ->
     rates = with_eval_groups(pass_rates_by_problem(folder), eval_groups)
     if name in rates:
         return fmean(rates[name].values())
-    return last_metrics(folder).get(name)
+    value: float | None = pooled_metrics(last_metrics(folder), eval_groups).get(name)
+    return value
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
