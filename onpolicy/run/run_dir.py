@@ -45,6 +45,7 @@ EVALUATED = (
     "model",
     "rendering",
     "generator",
+    "environment",
     "rewards",
     "correctness",
     "custom_lexicons",

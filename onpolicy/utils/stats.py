@@ -66,6 +66,10 @@ def bootstrap_statistic_ci(
     return float(low), float(high)
 
 
+SWAPS_AT_ONCE = 500
+"""Draws of ``swap_test`` that are in memory together."""
+
+
 def swap_test(pairs: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], *, draws: int = 9999) -> float:
     """p-value of the hypothesis that the two models are alike: how often a difference is as large once models are swapped by problem.
 
@@ -79,11 +83,13 @@ def swap_test(pairs: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], 
     """
     import numpy as np
 
-    swapped = np.random.default_rng(0).integers(2, size=(draws, len(pairs))).astype(bool)
-    shape = swapped.shape + (1,) * (pairs.ndim - 1)
-    seen = abs(float(statistic(pairs[None])[0]))
-    found = np.abs(statistic(np.where(swapped.reshape(shape), pairs[:, ::-1], pairs)))
-    return float(1 + np.sum(~(found < seen - 1e-9))) / (draws + 1)
+    draw, seen, as_large = np.random.default_rng(0), abs(float(statistic(pairs[None])[0])), 0
+    for start in range(0, draws, SWAPS_AT_ONCE):
+        swapped = draw.integers(2, size=(min(SWAPS_AT_ONCE, draws - start), len(pairs)), dtype=np.uint8).astype(bool)
+        shape = swapped.shape + (1,) * (pairs.ndim - 1)
+        found = np.abs(statistic(np.where(swapped.reshape(shape), pairs[:, ::-1], pairs)))
+        as_large += int(np.sum(~(found < seen - 1e-9)))
+    return (1 + as_large) / (draws + 1)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,12 @@ from onpolicy.experiments.diagnose.findings import Findings, LostProblem, find
 from onpolicy.experiments.diagnose.measures import (
     ACCURACY,
     CORRECTED,
+    OTHER,
     TRUNCATED,
     WORDS,
     Measured,
     accuracy_of_sets,
+    adjusted,
     compare_answers,
     ks,
     rate_name,
@@ -87,7 +90,8 @@ def compared(base: list[list[str]], trained: list[list[str]], primary: tuple[str
     for texts in (base, trained):
         rows = [problem(str(i), found) for i, found in enumerate(texts)]
         models.append(read_problems([r for r, _ in rows], [p for _, p in rows], renderer, LEXICONS))
-    return {m.name: m for m in compare_answers(models[0], models[1], LEXICONS, primary)}
+    (found,) = adjusted(compare_answers(models[0], models[1], LEXICONS, primary))
+    return {m.name: m for m in found}
 
 
 CAREFUL = r"Maybe \boxed{5}. Wait, no: \boxed{4}"
@@ -157,8 +161,64 @@ def measured(name: str, difference: float, p: float, group: str = ACCURACY) -> M
     return replace(found, p=p, relative=relative)
 
 
-def verdict(*measures: Measured, problems: int = 40, alike: bool = False) -> Diagnosis:
-    return diagnose_measures(measures, primary_measures(8, per_words=False), problems, alike)
+def verdict(*measures: Measured, by_set: Sequence[Measured] = (), problems: int = 40, alike: bool = False) -> Diagnosis:
+    return diagnose_measures(measures, by_set, primary_measures(8, per_words=False), problems, alike)
+
+
+def test_harm_on_one_set_is_not_hidden_by_another() -> None:
+    """In domain from 2 of 8 to 7, elsewhere back: together nothing has changed."""
+    few, many = [RIGHT] * 2 + [BRISK] * 6, [RIGHT] * 7 + [BRISK]
+    rows = {"in": (few, many), "out": (many, few)}
+    renderer, models = Renderer(byte_tokenizer()), []
+    for model in (0, 1):
+        made = {name: [problem(f"{name}{i}", texts[model]) for i in range(20)] for name, texts in rows.items()}
+        models.append(
+            {n: read_problems([r for r, _ in m], [p for _, p in m], renderer, LEXICONS) for n, m in made.items()}
+        )
+    both = [[p for read in sets.values() for p in read] for sets in models]
+    primary = primary_measures(8, per_words=False)
+    measures, by_set = adjusted(compare_answers(both[0], both[1], LEXICONS, list(primary)), accuracy_of_sets(*models))
+    found = diagnose_measures(measures, by_set, primary, 40, alike=False)
+    assert found.found == "harm" and "accuracy on out -0.62" in found.headline and "on in" not in found.headline
+    assert any("accuracy on in +0.62" in line for line in found.details)
+
+
+def test_an_answer_said_twice_is_no_wrong_start() -> None:
+    twice = rf"The answer is 5. {BRISK}"
+    found = compared([[BRISK, CAREFUL]], [[twice, CAREFUL]])
+    assert found["answers with an earlier one"].base == found["answers with an earlier one"].trained == 0.5
+    assert found[CORRECTED].base == found[CORRECTED].trained == 1.0
+
+
+def test_problems_graded_in_one_model_alone_count_for_neither() -> None:
+    """A verifier that cannot read the trained model's answers to the hard half must not raise its accuracy."""
+    renderer = Renderer(byte_tokenizer())
+    base = [problem(str(i), [RIGHT if i < 4 else BRISK, BRISK]) for i in range(8)]
+    trained = [(replace(r, right=[None, None]) if i >= 4 else r, p) for i, (r, p) in enumerate(base)]
+    models = [read_problems([r for r, _ in m], [p for _, p in m], renderer, LEXICONS) for m in (base, trained)]
+    found = {m.name: m for m in compare_answers(models[0], models[1], LEXICONS, ())}
+    assert found[ACCURACY].base == found[ACCURACY].trained == 0.5 and found[ACCURACY].counted == (4, 4)
+
+
+def test_a_measuring_reward_named_like_a_measure_is_not_tested() -> None:
+    renderer = Renderer(byte_tokenizer())
+    graded: dict[str, list[bool | None]] = {"mine.py:accuracy": [True, True]}
+    rows = [
+        [(replace(r, graded=graded), p) for r, p in (problem(str(i), texts) for i in range(12))]
+        for texts in ([RIGHT, RIGHT], [BRISK, BRISK])
+    ]
+    models = [read_problems([r for r, _ in m], [p for _, p in m], renderer, LEXICONS) for m in rows]
+    (found,) = adjusted(compare_answers(models[0], models[1], LEXICONS, (ACCURACY,)))
+    accuracy, reward = (next(m for m in found if m.group == group) for group in (ACCURACY, OTHER))
+    assert accuracy.differs and reward.name == "accuracy" and reward.p is None
+    verdict_ = diagnose_measures(found, [], primary_measures(8, per_words=False), 12, alike=False)
+    assert verdict_.headline.startswith("Harm found: accuracy -1.00")
+
+
+def test_where_nothing_could_fall() -> None:
+    low = Measured(ACCURACY, ACCURACY, 0.0, 0.0, Estimate(0.0, 0.0, 0.0), (40, 40), p=1.0)
+    assert verdict(low).details[0].startswith("The base has no correct answer, so that no fall")
+    assert "cannot be seen" not in " ".join(verdict(replace(low, base=1.0, trained=1.0)).details)
 
 
 def test_the_rules_of_the_verdict() -> None:

@@ -6,6 +6,7 @@ import io
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.experiments.test_report import fake_run
 AXES = {"in_domain": "new", "out_of_domain": "others"}
 GROUPS = {"others": ["map", "sums"]}
 Rates = Mapping[str, Sequence[float]]
+REWARDS = [{"name": "right"}, {"name": "logged", "weight": 0.0}, {"name": "bonus", "weight": -2.0}]
 
 
 def evaluated(folder: Path, by_step: Mapping[int, Rates], tokens: int = 10) -> Path:
@@ -77,7 +79,7 @@ def test_the_figure_and_the_table(tmp_path: Path) -> None:
 
 def cells_of(folder: Path) -> list[Cell]:
     return [
-        Cell(arm, factor, seed, Path(), (), run, None, {"rewards": [{}, {"weight": 0.0}, {"weight": -2.0}]})  # type: ignore[arg-type]
+        Cell(arm, factor, seed, Path(), (), run, None, {"rewards": REWARDS})  # type: ignore[arg-type]
         for arm, factor, seed, run in runs(folder)
     ]
 
@@ -113,6 +115,10 @@ def test_doses_by_hand(tmp_path: Path) -> None:
     # .75 and 1, .375 from a standard error of .125: t(1) = 12.706
     assert both.read["new"] == pytest.approx((0.875, 0.875 - 12.7062 * 0.125, 0.875 + 12.7062 * 0.125), abs=1e-3)
     assert both.read["rate"][0] == pytest.approx(0.45), "as it was last logged"
+    schedule = {"name": "linear", "initial": -0.5, "final": -0.1, "steps": 9}
+    for rewards in ([REWARDS[2], REWARDS[0]], [REWARDS[0], {"name": "bonus", "weight": schedule}]):
+        changed = [replace(c, canonical={"correctness": "right", "rewards": rewards}) for c in cells[2:3]]
+        assert responses(changed, GROUPS, ["new"])[0].dose == -0.5, "whichever stands first, and with a schedule"
     assert single.read["others"] == pytest.approx((2 / 3, -math.inf, math.inf)), "one seed"
     grid = Grid(config="", arms={}, eval_groups=GROUPS, dose_response=read[:3])
     figure = write_figures(cells, grid, tmp_path, Console(file=io.StringIO()))

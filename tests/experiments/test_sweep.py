@@ -281,6 +281,10 @@ def test_every_combination(tmp_path: Path) -> None:
             {"frontier": {"in_domain": "sums", "out_of_domain": "bot"}},
             "frontier.out_of_domain: got 'bot', expected a set of eval.sets or a group of eval_groups: sums, both. Did you mean 'both'?",
         ),
+        (
+            {"dose_response": ["m/x", "sms"]},
+            "dose_response: got 'sms', expected a set of eval.sets, a group of eval_groups (sums, both)",
+        ),
         ({"arms": {"plain": {}, "same": {}}}, "the runs 'plain seed 0' and 'same seed 0' have the same settings"),
         (
             {"factors": {"quiet": {"logging.trackers": ["tensorboard"]}}},

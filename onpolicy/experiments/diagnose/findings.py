@@ -11,6 +11,7 @@ from onpolicy.experiments.diagnose.measures import (
     Measured,
     ReadProblem,
     accuracy_of_sets,
+    adjusted,
     compare_answers,
     read_problems,
 )
@@ -83,7 +84,9 @@ def find(base: Asked, trained: Asked, probes: Mapping[str, Probed]) -> Findings:
     both = [[p for problems in read.values() for p in problems] for read in (before, after)]
     samples = config.eval.samples_per_problem
     primary = primary_measures(samples, per_words)
-    measures = compare_answers(both[0], both[1], lexicons, list(primary), per_words=per_words)
+    measures, by_set = adjusted(
+        compare_answers(both[0], both[1], lexicons, list(primary), per_words=per_words), accuracy_of_sets(before, after)
+    )
     alike = all(b.result.completions == t.result.completions for b, t in zip(*both, strict=True))
     lost = _lost(before, after)
     return Findings(
@@ -92,10 +95,10 @@ def find(base: Asked, trained: Asked, probes: Mapping[str, Probed]) -> Findings:
         asked={name: len(prompts) for name, prompts in base.sets.items()},
         samples=samples,
         settings=_settings(base),
-        notes=notes,
-        verdict=diagnose_measures(measures, primary, len(both[0]), alike),
+        notes=[*notes, *_not_graded(both[0], both[1])],
+        verdict=diagnose_measures(measures, by_set, primary, len(both[0]), alike),
         measures=measures,
-        by_set=accuracy_of_sets(before, after),
+        by_set=by_set,
         probes=probes,
         lost=lost[:SHOWN],
         lost_in_all=len(lost),
@@ -111,6 +114,21 @@ def differences_of(base: Asked, trained: Asked) -> tuple[list[str], bool]:
     if one.chat_template != other.chat_template:
         notes.append("The chat templates differ: each model read the problems in its own.")
     return notes, apart
+
+
+def _not_graded(base: Sequence[ReadProblem], trained: Sequence[ReadProblem]) -> list[str]:
+    """How many answers have no verdict, and so count nowhere in the accuracy."""
+    counts = [[right for problem in problems for right in problem.result.right] for problems in (base, trained)]
+    missing = [sum(right is None for right in found) for found in counts]
+    if not any(missing):
+        return []
+    said = ", ".join(
+        f"{n} of {len(found)} of the {who}"
+        for n, found, who in zip(missing, counts, ("base", "trained model"), strict=True)
+    )
+    return [
+        f"Answers that were not graded: {said}. They count in no accuracy, nor do problems that were graded in one model alone."
+    ]
 
 
 def _settings(asked: Asked) -> dict[str, Any]:
@@ -139,7 +157,8 @@ def _lost(before: Mapping[str, Sequence[ReadProblem]], after: Mapping[str, Seque
     for name, problems in before.items():
         for b, t in zip(problems, after[name], strict=True):
             right = [text for text, r in zip(b.result.completions, b.result.right, strict=True) if r]
-            if right and not any(t.result.right):
+            graded = any(r is not None for r in t.result.right)
+            if right and graded and not any(t.result.right):
                 question = prompt_text(b.prompt.messages)
                 found.append(LostProblem(name, b.result.id, question, len(right), right[0], t.result.completions[0]))
     return sorted(found, key=lambda lost: -lost.solved)

@@ -15,6 +15,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.epistemic.calibration import agreement, auroc
 from onpolicy.epistemic.marked import MarkedRollout, locate_markers
 from onpolicy.rewards.answer import math_answer
+from onpolicy.rewards.equality import by_equality
 from onpolicy.rewards.extract import stated_answers
 from onpolicy.rewards.words import folded_words
 from onpolicy.run.evaluate import as_scored_group, maj_at_k, pass_at_k
@@ -113,31 +114,46 @@ def compare_answers(
     """
     models = [[_sums(problem, lexicons, per_words) for problem in problems] for problems in (base, trained)]
     keys = dict.fromkeys(key for sums in (*models[0], *models[1]) for key in sums)
-    found, p_values = [], dict[str, float]()
-    for group, name in keys:
-        nothing, key = (0.0, 0.0), (group, name)
-        pairs = np.array([[b.get(key, nothing), t.get(key, nothing)] for b, t in zip(*models, strict=True)])
-        found.append(_measured(group, name, pairs))
-        if name in primary and found[-1].difference is not None:
-            p_values[name] = swap_test(pairs, _differences)
-    adjusted = dict(zip(p_values, holm(list(p_values.values())), strict=True))
-    found = [replace(m, p=adjusted.get(m.name)) for m in found]
+    nothing = (0.0, 0.0)
+    found = [
+        _measured(
+            group,
+            name,
+            [(b.get((group, name), nothing), t.get((group, name), nothing)) for b, t in zip(*models, strict=True)],
+            tested=name in primary and group != OTHER,
+        )
+        for group, name in keys
+    ]
     return [*found, *(m for name in READINGS if (m := _auroc(name, base, trained)) is not None)]
+
+
+def adjusted(*together: Sequence[Measured]) -> list[list[Measured]]:
+    """The measures with their p-values adjusted for there being all of them, by Holm's method."""
+    p_values = iter(holm([m.p for measures in together for m in measures if m.p is not None]))
+    return [[m if m.p is None else replace(m, p=next(p_values)) for m in measures] for measures in together]
 
 
 def accuracy_of_sets(
     base: Mapping[str, Sequence[ReadProblem]], trained: Mapping[str, Sequence[ReadProblem]]
 ) -> list[Measured]:
-    """The accuracy on each set, under the set's name."""
+    """The accuracy on each set, under the set's name; tested where there are several, as harm on one must not hide behind another."""
     found = []
     for name in base:
         models = [[_accuracy(p.result).get((ACCURACY, ACCURACY), (0.0, 0.0)) for p in m[name]] for m in (base, trained)]
-        found.append(_measured(ACCURACY, name, np.array(list(zip(*models, strict=True)))))
+        found.append(_measured(ACCURACY, name, list(zip(*models, strict=True)), tested=len(base) > 1))
     return found
 
 
-def _measured(group: str, name: str, pairs: np.ndarray) -> Measured:
-    """Of ``[problems, model, numerator and denominator]``."""
+def _measured(
+    group: str, name: str, sums: Sequence[tuple[tuple[float, float], tuple[float, float]]], *, tested: bool
+) -> Measured:
+    """Of each problem's numerator and denominator, by model. Accuracy is paired: a problem that was graded in one model alone is left out.
+
+    ``p`` is that of the test by itself.
+    """
+    pairs = np.array(sums)
+    if group == ACCURACY:
+        pairs = pairs[(pairs[:, :, 1] > 0).all(1)]
 
     def difference(chosen: np.ndarray) -> float | None:
         value = float(_differences(chosen[None])[0])
@@ -147,6 +163,8 @@ def _measured(group: str, name: str, pairs: np.ndarray) -> Measured:
     base, trained = (float(n / d) if d else None for n, d in totals)
     estimate = None if mean is None else Estimate(mean, *bootstrap_statistic_ci(pairs, difference))
     found = Measured(group, name, base, trained, estimate, (int(totals[0, 1]), int(totals[1, 1])))
+    if tested and mean is not None:
+        found = replace(found, p=swap_test(pairs, _differences))
     if found.share or mean is None or not base:
         return found
     return replace(found, relative=Estimate(mean / base, *bootstrap_statistic_ci(pairs, _relative)))
@@ -223,13 +241,13 @@ def rate_name(lexicon: str, per_words: bool) -> str:
 
 
 def _corrections(problem: ReadProblem) -> dict[tuple[str, str], tuple[float, float]]:
-    """By the first answer that a text states before its last; nothing where there is no reference to grade it by."""
+    """By the first answer of a text that states another one later; nothing where there is no reference to grade it by."""
     reference, starts = problem.prompt.fields.get("answer"), list[tuple[bool, bool]]()
     if reference is None:
         return {}
     for text, right in zip(problem.result.completions, problem.result.right, strict=True):
         stated = stated_answers(text)
-        if right is not None and len(stated) > 1:
+        if right is not None and len(set(by_equality([answer for _, answer in stated]))) > 1:
             starts.append((bool(math_answer(f"\\boxed{{{stated[0][1]}}}", str(reference))), right))
     wrong, n = [right for first, right in starts if not first], float(len(problem.result.completions))
     return {

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from onpolicy.experiments.diagnose.measures import ACCURACY, CORRECTED, LEVEL, TRUNCATED, WORDS, Measured, rate_name
 from onpolicy.experiments.diagnose.questions import UNCERTAINTY
 
 RULES = (
-    "Tested are accuracy, pass@k, wrong starts corrected, answers cut off, words per answer and the rate of expressed uncertainty. "
+    "Tested are accuracy, on all problems and on each of several sets, pass@k, wrong starts corrected, answers cut off, words per answer, "
+    "and the rate of expressed uncertainty. "
     "The test swaps the two models' answers problem by problem, 9,999 times, and asks how often the difference is as large; its "
     "p-values are corrected for there being several by Holm's method. A measure differs where its corrected p is below "
     f"{LEVEL}.",
@@ -40,23 +41,26 @@ def primary_measures(samples: int, per_words: bool) -> dict[str, int]:
 
 
 def diagnose_measures(
-    measures: Sequence[Measured], primary: Mapping[str, int], problems: int, alike: bool
+    measures: Sequence[Measured], by_set: Sequence[Measured], primary: Mapping[str, int], problems: int, alike: bool
 ) -> Diagnosis:
     """The verdict on two models.
 
     Args:
         measures: of both
+        by_set: the accuracy on each set
         primary: as ``primary_measures``
         problems: number of problems
         alike: whether all their answers are the same, word for word
     """
-    differing = [m for m in measures if m.name in primary and m.differs]
-    harmful = [m for m in differing if primary[m.name] * _mean(m) > 0]
+    sets = [replace(m, name=f"accuracy on {m.name}") for m in by_set if m.p is not None]
+    directions = {**primary, **{m.name: -1 for m in sets}}
+    tested = [m for m in (*measures, *sets) if m.p is not None]
+    differing = [m for m in tested if m.differs]
+    harmful = [m for m in differing if directions[m.name] * _mean(m) > 0]
     others = [m for m in differing if m not in harmful]
-    tested = [m for m in measures if m.p is not None]
     if harmful:
         found, headline = "harm", f"Harm found: {', '.join(map(_said, harmful))}"
-    elif any(primary[m.name] == 0 for m in others):
+    elif any(directions[m.name] == 0 for m in others):
         found, headline = "change", f"No harm found, but the answers changed: {', '.join(map(_said, others))}"
     else:
         found, headline = "nothing", f"No harm found: none of {len(tested)} primary measures is worse"
@@ -64,8 +68,8 @@ def diagnose_measures(
     details = [f"Also: {', '.join(map(_said, others))}."] if others and found != "change" else []
     if alike:
         details.append("Both models gave the same answers, word for word.")
-    elif found != "harm" and (half := _half_width(measures)) is not None:
-        details.append(f"With {problems} problems, differences in accuracy below {half:.2f} cannot be seen.")
+    elif found != "harm":
+        details += _sensitivity(measures, problems)
     if problems < (least := _least_problems(len(tested))):
         details.append(f"{problems} problems are too few for the test to find anything: expected {least} or more.")
     if untested := [name for name in primary if name not in {m.name for m in tested}]:
@@ -93,6 +97,12 @@ def _said(m: Measured) -> str:
     return f"{m.name} {mean} (95 % {low} to {high})"
 
 
-def _half_width(measures: Sequence[Measured]) -> float | None:
-    found = next((m.difference for m in measures if m.name == ACCURACY), None)
-    return None if found is None else (found.high - found.low) / 2
+def _sensitivity(measures: Sequence[Measured], problems: int) -> list[str]:
+    """Which difference in accuracy could not have been seen; nothing where all answers of both models are correct."""
+    accuracy = next((m for m in measures if (m.group, m.name) == (ACCURACY, ACCURACY) and m.difference), None)
+    if accuracy is None or accuracy.difference is None:
+        return []
+    if accuracy.base == 0.0:
+        return ["The base has no correct answer, so that no fall in accuracy could be seen."]
+    half = (accuracy.difference.high - accuracy.difference.low) / 2
+    return [f"With {problems} problems, differences in accuracy below {half:.2f} cannot be seen."] if half else []

@@ -62,13 +62,20 @@ def responses(
 
 
 def _dose(cell: Cell) -> float | None:
-    """Signed as the first reward that is not correctness and has a weight; None for a run without a step that logged one."""
-    logged_doses = [row[DOSE] for row in logged(cell.folder) if DOSE in row]
-    if not logged_doses:
+    """Signed as the first weight that is not correctness's; None for a run without a step that logged one."""
+    doses = [row[DOSE] for row in logged(cell.folder) if DOSE in row]
+    if not doses:
         return None
-    weights = [reward.get("weight", 1.0) for reward in cell.canonical["rewards"][1:]]
-    sign = next((math.copysign(1.0, w) for w in weights if isinstance(w, int | float) and w), 1.0)
-    return sign * fmean(logged_doses)
+    rewards = cell.canonical["rewards"]
+    deciding = cell.canonical.get("correctness") or rewards[0].get("name")
+    signs = (_sign(reward.get("weight", 1.0)) for reward in rewards if reward.get("name") != deciding)
+    return next((sign for sign in signs if sign), 1.0) * fmean(doses)
+
+
+def _sign(weight: Any) -> float:
+    """Of a weight, or of the first of a schedule's numbers that is not 0."""
+    numbers = weight.values() if isinstance(weight, Mapping) else [weight]
+    return next((math.copysign(1.0, n) for n in numbers if isinstance(n, int | float) and n), 0.0)
 
 
 def _value(folder: Path, eval_groups: Mapping[str, Sequence[str]], name: str) -> float | None:

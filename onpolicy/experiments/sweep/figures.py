@@ -28,6 +28,9 @@ def write_figures(whole: Sequence[Cell], grid: Grid, output: Path, console: Cons
             _write(output / "frontier", written, lambda p: draw_frontier(points, grid.frontier, p), console)
         )
     if grid.dose_response and (found := responses(whole, grid.eval_groups, grid.dose_response)):
+        for name in grid.dose_response:
+            if lacking := [f"{r.arm} {r.factor}".strip() for r in found if name not in r.read]:
+                console.print(f"dose_response: {plain(name)} is unknown of {plain(', '.join(lacking))}", soft_wrap=True)
         written = {"read": grid.dose_response, "points": [asdict(r) for r in found]}
         drawings.append(
             _write(output / "dose_response", written, lambda p: draw_responses(found, grid.dose_response, p), console)

@@ -168,6 +168,17 @@ def check_frontier(path: Path, grid: Grid, sets: Collection[str]) -> None:
             )
 
 
+def check_readings(path: Path, grid: Grid, sets: Collection[str]) -> None:
+    """Raises ConfigError where the dose-response names neither a set, a group, nor a metric, whose name has a slash."""
+    known = [*sets, *grid.eval_groups]
+    for name in grid.dose_response:
+        if "/" not in name and name not in known:
+            raise ConfigError(
+                f"{path}: dose_response: got {name!r}, expected a set of eval.sets, a group of eval_groups ({', '.join(known)}), "
+                f"or a metric, e.g. policy/entropy.{suggest(name, known)}"
+            )
+
+
 def check_eval_groups(path: Path, grid: Grid, sets: Collection[str]) -> None:
     """Raises ConfigError where an eval group names a set that is not evaluated, or no set, or has a set's name."""
     for group, names in grid.eval_groups.items():
@@ -205,6 +216,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                     raise ConfigError(*(f"{_where(path, arm, factor)}: {text}" for text in error.problems)) from error
                 check_eval_groups(path, grid, resolved.config.eval.sets)
                 check_frontier(path, grid, resolved.config.eval.sets)
+                check_readings(path, grid, resolved.config.eval.sets)
                 side_by_side.append(
                     Cell(arm, factor, seed, config, own, folder, resolved.config, canonicalize(resolved))
                 )

@@ -114,6 +114,11 @@ def _environment_problems(config: DictConfig) -> Iterator[str]:
             f"actor_rollout_ref.rollout.agent.default_agent_loop: got {loop!r}, which has no effect beside {SECTION}.environment; expected "
             f"{VERLS_LOOP!r}, verl's default, or an agent loop of verl's and no environment."
         )
+    if (estimator := config.algorithm.adv_estimator) not in (ESTIMATOR, "grpo"):
+        yield (
+            f"algorithm.adv_estimator: got {estimator!r} with {SECTION}.environment, expected {ESTIMATOR!r} or 'grpo': to others each "
+            "segment of a conversation is a rollout of its own, which enters its group's baseline again."
+        )
     if is_served(config):
         yield (
             f"{SECTION}.environment: a served teacher scores the last segment of a conversation alone; expected a teacher that is not "
