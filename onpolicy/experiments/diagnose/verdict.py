@@ -58,14 +58,17 @@ def diagnose_measures(
     differing = [m for m in tested if m.differs]
     harmful = [m for m in differing if directions[m.name] * _mean(m) > 0]
     others = [m for m in differing if m not in harmful]
+    fallen = [m for m in harmful if m in sets] if any(m.name == ACCURACY for m in harmful) else []
     if harmful:
-        found, headline = "harm", f"Harm found: {', '.join(map(_said, harmful))}"
+        found, headline = "harm", f"Harm found: {', '.join(_said(m) for m in harmful if m not in fallen)}"
     elif any(directions[m.name] == 0 for m in others):
         found, headline = "change", f"No harm found, but the answers changed: {', '.join(map(_said, others))}"
     else:
         found, headline = "nothing", f"No harm found: none of {len(tested)} primary measures is worse"
         headline = headline if others else headline.replace("worse", "different")
-    details = [f"Also: {', '.join(map(_said, others))}."] if others and found != "change" else []
+    by_name = [_said(m).removeprefix("accuracy on ") for m in fallen]
+    details = [f"It fell on {', '.join(by_name)}."] if fallen else []
+    details += [f"Also: {', '.join(map(_said, others))}."] if others and found != "change" else []
     if alike:
         details.append("Both models gave the same answers, word for word.")
     elif found != "harm":
