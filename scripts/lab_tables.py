@@ -144,6 +144,26 @@ def sound(report: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def start(report: dict[str, Any]) -> None:
+    """What the reasoner that knows part of two tasks does before anything trains it."""
+
+    def by(measured: dict[str, Any], what: str) -> str:
+        found = measured.get("by_knowledge", {}).get(what)
+        return f"{found['accuracy']:.2f} / {found['pass@16']:.2f}" if found else ""
+
+    table(
+        ("task", "accuracy", "verdicts", "tokens", "with the solution", "known", "faint", "unknown"),
+        (
+            (
+                f"`{family}`", f"{m['accuracy']:.3f}", f"{m['verdicts']:.3f}", f"{m['tokens']:.1f}",
+                f"{m['with_solution']['accuracy']:.3f}" if "with_solution" in m else "",
+                *(by(m, what) for what in ("known", "faint", "unknown")),
+            )
+            for family, m in report.items()
+        ),
+    )  # fmt: skip
+
+
 def helps_or_harms(report: dict[str, Any]) -> None:
     """The table of docs/paper.md: accuracy minus the reference model's."""
     found = {(d["arm"], d["factor"], d["set"]): d for d in report["from_start"]}
@@ -190,6 +210,7 @@ if __name__ == "__main__":
     controls(decisive)
     equal_tokens(decisive)
     sound(json.loads((RESULTS / "soundness.json").read_text()))
+    start(json.loads((RESULTS / "start.json").read_text()))
     told = json.loads((RESULTS / "feedback.json").read_text())
     helps_or_harms(told)
     program_arms(told)

@@ -234,9 +234,14 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
 
 @pytest.mark.parametrize(
     ("name", "file", "page"),
-    [("sound", "soundness", "lab"), ("helps_or_harms", "feedback", "paper"), ("program_arms", "feedback", "lab")],
+    [
+        ("sound", "soundness", "lab"),
+        ("helps_or_harms", "feedback", "paper"),
+        ("program_arms", "feedback", "lab"),
+        ("start", "start", "lab"),
+    ],
 )
-def test_the_tables_about_programs_are_the_committed_results(
+def test_the_tables_of_the_lab_are_the_committed_results(
     name: str, file: str, page: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     report = json.loads((ROOT / f"docs/results/lab/{file}.json").read_text())

@@ -27,7 +27,7 @@ def test_it_knows_part_of_what_it_is_to_learn(start: dict[str, Any], family: str
     found, by = start[family], start[family]["by_knowledge"]
     assert 0.3 <= found["accuracy"] <= 0.6 and found["verdicts"] >= 0.97
     assert found["with_solution"]["accuracy"] >= 0.95, "a teacher reads it from the hint"
-    assert by["known"]["accuracy"] > 0.7 and by["unknown"]["accuracy"] < 0.1
+    assert by["known"]["accuracy"] > 0.5 and by["unknown"]["accuracy"] < 0.1
     assert by["faint"]["pass@16"] > 0.6 > by["faint"]["accuracy"], "what rewards alone can find"
 
 
