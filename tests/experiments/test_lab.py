@@ -170,7 +170,17 @@ def test_every_word_has_a_token_and_comes_back(tmp_path: object) -> None:
 
 
 @pytest.mark.parametrize("seeds", [1, pytest.param(None, marks=pytest.mark.nightly)])
-@pytest.mark.parametrize("name", ["demo", "coverage", pytest.param("decisive", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "demo",
+        "coverage",
+        "headroom_coverage",
+        "frontier",
+        pytest.param("decisive", marks=pytest.mark.slow),
+        pytest.param("bonus", marks=pytest.mark.nightly),
+    ],
+)
 def test_grids_are_valid(name: str, seeds: int | None) -> None:
     """Its first seed, and at night all."""
     path = Path(f"configs/lab/{name}.yaml")
