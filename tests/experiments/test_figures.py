@@ -59,10 +59,10 @@ def test_points_by_hand(tmp_path: Path) -> None:
         "the step at which both runs were evaluated"
     )
     # new: +1 and 0, +1 and +.5; others: -1, 0, -.5 and -.5, -.5, -.5
-    assert both.in_domain.mean == 0.625 and both.out_of_domain.mean == pytest.approx(-0.5)
+    assert both.in_domain.difference == 0.625 and both.out_of_domain.difference == pytest.approx(-0.5)
     assert both.in_domain.low < 0.625 < both.in_domain.high
     assert (single.arm, single.step, single.tokens) == ("b", 2, 20.0)
-    assert [single.in_domain.mean, single.out_of_domain.mean] == pytest.approx([0.25, -1 / 6])
+    assert [single.in_domain.difference, single.out_of_domain.difference] == pytest.approx([0.25, -1 / 6])
 
 
 def test_the_figure_and_the_table(tmp_path: Path) -> None:
@@ -72,7 +72,7 @@ def test_the_figure_and_the_table(tmp_path: Path) -> None:
     assert drawn.count("<svg") == 1 and "<!-- others: accuracy minus reference model -->" in drawn
     assert "<!-- a -->" in drawn and "<!-- b -->" in drawn and "<!-- c -->" not in drawn, "the legend"
     console = Console(width=200, record=True, file=io.StringIO())
-    console.print(frontier_table(points, AXES))
+    console.print(frontier_table(points))
     said = console.export_text()
     assert "+0.625 (" in said and "-0.500 (" in said
 

@@ -47,5 +47,5 @@ def test_what_training_makes_of_it(tmp_path: Path) -> None:
     for cell in (c for c in runs if c.seed == 0):
         assert run_cell(cell, os.environ) == 0, cell.log.read_text()
         ends[cell.arm] = frontier_points([cell.run], read_grid(grid).eval_groups, read_grid(grid).frontier)[-1]
-    assert ends["distilled"].in_domain.mean > 0.02 and ends["searched"].in_domain.mean > 0.2
-    assert ends["distilled"].out_of_domain.mean < -0.25 < ends["searched"].out_of_domain.mean
+    assert ends["distilled"].in_domain.difference > 0.02 and ends["searched"].in_domain.difference > 0.2
+    assert ends["distilled"].out_of_domain.difference < -0.25 < ends["searched"].out_of_domain.difference

@@ -82,11 +82,11 @@ class SweepComparison:
             "reference": self.reference,
             "axes": list(self.axes),
             "confounds": [asdict(c) for c in self.confounds],
-            "differences": [_finite(d) for d in self.differences],
+            "differences": [finite(asdict(d)) for d in self.differences],
             "budgets": [asdict(b) for b in self.budgets],
             "equal_tokens": dict(self.equal_tokens),
-            "at_equal_tokens": [_finite(d) for d in self.at_equal_tokens],
-            "from_start": [_finite(d) for d in self.from_start],
+            "at_equal_tokens": [finite(asdict(d)) for d in self.at_equal_tokens],
+            "from_start": [finite(asdict(d)) for d in self.from_start],
         }
 
     def write(self, folder: Path) -> None:
@@ -99,8 +99,13 @@ class SweepComparison:
         (folder / "comparison.json").write_text(json.dumps(self.plain(), indent=1) + "\n")
 
 
-def _finite(difference: Difference) -> dict[str, Any]:
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(difference).items()}
+def finite(value: Any) -> Any:
+    """Numbers that are not finite as null, at any depth: JSON has no other word for them."""
+    if isinstance(value, Mapping):
+        return {name: finite(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(own) for own in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare(
@@ -168,11 +173,19 @@ def _in_common(
     return found
 
 
-def against_reference(runs: Sequence[RunKey], eval_groups: Mapping[str, Sequence[str]]) -> list[Difference]:
-    """Each arm's last evaluation minus its evaluation at step 0; runs without one are left out."""
+def against_reference(
+    runs: Sequence[RunKey], eval_groups: Mapping[str, Sequence[str]], step: int | None = None
+) -> list[Difference]:
+    """Each arm's evaluation at a step minus its evaluation at step 0; runs without one at step 0 are left out.
+
+    Args:
+        runs: finished runs
+        eval_groups: name -> sets that are also compared as one
+        step: at which all of them were evaluated; None: the last evaluation of each
+    """
     pairs: dict[tuple[str, str], list[tuple[PassRatesBySet, PassRatesBySet]]] = {}
     for arm, factor, _, folder in runs:
-        last, first = (with_eval_groups(pass_rates_by_problem(folder, step), eval_groups) for step in (None, 0))
+        last, first = (with_eval_groups(pass_rates_by_problem(folder, at), eval_groups) for at in (step, 0))
         if first:
             pairs.setdefault((arm, factor), []).append((last, first))
     return [

@@ -11,16 +11,17 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
-from scipy.stats import t as student_t
+import numpy as np
 
 from onpolicy.experiments.analysis.plot import drawing_library
 from onpolicy.experiments.sweep.compare import last_metrics, pass_rates_by_problem, pooled_metrics, with_eval_groups
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.palette import colour, symbol
 from onpolicy.run.run_dir import logged
+from onpolicy.utils.stats import two_way_t_ci
 
 DOSE = "credit/dose"
 
@@ -87,11 +88,8 @@ def _value(folder: Path, eval_groups: Mapping[str, Sequence[str]], name: str) ->
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
-    mean = fmean(values)
-    if len(values) < 2:
-        return mean, -math.inf, math.inf
-    half = float(student_t.ppf(0.975, len(values) - 1)) * stdev(values) / len(values) ** 0.5
-    return mean, mean - half, mean + half
+    bounds = two_way_t_ci(np.array(values)[:, None]) if len(values) > 1 else (-math.inf, math.inf)
+    return fmean(values), *bounds
 
 
 def draw_responses(found: Sequence[Response], read: Sequence[str], path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
+from onpolicy.experiments.sweep.compare import finite
 from onpolicy.experiments.sweep.dose_response import draw_responses, responses
 from onpolicy.experiments.sweep.frontier import draw_frontier, frontier_points, frontier_table
 from onpolicy.experiments.sweep.grid import Cell, Grid
@@ -22,7 +22,7 @@ def write_figures(whole: Sequence[Cell], grid: Grid, output: Path, console: Cons
     """Writes ``frontier`` and ``dose_response``, each as .json and .svg, where the grid asks for them; returns the drawings."""
     drawings = []
     if grid.frontier and (points := frontier_points([c.run for c in whole], grid.eval_groups, grid.frontier)):
-        console.print(frontier_table(points, grid.frontier))
+        console.print(frontier_table(points))
         written = {"axes": grid.frontier, "points": [asdict(p) for p in points]}
         drawings.append(
             _write(output / "frontier", written, lambda p: draw_frontier(points, grid.frontier, p), console)
@@ -40,7 +40,7 @@ def write_figures(whole: Sequence[Cell], grid: Grid, output: Path, console: Cons
 
 def _write(path: Path, written: Mapping[str, Any], draw: Callable[[Path], None], console: Console) -> str:
     """The drawing's text, from its tag on; empty where nothing can draw it."""
-    path.with_suffix(".json").write_text(json.dumps(_finite(written), indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(finite(written), indent=1) + "\n")
     drawing = path.with_suffix(".svg")
     try:
         draw(drawing)
@@ -50,12 +50,3 @@ def _write(path: Path, written: Mapping[str, Any], draw: Callable[[Path], None],
     console.print(f"{path.name.replace('_', '-')}: {plain(drawing)}", soft_wrap=True)
     text = drawing.read_text()
     return text[text.index("<svg") :]
-
-
-def _finite(value: Any) -> Any:
-    """Numbers that are not finite as null, which JSON has no other word for."""
-    if isinstance(value, Mapping):
-        return {name: _finite(own) for name, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,30 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import numpy as np
 from rich.table import Table
 
 from onpolicy.experiments.analysis.plot import drawing_library
 from onpolicy.experiments.sweep.budgets import RunKey, arm_table
-from onpolicy.experiments.sweep.compare import pass_rates_by_problem, tokens_by_evaluation, with_eval_groups
+from onpolicy.experiments.sweep.compare import Difference, against_reference, tokens_by_evaluation
 from onpolicy.experiments.sweep.grid import FRONTIER
 from onpolicy.experiments.sweep.palette import colour, symbol
 from onpolicy.run.evaluation_files import evaluated_steps
-from onpolicy.utils.stats import two_way_t_ci
-
-
-@dataclass(frozen=True)
-class Change:
-    """Accuracy minus the reference model's, mean over seeds and problems, with the 95 % t interval of ``two_way_t_ci``."""
-
-    mean: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
@@ -44,16 +32,9 @@ class FrontierPoint:
     seeds: int
     tokens: float
     """Sampled for training until then, mean over seeds."""
-    in_domain: Change
-    out_of_domain: Change
-
-
-@dataclass(frozen=True)
-class _End:
-    arm: str
-    factor: str
-    set: str
-    change: Change
+    in_domain: Difference
+    """From the reference model."""
+    out_of_domain: Difference
 
 
 def frontier_points(
@@ -69,35 +50,22 @@ def frontier_points(
     """
     found = []
     for arm, factor in dict.fromkeys((arm, factor) for arm, factor, *_ in runs):
-        folders = [f for a, c, _, f in runs if (a, c) == (arm, factor) and 0 in evaluated_steps(f)]
-        if not folders:
-            continue
-        steps = reduce(set.intersection, (set(evaluated_steps(f)) for f in folders))
+        own = [run for run in runs if run[:2] == (arm, factor) and 0 in evaluated_steps(run[-1])]
+        steps = set.intersection(*(set(evaluated_steps(folder)) for *_, folder in own)) if own else set()
         for step in sorted(steps - {0}):
-            changes = {name: _change(folders, step, eval_groups, chosen) for name, chosen in frontier.items()}
-            tokens = fmean(tokens_by_evaluation(f)[step] for f in folders)
-            found.append(FrontierPoint(arm, factor, step, len(folders), tokens, **changes))
+            changes = {d.set: d for d in against_reference(own, eval_groups, step)}
+            tokens = fmean(tokens_by_evaluation(folder)[step] for *_, folder in own)
+            axes = {axis: changes[name] for axis, name in frontier.items()}
+            found.append(FrontierPoint(arm, factor, step, len(own), tokens, **axes))
     return found
 
 
-def _change(folders: Sequence[Path], step: int, eval_groups: Mapping[str, Sequence[str]], name: str) -> Change:
-    pairs = [
-        tuple(with_eval_groups(pass_rates_by_problem(f, s), eval_groups)[name] for s in (step, 0)) for f in folders
-    ]
-    problems = sorted(set.intersection(*(set(rates) for pair in pairs for rates in pair)))
-    gaps = np.array([[late[p] - early[p] for p in problems] for late, early in pairs])
-    low, high = two_way_t_ci(gaps)
-    return Change(float(gaps.mean()), low, high)
-
-
-def frontier_table(points: Sequence[FrontierPoint], frontier: Mapping[str, str]) -> Table:
+def frontier_table(points: Sequence[FrontierPoint]) -> Table:
     """Where each arm ended."""
     ends = {(p.arm, p.factor): p for p in points}
-    shown = [_End(p.arm, p.factor, name, getattr(p, axis)) for p in ends.values() for axis, name in frontier.items()]
+    shown = [d for p in ends.values() for d in (p.in_domain, p.out_of_domain)]
     title = "accuracy minus reference model, 95 % t interval over seeds and problems"
-    return arm_table(
-        title, shown, lambda e: e.set, lambda e: f"{e.change.mean:+.3f} ({e.change.low:+.3f} to {e.change.high:+.3f})"
-    )
+    return arm_table(title, shown, lambda d: d.set, lambda d: f"{d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f})")
 
 
 def draw_frontier(points: Sequence[FrontierPoint], frontier: Mapping[str, str], path: Path) -> None:
@@ -124,9 +92,9 @@ def draw_frontier(points: Sequence[FrontierPoint], frontier: Mapping[str, str], 
 
 
 def _draw_way(panel: Any, own: Sequence[FrontierPoint], shade: str, marker: str) -> None:
-    x, y = ([0.0, *(getattr(p, name).mean for p in own)] for name in FRONTIER)
+    x, y = ([0.0, *(getattr(p, name).difference for p in own)] for name in FRONTIER)
     panel.plot(x, y, color=shade, lw=1.2, alpha=0.7)
     end = own[-1]
-    spread = [[[c.mean - c.low], [c.high - c.mean]] for c in (end.in_domain, end.out_of_domain)]
+    spread = [[[d.difference - d.low], [d.high - d.difference]] for d in (end.in_domain, end.out_of_domain)]
     panel.errorbar(x[-1], y[-1], xerr=spread[0], yerr=spread[1], color=shade, lw=0.8, capsize=2)
     panel.plot(x[-1], y[-1], marker, color=shade, ms=6, label=end.arm)
