@@ -87,7 +87,7 @@ def out_of_domain(found: SweepComparison, arm: str = DISTILLED) -> Iterator[Clai
         if d.arm == arm and d.set in (IN_DOMAIN, OUT_OF_DOMAIN):
             where = "new problems of the family" if d.set == IN_DOMAIN else "out of domain"
             text = f"{_named(arm)}|D| = {d.factor}: accuracy, {where}, minus reference model"
-            yield _claim("b", text, d, positive=d.set == IN_DOMAIN)
+            yield claim_about("b", text, d, positive=d.set == IN_DOMAIN)
 
 
 def _named(arm: str) -> str:
@@ -128,12 +128,14 @@ def other_arms(finished: Sequence[Cell], found: SweepComparison) -> Iterator[Cla
     """c. A moving teacher against a still one; d. GRPO against the reference model."""
     for d in found.differences:
         if (d.arm, d.set) == ("moving_teacher", OUT_OF_DOMAIN):
-            yield _claim(
+            yield claim_about(
                 "c", f"|D| = {d.factor}: accuracy out of domain, moving (EMA) teacher minus frozen", d, positive=False
             )
     for d in found.from_start:
         if (d.arm, d.set) == ("grpo", OUT_OF_DOMAIN):
-            yield _claim("d", f"|D| = {d.factor}: accuracy out of domain, GRPO minus reference model", d, positive=True)
+            yield claim_about(
+                "d", f"|D| = {d.factor}: accuracy out of domain, GRPO minus reference model", d, positive=True
+            )
             chosen = [c for c in finished if (c.arm, c.factor) == ("grpo", d.factor)]
             gaps = [_gap(c.folder, RATE) for c in chosen]
             yield over_seeds("d", f"|D| = {d.factor}: markers per 1k, GRPO, last minus first step", gaps, positive=True)
@@ -143,7 +145,9 @@ def fine_tuned(measured: Sequence[Difference]) -> Iterator[Claim]:
     """e. Fine-tuning on guided answers against fine-tuning on unguided ones."""
     for d in measured:
         if d.set == OUT_OF_DOMAIN and d.arm != UNGUIDED:
-            yield _claim("e", f"accuracy out of domain, fine-tuned on {d.arm} minus on unguided", d, positive=False)
+            yield claim_about(
+                "e", f"accuracy out of domain, fine-tuned on {d.arm} minus on unguided", d, positive=False
+            )
 
 
 def over_seeds(letter: str, text: str, gaps: Sequence[float], *, positive: bool) -> Claim:
@@ -172,7 +176,8 @@ def claims_table(claims: Sequence[Claim]) -> Table:
     )
 
 
-def _claim(letter: str, text: str, d: Difference, *, positive: bool) -> Claim:
+def claim_about(letter: str, text: str, d: Difference, *, positive: bool) -> Claim:
+    """A claim about a difference of accuracy."""
     return Claim(letter, text, d.difference, d.low, d.high, positive)
 
 

@@ -19,6 +19,7 @@ from onpolicy.experiments.lab.claims import (
     IN_DOMAIN,
     OUT_OF_DOMAIN,
     Claim,
+    claim_about,
     claims_table,
     narrowest,
     other_arms,
@@ -55,8 +56,12 @@ def headroom(output: Path, jobs: int) -> int:
         *narrowest(finished, found, grid.eval_groups),
         *other_arms(finished, found),
         *against_grpo(differences(runs, grid.eval_groups, "grpo")),
-        *without_search(differences(runs, grid.eval_groups, "sdpo_without_think")),
-        *fine_tuned_on_answers(differences(runs, grid.eval_groups, "searched")),
+        *harms_more(
+            "f", differences(runs, grid.eval_groups, "sdpo_without_think"), "sdpo", "SDPO minus SDPO without think"
+        ),
+        *harms_more(
+            "e", differences(runs, grid.eval_groups, "searched"), "answers", "fine-tuned on answers minus on searches"
+        ),
     ]
     report = {
         "versions": versions(),
@@ -78,20 +83,11 @@ def against_grpo(found: Sequence[Difference]) -> Iterator[Claim]:
     few = {d.factor for d in chosen if d.factor in ("1", "8", "64")}
     for d in chosen:
         text = f"{d.arm} minus GRPO, |D| = {d.factor}: accuracy, new problems of the family"
-        yield Claim("d", text, d.difference, d.low, d.high, positive=d.factor in few)
+        yield claim_about("d", text, d, positive=d.factor in few)
 
 
-def without_search(found: Sequence[Difference]) -> Iterator[Claim]:
-    """f. A sibling with its search harms more out of domain than its answer alone."""
+def harms_more(letter: str, found: Sequence[Difference], arm: str, said: str) -> Iterator[Claim]:
+    """e, f. An arm keeps less out of domain than the one that it is compared with."""
     for d in found:
-        if (d.arm, d.set) == ("sdpo", OUT_OF_DOMAIN):
-            text = f"|D| = {d.factor}: accuracy out of domain, SDPO minus SDPO without think"
-            yield Claim("f", text, d.difference, d.low, d.high, positive=False)
-
-
-def fine_tuned_on_answers(found: Sequence[Difference]) -> Iterator[Claim]:
-    """e. Fine-tuning on answers without their search against fine-tuning on searches."""
-    for d in found:
-        if (d.arm, d.set) == ("answers", OUT_OF_DOMAIN):
-            text = f"|D| = {d.factor}: accuracy out of domain, fine-tuned on answers minus on searches"
-            yield Claim("e", text, d.difference, d.low, d.high, positive=False)
+        if (d.arm, d.set) == (arm, OUT_OF_DOMAIN):
+            yield claim_about(letter, f"|D| = {d.factor}: accuracy out of domain, {said}", d, positive=False)

@@ -9,20 +9,19 @@ from typing import Any
 
 from rich.table import Table
 
-from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.lab import grading
+from onpolicy.experiments.lab.asking import hinted, sampler_of
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.partial import knowledge, right
-from onpolicy.experiments.lab.problem import HINT
+from onpolicy.experiments.lab.readout import exact_measures
 from onpolicy.experiments.lab.sets import partial_families
-from onpolicy.models import load_tokenizer
+from onpolicy.protocols import Sampler
 from onpolicy.rewards.answer import exact_answer
-from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.types import Prompt, Sampling
 from onpolicy.utils.tables import left, table
 
 KNOWN_TASKS = ("route-a-2", "route-b-2", "route-a-3", "sums-4")
-PROBLEMS, ANSWERS, WINDOW = 100, 16, 512
+PROBLEMS, ANSWERS, MOST_TOKENS = 100, 16, 160
 Answers = Sequence[tuple[Prompt, Sequence[str]]]
 
 
@@ -35,18 +34,15 @@ def measure_start(folder: str, problems: int = PROBLEMS) -> dict[str, Any]:
         folder: the reasoner
         problems: of each family
     """
-    generator = HFGenerator(
-        renderer=Renderer(load_tokenizer(folder)), model=folder, max_model_len=WINDOW, batch_size=256,
-        sampling=Sampling(group_size=ANSWERS, max_tokens=160),
-    )  # fmt: skip
+    sampler = sampler_of(folder)
     found: dict[str, Any] = {}
     for family in (*KNOWN_TASKS, *partial_families()):
         prompts = lab(family=family, split="test")[:problems]
-        answers = _answered(generator, prompts)
+        answers = _answered(sampler, prompts)
         found[family] = _measures(answers)
         if family in partial_families():
-            hinted = _measures(_answered(generator, [_with_solution(p) for p in prompts]))
-            found[family] |= {"with_solution": hinted, "by_knowledge": by_knowledge(answers)}
+            shown = _measures(_answered(sampler, [hinted(p, p.fields["solution"]) for p in prompts]))
+            found[family] |= {"with_solution": shown, "by_knowledge": by_knowledge(answers)}
     return found
 
 
@@ -85,30 +81,20 @@ def start_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
     )  # fmt: skip
 
 
-def _answered(generator: HFGenerator, prompts: Sequence[Prompt]) -> Answers:
-    groups = generator.generate(prompts, seed=0)
+def _answered(sampler: Sampler, prompts: Sequence[Prompt]) -> Answers:
+    groups = sampler.generate(prompts, seed=0, sampling=Sampling(group_size=ANSWERS, max_tokens=MOST_TOKENS))
     return [(prompt, [r.text for r in group.rollouts]) for prompt, group in zip(prompts, groups, strict=True)]
 
 
 def _measures(answers: Answers) -> dict[str, Any]:
     texts = [(prompt.fields["problem_id"], text) for prompt, found in answers for text in found]
+    exact = exact_measures(texts)
     return {
         "accuracy": fmean(_accuracy(prompt, found) for prompt, found in answers),
         "tokens": fmean(len(text.split()) for _, text in texts),
-        **{
-            name: fmean(graded)
-            if (graded := [v for problem, text in texts if (v := grade(text, problem)) is not None])
-            else None
-            for name, grade in (("verdicts", grading.verdicts), ("facts", grading.facts))
-        },
+        **{name: exact.get(name) for name in ("verdicts", "facts")},
     }
 
 
 def _accuracy(prompt: Prompt, texts: Sequence[str]) -> float:
     return fmean(exact_answer(text, prompt.fields["answer"]) for text in texts)
-
-
-def _with_solution(prompt: Prompt) -> Prompt:
-    (message,) = prompt.messages
-    shown = f"{message['content']} {HINT} {prompt.fields['solution']}"
-    return Prompt(id=prompt.id, messages=({"role": "user", "content": shown},), fields=prompt.fields)

@@ -10,16 +10,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
-from onpolicy.annotation.contexts.template import replace_question
-from onpolicy.data.rendering import Renderer
+from onpolicy.experiments.lab.asking import hinted, sampler_of
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.grading import program_of
 from onpolicy.experiments.lab.interpreter import first_error, named_step, trace, wrong_steps
-from onpolicy.experiments.lab.problem import HINT
-from onpolicy.models import load_tokenizer
 from onpolicy.protocols import Sampler
 from onpolicy.rewards.answer import exact_answer
-from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.types import Prompt, Sampling
 from onpolicy.utils.errors import ModelError
 
@@ -60,7 +56,7 @@ def soundness(reasoner: str, shipped: str, problems: int = PROBLEMS) -> Soundnes
     """Measures a reasoner, four answers to each problem of a family."""
     sampler = sampler_of(reasoner)
     tests = {family: lab(family=family, split="test")[:problems] for family in (*PROGRAMS, *SEARCHES)}
-    shown = [_hinted(p, p.fields["direct"]) for p in tests[IN_DOMAIN]]
+    shown = [hinted(p, p.fields["direct"]) for p in tests[IN_DOMAIN]]
     return Soundness(
         alone={family: accuracy(sampler, prompts) for family, prompts in tests.items()},
         shipped={family: accuracy(sampler_of(shipped), tests[family]) for family in SEARCHES},
@@ -76,7 +72,7 @@ def retries(sampler: Sampler, problems: int = PROBLEMS) -> Retries:
         for prompt, text in answers(sampler, lab(family=IN_DOMAIN, split="test")[:problems])
         if not exact_answer(text, prompt.fields["answer"]) and (error := first_error(program_of(prompt.id), text))
     ]
-    asked = [replace(_hinted(prompt, error), id=f"{prompt.id} {i}") for i, (prompt, _, error) in enumerate(failed)]
+    asked = [replace(hinted(prompt, error), id=f"{prompt.id} {i}") for i, (prompt, _, error) in enumerate(failed)]
     followed, all_right = [], []
     for (prompt, attempt, error), (_, retry) in zip(failed, answers(sampler, asked, each=1), strict=True):
         program = program_of(prompt.id)
@@ -101,16 +97,6 @@ def require_sound(reasoner: str) -> None:
         )
 
 
-def sampler_of(model: str) -> Sampler:
-    return HFGenerator(
-        renderer=Renderer(load_tokenizer(model)),
-        model=model,
-        sampling=Sampling(),
-        max_model_len=512,
-        batch_size=256,
-    )
-
-
 def answers(sampler: Sampler, prompts: Sequence[Prompt], each: int = 4) -> list[tuple[Prompt, str]]:
     """Every prompt with each of its answers, which are as long as in configs/lab/interpreter.yaml."""
     searched = any(prompt.fields["data_source"] in SEARCHES for prompt in prompts)
@@ -121,7 +107,3 @@ def answers(sampler: Sampler, prompts: Sequence[Prompt], each: int = 4) -> list[
 
 def accuracy(sampler: Sampler, prompts: Sequence[Prompt]) -> float:
     return fmean(exact_answer(text, prompt.fields["answer"]) for prompt, text in answers(sampler, prompts))
-
-
-def _hinted(prompt: Prompt, hint: str) -> Prompt:
-    return replace(prompt, messages=replace_question(prompt, f"{{question}} {HINT} {{hint}}", hint=hint))
