@@ -163,9 +163,12 @@ DEGENERATE = (
 def test_degenerate_text_takes_linear_time(unit: str) -> None:
     def seconds(characters: int) -> float:
         text = unit * (characters // len(unit))
-        started = time.process_time()
-        extract_answer(text), stated_answers(text), boxed(text), paper_clean(text), equal_answers(text, "72 apples")
-        return time.process_time() - started
+        found = []
+        for _ in range(3):  # the fastest counts: garbage collection may fall into any of them
+            started = time.process_time()
+            extract_answer(text), stated_answers(text), boxed(text), paper_clean(text), equal_answers(text, "72 apples")
+            found.append(time.process_time() - started)
+        return min(found)
 
     seconds(2_000)  # imports
     assert seconds(76_000) < 10 * seconds(19_000) + 1.0, (

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import pickle
+import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from onpolicy.types import Rollout
+from onpolicy.types import EnvironmentOutcome, Rollout
 
 CONVERSATION = "onpolicy_conversation"
 """Key of a row's ``extra_fields``."""
@@ -24,30 +24,46 @@ class PackedSegment:
     """Among the rollout's segments."""
     segment: Rollout
     """Without tokens and text; whole where the environment failed, as the row then stands for nothing."""
-    sampled: bytes
+    sampled: tuple[bool, ...]
     """Which completion tokens the policy sampled; empty: all."""
 
 
-def packed_segments(rollout: Rollout, session: str) -> list[tuple[Rollout, bytes]]:
-    """What becomes of each row of a rollout, in order: its segment, and the bytes that go with it. A failed one has a single row."""
+def packed_segments(rollout: Rollout, session: str) -> list[tuple[Rollout, str]]:
+    """What becomes of each row of a rollout, in order: its segment, and the JSON that goes with it. A failed one has a single row."""
     if rollout.failed:
-        return [(rollout, pickle.dumps(PackedSegment(session, 0, rollout, b"")))]
+        return [(rollout, _pack(PackedSegment(session, 0, rollout, ())))]
     found = []
     for place, segment in enumerate(rollout.segments):
         bare = replace(
             segment, prompt_ids=(), completion_ids=(), rollout_logprobs=(), sampled_mask=(), text="", earlier=()
         )
-        found.append((segment, pickle.dumps(PackedSegment(session, place, bare, bytes(segment.sampled_mask)))))
+        found.append((segment, _pack(PackedSegment(session, place, bare, segment.sampled_mask))))
     return found
 
 
 def segment_of(row: Mapping[str, Any]) -> PackedSegment | None:
     """None where the row is a rollout of its own."""
     packed = (row.get("extra_fields") or {}).get(CONVERSATION)
-    if not isinstance(packed, bytes):
+    if not isinstance(packed, str):
         return None
-    found: PackedSegment = pickle.loads(packed)
-    return found
+    told = json.loads(packed)  # no pickle: a dataset may have a column of this name
+    return PackedSegment(told["session"], told["place"], _rollout_from(told["segment"]), tuple(told["sampled"]))
+
+
+def _pack(segment: PackedSegment) -> str:
+    return json.dumps(asdict(segment))
+
+
+def _rollout_from(told: Mapping[str, Any]) -> Rollout:
+    outcome, earlier = told["outcome"], told["earlier"]
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
+    return Rollout(
+        **values
+        | {
+            "outcome": None if outcome is None else EnvironmentOutcome(**outcome),
+            "earlier": tuple(map(_rollout_from, earlier)),
+        }
+    )
 
 
 def has_failed(row: Mapping[str, Any]) -> bool:

@@ -112,7 +112,7 @@ def _rollout(row: Mapping[str, Any], renderer: Renderer, max_tokens: int, text: 
         return packed.segment
     ids = tuple(row["responses"].tolist())
     logprobs = row.get("rollout_log_probs")
-    sampled = _sampled(row) if packed is None else tuple(map(bool, packed.sampled))
+    sampled = _sampled(row) if packed is None else packed.sampled
     if text is None:
         text = renderer.completion_text(tuple(compress(ids, sampled)) if sampled else ids)
     made = Rollout(
