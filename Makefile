@@ -16,6 +16,9 @@ CONFIG ?= configs/quickstart.yaml
 SIDE_BY_SIDE := -n 2 --dist loadfile
 FAST := not (process or ray or vllm or deepspeed or verl or slow or nightly)
 
+# Modules are compiled once and kept, whatever the environment says: compiling them anew makes every start of a process a third longer.
+export PYTHONDONTWRITEBYTECODE :=
+
 # What every environment is made of, beside its lock.
 SETUP := requirements/torch-cpu.txt requirements/torch-cpu-index.txt requirements/build.lock scripts/uv_as_pip.py pyproject.toml
 

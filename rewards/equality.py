@@ -45,7 +45,7 @@ def equal_answers(given: str, expected: str) -> bool:
 
     The order of lists and sets is free, that of points is not; brackets of intervals count; ``x = 5`` equals 5; a unit may be left out, but
     centimetres are no metres; 25% equals 25 and 0.25; numbers are equal exactly, and a decimal of six digits or more equals what
-    rounds to it; a choice is read off its letter; words are compared as text.
+    rounds to it; a choice is read off its letter; words, and labels such as ``e4 e5``, are compared as text.
     """
     one, other = _cleaned(given[:LONGEST]), _cleaned(expected[:LONGEST])
     verdict = _at_once(one, other)
@@ -77,7 +77,7 @@ def _at_once(one: str, other: str) -> bool | None:
     given, expected = split_unit(without_commas(one)), split_unit(without_commas(other))
     numbers = Number(Fraction(based[0][0]), 0) if based[0] else read_number(given[0]), read_number(expected[0])
     if numbers[0] is None or numbers[1] is None:
-        return False if is_text(one) else None
+        return text_key(one) == text_key(other) if is_text(one) else None
     if units_differ(given[1], expected[1]):
         return False
     if same_number(numbers[0], numbers[1]):
@@ -96,7 +96,7 @@ def _same_text(one: str, other: str) -> bool | None:
         return True
     if key in ("yes", "no", "true", "false"):  # with a reason behind it
         return re.match(rf"{key}\b *[,.;:-]", one.casefold()) is not None
-    return None if re.search(r",| and | or ", other) else False
+    return None if "=" in one or re.search(r",| and | or ", other) else False
 
 
 def matches(one: str, other: str) -> bool:

@@ -187,9 +187,19 @@ def is_word(word: str) -> bool:
 _TEXT = re.compile(r"[^\W\d_](?:[^\W\d_]|[ ,.'&!?-])*")
 
 
+_LABEL = re.compile(r"([A-Za-z]+)\d[A-Za-z\d]*")
+
+
 def is_text(text: str) -> bool:
-    """Whether an answer consists of words, to be compared as text."""
-    return _TEXT.fullmatch(text) is not None and any(map(is_word, re.findall(r"[^\W\d_]+", text)))
+    """Whether an answer consists of words or labels, to be compared as text."""
+    words = _TEXT.fullmatch(text) is not None and any(map(is_word, re.findall(r"[^\W\d_]+", text)))
+    return words or is_label(text)
+
+
+def is_label(text: str) -> bool:
+    """Whether an answer consists of labels such as ``e4``, ``C6H12O6`` or ``v1 v7``, not products, whose numbers come first."""
+    found = [_LABEL.fullmatch(word) for word in re.split(r",? +|,", text)]
+    return all(label is not None and label[1] not in FUNCTIONS for label in found)
 
 
 def text_key(text: str) -> str:
