@@ -58,6 +58,8 @@ class Grid:
     """Beginnings of keys that may differ besides; the comparison reports them."""
     frontier: dict[str, str] = field(default_factory=dict)
     """``in_domain`` and ``out_of_domain`` -> the set, or group of sets, of each axis of the frontier's figure; none: no figure."""
+    confirm: dict[str, list[str]] = field(default_factory=dict)
+    """Arms of the frontier -> the controls that each has to beat, where they are confirmed with seeds on which they were not chosen."""
     dose_response: list[str] = field(default_factory=list)
     """Sets, groups or metrics that are drawn over the realised dose of a bonus; none: no figure."""
 
@@ -140,6 +142,7 @@ def read_grid(path: Path) -> Grid:
             if section != "eval_groups" and not isinstance(changes, dict | None):
                 raise ConfigError(f"{path}: {section}.{name}: got {changes!r}, expected keys and values to change")
     _check_keys(path, grid)
+    _check_confirmed(path, grid)
     return grid
 
 
@@ -152,6 +155,19 @@ def _check_keys(path: Path, grid: Grid) -> None:
                 raise ConfigError(
                     f"{path}: {name}: got {key!r}, expected the beginning of a config's key, e.g. objective or trainer.lr."
                     f"{suggest(section, known)}"
+                )
+
+
+def _check_confirmed(path: Path, grid: Grid) -> None:
+    if grid.confirm and not grid.frontier:
+        raise ConfigError(f"{path}: confirm: expected a frontier, whose axes are what is confirmed")
+    first, *others = grid.arms
+    for arm, controls in grid.confirm.items():
+        for place, name in ((f"confirm.{arm}", arm), *((f"confirm.{arm}", control) for control in controls)):
+            if name not in others or (name == arm and arm in controls):
+                raise ConfigError(
+                    f"{path}: {place}: got {name!r}, expected arms other than {first!r}, and no arm as its own control."
+                    f"{suggest(name, others)}"
                 )
 
 

@@ -55,15 +55,9 @@ def _pack(segment: PackedSegment) -> str:
 
 
 def _rollout_from(told: Mapping[str, Any]) -> Rollout:
-    outcome, earlier = told["outcome"], told["earlier"]
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in told.items()}
-    return Rollout(
-        **values
-        | {
-            "outcome": None if outcome is None else EnvironmentOutcome(**outcome),
-            "earlier": tuple(map(_rollout_from, earlier)),
-        }
-    )
+    values: dict[str, Any] = {n: tuple(v) if isinstance(v, list) else v for n, v in told.items()}
+    outcome = told["outcome"] and EnvironmentOutcome(**told["outcome"])
+    return Rollout(**values | {"outcome": outcome, "earlier": tuple(map(_rollout_from, told["earlier"]))})
 
 
 def has_failed(row: Mapping[str, Any]) -> bool:
