@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from onpolicy.config.canonical import canonicalize
-from onpolicy.config.compare import ABSENT, ConfigDifference, config_differences
+from onpolicy.config.compare import ABSENT, ConfigDifference, config_differences, fingerprint
 from onpolicy.config.keys import under
 from onpolicy.config.load import to_yaml
 from onpolicy.config.registry import defaults_and
@@ -25,6 +25,7 @@ from onpolicy.trainer.learning_rate import same_rates
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import atomic_write, is_full
 from onpolicy.utils.errors import ConfigError, UserError
+from onpolicy.utils.hashes import short_hash
 from onpolicy.utils.json_lines import read_json_lines
 
 RESUMABLE = (
@@ -160,6 +161,12 @@ def refuse_other_settings(folder: Path, resolved: ResolvedConfig) -> None:
             f"(trainer.lr_schedule={trainer.lr_schedule}), so that those already done would have had other rates. Give "
             f"steps={before['steps']} to resume it; or begin another run, with its last checkpoint as model.path to go on from there."
         )
+
+
+def config_hash(folder: Path) -> str:
+    """A short hash of the run's config.yaml without ``run_dir``: equal where a run has the same settings and seed, wherever it is."""
+    settings = yaml.safe_load((folder / "config.yaml").read_text())
+    return short_hash(fingerprint(settings, ["run_dir"]).encode())
 
 
 def logged(folder: Path) -> list[Metrics]:

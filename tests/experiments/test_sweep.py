@@ -30,8 +30,9 @@ from onpolicy.experiments.sweep.grid import cells, chosen
 from onpolicy.experiments.sweep.live_curves import curves_table, sparkline, standing
 from onpolicy.experiments.sweep.processes import STOPPED, Processes, StopRequest, run_cell
 from onpolicy.experiments.sweep.sweep import drawn
+from onpolicy.run.run_dir import config_hash
 from onpolicy.utils.errors import ConfigError
-from onpolicy.utils.stats import two_way_t_ci
+from onpolicy.utils.stats import detectable_difference, two_way_t_ci
 from tests.runs import metrics, write_config
 
 
@@ -71,7 +72,7 @@ def already_run(swept: tuple[Path, str], names: Sequence[str], folder: Path, out
 
 @pytest.mark.process
 def test_a_sweep_runs_what_is_missing_and_compares(
-    swept: tuple[Path, str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    swept: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, output, said = swept[0] / "grid.yaml", swept[0] / "out", swept[1]
     assert "4 runs, 0 finished" in said and "slow" in said
@@ -99,6 +100,11 @@ def test_a_sweep_runs_what_is_missing_and_compares(
         ("plain", "1.0"),
         ("slow", "1.0"),
     ]
+    hashes = [r["config"] for r in rows]
+    assert len(set(hashes)) == 4 and hashes[0] == config_hash(
+        shutil.copytree(output / "plain/seed-0", tmp_path / "moved")
+    )
+    assert "found in 80 % of repetitions with as many seeds and problems: a difference of both " in said
     assert "slow (2 seeds)" in (output / "report.html").read_text()
     assert all(float(r["tokens/generated"]) >= float(r["tokens/trained"]) > 0 for r in rows)
     found = json.loads((output / "comparison.json").read_text())
@@ -124,6 +130,7 @@ def fake(folder: Path, right: dict[str, list[bool]], tokens: int = 10, step: int
     (folder / f"eval/step-{step:06d}/set.jsonl").write_text(rows)
     lines = [{"step": s, "rollout/sampled_tokens": tokens, "rollout/tokens": tokens - 1, "m": s} for s in (1, 2)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "config.yaml").write_text("seed: 0\n")
     return folder
 
 
@@ -139,8 +146,8 @@ def test_differences_by_hand(tmp_path: Path) -> None:
     # means .25 and .75 over seeds, .5 and .5 over problems: +-12.706 x .25
     assert (other.low, other.high) == pytest.approx((0.5 - 12.7062 * 0.25, 0.5 + 12.7062 * 0.25), abs=1e-3)
     assert other.spread == pytest.approx(0.3535533906)
-    assert found.runs[0] | {"arm": 0} == {"arm": 0, "factor": "x", "seed": 0.0, "step": 2, "rollout/sampled_tokens": 10,
-        "rollout/tokens": 9, "m": 2, "tokens/generated": 20.0, "tokens/trained": 18.0}  # fmt: skip
+    assert found.runs[0] | {"arm": 0} == {"arm": 0, "config": config_hash(plain[0]), "factor": "x", "seed": 0.0, "step": 2,
+        "rollout/sampled_tokens": 10, "rollout/tokens": 9, "m": 2, "tokens/generated": 20.0, "tokens/trained": 18.0}  # fmt: skip
 
 
 def test_from_the_start_and_pooled_by_hand(tmp_path: Path) -> None:
@@ -188,6 +195,20 @@ def test_an_interval_for_other_seeds_and_problems() -> None:
         low, high = two_way_t_ci(draw.normal(size=(3, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(3, 40)))
         hits += low <= 0 <= high
     assert 0.94 <= hits / 400 <= 0.99, "covers the truth as often as it says"
+
+
+def test_a_difference_that_is_found_in_four_of_five_repetitions() -> None:
+    # one seed, three problems: t = 4.30265 and, for 80 %, 1.06066
+    assert detectable_difference(np.array([[1.0, 2.0, 3.0]])) == pytest.approx((4.30265 + 1.06066) / 3**0.5, abs=1e-4)
+    assert np.isnan(detectable_difference(np.array([[1.0]])))
+    draw = np.random.default_rng(0)
+
+    def measured() -> np.ndarray:
+        return draw.normal(size=(5, 1)) + draw.normal(size=(1, 40)) + draw.normal(size=(5, 40))
+
+    difference = np.mean([detectable_difference(measured()) for _ in range(200)])
+    found = sum(two_way_t_ci(difference + measured())[0] > 0 for _ in range(400))
+    assert 0.74 <= found / 400 <= 0.86
 
 
 def test_the_reference_arm_is_the_grids_even_if_it_failed(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ from rich.table import Table
 
 from onpolicy.experiments.sweep.budgets import BUDGETS, Budget, RunKey, arm_table, budgets, costs
 from onpolicy.run.evaluation_files import evaluated_steps, read_evaluation
-from onpolicy.run.run_dir import logged
+from onpolicy.run.run_dir import config_hash, logged
 from onpolicy.types import Metrics
-from onpolicy.utils.stats import two_way_t_ci
+from onpolicy.utils.stats import detectable_difference, two_way_t_ci
 from onpolicy.utils.tables import with_note
 
 PassRatesBySet = Mapping[str, Mapping[str, float]]
@@ -42,6 +42,8 @@ class Difference:
     low: float
     high: float
     """95 % t interval over seeds and problems, the same problems in both arms (``two_way_t_ci``)."""
+    detectable: float
+    """The difference that so many seeds and problems find in 80 % of repetitions (``detectable_difference``)."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class SweepComparison:
     """Everything that a sweep compares."""
 
     runs: Sequence[dict[str, float | str]]
-    """One row per run: arm, factor, seed, and every metric as it was last logged."""
+    """One row per run: arm, factor, seed, the hash of its config, and every metric as it was last logged."""
     differences: Sequence[Difference]
     from_start: Sequence[Difference]
     """Every arm, the first one too, minus the reference model, as the same run evaluated it at step 0."""
@@ -118,7 +120,7 @@ def compare(
     """Compares finished runs; arguments as of ``differences``, and the grid's axes and confounds."""
     eval_groups, reference = eval_groups or {}, reference or runs[0][0]
     rows: list[dict[str, float | str]] = [
-        {"arm": arm, "factor": factor, "seed": float(seed), **last_metrics(folder)}
+        {"arm": arm, "factor": factor, "seed": float(seed), "config": config_hash(folder), **last_metrics(folder)}
         for arm, factor, seed, folder in runs
     ]
     tokens, at_equal_tokens = at_equal_tokens_of(runs, eval_groups, reference)
@@ -291,6 +293,7 @@ def _difference(
     return Difference(
         arm=arm, factor=factor, set=name, seeds=len(both), problems=len(problems), mean=float(own.mean()),
         spread=stdev(by_seed) if len(by_seed) > 1 else float("nan"), difference=float(gaps.mean()), low=low, high=high,
+        detectable=detectable_difference(gaps),
     )  # fmt: skip
 
 
@@ -303,6 +306,21 @@ def differences_table(found: Sequence[Difference], when: str = "") -> Table:
     """
     title = f"accuracy{when}; difference from the first arm, 95 % t interval over seeds and problems"
     return arm_table(title, found, lambda d: d.set, _difference_cell)
+
+
+def power_line(found: Sequence[Difference]) -> str:
+    """For each set the differences that the seeds and problems of its arms can find."""
+    spans = []
+    for name in dict.fromkeys(d.set for d in found):
+        known = [d.detectable for d in found if d.set == name and d.detectable > 0]
+        if known:
+            low, high = f"{min(known):.3f}", f"{max(known):.3f}"
+            spans.append(f"{name} {low}" if low == high else f"{name} {low} to {high}")
+    return (
+        f"found in 80 % of repetitions with as many seeds and problems: a difference of {', '.join(spans)}"
+        if spans
+        else ""
+    )
 
 
 def _difference_cell(d: Difference) -> str:

@@ -36,7 +36,7 @@ from rich.live import Live
 
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.budgets import budgets_table
-from onpolicy.experiments.sweep.compare import SweepComparison, compare, differences_table
+from onpolicy.experiments.sweep.compare import SweepComparison, compare, differences_table, power_line
 from onpolicy.experiments.sweep.contents import content_confounds
 from onpolicy.experiments.sweep.figures import write_figures
 from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
@@ -131,6 +131,7 @@ def print_comparison(found: SweepComparison, console: Console) -> None:
     """Differences after training, costs, differences at equal cost, and confounds."""
     if found.differences:
         console.print(differences_table(found.differences))
+        console.print(plain(power_line(found.differences)), soft_wrap=True)
     for confound in dict.fromkeys((c.arm, c.key, c.value, c.reference) for c in found.confounds):
         arm, key, value, reference = map(plain, confound)
         console.print(f"arm {arm} differs in {key} as well: {value}, in the first arm {reference}", soft_wrap=True)
