@@ -161,6 +161,7 @@ LAB = {
     "decisive": "protections of hedging words against their controls",
     "feedback": "programs whose errors are told, and what learning them does to searches",
     "headroom": "the paper's findings on a task of which the model knows part",
+    "frontier": "what arms learn against what they keep, on the same task",
     "pretrain": "trains the model itself",
     "learn_interpreter": "trains it further, for feedback",
     "learn_partial": "trains it further, for headroom",

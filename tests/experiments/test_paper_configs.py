@@ -6,7 +6,7 @@ The settings that make them small stand where a user's own would: model, data, s
 from __future__ import annotations
 
 import json
-from itertools import takewhile
+from itertools import islice, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from onpolicy.cli import main
 from onpolicy.config.load import load, to_yaml
 from onpolicy.config.resolve import resolve
 from onpolicy.config.schema import Config
-from onpolicy.experiments.sweep.grid import cells
+from onpolicy.experiments.sweep.grid import cells, read_grid
 from tests.runs import metrics, run_here, write_config
 
 FOLDER = Path(__file__).parents[2] / "configs" / "paper"
@@ -66,7 +66,9 @@ def test_a_config_is_valid_and_says_where_it_comes_from(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", GRIDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.nightly) if name == "bonus" else name for name in GRIDS]
+)
 def test_every_arm_takes_a_step(name: str, tmp_path: Path) -> None:
     """Arms that are the same once they are small take it once."""
     config, own = (
@@ -85,6 +87,22 @@ def test_every_arm_takes_a_step(name: str, tmp_path: Path) -> None:
         assert row["train/skipped_updates"] == 0 and row["rollout/tokens"] > 0, arm
         informed = resolve(load(config, kept)).contexts
         assert not informed or row["context/teacher/share"] > 0, arm
+
+
+@pytest.mark.slow
+def test_bonuses_are_those_of_the_lab_but_for_what_only_the_lab_can_grade(tmp_path: Path) -> None:
+    """Every arm at the lowest weight: one bonus, a penalty there, after credit or inside the reward that it normalises."""
+    arms = read_grid(GRIDS["bonus"]).arms
+    designs = {name.split("_")[0] for name in arms}
+    assert set(arms) == {
+        f"{d}_{o}_{p}" for d in designs for o in ("grpo", "mixed", "teacher") for p in ("after", "inside")
+    }
+    lab = read_grid(FOLDER.parent / "lab/bonus.yaml")
+    assert set(arms) == set(lab.arms) and read_grid(GRIDS["bonus"]).factors == lab.factors
+    for cell in islice(cells(GRIDS["bonus"], tmp_path), len(arms)):
+        correct, bonus = cell.settings.rewards
+        assert bonus["weight"] == -3.0 and bonus.get("bonus", True) == cell.arm.endswith("_after"), cell.arm
+        assert correct["name"] == "paper_train_answer" and bool(cell.settings.contexts) == ("_grpo_" not in cell.arm)
 
 
 SDPO = {

@@ -67,6 +67,12 @@ def _headroom(output: Path | None, jobs: int) -> int:
     return _compared(headroom, GRID, output or Path("runs/headroom"), jobs)
 
 
+def _frontier(output: Path | None, jobs: int) -> int:
+    from onpolicy.experiments.lab.frontier import GRID, frontier
+
+    return _compared(frontier, GRID, output or Path("runs/frontier"), jobs)
+
+
 def _compared(run: Callable[[Path, int], int], grid: Path, output: Path, jobs: int) -> int:
     """Runs the arms of a grid and says how to look closer."""
     from onpolicy.experiments.sweep.sweep import look_closer
@@ -144,6 +150,7 @@ COMMANDS: dict[str, Callable[[Path | None, int], int]] = {
     "decisive": _decisive,
     "feedback": _feedback,
     "headroom": _headroom,
+    "frontier": _frontier,
     "pretrain": _pretrain,
     "learn_interpreter": _learn_interpreter,
     "learn_partial": _learn_partial,
