@@ -92,15 +92,19 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from onpolicy.experiments.sweep.slurm_runs import SlurmRuns
+    from onpolicy.experiments.sweep.slurm_settings import read_settings
     from onpolicy.experiments.sweep.sweep import look_closer, sweep
 
     def cluster() -> Any:
+        if arguments.slurm is not None:
+            return SlurmRuns(output, read_settings(arguments.slurm))
         from onpolicy.experiments.sweep.ray_runs import RayRuns
 
         return RayRuns(arguments.ray, cpus=arguments.cpus_per_run, gpus=arguments.gpus_per_run)
 
     output = arguments.output or Path("runs") / arguments.grid.stem
-    place = None if arguments.ray is None else cluster
+    place = None if arguments.ray is None and arguments.slurm is None else cluster
     code = sweep(arguments.grid, output, arguments.overrides, arguments.jobs, place, arguments.arm)
     if code == 0:
         print_next(look_closer(arguments.grid, output, arguments.overrides))
@@ -275,6 +279,10 @@ COMMANDS: dict[str, Command | Group] = {
             _argument(
                 "--ray", exclusive=True, metavar="ADDRESS",
                 help="run on a Ray cluster, as many at a time as it has resources for: auto, host:port, or local (this machine)",
+            ),
+            _argument(
+                "--slurm", exclusive=True, action="append", metavar="SETTINGS", complete=FILES,
+                help="run as jobs of Slurm: key=value,... or a YAML file, e.g. time=4:00:00,gpus=1,partition=h100; can be repeated",
             ),
             _argument("--cpus-per-run", type=whole, default=1, help="with --ray: cores per run (default 1)"),
             _argument("--gpus-per-run", type=float, help="with --ray: GPUs per run, e.g. 0.5 (default: 1 if the cluster has any)"),

@@ -57,7 +57,9 @@ def in_wandb(home: Path, runs: Path) -> dict[str, Shown]:
                     assert items["_step"] not in shown["loss"]
                     shown["loss"][items["_step"]] = items["train/loss"]
                 if table := items.get("samples/path") or items.get("samples", {}).get("path"):
-                    shown["samples"][items["_step"]] = json.loads((file.parent / "files" / table).read_text())["columns"]
+                    shown["samples"][items["_step"]] = json.loads((file.parent / "files" / table).read_text())[
+                        "columns"
+                    ]
     return found
 
 
