@@ -266,6 +266,24 @@ COMMANDS: dict[str, Command | Group] = {
             _output("HTML file to write (default: report.html in the first run folder)"),
         ),
     ),
+    "push": Command(
+        "onpolicy.integrations.hub.push:push",
+        "write the model card of a run, and upload its last model with it to the Hugging Face Hub",
+        (
+            _argument("folder", type=Path, metavar="RUN", help="folder of a finished run"),
+            _argument("--to", metavar="REPO", help="owner/name on the hub, or a name of your own (default: the run's name)"),
+            _argument("--public", action="store_true", help="create the repository for everybody to see (default: for you alone)"),
+            _argument("--dry-run", action="store_true", help="write the card and list the files, upload nothing"),
+        ),
+    ),
+    "export-inspect": Command(
+        "onpolicy.integrations.inspect_logs:export_inspect",
+        "write a run's evaluations as logs of Inspect, for `inspect view`",
+        (
+            _argument("folder", type=Path, metavar="RUN", help="folder of a run that was evaluated"),
+            _output("folder of the logs (default: inspect in the run's folder)"),
+        ),
+    ),
     "sweep": Command(
         _sweep,
         "run every arm of a grid with several seeds and compare the arms; finished runs are kept",
