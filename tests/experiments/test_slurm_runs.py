@@ -1,6 +1,6 @@
 """A sweep as jobs, by submitit's executor for this machine, and what Slurm itself would be given.
 
-1. its runs are those of a sweep without Slurm, to the last digit; 2. a run whose time is over saves, is queued again and goes on, also
+1. its runs are those of a sweep without Slurm, to the last digit; 2. a run whose job has to end saves, is queued again and goes on, also
 where the signal reaches its process; 3. one that is told to stop and not by the sweep is submitted again; 4. a sweep that is called off
 lets its runs finish their step, and starts none of those that wait; 5. what is started together is one array, with what the settings
 say; 6. settings that are wrong, and a machine without Slurm, are said.
@@ -73,11 +73,13 @@ def run_of(cell: Cell) -> int:
     raise AssertionError(f"no process trains {cell.name}")
 
 
+def parent_of(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
 @here
 @pytest.mark.process
-def test_the_runs_are_those_of_a_sweep_without_slurm(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_runs_are_those_of_a_sweep_without_slurm(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path, runs = two(tmp_path)
     assert sweep(path, tmp_path / "out", (), 1, lambda: here_as_jobs(tmp_path)) == 0
     said = capsys.readouterr().out
@@ -92,14 +94,14 @@ def test_the_runs_are_those_of_a_sweep_without_slurm(
 
 @here
 @pytest.mark.process
-def test_a_run_whose_time_is_over_goes_on_in_the_next_job(tmp_path: Path) -> None:
+def test_a_run_whose_job_has_to_end_goes_on_in_the_next_one(tmp_path: Path) -> None:
     (hold := tmp_path / "hold").touch()
     _, (cell, _) = two(tmp_path, hold)
-    # the executor for this machine says so half a minute before the end
-    with closing(here_as_jobs(tmp_path, SlurmSettings(time=1, grace=30))) as place:
+    with closing(here_as_jobs(tmp_path)) as place:
         future = place.start(cell)
         saved_a_step(cell, future)
-        os.kill(run_of(cell), signal.SIGUSR2)  # ends a process that does not know it
+        for process in (trains := run_of(cell), parent_of(trains)):  # the signal would end one that does not know it
+            os.kill(process, signal.SIGUSR2)
         told(cell)
         hold.unlink()
         assert future.result() == 0 and place.failure(cell, future) is None
