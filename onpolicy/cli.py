@@ -92,22 +92,14 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
-    from onpolicy.experiments.sweep.slurm_runs import SlurmRuns
-    from onpolicy.experiments.sweep.slurm_settings import read_settings
+    from onpolicy.experiments.sweep.clusters import cluster
     from onpolicy.experiments.sweep.sweep import look_closer, sweep
 
-    def cluster() -> Any:
-        if arguments.slurm is not None:
-            return SlurmRuns(output, read_settings(arguments.slurm))
-        from onpolicy.experiments.sweep.ray_runs import RayRuns
-
-        return RayRuns(arguments.ray, cpus=arguments.cpus_per_run, gpus=arguments.gpus_per_run)
-
-    output = arguments.output or Path("runs") / arguments.grid.stem
-    place = None if arguments.ray is None and arguments.slurm is None else cluster
-    code = sweep(arguments.grid, output, arguments.overrides, arguments.jobs, place, arguments.arm)
+    a, output = arguments, arguments.output or Path("runs") / arguments.grid.stem
+    place = cluster(output, a.slurm, a.ray, a.cpus_per_run, a.gpus_per_run)
+    code = sweep(a.grid, output, a.overrides, a.jobs, place, a.arm)
     if code == 0:
-        print_next(look_closer(arguments.grid, output, arguments.overrides))
+        print_next(look_closer(a.grid, output, a.overrides))
     return code
 
 

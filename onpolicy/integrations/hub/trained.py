@@ -64,7 +64,8 @@ def read_trained(folder: Path) -> TrainedRun:
         )
     resolved = load_resolved(file)
     rows = [row for row in logged(folder) if row["step"] <= saved.step]
-    first, last = {}, {}
+    first: Metrics = {}
+    last: Metrics = {}
     for row in rows:
         first = row | first
         last = last | row

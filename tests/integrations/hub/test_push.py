@@ -135,7 +135,7 @@ def test_the_card_says_what_the_run_says(trained: Path, capsys: pytest.CaptureFi
     model = trained / "checkpoints/step-000003"
     assert "would be uploaded to plain-seed-0" in said and "model.safetensors" in said and "state.json" not in said
     card, rows = ModelCard.load(model / "README.md"), metrics(trained)
-    (result,) = card.data.eval_results or ()
+    (result,) = list(card.data.eval_results or [])
     last = rows[-1]["eval/sums/avg@2"]
     assert (result.dataset_name, result.metric_type, result.metric_value) == ("sums", "avg@2", pytest.approx(last))
     assert card.data.license == "apache-2.0" and card.data.library_name == "transformers"
