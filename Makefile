@@ -9,6 +9,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 VERL ?= build/verl
 VERIFIERS ?= build/verifiers
+TRACKERS ?= build/trackers
 # What `make setup` installs: this checkout, or a wheel of it.
 PACKAGE ?= -e .
 CONFIG ?= configs/quickstart.yaml
@@ -37,7 +38,7 @@ define environment
 	@touch $(1)/.complete
 endef
 
-.PHONY: train lab check test nightly compat test-verl verl test-verifiers verifiers lint setup lock parity docs clean
+.PHONY: train lab check test nightly compat test-verl verl test-verifiers verifiers test-trackers trackers lint setup lock parity docs clean
 
 train: setup
 	$(BIN)/onpolicy train $(CONFIG)
@@ -51,7 +52,7 @@ check: lint
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "$(FAST)"
 
 # Everything, with real vLLM, DeepSpeed, Ray and verl: for each push.
-test: lint compat test-verl test-verifiers
+test: lint compat test-verl test-verifiers test-trackers
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # What takes longer: the soak, whole runs of every kind, and the same questions asked with many more examples.
@@ -79,6 +80,17 @@ verifiers: setup $(VERIFIERS)/.complete
 $(VERIFIERS)/.complete: requirements/verifiers.lock
 	rm -rf $(VERIFIERS)
 	@$(call uv,$(BIN)) -q --no-deps --require-hashes --target $(VERIFIERS) -r requirements/verifiers.lock
+	@touch $@
+
+# Trackers of other projects, and Inspect: their packages lie in front of the environment's, as those of verifiers do.
+test-trackers: trackers
+	PYTHONPATH=$(TRACKERS) $(BIN)/python -m pytest $(SIDE_BY_SIDE) tests/integrations/trackers
+
+trackers: setup $(TRACKERS)/.complete
+
+$(TRACKERS)/.complete: requirements/trackers.lock
+	rm -rf $(TRACKERS)
+	@$(call uv,$(BIN)) -q --no-deps --require-hashes --target $(TRACKERS) -r requirements/trackers.lock
 	@touch $@
 
 verl: $(VERL)/.complete

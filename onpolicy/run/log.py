@@ -19,7 +19,9 @@ from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.display import Display
 from onpolicy.run.guards import GAP, gap_tolerance
 from onpolicy.run.token_trace import token_record
-from onpolicy.run.trackers import Jsonl, Logs, Tracker, open_logs
+from onpolicy.run.trackers.base import SampleTracker, Tracker
+from onpolicy.run.trackers.jsonl import Jsonl
+from onpolicy.run.trackers.logs import Logs, open_logs
 from onpolicy.types import Example, Metrics, Rollout
 from onpolicy.utils.faults import Faults
 from onpolicy.utils.timer import PhaseTimer
@@ -77,10 +79,11 @@ class RunLog:
         self._warn_of_dropped(step, metrics)
         if metrics.get("train/grad_norm") == 0.0:
             self.note(f"step {step}: no signal, nothing was learned; {signal_of(metrics)}")
+        rows = [sample_row(example, self.renderer) for example in spread_out(examples, self.settings.samples)]
         for index, tracker in enumerate(self.logs.trackers):
-            self._track(index, tracker, step, everything)
-        for example in spread_out(examples, self.settings.samples):
-            self.logs.samples.write({"step": step, **sample_row(example, self.renderer)})
+            self._track(index, tracker, step, everything, rows if self._records_tokens(step) else [])
+        for row in rows:
+            self.logs.samples.write({"step": step, **row})
         self._trace_tokens(step, examples)
         return everything
 
@@ -98,12 +101,16 @@ class RunLog:
         self.logs.samples.close()
         self.logs.tokens.close()
 
-    def _track(self, index: int, tracker: Tracker, step: int, metrics: Metrics) -> None:
+    def _track(
+        self, index: int, tracker: Tracker, step: int, metrics: Metrics, samples: Sequence[Mapping[str, Any]]
+    ) -> None:
         """Errors of the run's own files are raised; those of any other tracker only cost its numbers."""
         if isinstance(tracker, Jsonl):
             return tracker.log(step, metrics)
         try:
             tracker.log(step, metrics)
+            if samples and isinstance(tracker, SampleTracker):
+                tracker.log_samples(step, samples)
             self._broken.discard(index)
         except Exception as error:
             if index not in self._broken:
@@ -117,10 +124,13 @@ class RunLog:
 
     def _trace_tokens(self, step: int, examples: Sequence[Example]) -> None:
         """Traces one rollout, if possible one that a teacher scores."""
-        every = self.settings.tokens_every
-        if examples and every and (step == 1 or step % every == 0):
+        if examples and self._records_tokens(step):
             chosen = next((e for e in examples if e.teacher_prompt_ids), examples[0])
             self.logs.tokens.write({"step": step, **self.trace(chosen)})
+
+    def _records_tokens(self, step: int) -> bool:
+        every = self.settings.tokens_every
+        return bool(every) and (step == 1 or step % every == 0)
 
     def _costs(self, metrics: Metrics) -> Metrics:
         """Seconds per phase, tokens per second, peak memory."""

@@ -11,7 +11,7 @@ import yaml
 
 from onpolicy.cli import main
 from onpolicy.config.resolve import load_resolved
-from onpolicy.run.trackers import Tracker
+from onpolicy.run.trackers.base import Tracker
 from onpolicy.utils.ready import NotInstalled, installed, ready_if
 from tests.runs import write_config
 

@@ -30,7 +30,7 @@ from onpolicy.experiments.sweep.budgets import RunKey
 from onpolicy.experiments.sweep.compare import Confound
 from onpolicy.run.checkpoint import Checkpoints
 from onpolicy.run.run_dir import logged, refuse_other_settings
-from onpolicy.run.trackers import jsonl
+from onpolicy.run.trackers.jsonl import jsonl
 from onpolicy.utils.errors import ConfigError, suggest
 
 IGNORED_KEYS = ("seed", "run_dir", "logging", "checkpoint", "preflight", "distributed", "trainer.micro_batch_tokens")
@@ -224,7 +224,9 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
             for arm, changed in grid.arms.items():
                 folder = output / arm / factor / f"seed-{seed}"
                 changes = [f"{k}={_yaml(v)}" for k, v in _outer_first((shared or {}) | (changed or {}))]
-                own = (*changes, *overrides, f"seed={seed}", f"run_dir={_yaml(str(folder))}")
+                name = folder.relative_to(output).as_posix()
+                shown = (f"logging.name={_yaml(name)}", f"logging.group={_yaml(arm)}")
+                own = (*shown, *changes, *overrides, f"seed={seed}", f"run_dir={_yaml(str(folder))}")
                 try:
                     resolved = load_resolved(config, own)
                     _refuse_without_metrics(resolved)

@@ -1,0 +1,81 @@
+"""What a job of Slurm does: one run of a sweep."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from onpolicy.experiments.sweep.grid import Cell
+from onpolicy.experiments.sweep.processes import STOPPED, StopRequest, run_cell
+from onpolicy.experiments.sweep.shared_folder import require_shared
+
+LOOK = 0.5
+"""Seconds between two looks at the run."""
+
+
+class SlurmJob:
+    """Called by submitit on the node, in the main thread; the run is waited for in another, so that a signal can be handled meanwhile."""
+
+    def __init__(self, cell: Cell, folder: Path, stop: Path, cpus: int) -> None:
+        """
+        Args:
+            cell: the run
+            folder: the sweep's working directory
+            stop: exists once the sweep's runs are to stop
+            cpus: of the job
+        """
+        self.cell, self.folder, self.stop, self.cpus = cell, folder, stop, cpus
+
+    def __call__(self) -> int:
+        """Returns the run's exit status.
+
+        Raises:
+            ConfigError: this node does not see the run's folder.
+        """
+        require_shared(self.cell, str(self.folder), "--slurm")
+        os.chdir(self.folder)
+        self._request, self._done = StopRequest(), threading.Event()
+        self._status: int | BaseException = STOPPED
+        threading.Thread(target=self._run, daemon=True).start()
+        try:
+            self._wait()
+        except KeyboardInterrupt:  # cancelled
+            self._end_at_once()
+        if isinstance(self._status, BaseException):
+            raise self._status
+        return self._status
+
+    def checkpoint(self) -> Any:
+        """What submitit calls before a job is queued again; returns what is to be run then: the same, which goes on from what it saves."""
+        from submitit.helpers import DelayedSubmission
+
+        self._request.set()
+        self._wait()
+        return DelayedSubmission(SlurmJob(self.cell, self.folder, self.stop, self.cpus))
+
+    def _run(self) -> None:
+        # Slurm may send the signal that is meant for this process to those that it has started as well, which would end them
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+        try:
+            environment = {"OMP_NUM_THREADS": str(self.cpus)} | os.environ
+            self._status = run_cell(self.cell, environment, self._request)
+        except BaseException as error:
+            self._status = error
+        finally:
+            self._done.set()
+
+    def _wait(self) -> None:
+        while not self._done.is_set():
+            if self.stop.exists() and not self._request.is_set():
+                self._request.set()
+            time.sleep(LOOK)
+
+    def _end_at_once(self) -> None:
+        """Asked twice, a run stops where it is."""
+        self._request.set()
+        self._request.set()
+        self._done.wait()
