@@ -164,7 +164,7 @@ def refuse_other_settings(folder: Path, resolved: ResolvedConfig) -> None:
 
 
 def config_hash(folder: Path) -> str:
-    """A short hash of the run's config.yaml without ``run_dir`` and ``logging``: equal where a run has the same settings and seed, wherever it is."""
+    """A short hash of the run's config.yaml without ``run_dir`` and ``logging``: equal for equal settings and seed, wherever the run is."""
     settings = yaml.safe_load((folder / "config.yaml").read_text())
     return short_hash(fingerprint(settings, ["run_dir", "logging"]).encode())
 

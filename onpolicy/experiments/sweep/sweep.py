@@ -15,7 +15,7 @@ A grid names one config and what each arm changes in it::
     axes: [objective]                     # beginnings of the keys in which arms are compared; any other difference is refused
     confounds: [trainer.lr]               # unless it is declared here: then the comparison reports it
     frontier: {in_domain: unseen, out_of_domain: out_of_domain}   # a figure: what each arm learns against what it keeps
-    confirm: {floor: [shuffled, grpo]}   # arms, each with the controls that it has to beat: are the first arm's gain kept, its loss avoided?
+    confirm: {floor: [shuffled, grpo]}   # arms, and the controls that each has to beat
     dose_response: [unseen, out_of_domain]   # a figure: accuracy, or a metric, over the realised dose of a bonus (credit/dose)
 
 Without ``axes`` all arms may differ from the first in one section of the config, the same one.
