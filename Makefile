@@ -10,6 +10,7 @@ BIN := $(VENV)/bin
 VERL ?= build/verl
 VERIFIERS ?= build/verifiers
 TRACKERS ?= build/trackers
+MKDOCS ?= build/mkdocs
 # What `make setup` installs: this checkout, or a wheel of it.
 PACKAGE ?= -e .
 CONFIG ?= configs/quickstart.yaml
@@ -38,7 +39,7 @@ define environment
 	@touch $(1)/.complete
 endef
 
-.PHONY: train lab check test nightly compat test-verl verl test-verifiers verifiers test-trackers trackers lint setup lock parity docs clean
+.PHONY: train lab check test nightly compat test-verl verl test-verifiers verifiers test-trackers trackers lint setup lock parity docs site clean
 
 train: setup
 	$(BIN)/onpolicy train $(CONFIG)
@@ -52,7 +53,7 @@ check: lint
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "$(FAST)"
 
 # Everything, with real vLLM, DeepSpeed, Ray and verl: for each push.
-test: lint compat test-verl test-verifiers test-trackers
+test: lint site compat test-verl test-verifiers test-trackers
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # What takes longer: the soak, whole runs of every kind, and the same questions asked with many more examples.
@@ -123,6 +124,16 @@ parity: setup
 docs: setup
 	$(BIN)/onpolicy show --markdown > docs/configuration.md
 	$(BIN)/python scripts/methods.py > docs/methods.md
+	$(BIN)/python scripts/llms.py > docs/llms.txt
+
+# The site of the docs in build/site; a link that leads nowhere, or to an anchor that is not there, is an error.
+site: setup $(MKDOCS)/.complete
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(MKDOCS) $(BIN)/python -m mkdocs build --strict --quiet
+
+$(MKDOCS)/.complete: requirements/docs.lock
+	rm -rf $(MKDOCS)
+	@$(call uv,$(BIN)) -q --no-deps --require-hashes --target $(MKDOCS) -r requirements/docs.lock
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

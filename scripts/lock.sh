@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 python=${PYTHON:-$PWD/.venv/bin/python}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-mkdir "$work/gpu"
+mkdir "$work/gpu" "$work/site"
 cat pyproject.toml requirements/lock.toml > "$work/pyproject.toml"
 cat pyproject.toml requirements/gpu.toml > "$work/gpu/pyproject.toml"
 cp requirements/*.lock requirements/*.in "$work"
@@ -45,6 +45,12 @@ printf '%s\n' sqlalchemy alembic > "$work/tools.in"
 lock trackers pyproject.toml tools.in $(extras trackio wandb mlflow inspect) -c beside.txt \
     --no-emit-package torch --no-emit-package setuptools "$@"
 "$python" scripts/lock_without.py requirements/trackers.lock requirements/cpu.lock
+
+# The same for the site of the docs, whose theme asks for colorama on every system.
+sed 's/"colorama", //' requirements/lock.toml | cat pyproject.toml - > "$work/site/pyproject.toml"
+grep -E '^[^ #]+==' requirements/cpu.lock | tr -d '\\' > "$work/site/beside.txt"
+folder=site lock docs pyproject.toml --extra docs -c beside.txt --no-emit-package torch --no-emit-package setuptools "$@"
+"$python" scripts/lock_without.py requirements/docs.lock requirements/cpu.lock
 
 # The packages that pyproject.toml names, in the versions that the tests run with. What vLLM's CUDA build pins itself is its own affair.
 named=$("$python" - <<'PYTHON'

@@ -295,7 +295,7 @@ def test_house_words_do_not_come_back(path: Path) -> None:
     assert sorted({name for name in identifiers(path) if HOUSE_WORDS.search(words(name))}) == []
 
 
-@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))], ids=lambda p: p.name)
+@pytest.mark.parametrize("path", [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))], ids=lambda p: p.name)
 def test_texts_use_the_fields_words(path: Path) -> None:
     assert not re.findall(r"(?i)\b(start model|wanted|share right|right share)\b", path.read_text())
 

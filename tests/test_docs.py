@@ -30,7 +30,8 @@ from onpolicy.utils.timer import in_words
 
 ROOT = Path(__file__).parent.parent
 GPU_PAGE = ROOT / "docs" / "gpu.md"
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")])
+GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *GUIDE, *(ROOT / "examples").glob("*.md")])
 
 
 def script(name: str) -> Any:
@@ -70,6 +71,21 @@ def test_links_lead_somewhere(page: Path) -> None:
         assert target.startswith("http") or (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+def anchors(page: Path) -> set[str]:
+    """The anchors of a page's headings, as code hosts and the site make them."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
+    headings = [
+        re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", line) for line in re.findall(r"^#+ (.*)$", text, flags=re.MULTILINE)
+    ]
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_anchors_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!http)([^)#]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors(page.parent / target if target else page), f"{page.name}: {target}#{anchor}"
+
+
 def test_the_readme_is_read_in_one_go() -> None:
     lines = (ROOT / "README.md").read_text().splitlines()
     assert len(lines) < 120 and not [line for line in lines if len(line) > 150]
@@ -96,7 +112,8 @@ def commands(page: Path) -> list[list[str]]:
     ]
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if commands(p)], ids=lambda p: p.name)
+# What the guide types is run, or checked, by tests/test_guide.py.
+@pytest.mark.parametrize("page", [p for p in PAGES if p not in GUIDE and commands(p)], ids=lambda p: p.name)
 def test_commands_parse_and_their_configs_exist(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parsed: list[Any] = []
     monkeypatch.setattr("onpolicy.cli._run", parsed.append)
