@@ -128,7 +128,7 @@ docs: setup
 
 # The site of the docs in build/site; a link that leads nowhere, or to an anchor that is not there, is an error.
 site: setup $(MKDOCS)/.complete
-	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(MKDOCS) $(BIN)/python -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(MKDOCS) $(BIN)/python -m mkdocs build --strict
 
 $(MKDOCS)/.complete: requirements/docs.lock
 	rm -rf $(MKDOCS)

@@ -75,7 +75,7 @@ def notebook_page(notebook: Path) -> str:
     shown = [f"```python\n{t}\n```" if c["cell_type"] == "code" else t for c, t in zip(cells, texts, strict=True)]
     heading, *rest = shown
     title, _, lead = heading.partition("\n")
-    return "\n\n".join([title, f"[This page as a notebook]({notebook.name}).{lead}", *rest])
+    return "\n\n".join([title, f'<a href="{notebook.name}">This page as a notebook</a>.{lead}', *rest])
 
 
 def place(file: File, target: str) -> str | None:
@@ -89,24 +89,16 @@ def place(file: File, target: str) -> str | None:
 
 def in_repository(page: str) -> str:
     """A page's path in the site -> in the repository."""
-    return (
-        "README.md"
-        if page == "index.md"
-        else page.removeprefix("source/")
-        if page.startswith("source/")
-        else f"docs/{page}"
-    )
+    if page == "index.md":
+        return "README.md"
+    return page.removeprefix("source/") if page.startswith("source/") else f"docs/{page}"
 
 
 def in_site(path: str) -> str:
-    """A path in the repository -> in the site."""
-    return (
-        "index.md"
-        if path == "README.md"
-        else path.removeprefix("docs/")
-        if path.startswith("docs/")
-        else f"source/{path}"
-    )
+    """A path in the repository -> in the site, where a notebook is a page."""
+    if path == "README.md":
+        return "index.md"
+    return path.removeprefix("docs/").replace(".ipynb", ".md") if path.startswith("docs/") else f"source/{path}"
 
 
 def targets(page: File) -> set[str]:

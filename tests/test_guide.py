@@ -24,7 +24,7 @@ from onpolicy.cli import main
 from onpolicy.config.load import load
 from onpolicy.config.resolve import resolve
 from onpolicy.config.shipped import find_config
-from onpolicy.experiments.forecast.forecast import Assumptions
+from onpolicy.experiments.forecast.hardware import gpu_of
 from onpolicy.experiments.sweep.grid import cells, read_grid
 from onpolicy.utils.errors import UserError
 from tests.guide import GUIDE, GUIDE_PAGES, Block, blocks, masked
@@ -226,7 +226,7 @@ def our_command_is_valid(words: Sequence[str], folder: Path) -> None:
     if command in ("train", "check", "preview", "forecast"):
         resolve(load(find_config(Path(rest[0])), given))
         if command == "forecast":
-            assert Assumptions(rest[rest.index("--gpu") + 1])
+            assert gpu_of(rest[rest.index("--gpu") + 1])
     elif command == "sweep":
         assert next(cells(Path(rest[0]), folder / "runs", []))
     elif command == "verl":
