@@ -262,6 +262,15 @@ COMMANDS: dict[str, Command | Group] = {
             _output("HTML file to write (default: report.html in the first run folder)"),
         ),
     ),
+    "view": Command(
+        "onpolicy.experiments.view.view_command:view_runs",
+        "the report of runs while they train, in a browser on this machine: curves, every kept sample, tokens",
+        (
+            _argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders in which runs are"),
+            _argument("--port", type=whole, help="port to listen on (default: 8571, or where that is taken any that is free)"),
+            _argument("--wait", action="store_true", help="wait for folders that are not there yet"),
+        ),
+    ),
     "sweep": Command(
         _sweep,
         "run every arm of a grid with several seeds and compare the arms; finished runs are kept",
