@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import shutil
@@ -27,13 +28,20 @@ class Browser:
         assert CHROMIUM is not None
         to_read, self._write = os.pipe()
         self._read, to_write = os.pipe()
-        start = f'exec "$0" "$@" 3<&{to_read} 4>&{to_write}'
-        self._process = subprocess.Popen(
-            ["sh", "-c", start, CHROMIUM, f"--user-data-dir={profile}", *FLAGS],
-            pass_fds=(to_read, to_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        given = [fcntl.fcntl(end, fcntl.F_DUPFD_CLOEXEC, 10) for end in (to_read, to_write)]
         os.close(to_read)
         os.close(to_write)
+
+        def as_expected() -> None:  # the browser reads from 3 and writes to 4
+            os.dup2(given[0], 3)
+            os.dup2(given[1], 4)
+
+        self._process = subprocess.Popen(
+            [CHROMIUM, f"--user-data-dir={profile}", *FLAGS],
+            pass_fds=(3, 4), preexec_fn=as_expected, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        for end in given:
+            os.close(end)
         self._asked, self._buffer, self._session = 0, b"", ""
         self.console: list[str] = []
         """Errors and warnings, and what was written there."""

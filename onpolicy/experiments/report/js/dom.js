@@ -18,7 +18,7 @@ const options = (select, values, label = (v) => v || "all") => {
 };
 
 const short = (v) => v == null ? "–" : Math.abs(v) >= 1e6 ? v.toExponential(2) : Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en")
-  : Math.abs(v) >= 0.01 || v === 0 ? +v.toPrecision(4) + "" : v.toExponential(2);
+  : Math.abs(v) >= 0.001 || v === 0 ? +v.toPrecision(4) + "" : v.toExponential(2);
 const brief = (v) => v == null ? "–" : Math.abs(v) >= 1000 ? Math.round(v).toLocaleString("en") : Math.abs(v) >= 100 ? v.toFixed(0)
   : Math.abs(v) >= 10 ? v.toFixed(1) : Math.abs(v) >= 1 ? v.toFixed(2) : Math.abs(v) >= 5e-4 || v === 0 ? v.toFixed(3) : v.toExponential(1);
 const minus = (text) => text.replace(/^-/, "−");

@@ -4,8 +4,8 @@ async function showProblem(sample, scroll = true) {
   remember("problem", JSON.stringify([sample.set, sample.problem]));
   const answer = await source.problem(sample.set, sample.problem), box = $("problem");
   if (!answer?.rows.length) { closeProblem(); return; }
-  const rows = answer.rows, own = rows.map(same), first = rows.findIndex((s) => s.run === (sample.run ?? rows[0].run));
-  const right = Math.max(0, sample.step === undefined ? rows.length - 1 : own.indexOf(same(sample)));
+  const rows = answer.rows.sort((a, b) => a.run - b.run || a.step - b.step), own = rows.map(same), first = rows.findIndex((s) => s.run === (sample.run ?? rows[0].run));
+  const right = Math.max(0, sample.step === undefined ? rows.findLastIndex((s) => s.run === rows[first].run) : own.indexOf(same(sample)));
   const pickOf = (key, otherwise) => { const i = own.indexOf(recall(key)); return i < 0 ? otherwise : i; };
   problem = { rows, left: pickOf("left", first === right ? 0 : first), right: sample.step === undefined ? pickOf("right", right) : right };
   const choose = (which) => make("label", {}, which === "left" ? "from " : "to ", make("select", { id: "pick-" + which, onchange: (event) => { problem[which] = +event.target.value; compare(); } },

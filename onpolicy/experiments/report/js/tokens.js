@@ -27,10 +27,16 @@ async function load() {
   const found = await source.rollout(asked.run, asked.place);
   if (!found || asked !== rollout()) return;
   record = found;
-  const before = recall("context") || $("context").value, contexts = Object.keys(record.teacher_prompts);
-  $("context").replaceChildren(...(contexts.length ? contexts : ["–"]).map((v) => make("option", { value: v, textContent: v })));
-  if (contexts.includes(before)) $("context").value = before;
-  unpack();
+  try {
+    const before = recall("context") || $("context").value, contexts = Object.keys(record.teacher_prompts);
+    $("context").replaceChildren(...(contexts.length ? contexts : ["–"]).map((v) => make("option", { value: v, textContent: v })));
+    if (contexts.includes(before)) $("context").value = before;
+    unpack();
+  } catch (error) {  // of another version, or written by hand: the rest of the page is shown all the same
+    for (const id of ["text", "token", "teacher", "student", "scale"]) $(id).replaceChildren();
+    tokens = [];
+    $("facts").textContent = `this rollout cannot be shown: ${error.message}`;
+  }
 }
 function unpack() {
   const r = record, context = $("context").value, scores = r.contexts[context];
@@ -46,7 +52,7 @@ function unpack() {
     terms: terms.map(([name, parts]) => [name, Object.entries(parts).map(([what, values]) => `${what.replace("token_", "")} ${short(values[i])}`).join("   ")]),
     classes: marks.filter(([, marked]) => marked(i)).map(([name]) => name.replace(/[<>]/g, "")) }));
   const inside = tokens.filter((t) => t.u !== undefined), mean = inside.reduce((s, t) => s + t.u, 0) / (inside.length || 1);
-  $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${many(tokens.filter((t) => !t.observed).length, "token")}${r.observed ? ` and ${tokens.filter((t) => t.observed).length} from the environment` : ""} · reward ${short(r.reward)} · advantage ${short(r.advantage)} · ${r.finish_reason}` + (inside.length ? ` · mean u ${minus(short(mean))}` : "");
+  $("facts").textContent = `${r.prompt_id} · step ${r.step} · ${many(tokens.filter((t) => !t.observed).length, "token")}${r.observed ? ` and ${tokens.filter((t) => t.observed).length} from the environment` : ""} · reward ${short(r.reward)} · advantage ${minus(short(r.advantage))} · ${r.finish_reason}` + (inside.length ? ` · mean u ${minus(short(mean))}` : "");
   $("teacher").textContent = r.teacher_prompts[context] ?? "nothing: no teacher scored this rollout in this context";
   $("student").textContent = r.student_prompt;
   colourTokens();
