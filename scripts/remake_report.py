@@ -1,4 +1,4 @@
-"""Puts the data of a report into today's page, where its run folders are gone: python scripts/remake_report.py docs/results/paper/section_4.html"""
+"""Puts the data of a report whose runs are gone into today's page: python scripts/remake_report.py docs/results/paper/section_4.html"""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def remade(page: str) -> str:
     runs = data["runs"]
     logs = [Columns(run.pop("metrics", ())) for run in runs]
     if any(log.last_step is not None for log in logs):  # reports once held whole logs
-        for run, log, curves in zip(runs, logs, curves_of(logs), strict=True):
+        for run, curves in zip(runs, curves_of(logs), strict=True):
             run["curves"] = curves
     for run in runs:
         run |= described(run["config"])

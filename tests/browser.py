@@ -1,4 +1,4 @@
-"""Headless Chromium over its debugging pipe: pages at a width, light or dark, keys, what they say on the console, what a screen reader gets."""
+"""Headless Chromium over its debugging pipe: pages at a width, light or dark, by keyboard, and what the console and a screen reader get."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ CHROMIUM = next(
     (found for name in ("chromium", "chromium-browser", "google-chrome") if (found := shutil.which(name))), None
 )
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync"),
+    *(
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-sync",
+    ),
     *("--disable-component-update", "--hide-scrollbars", "--remote-debugging-pipe", "about:blank"),
 )
 
@@ -91,9 +98,13 @@ class Browser:
             self.console.append(f"{told['entry']['level']}: {told['entry']['text']}")
         return answer
 
-    def open(self, address: str, *, width: int = 1440, height: int = 900, dark: bool = False, until: str = "true") -> None:
+    def open(
+        self, address: str, *, width: int = 1440, height: int = 900, dark: bool = False, until: str = "true"
+    ) -> None:
         """Opens a page and waits until an expression holds in it."""
-        self.ask("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.ask(
+            "Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=width < 600
+        )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.ask("Emulation.setEmulatedMedia", features=[scheme])
         self.ask("Page.navigate", url="about:blank")
@@ -110,7 +121,9 @@ class Browser:
     def wait(self, expression: str, seconds: float = 120.0) -> None:
         """Until an expression holds."""
         end = time.monotonic() + seconds
-        while not self.value(f"(() => {{ try {{ return {expression}; }} catch {{ return false; }} }})()"):  # the page may still load
+        while not self.value(
+            f"(() => {{ try {{ return {expression}; }} catch {{ return false; }} }})()"
+        ):  # the page may still load
             if time.monotonic() > end:
                 raise TimeoutError(f"{expression} does not hold; console: {self.console}")
             time.sleep(0.05)

@@ -258,18 +258,26 @@ def test_the_sets_in_domain_are_those_of_the_training_data() -> None:
 
 
 def test_how_far_a_run_is(tmp_path: Path) -> None:
-    run, guards = fake_run(tmp_path / "run", rollouts=0, tokens=1), [(3, "length fell"), (5, "entropy fell"), (9, "late")]
+    run, guards = (
+        fake_run(tmp_path / "run", rollouts=0, tokens=1),
+        [(3, "length fell"), (5, "entropy fell"), (9, "late")],
+    )
     found = condition_of(run, 8, {"steps": 20}, guards)
     assert [found[k] for k in ("state", "step", "steps")] == ["stopped", 8, 20]
     assert found["guard"] == {"step": 3, "reason": "length fell", "more": 1}, "step 9 is still to come"
     assert found["written"] == (run / "metrics.jsonl").stat().st_mtime
-    assert condition_of(run, 8, {"steps": 8}, [])["state"] == "finished" and condition_of(run, 8, {}, [])["guard"] is None
+    assert (
+        condition_of(run, 8, {"steps": 8}, [])["state"] == "finished" and condition_of(run, 8, {}, [])["guard"] is None
+    )
     assert condition_of(run, None, {"steps": 8}, guards)["state"] == "waiting"
     assert condition_of(tmp_path / "none", None, {}, [])["state"] == "gone"
     with exclusive(run, print):
         assert condition_of(run, 8, {"steps": 20}, [])["state"] == "running"
         assert condition_of(run, None, {"steps": 20}, [])["state"] == "starting"
-    assert guard_of(b"guard, step 12: reward/mean fell from 1 to 0 [stop]\n") == (12, "reward/mean fell from 1 to 0 [stop]")
+    assert guard_of(b"guard, step 12: reward/mean fell from 1 to 0 [stop]\n") == (
+        12,
+        "reward/mean fell from 1 to 0 [stop]",
+    )
     assert guard_of(b"step 12  guard, step 3: no") is None
 
 
@@ -309,7 +317,9 @@ def test_a_page_takes_a_bounded_share_of_the_samples(tmp_path: Path) -> None:
     assert sum(s["set"] == "training" for s in chosen) == 9
     steps = [s["step"] for s in chosen if s["problem"] == "p0"]
     assert steps == [0, 20, 40, 50, 70, 90] and len(chosen) == 9 + 60, "the same problems at steps spread over all"
-    assert len(some_samples(index, 60, 100)) < 12 < len(some_samples(index, 60, 300)), "and no more text than there is room for"
+    assert len(some_samples(index, 60, 100)) < 12 < len(some_samples(index, 60, 300)), (
+        "and no more text than there is room for"
+    )
 
 
 @drawn

@@ -1,8 +1,9 @@
 """``onpolicy view``: a real server on loopback, asked as a page asks it, while the run folder changes under it.
 
-1. whole curves first, then only what is new; 2. a run that resumes is read again, whatever its file's size; a cut line waits, an unreadable
-one is counted; 3. folders that are empty, missing or gone; 4. every kept sample, searched, filtered, in pages, also of a large file; 5. other
-hosts' pages, other methods and odd requests get nothing, and no path is opened; 6. ports and misspelt folders; 7. a browser follows a run.
+1. whole curves first, then only what is new; 2. a run that resumes is read again, whatever its file's size; a cut line waits, one that
+cannot be read is counted; 3. folders that are empty, missing or gone; 4. every kept sample, searched, filtered, in pages, also of a
+large file; 5. other hosts' pages, other methods and odd requests get nothing, and no path is opened; 6. ports and misspelt folders;
+7. a browser follows a run.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ def test_only_what_is_new_is_sent(tmp_path: Path) -> None:
         told = ask(server, "/poll", at=at(whole))
         assert [r["rows"] for r in told["runs"]] == [[], []] and not told["anew"]
         write(run, [4], **{"train/loss": 1 / 3, "train/grad_norm": math.nan})
-        (run / "log.txt").write_text("step    4\nguard, step 4: reward/mean fell from 1 to 0, below 30% of where it began\n")
+        (run / "log.txt").write_text(
+            "step    4\nguard, step 4: reward/mean fell from 1 to 0, below 30% of where it began\n"
+        )
         told = ask(server, "/poll", at=at(whole))
         assert [r["rows"] for r in told["runs"]] == [[[4, {"reward/mean": 0.4, "train/loss": 0.333333}]], []]
         assert told["runs"][0]["condition"]["step"] == 4 and told["runs"][0]["condition"]["guard"]["step"] == 4
@@ -176,27 +179,50 @@ def test_every_sample_is_found(tmp_path: Path) -> None:
         assert everything["kept"] == everything["matched"] == 30 + 3 * 4 * 2 + 9
         assert everything["sets"] == ["new", "training"] and everything["finishes"] == ["length", "stop"]
         assert [s["step"] for s in found(set="training", run=0)["rows"]] == list(range(29, 9, -1))
-        assert [s["step"] for s in found(set="training", run=0, page=1)["rows"]] == list(range(9, -1, -1)), "and the rest"
+        assert [s["step"] for s in found(set="training", run=0, page=1)["rows"]] == list(range(9, -1, -1)), (
+            "and the rest"
+        )
         assert found(page=9)["rows"] == [] and found(page="-1")["start"] == found(page="x")["start"] == 0
         assert found(run=1)["matched"] == 9 and found(run=7)["matched"] == everything["matched"]
         assert found(text="STRASSE 7")["matched"] == 1 and found(text="q1", reward_from=1)["matched"] == 5
-        assert found(set="training", run=0, reward_to=0)["matched"] == 15 and found(finish="length", run=0)["matched"] == 6 + 12
-        assert {s["tokens"] for s in found(run=0, set="training", tokens_from=100, tokens_to=120)["rows"]} == {100, 110, 120}
-        assert found(step_from=40, step_to="nan", set="new")["matched"] == 0 and found(step_from=40, set="new")["matched"] == 8
+        assert (
+            found(set="training", run=0, reward_to=0)["matched"] == 15
+            and found(finish="length", run=0)["matched"] == 6 + 12
+        )
+        assert {s["tokens"] for s in found(run=0, set="training", tokens_from=100, tokens_to=120)["rows"]} == {
+            100,
+            110,
+            120,
+        }
+        assert (
+            found(step_from=40, step_to="nan", set="new")["matched"] == 0
+            and found(step_from=40, set="new")["matched"] == 8
+        )
         assert found(reward_from=0, set="new")["matched"] == 12, "what was not graded has no reward"
         assert [s["tokens"] for s in found(run=0, order="longest", set="training")["rows"][:2]] == [290, 280]
         (one,) = found(text="Straße 7")["rows"]
         assert (one["problem"], one["place"], one["run"], one["student_prompt"]) == ("q1", 0, 0, "ask")
         over = ask(server, "/problem", set="new", problem="p2")
         assert [(s["step"], s["place"]) for s in over["rows"]] == [(s, k) for s in (0, 20, 40) for k in (0, 1)]
-        assert [s["step"] for s in ask(server, "/problem", set="training", problem="q1")["rows"]] == list(range(1, 30, 3))
+        assert [s["step"] for s in ask(server, "/problem", set="training", problem="q1")["rows"]] == list(
+            range(1, 30, 3)
+        )
         with (run / "samples.jsonl").open("a") as file:
-            file.write(json.dumps({"step": 30, "completion": "new", "reward": None, "tokens": 1, "finish_reason": "stop"}) + "\n")
+            file.write(
+                json.dumps({"step": 30, "completion": "new", "reward": None, "tokens": 1, "finish_reason": "stop"})
+                + "\n"
+            )
         assert found(text="new", set="training")["rows"][0]["step"] == 30, "those that came since too"
         (listed,) = ask(server, "/rollouts")
         assert (listed["run"], listed["place"], listed["length"]) == (1, 0, 50)
         assert len(ask(server, "/rollout", run=1, place=0)["tokens"]) == 50
-        for odd in ({"run": 1, "place": 5}, {"run": 1, "place": "-1"}, {"run": 9, "place": 0}, {}):
+        for odd in (
+            {"run": 1, "place": 5},
+            {"run": 1, "place": "-1"},
+            {"run": 9, "place": 0},
+            {"run": 1, "place": "9" * 5000},
+            {},
+        ):
             assert refused(server, f"/rollout?{urlencode(odd)}") == 404
 
 
@@ -204,7 +230,13 @@ def test_a_large_file_of_samples_is_not_held(tmp_path: Path) -> None:
     run, text = new_run(tmp_path / "run"), "word " * 600
     with (run / "samples.jsonl").open("w") as file:
         for step in range(10_000):
-            row = {"step": step, "prompt_id": f"p{step % 7}", "completion": f"{text}{step}", "reward": 0.0, "tokens": 600, "finish_reason": "stop"}
+            row = {
+                "step": step,
+                "prompt_id": f"p{step % 7}",
+                "completion": f"{text}{step}",
+                "reward": 0.0,
+                "tokens": 600,
+            }
             file.write(json.dumps(row) + "\n")
     with served(run) as server:
         first = ask(server, "/samples")
@@ -219,7 +251,13 @@ def test_only_its_own_page_is_answered(tmp_path: Path) -> None:
     (tmp_path / "secret.txt").write_text("secret")
     with served(run) as server:
         assert server.server_address[0] == "127.0.0.1"
-        for host in ("evil.example", f"evil.example:{server.server_port}", "127.0.0.1", f"127.0.0.1:{server.server_port + 1}", ""):
+        for host in (
+            "evil.example",
+            f"evil.example:{server.server_port}",
+            "127.0.0.1",
+            f"127.0.0.1:{server.server_port + 1}",
+            "",
+        ):
             assert refused(server, "/runs", Host=host) == 421, host
         for host in ("localhost", "[::1]"):
             with urllib.request.urlopen(
@@ -228,7 +266,14 @@ def test_only_its_own_page_is_answered(tmp_path: Path) -> None:
                 assert answer.status == 200
         for method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
             assert refused(server, "/runs", method) == 501
-        for path in ("/../secret.txt", "/secret.txt", f"/{tmp_path}/secret.txt", "/runs/..%2fsecret.txt", "/config.yaml", "/runs/"):
+        for path in (
+            "/../secret.txt",
+            "/secret.txt",
+            f"/{tmp_path}/secret.txt",
+            "/runs/..%2fsecret.txt",
+            "/config.yaml",
+            "/runs/",
+        ):
             assert refused(server, path) == 404, path
         assert refused(server, "/samples?" + "&".join(f"a{i}=1" for i in range(99))) == 400
         assert ask(server, "/samples", set="../../secret.txt", text="\0", finish="<b>")["matched"] == 0
@@ -236,8 +281,10 @@ def test_only_its_own_page_is_answered(tmp_path: Path) -> None:
             page, headers = answer.read().decode(), answer.headers
         policy = headers["Content-Security-Policy"]
         assert "default-src 'none'" in policy and "connect-src 'self'" in policy and "frame-ancestors 'none'" in policy
-        assert headers["X-Content-Type-Options"] == "nosniff" and headers["Cross-Origin-Resource-Policy"] == "same-origin"
-        assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page) and "reward/mean" not in page
+        assert (
+            headers["X-Content-Type-Options"] == "nosniff" and headers["Cross-Origin-Resource-Policy"] == "same-origin"
+        )
+        assert not re.search(r"(?:src|href)=[\"']?(?:https?:)?//", page) and "sampled text" not in page
 
 
 def test_ports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -250,7 +297,10 @@ def test_ports(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
             listening([run], port)
     with pytest.raises(ConfigError, match="--port: got 99999, expected a number from 1 to 65535"):
         listening([run], 99999)
-    first, second = listening([run], None), listening([run], None)  # the first has its port unless something else runs here
+    first, second = (
+        listening([run], None),
+        listening([run], None),
+    )  # the first has its port unless something else runs here
     assert second.server_port not in (PORT, first.server_port)
     assert f"port {PORT} is taken" in capsys.readouterr().out
     first.server_close()
@@ -268,7 +318,10 @@ def test_which_folders_are_meant(tmp_path: Path, capsys: pytest.CaptureFixture[s
     said = capsys.readouterr().err
     assert "swep' is not there; expected a run folder, with metrics.jsonl in it" in said
     assert f"Did you mean {str(tmp_path / 'sweep')!r}?" in said and "--wait" in said
-    assert main(["view", str(runs[0] / "config.yaml")]) == 2 and "is a file; expected a run folder" in capsys.readouterr().err
+    assert (
+        main(["view", str(runs[0] / "config.yaml")]) == 2
+        and "is a file; expected a run folder" in capsys.readouterr().err
+    )
 
 
 def new_parent(folder: Path) -> Path:
@@ -287,7 +340,9 @@ def test_a_browser_follows_a_run(tmp_path: Path) -> None:
         write(run, [1, 2])
         browser.wait(f"{text('.card .step')} === 'step 2 of 20'")
         browser.wait("document.querySelectorAll('.plot canvas').length === 1")
-        assert "0.1 at step 1, 0.2 at step 2" in browser.value("document.querySelector('.plot').getAttribute('aria-label')")
+        assert "0.1 at step 1, 0.2 at step 2" in browser.value(
+            "document.querySelector('.plot').getAttribute('aria-label')"
+        )
         assert re.search(r"^stopped · last written \d+ s ago$", browser.value(text(".card .state")))
         write(run, [3])
         browser.wait("document.querySelector('.plot').getAttribute('aria-label').includes('0.3 at step 3')")

@@ -1,12 +1,12 @@
 """A malicious set: what others wrote (models, data, configs, checkpoints, a model's own answers) is read, and never obeyed.
 
-1. a report, and a view of runs, show markup and scripts as text, wherever they come from, and their pages run no script but their own; 2. a model's or a
-tokenizer's code is not run unless `model.trust_remote_code` says so, and then everywhere, the generators too; 3. a chat template stays
-in its sandbox; 4. pickles are not unpickled into objects, neither as weights nor in checkpoints; 5. checkpoints with odd states, or
+1. a report, and a view of runs, show markup and scripts as text, wherever they come from, and no script but their own runs; 2. a model's
+or a tokenizer's code is not run unless `model.trust_remote_code` says so, and then everywhere, the generators too; 3. a chat template
+stays in its sandbox; 4. pickles are not unpickled into objects, neither as weights nor in checkpoints; 5. checkpoints with odd states, or
 files elsewhere, are passed over or refused; 6. a config reads no environment, file or override, and no secret shows up anywhere; 7. names
-from a config do not lead out of the run's folder; 8. special tokens in data, roles and quoted answers are ordinary text; 9. a
-terminal shows control characters and markup as text; 10. an answer is graded, not run, also by verifiers that
-evaluate it; 11. what the project writes holds nothing that runs, and its code calls nothing that would.
+from a config do not lead out of the run's folder; 8. special tokens in data, roles and quoted answers are ordinary text; 9. a terminal
+shows control characters and markup as text; 10. an answer is graded, not run, also by verifiers that evaluate it; 11. what the project
+writes holds nothing that runs, and its code calls nothing that would.
 """
 
 from __future__ import annotations
@@ -164,7 +164,9 @@ def test_a_report_runs_its_own_script_and_nothing_else(tmp_path: Path) -> None:
     assert f"script-src {allowed};" in policy and "default-src 'none'" in policy
     assert "connect-src" not in policy, "a report asks nobody"
     library = (ROOT / "onpolicy/experiments/report/vendor/uPlot.iife.min.js").read_text()
-    assert found.scripts[1] == library and not re.search(r"innerHTML|\beval\(|Function\(|fetch\(|XMLHttp|import\(", library)
+    assert found.scripts[1] == library and not re.search(
+        r"innerHTML|\beval\(|Function\(|fetch\(|XMLHttp|import\(", library
+    )
     assert not SPEAKS.search(found.scripts[2])
 
 
@@ -175,7 +177,11 @@ def test_a_view_sends_payloads_as_text(payload: str, tmp_path: Path) -> None:
     server = ViewServer([run], 0)
     try:
         found, expected = Elements(server.page), Elements(plain.page)
-        assert found.found == expected.found and found.scripts[1:] == expected.scripts[1:] and "connect-src 'self'" in policy_of(found)
+        assert (
+            found.found == expected.found
+            and found.scripts[1:] == expected.scripts[1:]
+            and "connect-src 'self'" in policy_of(found)
+        )
         assert SPEAKS.findall(found.scripts[2]) == ["fetch("], "and asks its own server alone"
         assert 'await fetch(path + "?"' in found.scripts[2]
         known = server.followed
@@ -206,9 +212,13 @@ def test_a_browser_shows_payloads_as_text(live: bool, tmp_path: Path) -> None:
             browser.open(address, until="document.body.classList.contains('drawn')")
             browser.value("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
             browser.wait("document.querySelectorAll('#found pre div.completion').length === 8")
-            shown = browser.value("[...document.querySelectorAll('#found pre div.completion')].map((e) => e.textContent)")
+            shown = browser.value(
+                "[...document.querySelectorAll('#found pre div.completion')].map((e) => e.textContent)"
+            )
             assert sorted(shown) == sorted(texts)
-            assert browser.value("document.querySelectorAll('main img, main script, main style, body > svg').length") == 0
+            assert (
+                browser.value("document.querySelectorAll('main img, main script, main style, body > svg').length") == 0
+            )
             assert browser.value("document.title").startswith("0 · 1") and browser.console == []
     finally:
         server.shutdown()

@@ -18,7 +18,9 @@ SOURCE = ("name", "path", "family", "subset")
 """Keys of a section of data that say where its problems come from."""
 
 
-def condition_of(folder: Path, last_step: int | None, config: Mapping[str, Any], guards: Iterable[Any]) -> dict[str, Any]:
+def condition_of(
+    folder: Path, last_step: int | None, config: Mapping[str, Any], guards: Iterable[Any]
+) -> dict[str, Any]:
     """``state``, ``step`` n of ``steps``, when it was last ``written``, and the first ``guard`` that fired.
 
     Args:

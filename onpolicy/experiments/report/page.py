@@ -72,7 +72,9 @@ def page_of(data: Mapping[str, Any], title: str, source: str, figures: str = "")
     parts = {
         "POLICY": policy,
         "TITLE": html.escape(title),
-        "STYLE": (here / "vendor" / "uPlot.min.css").read_text() + (here / "page.css").read_text() + (here / "view.css").read_text(),
+        "STYLE": (here / "vendor" / "uPlot.min.css").read_text()
+        + (here / "page.css").read_text()
+        + (here / "view.css").read_text(),
         "LIBRARY": library,
         "SCRIPT": own,
         "FIGURES": figures,

@@ -16,6 +16,10 @@ MOST_BYTES = 4 << 20
 """Of metrics sent as rows; a page that has missed more gets whole curves, thinned."""
 
 
+LONGEST_NUMBER = 15
+"""Digits; Python refuses to read numbers of thousands of them."""
+
+
 class FollowedRun:
     """A run; ``update`` takes in what was written since."""
 
@@ -55,10 +59,8 @@ class FollowedRun:
     def rows_since(self, cursor: str) -> list[list[Any]] | None:
         """Step and numbers of what was logged after a cursor; None where that is not what was last sent, or too much."""
         generation, _, place = cursor.partition(".")
-        if generation != str(self._metrics.generation) or not (place.isascii() and place.isdecimal()):
-            return None
-        start, end = int(place), self._metrics.end
-        if not 0 <= end - start <= MOST_BYTES:
+        start, end = number_of(place), self._metrics.end
+        if generation != str(self._metrics.generation) or start is None or not 0 <= end - start <= MOST_BYTES:
             return None
         if start == end:
             return []
@@ -104,6 +106,11 @@ class FollowedRun:
             file.seek(known[place]["start"])
             found: dict[str, Any] = json.loads(file.readline())
         return found
+
+
+def number_of(text: str) -> int | None:
+    """The number that a page gives; None where it is none, or a longer one than there is use for."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= LONGEST_NUMBER else None
 
 
 def _mark(path: Path) -> int:

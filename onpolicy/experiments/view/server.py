@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,7 @@ from onpolicy.experiments.report.curves import curves_of
 from onpolicy.experiments.report.page import FETCHED, page_of
 from onpolicy.experiments.report.run_data import arms_of, names_of
 from onpolicy.experiments.report.samples import ORDERS, Query, in_order, query_of, read_sample
-from onpolicy.experiments.view.followed_run import FollowedRun
+from onpolicy.experiments.view.followed_run import FollowedRun, number_of
 
 LOOPBACK = "127.0.0.1"
 PER_PAGE = 20
@@ -80,8 +81,7 @@ class Followed:
             self.runs[i].samples.update()
         known = [entry for i in chosen for entry in self.runs[i].samples.entries()]
         found = in_order([(i, entry) for i in chosen for entry in self.runs[i].samples.find(query)], order)
-        page = parameters.get("page", "")
-        start = int(page) * PER_PAGE if page.isascii() and page.isdecimal() and len(page) < 9 else 0
+        start = (number_of(parameters.get("page", "")) or 0) * PER_PAGE
         return {
             "kept": len(known),
             "matched": len(found),
@@ -111,15 +111,16 @@ class Followed:
         ]
 
     def _rollout(self, parameters: Parameters) -> dict[str, Any] | None:
-        chosen, place = self._chosen(parameters.get("run", "")), parameters.get("place", "")
-        if len(chosen) != 1 and len(self.runs) != 1 or not (place.isascii() and place.isdecimal()):
+        run, place = number_of(parameters.get("run", "")), number_of(parameters.get("place", ""))
+        if run is None or place is None or run >= len(self.runs):
             return None
-        return self.runs[chosen[0]].rollout(int(place))
+        return self.runs[run].rollout(place)
 
     def _chosen(self, run: str) -> list[int]:
         """The run of a number; all where it is none of them."""
-        known = {str(i): i for i in range(len(self.runs))}
-        return [known[run]] if run in known else list(known.values())
+        known = range(len(self.runs))
+        number = number_of(run)
+        return [number] if number in known else list(known)
 
 
 class ViewServer(ThreadingHTTPServer):
@@ -136,6 +137,11 @@ class ViewServer(ThreadingHTTPServer):
         title = " · ".join(run.name for run in self.followed.runs)
         self.page, policy = page_of({"live": True}, title, FETCHED)
         self.policy = f"{policy}; frame-ancestors 'none'"
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A page that was closed while it was answered is no error."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
     @property
     def address(self) -> str:

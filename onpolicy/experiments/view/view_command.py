@@ -84,7 +84,9 @@ def _runs_of(folder: Path, wait: bool) -> list[Path]:
     if not folder.is_dir():
         if wait:
             return [folder]
-        raise ConfigError(f"{str(folder)!r} is not there; expected a run folder, with metrics.jsonl in it{_hint(folder)}")
+        raise ConfigError(
+            f"{str(folder)!r} is not there; expected a run folder, with metrics.jsonl in it{_hint(folder)}"
+        )
     if any((folder / name).exists() for name in WRITTEN):
         return [folder]
     return sorted(_below(folder, DEPTH)) or [folder]
