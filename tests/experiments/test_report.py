@@ -225,7 +225,7 @@ def test_it_prints(tmp_path: Path) -> None:
 
 
 def test_names_of_runs(tmp_path: Path) -> None:
-    from onpolicy.experiments.report.page import names_of
+    from onpolicy.experiments.report.run_data import names_of
 
     paths: list[Any] = [tmp_path / "a" / "run", tmp_path / "b" / "run", tmp_path / "other"]
     assert names_of(paths) == ["a/run", "b/run", f"{tmp_path.name}/other"]

@@ -193,7 +193,8 @@ def some_samples(index: SampleIndex, most: int, most_bytes: int) -> list[dict[st
     for name, entries in by_set.items():
         share = most if name == TRAINING else max(8, most // max(1, len(by_set) - 1))
         chosen += _spread(entries, share) if name == TRAINING else _same_problems(entries, share)
-    samples, size = [], 0
+    samples: list[dict[str, Any]] = []
+    size = 0
     for entry in chosen:
         sample = read_sample(entry)
         size += len(sample["completion"]) + len(str(sample.get("student_prompt", "")))

@@ -120,7 +120,7 @@ class Followed:
         """The run of a number; all where it is none of them."""
         known = range(len(self.runs))
         number = number_of(run)
-        return [number] if number in known else list(known)
+        return [number] if number is not None and number in known else list(known)
 
 
 class ViewServer(ThreadingHTTPServer):
