@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.experiments.report.curves import Columns, curves_of
-from onpolicy.experiments.report.page import EMBEDDED, page_of
-from onpolicy.experiments.report.run_data import arms_of, described
+from onpolicy.experiments.report.page import EMBEDDED, report_page
+from onpolicy.experiments.report.run_data import arms_of, settings_shown
 
 SEED = re.compile(r"/seed-\d+$")
 
@@ -26,13 +26,13 @@ def remade(page: str) -> str:
         for run, curves in zip(runs, curves_of(logs), strict=True):
             run["curves"] = curves
     for run in runs:
-        run |= described(run["config"])
+        run |= settings_shown(run["config"])
         for rollout in run["rollouts"]:
             rollout.setdefault("contexts", rollout.pop("views", {}))  # as they were once called
     names = [run["name"] for run in runs]
     arms = [SEED.sub("", name) for name in names]
     data["arms"] = arms_of(runs, arms if len(set(arms)) < len(arms) else None)
-    return page_of(data, " · ".join(names), EMBEDDED)[0]
+    return report_page(data, " · ".join(names), EMBEDDED)[0]
 
 
 def main() -> None:

@@ -163,6 +163,7 @@ def test_ten_thousand_steps_are_thinned_and_then_cheap(tmp_path: Path) -> None:
 
 def test_every_sample_is_found(tmp_path: Path) -> None:
     run = evaluated(new_run(tmp_path / "run"), range(0, 60, 20), 4)
+    (run / "eval/step-half").mkdir()
     other = fake_run(tmp_path / "other", rollouts=1, tokens=50)
     rows = [
         {"step": s, "prompt_id": f"q{s % 3}#{s}", "student_prompt": "ask", "completion": f"Straße {s}", "answer": "4", "reward": s % 2,
@@ -264,6 +265,8 @@ def test_only_its_own_page_is_answered(tmp_path: Path) -> None:
                 urllib.request.Request(f"{server.address}runs", headers={"Host": f"{host}:{server.server_port}"})
             ) as answer:
                 assert answer.status == 200
+        for site in ("cross-site", "same-site"):
+            assert refused(server, "/runs", **{"Sec-Fetch-Site": site}) == 403
         for method in ("POST", "PUT", "DELETE", "HEAD", "OPTIONS"):
             assert refused(server, "/runs", method) == 501
         for path in (

@@ -65,7 +65,7 @@ def guard_of(line: bytes) -> tuple[int, str] | None:
 
 
 @lru_cache(maxsize=256)
-def config_of(text: str) -> Mapping[str, Any]:
+def config_in(text: str) -> Mapping[str, Any]:
     """A run's config, read once; empty where it is none, e.g. while it is written."""
     try:
         read = yaml.safe_load(text)

@@ -92,10 +92,10 @@ def _kept(tables: Sequence[dict[int, float]]) -> list[int]:
 
 def _point(step: int, value: float, bounds: Sequence[dict[int, float]]) -> Point:
     ends = [bound[step] for bound in bounds if step in bound]
-    return [step, rounded(value), *map(rounded, ends if len(ends) == len(BOUNDS) else ())]
+    return [step, to_digits(value), *map(to_digits, ends if len(ends) == len(BOUNDS) else ())]
 
 
-def rounded(value: float) -> float:
+def to_digits(value: float) -> float:
     """To the digits that are kept."""
     return value if value.is_integer() else float(f"{value:.{DIGITS}g}")
 

@@ -48,13 +48,15 @@ def write_report(
     for run, curves in zip(data, curves_of([columns for _, columns, _ in read]), strict=True):
         run["curves"] = curves
     title = " · ".join(run["name"] for run in data)
-    page, _ = page_of({"runs": data, "arms": arms_of(data, arms), "comparison": comparison}, title, EMBEDDED, figures)
+    page, _ = report_page(
+        {"runs": data, "arms": arms_of(data, arms), "comparison": comparison}, title, EMBEDDED, figures
+    )
     # a lone surrogate in a hand-made log must not lose the page
     output.write_bytes(page.encode(errors="replace"))
     return {run["name"]: rows for run, _, rows in read}
 
 
-def page_of(data: Mapping[str, Any], title: str, source: str, figures: str = "") -> tuple[str, str]:
+def report_page(data: Mapping[str, Any], title: str, source: str, figures: str = "") -> tuple[str, str]:
     """The page, and the content policy that it keeps.
 
     Args:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.config.compare import fingerprint
-from onpolicy.experiments.report.condition import condition_of, config_of, followed_lexicon, guard_of, in_domain
+from onpolicy.experiments.report.condition import condition_of, config_in, followed_lexicon, guard_of, in_domain
 from onpolicy.experiments.report.curves import Columns
 from onpolicy.experiments.report.samples import SampleIndex, some_samples
 from onpolicy.utils.errors import ConfigError
@@ -38,14 +38,14 @@ def read_run(folder: Path, name: str, runs: int = 1) -> tuple[dict[str, Any], Co
         raise ConfigError(f"{str(folder)!r} holds no run: there is no metrics.jsonl in it{_inside(folder)}")
     rows = read_json_lines(folder / "metrics.jsonl")
     columns, text = Columns(rows), read_text(folder / "config.yaml")
-    config, records = config_of(text), read_json_lines(folder / "tokens.jsonl")
+    config, records = config_in(text), read_json_lines(folder / "tokens.jsonl")
     index = SampleIndex(folder)
     index.update()
     log = folder / "log.txt"
     guards = [found for line in log.read_bytes().splitlines() if (found := guard_of(line))] if log.is_file() else []
     shown = {
         "name": name,
-        **described(text),
+        **settings_shown(text),
         "condition": condition_of(folder, columns.last_step, config, guards),
         "rollouts": records[:: max(1, -(-len(records) // MOST_ROLLOUTS))],
         "samples": some_samples(index, max(8, MOST_SAMPLES // runs), MOST_CHARACTERS // runs),
@@ -54,9 +54,9 @@ def read_run(folder: Path, name: str, runs: int = 1) -> tuple[dict[str, Any], Co
     return shown, columns, len(rows)
 
 
-def described(text: str) -> dict[str, Any]:
+def settings_shown(text: str) -> dict[str, Any]:
     """What a page takes from a run's config."""
-    config = config_of(text)
+    config = config_in(text)
     return {"config": text, "followed": followed_lexicon(config), "in_domain": in_domain(config)}
 
 
@@ -85,7 +85,7 @@ def arms_of(runs: Sequence[dict[str, Any]], arms: Sequence[str] | None = None) -
 
 
 def _without_seed(config: str, number: int) -> str:
-    return fingerprint(config_of(config) or {"run": number}, ("seed", "run_dir"))
+    return fingerprint(config_in(config) or {"run": number}, ("seed", "run_dir"))
 
 
 def _common(names: Sequence[str]) -> str:

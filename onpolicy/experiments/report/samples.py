@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from onpolicy.experiments.report.growing_file import GrowingFile, object_of
-from onpolicy.run.evaluation_files import evaluated_steps, evaluation_folder
 
 TRAINING = "training"
 """The set of the rollouts in samples.jsonl."""
 SHOWN = ("step", "student_prompt", "completion", "answer", "reward", "finish_reason", "tokens", "turns", "advantage")
 ORDERS = ("newest", "oldest", "longest", "shortest", "highest reward", "lowest reward")
+EVALUATED = re.compile(r"step-(\d+)")
+"""Folders of evaluations (``run/evaluation_files.py``)."""
 REPEAT = re.compile(r"#\d+$")
 T = TypeVar("T")
 
@@ -89,15 +90,19 @@ class SampleIndex:
             if (row := object_of(line)) is not None:
                 self._trained.append(_trained_entry(self._training.path, start, row))
         files = [
-            (step, path)
-            for step in evaluated_steps(self.folder)
-            for path in sorted(evaluation_folder(self.folder, step).glob("*.jsonl"))
+            (int(found[1]), path)
+            for folder in sorted((self.folder / "eval").glob("step-*"))
+            if (found := EVALUATED.fullmatch(folder.name))
+            for path in sorted(folder.glob("*.jsonl"))
         ]
         there = {path for _, path in files}
         for gone in [path for path in self._evaluated if path not in there]:
             del self._evaluated[gone]
         for step, path in files:
-            stat = path.stat()
+            try:
+                stat = path.stat()
+            except OSError:  # it is written anew at this moment
+                continue
             if self._evaluated.get(path, (None,))[0] != (mark := (stat.st_mtime_ns, stat.st_size)):
                 self._evaluated[path] = (mark, list(_evaluated_entries(path, step)))
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 from typing import Any
 
-from onpolicy.experiments.report.condition import condition_of, config_of, guard_of
-from onpolicy.experiments.report.curves import Columns, numbers, rounded
+from onpolicy.experiments.report.condition import condition_of, config_in, guard_of
+from onpolicy.experiments.report.curves import Columns, numbers, to_digits
 from onpolicy.experiments.report.growing_file import GrowingFile, object_of
-from onpolicy.experiments.report.run_data import described, read_text
+from onpolicy.experiments.report.run_data import settings_shown, read_text
 from onpolicy.experiments.report.samples import SampleIndex
 
 MOST_BYTES = 4 << 20
@@ -71,11 +71,11 @@ class FollowedRun:
         except OSError:
             return None
         rows = [row for line in lines if (row := object_of(line)) is not None]
-        return [[int(row["step"]), {k: rounded(v) for k, v in numbers(row).items()}] for row in rows]
+        return [[int(row["step"]), {k: to_digits(v) for k, v in numbers(row).items()}] for row in rows]
 
     def state(self) -> dict[str, Any]:
         """What a page is told at each look."""
-        found = condition_of(self.folder, self.columns.last_step, config_of(self._config), self._guards)
+        found = condition_of(self.folder, self.columns.last_step, config_in(self._config), self._guards)
         marks = [_mark(self.folder / name) for name in ("samples.jsonl", "tokens.jsonl", "eval", "config.yaml")]
         return {
             "condition": {**found, "unreadable": self.unreadable},
@@ -85,7 +85,7 @@ class FollowedRun:
 
     def whole(self) -> dict[str, Any]:
         """What a page is told first, besides the curves."""
-        return {"name": self.name, **described(self._config), **self.state()}
+        return {"name": self.name, **settings_shown(self._config), **self.state()}
 
     def rollouts(self) -> list[dict[str, Any]]:
         """What the rollouts are chosen by whose tokens were kept."""
@@ -102,9 +102,12 @@ class FollowedRun:
         known = self.rollouts()
         if not 0 <= place < len(known):
             return None
-        with self._tokens.path.open("rb") as file:
-            file.seek(known[place]["start"])
-            found: dict[str, Any] = json.loads(file.readline())
+        try:
+            with self._tokens.path.open("rb") as file:
+                file.seek(known[place]["start"])
+                found: dict[str, Any] = json.loads(file.readline())
+        except (OSError, ValueError):  # written anew at this moment
+            return None
         return found
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from onpolicy.experiments.report.curves import curves_of
-from onpolicy.experiments.report.page import FETCHED, page_of
+from onpolicy.experiments.report.page import FETCHED, report_page
 from onpolicy.experiments.report.run_data import arms_of, names_of
 from onpolicy.experiments.report.samples import ORDERS, Query, in_order, query_of, read_sample
 from onpolicy.experiments.view.followed_run import FollowedRun, number_of
@@ -25,6 +25,8 @@ PER_PAGE = 20
 """Samples of an answer."""
 MOST_OF_A_PROBLEM = 400
 """Samples of one problem, over all steps."""
+OWN = ("same-origin", "none")
+"""What a browser says of requests of the page itself, or typed by the user."""
 MOST_FIELDS = 32
 """Of a request."""
 Parameters = Mapping[str, str]
@@ -135,7 +137,7 @@ class ViewServer(ThreadingHTTPServer):
         self.hosts = {f"{name}:{self.server_port}" for name in (LOOPBACK, "localhost", "[::1]")}
         """What a browser says that it talks to: another name that leads here is somebody else's page (DNS rebinding)."""
         title = " · ".join(run.name for run in self.followed.runs)
-        self.page, policy = page_of({"live": True}, title, FETCHED)
+        self.page, policy = report_page({"live": True}, title, FETCHED)
         self.policy = f"{policy}; frame-ancestors 'none'"
 
     def handle_error(self, request: Any, client_address: Any) -> None:
@@ -164,6 +166,9 @@ class ViewRequest(BaseHTTPRequestHandler):
         asked = urlsplit(self.path)
         if asked.path == "/":
             self._send(self.server.page.encode(errors="replace"), "text/html; charset=utf-8")
+            return
+        if self.headers.get("Sec-Fetch-Site", "same-origin") not in OWN:
+            self.send_error(HTTPStatus.FORBIDDEN, "asked by another page")
             return
         try:
             parameters = dict(parse_qsl(asked.query, max_num_fields=MOST_FIELDS))
