@@ -9,7 +9,7 @@ from typing import Any
 from onpolicy.experiments.report.condition import condition_of, config_in, guard_of
 from onpolicy.experiments.report.curves import Columns, numbers, to_digits
 from onpolicy.experiments.report.growing_file import GrowingFile, object_of
-from onpolicy.experiments.report.run_data import settings_shown, read_text
+from onpolicy.experiments.report.run_data import read_text, settings_shown
 from onpolicy.experiments.report.samples import SampleIndex
 
 MOST_BYTES = 4 << 20
