@@ -80,17 +80,6 @@ def _overrides(meaning: str = "settings for this run, e.g. generator.max_tokens=
     return _argument("overrides", nargs="*", default=(), metavar="key=value", help=meaning)
 
 
-def _report(arguments: argparse.Namespace) -> None:
-    from onpolicy.experiments.report.next_step import evaluations
-    from onpolicy.experiments.report.page import write_report
-
-    output = arguments.output or arguments.runs[0] / "report.html"
-    shown = write_report(arguments.runs, output)
-    size = output.stat().st_size / 2**20
-    print(f"{output}  ({size:.1f} MB; {', '.join(f'{name}: {steps} steps' for name, steps in shown.items())})")
-    print_next(*evaluations(arguments.runs))
-
-
 def _sweep(arguments: argparse.Namespace) -> int:
     from onpolicy.experiments.sweep.clusters import cluster
     from onpolicy.experiments.sweep.sweep import look_closer, sweep
@@ -252,7 +241,7 @@ COMMANDS: dict[str, Command | Group] = {
         ),
     ),
     "report": Command(
-        _report,
+        "onpolicy.experiments.report.report_command:report_runs",
         "write one HTML page about runs: curves, tables, rollouts token by token",
         (
             _argument("runs", nargs="+", type=Path, help="run folders; several are compared"),
@@ -275,6 +264,15 @@ COMMANDS: dict[str, Command | Group] = {
         (
             _argument("folder", type=Path, metavar="RUN", help="folder of a run that was evaluated"),
             _output("folder of the logs (default: inspect in the run's folder)"),
+        ),
+    ),
+    "view": Command(
+        "onpolicy.experiments.view.view_command:view_runs",
+        "the report of runs while they train, in a browser on this machine: curves, every kept sample, tokens",
+        (
+            _argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders in which runs are"),
+            _argument("--port", type=whole, help="port to listen on (default: 8571, or where that is taken any that is free)"),
+            _argument("--wait", action="store_true", help="wait for folders that are not there yet"),
         ),
     ),
     "sweep": Command(

@@ -23,6 +23,7 @@ from .quantities import (
     is_text,
     read_based,
     read_number,
+    same_labels,
     same_number,
     split_unit,
     text_key,
@@ -69,6 +70,9 @@ def _at_once(one: str, other: str) -> bool | None:
     letter = choice_letter(other)
     if letter is not None:
         return chosen_letter(one) == letter
+    labels = same_labels(one, other)
+    if labels is not None:
+        return labels
     if is_text(other):
         return _same_text(one, other)
     based = read_based(one), read_based(other)
@@ -77,7 +81,7 @@ def _at_once(one: str, other: str) -> bool | None:
     given, expected = split_unit(without_commas(one)), split_unit(without_commas(other))
     numbers = Number(Fraction(based[0][0]), 0) if based[0] else read_number(given[0]), read_number(expected[0])
     if numbers[0] is None or numbers[1] is None:
-        return text_key(one) == text_key(other) if is_text(one) else None
+        return False if is_text(one) else None
     if units_differ(given[1], expected[1]):
         return False
     if same_number(numbers[0], numbers[1]):

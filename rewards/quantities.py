@@ -187,19 +187,32 @@ def is_word(word: str) -> bool:
 _TEXT = re.compile(r"[^\W\d_](?:[^\W\d_]|[ ,.'&!?-])*")
 
 
-_LABEL = re.compile(r"([A-Za-z]+)\d[A-Za-z\d]*")
-
-
 def is_text(text: str) -> bool:
-    """Whether an answer consists of words or labels, to be compared as text."""
-    words = _TEXT.fullmatch(text) is not None and any(map(is_word, re.findall(r"[^\W\d_]+", text)))
-    return words or is_label(text)
+    """Whether an answer consists of words, to be compared as text."""
+    return _TEXT.fullmatch(text) is not None and any(map(is_word, re.findall(r"[^\W\d_]+", text)))
 
 
-def is_label(text: str) -> bool:
-    """Whether an answer consists of labels such as ``e4``, ``C6H12O6`` or ``v1 v7``, not products, whose numbers come first."""
-    found = [_LABEL.fullmatch(word) for word in re.split(r",? +|,", text)]
-    return all(label is not None and label[1] not in FUNCTIONS for label in found)
+_LABEL = re.compile(r"(?:[A-Za-z]+\d+)+[A-Za-z]*")
+_PART = re.compile(r"[A-Za-z]+\d*")
+
+
+def same_labels(one: str, other: str) -> bool | None:
+    """Whether two answers in labels (``e4 e5``, ``c182 c76``, ``C6H12O6``) are the same; None where they may be formulas.
+
+    In a formula a number stands before its variable, or is an index with ``_``. Indices may be left out (``H2O`` equals ``H_2O``). The
+    order of words counts; parts of one word in another order may be a product (``m1v1``).
+    """
+    plain = [re.sub(r"[_{}]", "", text).casefold() for text in (one, other)]
+    words = [re.split(r" +|, *", text) for text in plain]
+    if not all(
+        _LABEL.fullmatch(w) and not FUNCTIONS.intersection(re.findall("[a-z]+", w)) for side in words for w in side
+    ):
+        return None
+    if words[0] == words[1]:
+        return True
+    may_be_formulas = "," in one + other or "_" in one + other
+    parts = [sorted(_PART.findall(side[0])) for side in words]
+    return None if may_be_formulas or (len(words[0]) == len(words[1]) == 1 and parts[0] == parts[1]) else False
 
 
 def text_key(text: str) -> str:

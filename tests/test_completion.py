@@ -50,6 +50,9 @@ def test_what_bash_completes(folder: Path) -> None:
     assert {"sdpo", "lab/sdpo", "mine.yaml", "runs/"} <= found and "notes.txt" not in found
     assert "sdpo" in completed("onpolicy", "diff", "sdpo_ema", "sdp")
     assert "runs" in {word.rstrip("/") for word in completed("onpolicy", "report", "ru")}
+    assert completed("onpolicy", "vi") == {"view"}
+    assert completed("onpolicy", "view", "--") == {"--help", "--port", "--wait"}
+    assert "runs" in {word.rstrip("/") for word in completed("onpolicy", "view", "ru")}
     assert completed("onpolicy", "lab", "re") == {"reproduce"}
     assert "notes.txt" in completed("onpolicy", "forecast", "--output", "no")
 

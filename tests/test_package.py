@@ -56,7 +56,12 @@ def test_what_the_wheel_holds(wheel: Path) -> None:
             if p.suffix != ".pyc"
         }
         assert shipped <= names
-    for name in ("experiments/report/page.js", "experiments/lab/reasoner/model.safetensors", "py.typed"):
+    for name in (
+        "experiments/report/js/main.js",
+        "experiments/report/vendor/LICENSE",
+        "experiments/lab/reasoner/model.safetensors",
+        "py.typed",
+    ):
         assert f"onpolicy/{name}" in names
 
 

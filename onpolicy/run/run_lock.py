@@ -6,6 +6,8 @@ import contextlib
 import fcntl
 import os
 import socket
+import struct
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -59,6 +61,23 @@ def exclusive(folder: Path, note: Callable[[str], None]) -> Iterator[None]:
                 if os.listdir(folder) == [LOCK]:
                     (folder / LOCK).unlink()
                     folder.rmdir()
+
+
+def in_use(folder: Path) -> bool | None:
+    """Whether a process trains into the folder, without locking anything; None where that cannot be told."""
+    if folder.resolve() in _held:
+        return True
+    try:
+        with (folder / LOCK).open("rb") as file:
+            if sys.platform != "linux":  # the layout of the question is the system's
+                return None
+            asked = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
+            answer = fcntl.fcntl(file, fcntl.F_GETLK, asked)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return None
+    return bool(struct.unpack("hhqqi4x", answer)[0] != fcntl.F_UNLCK)
 
 
 def _lock(file: IO[str], folder: Path, note: Callable[[str], None]) -> None:

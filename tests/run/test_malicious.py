@@ -1,12 +1,12 @@
 """A malicious set: what others wrote (models, data, configs, checkpoints, a model's own answers) is read, and never obeyed.
 
-1. a report shows markup and scripts as text, wherever they come from, and its page runs no script but its own; 2. a model's or a
-tokenizer's code is not run unless `model.trust_remote_code` says so, and then everywhere, the generators too; 3. a chat template stays
-in its sandbox; 4. pickles are not unpickled into objects, neither as weights nor in checkpoints; 5. checkpoints with odd states, or
+1. a report, and a view of runs, show markup and scripts as text, wherever they come from, and no script but their own runs; 2. a model's
+or a tokenizer's code is not run unless `model.trust_remote_code` says so, and then everywhere, the generators too; 3. a chat template
+stays in its sandbox; 4. pickles are not unpickled into objects, neither as weights nor in checkpoints; 5. checkpoints with odd states, or
 files elsewhere, are passed over or refused; 6. a config reads no environment, file or override, and no secret shows up anywhere; 7. names
-from a config do not lead out of the run's folder; 8. special tokens in data, roles and quoted answers are ordinary text; 9. a
-terminal shows control characters and markup as text; 10. an answer is graded, not run, also by verifiers that
-evaluate it; 11. what the project writes holds nothing that runs, and its code calls nothing that would.
+from a config do not lead out of the run's folder; 8. special tokens in data, roles and quoted answers are ordinary text; 9. a terminal
+shows control characters and markup as text; 10. an answer is graded, not run, also by verifiers that evaluate it; 11. what the project
+writes holds nothing that runs, and its code calls nothing that would.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import pickle
 import re
 import shutil
 import sys
+import threading
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -40,6 +41,7 @@ from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.grid import read_grid
 from onpolicy.experiments.sweep.live_curves import curves_table
+from onpolicy.experiments.view.server import ViewServer
 from onpolicy.models import ModelHandle, context_window, load_causal_lm, load_tokenizer
 from onpolicy.rewards.answer import math_answer
 from onpolicy.rewards.gym import gym_answer, is_code
@@ -57,6 +59,7 @@ from onpolicy.run.preflight import Preflight
 from onpolicy.trainer.saved_state import SavedTensors
 from onpolicy.types import Rollout, RolloutGroup
 from onpolicy.utils.errors import CheckpointError, ConfigError, ModelError
+from tests.browser import CHROMIUM, Browser
 from tests.runs import run_here, save, state_alone, write_config
 from tests.tiny import CHATML, byte_tokenizer, tiny_model_dir
 
@@ -135,23 +138,92 @@ def test_a_report_shows_payloads_as_text(payload: str, tmp_path: Path) -> None:
     write_report([logged_run(tmp_path / "plain", "text")], tmp_path / "plain.html")
     write_report([logged_run(tmp_path / payload.replace("/", "\\"), payload)], tmp_path / "page.html")
     expected, found = (Elements((tmp_path / name).read_text()) for name in ("plain.html", "page.html"))
-    assert found.found == expected.found and len(found.scripts) == 2
+    assert found.found == expected.found and len(found.scripts) == 3
     data = json.loads(found.scripts[0])
     assert data["runs"][0]["rollouts"][0]["tokens"] == [payload], "the text itself is all there"
-    assert found.scripts[1] == expected.scripts[1], "the page's own script"
+    assert found.scripts[1:] == expected.scripts[1:], "the page's own scripts"
+
+
+SPEAKS = re.compile(
+    r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|Function\(|srcdoc|DOMParser|fetch\(|\.href|setAttribute\(\"on|import\("
+)
+"""What could run or load something, in a script of ours."""
+
+
+def policy_of(page: Elements) -> str:
+    (policy,) = (dict(a)["content"] or "" for tag, a in page.found if dict(a).get("http-equiv"))
+    return policy
 
 
 def test_a_report_runs_its_own_script_and_nothing_else(tmp_path: Path) -> None:
     write_report([logged_run(tmp_path / "run", "text")], tmp_path / "page.html")
     found = Elements((tmp_path / "page.html").read_text())
-    (policy,) = (dict(a)["content"] or "" for tag, a in found.found if dict(a).get("http-equiv"))
-    digest = base64.b64encode(hashlib.sha256(found.scripts[1].encode()).digest()).decode()
-    assert f"script-src 'sha256-{digest}';" in policy and "default-src 'none'" in policy
-    script = (ROOT / "onpolicy" / "experiments" / "report" / "page.js").read_text()
-    assert not re.search(
-        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\(|Function\(|srcdoc|DOMParser|fetch\(|\.href",
-        script,
+    policy = policy_of(found)
+    digests = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in found.scripts[1:]]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    assert f"script-src {allowed};" in policy and "default-src 'none'" in policy
+    assert "connect-src" not in policy, "a report asks nobody"
+    library = (ROOT / "onpolicy/experiments/report/vendor/uPlot.iife.min.js").read_text()
+    assert found.scripts[1] == library and not re.search(
+        r"innerHTML|\beval\(|Function\(|fetch\(|XMLHttp|import\(", library
     )
+    assert not SPEAKS.search(found.scripts[2])
+
+
+@pytest.mark.parametrize("payload", PAYLOADS)
+def test_a_view_sends_payloads_as_text(payload: str, tmp_path: Path) -> None:
+    run = logged_run(tmp_path / payload.replace("/", "\\"), payload)
+    plain = ViewServer([logged_run(tmp_path / "plain", "text")], 0)
+    server = ViewServer([run], 0)
+    try:
+        found, expected = Elements(server.page), Elements(plain.page)
+        assert (
+            found.found == expected.found
+            and found.scripts[1:] == expected.scripts[1:]
+            and "connect-src 'self'" in policy_of(found)
+        )
+        assert SPEAKS.findall(found.scripts[2]) == ["fetch("], "and asks its own server alone"
+        assert 'await fetch(path + "?"' in found.scripts[2]
+        known = server.followed
+        (whole,) = known.answer("/runs", {})["runs"]
+        assert whole["curves"][f"eval/{payload}/avg@4"] == [[1, 0.5]]
+        (sample,) = known.answer("/samples", {"text": payload})["rows"]
+        assert sample["completion"] == sample["answer"] == payload
+        assert known.answer("/rollout", {"run": "0", "place": "0"})["tokens"] == [payload]
+        assert known.answer(payload, {}) is None
+    finally:
+        server.server_close()
+        plain.server_close()
+
+
+@pytest.mark.process
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine: nothing would run a script")
+@pytest.mark.parametrize("live", [False, True])
+def test_a_browser_shows_payloads_as_text(live: bool, tmp_path: Path) -> None:
+    texts = [*PAYLOADS, "<img src=x onerror=document.title='ran'>"]
+    runs = [logged_run(tmp_path / str(i), text) for i, text in enumerate(texts)]
+    write_report(runs, tmp_path / "page.html")
+    server = ViewServer(runs, 0)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        with Browser(tmp_path / "profile") as browser:
+            address = server.address if live else f"file://{tmp_path}/page.html"
+            browser.open(address, until="document.body.classList.contains('drawn')")
+            browser.value("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+            browser.wait("document.querySelectorAll('#found pre div.completion').length === 8")
+            shown = browser.value(
+                "[...document.querySelectorAll('#found pre div.completion')].map((e) => e.textContent)"
+            )
+            assert sorted(shown) == sorted(texts)
+            assert (
+                browser.value("document.querySelectorAll('main img, main script, main style, body > svg').length") == 0
+            )
+            assert browser.value("document.title").startswith("0 · 1") and browser.console == []
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
 
 
 # ---- 2. code that comes with a model

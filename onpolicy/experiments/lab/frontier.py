@@ -50,6 +50,8 @@ def frontier(output: Path, jobs: int) -> int:
     console, grid = Console(), read_grid(GRID)
     code = sweep(GRID, output, (), jobs)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]
+    if not finished:
+        return code
     between = [
         interpolated(cell, share, output, console) for cell in finished if cell.arm == UNPROTECTED for share in SHARES
     ]
@@ -61,7 +63,9 @@ def frontier(output: Path, jobs: int) -> int:
         "seeds": sorted({cell.seed for cell in finished}),
         "runs": [{name: row[name] for name in ("arm", "factor", "seed", "config")} for row in compared.runs],
         "points": [asdict(p) for p in frontier_points(runs, grid.eval_groups, grid.frontier)],
-        "confirmed": [asdict(c) for c in confirmations(runs, grid.eval_groups, grid.frontier, grid.confirm)],
+        "confirmed": [
+            asdict(c) for c in confirmations(runs, grid.eval_groups, grid.frontier, grid.confirm, UNPROTECTED)
+        ],
         "differences": [asdict(d) for d in compared.differences],
         "at_equal_tokens": [asdict(d) for d in compared.at_equal_tokens],
         "budgets": [asdict(b) for b in compared.budgets],
@@ -85,8 +89,9 @@ def interpolated(cell: Cell, share: float, output: Path, console: Console) -> Ce
             shutil.copy(cell.folder / name, folder / name)
         with TemporaryDirectory() as scratch:
             _write_between(cell, share, Path(scratch) / "model")
-            evaluate_model(cell, Path(scratch) / "model", Path(scratch) / "measured")
-            shutil.move(Path(scratch) / "measured", measured)
+            unfinished = measured.parent / "unfinished"
+            evaluate_model(cell, Path(scratch) / "model", unfinished)
+            unfinished.rename(measured)
     return replace(cell, arm=arm, folder=folder)
 
 

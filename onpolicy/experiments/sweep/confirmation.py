@@ -22,7 +22,7 @@ from onpolicy.experiments.sweep.compare import (
 )
 from onpolicy.experiments.sweep.grid import FRONTIER
 from onpolicy.run.evaluate import pass_at_k
-from onpolicy.run.evaluation_files import read_evaluation
+from onpolicy.run.evaluation_files import evaluated_steps, read_evaluation
 from onpolicy.utils.stats import QUANTILES, holm
 
 LEAST_GAIN = 0.9
@@ -30,6 +30,7 @@ LEAST_GAIN = 0.9
 MOST_LOSS = 0.1
 """Share of the first arm's loss out of domain that an arm may have."""
 LEVEL = 0.05
+LEAST_SEEDS = 10
 RESAMPLES = 10_000
 IN_DOMAIN, OUT_OF_DOMAIN = FRONTIER
 START = ""
@@ -58,7 +59,7 @@ class Confirmation:
     loss_kept: Interval
     """Change out of domain over the first arm's; 0: nothing is lost; below 0: something is gained."""
     beats: Mapping[str, Interval]
-    """Control -> accuracy, mean of in and out of domain, minus the control's when it had sampled as many tokens."""
+    """Control -> accuracy, mean of in and out of domain, minus the control's, at equal tokens."""
     samples: int
     """A problem, in the evaluations."""
     pass_at_samples: Interval
@@ -96,27 +97,32 @@ def confirmations(
     eval_groups: Mapping[str, Sequence[str]],
     frontier: Mapping[str, str],
     confirm: Mapping[str, Sequence[str]],
+    first: str,
 ) -> list[Confirmation]:
-    """One for each arm and factor that has at least two seeds in common with the first arm and with its controls.
+    """One for each arm and factor that has at least ``LEAST_SEEDS`` in common with the first arm and with its controls; runs without an
+    evaluation at step 0 are left out.
 
     The conditions: change in domain minus .9 times the first arm's > 0; change out of domain minus .1 times the first arm's > 0; mean
-    of both accuracies minus each control's > 0. A p-value is the share of the draws in which a condition is not met; an arm's is the
-    largest of them (intersection-union test), and Holm's correction is over arms and factors. Besides, the interval of the change of
-    pass@samples out of domain may not lie below 0.
+    of both accuracies minus each control's > 0. A p-value is twice the share of the draws in which a condition is not met, at most 1,
+    so that it goes with the 95 % intervals; an arm's is the largest of them (intersection-union test), and Holm's correction is over
+    arms and factors. Besides, the interval of the change of pass@samples out of domain may not lie below 0.
+
+    Fewer seeds are not confirmed: a bootstrap over three seeds rejects a true hypothesis in a tenth of cases, over ten in a twentieth.
 
     Args:
-        runs: finished runs, the first arm's first
+        runs: finished runs
         eval_groups: name -> sets that are compared as one
         frontier: ``in_domain`` and ``out_of_domain`` -> a set or a group
         confirm: arm -> its controls
+        first: the arm whose gain is to be kept and whose loss is to be avoided
     """
-    first, found = runs[0][0], []
+    runs, found = [run for run in runs if 0 in evaluated_steps(run[-1])], []
     for factor in dict.fromkeys(factor for _, factor, *_ in runs):
         folders = {(arm, seed): folder for arm, own, seed, folder in runs if own == factor}
         for arm, controls in confirm.items():
             names = (arm, first, *controls)
             seeds = [seed for a, seed in folders if a == arm and all((name, seed) in folders for name in names)]
-            if len(seeds) > 1:
+            if len(seeds) >= LEAST_SEEDS:
                 sides = {name: [folders[name, seed] for seed in seeds] for name in names}
                 found.append(_confirmation(arm, factor, first, sides, eval_groups, frontier))
     adjusted = holm([c.p_value for c in found])
@@ -139,22 +145,40 @@ def _confirmation(
     ends[START] = [pass_rates_by_problem(folder, 0) for folder in sides[arm]]
     accuracy = _means(draws, ends, eval_groups, frontier)
     gain, loss = ({name: accuracy[axis, name] - accuracy[axis, START] for name in (arm, first)} for axis in FRONTIER)
-    controls = {name: folders for name, folders in sides.items() if name not in (arm, first)}
-    spent = [max(tokens_by_evaluation(folder).values()) for folder in sides[arm]]
-    ends |= {name: [pass_rates_at(f, n) for f, n in zip(own, spent, strict=True)] for name, own in controls.items()}
-    equal = _means(draws, ends, eval_groups, frontier)
-    both = {name: (equal[IN_DOMAIN, name] + equal[OUT_OF_DOMAIN, name]) / 2 for name in ends}
-    ahead = {name: both[arm] - both[name] for name in controls}
+    ahead = {
+        name: _ahead(draws, sides[arm], folders, eval_groups, frontier)
+        for name, folders in sides.items()
+        if name not in (arm, first)
+    }
     samples, any_right = _any_right(sides[arm], eval_groups, frontier[OUT_OF_DOMAIN])
     conditions = [gain[arm] - LEAST_GAIN * gain[first], loss[arm] - MOST_LOSS * loss[first], *ahead.values()]
     defined = _interval(gain[first]).low > 0 and _interval(loss[first]).high < 0
     return Confirmation(
-        arm=arm, factor=factor, seeds=len(spent), gain_kept=_ratio(gain[arm], gain[first]),
+        arm=arm, factor=factor, seeds=len(sides[arm]), gain_kept=_ratio(gain[arm], gain[first]),
         loss_kept=_ratio(loss[arm], loss[first]), beats={name: _interval(own) for name, own in ahead.items()},
         samples=samples, pass_at_samples=_interval(draws.means(any_right)),
-        p_value=max((1 + int((own[1:] <= 0).sum())) / (1 + RESAMPLES) for own in conditions), holm=1.0,
+        p_value=max(min(1.0, 2 * (1 + int((own[1:] <= 0).sum())) / (1 + RESAMPLES)) for own in conditions), holm=1.0,
         verdict="" if defined else "undefined",
     )  # fmt: skip
+
+
+def _ahead(
+    draws: Resamples,
+    arm: Sequence[Path],
+    control: Sequence[Path],
+    eval_groups: Mapping[str, Sequence[str]],
+    frontier: Mapping[str, str],
+) -> Array:
+    """Mean of both accuracies minus a control's, when both had sampled as many tokens as the one of the pair that sampled fewer."""
+    spent = [
+        min(max(tokens_by_evaluation(folder).values()) for folder in pair) for pair in zip(arm, control, strict=True)
+    ]
+    sides = {
+        name: [pass_rates_at(folder, tokens) for folder, tokens in zip(folders, spent, strict=True)]
+        for name, folders in (("arm", arm), ("control", control))
+    }
+    equal = _means(draws, sides, eval_groups, frontier)
+    return np.asarray(sum(equal[axis, "arm"] - equal[axis, "control"] for axis in frontier) / len(frontier))
 
 
 def _means(
@@ -178,7 +202,11 @@ def _any_right(folders: Sequence[Path], eval_groups: Mapping[str, Sequence[str]]
     every = [[_graded(folder, step) for step in (None, 0)] for folder in folders]
     grouped = [[with_eval_groups(side, eval_groups)[name] for side in pair] for pair in every]  # type: ignore[arg-type]
     problems = sorted(set.intersection(*(set(side) for pair in grouped for side in pair)))
-    samples = min(len(side[p]) for pair in grouped for side in pair for p in problems)  # type: ignore[arg-type]
+    counts = {p: min(len(side[p]) for pair in grouped for side in pair) for p in problems}  # type: ignore[arg-type]
+    samples = max(counts.values())
+    problems = [
+        p for p in problems if counts[p] == samples
+    ]  # a problem with fewer graded answers says nothing of pass@samples
     share = [[[pass_at_k(len(s[p]), sum(s[p]), samples) for p in problems] for s in pair] for pair in grouped]  # type: ignore
     last, start = np.moveaxis(np.array(share), 1, 0)
     return samples, last - start

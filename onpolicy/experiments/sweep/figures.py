@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from onpolicy.experiments.sweep.compare import finite
-from onpolicy.experiments.sweep.confirmation import confirmation_table, confirmations
+from onpolicy.experiments.sweep.confirmation import LEAST_SEEDS, confirmation_table, confirmations
 from onpolicy.experiments.sweep.dose_response import draw_responses, responses
 from onpolicy.experiments.sweep.frontier import draw_frontier, frontier_points, frontier_table
 from onpolicy.experiments.sweep.grid import Cell, Grid
@@ -29,9 +29,14 @@ def write_figures(whole: Sequence[Cell], grid: Grid, output: Path, console: Cons
             _write(output / "frontier", written, lambda p: draw_frontier(points, grid.frontier, p), console)
         )
     if grid.confirm:
-        confirmed = confirmations([c.run for c in whole], grid.eval_groups, grid.frontier, grid.confirm)
+        first, runs = next(iter(grid.arms)), [c.run for c in whole]
+        confirmed = confirmations(runs, grid.eval_groups, grid.frontier, grid.confirm, first)
         if confirmed:
             console.print(confirmation_table(confirmed))
+        else:
+            console.print(
+                f"confirm: needs {LEAST_SEEDS} finished seeds of an arm, of {plain(first)} and of its controls"
+            )
         written = {"confirm": grid.confirm, "arms": [asdict(c) for c in confirmed]}
         (output / "confirmation.json").write_text(json.dumps(finite(written), indent=1) + "\n")
     if grid.dose_response and (found := responses(whole, grid.eval_groups, grid.dose_response)):

@@ -51,7 +51,7 @@ def segment_of(row: Mapping[str, Any]) -> PackedSegment | None:
 
 
 def _pack(segment: PackedSegment) -> str:
-    return json.dumps(asdict(segment))
+    return json.dumps(asdict(segment), default=float)  # environments may give NumPy's numbers
 
 
 def _rollout_from(told: Mapping[str, Any]) -> Rollout:

@@ -1,0 +1,1 @@
+"""``onpolicy view``: the report of runs while they train, served on loopback."""
