@@ -227,6 +227,19 @@ def test_every_sample_is_found(tmp_path: Path) -> None:
             assert refused(server, f"/rollout?{urlencode(odd)}") == 404
 
 
+def test_numbers_that_are_none_are_shown_as_nothing(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    write(run, [1], loss=math.nan)
+    row = {"step": 1, "prompt_id": "p", "completion": "so", "reward": math.nan, "advantage": math.inf, "tokens": 1}
+    (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    with served(run) as server:
+        (sample,) = ask(server, "/samples")["rows"]
+        assert (sample["reward"], sample["advantage"], sample["completion"]) == (None, None, "so")
+    assert (
+        main(["report", str(run)]) == 0 and "Infinity" not in (run / "report.html").read_text().split("data-runs")[-1]
+    )
+
+
 def test_a_large_file_of_samples_is_not_held(tmp_path: Path) -> None:
     run, text = new_run(tmp_path / "run"), "word " * 600
     with (run / "samples.jsonl").open("w") as file:
