@@ -28,6 +28,7 @@ import pytest
 
 from onpolicy.cli import main
 from onpolicy.experiments.report.curves import MOST_POINTS
+from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.view.server import PER_PAGE, ViewServer
 from onpolicy.experiments.view.view_command import PORT, found_runs, listening
 from onpolicy.utils.errors import ConfigError
