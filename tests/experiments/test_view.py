@@ -238,7 +238,9 @@ def test_numbers_that_are_none_are_shown_as_nothing(tmp_path: Path) -> None:
         assert (sample["reward"], sample["advantage"], sample["completion"]) == (None, None, "so")
     write_report([run], run / "report.html")
     data = re.search(r'id="data">(.*?)</script>', (run / "report.html").read_text())
-    assert data and json.loads(data[1])["runs"][0]["name"] == "run" and "NaN" not in data[1] and "Infinity" not in data[1]
+    assert (
+        data and json.loads(data[1])["runs"][0]["name"] == "run" and "NaN" not in data[1] and "Infinity" not in data[1]
+    )
 
 
 def test_a_large_file_of_samples_is_not_held(tmp_path: Path) -> None:
