@@ -28,6 +28,7 @@ import pytest
 
 from onpolicy.cli import main
 from onpolicy.experiments.report.curves import MOST_POINTS
+from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.view.server import PER_PAGE, ViewServer
 from onpolicy.experiments.view.view_command import PORT, found_runs, listening
 from onpolicy.utils.errors import ConfigError
@@ -225,6 +226,21 @@ def test_every_sample_is_found(tmp_path: Path) -> None:
             {},
         ):
             assert refused(server, f"/rollout?{urlencode(odd)}") == 404
+
+
+def test_numbers_that_are_none_are_shown_as_nothing(tmp_path: Path) -> None:
+    run = new_run(tmp_path / "run")
+    write(run, [1], loss=math.nan)
+    row = {"step": 1, "prompt_id": "p", "completion": "so", "reward": math.nan, "advantage": math.inf, "tokens": 1}
+    (run / "samples.jsonl").write_text(json.dumps(row) + "\n")
+    with served(run) as server:
+        (sample,) = ask(server, "/samples")["rows"]
+        assert (sample["reward"], sample["advantage"], sample["completion"]) == (None, None, "so")
+    write_report([run], run / "report.html")
+    data = re.search(r'id="data">(.*?)</script>', (run / "report.html").read_text())
+    assert (
+        data and json.loads(data[1])["runs"][0]["name"] == "run" and "NaN" not in data[1] and "Infinity" not in data[1]
+    )
 
 
 def test_a_large_file_of_samples_is_not_held(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ from onpolicy.run.evaluate import build_evaluator
 from onpolicy.run.evaluation_files import evaluation_folder
 from onpolicy.run.loading import evaluation_prompts
 from onpolicy.run.placement import build_generator
+from onpolicy.utils.json_lines import finite
 from onpolicy.utils.signals import resumable
 
 GRID = SHIPPED / "lab/frontier.yaml"
@@ -45,13 +46,19 @@ WEIGHTS = "model.safetensors"
 
 @resumable()
 def frontier(output: Path, jobs: int) -> int:
-    """Runs and measures what is missing, and writes ``frontier.json``."""
+    """Runs and measures what is missing, and writes ``results.json``."""
     output.mkdir(parents=True, exist_ok=True)
-    console, grid = Console(), read_grid(GRID)
     code = sweep(GRID, output, (), jobs)
+    write_results(output)
+    return code
+
+
+def write_results(output: Path) -> None:
+    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between."""
+    console, grid = Console(), read_grid(GRID)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]
     if not finished:
-        return code
+        return
     between = [
         interpolated(cell, share, output, console) for cell in finished if cell.arm == UNPROTECTED for share in SHARES
     ]
@@ -60,7 +67,6 @@ def frontier(output: Path, jobs: int) -> int:
     compared = compare(runs, grid.eval_groups, reference=UNPROTECTED)
     report = {
         "versions": versions(),
-        "seeds": sorted({cell.seed for cell in finished}),
         "runs": [{name: row[name] for name in ("arm", "factor", "seed", "config")} for row in compared.runs],
         "points": [asdict(p) for p in frontier_points(runs, grid.eval_groups, grid.frontier)],
         "confirmed": [
@@ -71,9 +77,8 @@ def frontier(output: Path, jobs: int) -> int:
         "budgets": [asdict(b) for b in compared.budgets],
         "curves": curves_by_step(finished),
     }
-    (output / "results.json").write_text(json.dumps(rounded(report)) + "\n")
+    (output / "results.json").write_text(json.dumps(rounded(finite(report))) + "\n")
     console.print(f"all numbers: {output / 'results.json'}", soft_wrap=True)
-    return code
 
 
 def interpolated(cell: Cell, share: float, output: Path, console: Console) -> Cell:

@@ -14,6 +14,7 @@ from typing import Any
 
 from onpolicy.experiments.report.curves import curves_of
 from onpolicy.experiments.report.run_data import arms_of, names_of, read_run
+from onpolicy.utils.json_lines import finite
 
 SCRIPTS = (
     *("dom", "state", "arms", "metrics", "headline", "picture", "charts", "table", "comparison"),
@@ -94,5 +95,5 @@ def _digest(script: str) -> str:
 
 def embedded(value: Any) -> str:
     """JSON that cannot end the element it stands in, whatever a model wrote."""
-    text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    text = json.dumps(finite(value), ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -18,6 +18,7 @@ from onpolicy.experiments.sweep.budgets import BUDGETS, Budget, RunKey, arm_tabl
 from onpolicy.run.evaluation_files import evaluated_steps, read_evaluation
 from onpolicy.run.run_dir import config_hash, logged
 from onpolicy.types import Metrics
+from onpolicy.utils.json_lines import finite
 from onpolicy.utils.stats import detectable_difference, two_way_t_ci
 from onpolicy.utils.tables import with_note
 
@@ -99,15 +100,6 @@ class SweepComparison:
             writer.writeheader()
             writer.writerows(self.runs)
         (folder / "comparison.json").write_text(json.dumps(self.plain(), indent=1) + "\n")
-
-
-def finite(value: Any) -> Any:
-    """Numbers that are not finite as null, at any depth: JSON has no other word for them."""
-    if isinstance(value, Mapping):
-        return {name: finite(own) for name, own in value.items()}
-    if isinstance(value, list | tuple):
-        return [finite(own) for own in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def compare(

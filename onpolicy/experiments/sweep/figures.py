@@ -10,12 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-from onpolicy.experiments.sweep.compare import finite
 from onpolicy.experiments.sweep.confirmation import LEAST_SEEDS, confirmation_table, confirmations
 from onpolicy.experiments.sweep.dose_response import draw_responses, responses
 from onpolicy.experiments.sweep.frontier import draw_frontier, frontier_points, frontier_table
 from onpolicy.experiments.sweep.grid import Cell, Grid
 from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.json_lines import finite
 from onpolicy.utils.terminal import plain
 
 

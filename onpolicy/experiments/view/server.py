@@ -19,6 +19,7 @@ from onpolicy.experiments.report.page import FETCHED, report_page
 from onpolicy.experiments.report.run_data import arms_of, names_of
 from onpolicy.experiments.report.samples import ORDERS, Query, in_order, query_of, read_sample
 from onpolicy.experiments.view.followed_run import FollowedRun, number_of
+from onpolicy.utils.json_lines import finite
 
 LOOPBACK = "127.0.0.1"
 PER_PAGE = 20
@@ -179,7 +180,7 @@ class ViewRequest(BaseHTTPRequestHandler):
         if answer is None:
             self.send_error(HTTPStatus.NOT_FOUND, "nothing here")
             return
-        text = json.dumps(answer, separators=(",", ":"), allow_nan=False)
+        text = json.dumps(finite(answer), separators=(",", ":"), allow_nan=False)
         self._send(text.encode(), "application/json")
 
     def _send(self, body: bytes, kind: str) -> None:

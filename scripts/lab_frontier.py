@@ -1,0 +1,13 @@
+"""What the finished runs of a frontier say, while others are still to run: python scripts/lab_frontier.py RUNS
+
+RUNS is the output of: onpolicy lab frontier --output RUNS, or of onpolicy sweep lab/frontier --output RUNS with some of its arms.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from onpolicy.experiments.lab.frontier import write_results
+
+write_results(Path(sys.argv[1]))
