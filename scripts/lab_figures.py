@@ -9,6 +9,11 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from onpolicy.experiments.lab.frontier import GRID
+from onpolicy.experiments.sweep.compare import Difference
+from onpolicy.experiments.sweep.frontier import FrontierPoint, draw_frontier
+from onpolicy.experiments.sweep.grid import read_grid
+
 RESULTS, IMAGES = Path("docs/results/lab"), Path("docs/images")
 COLOURS = {
     "distilled": "#0b5fff",
@@ -247,12 +252,20 @@ def _size(factor: str) -> str:
     return str(PROBLEMS.get(factor, factor))
 
 
+def frontier(report: dict[str, Any]) -> None:
+    """What each arm learns against what it keeps, at every evaluation."""
+    axes = read_grid(GRID).frontier
+    points = [FrontierPoint(**p | {axis: Difference(**p[axis]) for axis in axes}) for p in report["points"]]
+    draw_frontier(points, axes, IMAGES / "lab_frontier.svg")
+
+
 def main() -> None:
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     curves_over_steps(reproduced)
     coverage_curve(reproduced)
     decisive = json.loads((RESULTS / "decisive.json").read_text())
     decisive_dots(decisive)
+    frontier(json.loads((RESULTS / "frontier.json").read_text()))
     the_effect(reproduced["curves"] + protected(reproduced["curves"], decisive["runs"]))
 
 

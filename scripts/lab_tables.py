@@ -198,6 +198,21 @@ def program_arms(report: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def frontier(report: dict[str, Any]) -> None:
+    """The table of docs/lab.md: where each arm of the frontier ended, with as many seeds as have finished."""
+    ends = {point["arm"]: point for point in report["points"]}
+    table(
+        ("arm", "seeds", "new routes", "out of domain", "sampled"),
+        (
+            (
+                f"`{arm}`", str(p["seeds"]), difference_ci(p["in_domain"]), difference_ci(p["out_of_domain"]),
+                f"{p['tokens'] / 1000:.0f}k",
+            )
+            for arm, p in ends.items()
+        ),
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     contexts(reproduced)
@@ -211,6 +226,7 @@ if __name__ == "__main__":
     equal_tokens(decisive)
     sound(json.loads((RESULTS / "soundness.json").read_text()))
     start(json.loads((RESULTS / "start.json").read_text()))
+    frontier(json.loads((RESULTS / "frontier.json").read_text()))
     told = json.loads((RESULTS / "feedback.json").read_text())
     helps_or_harms(told)
     program_arms(told)

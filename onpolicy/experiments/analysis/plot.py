@@ -22,13 +22,20 @@ PANELS = {
 def drawing_library(path: Path) -> Any:
     """Raises ConfigError where it is not installed, or does not know the drawing's ending."""
     try:
+        from matplotlib import rcParams
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ConfigError(f"--plot: drawing needs matplotlib: {extra('plot')}") from error
     known = Figure().canvas.get_supported_filetypes()
     if path.suffix[1:] not in known:
         raise ConfigError(f"--plot: got {str(path)!r}, expected a file that ends in one of .{', .'.join(known)}")
+    rcParams["svg.hashsalt"] = "onpolicy"  # the same drawing is the same file
     return Figure
+
+
+def save_drawing(figure: Any, path: Path) -> None:
+    """Without the day on which it was drawn."""
+    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def draw_contexts(rows: Sequence[ContextRow], path: Path) -> None:
@@ -45,4 +52,4 @@ def draw_contexts(rows: Sequence[ContextRow], path: Path) -> None:
         panel.set_title(title, fontsize=9)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path)
+    save_drawing(figure, path)

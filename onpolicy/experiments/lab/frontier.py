@@ -20,7 +20,6 @@ from safetensors.torch import load_file, save_file
 
 from onpolicy.config.resolve import load_resolved
 from onpolicy.config.shipped import SHIPPED
-from onpolicy.experiments.lab.curves import curves_by_step
 from onpolicy.experiments.lab.readout import rounded, versions
 from onpolicy.experiments.sweep.compare import compare
 from onpolicy.experiments.sweep.confirmation import confirmations
@@ -75,7 +74,6 @@ def write_results(output: Path) -> None:
         "differences": [asdict(d) for d in compared.differences],
         "at_equal_tokens": [asdict(d) for d in compared.at_equal_tokens],
         "budgets": [asdict(b) for b in compared.budgets],
-        "curves": curves_by_step(finished),
     }
     (output / "results.json").write_text(json.dumps(rounded(finite(report))) + "\n")
     console.print(f"all numbers: {output / 'results.json'}", soft_wrap=True)

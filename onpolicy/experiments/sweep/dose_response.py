@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from onpolicy.experiments.analysis.plot import drawing_library
+from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
 from onpolicy.experiments.sweep.compare import last_metrics, pass_rates_by_problem, pooled_metrics, with_eval_groups
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.palette import colour, symbol
@@ -114,4 +114,4 @@ def draw_responses(found: Sequence[Response], read: Sequence[str], path: Path) -
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path)
+    save_drawing(figure, path)

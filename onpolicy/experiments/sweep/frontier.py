@@ -14,7 +14,7 @@ from typing import Any
 
 from rich.table import Table
 
-from onpolicy.experiments.analysis.plot import drawing_library
+from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
 from onpolicy.experiments.sweep.budgets import RunKey, arm_table
 from onpolicy.experiments.sweep.compare import Difference, against_reference, tokens_by_evaluation
 from onpolicy.experiments.sweep.grid import FRONTIER
@@ -88,7 +88,7 @@ def draw_frontier(points: Sequence[FrontierPoint], frontier: Mapping[str, str], 
     panels[0].set_ylabel(f"{frontier[FRONTIER[1]]}: accuracy minus reference model", fontsize=8)
     handles = {h.get_label(): h for panel in panels for h in panel.get_lines() if not h.get_label().startswith("_")}
     figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
-    figure.savefig(path)
+    save_drawing(figure, path)
 
 
 def _draw_way(panel: Any, own: Sequence[FrontierPoint], shade: str, marker: str) -> None:
