@@ -78,7 +78,7 @@ class SlurmJob:
         self._request.set()
         self._wait()
         reached = last_step(self.cell)
-        if self._status == STOPPED and not self.stop.exists():
+        if self._status != 0 and not self.stop.exists():
             require_progress(self.cell, self.reached, reached)
         return DelayedSubmission(SlurmJob(self.cell, self.folder, self.stop, self.cpus, reached))
 

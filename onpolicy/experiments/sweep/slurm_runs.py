@@ -168,7 +168,8 @@ class SlurmRuns:
             again.append(last_step(cell))
             require_progress(cell, again[-2] if again[1:] else None, again[-1])
             if len(again) > self._settings.requeues:
-                raise UserError(f"--slurm: {cell.name}: stopped by the cluster {len(again)} times (requeues)")
+                most = f"requeues={self._settings.requeues}"
+                raise UserError(f"--slurm: {cell.name}: stopped by the cluster more often than {most} allows")
         except UserError as error:
             future.set_exception(error)
             return
