@@ -255,7 +255,7 @@ def test_a_run_that_comes_no_further_is_not_queued_without_an_end(tmp_path: Path
             os.kill(parent_of(max(seen)), signal.SIGUSR2)
         until(lambda: future.done() or begun())
         assert future.done(), "a third job has begun"
-        assert "plain/seed-0: stopped by the cluster twice, and the run has not logged a step" in str(
+        assert "plain seed 0: stopped by the cluster twice, and the run has not logged a step" in str(
             place.failure(cell, future)
         )
 
