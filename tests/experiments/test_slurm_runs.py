@@ -205,21 +205,23 @@ def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, runs:
 
 @here
 @pytest.mark.process
-@pytest.mark.parametrize(("given", "most"), [("at_once=1", 1), ("gpus=2", 2)])
-def test_what_slurm_is_given(given: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("given", "number", "array"), [("at_once=1", 2, "0-1%1"), ("gpus=2", 300, "0-299%300")])
+def test_what_slurm_is_given(
+    given: str, number: int, array: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fake_slurm(tmp_path, monkeypatch, 12, runs=2)
-    _, runs = two(tmp_path)
+    _, (cell, _) = two(tmp_path)
     settings = read_settings([f"time=4:00:00,gpus=2,cpus=8,mem=64G,partition=h100,account=us,{given}", "sbatch.nice=5"])
     with closing(SlurmRuns(tmp_path / "out", settings)) as place:
-        for cell in runs:
+        for _ in range(number):
             place.start(cell)
         until((tmp_path / "given").exists)
         time.sleep(0.5)
         place._jobs.clear()
-    given = (tmp_path / "given").read_text()
-    for line in (f"array=0-1%{most}", "time=240", "partition=h100", "account=us", "mem=64G", "gpus-per-node=2", "cpus-per-task=8",
+    script = (tmp_path / "given").read_text()
+    for line in (f"array={array}", "time=240", "partition=h100", "account=us", "mem=64G", "gpus-per-node=2", "cpus-per-task=8",
                  "nice=5", "signal=USR2@300", "open-mode=append"):  # fmt: skip
-        assert f"#SBATCH --{line}\n" in given, (line, given)
+        assert f"#SBATCH --{line}\n" in script, (line, script)
 
 
 @here
