@@ -224,7 +224,7 @@ def shown_as(tmp_path: Path, **options: Any) -> Any:
 @pytest.mark.parametrize("name", ["rlcr", "sdpo_feedback", "sdpo_no_think", "trace"])
 def test_a_shipped_config_is_shown_as_it_is(name: str) -> None:
     config = load(SHIPPED / f"{name}.yaml", ("model.path=Qwen/Qwen3-8B", "data.path=lab/sums"))
-    kept = {"run_dir": config.run_dir, "logging": config.logging, "distributed": config.distributed}
+    kept: dict[str, Any] = {"run_dir": config.run_dir, "logging": config.logging, "distributed": config.distributed}
     assert dataclasses.replace(public_config(config), **kept) == config
 
 
