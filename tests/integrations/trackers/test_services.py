@@ -199,7 +199,8 @@ def test_no_secret_arrives(service: str, tmp_path: Path) -> None:
         "note": [f"with {secrets[2]}"],
         "kind": "mild-oolong",
     }
-    (run_dir / "config.yaml").write_text(json.dumps({"objective": [], "trainer": {"lr": 1e-3}, "grader": grader}))
+    config = {"objective": [], "trainer": {"lr": 1e-3}, "logging": {"group": "plain"}, "grader": grader}
+    (run_dir / "config.yaml").write_text(json.dumps(config))
     tracker = getattr(importlib.import_module(f"onpolicy.run.trackers.{service}"), service)(run_dir, -1)
     tracker.log(1, {"train/loss": 1.0})
     tracker.log_samples(1, [{"completion": "4"}])
