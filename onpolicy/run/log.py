@@ -190,7 +190,8 @@ def build_log(
         faults=faults,
         open_logs=opener,
         trace=partial(trainer.apply, token_record, renderer),
-        logs=opener(latest.step if latest else -1),  # without a checkpoint nothing that was logged counts
+        # without a checkpoint nothing that was logged counts
+        logs=opener(latest.step if latest else -1, begins=latest is None),
         logprob_tolerance=gap_tolerance(resolved),
     )
 

@@ -3,7 +3,7 @@
 1. its runs are those of a sweep without Slurm, to the last digit; 2. a run whose job has to end saves, is queued again and goes on, also
 where the signal reaches its process; 3. one that is told to stop and not by the sweep is submitted again; 4. a sweep that is called off
 lets its runs finish their step, and starts none of those that wait; 5. what is started together is one array, with what the settings
-say; 6. settings that are wrong, and a machine without Slurm, are said.
+say; 6. settings that are wrong, and a machine without Slurm, are said; 7. a run that comes no further is not queued without an end.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import importlib.util
 import os
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import closing
 from pathlib import Path
@@ -22,13 +22,15 @@ import pytest
 from rich.console import Console
 
 from onpolicy.cli import main
+from onpolicy.experiments.sweep import slurm_runs
 from onpolicy.experiments.sweep.grid import Cell, cells
 from onpolicy.experiments.sweep.processes import STOPPED
+from onpolicy.experiments.sweep.slurm_job import last_step, require_progress
 from onpolicy.experiments.sweep.slurm_runs import SlurmRuns
 from onpolicy.experiments.sweep.slurm_settings import SlurmSettings, read_settings
 from onpolicy.experiments.sweep.sweep import run_all, sweep
 from onpolicy.run.checkpoint import Checkpoints
-from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.errors import ConfigError, UserError
 from tests.experiments.test_sweep import grid
 from tests.runs import metrics
 
@@ -61,16 +63,19 @@ def told(cell: Cell, times: int = 1) -> None:
     until(lambda: cell.log.read_text().count("stopping after this step") >= times)
 
 
-def run_of(cell: Cell) -> int:
-    """The process that trains the cell."""
+def runs_of(cell: Cell) -> Iterator[int]:
+    """The processes that train the cell."""
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
         if f'run_dir="{cell.folder}"'.encode() in words:
-            return int(path.parent.name)
-    raise AssertionError(f"no process trains {cell.name}")
+            yield int(path.parent.name)
+
+
+def run_of(cell: Cell) -> int:
+    return next(runs_of(cell))
 
 
 def parent_of(process: int) -> int:
@@ -145,30 +150,135 @@ def test_a_sweep_that_is_called_off_lets_its_runs_finish_their_step(tmp_path: Pa
         assert run_all([cell], place, Console()) == []
 
 
+class Job:
+    """Of submitit, whose state takes a while to be asked for, and which ends meanwhile."""
+
+    def __init__(self, ends: bool = False) -> None:
+        self.ends, self.over, self.cancelled = ends, False, 0
+
+    @property
+    def state(self) -> str:
+        self.over = self.ends
+        time.sleep(3 * slurm_runs.LOOK)
+        return "RUNNING"
+
+    def get_info(self, mode: str) -> dict[str, str]:
+        return {}
+
+    def done(self) -> bool:
+        return self.over
+
+    def result(self) -> int:
+        return STOPPED
+
+    def cancel(self, check: bool) -> None:
+        self.cancelled += 1
+
+
 @here
 @pytest.mark.process
-def test_what_slurm_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, does in {"sbatch": f'cp "$1" {tmp_path}/given; echo Submitted batch job 12', "srun": "", "scancel": "",
-                       "sacct": 'echo "JobID|State"; echo "12_0|RUNNING"; echo "12_1|RUNNING"'}.items():  # fmt: skip
-        (program := tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+def test_a_job_that_ends_while_the_runs_are_told_to_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slurm_runs, "LOOK", 0.1)
+    monkeypatch.setattr(slurm_runs, "GRACE", 0.5)
+    _, runs = two(tmp_path)
+    futures: list[Future[int]] = [Future(), Future()]
+    with closing(here_as_jobs(tmp_path)) as place:
+        jobs = [Job(ends=True), Job()]
+        place._jobs |= {future: (cell, job) for future, cell, job in zip(futures, runs, jobs, strict=True)}
+        place.stop()
+        assert futures[0].result() == STOPPED and not futures[1].done()
+    assert [job.cancelled for job in jobs] == [0, 0]  # closing is no second request
+
+
+def fake_slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, number: int, runs: int) -> Path:
+    """Commands of Slurm that keep what they are given; returns the file from which sacct reads the states."""
+    (states := folder / "states").write_text("JobID|State\n" + "".join(f"{number}_{i}|PENDING\n" for i in range(runs)))
+    for name, does in {"sbatch": f'cp "$1" {folder}/given; echo Submitted batch job {number}', "srun": "",
+                       "scancel": f'echo "$1" >> {folder}/cancelled', "sacct": f"cat {states}; touch {folder}/asked"}.items():  # fmt: skip
+        (program := folder / "bin" / name).parent.mkdir(exist_ok=True)
         program.write_text(f"#!/bin/sh\n{does}\n")
         program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
-    monkeypatch.setattr("onpolicy.experiments.sweep.slurm_runs.GRACE", 0.0)
-    _, runs = two(tmp_path)
-    settings = read_settings(
-        ["time=4:00:00,gpus=2,cpus=8,mem=64G,partition=h100,account=us,at_once=1", "sbatch.nice=5"]
-    )
+    monkeypatch.setenv("PATH", f"{folder / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setattr(slurm_runs, "GRACE", 0.0)
+    return states
+
+
+@here
+@pytest.mark.process
+@pytest.mark.parametrize(("given", "number", "array"), [("at_once=1", 2, "0-1%1"), ("gpus=2", 300, "0-299%300")])
+def test_what_slurm_is_given(
+    given: str, number: int, array: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_slurm(tmp_path, monkeypatch, 12, runs=2)
+    _, (cell, _) = two(tmp_path)
+    settings = read_settings([f"time=4:00:00,gpus=2,cpus=8,mem=64G,partition=h100,account=us,{given}", "sbatch.nice=5"])
     with closing(SlurmRuns(tmp_path / "out", settings)) as place:
-        for cell in runs:
+        for _ in range(number):
             place.start(cell)
         until((tmp_path / "given").exists)
         time.sleep(0.5)
         place._jobs.clear()
-    given = (tmp_path / "given").read_text()
-    for line in ("array=0-1%1", "time=240", "partition=h100", "account=us", "mem=64G", "gpus-per-node=2", "cpus-per-task=8",
+    script = (tmp_path / "given").read_text()
+    for line in (f"array={array}", "time=240", "partition=h100", "account=us", "mem=64G", "gpus-per-node=2", "cpus-per-task=8",
                  "nice=5", "signal=USR2@300", "open-mode=append"):  # fmt: skip
-        assert f"#SBATCH --{line}\n" in given, (line, given)
+        assert f"#SBATCH --{line}\n" in script, (line, script)
+
+
+@here
+@pytest.mark.process
+def test_a_job_that_has_just_begun_is_not_cancelled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    states = fake_slurm(tmp_path, monkeypatch, 13, runs=2)
+    _, runs = two(tmp_path)
+    with closing(SlurmRuns(tmp_path / "out", SlurmSettings())) as place:
+        for cell in runs:
+            place.start(cell)
+        until(lambda: len(place._jobs) == 2 and (tmp_path / "asked").exists())
+        states.write_text("JobID|State\n13_0|RUNNING\n13_1|PENDING\n")
+        place.stop()
+        place._jobs.clear()
+    assert (tmp_path / "cancelled").read_text() == "13_1\n"
+
+
+@here
+@pytest.mark.process
+def test_a_run_that_comes_no_further_is_not_queued_without_an_end(tmp_path: Path) -> None:
+    _, (cell, _) = two(tmp_path)
+    seen: set[int] = set()
+
+    def begun() -> bool:
+        found = {process for process in runs_of(cell) if process not in seen}
+        seen.update(found)
+        return bool(found)
+
+    with closing(here_as_jobs(tmp_path)) as place:
+        future = place.start(cell)
+        for _ in range(2):  # while it loads
+            until(begun)
+            os.kill(parent_of(max(seen)), signal.SIGUSR2)
+        until(lambda: future.done() or begun())
+        assert future.done(), "a third job has begun"
+        assert "plain seed 0: stopped by the cluster twice, and the run has not logged a step" in str(
+            place.failure(cell, future)
+        )
+
+
+def test_a_run_that_is_stopped_again_and_again(tmp_path: Path) -> None:
+    pytest.importorskip("submitit")
+    _, (cell, other) = two(tmp_path)
+    for one in (cell, other):
+        one.folder.mkdir(parents=True)
+        (one.folder / "metrics.jsonl").write_text('{"step": 0}\n{"step": 3}\n')
+    with closing(here_as_jobs(tmp_path, SlurmSettings(requeues=1))) as place:
+        first, second = Future[int](), Future[int]()
+        place._again |= {first: [3], second: [2]}
+        place._hand_on(cell, first, Job())
+        place._hand_on(other, second, Job())
+        assert "is still at step 3" in str(first.exception())
+        assert "more often than requeues=1 allows" in str(second.exception())
+    with pytest.raises(UserError, match="is still at step 3"):
+        require_progress(cell, 3, last_step(cell))
+    require_progress(cell, 2, last_step(cell))
+    require_progress(cell, None, -1)
 
 
 @here
@@ -214,13 +324,32 @@ def test_a_missing_package_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         ("gpus", "expected key=value,key=value or a YAML file"),
         ("gpu=1", r"gpu: unknown key.*Did you mean 'gpus'"),
         ("gpus=one", "gpus: got 'one', expected a whole number from 0 on"),
-        ("time=soon", r"time: got 'soon', expected minutes, or \[D-\]H:MM"),
+        ("time=soon", r"time: got 'soon', expected minutes, M:SS, H:MM:SS, D-H, "),
+        ("time=1:75", r"time: got '1:75', expected minutes"),
+        ("time=0:00", r"time: got '0:00', expected minutes"),
+        ("sbatch=foo", r"--slurm: sbatch: got 'foo', expected a mapping of options, or sbatch.OPTION=value"),
         ("time=2,grace=120", "grace: got 120 s, expected less than time, 2 min"),
     ],
 )
 def test_settings_that_are_wrong(given: str, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         read_settings([given])
+
+
+@pytest.mark.parametrize(
+    ("given", "minutes"),
+    [
+        ("45", 45),
+        ("45:00", 45),
+        ("45:01", 46),
+        ("3:00:00", 180),
+        ("2-3", 51 * 60),
+        ("2-3:04", 51 * 60 + 4),
+        ("2-3:04:05", 51 * 60 + 5),
+    ],
+)
+def test_times_as_sbatch_reads_them(given: str, minutes: int) -> None:
+    assert read_settings([f"time={given}"]).time == minutes
 
 
 def test_settings_of_a_file_and_of_the_command(tmp_path: Path) -> None:

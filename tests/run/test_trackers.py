@@ -2,7 +2,8 @@
 
 1. the config lies in the folder when a tracker is made, and rollouts come in the steps whose tokens are recorded; 2. a tracker that fails
 costs its numbers; one that cannot be opened stops a run that begins, and not one that goes on; 3. a missing package is named with its
-extra; 4. what was sent of a run is known again, and a run that begins anew is another one; 5. names: of the folder, or given.
+extra; 4. what was sent of a run is known again, also where it goes back to its beginning, and a run that begins anew is another one; 5.
+names: of the folder, or given; 6. no secrets.
 """
 
 from __future__ import annotations
@@ -15,7 +16,13 @@ import pytest
 import yaml
 
 from onpolicy.cli import main
-from onpolicy.run.trackers.base import Continued, as_table, tracked_run
+from onpolicy.config.load import load
+from onpolicy.config.resolve import resolve
+from onpolicy.run.run_dir import prepare_folder
+from onpolicy.run.trackers.base import Continued, as_table, config_text, tracked_run
+from onpolicy.run.trackers.logs import open_logs
+from onpolicy.utils.credentials import HIDDEN
+from onpolicy.utils.errors import ConfigError
 from tests.runs import metrics, run_here, write_config
 
 HERE = "tests.run.test_trackers"
@@ -102,18 +109,70 @@ def test_a_missing_package_is_named(
 
 
 def test_what_was_sent_is_known_again(tmp_path: Path) -> None:
-    first = Continued(tmp_path, "one", -1)
+    first = Continued(tmp_path, "one")
     first.begin()
     first.sent(7)
-    other = Continued(tmp_path, "other", -1)
+    other = Continued(tmp_path, "other")
     other.begin("given by the service")
-    again = Continued(tmp_path, "one", 5)
-    assert (again.id, again.step, again.resumed) == (first.id, 7, True)
-    assert Continued(tmp_path, "other", 5).id == "given by the service"
-    anew = Continued(tmp_path, "one", -1)
-    assert anew.id != first.id and (anew.step, anew.resumed) == (-1, False)
+    assert (first.sent_before, first.resumed) == (-1, False)
+    again = Continued(tmp_path, "one")
+    assert (again.id, again.step, again.sent_before, again.resumed) == (first.id, 7, 7, True)
+    again.sent(8)
+    assert (again.step, again.sent_before) == (8, 7)
+    assert Continued(tmp_path, "other").id == "given by the service"
     (tmp_path / Continued.FILE).write_text("{")
-    assert not Continued(tmp_path, "one", 5).resumed
+    assert not Continued(tmp_path, "one").resumed
+
+
+class Known(Shown):
+    """As the trackers of other projects are; ``down`` is a file that exists while the service is away."""
+
+    def __init__(self, run_dir: Path, down: Path) -> None:
+        super().__init__(run_dir, -1)
+        if down.exists():
+            raise ConnectionError("nobody answers")
+        self.known = Continued(run_dir, "known")
+        self.known.begin()
+
+
+def known(run_dir: Path, resume_at: int, *, down: str) -> Known:
+    MADE.append(made := Known(run_dir, Path(down)))
+    return made
+
+
+def test_a_run_that_goes_back_to_its_beginning_has_begun(tmp_path: Path) -> None:
+    """As it does after a rank was lost before the first step: the same run there, and a service that is away then does not end it."""
+    down, run = tmp_path / "down", tmp_path / "run"
+    resolved = resolve(
+        load(write_config(tmp_path, logging={"trackers": [{"name": f"{HERE}:known", "down": str(down)}]}))
+    )
+    prepare_folder(run, resolved)
+
+    def opened(*, begins: bool) -> Any:
+        logs = open_logs(resolved, run, -1, begins=begins)
+        logs.samples.close()
+        logs.tokens.close()
+        return logs.trackers[0]
+
+    first = opened(begins=True)
+    assert opened(begins=False).known.id == first.known.id
+    down.touch()
+    with pytest.raises(ConnectionError):
+        opened(begins=False).log(1, {})
+    with pytest.raises(ConfigError, match=r"logging.trackers\[0\]: .* could not be opened \(ConnectionError"):
+        opened(begins=True)
+    down.unlink()
+    assert opened(begins=True).known.id != first.known.id
+    MADE.clear()
+
+
+def test_what_is_shown_of_the_config_has_no_secrets(tmp_path: Path) -> None:
+    assert config_text(tmp_path) == ""
+    (tmp_path / "config.yaml").write_text(
+        "model: {path: /srv/m}\ngrader: {hub_token: abc, uri: 'http://bob:abc@host'}\n"
+    )
+    expected = {"model": {"path": "/srv/m"}, "grader": {"hub_token": HIDDEN, "uri": f"http://{HIDDEN}@host"}}
+    assert tracked_run(tmp_path).config == expected == yaml.safe_load(config_text(tmp_path))
 
 
 def test_names(tmp_path: Path) -> None:

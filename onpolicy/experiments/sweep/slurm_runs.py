@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.processes import STOPPED
 from onpolicy.experiments.sweep.shared_folder import require_finished
-from onpolicy.experiments.sweep.slurm_job import SlurmJob
+from onpolicy.experiments.sweep.slurm_job import SlurmJob, last_step, require_progress
 from onpolicy.experiments.sweep.slurm_settings import SlurmSettings
-from onpolicy.utils.errors import ConfigError
+from onpolicy.utils.errors import ConfigError, UserError
 from onpolicy.utils.ready import NotInstalled, extra, is_installed
 from onpolicy.utils.terminal import plain
 
@@ -70,8 +70,8 @@ class SlurmRuns:
         """Exists once they were: jobs look for it."""
         self._waiting: list[tuple[Cell, Future[int]]] = []
         self._jobs: dict[Future[int], tuple[Cell, Any]] = {}
-        self._again: dict[Future[int], int] = {}
-        """How often a run was submitted again."""
+        self._again: dict[Future[int], list[int]] = {}
+        """The last step that a run had logged, each time it was submitted again."""
         self._lock, self._ended = threading.Lock(), threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="slurm", daemon=True)
         self._watcher.start()
@@ -98,12 +98,16 @@ class SlurmRuns:
         with self._lock:
             self._asked += 1
             self._stop.touch()
-            for _, job in self._jobs.values():
-                if self._asked > 1 or job.state == "PENDING":
-                    job.cancel(check=False)
+            jobs = [job for _, job in self._jobs.values()]
+        if jobs:  # what submitit knows may be ten minutes old; one question is for all of them
+            jobs[0].get_info(mode="force")
+        for job in jobs:
+            if self._asked > 1 or job.state == "PENDING":
+                job.cancel(check=False)
 
     def close(self) -> None:
-        self.stop()
+        if not self._asked:
+            self.stop()
         deadline = time.monotonic() + GRACE
         while self._jobs and time.monotonic() < deadline:
             time.sleep(LOOK)
@@ -119,13 +123,16 @@ class SlurmRuns:
             self._submit(together)
             for future, (cell, job) in list(self._jobs.items()):
                 if job.done():
-                    del self._jobs[future]
+                    with self._lock:
+                        del self._jobs[future]
                     self._hand_on(cell, future, job)
 
     def _submit(self, together: list[tuple[Cell, Future[int]]]) -> None:
         jobs: list[Any] = []
         try:
             if together and not self._asked:
+                most = self._settings.at_once or len(together)  # submitit has a limit of its own
+                self._executor.update_parameters(slurm_array_parallelism=most)
                 with self._executor.batch():
                     jobs += [self._executor.submit(job) for job in self._jobs_of(together)]
         except Exception as error:  # nothing was submitted: a partition that does not exist, say
@@ -153,10 +160,18 @@ class SlurmRuns:
             else:
                 future.set_exception(error)
             return
-        again = self._again.get(future, 0)
-        if status == STOPPED and not self._asked and again < self._settings.requeues:
-            self._again[future] = again + 1
-            with self._lock:
-                self._waiting.append((cell, future))
-        else:
+        if status != STOPPED or self._asked:
             future.set_result(status)
+            return
+        again = self._again.setdefault(future, [])
+        try:
+            again.append(last_step(cell))
+            require_progress(cell, again[-2] if again[1:] else None, again[-1])
+            if len(again) > self._settings.requeues:
+                most = f"requeues={self._settings.requeues}"
+                raise UserError(f"--slurm: {cell.name}: stopped by the cluster more often than {most} allows")
+        except UserError as error:
+            future.set_exception(error)
+            return
+        with self._lock:
+            self._waiting.append((cell, future))

@@ -5,14 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 from onpolicy.config.yaml_io import read_yaml
 from onpolicy.utils.errors import ConfigError, suggest
 
-TIME = re.compile(r"(?:(?P<days>\d+)-)?(?P<hours>\d+):(?P<minutes>\d\d)(?::(?P<seconds>\d\d))?")
+TIME = re.compile(r"(?:(\d+)-)?(\d+(?::[0-5]?\d){0,2})")
+TIMES = "minutes, M:SS, H:MM:SS, D-H, D-H:MM or D-H:MM:SS"
 SBATCH = "sbatch."
 """Before any other option of sbatch."""
 
@@ -22,7 +22,7 @@ class SlurmSettings:
     """What each run asks Slurm for; what is None is left to the cluster."""
 
     time: int = 60
-    """Minutes, given as such or as ``[D-]H:MM[:SS]``; a run that needs longer is queued again and goes on."""
+    """Minutes, given as sbatch takes a time; a run that needs longer is queued again and goes on."""
     gpus: int = 0
     cpus: int = 1
     mem: str | None = None
@@ -51,7 +51,6 @@ class SlurmSettings:
             "slurm_account": self.account,
             "slurm_qos": self.qos,
             "slurm_constraint": self.constraint,
-            "slurm_array_parallelism": self.at_once or None,
             "slurm_setup": list(self.setup) or None,
             "slurm_additional_parameters": self.sbatch or None,
         }
@@ -85,7 +84,12 @@ def read_settings(given: Sequence[str]) -> SlurmSettings:
 
 
 def _checked(found: Mapping[str, Any]) -> SlurmSettings:
-    settings: dict[str, Any] = {"sbatch": dict(found.get("sbatch") or {})}
+    others = found.get("sbatch") or {}
+    if not isinstance(others, Mapping):
+        raise ConfigError(
+            f"--slurm: sbatch: got {others!r}, expected a mapping of options, or {SBATCH}OPTION=value for each"
+        )
+    settings: dict[str, Any] = {"sbatch": dict(others)}
     for key, value in found.items():
         if key.startswith(SBATCH):
             settings["sbatch"][key.removeprefix(SBATCH)] = str(value)
@@ -108,16 +112,18 @@ def _keys() -> str:
 
 
 def _minutes(value: Any) -> int:
+    """As sbatch reads a time: what follows days are hours, and of two numbers without days the first are minutes."""
     if found := TIME.fullmatch(str(value)):
-        days, hours, minutes, seconds = (int(number or 0) for number in found.groups())
-        return (days * 24 + hours) * 60 + minutes + (seconds > 0)
-    try:
-        minutes_alone = float(value)
-    except (TypeError, ValueError):
-        minutes_alone = 0.0
-    if not minutes_alone > 0:
-        raise ValueError("minutes, or [D-]H:MM[:SS]")
-    return ceil(minutes_alone)
+        numbers = [int(number) for number in found[2].split(":")]
+        if not found[1] and len(numbers) < 3:
+            numbers.insert(0, 0)
+        hours, minutes, seconds = [*numbers, 0, 0][:3]
+        total = (int(found[1] or 0) * 24 + hours) * 60 + minutes + (seconds > 0)
+    else:
+        total = 0
+    if not total:
+        raise ValueError(TIMES)
+    return total
 
 
 def _whole(least: int) -> Callable[[Any], int]:

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from onpolicy.config.load import to_yaml
-from onpolicy.integrations.hub.public import public_config, public_text
+from onpolicy.integrations.hub.public import public_config
 from onpolicy.integrations.hub.trained import TrainedRun
 from onpolicy.run.axes import short
 from onpolicy.run.closing import SetChange
 from onpolicy.run.method_in_words import method_in_words
 from onpolicy.types import Metrics
+from onpolicy.utils.credentials import hide_credentials
 from onpolicy.utils.ready import DISTRIBUTION
 
 ON_THE_HUB = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -31,7 +32,7 @@ def model_card(run: TrainedRun, repo: str | None = None) -> str:
     name = (repo or run.name).rpartition("/")[2]
     data = ModelCardData(**_metadata(run, name))
     body = "\n\n".join(_sections(run, name))
-    return f"---\n{public_text(data.to_yaml())}\n---\n\n{public_text(body)}\n"
+    return hide_credentials(f"---\n{data.to_yaml()}\n---\n\n{body}\n")
 
 
 def hub_id(path: str) -> str | None:
@@ -175,7 +176,7 @@ def _accuracy(row: Metrics, name: str) -> str:
 
 def _again(config: Any) -> str:
     return (
-        "With what follows as `config.yaml` (a place on the machine is shown by its last part alone):\n\n"
+        "With what follows as `config.yaml` (a local path is shown by its last part alone):\n\n"
         f"```bash\npip install {DISTRIBUTION}\nonpolicy train config.yaml\n```\n\n"
         f"<details><summary>config.yaml</summary>\n\n```yaml\n{to_yaml(config).rstrip()}\n```\n\n</details>"
     )

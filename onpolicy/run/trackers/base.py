@@ -12,6 +12,7 @@ from uuid import uuid4
 import yaml
 
 from onpolicy.types import Metrics
+from onpolicy.utils.credentials import without_secrets
 from onpolicy.utils.disk import atomic_write
 
 
@@ -41,12 +42,16 @@ class TrackedRun:
     group: str | None
     """The runs that it belongs to: its arm in a sweep."""
     config: Mapping[str, Any]
+    """Without secrets."""
 
 
 def config_text(run_dir: Path) -> str:
-    """The run's config as YAML; empty where there is none."""
+    """The run's config as YAML, without secrets; empty where there is none."""
     file = run_dir / "config.yaml"
-    return file.read_text() if file.exists() else ""
+    text = file.read_text() if file.exists() else ""
+    config = yaml.safe_load(text)
+    shown = without_secrets(config)
+    return text if shown == config else str(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
 
 
 def tracked_run(run_dir: Path) -> TrackedRun:
@@ -58,23 +63,24 @@ def tracked_run(run_dir: Path) -> TrackedRun:
 
 class Continued:
     """What a service has been sent of a run, kept in the run folder: a run that is resumed goes on there under the same id, without
-    sending a step twice. A run without a checkpoint begins anew, as one of its own."""
+    sending a step twice. A run that begins anew has none of it, and is one of its own."""
 
     FILE = "trackers.json"
 
-    def __init__(self, run_dir: Path, service: str, resume_at: int) -> None:
+    def __init__(self, run_dir: Path, service: str) -> None:
         """
         Args:
             run_dir: the run's folder
             service: the tracker, and whatever else its ids depend on
-            resume_at: the run's last checkpoint; -1: none
         """
         self._path, self._service = run_dir / self.FILE, service
-        known = self._read().get(service) if resume_at >= 0 else None
+        known = self._read().get(service)
         self.resumed = known is not None
         self.id: str = known["id"] if known else uuid4().hex[:16]
         self.step: int = known["step"] if known else -1
         """The last step that was sent."""
+        self.sent_before = self.step
+        """The last one that was sent before this was made: what comes after a step's metrics is sent after that one alone."""
 
     def begin(self, id_: str | None = None) -> None:
         """Keeps the id, or the one that the service has given."""

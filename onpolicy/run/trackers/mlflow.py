@@ -20,12 +20,12 @@ GROUP = "onpolicy.group"
 
 
 class _Mlflow:
-    def __init__(self, run_dir: Path, resume_at: int, experiment: str, uri: str | None) -> None:
+    def __init__(self, run_dir: Path, experiment: str, uri: str | None) -> None:
         import mlflow
         from mlflow.entities import Metric, Param
 
         self._metric, self._client = Metric, mlflow.MlflowClient(tracking_uri=uri)
-        self._known, shown = Continued(run_dir, f"mlflow {experiment} {uri}", resume_at), tracked_run(run_dir)
+        self._known, shown = Continued(run_dir, f"mlflow {experiment} {uri}"), tracked_run(run_dir)
         if self._known.resumed:
             self._client.update_run(self._known.id, status="RUNNING")
             return
@@ -46,8 +46,9 @@ class _Mlflow:
             self._known.sent(step)
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        columns, data = as_table(rows)
-        self._client.log_dict(self._known.id, {"columns": columns, "data": data}, f"samples/step-{step:06d}.json")
+        if step > self._known.sent_before:
+            columns, data = as_table(rows)
+            self._client.log_dict(self._known.id, {"columns": columns, "data": data}, f"samples/step-{step:06d}.json")
 
     def close(self) -> None:
         self._client.set_terminated(self._known.id)
@@ -75,4 +76,4 @@ def mlflow(run_dir: Path, resume_at: int, *, experiment: str = "onpolicy", uri: 
         experiment: MLflow's experiment; it is created if there is none of that name
         uri: of the tracking server; null: what `MLFLOW_TRACKING_URI` says
     """
-    return _Mlflow(run_dir, resume_at, experiment, uri)
+    return _Mlflow(run_dir, experiment, uri)

@@ -12,10 +12,10 @@ from onpolicy.utils.ready import extra, installed, ready_if
 
 
 class _Trackio:
-    def __init__(self, run_dir: Path, resume_at: int, project: str, space: str | None) -> None:
+    def __init__(self, run_dir: Path, project: str, space: str | None) -> None:
         import trackio
 
-        self._known, shown = Continued(run_dir, f"trackio {project} {space}", resume_at), tracked_run(run_dir)
+        self._known, shown = Continued(run_dir, f"trackio {project} {space}"), tracked_run(run_dir)
         self._table = trackio.Table
         self._run = trackio.init(
             project=project, space_id=space, resume="allow", embed=False,
@@ -32,8 +32,9 @@ class _Trackio:
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
         import pandas
 
-        columns, data = as_table(rows)
-        self._run.log({"samples": self._table(dataframe=pandas.DataFrame(data, columns=columns))}, step=step)
+        if step > self._known.sent_before:
+            columns, data = as_table(rows)
+            self._run.log({"samples": self._table(dataframe=pandas.DataFrame(data, columns=columns))}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -47,4 +48,4 @@ def trackio(run_dir: Path, resume_at: int, *, project: str = "onpolicy", space: 
         project: trackio's project
         space: Space of the Hugging Face Hub, `name` or `owner/name`; null: on this machine, in `TRACKIO_DIR` if it is set
     """
-    return _Trackio(run_dir, resume_at, project, space)
+    return _Trackio(run_dir, project, space)

@@ -12,10 +12,10 @@ from onpolicy.utils.ready import extra, installed, ready_if
 
 
 class _Wandb:
-    def __init__(self, run_dir: Path, resume_at: int, project: str, mode: Any) -> None:
+    def __init__(self, run_dir: Path, project: str, mode: Any) -> None:
         import wandb
 
-        self._known, shown = Continued(run_dir, f"wandb {project}", resume_at), tracked_run(run_dir)
+        self._known, shown = Continued(run_dir, f"wandb {project}"), tracked_run(run_dir)
         self._table = wandb.Table
         self._run = wandb.init(
             project=project, dir=run_dir, id=self._known.id, resume="allow", mode=mode,
@@ -29,8 +29,9 @@ class _Wandb:
             self._known.sent(step)
 
     def log_samples(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        columns, data = as_table(rows)
-        self._run.log({"samples": self._table(columns=columns, data=data, allow_mixed_types=True)}, step=step)
+        if step > self._known.sent_before:
+            columns, data = as_table(rows)
+            self._run.log({"samples": self._table(columns=columns, data=data, allow_mixed_types=True)}, step=step)
 
     def close(self) -> None:
         self._run.finish()
@@ -50,4 +51,4 @@ def wandb(
         project: W&B project
         mode: `online`, `offline` or `disabled`; null: what `WANDB_MODE` says, else online
     """
-    return _Wandb(run_dir, resume_at, project, mode)
+    return _Wandb(run_dir, project, mode)

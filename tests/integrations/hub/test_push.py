@@ -1,12 +1,14 @@
 """A run's model and card, pushed by huggingface_hub itself to a server on this machine that keeps what it is given.
 
 1. the card says what the run's own files say, and its metadata is read back by the hub's library; 2. the model arrives with its card,
-without what only resumes the run; 3. no place and no secret is in it; 4. what cannot be pushed is said, and changes nothing there.
+without what only resumes the run; 3. no place and no secret is in it, and what is
+neither stays as it is; 4. what cannot be pushed is said, and changes nothing there.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
 import re
 import shutil
@@ -22,8 +24,10 @@ from huggingface_hub import ModelCard, constants
 
 from onpolicy.cli import main
 from onpolicy.config.load import load
+from onpolicy.config.shipped import SHIPPED
 from onpolicy.integrations.hub.card import hub_id
-from onpolicy.integrations.hub.public import HIDDEN, public_config, public_text
+from onpolicy.integrations.hub.public import public_config
+from onpolicy.utils.credentials import HIDDEN
 from tests.runs import metrics, run_here, write_config
 from tests.tiny import tiny_model_dir
 
@@ -203,13 +207,62 @@ def test_what_is_not_shown(tmp_path: Path) -> None:
     )
     config = load(file)
     config.rewards[0]["judge_api_key"] = "abcd"
-    config.teacher["note"] = "see /home/me/notes/x.txt, ~/y.md and https://example.org/a/b, hf_abcdefghij"
+    config.teacher["note"] = "see https://me:pass@example.org/a/b with hf_abcdefghij"
     shown = public_config(config)
     assert shown.run_dir is None and shown.logging.trackers == ["jsonl", "tensorboard"]
     assert shown.rewards[0]["judge_api_key"] == HIDDEN and shown.model.path == "model"
-    assert shown.teacher["note"] == f"see x.txt, y.md and https://example.org/a/b, {HIDDEN}"
+    assert shown.teacher["note"] == f"see https://{HIDDEN}@example.org/a/b with {HIDDEN}"
     assert shown.trainer["micro_batch_tokens"] == 200 and config.rewards[0]["judge_api_key"] == "abcd"
-    assert public_text("1/2 and a/b stay, /data/sets/gsm.jsonl not") == "1/2 and a/b stay, gsm.jsonl not"
+
+
+def shown_as(tmp_path: Path, **options: Any) -> Any:
+    config = load(write_config(tmp_path))
+    config.teacher["options"] = options
+    return public_config(config).teacher["options"]
+
+
+@pytest.mark.parametrize("name", ["rlcr", "sdpo_feedback", "sdpo_no_think", "trace"])
+def test_a_shipped_config_is_shown_as_it_is(name: str) -> None:
+    config = load(SHIPPED / f"{name}.yaml", ("model.path=Qwen/Qwen3-8B", "data.path=lab/sums"))
+    kept: dict[str, Any] = {"run_dir": config.run_dir, "logging": config.logging, "distributed": config.distributed}
+    assert dataclasses.replace(public_config(config), **kept) == config
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "</answer>", "/think", r"(?<=\n)\s*/\s*", r"\frac{1}{2}", "a/b, 1/2 and /tmp/x", "//", "/", ".", "~", "/(a|b)/i", "Qwen/Qwen3-8B",
+        "/no_think Say 1/2.\nOr ~/x", "https://example.org/home/x", "hf://datasets/a/b", "onpolicy.rollout.hf_generator:make",
+    ],
+)  # fmt: skip
+def test_what_is_no_place_stays(text: str, tmp_path: Path) -> None:
+    assert shown_as(tmp_path, stop=text, listed=[text]) == {"stop": text, "listed": [text]}
+
+
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("/srv/bob/sums.jsonl", "sums.jsonl"), ("/srv/bob/two words/run (1)", "run (1)"), ("~/sets/", "sets"), ("/sums", "sums"),
+        ("file:///srv/bob/sums", "file://sums"), ("path:/srv/bob/own.py", "path:own.py"), ("../../srv/bob/own", "own"),
+        (r"C:\Users\bob\own.py", "own.py"), ("sqlite:////srv/bob/a.db", "sqlite:///a.db"), ("/srv/bob/own.py:score", "own.py:score"),
+    ],
+)  # fmt: skip
+def test_a_place_is_shown_by_its_last_part(text: str, last: str, tmp_path: Path) -> None:
+    assert shown_as(tmp_path, path=text, data_files=[text]) == {"path": last, "data_files": [last]}
+    free = (
+        text if text in ("/sums", "/srv/bob/two words/run (1)") else last
+    )  # these may be something else, but under the key of a path
+    assert shown_as(tmp_path, note=text) == {"note": free}
+
+
+def test_a_place_that_exists_is_one_whatever_its_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bob/sets (own)").mkdir(parents=True)
+    assert shown_as(tmp_path, note=f"{tmp_path}/bob/sets (own)", path="bob/sets (own)", text="bob/sets (own)") == {
+        "note": "sets (own)",
+        "path": "sets (own)",
+        "text": "bob/sets (own)",
+    }
 
 
 def test_names_on_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

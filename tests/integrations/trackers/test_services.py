@@ -2,11 +2,12 @@
 
 1. metrics, config, group and samples arrive, and a run that is resumed goes on as the same one, no step twice; 2. two runs whose folders
 have one name stay two; 3. a run that begins anew in its folder is another one; 4. a service that cannot be reached stops a run that
-begins, with the reason, and not one that goes on.
+begins, with the reason, and not one that goes on; 5. no secret arrives.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import shutil
 import struct
@@ -57,6 +58,7 @@ def in_wandb(home: Path, runs: Path) -> dict[str, Shown]:
                     assert items["_step"] not in shown["loss"]
                     shown["loss"][items["_step"]] = items["train/loss"]
                 if table := items.get("samples/path") or items.get("samples", {}).get("path"):
+                    assert items["_step"] not in shown["samples"]
                     shown["samples"][items["_step"]] = json.loads((file.parent / "files" / table).read_text())[
                         "columns"
                     ]
@@ -81,6 +83,7 @@ def in_trackio(home: Path, runs: Path) -> dict[str, Shown]:
             "samples": {row["step"]: list(row["samples"]["_value"][0]) for row in rows if "samples" in row},
         }
         assert len(losses) == len(found[id_]["loss"])
+        assert sum("samples" in row for row in rows) == len(found[id_]["samples"])
     return found
 
 
@@ -184,3 +187,24 @@ def test_an_mlflow_server_that_is_away(
     said = " ".join(capsys.readouterr().out.split())
     assert "logging.trackers[1] failed" in said and "the run goes on without its numbers" in said
     assert len(metrics(tmp_path / "run")) == 2
+
+
+def test_no_secret_arrives(service: str, tmp_path: Path) -> None:
+    run_dir = tmp_path / "out/plain/seed-0"
+    run_dir.mkdir(parents=True)
+    secrets = ("qwfp-arst", "zxcd-vbkh", "hf_AbCdEfGhIjKlMnOp")
+    grader = {
+        "api_key": secrets[0],
+        "url": f"https://bob:{secrets[1]}@host.org",
+        "note": [f"with {secrets[2]}"],
+        "kind": "mild-oolong",
+    }
+    config = {"objective": [], "trainer": {"lr": 1e-3}, "logging": {"group": "plain"}, "grader": grader}
+    (run_dir / "config.yaml").write_text(json.dumps(config))
+    tracker = getattr(importlib.import_module(f"onpolicy.run.trackers.{service}"), service)(run_dir, -1)
+    tracker.log(1, {"train/loss": 1.0})
+    tracker.log_samples(1, [{"completion": "4"}])
+    tracker.close()
+    assert len(shown_in(service, tmp_path)) == 1
+    sent = b"".join(p.read_bytes() for p in tmp_path.rglob("*") if p.is_file() and p != run_dir / "config.yaml")
+    assert b"mild-oolong" in sent and not [secret for secret in secrets if secret.encode() in sent]
