@@ -8,6 +8,6 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from onpolicy.experiments.lab.frontier import write_results
+from onpolicy.experiments.lab.frontier import write_frontier
 
-write_results(Path(sys.argv[1]))
+write_frontier(Path(sys.argv[1]))

@@ -48,11 +48,11 @@ def frontier(output: Path, jobs: int) -> int:
     """Runs and measures what is missing, and writes ``results.json``."""
     output.mkdir(parents=True, exist_ok=True)
     code = sweep(GRID, output, (), jobs)
-    write_results(output)
+    write_frontier(output)
     return code
 
 
-def write_results(output: Path) -> None:
+def write_frontier(output: Path) -> None:
     """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between."""
     console, grid = Console(), read_grid(GRID)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]
