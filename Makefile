@@ -39,6 +39,13 @@ define environment
 	@touch $(1)/.complete
 endef
 
+# The packages of the lock $<, in a folder of their own that lies in front of the environment's.
+define in-front
+	rm -rf $(@D)
+	@$(call uv,$(BIN)) -q --no-deps --require-hashes --target $(@D) -r $<
+	@touch $@
+endef
+
 .PHONY: train lab check test nightly compat test-verl verl test-verifiers verifiers test-trackers trackers lint setup lock parity docs site clean
 
 train: setup
@@ -79,9 +86,7 @@ test-verifiers: verifiers
 verifiers: setup $(VERIFIERS)/.complete
 
 $(VERIFIERS)/.complete: requirements/verifiers.lock
-	rm -rf $(VERIFIERS)
-	@$(call uv,$(BIN)) -q --no-deps --require-hashes --target $(VERIFIERS) -r requirements/verifiers.lock
-	@touch $@
+	$(in-front)
 
 # Trackers of other projects, and Inspect: their packages lie in front of the environment's, as those of verifiers do.
 test-trackers: trackers
@@ -90,9 +95,7 @@ test-trackers: trackers
 trackers: setup $(TRACKERS)/.complete
 
 $(TRACKERS)/.complete: requirements/trackers.lock
-	rm -rf $(TRACKERS)
-	@$(call uv,$(BIN)) -q --no-deps --require-hashes --target $(TRACKERS) -r requirements/trackers.lock
-	@touch $@
+	$(in-front)
 
 verl: $(VERL)/.complete
 
@@ -131,9 +134,7 @@ site: setup $(MKDOCS)/.complete
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=$(MKDOCS) $(BIN)/python -m mkdocs build --strict
 
 $(MKDOCS)/.complete: requirements/docs.lock
-	rm -rf $(MKDOCS)
-	@$(call uv,$(BIN)) -q --no-deps --require-hashes --target $(MKDOCS) -r requirements/docs.lock
-	@touch $@
+	$(in-front)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

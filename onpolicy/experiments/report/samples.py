@@ -154,9 +154,9 @@ def read_sample(entry: Entry) -> dict[str, Any]:
 
 def contains(sample: Mapping[str, Any], text: str) -> bool:
     """Whether a sample's problem, prompt, answer or completion holds a text, in whatever case."""
-    wanted = text.casefold()
+    searched = text.casefold()
     inside = (sample.get(name) for name in ("problem", "student_prompt", "answer", "completion"))
-    return any(wanted in str(value).casefold() for value in inside if value is not None)
+    return any(searched in str(value).casefold() for value in inside if value is not None)
 
 
 def in_order(found: Sequence[tuple[int, Entry]], order: str) -> list[tuple[int, Entry]]:

@@ -20,9 +20,9 @@ async function begin() {
   if (!await source.load()) return;
   comparison(data.comparison);
   await drawAll();
-  let wanted = null;
-  try { wanted = JSON.parse(recall("problem", "null")); } catch { wanted = null; }
-  if (Array.isArray(wanted)) await showProblem({ set: String(wanted[0]), problem: String(wanted[1]) }, false);
+  let remembered = null;
+  try { remembered = JSON.parse(recall("problem", "null")); } catch { remembered = null; }
+  if (Array.isArray(remembered)) await showProblem({ set: String(remembered[0]), problem: String(remembered[1]) }, false);
   if (recall("at")) goTo(recall("at"));
   document.body.classList.add("drawn");
 }

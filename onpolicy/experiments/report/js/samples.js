@@ -29,22 +29,22 @@ function turnPage(by) {
   find().then(() => { $("found").querySelector("summary")?.focus(); });
 }
 const same = (s) => `${s.run}/${s.set}/${s.step}/${s.problem}/${s.place}`;
-function marked(text, wanted) {  // the text, with what was searched for marked
-  if (!wanted) return [text];
-  const out = [], low = text.toLowerCase(), want = wanted.toLowerCase();
+function marked(text, searched) {  // the text, with what was searched for marked
+  if (!searched) return [text];
+  const out = [], low = text.toLowerCase(), want = searched.toLowerCase();
   if (low.length !== text.length) return [text];  // some letters have another length in lower case
   let from = 0;
   for (let at = low.indexOf(want); at >= 0; at = low.indexOf(want, from)) { out.push(text.slice(from, at), make("mark", { textContent: text.slice(at, at + want.length) })); from = at + want.length; }
   return [...out, text.slice(from)];
 }
-function bodyOf(s, wanted) {
-  const written = s.turns?.length ? s.turns.map((turn) => turn.observed ? make("span", { className: "observed", textContent: turn.observed }) : turn.sampled) : marked(s.completion, wanted);
-  return [s.student_prompt ? make("div", { className: "prompt" }, ...marked(s.student_prompt, wanted)) : null, make("div", { className: "completion" }, ...written)];
+function bodyOf(s, searched) {
+  const written = s.turns?.length ? s.turns.map((turn) => turn.observed ? make("span", { className: "observed", textContent: turn.observed }) : turn.sampled) : marked(s.completion, searched);
+  return [s.student_prompt ? make("div", { className: "prompt" }, ...marked(s.student_prompt, searched)) : null, make("div", { className: "completion" }, ...written)];
 }
 const outcome = (s) => s.reward == null ? "not graded" : `reward ${short(s.reward)}`;
-function item(s, wanted, open) {
+function item(s, searched, open) {
   const key = same(s), pre = make("pre");
-  const fill = () => { if (!pre.childNodes.length) pre.append(...bodyOf(s, wanted).filter(Boolean)); };
+  const fill = () => { if (!pre.childNodes.length) pre.append(...bodyOf(s, searched).filter(Boolean)); };
   const box = make("details", { className: "sample", data: { key }, open: open.has(key) }, make("summary", {},
     make("i", { className: s.reward > 0 ? "dot full" : "dot", aria: { hidden: "true" } }), make("span", { className: "what", textContent: `${called(s.run)}step ${s.step} · ${s.set}` + (s.problem ? ` · ${s.problem}` : "") }),
     make("span", { className: "how", textContent: `${outcome(s)} · ${many(s.tokens, "token")} · ${s.finish_reason}` }),
