@@ -296,10 +296,10 @@ def hedging_bonus(
     one answer are scaled down if their sum exceeds `total`. Not from a paper.
 
     Args:
-        coefficient: bonus per nat
+        coefficient: bonus per nat; below 0 a penalty
         bound: largest -u_t that counts, nats
         fork: entropy of the reference model from which a position counts, nats
-        total: largest sum of bonuses in one answer
+        total: largest sum of bonuses, or of penalties, in one answer
         lexicon: the lexicon of the markers
         context: the context that the teacher reads
         control: puts the same bonuses on other tokens of the answer: `any`, random ones; `like_entropy`, ones of similar entropy
@@ -313,7 +313,7 @@ def hedging_bonus(
         & (inputs.advantages > 0)
     )
     bonus = torch.where(paid, coefficient * (-_gap(inputs, context)).clamp(0.0, bound), 0.0)
-    bonus = bonus * (total / bonus.sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
+    bonus = bonus * (total / bonus.abs().sum(-1, keepdim=True).clamp(min=1e-12)).clamp(max=1.0)
     if control != "none":
         strata = 10 if control == "like_entropy" else 1
         bonus = permuted(inputs, bonus, inputs.sampled_mask, strata=strata, seed=seed)

@@ -124,3 +124,21 @@ def test_doses_by_hand(tmp_path: Path) -> None:
     figure = write_figures(cells, grid, tmp_path, Console(file=io.StringIO()))
     assert "<!-- realised dose -->" in figure and figure.count("<!-- rate -->") == 1
     assert json.loads((tmp_path / "dose_response.json").read_text())["points"][1]["read"]["others"][1:] == [None, None]
+
+
+def test_the_dose_of_a_bonus_by_token(tmp_path: Path) -> None:
+    """The root of squared change over squared advantage, step by step; its sign is that of the mean change."""
+    cell = cells_of(tmp_path)[0]
+    steps = [
+        {"change": -0.1, "squared_change": 0.04, "squared_group": 1.0},  # .2
+        {"change": 0.02, "squared_change": 0.09, "squared_group": 0.25},  # .6
+        {"change": -9.0, "squared_change": 9.0, "squared_group": 0.0},  # nothing to compare with
+    ]
+    rows = [{"step": i, **{f"pg/{name}": v for name, v in row.items()}} for i, row in enumerate(steps, start=1)]
+    (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert responses([cell], GROUPS, ["new"], "pg")[0].dose == pytest.approx(-0.4)
+    assert responses([cell], GROUPS, ["new"], "another") == []
+    console = Console(width=200, record=True, file=io.StringIO())
+    grid = Grid(config="", arms={}, dose_response=["new"], dose="another")
+    assert write_figures([cell], grid, tmp_path, console) == ""
+    assert "no arm has another/squared_group in the metrics of all its runs" in console.export_text()

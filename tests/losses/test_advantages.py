@@ -250,6 +250,9 @@ def test_the_surprise_bonus_by_hand() -> None:
     assert hedging_bonus(given_, coefficient=1.0)[0].tolist() == pytest.approx(
         [1 + 1 / 3, 1 + 2 / 3, 1.0, 1.0]
     )  # 3 cut to 1
+    assert hedging_bonus(given_, coefficient=-1.0)[0].tolist() == pytest.approx([2 / 3, 1 / 3, 1.0, 1.0]), (
+        "-3 cut to -1"
+    )
     for control in ("any", "like_entropy"):
         elsewhere = hedging_bonus(given_, coefficient=0.1, control=control)[0]  # type: ignore[arg-type]
         assert sorted(elsewhere.tolist()) == pytest.approx([1.0, 1.0, 1.1, 1.2]), "the same bonuses"

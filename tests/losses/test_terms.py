@@ -112,6 +112,16 @@ def test_policy_gradient_corrects_for_the_sampler() -> None:
     assert policy_gradient(given, importance_cap=None).per_token[0].tolist() == pytest.approx([-1.0, -1.0])
 
 
+def test_policy_gradient_logs_what_an_advantage_changes() -> None:
+    """u = -20, 0, 3: A = 1 becomes -1, 1 and 1.3."""
+    given = inputs(row(-21.0, -1.0, -4.0), teacher_logprobs=row(-41.0, -1.0, -1.0))
+    logged = policy_gradient(given, advantage=partial(advantages.add, coefficient=0.1)).metrics
+    assert logged["change"][0].tolist() == pytest.approx([-2.0, 0.0, 0.3])
+    assert logged["squared_change"][0].tolist() == pytest.approx([4.0, 0.0, 0.09])
+    assert logged["squared_group"][0].tolist() == [1.0, 1.0, 1.0]
+    assert "change" not in policy_gradient(given).metrics
+
+
 def test_advantages_by_hand() -> None:
     """u = -20, 0, +3 with a good answer (A = 1), and with a bad one (A = -1)."""
     good = inputs(row(-21.0, -1.0, -4.0), teacher_logprobs=row(-41.0, -1.0, -1.0))

@@ -9,6 +9,7 @@ learns from it. Three examples in ten are the reasoner's own. Problems that the 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -16,20 +17,29 @@ import torch
 
 from onpolicy.experiments.lab.learn_interpreter import enlarged
 from onpolicy.experiments.lab.partial import in_another_world, in_the_corpus, right
-from onpolicy.experiments.lab.pretrain import Example, Recipe, search_example, train_reasoner
+from onpolicy.experiments.lab.pretrain import (
+    LARGE_SHAPE,
+    Example,
+    Recipe,
+    make_model,
+    search_example,
+    train_reasoner,
+)
 from onpolicy.experiments.lab.problem import AGAIN, HINT, NO, TRY, YES, Problem, direct, failed, search
 from onpolicy.experiments.lab.sets import partial_families
 from onpolicy.experiments.lab.words import vocabulary_with_partial, write_tokenizer
 
 OWN = 0.3
 """Share of the examples that are of the reasoner's own tasks."""
+OWN_FROM_SCRATCH = 0.5
 FAMILIES = {"route-c-2": 0.8, "sums-3-large": 0.2}
 RECIPE = Recipe(steps=2400, lr=2e-3)
+LARGE_RECIPE = Recipe(steps=3200, lr=1.5e-3, bfloat16=True)
 
 
-def mixed_partial_example(draw: Random) -> Example:
+def mixed_partial_example(draw: Random, own: float = OWN) -> Example:
     """An example of the reasoner's own tasks or of those that it is to know part of."""
-    if draw.random() < OWN:
+    if draw.random() < own:
         return search_example(draw)
     (family,) = draw.choices(list(FAMILIES), list(FAMILIES.values()))
     return partial_example(partial_families()[family].pretrain, draw)
@@ -74,6 +84,15 @@ def under_hint(problem: Problem, draw: Random) -> tuple[str, str]:
 
 def _solution(problem: Problem, draw: Random) -> str:
     return search(problem, draw) if draw.random() < 0.7 else direct(problem)
+
+
+def pretrain_large(folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
+    """Pre-trains a reasoner of five times the size on all tasks at once and writes it, in bfloat16, with its tokenizer."""
+    words = vocabulary_with_partial()
+    model = make_model(recipe.seed, LARGE_SHAPE, words)
+    train_reasoner(model, recipe, report, partial(mixed_partial_example, own=OWN_FROM_SCRATCH), words)
+    model.to(torch.bfloat16).save_pretrained(folder)
+    write_tokenizer(folder, words)
 
 
 def learn_partial(reasoner: str, folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:

@@ -23,7 +23,8 @@ from onpolicy.experiments.lab.words import vocabulary, write_tokenizer
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-SHAPE = {
+Shape = Mapping[str, int]
+SHAPE: Shape = {
     "hidden_size": 128,
     "intermediate_size": 512,
     "num_hidden_layers": 4,
@@ -32,6 +33,15 @@ SHAPE = {
     "head_dim": 32,
     "max_position_embeddings": 512,
 }
+LARGE_SHAPE: Shape = {
+    **SHAPE,
+    "hidden_size": 256,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 5,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 8,
+}
+"""Five times as many parameters."""
 VERDICT = 3.0
 """Loss weight of the tokens that say whether an attempt works: every answer depends on them."""
 POOL = 1024
@@ -56,6 +66,8 @@ class Recipe:
     lr: float = 2e-3
     warmup: int = 100
     seed: int = 0
+    bfloat16: bool = False
+    """Whether matrix products are computed in bfloat16."""
 
 
 def example(problem: Problem, others: Sequence[Problem], draw: Random) -> Example:
@@ -78,14 +90,14 @@ def _solution(problem: Problem, draw: Random) -> str:
     return direct(problem) if draw.random() < 0.5 else search(problem, draw)
 
 
-def make_model(seed: int) -> PreTrainedModel:
-    """A randomly initialised Qwen3 of about a million parameters."""
+def make_model(seed: int, shape: Shape = SHAPE, words: Sequence[str] = tuple(IDS)) -> PreTrainedModel:
+    """A randomly initialised Qwen3; by default of about a million parameters."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     torch.manual_seed(seed)
     config = Qwen3Config(
-        vocab_size=len(IDS), tie_word_embeddings=True, eos_token_id=IDS["<end>"], pad_token_id=IDS["<pad>"],
-        bos_token_id=None, rope_theta=10_000.0, **SHAPE,
+        vocab_size=len(words), tie_word_embeddings=True, eos_token_id=IDS["<end>"], pad_token_id=IDS["<pad>"],
+        bos_token_id=None, rope_theta=10_000.0, **shape,
     )  # fmt: skip
     return Qwen3ForCausalLM(config)
 
@@ -137,7 +149,8 @@ def train_reasoner(
     factor = lambda step: min((step + 1) / recipe.warmup, 1.0 - step / recipe.steps)  # noqa: E731
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     for step, (tokens, weights) in zip(range(1, recipe.steps + 1), batches(recipe, examples, words), strict=False):
-        logits = model(input_ids=tokens[:, :-1]).logits
+        with torch.autocast("cpu", torch.bfloat16, enabled=recipe.bfloat16):
+            logits = model(input_ids=tokens[:, :-1]).logits.float()
         losses = cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten(), reduction="none")
         loss = (losses * weights[:, 1:].flatten()).sum() / weights[:, 1:].sum()
         loss.backward()

@@ -2,7 +2,9 @@
 weight, which says little where rewards are divided by their group's standard deviation.
 
 A grid names what is read at the end of each run, sets (their accuracy) or metrics, e.g.
-``dose_response: [unseen, epistemic/rewarded/rate_per_1k]``.
+``dose_response: [unseen, epistemic/rewarded/rate_per_1k]``. Where the bonus is a term's ``advantage``, token by token, it names the term as
+well, e.g. ``dose: policy_gradient``: the dose is the root mean square, over tokens, of what that changes, over that of the group's
+advantage.
 """
 
 from __future__ import annotations
@@ -40,7 +42,7 @@ class Response:
 
 
 def responses(
-    finished: Sequence[Cell], eval_groups: Mapping[str, Sequence[str]], read: Sequence[str]
+    finished: Sequence[Cell], eval_groups: Mapping[str, Sequence[str]], read: Sequence[str], term: str = ""
 ) -> list[Response]:
     """A point for each arm and factor whose runs logged a dose, in the order of the grid.
 
@@ -48,11 +50,12 @@ def responses(
         finished: runs
         eval_groups: name -> sets that are compared as one
         read: sets, groups, or metrics
+        term: the term whose ``advantage`` is the bonus; empty: a reward is
     """
     found = []
     for arm, factor in dict.fromkeys((c.arm, c.factor) for c in finished):
         chosen = [c for c in finished if (c.arm, c.factor) == (arm, factor)]
-        doses = [_dose(c) for c in chosen]
+        doses = [_token_dose(c, term) if term else _dose(c) for c in chosen]
         if all(dose is not None for dose in doses):
             values = {name: [_value(c.folder, eval_groups, name) for c in chosen] for name in read}
             known = {
@@ -71,6 +74,15 @@ def _dose(cell: Cell) -> float | None:
     deciding = cell.canonical.get("correctness") or rewards[0].get("name")
     signs = (_sign(reward.get("weight", 1.0)) for reward in rewards if reward.get("name") != deciding)
     return next((sign for sign in signs if sign), 1.0) * fmean(doses)
+
+
+def _token_dose(cell: Cell, term: str) -> float | None:
+    """Signed as the mean change is; None for a run without a step that logged one."""
+    changes = [row for row in logged(cell.folder) if row.get(f"{term}/squared_group")]
+    if not changes:
+        return None
+    doses = [math.sqrt(row[f"{term}/squared_change"] / row[f"{term}/squared_group"]) for row in changes]
+    return math.copysign(fmean(doses), math.fsum(row[f"{term}/change"] for row in changes))
 
 
 def _sign(weight: Any) -> float:

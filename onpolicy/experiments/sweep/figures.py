@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from onpolicy.experiments.sweep.confirmation import LEAST_SEEDS, confirmation_table, confirmations
-from onpolicy.experiments.sweep.dose_response import draw_responses, responses
+from onpolicy.experiments.sweep.dose_response import DOSE, draw_responses, responses
 from onpolicy.experiments.sweep.frontier import draw_frontier, frontier_points, frontier_table
 from onpolicy.experiments.sweep.grid import Cell, Grid
 from onpolicy.utils.errors import ConfigError
@@ -39,7 +39,10 @@ def write_figures(whole: Sequence[Cell], grid: Grid, output: Path, console: Cons
             )
         written = {"confirm": grid.confirm, "arms": [asdict(c) for c in confirmed]}
         (output / "confirmation.json").write_text(json.dumps(finite(written), indent=1) + "\n")
-    if grid.dose_response and (found := responses(whole, grid.eval_groups, grid.dose_response)):
+    if grid.dose_response and not (found := responses(whole, grid.eval_groups, grid.dose_response, grid.dose)):
+        expected = f"{grid.dose}/squared_group" if grid.dose else DOSE
+        console.print(f"dose_response: no arm has {plain(expected)} in the metrics of all its runs", soft_wrap=True)
+    elif grid.dose_response:
         for name in grid.dose_response:
             if lacking := [f"{r.arm} {r.factor}".strip() for r in found if name not in r.read]:
                 console.print(f"dose_response: {plain(name)} is unknown of {plain(', '.join(lacking))}", soft_wrap=True)

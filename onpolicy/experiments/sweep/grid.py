@@ -62,6 +62,8 @@ class Grid:
     """Arms of the frontier -> the controls that each has to beat, where they are confirmed with seeds on which they were not chosen."""
     dose_response: list[str] = field(default_factory=list)
     """Sets, groups or metrics that are drawn over the realised dose of a bonus; none: no figure."""
+    dose: str = ""
+    """The term whose ``advantage`` is the bonus, token by token; empty: the rewards besides correctness are."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ A grid names one config and what each arm changes in it::
     frontier: {in_domain: unseen, out_of_domain: out_of_domain}   # a figure: what each arm learns against what it keeps
     confirm: {floor: [shuffled, grpo]}   # arms, and the controls that each has to beat
     dose_response: [unseen, out_of_domain]   # a figure: accuracy, or a metric, over the realised dose of a bonus (credit/dose)
+    dose: policy_gradient   # the term whose advantage is the bonus, where no reward is
 
 Without ``axes`` all arms may differ from the first in one section of the config, the same one.
 

@@ -41,6 +41,8 @@ def policy_gradient(
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high, dual_clip)
     importance = sampler_weight(inputs, importance_cap)
     weights = token_weights(inputs, own_tokens(inputs, inputs.sampled_mask))
+    change = advantages - inputs.advantages
+    changes = {"change": change, "squared_change": change.square(), "squared_group": inputs.advantages.square()}
     return TermOutput(
         per_token=-importance * weights * objective,
         metrics={
@@ -48,6 +50,7 @@ def policy_gradient(
             "advantage": advantages,
             "clip_fraction": clipped,
             "importance_weight": importance,
+            **({} if advantage is group else changes),
         },
     )
 
