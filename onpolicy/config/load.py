@@ -6,6 +6,7 @@ Loading a config imports no torch and touches no model.
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from onpolicy.config.keys import find_value, parts, put_value
-from onpolicy.config.merge import OBJECTS, UNKNOWN, merged, reason
+from onpolicy.config.merge import OBJECTS, UNKNOWN, merged, reason, schema_of
 from onpolicy.config.other_names import name_elsewhere
 from onpolicy.config.plain import Plain, valued
 from onpolicy.config.problems import Problems, collected
@@ -103,7 +104,7 @@ def _built(raw: Mapping[str, Any], problems: Problems) -> Config:
     given = OmegaConf.create(typed, flags=OBJECTS)
     _drop_unknown(given, Config, "", problems)
     # a named section replaces its default whole: options of one plug-in mean nothing to another
-    schema = OmegaConf.structured(Config, flags=OBJECTS)
+    schema = copy.deepcopy(schema_of(Config))
     for key in given:
         with contextlib.suppress(OmegaConfBaseException):  # the merge reports it
             if OmegaConf.is_dict(given[key]) and "name" in given[key]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -21,6 +22,12 @@ EXPECTED = {
 """What OmegaConf says of a value of the wrong type -> what was expected."""
 OBJECTS = {"allow_objects": True}
 """What OmegaConf has to be told where a ``Plain`` may stand."""
+
+
+@cache
+def schema_of(settings: type) -> Any:
+    """The defaults of a dataclass, as OmegaConf has them; a merge copies them."""
+    return OmegaConf.structured(settings, flags=OBJECTS)
 
 
 def merged(schema: Any, given: Mapping[str, Any], prefix: str, problems: Problems) -> Any:

@@ -6,11 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from onpolicy.config.checks import CHECKS
 from onpolicy.config.load import ConfigSource, load
-from onpolicy.config.merge import OBJECTS, merged
+from onpolicy.config.merge import merged, schema_of
 from onpolicy.config.plain import meant
 from onpolicy.config.problems import Problems, collected
 from onpolicy.config.registry import Plugin, coefficient, is_schedule, options_of, resolve_plugin, stand_in
@@ -160,7 +158,7 @@ def _settings(settings: type, given: Mapping[str, Any], key: str, lowered: Seque
                 scheduled[name] = coefficient(spec, f"{key}.{name}")
             else:
                 plain |= as_written({name: value}, settings, key)
-    found = merged(OmegaConf.structured(settings, flags=OBJECTS), plain, f"{key}.", problems) or settings()
+    found = merged(schema_of(settings), plain, f"{key}.", problems) or settings()
     for name in SCHEDULED:
         if f"{key}.{name}" in lowered and name not in scheduled:
             scheduled[name] = coefficient({"name": "constant", "value": getattr(found, name)}, f"{key}.{name}")

@@ -40,9 +40,8 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
             raise ConfigError(f"{key}: got {given!r}, expected one of {', '.join(map(repr, choices))}.")
         return value
     value = valued(value, key)
-    schema = dataclasses.make_dataclass("Option", [("value", annotation if _omegaconf_knows(annotation) else Any)])
     try:
-        found = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), {"value": value})).value  # type: ignore[union-attr]
+        found = value if _is_plainly(value, annotation) else _by_omegaconf(value, annotation)
         if not _fits(found, annotation):
             raise ValueError("a list among a list's numbers")
     except (OmegaConfBaseException, TypeError, ValueError) as error:  # ValueError: a list for a mapping, or the reverse
@@ -50,6 +49,18 @@ def typed(value: Any, annotation: Any, key: str) -> Any:
     if not_numbers(found):
         raise ConfigError(f"{key}: got {given!r}, expected a number.")
     return found
+
+
+def _is_plainly(value: Any, annotation: Any) -> bool:
+    """Whether OmegaConf would return the value as it is: most are, and it takes milliseconds to say so."""
+    return type(value) is annotation and (
+        annotation in (bool, int, float) or (annotation is str and not {"$", "?"} & set(value))
+    )
+
+
+def _by_omegaconf(value: Any, annotation: Any) -> Any:
+    schema = dataclasses.make_dataclass("Option", [("value", annotation if _omegaconf_knows(annotation) else Any)])
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), {"value": value})).value  # type: ignore[union-attr]
 
 
 def _choices(annotation: Any) -> tuple[Any, ...]:
