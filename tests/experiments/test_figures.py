@@ -70,6 +70,9 @@ def test_the_figure_and_the_table(tmp_path: Path) -> None:
     draw_frontier(points, AXES, tmp_path / "frontier.svg")
     drawn = (tmp_path / "frontier.svg").read_text()
     assert drawn.count("<svg") == 1 and "<!-- others: accuracy minus reference model -->" in drawn
+    draw_frontier(points, AXES, tmp_path / "bar.svg", bar=True)
+    shaded = (tmp_path / "bar.svg").read_text()
+    assert [text.count('id="FillBetweenPolyCollection') for text in (drawn, shaded)] == [0, 1], "what has to be reached"
     assert "<!-- a -->" in drawn and "<!-- b -->" in drawn and "<!-- c -->" not in drawn, "the legend"
     console = Console(width=200, record=True, file=io.StringIO())
     console.print(frontier_table(points))

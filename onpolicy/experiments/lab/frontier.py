@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +22,7 @@ from onpolicy.config.resolve import load_resolved
 from onpolicy.config.shipped import SHIPPED
 from onpolicy.experiments.lab.readout import rounded, versions
 from onpolicy.experiments.sweep.compare import compare
-from onpolicy.experiments.sweep.confirmation import confirmations
 from onpolicy.experiments.sweep.figures import write_figures
-from onpolicy.experiments.sweep.frontier import frontier_points
 from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.models import open_model, resolve_model
@@ -52,10 +50,15 @@ def frontier(output: Path, jobs: int) -> int:
     return code
 
 
-def write_frontier(output: Path) -> None:
-    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between."""
+def write_frontier(output: Path, overrides: Sequence[str] = ()) -> None:
+    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between.
+
+    Args:
+        output: folder of the runs
+        overrides: with which they were run, e.g. another reasoner
+    """
     console, grid = Console(), read_grid(GRID)
-    finished = [cell for cell in cells(GRID, output) if cell.finished()]
+    finished = [cell for cell in cells(GRID, output, overrides) if cell.finished()]
     if not finished:
         return
     between = [
@@ -67,16 +70,20 @@ def write_frontier(output: Path) -> None:
     report = {
         "versions": versions(),
         "runs": [{name: row[name] for name in ("arm", "factor", "seed", "config")} for row in compared.runs],
-        "points": [asdict(p) for p in frontier_points(runs, grid.eval_groups, grid.frontier)],
-        "confirmed": [
-            asdict(c) for c in confirmations(runs, grid.eval_groups, grid.frontier, grid.confirm, UNPROTECTED)
-        ],
+        "points": _read(output / "frontier.json").get("points", []),
+        "confirmed": _read(output / "confirmation.json").get("arms", []),
         "differences": [asdict(d) for d in compared.differences],
         "at_equal_tokens": [asdict(d) for d in compared.at_equal_tokens],
         "budgets": [asdict(b) for b in compared.budgets],
     }
     (output / "results.json").write_text(json.dumps(rounded(finite(report))) + "\n")
     console.print(f"all numbers: {output / 'results.json'}", soft_wrap=True)
+
+
+def _read(figure: Path) -> dict[str, Any]:
+    """What ``write_figures`` wrote; nothing where the grid does not ask for it."""
+    found: dict[str, Any] = json.loads(figure.read_text()) if figure.is_file() else {}
+    return found
 
 
 def interpolated(cell: Cell, share: float, output: Path, console: Console) -> Cell:

@@ -26,7 +26,12 @@ def write_figures(whole: Sequence[Cell], grid: Grid, output: Path, console: Cons
         console.print(frontier_table(points))
         written = {"axes": grid.frontier, "points": [asdict(p) for p in points]}
         drawings.append(
-            _write(output / "frontier", written, lambda p: draw_frontier(points, grid.frontier, p), console)
+            _write(
+                output / "frontier",
+                written,
+                lambda p: draw_frontier(points, grid.frontier, p, bar=bool(grid.confirm)),
+                console,
+            )
         )
     if grid.confirm:
         first, runs = next(iter(grid.arms)), [c.run for c in whole]

@@ -17,9 +17,15 @@ from rich.table import Table
 from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
 from onpolicy.experiments.sweep.budgets import RunKey, arm_table
 from onpolicy.experiments.sweep.compare import Difference, against_reference, tokens_by_evaluation
+from onpolicy.experiments.sweep.confirmation import LEAST_GAIN, MOST_LOSS
 from onpolicy.experiments.sweep.grid import FRONTIER
 from onpolicy.experiments.sweep.palette import colour, symbol
 from onpolicy.run.evaluation_files import evaluated_steps
+
+MOST_IN_A_COLUMN = 20
+"""Arms of a figure's legend."""
+MOST_CLEAR = 6
+"""With more arms than this, their ways and intervals are drawn faintly."""
 
 
 @dataclass(frozen=True)
@@ -68,33 +74,55 @@ def frontier_table(points: Sequence[FrontierPoint]) -> Table:
     return arm_table(title, shown, lambda d: d.set, lambda d: f"{d.difference:+.3f} ({d.low:+.3f} to {d.high:+.3f})")
 
 
-def draw_frontier(points: Sequence[FrontierPoint], frontier: Mapping[str, str], path: Path) -> None:
-    """A panel for each factor: each arm's way from the reference model at (0, 0), the intervals at its end; upper right is better."""
+def draw_frontier(
+    points: Sequence[FrontierPoint], frontier: Mapping[str, str], path: Path, *, bar: bool = False
+) -> None:
+    """A panel for each factor: each arm's way from the reference model at (0, 0), the intervals at its end; upper right is better.
+
+    Args:
+        points: of all arms; the first arm's first
+        frontier: ``in_domain`` and ``out_of_domain`` -> the set of each axis
+        path: where to write
+        bar: whether to shade what an arm has to reach to be confirmed, by the first arm's last point
+    """
     factors = list(dict.fromkeys(p.factor for p in points))
     arms = list(dict.fromkeys(p.arm for p in points))
-    figure = drawing_library(path)(figsize=(4.6 * len(factors), 4.4), layout="constrained")
+    columns = 1 + (len(arms) - 1) // MOST_IN_A_COLUMN
+    figure = drawing_library(path)(figsize=(5.4 * len(factors) + 1.9 * columns, 5.0), layout="constrained")
     panels: Any = figure.subplots(1, len(factors), sharex=True, sharey=True, squeeze=False)[0]
     for panel, factor in zip(panels, factors, strict=True):
         for n, arm in enumerate(arms):
             own = [p for p in points if (p.arm, p.factor) == (arm, factor)]
             if own:
-                _draw_way(panel, own, colour(n), symbol(n))
+                _draw_way(panel, own, colour(n), symbol(n), faint=len(arms) > MOST_CLEAR)
         panel.axhline(0, color="#bbbbbb", lw=0.8, zorder=0)
         panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
         panel.set_title(factor, fontsize=9)
         panel.set_xlabel(f"{frontier[FRONTIER[0]]}: accuracy minus reference model", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
+    for panel, factor in zip(panels, factors, strict=True) if bar else ():
+        if first := [p for p in points if (p.arm, p.factor) == (arms[0], factor)]:
+            _draw_bar(panel, first[-1])
     panels[0].set_ylabel(f"{frontier[FRONTIER[1]]}: accuracy minus reference model", fontsize=8)
     handles = {h.get_label(): h for panel in panels for h in panel.get_lines() if not h.get_label().startswith("_")}
-    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False)
+    figure.legend(handles.values(), handles.keys(), loc="outside right upper", fontsize=8, frameon=False, ncols=columns)
     save_drawing(figure, path)
 
 
-def _draw_way(panel: Any, own: Sequence[FrontierPoint], shade: str, marker: str) -> None:
+def _draw_way(panel: Any, own: Sequence[FrontierPoint], shade: str, marker: str, *, faint: bool) -> None:
     x, y = ([0.0, *(getattr(p, name).difference for p in own)] for name in FRONTIER)
-    panel.plot(x, y, color=shade, lw=1.2, alpha=0.7)
+    panel.plot(x, y, color=shade, lw=1.0, alpha=0.3 if faint else 0.7)
     end = own[-1]
     spread = [[[d.difference - d.low], [d.high - d.difference]] for d in (end.in_domain, end.out_of_domain)]
-    panel.errorbar(x[-1], y[-1], xerr=spread[0], yerr=spread[1], color=shade, lw=0.8, capsize=2)
+    panel.errorbar(
+        x[-1], y[-1], xerr=spread[0], yerr=spread[1], color=shade, lw=0.8, capsize=2, alpha=0.4 if faint else 1.0
+    )
     panel.plot(x[-1], y[-1], marker, color=shade, ms=6, label=end.arm)
+
+
+def _draw_bar(panel: Any, first: FrontierPoint) -> None:
+    """Shades at least ``LEAST_GAIN`` of the first arm's gain and at most ``MOST_LOSS`` of its loss."""
+    left, low = LEAST_GAIN * first.in_domain.difference, MOST_LOSS * first.out_of_domain.difference
+    panel.autoscale(False)
+    panel.fill_between([left, 1.0], low, 1.0, color="#55a868", alpha=0.15, lw=0, zorder=0)
