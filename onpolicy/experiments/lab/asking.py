@@ -8,12 +8,11 @@ from onpolicy.annotation.contexts.template import replace_question
 from onpolicy.data.rendering import Renderer
 from onpolicy.experiments.lab.problem import HINT
 from onpolicy.models import load_tokenizer
-from onpolicy.protocols import Sampler
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.types import Prompt, Sampling
 
 
-def sampler_of(model: str) -> Sampler:
+def sampler_of(model: str) -> HFGenerator:
     """Samples from a reasoner."""
     return HFGenerator(
         renderer=Renderer(load_tokenizer(model)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -13,10 +14,11 @@ from onpolicy.experiments.lab import grading
 from onpolicy.experiments.lab.asking import hinted, sampler_of
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.partial import knowledge, right
+from onpolicy.experiments.lab.problem import TRY
 from onpolicy.experiments.lab.readout import exact_measures
 from onpolicy.experiments.lab.sets import partial_families
-from onpolicy.protocols import Sampler
 from onpolicy.rewards.answer import exact_answer
+from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.types import Prompt, Sampling
 from onpolicy.utils.tables import left, table
 
@@ -28,7 +30,7 @@ Answers = Sequence[tuple[Prompt, Sequence[str]]]
 def measure_start(folder: str, problems: int = PROBLEMS) -> dict[str, Any]:
     """Accuracy, correct verdicts and true facts on problems that the reasoner has not seen, sixteen answers to each; where it knows part,
     also accuracy with the solution in the prompt, and accuracy and pass@16 by what the training data said of the fact that the answer
-    rests on.
+    rests on, and how likely the true fact is where the right attempt states it (``stated``).
 
     Args:
         folder: the reasoner
@@ -41,9 +43,30 @@ def measure_start(folder: str, problems: int = PROBLEMS) -> dict[str, Any]:
         answers = _answered(sampler, prompts)
         found[family] = _measures(answers)
         if family in partial_families():
-            shown = _measures(_answered(sampler, [hinted(p, p.fields["solution"]) for p in prompts]))
-            found[family] |= {"with_solution": shown, "by_knowledge": by_knowledge(answers)}
+            shown = [hinted(p, p.fields["solution"]) for p in prompts]
+            found[family] |= {
+                "with_solution": _measures(_answered(sampler, shown)),
+                "by_knowledge": by_knowledge(answers),
+                "stated": stated(sampler, prompts),
+                "stated_with_solution": stated(sampler, shown),
+            }
     return found
+
+
+def stated(sampler: HFGenerator, prompts: Sequence[Prompt]) -> dict[str, float]:
+    """Known, faint or unknown -> probability of the first word of the true fact, where an answer that begins with the right attempt states
+    the fact. A teacher that has read the solution can only teach in the middle of a search what it says there."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for prompt in prompts:
+        attempt = right(grading.problem_of(prompt.fields["problem_id"]))
+        before, fact, *_ = attempt.working.split()
+        words = f"{TRY[0]} {attempt.idea} {before} {fact}"
+        ids = [
+            *sampler.renderer.prompt_ids(prompt.messages),
+            *sampler.renderer.tokenizer.encode(words, add_special_tokens=False),
+        ]
+        found[knowledge(attempt.idea).value].append(math.exp(sampler.logprobs(ids)[-1]))
+    return {what: fmean(values) for what, values in found.items()}
 
 
 def by_knowledge(answers: Answers) -> dict[str, dict[str, float]]:
@@ -65,7 +88,10 @@ def by_knowledge(answers: Answers) -> dict[str, dict[str, float]]:
 def start_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
     return table(
         "before training, problems that the reasoner has not seen",
-        [left("task"), "accuracy", "verdicts", "facts", "tokens", "with the solution", left("accuracy / pass@16 by knowledge")],
+        [
+            left("task"), "accuracy", "verdicts", "facts", "tokens", "with the solution", left("accuracy / pass@16 by knowledge"),
+            left("true fact in a search, alone / with the solution"),
+        ],
         (
             (
                 family,
@@ -75,13 +101,14 @@ def start_table(measured: Mapping[str, Mapping[str, Any]]) -> Table:
                 f"{m['tokens']:.1f}",
                 f"{m['with_solution']['accuracy']:.3f}" if "with_solution" in m else "",
                 ", ".join(f"{k} {v['accuracy']:.2f} / {v[f'pass@{ANSWERS}']:.2f}" for k, v in m.get("by_knowledge", {}).items()),
+                ", ".join(f"{k} {v:.2f} / {m['stated_with_solution'][k]:.2f}" for k, v in m.get("stated", {}).items()),
             )
             for family, m in measured.items()
         ),
     )  # fmt: skip
 
 
-def _answered(sampler: Sampler, prompts: Sequence[Prompt]) -> Answers:
+def _answered(sampler: HFGenerator, prompts: Sequence[Prompt]) -> Answers:
     groups = sampler.generate(prompts, seed=0, sampling=Sampling(group_size=ANSWERS, max_tokens=MOST_TOKENS))
     return [(prompt, [r.text for r in group.rollouts]) for prompt, group in zip(prompts, groups, strict=True)]
 
