@@ -34,6 +34,17 @@ PROBLEMS = {"all": "all 540"}
 """The problems that a run draws from; its 40 steps of eight visit 320 at most."""
 OUT_OF_DOMAIN = {"other_map": 40, "longer": 20, "sums": 40}
 """The problems of each set that lies out of domain (configs/lab/self_distillation.yaml)."""
+AXES = {
+    "in_domain": ("accuracy, new problems that rest", "on facts which training taught"),
+    "out_of_domain": ("accuracy out of domain:", "two maps, longer, sums"),
+}
+SHOWN = {
+    "unprotected": ("self-distillation", "#0b5fff"),
+    "protected": ("no loss where hedging was likely", "#2b8a3e"),
+    "protected_shuffled": ("no loss at as many random tokens", "#868e96"),
+    "grpo": ("GRPO", "#d9480f"),
+}
+"""Arms of the frontier in README's picture."""
 Curve = list[tuple[int, float, float, float]]
 """Step, mean, lowest and highest over the seeds."""
 
@@ -256,7 +267,47 @@ def frontier(report: dict[str, Any]) -> None:
     """What each arm learns against what it keeps, at every evaluation."""
     axes = read_grid(GRID).frontier
     points = [FrontierPoint(**p | {axis: Difference(**p[axis]) for axis in axes}) for p in report["points"]]
-    draw_frontier(points, axes, IMAGES / "lab_frontier.svg")
+    draw_frontier(points, axes, IMAGES / "lab_frontier.svg", bar=True)
+
+
+def learned_against_kept(report: dict[str, Any]) -> None:
+    """What README shows first: new problems and others by step, and where each way of training ends, with 95 % t intervals."""
+    picture = Picture(960, 330)
+    picture.parts = ['<rect width="960" height="330" rx="10" fill="#fff" stroke="#d9dee5"/>']
+    by_arm = {arm: [p for p in report["points"] if p["arm"] == arm] for arm in SHOWN}
+    before = {axis: fmean(p[axis]["mean"] - p[axis]["difference"] for p in by_arm["unprotected"]) for axis in AXES}
+    for i, (axis, (title, more)) in enumerate(AXES.items()):
+        left = 48 + i * 250
+        panel = Panel(picture, (left, 62, left + 200, 230), (0, 300), (0, 1))
+        panel.axes("", {0: "0", 150: "150", 300: "300"}, (0, 0.25, 0.5, 0.75, 1), "step")
+        picture.text(left - 26, 26, title, size=14)
+        picture.text(left - 26, 44, more, size=14)
+        for arm, points in by_arm.items():
+            curve = [(0, before[axis]), *((p["step"], p[axis]["mean"]) for p in points)]
+            picture.line([panel.at(*at) for at in curve], SHOWN[arm][1], 2.2)
+    panel = Panel(picture, (590, 62, 930, 230), (-0.1, 0.3), (-0.8, 0.1))
+    panel.axes(
+        "",
+        {-0.1: "-.1", 0: "0", 0.1: "+.1", 0.2: "+.2", 0.3: "+.3"},
+        (-0.8, -0.6, -0.4, -0.2, 0),
+        "change, new problems",
+    )
+    picture.text(564, 26, "learned against kept:", size=14)
+    picture.text(564, 44, "change out of domain", size=14)
+    for arm, points in by_arm.items():
+        gain, loss = (points[-1][axis] for axis in AXES)
+        x, y = gain["difference"], loss["difference"]
+        for d, (low, high), ends in (
+            (gain, panel.xs, lambda v: (v, y)),  # noqa: B023
+            (loss, panel.ys, lambda v: (x, v)),  # noqa: B023
+        ):
+            picture.line([panel.at(*ends(min(max(d[end], low), high))) for end in ("low", "high")], SHOWN[arm][1], 1.2)
+        picture.dot(*panel.at(x, y), SHOWN[arm][1])
+    for i, (arm, (words, shade)) in enumerate(SHOWN.items()):
+        x, y = 22 + 320 * (i % 3), 286 + 24 * (i // 3)
+        picture.line([(x, y - 4), (x + 22, y - 4)], shade, 3)
+        picture.text(x + 28, y, f"{words}, {by_arm[arm][-1]['seeds']} seeds", size=13)
+    picture.save(IMAGES / "learned_against_kept.svg")
 
 
 def main() -> None:
@@ -265,7 +316,9 @@ def main() -> None:
     coverage_curve(reproduced)
     decisive = json.loads((RESULTS / "decisive.json").read_text())
     decisive_dots(decisive)
-    frontier(json.loads((RESULTS / "frontier.json").read_text()))
+    ways = json.loads((RESULTS / "frontier.json").read_text())
+    frontier(ways)
+    learned_against_kept(ways)
     the_effect(reproduced["curves"] + protected(reproduced["curves"], decisive["runs"]))
 
 

@@ -151,13 +151,18 @@ def start(report: dict[str, Any]) -> None:
         found = measured.get("by_knowledge", {}).get(what)
         return f"{found['accuracy']:.2f} / {found['pass@16']:.2f}" if found else ""
 
+    def said(measured: dict[str, Any], what: str) -> str:
+        found = [measured[how][what] for how in ("stated", "stated_with_solution") if how in measured]
+        return " / ".join(f"{p:.2f}" for p in found)
+
+    kinds = ("known", "faint", "unknown")
     table(
-        ("task", "accuracy", "verdicts", "tokens", "with the solution", "known", "faint", "unknown"),
+        ("task", "accuracy", "verdicts", "tokens", "with the solution", *kinds, *(f"{kind}: stated" for kind in kinds)),
         (
             (
                 f"`{family}`", f"{m['accuracy']:.3f}", f"{m['verdicts']:.3f}", f"{m['tokens']:.1f}",
                 f"{m['with_solution']['accuracy']:.3f}" if "with_solution" in m else "",
-                *(by(m, what) for what in ("known", "faint", "unknown")),
+                *(by(m, what) for what in kinds), *(said(m, what) for what in kinds),
             )
             for family, m in report.items()
         ),

@@ -22,7 +22,7 @@ from onpolicy.experiments.lab.partial import (
     knowledge,
     right,
 )
-from onpolicy.experiments.lab.problem import HINT, NO, Problem
+from onpolicy.experiments.lab.problem import HINT, NO, SO, TRY, Problem
 from onpolicy.experiments.lab.sets import families, partial_families
 from onpolicy.experiments.lab.words import vocabulary, vocabulary_with_partial
 from onpolicy.rewards.answer import exact_answer
@@ -115,15 +115,20 @@ def test_examples_of_a_part_that_is_known(family: str) -> None:
 
 
 def test_an_attempt_under_way_is_ended_as_the_hint_says() -> None:
-    draw, cut = Random(3), 0
-    for problem in partial_families()["route-c-2"].pretrain[:80]:
+    draw, begun_only, proposed = Random(3), 0, 0
+    for problem in partial_families()["route-c-2"].pretrain[:120]:
         told = in_another_world(problem, draw)
-        begun, rest = under_hint(told, draw)
-        whole = f"{begun} {rest}".strip()
+        hint, begun, rest = under_hint(told, draw)
         said = {f"{a.idea} {a.working}": a.works for a in told.attempts}
-        assert all(said[t.said] == t.verdict for t in tried(whole))
-        cut += not rest.startswith("so ")
-    assert cut > 10
+        assert all(said[t.said] == t.verdict for t in tried(f"{begun} {rest}".strip()))
+        under_way = not rest.startswith(f"{SO} ")
+        if under_way:
+            ended = tried(f"{begun} {rest}")[-1]
+            assert ended.said in hint, "what it reads stands in the hint"
+            assert ended.verdict or begun.split()[-1] not in TRY, "an idea that fails is not proposed"
+        begun_only += under_way
+        proposed += begun.endswith(TRY)
+    assert begun_only > 40 and proposed > 5
 
 
 def test_a_search_that_knows_its_way_is_true_and_right() -> None:

@@ -31,6 +31,13 @@ def test_it_knows_part_of_what_it_is_to_learn(start: dict[str, Any], family: str
     assert by["faint"]["pass@16"] > 0.6 > by["faint"]["accuracy"], "what rewards alone can find"
 
 
+@pytest.mark.parametrize("family", list(partial_families()))
+def test_what_it_states_in_a_search(start: dict[str, Any], family: str) -> None:
+    alone, shown = start[family]["stated"], start[family]["stated_with_solution"]
+    assert alone["known"] > 0.95 and alone["unknown"] < 0.05 < alone["faint"] < 0.5, "as its training data says"
+    assert shown["unknown"] < 0.5 < start[family]["with_solution"]["accuracy"], "in a search it does not read the hint"
+
+
 def test_it_still_knows_the_rest(start: dict[str, Any]) -> None:
     for family, least in zip(KNOWN_TASKS, (0.85, 0.85, 0.55, 0.95), strict=True):
         assert start[family]["accuracy"] >= least, family

@@ -1,9 +1,10 @@
 """Teaches the shipped reasoner part of two more tasks: next-token training on them and on its own tasks, from its weights.
 
 *Planted* here, besides what the reasoner brings: which facts are stated correctly (partial.py); a search that ends without an answer once
-everything was tried and nothing worked; and that facts which a hint states are read from it, in the middle of an attempt too. Under a hint
-each example has other facts where they are not known, so that nothing but the hint tells them. Not planted: anything about a student that
-learns from it. Three examples in ten are the reasoner's own. Problems that the lab trains or tests on are left out.
+everything was tried and nothing worked; and that what a solution in the prompt says is read from it, in the middle of a search too: the idea
+that works, and facts. Under a hint each example has other facts where they are not known, so that nothing but the hint tells them. Not
+planted: anything about a student that learns from it. Three examples in ten are the reasoner's own. Problems that the lab trains or tests
+on are left out.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ OWN = 0.3
 """Share of the examples that are of the reasoner's own tasks."""
 OWN_FROM_SCRATCH = 0.5
 FAMILIES = {"route-c-2": 0.8, "sums-3-large": 0.2}
-RECIPE = Recipe(steps=2400, lr=2e-3)
+RECIPE = Recipe(steps=3000, lr=2e-3)
 LARGE_RECIPE = Recipe(steps=3200, lr=1.5e-3, bfloat16=True)
 
 
@@ -48,12 +49,11 @@ def mixed_partial_example(draw: Random, own: float = OWN) -> Example:
 def partial_example(problems: Sequence[Problem], draw: Random) -> Example:
     """An example of one of a family's problems."""
     problem, kind = draw.choice(problems), draw.random()
-    if kind < 0.62:
+    if kind < 0.5:
         return problem.question, "", searched(problem, draw)
     if kind < 0.93:
-        hinted = in_another_world(problem, draw)
-        begun, rest = under_hint(hinted, draw)
-        return f"{problem.question} {HINT} {_solution(hinted, draw)}", begun, rest
+        hint, begun, rest = under_hint(in_another_world(problem, draw), draw)
+        return f"{problem.question} {HINT} {hint}", begun, rest
     others = [p for p in problems if p.answer != problem.answer]
     other = in_another_world(draw.choice(others), draw)
     return f"{problem.question} {HINT} {_solution(other, draw)}", "", searched(problem, draw)
@@ -67,19 +67,21 @@ def searched(problem: Problem, draw: Random) -> str:
     return failed(stated, draw, len(stated.attempts))
 
 
-def under_hint(problem: Problem, draw: Random) -> tuple[str, str]:
-    """A beginning, and what follows if the solution is shown: what was begun is ended, then the answer."""
+def under_hint(problem: Problem, draw: Random) -> tuple[str, str, str]:
+    """The solution shown; a beginning; and what follows: what was begun is ended as the solution says, then the answer is given."""
     kind = draw.random()
+    if kind < 0.25:
+        return _solution(problem, draw), "", direct(problem)
     if kind < 0.4:
-        return "", direct(problem)
-    before = failed(problem, draw, draw.randint(1, 4))
-    if kind < 0.6:
-        return before, direct(problem)
-    attempt = right(problem) if draw.random() < 0.5 else draw.choice(problem.attempts)
-    begun, rest = f"{draw.choice(TRY)} {attempt.idea}", attempt.working.split()
-    cut = draw.randrange(len(rest))
-    given = [*([before, draw.choice(AGAIN)] if draw.random() < 0.5 else []), begun, *rest[:cut]]
-    return " ".join(given), " ".join([*rest[cut:], YES if attempt.works else NO, direct(problem)])
+        return _solution(problem, draw), failed(problem, draw, draw.randint(1, 4)), direct(problem)
+    hint = search(problem, draw)
+    shown = [a for a in problem.attempts if f"{a.idea} {a.working}" in hint]
+    attempt = right(problem) if draw.random() < 0.7 else draw.choice(shown)
+    words, idea = [*attempt.idea.split(), *attempt.working.split()], len(attempt.idea.split())
+    given = draw.randrange(0 if attempt.works else idea, len(words))  # nothing that fails is proposed
+    before = [failed(problem, draw, draw.randint(1, 4)), draw.choice(AGAIN)] if draw.random() < 0.5 else []
+    begun = " ".join([*before, draw.choice(TRY), *words[:given]])
+    return hint, begun, " ".join([*words[given:], YES if attempt.works else NO, direct(problem)])
 
 
 def _solution(problem: Problem, draw: Random) -> str:
