@@ -9,6 +9,13 @@ from statistics import fmean
 from typing import Any
 
 RESULTS = Path("docs/results/lab")
+HEADLINE = {
+    "unprotected": "self-distillation: the teacher sees the solution",
+    "protected": "the same, no loss where a hedging word was likely",
+    "reversal_markers": "that beside rewards, and away from the teacher at hedging words",
+    "grpo_1e-4": "rewards alone (GRPO), a third of the learning rate",
+}
+"""Arms of the frontier that README names."""
 SETS = ("unseen", "other_map", "longer", "sums")
 
 
@@ -218,6 +225,21 @@ def frontier(report: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def headline(report: dict[str, Any]) -> None:
+    """The table of README: what the main arms of the frontier learn and lose."""
+    ends = {point["arm"]: point for point in report["points"]}
+    table(
+        ("trained for 300 steps", "seeds", "new problems", "other kinds of problems", "sampled tokens"),
+        (
+            (
+                words, str(ends[arm]["seeds"]), difference_ci(ends[arm]["in_domain"]), difference_ci(ends[arm]["out_of_domain"]),
+                f"{ends[arm]['tokens'] / 1000:.0f}k",
+            )
+            for arm, words in HEADLINE.items()
+        ),
+    )  # fmt: skip
+
+
 if __name__ == "__main__":
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     contexts(reproduced)
@@ -231,7 +253,9 @@ if __name__ == "__main__":
     equal_tokens(decisive)
     sound(json.loads((RESULTS / "soundness.json").read_text()))
     start(json.loads((RESULTS / "start.json").read_text()))
-    frontier(json.loads((RESULTS / "frontier.json").read_text()))
+    for name in ("frontier", "frontier_recipe_5"):
+        frontier(json.loads((RESULTS / f"{name}.json").read_text()))
+    headline(json.loads((RESULTS / "frontier.json").read_text()))
     told = json.loads((RESULTS / "feedback.json").read_text())
     helps_or_harms(told)
     program_arms(told)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from random import Random
 from statistics import fmean
 
@@ -12,7 +15,16 @@ import pytest
 from onpolicy.experiments.lab import route
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.grading import facts, problem_of, tried, verdicts
-from onpolicy.experiments.lab.learn_partial import mixed_partial_example, partial_example, searched, under_hint
+from onpolicy.experiments.lab.learn_partial import (
+    LARGE_RECIPE,
+    RECIPE,
+    learn_partial,
+    mixed_partial_example,
+    partial_example,
+    pretrain_large,
+    searched,
+    under_hint,
+)
 from onpolicy.experiments.lab.partial import (
     STATED,
     Knowledge,
@@ -25,6 +37,7 @@ from onpolicy.experiments.lab.partial import (
 from onpolicy.experiments.lab.problem import HINT, NO, SO, TRY, Problem
 from onpolicy.experiments.lab.sets import families, partial_families
 from onpolicy.experiments.lab.words import vocabulary, vocabulary_with_partial
+from onpolicy.models import REASONER, load_causal_lm, load_tokenizer, resolve_model
 from onpolicy.rewards.answer import exact_answer
 
 FAMILIES = tuple(partial_families())
@@ -148,3 +161,19 @@ def test_words_and_data() -> None:
         for prompt in lab(family=family, split="test")[:20]:
             assert exact_answer(prompt.fields["solution"], prompt.fields["answer"])
             assert facts(prompt.fields["solution"], prompt.fields["problem_id"]) == 1.0, "solutions state what is true"
+
+
+def test_both_recipes_make_a_reasoner_that_loads(tmp_path: Path) -> None:
+    losses: list[float] = []
+    report = lambda step, loss: losses.append(loss)  # noqa: E731
+    learn_partial(resolve_model(REASONER), tmp_path / "small", replace(RECIPE, steps=2, tokens=512), report)
+    pretrain_large(tmp_path / "large", replace(LARGE_RECIPE, steps=2, tokens=512), report)
+    assert len(losses) == 4 and all(map(math.isfinite, losses))
+    sizes = [
+        sum(p.numel() for p in load_causal_lm(str(tmp_path / name), dtype="float32").parameters())
+        for name in ("small", "large")
+    ]
+    assert 4 < sizes[1] / sizes[0] < 10
+    for name in ("small", "large"):
+        words = vocabulary_with_partial()
+        assert load_tokenizer(str(tmp_path / name)).convert_tokens_to_ids(words) == list(range(len(words)))
