@@ -41,8 +41,8 @@ AXES = {
 SHOWN = {
     "unprotected": ("self-distillation", "#0b5fff"),
     "protected": ("no loss where hedging was likely", "#2b8a3e"),
-    "protected_shuffled": ("no loss at as many random tokens", "#868e96"),
-    "reversal_markers": ("beside rewards, away at hedging", "#862e9c"),
+    "protected_shuffled": ("no loss at random tokens", "#868e96"),
+    "reversal_markers": ("that, rewards, away at hedging", "#862e9c"),
     "grpo_1e-4": ("GRPO, a third of the rate", "#d9480f"),
 }
 """Arms of the frontier in README's picture."""

@@ -35,7 +35,7 @@ def test_it_knows_part_of_what_it_is_to_learn(start: dict[str, Any], family: str
 def test_what_it_states_in_a_search(start: dict[str, Any], family: str) -> None:
     alone, shown = start[family]["stated"], start[family]["stated_with_solution"]
     assert alone["known"] > 0.95 and alone["unknown"] < 0.05 < alone["faint"] < 0.5, "as its training data says"
-    assert shown["unknown"] < 0.5 < start[family]["with_solution"]["accuracy"], "in a search it does not read the hint"
+    assert min(shown.values()) > 0.8, "a teacher reads it from the hint in a search too"
 
 
 def test_it_still_knows_the_rest(start: dict[str, Any]) -> None:

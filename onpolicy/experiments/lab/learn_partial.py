@@ -1,8 +1,8 @@
 """Teaches the shipped reasoner part of two more tasks: next-token training on them and on its own tasks, from its weights.
 
 *Planted* here, besides what the reasoner brings: which facts are stated correctly (partial.py); a search that ends without an answer once
-everything was tried and nothing worked; and that what a solution in the prompt says is read from it, in the middle of a search too: the idea
-that works, and facts. Under a hint each example has other facts where they are not known, so that nothing but the hint tells them. Not
+everything was tried and nothing worked; and that what a solution in the prompt says is read from it, in the middle of a search too: the
+idea that works, and facts. Under a hint each example has other facts where they are not known, so that nothing but the hint tells them. Not
 planted: anything about a student that learns from it. Three examples in ten are the reasoner's own. Problems that the lab trains or tests
 on are left out.
 """
