@@ -42,7 +42,7 @@ SHOWN = {
     "unprotected": ("self-distillation", "#0b5fff"),
     "protected": ("no loss where hedging was likely", "#2b8a3e"),
     "protected_shuffled": ("no loss at random tokens", "#868e96"),
-    "reversal_markers": ("that, rewards, away at hedging", "#862e9c"),
+    "reversal_markers": ("also rewards, away at hedging", "#862e9c"),
     "grpo_1e-4": ("GRPO, a third of the rate", "#d9480f"),
 }
 """Arms of the frontier in README's picture."""
@@ -298,11 +298,13 @@ def learned_against_kept(report: dict[str, Any]) -> None:
     for arm, points in by_arm.items():
         gain, loss = (points[-1][axis] for axis in AXES)
         x, y = gain["difference"], loss["difference"]
-        for d, (low, high), ends in (
-            (gain, panel.xs, lambda v: (v, y)),  # noqa: B023
-            (loss, panel.ys, lambda v: (x, v)),  # noqa: B023
-        ):
-            picture.line([panel.at(*ends(min(max(d[end], low), high))) for end in ("low", "high")], SHOWN[arm][1], 1.2)
+        left, right, low, high = (
+            min(max(d[end], axis[0]), axis[1])
+            for d, axis in ((gain, panel.xs), (loss, panel.ys))
+            for end in ("low", "high")
+        )
+        picture.line([panel.at(left, y), panel.at(right, y)], SHOWN[arm][1], 1.2)
+        picture.line([panel.at(x, low), panel.at(x, high)], SHOWN[arm][1], 1.2)
         picture.dot(*panel.at(x, y), SHOWN[arm][1])
     for i, (arm, (words, shade)) in enumerate(SHOWN.items()):
         x, y = 22 + 320 * (i % 3), 286 + 24 * (i // 3)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -12,7 +12,7 @@ RESULTS = Path("docs/results/lab")
 HEADLINE = {
     "unprotected": "self-distillation: the teacher sees the solution",
     "protected": "the same, no loss where a hedging word was likely",
-    "reversal_markers": "that beside rewards, and away from the teacher at hedging words",
+    "reversal_markers": "that with rewards, away from the teacher at hedging words (elsewhere: the same)",
     "grpo_1e-4": "rewards alone (GRPO), a third of the learning rate",
 }
 """Arms of the frontier that README names."""
@@ -212,30 +212,30 @@ def program_arms(report: dict[str, Any]) -> None:
 
 def frontier(report: dict[str, Any]) -> None:
     """The table of docs/lab.md: where each arm of the frontier ended, with as many seeds as have finished."""
-    ends = {point["arm"]: point for point in report["points"]}
-    table(
-        ("arm", "seeds", "new routes", "out of domain", "sampled"),
-        (
-            (
-                f"`{arm}`", str(p["seeds"]), difference_ci(p["in_domain"]), difference_ci(p["out_of_domain"]),
-                f"{p['tokens'] / 1000:.0f}k",
-            )
-            for arm, p in ends.items()
-        ),
-    )  # fmt: skip
+    arms = {point["arm"]: f"`{point['arm']}`" for point in report["points"]}
+    ends(report, arms, ("arm", "seeds", "new routes", "out of domain", "sampled"))
 
 
 def headline(report: dict[str, Any]) -> None:
     """The table of README: what the main arms of the frontier learn and lose."""
-    ends = {point["arm"]: point for point in report["points"]}
-    table(
+    ends(
+        report,
+        HEADLINE,
         ("trained for 300 steps", "seeds", "new problems", "other kinds of problems", "sampled tokens"),
+    )
+
+
+def ends(report: dict[str, Any], arms: Mapping[str, str], head: Sequence[str]) -> None:
+    """A row for each of the arms, called as given: its last point."""
+    last = {point["arm"]: point for point in report["points"]}
+    table(
+        head,
         (
             (
-                words, str(ends[arm]["seeds"]), difference_ci(ends[arm]["in_domain"]), difference_ci(ends[arm]["out_of_domain"]),
-                f"{ends[arm]['tokens'] / 1000:.0f}k",
+                words, str(last[arm]["seeds"]), difference_ci(last[arm]["in_domain"]), difference_ci(last[arm]["out_of_domain"]),
+                f"{last[arm]['tokens'] / 1000:.0f}k",
             )
-            for arm, words in HEADLINE.items()
+            for arm, words in arms.items()
         ),
     )  # fmt: skip
 

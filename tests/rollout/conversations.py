@@ -150,12 +150,21 @@ class Retries(Asks):
 class GivesUp(Asks):
     """Is content with what there is, once the reply to a conversation that begins anew takes too long."""
 
+    patience = 0.001
+    """Seconds."""
+
     async def run(self, prompt: Prompt, student: Student) -> EnvironmentOutcome:
         reply = await student.reply(prompt.messages, as_said)
         anew: list[Message] = [*prompt.messages, {"role": "user", "content": "Begin again."}]
         with suppress(TimeoutError):
-            await asyncio.wait_for(student.reply(anew, as_said), 0.001)
+            await asyncio.wait_for(student.reply(anew, as_said), self.patience)
         return EnvironmentOutcome(reward=float(len(reply["content"])))
+
+
+class GivesUpLater(GivesUp):
+    """The same, once the reply has surely been asked for."""
+
+    patience = 0.1
 
 
 class Shortens(Asks):

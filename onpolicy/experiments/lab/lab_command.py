@@ -120,6 +120,21 @@ def _learn_partial(output: Path | None, jobs: int) -> int:
     return 0
 
 
+def _pretrain_large(output: Path | None, jobs: int) -> int:
+    """Pre-trains a reasoner of five times the size, which knows part of the same two tasks, and measures what it knows."""
+    from onpolicy.experiments.lab.learn_partial import LARGE_RECIPE, pretrain_large
+    from onpolicy.experiments.lab.partial_start import measure_start, start_table
+    from onpolicy.experiments.lab.readout import rounded
+
+    folder = output or Path("runs/large_reasoner")
+    _make(folder, LARGE_RECIPE, pretrain_large)
+    start = rounded(measure_start(str(folder)))
+    (folder / "start.json").write_text(json.dumps(start) + "\n")
+    Console().print(start_table(start))
+    print_next(["sweep", "lab/frontier", f"model.path={folder}"])
+    return 0
+
+
 def _make(folder: Path, recipe: Recipe, train: Callable[[Path, Recipe, Callable[[int, float], None]], None]) -> None:
     """Trains a reasoner and logs the loss next to it."""
     start = time.monotonic()
@@ -142,21 +157,6 @@ def _make(folder: Path, recipe: Recipe, train: Callable[[Path, Recipe, Callable[
 
         train(folder, recipe, report)
     Console().print(f"the reasoner: {folder}", soft_wrap=True)
-
-
-def _pretrain_large(output: Path | None, jobs: int) -> int:
-    """Pre-trains a reasoner of five times the size, which knows part of the same two tasks, and measures what it knows."""
-    from onpolicy.experiments.lab.learn_partial import LARGE_RECIPE, pretrain_large
-    from onpolicy.experiments.lab.partial_start import measure_start, start_table
-    from onpolicy.experiments.lab.readout import rounded
-
-    folder = output or Path("runs/large_reasoner")
-    _make(folder, LARGE_RECIPE, pretrain_large)
-    start = rounded(measure_start(str(folder)))
-    (folder / "start.json").write_text(json.dumps(start) + "\n")
-    Console().print(start_table(start))
-    print_next(["sweep", "lab/frontier", f"model.path={folder}"])
-    return 0
 
 
 COMMANDS: dict[str, Callable[[Path | None, int], int]] = {

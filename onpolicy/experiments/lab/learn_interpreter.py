@@ -26,10 +26,10 @@ from onpolicy.experiments.lab.interpreter import (
     printed,
     trace,
 )
-from onpolicy.experiments.lab.pretrain import Example, Recipe, search_example, train_reasoner
+from onpolicy.experiments.lab.pretrain import Example, Recipe, search_example, train_reasoner, write_reasoner
 from onpolicy.experiments.lab.problem import HINT
 from onpolicy.experiments.lab.sets import program_families
-from onpolicy.experiments.lab.words import vocabulary_with_programs, write_tokenizer
+from onpolicy.experiments.lab.words import vocabulary_with_programs
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -105,5 +105,4 @@ def learn_interpreter(reasoner: str, folder: Path, recipe: Recipe, report: Calla
     words = vocabulary_with_programs()
     model = enlarged(reasoner, words, recipe.seed)
     train_reasoner(model, recipe, report, mixed_example, words)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder, words)
+    write_reasoner(model, folder, words)

@@ -14,8 +14,6 @@ from functools import partial
 from pathlib import Path
 from random import Random
 
-import torch
-
 from onpolicy.experiments.lab.learn_interpreter import enlarged
 from onpolicy.experiments.lab.partial import in_another_world, in_the_corpus, right
 from onpolicy.experiments.lab.pretrain import (
@@ -25,14 +23,16 @@ from onpolicy.experiments.lab.pretrain import (
     make_model,
     search_example,
     train_reasoner,
+    write_reasoner,
 )
 from onpolicy.experiments.lab.problem import AGAIN, HINT, NO, TRY, YES, Problem, direct, failed, search
 from onpolicy.experiments.lab.sets import partial_families
-from onpolicy.experiments.lab.words import vocabulary_with_partial, write_tokenizer
+from onpolicy.experiments.lab.words import vocabulary_with_partial
 
 OWN = 0.3
 """Share of the examples that are of the reasoner's own tasks."""
 OWN_FROM_SCRATCH = 0.5
+"""The same, of a reasoner that does not know them yet."""
 FAMILIES = {"route-c-2": 0.8, "sums-3-large": 0.2}
 RECIPE = Recipe(steps=3000, lr=2e-3)
 LARGE_RECIPE = Recipe(steps=3200, lr=1.5e-3, bfloat16=True)
@@ -93,8 +93,7 @@ def pretrain_large(folder: Path, recipe: Recipe, report: Callable[[int, float], 
     words = vocabulary_with_partial()
     model = make_model(recipe.seed, LARGE_SHAPE, words)
     train_reasoner(model, recipe, report, partial(mixed_partial_example, own=OWN_FROM_SCRATCH), words)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder, words)
+    write_reasoner(model, folder, words)
 
 
 def learn_partial(reasoner: str, folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
@@ -104,5 +103,4 @@ def learn_partial(reasoner: str, folder: Path, recipe: Recipe, report: Callable[
         reasoner, words, recipe.seed, apart=False
     )  # places behave alike: apart, verdicts are learned more slowly
     train_reasoner(model, recipe, report, mixed_partial_example, words)
-    model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder, words)
+    write_reasoner(model, folder, words)

@@ -165,5 +165,10 @@ def pretrain(folder: Path, recipe: Recipe, report: Callable[[int, float], None])
     """Pre-trains the reasoner and writes it, in bfloat16, with its tokenizer."""
     model = make_model(recipe.seed)
     train_reasoner(model, recipe, report)
+    write_reasoner(model, folder, vocabulary())
+
+
+def write_reasoner(model: PreTrainedModel, folder: Path, words: Sequence[str]) -> None:
+    """Writes a reasoner, in bfloat16, with the tokenizer of its words."""
     model.to(torch.bfloat16).save_pretrained(folder)
-    write_tokenizer(folder, vocabulary())
+    write_tokenizer(folder, words)

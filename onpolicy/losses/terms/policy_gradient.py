@@ -41,8 +41,6 @@ def policy_gradient(
     objective, clipped = clipped_objective(inputs, advantages, clip_low, clip_high, dual_clip)
     importance = sampler_weight(inputs, importance_cap)
     weights = token_weights(inputs, own_tokens(inputs, inputs.sampled_mask))
-    change = advantages - inputs.advantages
-    changes = {"change": change, "squared_change": change.square(), "squared_group": inputs.advantages.square()}
     return TermOutput(
         per_token=-importance * weights * objective,
         metrics={
@@ -50,9 +48,15 @@ def policy_gradient(
             "advantage": advantages,
             "clip_fraction": clipped,
             "importance_weight": importance,
-            **({} if advantage is group else changes),
+            **({} if advantage is group else change_metrics(inputs, advantages)),
         },
     )
+
+
+def change_metrics(inputs: LossInputs, advantages: Tensor) -> dict[str, Tensor]:
+    """What token advantages change in the group's, ``[B, T]`` each; a bonus's realised dose is the root of the second over the third."""
+    change = advantages - inputs.advantages
+    return {"change": change, "squared_change": change.square(), "squared_group": inputs.advantages.square()}
 
 
 def clipped_objective(

@@ -428,8 +428,8 @@ def test_without_room_for_a_reply_the_rollout_is_lost(tmp_path: Path) -> None:
 
 def test_a_rollout_is_there_when_nothing_is_sampled_for_it_any_more(tmp_path: Path) -> None:
     """Whoever has it may put the servers to sleep; this environment does not wait for its second reply."""
-    side = Side(tmp_path, f"{HERE}:GivesUp", n=1)
-    side.servers.pause = 0.2
+    side = Side(tmp_path, f"{HERE}:GivesUpLater", n=1)
+    side.servers.pause = 1.0
 
     async def one() -> int:
         await side.session(TALKS[0], 0)
