@@ -306,6 +306,7 @@ def test_every_combination(tmp_path: Path) -> None:
             {"dose_response": ["m/x", "sms"]},
             "dose_response: got 'sms', expected a set of eval.sets, a group of eval_groups (sums, both)",
         ),
+        ({"dose": "plicy_gradient"}, "dose: got 'plicy_gradient', expected a term of an arm's objective: "),
         ({"arms": {"plain": {}, "same": {}}}, "the runs 'plain seed 0' and 'same seed 0' have the same settings"),
         (
             {"factors": {"quiet": {"logging.trackers": ["tensorboard"]}}},

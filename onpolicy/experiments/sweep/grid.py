@@ -197,6 +197,14 @@ def check_readings(path: Path, grid: Grid, sets: Collection[str]) -> None:
             )
 
 
+def check_dose(path: Path, grid: Grid, terms: Collection[str]) -> None:
+    """Raises ConfigError where ``dose`` names no term of any arm's objective."""
+    if grid.dose and grid.dose not in terms:
+        raise ConfigError(
+            f"{path}: dose: got {grid.dose!r}, expected a term of an arm's objective: {', '.join(terms)}.{suggest(grid.dose, terms)}"
+        )
+
+
 def check_eval_groups(path: Path, grid: Grid, sets: Collection[str]) -> None:
     """Raises ConfigError where an eval group names a set that is not evaluated, or no set, or has a set's name."""
     for group, names in grid.eval_groups.items():
@@ -220,6 +228,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
     _refuse_own(path, grid, overrides)
     config, check = _config_of(path, grid), ConfoundCheck(path, grid)
     factors = grid.factors or {"": {}}
+    terms: dict[str, None] = {}
     for seed in grid.seeds:
         for factor, shared in factors.items():
             side_by_side = []
@@ -237,9 +246,11 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
                 check_eval_groups(path, grid, resolved.config.eval.sets)
                 check_frontier(path, grid, resolved.config.eval.sets)
                 check_readings(path, grid, resolved.config.eval.sets)
+                terms |= dict.fromkeys(resolved.term_names)
                 side_by_side.append(
                     Cell(arm, factor, seed, config, own, folder, resolved.config, canonicalize(resolved))
                 )
+            check_dose(path, grid, terms)
             check.compare_arms(side_by_side)
             yield from side_by_side
 
