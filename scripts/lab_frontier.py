@@ -1,7 +1,7 @@
-"""What the finished runs of a frontier say, while others are still to run: python scripts/lab_frontier.py RUNS [key=value ...]
+"""What the finished runs of a frontier say, while others are still to run: python scripts/lab_frontier.py RUNS [GRID.yaml] [key=value ...]
 
-RUNS is the output of: onpolicy lab frontier --output RUNS, or of onpolicy sweep lab/frontier --output RUNS [key=value ...] with some of its
-arms.
+RUNS is the output of: onpolicy lab frontier --output RUNS, or of onpolicy sweep GRID --output RUNS [key=value ...] with some of its arms;
+GRID is configs/lab/frontier.yaml, or one like it, e.g. a copy with other seeds.
 """
 
 from __future__ import annotations
@@ -9,6 +9,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from onpolicy.experiments.lab.frontier import write_frontier
+from onpolicy.experiments.lab.frontier import GRID, write_frontier
 
-write_frontier(Path(sys.argv[1]), sys.argv[2:])
+runs, *rest = sys.argv[1:]
+grid = Path(rest.pop(0)) if rest and "=" not in rest[0] else GRID
+write_frontier(Path(runs), rest, grid)

@@ -117,7 +117,7 @@ def test_doses_by_hand(tmp_path: Path) -> None:
     assert both.read["eval/others/words"] == (5.0, 5.0, 5.0), "one problem of 8 words, three of 4"
     # .75 and 1, .375 from a standard error of .125: t(1) = 12.706
     assert both.read["new"] == pytest.approx((0.875, 0.875 - 12.7062 * 0.125, 0.875 + 12.7062 * 0.125), abs=1e-3)
-    assert both.read["rate"][0] == pytest.approx(0.45), "as it was last logged"
+    assert both.read["rate"][0] == pytest.approx(0.45), "the last tenth of two steps is the last one"
     schedule = {"name": "linear", "initial": -0.5, "final": -0.1, "steps": 9}
     for rewards in ([REWARDS[2], REWARDS[0]], [REWARDS[0], {"name": "bonus", "weight": schedule}]):
         changed = [replace(c, canonical={"correctness": "right", "rewards": rewards}) for c in cells[2:3]]
@@ -127,6 +127,17 @@ def test_doses_by_hand(tmp_path: Path) -> None:
     figure = write_figures(cells, grid, tmp_path, Console(file=io.StringIO()))
     assert "<!-- realised dose -->" in figure and figure.count("<!-- rate -->") == 1
     assert json.loads((tmp_path / "dose_response.json").read_text())["points"][1]["read"]["others"][1:] == [None, None]
+
+
+def test_a_metric_is_read_over_the_end_of_a_run(tmp_path: Path) -> None:
+    """The last tenth of the steps; what was not logged there, e.g. a detector of markers that are gone, is unknown."""
+    cell = cells_of(tmp_path)[0]
+    rows = [{"step": i, "credit/dose": 0.1, "rate": i, **({"vacuous": 1.0} if i < 15 else {})} for i in range(21)]
+    (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (read,) = responses([cell], GROUPS, ["rate", "vacuous"])
+    assert {name: value for name, (value, *_) in read.read.items()} == {"rate": 19.5}
+    many = Grid(config="", arms={}, dose_response=["rate", *(f"map/{n}" for n in range(5))])
+    assert write_figures([cell], many, tmp_path, Console(file=io.StringIO())).count("<!-- map/") == 5, "in two rows"
 
 
 def test_the_dose_of_a_bonus_by_token(tmp_path: Path) -> None:

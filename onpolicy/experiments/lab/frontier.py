@@ -50,15 +50,16 @@ def frontier(output: Path, jobs: int) -> int:
     return code
 
 
-def write_frontier(output: Path, overrides: Sequence[str] = ()) -> None:
+def write_frontier(output: Path, overrides: Sequence[str] = (), path: Path = GRID) -> None:
     """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between.
 
     Args:
         output: folder of the runs
         overrides: with which they were run, e.g. another reasoner
+        path: the grid; it has a frontier, and an arm called ``unprotected``
     """
-    console, grid = Console(), read_grid(GRID)
-    finished = [cell for cell in cells(GRID, output, overrides) if cell.finished()]
+    console, grid = Console(), read_grid(path)
+    finished = [cell for cell in cells(path, output, overrides) if cell.finished()]
     if not finished:
         return
     between = [

@@ -1,10 +1,10 @@
 """The dose-response of a sweep: what a bonus or penalty does, by how much it weighed in the advantages (``credit/dose``) and not by its
 weight, which says little where rewards are divided by their group's standard deviation.
 
-A grid names what is read at the end of each run, sets (their accuracy) or metrics, e.g.
-``dose_response: [unseen, epistemic/rewarded/rate_per_1k]``. Where the bonus is a term's ``advantage``, token by token, it names the term as
-well, e.g. ``dose: policy_gradient``: the dose is the root mean square, over tokens, of what that changes, over that of the group's
-advantage.
+A grid names what is read at the end of each run, sets (their accuracy at the last evaluation) or metrics (their mean over the last tenth
+of the steps), e.g. ``dose_response: [unseen, epistemic/rewarded/rate_per_1k]``. Where the bonus is a term's ``advantage``, token by token,
+it names the term as well, e.g. ``dose: policy_gradient``: the dose is the root mean square, over tokens, of what that changes, over that of
+the group's advantage.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from typing import Any
 import numpy as np
 
 from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
-from onpolicy.experiments.sweep.compare import last_metrics, pass_rates_by_problem, pooled_metrics, with_eval_groups
+from onpolicy.experiments.sweep.compare import pass_rates_by_problem, pooled_metrics, with_eval_groups
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.palette import colour, symbol
 from onpolicy.run.run_dir import logged
 from onpolicy.utils.stats import two_way_t_ci
 
 DOSE = "credit/dose"
+END = 0.1
+"""The share of a run's steps over which a metric is read: what one step of a few rollouts logs is noise."""
+PANELS = 4
+"""In a row of the figure."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +99,10 @@ def _value(folder: Path, eval_groups: Mapping[str, Sequence[str]], name: str) ->
     rates = with_eval_groups(pass_rates_by_problem(folder), eval_groups)
     if name in rates:
         return fmean(rates[name].values())
-    value: float | None = pooled_metrics(last_metrics(folder), eval_groups).get(name)
-    return value
+    rows = logged(folder)
+    end = [row for row in rows if row["step"] > rows[-1]["step"] * (1 - END)]
+    values = [row[name] for row in (pooled_metrics(row, eval_groups) for row in end) if row.get(name) is not None]
+    return fmean(values) if values else None
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
@@ -106,9 +112,12 @@ def _interval(values: Sequence[float]) -> tuple[float, float, float]:
 
 def draw_responses(found: Sequence[Response], read: Sequence[str], path: Path) -> None:
     """A panel for each reading, a line for each arm; bars are 95 % t intervals over seeds."""
-    figure = drawing_library(path)(figsize=(4.2 * len(read), 3.8), layout="constrained")
-    panels: Any = figure.subplots(1, len(read), sharex=True, squeeze=False)[0]
-    for panel, name in zip(panels, read, strict=True):
+    rows, columns = math.ceil(len(read) / PANELS), min(len(read), PANELS)
+    figure = drawing_library(path)(figsize=(4.2 * columns, 3.8 * rows), layout="constrained")
+    panels: Any = figure.subplots(rows, columns, sharex=True, squeeze=False).flat
+    for panel in panels[len(read) :]:
+        panel.remove()
+    for panel, name in zip(panels[: len(read)], read, strict=True):
         for n, arm in enumerate(dict.fromkeys(r.arm for r in found)):
             own = sorted((r for r in found if r.arm == arm and name in r.read), key=lambda r: r.dose)
             if own:
