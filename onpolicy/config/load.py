@@ -165,9 +165,9 @@ def _override(raw: dict[str, Any], override: str) -> None:
     key, equals, value = override.partition("=")
     if not equals or not key:
         raise ConfigError(f"override {override!r}: expected key=value in one word, e.g. steps=10")
-    section, *inner = parts(key)
-    if inner and isinstance(inner[0], int) and section in LISTS:  # a list that is there by default
-        raw.setdefault(str(section), LISTS[str(section)]())
+    match parts(key):
+        case [str(section), int(), *_] if section in LISTS:  # a list that is there by default
+            raw.setdefault(section, LISTS[section]())
     try:
         put_value(raw, key, read_value(value))
     except (ValueError, IndexError) as error:
