@@ -96,6 +96,7 @@ TABLES: dict[str, Mapping[str, str]] = {
         "geometric_mix": "onpolicy.losses.targets:geometric_mix",
         "pmi_residual": "onpolicy.losses.targets:pmi_residual",
         "marker_mass_floor": "onpolicy.losses.targets:marker_mass_floor",
+        "prior_at_markers": "onpolicy.losses.targets:prior_at_markers",
     },
     "divergence": {
         "forward_kl": "onpolicy.losses.divergences:forward_kl",

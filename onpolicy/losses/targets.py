@@ -140,6 +140,25 @@ def marker_mass_floor(
     return torch.where(floor > inside, floored, teacher)
 
 
+@reads_ref
+def prior_at_markers(
+    teacher: Tensor, seen: Distributions, *, lexicon: str = "self_doubt", saturation: float = 0.05
+) -> Tensor:
+    """s pi_0 + (1 - s) q, s = min(1, M(pi_0) / saturation), M the mass on a lexicon's markers.
+
+    Holds the reference model wherever a marker was likely, the choice of what else stands there included. The token weight
+    ``protect_markers`` takes the loss away at the same tokens: what is decided there may still change with what is trained
+    elsewhere.
+
+    Args:
+        lexicon: the lexicon of the markers; only those that are one token of the tokenizer
+        saturation: marker mass from which the target is the reference model
+    """
+    ref = _ref(seen)
+    mass = ref[..., seen.marker_ids[lexicon]].logsumexp(-1).exp()
+    return _mix(ref, teacher, (mass / saturation).clamp(max=1.0))
+
+
 def _ref(seen: Distributions) -> Tensor:
     assert seen.ref is not None
     return seen.ref

@@ -100,6 +100,10 @@ def floored(t: P, s: P, start: P, other: P) -> P:
     return [q * m / mass if i in MARKERS else q * (1 - m) / (1 - mass) for i, q in enumerate(t)]
 
 
+def held(t: P, s: P, start: P, other: P) -> P:
+    return mixed(min(1.0, sum(start[i] for i in MARKERS) / 0.6), start, t)
+
+
 TARGETS: dict[str, tuple[Callable[..., Any], Callable[[P, P, P, P], P]]] = {
     "identity": (targets.identity, lambda t, s, start, other: t),
     "temperature": (partial(targets.temperature, temperature=2.0), lambda t, s, start, other: normalised([q**0.5 for q in t])),
@@ -109,6 +113,7 @@ TARGETS: dict[str, tuple[Callable[..., Any], Callable[[P, P, P, P], P]]] = {
     "geometric_mix": (partial(targets.geometric_mix, share=0.3), geometric),
     "pmi_residual": (partial(targets.pmi_residual, reference_context="other", kappa=2.0, beta=0.7), pmi_residual),
     "marker_mass_floor": (partial(targets.marker_mass_floor, lexicon="self_doubt", share=0.8), floored),
+    "prior_at_markers": (partial(targets.prior_at_markers, lexicon="self_doubt", saturation=0.6), held),
 }  # fmt: skip
 
 

@@ -28,6 +28,7 @@ ALL: list[Any] = [
     targets.geometric_mix, partial(targets.pmi_residual, reference_context="other"),
     partial(targets.marker_mass_floor, lexicon="self_doubt"),
     partial(targets.marker_mass_floor, lexicon="self_doubt", control="others"),
+    partial(targets.prior_at_markers, lexicon="self_doubt"),
 ]  # fmt: skip
 
 
@@ -91,6 +92,21 @@ def test_a_teacher_that_has_lost_the_markers_altogether_gets_finite_ones_back() 
         teacher, Distributions(start, {}, start, seen.token_ids[:1], seen.marker_ids), share=1.0
     )
     assert floored.isfinite().all() and floored.exp()[0, IDS].sum().item() == pytest.approx(2 / 7, rel=1e-3)
+
+
+def test_the_prior_where_a_marker_was_likely_by_hand() -> None:
+    """Markers 1 and 4 have .1 of the reference model's mass, then 0, then .02; the target is it from .04 on."""
+    start = torch.tensor(
+        [[0.5, 0.08, 0.2, 0.1, 0.02, 0.1], [0.5, 0.0, 0.3, 0.1, 0.0, 0.1], [0.5, 0.01, 0.2, 0.18, 0.01, 0.1]]
+    )
+    teacher = torch.tensor(
+        [[0.9, 0.0, 0.1, 0.0, 0.0, 0.0], [0.7, 0.0, 0.1, 0.2, 0.0, 0.0], [0.1, 0.03, 0.6, 0.18, 0.01, 0.08]]
+    )
+    seen = Distributions(start.log(), {}, start.log(), torch.tensor([0, 1, 2]), {"self_doubt": IDS})
+    held = targets.prior_at_markers(teacher.log(), seen, saturation=0.04).exp()
+    torch.testing.assert_close(
+        held, torch.stack([start[0], teacher[1], torch.tensor([0.3, 0.02, 0.4, 0.18, 0.01, 0.09])])
+    )
 
 
 def test_the_ends_of_the_mixtures() -> None:
