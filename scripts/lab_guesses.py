@@ -1,0 +1,70 @@
+"""Whether students of the frontier guess where the reasoner gives up: python scripts/lab_guesses.py RUNS > docs/results/lab/guesses.json
+
+By model (seed 0) and family, problems that nothing trains: after that many failed attempts ("... no"), the mean probability to answer at
+once ("so"), to end without an answer, and to go on (a hedging word). ``teacher`` is the reasoner with the solution in its prompt. Routes
+over the third map are those whose right attempt rests on a fact that the reasoner states wrongly, so that all three attempts fail.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from statistics import fmean
+
+from onpolicy.experiments.lab import grading
+from onpolicy.experiments.lab.asking import hinted, sampler_of
+from onpolicy.experiments.lab.data import lab
+from onpolicy.experiments.lab.partial import in_the_corpus
+from onpolicy.experiments.lab.problem import AGAIN, SO, failed
+from onpolicy.experiments.lab.sets import partial_families
+from onpolicy.rollout.hf_generator import HFGenerator
+from onpolicy.types import Prompt
+
+REASONER = "onpolicy/experiments/lab/partial_reasoner"
+ARMS = ("unprotected", "protected", "reversal_markers", "floor_100", "held", "held_end", "grpo_1e-4")
+FAMILIES, PROBLEMS, FAILURES = ("route-c-2", "route-b-2", "sums-4"), 40, (1, 2, 3)
+Shown = Callable[[Prompt], Prompt]
+
+
+def guesses(sampler: HFGenerator, family: str, failures: int, shown: Shown) -> dict[str, float]:
+    tokenizer, draw = sampler.renderer.tokenizer, Random(0)
+    answers = {"answers": [SO], "ends": [tokenizer.eos_token], "goes_on": list(AGAIN)}
+    found: dict[str, list[float]] = {what: [] for what in answers}
+    for prompt in lab(family=family, split="test")[:PROBLEMS]:
+        problem = grading.problem_of(prompt.fields["problem_id"])
+        if family in partial_families():
+            problem = in_the_corpus(problem, draw)
+            if any(attempt.works for attempt in problem.attempts):
+                continue
+        said = failed(problem, draw, failures)
+        ids = [*sampler.renderer.prompt_ids(shown(prompt).messages), *tokenizer.encode(said, add_special_tokens=False)]
+        for what, words in answers.items():
+            tokens = tokenizer.convert_tokens_to_ids(words)
+            found[what].append(math.fsum(math.exp(sampler.logprobs([*ids, token])[-1]) for token in tokens))
+    return {what: round(fmean(chances), 4) for what, chances in found.items()}
+
+
+def measured(model: str, shown: Shown = lambda prompt: prompt) -> dict[str, dict[str, dict[str, float]]]:
+    sampler = sampler_of(model)
+    return {
+        family: {str(failures): guesses(sampler, family, failures, shown) for failures in FAILURES}
+        for family in FAMILIES
+    }
+
+
+if __name__ == "__main__":
+    models = {arm: Path(sys.argv[1], arm).glob("*/seed-0/checkpoints/step-000300") for arm in ARMS}
+    print(
+        json.dumps(
+            {
+                "reasoner": measured(REASONER),
+                "teacher": measured(REASONER, lambda prompt: hinted(prompt, prompt.fields["solution"])),
+                **{arm: measured(str(checkpoint)) for arm, found in models.items() for checkpoint in found},
+            },
+            indent=1,
+        )
+    )
