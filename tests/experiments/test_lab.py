@@ -177,6 +177,8 @@ def test_every_word_has_a_token_and_comes_back(tmp_path: object) -> None:
         "coverage",
         "headroom_coverage",
         "frontier",
+        "frontier_programs",
+        "surprise",
         pytest.param("decisive", marks=pytest.mark.slow),
         pytest.param("bonus", marks=pytest.mark.nightly),
     ],

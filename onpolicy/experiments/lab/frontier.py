@@ -46,7 +46,7 @@ def frontier(output: Path, jobs: int) -> int:
     """Runs and measures what is missing, and writes ``results.json``."""
     output.mkdir(parents=True, exist_ok=True)
     code = sweep(GRID, output, (), jobs)
-    write_frontier(output)
+    write_frontier(output, (), GRID)
     return code
 
 
