@@ -3,6 +3,9 @@
 By model (seed 0) and family, problems that nothing trains: after that many failed attempts ("... no"), the mean probability to answer at
 once ("so"), to end without an answer, and to go on (a hedging word). ``teacher`` is the reasoner with the solution in its prompt. Routes
 over the third map are those whose right attempt rests on a fact that the reasoner states wrongly, so that all three attempts fail.
+
+Besides, in rollouts of the first fifty steps of ``held``: what the teacher says after a failed attempt, where the reasoner would end and where
+it would go on.
 """
 
 from __future__ import annotations
@@ -19,14 +22,15 @@ from onpolicy.experiments.lab import grading
 from onpolicy.experiments.lab.asking import hinted, sampler_of
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.partial import in_the_corpus
-from onpolicy.experiments.lab.problem import AGAIN, SO, failed
+from onpolicy.experiments.lab.problem import AGAIN, NO, SO, failed
 from onpolicy.experiments.lab.sets import partial_families
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.types import Prompt
 
 REASONER = "onpolicy/experiments/lab/partial_reasoner"
-ARMS = ("unprotected", "protected", "reversal_markers", "floor_100", "held", "held_end", "grpo_1e-4")
+ARMS = ("unprotected", "protected", "reversal_markers", "floor_100", "held", "held_end", "protected_end", "grpo_1e-4")
 FAMILIES, PROBLEMS, FAILURES = ("route-c-2", "route-b-2", "sums-4"), 40, (1, 2, 3)
+STEPS = 50
 Shown = Callable[[Prompt], Prompt]
 
 
@@ -56,15 +60,34 @@ def measured(model: str, shown: Shown = lambda prompt: prompt) -> dict[str, dict
     }
 
 
+def in_rollouts(run: Path) -> dict[str, dict[str, float]]:
+    sampler = sampler_of(REASONER)
+    encode, end = sampler.renderer.tokenizer.encode, sampler.renderer.tokenizer.eos_token
+    found: dict[str, list[float]] = {"ends": [], "goes_on": []}
+    for row in map(json.loads, (run / "samples.jsonl").read_text().splitlines()):
+        words = row["completion"].split()
+        for said in (" ".join(words[: i + 1]) for i, word in enumerate(words) if word == NO and row["step"] <= STEPS):
+            alone, told = (
+                [
+                    math.exp(sampler.logprobs(encode(f"{asked} {said} {word}", add_special_tokens=False))[-1])
+                    for word in (end, SO)
+                ]
+                for asked in (row["student_prompt"], row["teacher_prompts"]["teacher"])
+            )
+            found["ends" if alone[0] > 0.5 else "goes_on"].append(told[1])
+    return {what: {"places": len(told), "teacher_answers": round(fmean(told), 4)} for what, told in found.items()}
+
+
 if __name__ == "__main__":
-    models = {arm: Path(sys.argv[1], arm).glob("*/seed-0/checkpoints/step-000300") for arm in ARMS}
-    print(
-        json.dumps(
-            {
-                "reasoner": measured(REASONER),
-                "teacher": measured(REASONER, lambda prompt: hinted(prompt, prompt.fields["solution"])),
-                **{arm: measured(str(checkpoint)) for arm, found in models.items() for checkpoint in found},
-            },
-            indent=1,
-        )
-    )
+    runs = Path(sys.argv[1])
+    models = {arm: runs.joinpath(arm).glob("*/seed-0/checkpoints/step-000300") for arm in ARMS}
+    (held,) = runs.glob("held/*/seed-0")
+    report = {
+        "after_failures": {
+            "reasoner": measured(REASONER),
+            "teacher": measured(REASONER, lambda prompt: hinted(prompt, prompt.fields["solution"])),
+            **{arm: measured(str(checkpoint)) for arm, found in models.items() for checkpoint in found},
+        },
+        "in_rollouts": in_rollouts(held),
+    }
+    print(json.dumps(report, indent=1))

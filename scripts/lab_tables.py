@@ -242,6 +242,21 @@ def ends(report: dict[str, Any], arms: Mapping[str, str], head: Sequence[str]) -
     )  # fmt: skip
 
 
+def guesses(report: dict[str, Any]) -> None:
+    """The table of docs/lab.md: how likely an answer, or an end without one, is after failed attempts."""
+    table(
+        ("", "ends, nothing left to try", "answers there", "answers after one failure, another map", "after three", "after three, sums"),
+        (
+            (
+                f"`{model}`", f"{own['route-c-2']['3']['ends']:.2f}", f"{own['route-c-2']['3']['answers']:.2f}",
+                f"{own['route-b-2']['1']['answers']:.2f}", f"{own['route-b-2']['3']['answers']:.2f}",
+                f"{own['sums-4']['3']['answers']:.2f}",
+            )
+            for model, own in report["after_failures"].items()
+        ),
+    )  # fmt: skip
+
+
 def order(reports: Mapping[str, dict[str, Any]]) -> None:
     """The arms that all reports have, and whether they stand in the same order: Kendall's tau with the first report."""
     ends_of = [{p["arm"]: p for p in report["points"]} for report in reports.values()]
@@ -269,6 +284,7 @@ if __name__ == "__main__":
     start(json.loads((RESULTS / "start.json").read_text()))
     for name in ("frontier", "frontier_recipe_5"):
         frontier(json.loads((RESULTS / f"{name}.json").read_text()))
+    guesses(json.loads((RESULTS / "guesses.json").read_text()))
     headline(json.loads((RESULTS / "frontier.json").read_text()))
     told = json.loads((RESULTS / "feedback.json").read_text())
     helps_or_harms(told)

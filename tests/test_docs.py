@@ -246,6 +246,7 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         ("start", "start", "docs/lab.md"),
         ("frontier", "frontier", "docs/lab.md"),
         ("frontier", "frontier_recipe_5", "docs/lab.md"),
+        ("guesses", "guesses", "docs/lab.md"),
         ("headline", "frontier", "README.md"),
     ],
 )
