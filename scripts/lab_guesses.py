@@ -4,8 +4,8 @@ By model (seed 0) and family, problems that nothing trains: after that many fail
 once ("so"), to end without an answer, and to go on (a hedging word). ``teacher`` is the reasoner with the solution in its prompt. Routes
 over the third map are those whose right attempt rests on a fact that the reasoner states wrongly, so that all three attempts fail.
 
-Besides, in rollouts of the first fifty steps of ``held``: what the teacher says after a failed attempt, where the reasoner would end and where
-it would go on.
+Besides, in rollouts of the first fifty steps of ``held``: what the teacher says after a failed attempt, where the reasoner would end and
+where it would go on.
 """
 
 from __future__ import annotations
