@@ -42,8 +42,9 @@ SHOWN = {
     "unprotected": ("self-distillation", "#0b5fff"),
     "protected": ("no loss where hedging was likely", "#2b8a3e"),
     "protected_shuffled": ("no loss at random tokens", "#868e96"),
-    "reversal_markers": ("also rewards, away at hedging", "#862e9c"),
-    "grpo_1e-4": ("GRPO, a third of the rate", "#d9480f"),
+    "floor_100_mixed_1e-4": ("hedging held, rewards, slower", "#862e9c"),
+    "protected_end_mixed_1e-4": ("no loss at hedging, end; rewards", "#0c8599"),
+    "grpo_1e-4": ("rewards alone (GRPO), slower", "#d9480f"),
 }
 """Arms of the frontier in README's picture."""
 Curve = list[tuple[int, float, float, float]]

@@ -178,6 +178,7 @@ def test_every_word_has_a_token_and_comes_back(tmp_path: object) -> None:
         "headroom_coverage",
         "frontier",
         "frontier_programs",
+        "confirmation",
         "surprise",
         pytest.param("decisive", marks=pytest.mark.slow),
         pytest.param("bonus", marks=pytest.mark.nightly),
