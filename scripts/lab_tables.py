@@ -14,7 +14,7 @@ RESULTS = Path("docs/results/lab")
 HEADLINE = {
     "unprotected": "self-distillation: the teacher sees the solution",
     "protected": "the same, no loss where a hedging word was likely",
-    "floor_100_mixed_1e-4": "as much hedging in the target as the model itself would do, and rewards; a third of the rate",
+    "floor_100_mixed_1e-4": "the target's hedging held at the model's own, and rewards; a third of the rate",
     "protected_end_mixed_1e-4": "no loss where hedging or an end was likely, and rewards; a third of the rate",
     "grpo_1e-4": "rewards alone (GRPO), a third of the rate",
 }
