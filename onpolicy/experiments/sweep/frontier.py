@@ -22,6 +22,8 @@ from onpolicy.experiments.sweep.grid import FRONTIER
 from onpolicy.experiments.sweep.palette import colour, symbol
 from onpolicy.run.evaluation_files import evaluated_steps
 
+MARGIN = 0.15
+"""Around the ways, of what they span."""
 MOST_IN_A_COLUMN = 20
 """Arms of a figure's legend."""
 MOST_CLEAR = 6
@@ -77,7 +79,8 @@ def frontier_table(points: Sequence[FrontierPoint]) -> Table:
 def draw_frontier(
     points: Sequence[FrontierPoint], frontier: Mapping[str, str], path: Path, *, bar: bool = False
 ) -> None:
-    """A panel for each factor: each arm's way from the reference model at (0, 0), the intervals at its end; upper right is better.
+    """A panel for each factor: each arm's way from the reference model at (0, 0), the intervals at its end; upper right is better. The axes
+    are those of the ways: the interval of an arm with two seeds may go beyond them.
 
     Args:
         points: of all arms; the first arm's first
@@ -101,6 +104,10 @@ def draw_frontier(
         panel.set_xlabel(f"{frontier[FRONTIER[0]]}: accuracy minus reference model", fontsize=8)
         panel.tick_params(labelsize=8)
         panel.spines[["top", "right"]].set_visible(False)
+    for limit, name in zip((panels[0].set_xlim, panels[0].set_ylim), FRONTIER, strict=True):
+        changes = [0.0, *(getattr(p, name).difference for p in points)]
+        margin = MARGIN * (max(changes) - min(changes)) or MARGIN
+        limit(min(changes) - margin, max(changes) + margin)
     for panel, factor in zip(panels, factors, strict=True) if bar else ():
         if first := [p for p in points if (p.arm, p.factor) == (arms[0], factor)]:
             _draw_bar(panel, first[-1])
