@@ -13,4 +13,4 @@ from onpolicy.experiments.lab.frontier import GRID, write_frontier
 
 runs, *rest = sys.argv[1:]
 grid = Path(rest.pop(0)) if rest and "=" not in rest[0] else GRID
-write_frontier(Path(runs), rest, grid)
+write_frontier(Path(runs), grid, rest)

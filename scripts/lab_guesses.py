@@ -19,36 +19,34 @@ from random import Random
 from statistics import fmean
 
 from onpolicy.experiments.lab import grading
-from onpolicy.experiments.lab.asking import hinted, sampler_of
+from onpolicy.experiments.lab.asking import hinted, probability_of_last, sampler_of
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.partial import in_the_corpus
 from onpolicy.experiments.lab.problem import AGAIN, NO, SO, failed
 from onpolicy.experiments.lab.sets import partial_families
+from onpolicy.models import PARTIAL_REASONER, resolve_model
 from onpolicy.rollout.hf_generator import HFGenerator
 from onpolicy.types import Prompt
 
-REASONER = "onpolicy/experiments/lab/partial_reasoner"
 ARMS = ("unprotected", "protected", "reversal_markers", "floor_100", "held", "held_end", "protected_end", "grpo_1e-4")
 FAMILIES, PROBLEMS, FAILURES = ("route-c-2", "route-b-2", "sums-4"), 40, (1, 2, 3)
 STEPS = 50
+REASONER = resolve_model(PARTIAL_REASONER)
 Shown = Callable[[Prompt], Prompt]
 
 
 def guesses(sampler: HFGenerator, family: str, failures: int, shown: Shown) -> dict[str, float]:
-    tokenizer, draw = sampler.renderer.tokenizer, Random(0)
-    answers = {"answers": [SO], "ends": [tokenizer.eos_token], "goes_on": list(AGAIN)}
-    found: dict[str, list[float]] = {what: [] for what in answers}
+    draw, nexts = Random(0), {"answers": [SO], "ends": [sampler.renderer.tokenizer.eos_token], "goes_on": list(AGAIN)}
+    found: dict[str, list[float]] = {what: [] for what in nexts}
     for prompt in lab(family=family, split="test")[:PROBLEMS]:
         problem = grading.problem_of(prompt.fields["problem_id"])
         if family in partial_families():
             problem = in_the_corpus(problem, draw)
             if any(attempt.works for attempt in problem.attempts):
                 continue
-        said = failed(problem, draw, failures)
-        ids = [*sampler.renderer.prompt_ids(shown(prompt).messages), *tokenizer.encode(said, add_special_tokens=False)]
-        for what, words in answers.items():
-            tokens = tokenizer.convert_tokens_to_ids(words)
-            found[what].append(math.fsum(math.exp(sampler.logprobs([*ids, token])[-1]) for token in tokens))
+        asked, said = sampler.renderer.prompt_ids(shown(prompt).messages), failed(problem, draw, failures)
+        for what, words in nexts.items():
+            found[what].append(math.fsum(probability_of_last(sampler, asked, f"{said} {word}") for word in words))
     return {what: round(fmean(chances), 4) for what, chances in found.items()}
 
 
@@ -62,20 +60,20 @@ def measured(model: str, shown: Shown = lambda prompt: prompt) -> dict[str, dict
 
 def in_rollouts(run: Path) -> dict[str, dict[str, float]]:
     sampler = sampler_of(REASONER)
-    encode, end = sampler.renderer.tokenizer.encode, sampler.renderer.tokenizer.eos_token
+    tokenizer = sampler.renderer.tokenizer
     found: dict[str, list[float]] = {"ends": [], "goes_on": []}
     for row in map(json.loads, (run / "samples.jsonl").read_text().splitlines()):
+        if row["step"] > STEPS:
+            break
+        alone, told = (
+            tokenizer.encode(text, add_special_tokens=False)
+            for text in (row["student_prompt"], row["teacher_prompts"]["teacher"])
+        )
         words = row["completion"].split()
-        for said in (" ".join(words[: i + 1]) for i, word in enumerate(words) if word == NO and row["step"] <= STEPS):
-            alone, told = (
-                [
-                    math.exp(sampler.logprobs(encode(f"{asked} {said} {word}", add_special_tokens=False))[-1])
-                    for word in (end, SO)
-                ]
-                for asked in (row["student_prompt"], row["teacher_prompts"]["teacher"])
-            )
-            found["ends" if alone[0] > 0.5 else "goes_on"].append(told[1])
-    return {what: {"places": len(told), "teacher_answers": round(fmean(told), 4)} for what, told in found.items()}
+        for said in (" ".join(words[: i + 1]) for i, word in enumerate(words) if word == NO):
+            ends = probability_of_last(sampler, alone, f"{said} {tokenizer.eos_token}") > 0.5
+            found["ends" if ends else "goes_on"].append(probability_of_last(sampler, told, f"{said} {SO}"))
+    return {what: {"places": len(p), "teacher_answers": round(fmean(p), 4)} for what, p in found.items()}
 
 
 if __name__ == "__main__":

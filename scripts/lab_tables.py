@@ -8,8 +8,6 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from scipy.stats import kendalltau
-
 RESULTS = Path("docs/results/lab")
 HEADLINE = {
     "unprotected": "self-distillation: the teacher sees the solution",
@@ -256,18 +254,6 @@ def guesses(report: dict[str, Any]) -> None:
             for model, own in report["after_failures"].items()
         ),
     )  # fmt: skip
-
-
-def order(reports: Mapping[str, dict[str, Any]]) -> None:
-    """The arms that all reports have, and whether they stand in the same order: Kendall's tau with the first report."""
-    ends_of = [{p["arm"]: p for p in report["points"]} for report in reports.values()]
-    common = [arm for arm in ends_of[0] if all(arm in own for own in ends_of)]
-    axes = ("in_domain", "out_of_domain")
-    rows = [[f"`{arm}`", *(difference_ci(own[arm][axis]) for own in ends_of for axis in axes)] for arm in common]
-    changes = [[[own[arm][axis]["difference"] for arm in common] for axis in axes] for own in ends_of]
-    taus = [kendalltau(x, y).statistic for own in changes[1:] for x, y in zip(changes[0], own, strict=True)]
-    rows.append(["order as in the first (tau)", "", "", *(f"{tau:+.2f}" for tau in taus)])
-    table(["arm", *(f"{label}, {axis}" for label in reports for axis in ("new problems", "other kinds"))], rows)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from onpolicy.epistemic.ids import LexiconError, marker_ids
-from onpolicy.rewards.lexicon import find
+from onpolicy.models import load_tokenizer, resolve_model
+from onpolicy.rewards.lexicon import LEXICONS, find
 from tests.tiny import byte_tokenizer
 
 
@@ -14,6 +15,15 @@ def test_whole_markers_in_any_case_with_and_without_a_space() -> None:
     names = lambda lexicon: {tokenizer.decode([i]) for i in marker_ids(tokenizer, lexicon)}  # noqa: E731
     assert names("paper10") == {"wait", " Wait", "WAIT", "perhaps"}
     assert names("neutral") == {"so"}
+
+
+def test_the_end_token_of_a_published_tokenizer_may_be_a_marker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a model gives up it says no word: a protection has to see its end."""
+    monkeypatch.setitem(LEXICONS, "hedging_and_end", ("wait", "<|im_end|>"))
+    tokenizer = load_tokenizer(resolve_model("smollm2-135m"))
+    found = marker_ids(tokenizer, "hedging_and_end")
+    assert tokenizer.convert_tokens_to_ids("<|im_end|>") in found
+    assert {tokenizer.decode([i]).strip().casefold() for i in found} == {"wait", "<|im_end|>"}
 
 
 def test_a_lexicon_without_a_token_and_an_unknown_one_are_refused() -> None:

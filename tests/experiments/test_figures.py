@@ -130,12 +130,13 @@ def test_doses_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_metric_is_read_over_the_end_of_a_run(tmp_path: Path) -> None:
-    """The last tenth of the steps; what was not logged there, e.g. a detector of markers that are gone, is unknown."""
+    """The last tenth of the steps; what was not logged there, e.g. a detector of markers that are gone, is unknown. A cost is the sum."""
     cell = cells_of(tmp_path)[0]
-    rows = [{"step": i, "credit/dose": 0.1, "rate": i, **({"vacuous": 1.0} if i < 15 else {})} for i in range(21)]
+    same = {"credit/dose": 0.1, "rollout/sampled_tokens": 2.0}
+    rows = [{"step": i, "rate": i, **same, **({"vacuous": 1.0} if i < 15 else {})} for i in range(21)]
     (cell.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (read,) = responses([cell], GROUPS, ["rate", "vacuous"])
-    assert {name: value for name, (value, *_) in read.read.items()} == {"rate": 19.5}
+    (read,) = responses([cell], GROUPS, ["rate", "vacuous", "tokens/generated"])
+    assert {name: value for name, (value, *_) in read.read.items()} == {"rate": 19.5, "tokens/generated": 42.0}
     many = Grid(config="", arms={}, dose_response=["rate", *(f"map/{n}" for n in range(5))])
     assert write_figures([cell], many, tmp_path, Console(file=io.StringIO())).count("<!-- map/") == 5, "in two rows"
 

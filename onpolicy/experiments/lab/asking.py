@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 from onpolicy.annotation.contexts.template import replace_question
@@ -26,3 +28,9 @@ def sampler_of(model: str) -> HFGenerator:
 def hinted(prompt: Prompt, hint: str) -> Prompt:
     """The problem with a hint behind its question."""
     return replace(prompt, messages=replace_question(prompt, f"{{question}} {HINT} {{hint}}", hint=hint))
+
+
+def probability_of_last(sampler: HFGenerator, asked: Sequence[int], said: str) -> float:
+    """Probability of the last word of what is said after the ids of a prompt, given the words before it."""
+    ids = [*asked, *sampler.renderer.tokenizer.encode(said, add_special_tokens=False)]
+    return math.exp(sampler.logprobs(ids)[-1])

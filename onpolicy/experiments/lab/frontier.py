@@ -46,17 +46,17 @@ def frontier(output: Path, jobs: int) -> int:
     """Runs and measures what is missing, and writes ``results.json``."""
     output.mkdir(parents=True, exist_ok=True)
     code = sweep(GRID, output, (), jobs)
-    write_frontier(output, (), GRID)
+    write_frontier(output, GRID)
     return code
 
 
-def write_frontier(output: Path, overrides: Sequence[str] = (), path: Path = GRID) -> None:
+def write_frontier(output: Path, path: Path, overrides: Sequence[str] = ()) -> None:
     """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between.
 
     Args:
         output: folder of the runs
-        overrides: with which they were run, e.g. another reasoner
         path: the grid; it has a frontier, and an arm called ``unprotected``
+        overrides: with which they were run, e.g. another reasoner
     """
     console, grid = Console(), read_grid(path)
     finished = [cell for cell in cells(path, output, overrides) if cell.finished()]

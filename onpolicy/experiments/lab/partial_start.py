@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import fmean
@@ -11,7 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from onpolicy.experiments.lab import grading
-from onpolicy.experiments.lab.asking import hinted, sampler_of
+from onpolicy.experiments.lab.asking import hinted, probability_of_last, sampler_of
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.partial import knowledge, right
 from onpolicy.experiments.lab.problem import TRY
@@ -60,12 +59,8 @@ def stated(sampler: HFGenerator, prompts: Sequence[Prompt]) -> dict[str, float]:
     for prompt in prompts:
         attempt = right(grading.problem_of(prompt.fields["problem_id"]))
         before, fact, *_ = attempt.working.split()
-        words = f"{TRY[0]} {attempt.idea} {before} {fact}"
-        ids = [
-            *sampler.renderer.prompt_ids(prompt.messages),
-            *sampler.renderer.tokenizer.encode(words, add_special_tokens=False),
-        ]
-        found[knowledge(attempt.idea).value].append(math.exp(sampler.logprobs(ids)[-1]))
+        asked, said = sampler.renderer.prompt_ids(prompt.messages), f"{TRY[0]} {attempt.idea} {before} {fact}"
+        found[knowledge(attempt.idea).value].append(probability_of_last(sampler, asked, said))
     return {what: fmean(values) for what, values in found.items()}
 
 

@@ -2,9 +2,9 @@
 weight, which says little where rewards are divided by their group's standard deviation.
 
 A grid names what is read at the end of each run, sets (their accuracy at the last evaluation) or metrics (their mean over the last tenth
-of the steps), e.g. ``dose_response: [unseen, epistemic/rewarded/rate_per_1k]``. Where the bonus is a term's ``advantage``, token by token,
-it names the term as well, e.g. ``dose: policy_gradient``: the dose is the root mean square, over tokens, of what that changes, over that of
-the group's advantage.
+of the steps; a cost, e.g. ``tokens/generated``, as the run's sum), e.g. ``dose_response: [unseen, epistemic/rewarded/rate_per_1k]``. Where
+the bonus is a term's ``advantage``, token by token, it names the term as well, e.g. ``dose: policy_gradient``: the dose is the root mean
+square, over tokens, of what that changes, over that of the group's advantage.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
+from onpolicy.experiments.sweep.budgets import costs
 from onpolicy.experiments.sweep.compare import pass_rates_by_problem, pooled_metrics, with_eval_groups
 from onpolicy.experiments.sweep.grid import Cell
 from onpolicy.experiments.sweep.palette import colour, symbol
@@ -61,10 +62,8 @@ def responses(
         chosen = [c for c in finished if (c.arm, c.factor) == (arm, factor)]
         doses = [_token_dose(c, term) if term else _dose(c) for c in chosen]
         if all(dose is not None for dose in doses):
-            values = {name: [_value(c.folder, eval_groups, name) for c in chosen] for name in read}
-            known = {
-                name: _interval([v for v in own if v is not None]) for name, own in values.items() if None not in own
-            }
+            values = [_values(c.folder, eval_groups, read) for c in chosen]
+            known = {name: _interval([v[name] for v in values]) for name in read if all(name in v for v in values)}
             found.append(Response(arm, factor, len(chosen), fmean(d for d in doses if d is not None), known))
     return found
 
@@ -95,14 +94,17 @@ def _sign(weight: Any) -> float:
     return next((math.copysign(1.0, n) for n in numbers if isinstance(n, int | float) and n), 0.0)
 
 
-def _value(folder: Path, eval_groups: Mapping[str, Sequence[str]], name: str) -> float | None:
+def _values(folder: Path, eval_groups: Mapping[str, Sequence[str]], read: Sequence[str]) -> dict[str, float]:
+    """What is known of a run among what is read."""
     rates = with_eval_groups(pass_rates_by_problem(folder), eval_groups)
-    if name in rates:
-        return fmean(rates[name].values())
+    found = costs(folder) | {name: fmean(own.values()) for name, own in rates.items()}
     rows = logged(folder)
-    end = [row for row in rows if row["step"] > rows[-1]["step"] * (1 - END)]
-    values = [row[name] for row in (pooled_metrics(row, eval_groups) for row in end) if row.get(name) is not None]
-    return fmean(values) if values else None
+    end = [pooled_metrics(row, eval_groups) for row in rows if row["step"] > rows[-1]["step"] * (1 - END)]
+    for name in read:
+        values = [row[name] for row in end if row.get(name) is not None]
+        if values and name not in found:
+            found[name] = fmean(values)
+    return {name: found[name] for name in read if name in found}
 
 
 def _interval(values: Sequence[float]) -> tuple[float, float, float]:
