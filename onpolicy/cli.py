@@ -86,7 +86,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
 
     a, output = arguments, arguments.output or Path("runs") / arguments.grid.stem
     place = cluster(output, a.slurm, a.ray, a.cpus_per_run, a.gpus_per_run)
-    code = sweep(a.grid, output, a.overrides, a.jobs, place, a.arm)
+    code = sweep(a.grid, output, a.overrides, a.jobs, place, a.arm, a.seed)
     if code == 0:
         print_next(look_closer(a.grid, output, a.overrides))
     return code
@@ -283,6 +283,7 @@ COMMANDS: dict[str, Command | Group] = {
             _config("grid", "YAML file, or a shipped grid's name, e.g. lab/decisive"),
             _overrides("settings for every run"),
             _argument("--arm", action="append", default=[], metavar="NAME", help="an arm, or level of a factor, to run; can be repeated"),
+            _argument("--seed", action="append", type=int, default=[], help="a seed of the grid to run; can be repeated (default: all)"),
             _argument("--only", action=Renamed, to="--arm"),
             _output("folder of the runs (default: runs/ and the grid's name)"),
             _argument("--jobs", exclusive=True, type=whole, default=1, help="number of runs at the same time (default 1)"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -118,6 +119,13 @@ def test_doses_by_hand(tmp_path: Path) -> None:
     # .75 and 1, .375 from a standard error of .125: t(1) = 12.706
     assert both.read["new"] == pytest.approx((0.875, 0.875 - 12.7062 * 0.125, 0.875 + 12.7062 * 0.125), abs=1e-3)
     assert both.read["rate"][0] == pytest.approx(0.45), "the last tenth of two steps is the last one"
+    row = {"step": 1, "credit/dose": 0.0, "eval/map/problems": 1, "eval/sums/problems": 3}
+    idle = replace(cells[2], factor="0", folder=tmp_path / "idle")
+    shutil.copytree(cells[2].folder, idle.folder)
+    (idle.folder / "metrics.jsonl").write_text(json.dumps(row) + "\n")
+    console = Console(width=200, record=True, file=io.StringIO())
+    write_figures([*cells, idle], Grid(config="", arms={}, dose_response=["new"]), tmp_path, console)
+    assert "dose_response: the bonus changed no advantage in b 0\n" in console.export_text()
     schedule = {"name": "linear", "initial": -0.5, "final": -0.1, "steps": 9}
     for rewards in ([REWARDS[2], REWARDS[0]], [REWARDS[0], {"name": "bonus", "weight": schedule}]):
         changed = [replace(c, canonical={"correctness": "right", "rewards": rewards}) for c in cells[2:3]]

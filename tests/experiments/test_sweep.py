@@ -284,6 +284,10 @@ def test_every_combination(tmp_path: Path) -> None:
         ConfigError, match=r"--arm: got 'slwo', expected arms or factors: all, one, plain, slow\. Did you mean 'slow'"
     ):
         names(["slwo"])
+    seeds = list(cells(grid(tmp_path, seeds=[3, 5]), tmp_path / "out"))
+    assert [(c.arm, c.seed) for c in chosen(seeds, ["slow"], [5])] == [("slow", 5)] and len(chosen(seeds, [], [3])) == 2
+    with pytest.raises(ConfigError, match=r"--seed: got 4, expected seeds of the grid: 3, 5\."):
+        chosen(seeds, [], [5, 4])
 
 
 @pytest.mark.parametrize(
@@ -340,7 +344,7 @@ def test_some_of_a_sweep(swept: tuple[Path, str], tmp_path: Path, capsys: pytest
     assert main(["sweep", str(path), "--arm", "plain", "--output", str(output)]) == 0
     assert "1 runs, 0 finished" in capsys.readouterr().out and not (output / "slow").exists()
     already_run(swept, ["slow/seed-0"], tmp_path, output)
-    assert main(["sweep", str(path), "--arm", "slow", "--output", str(output)]) == 0
+    assert main(["sweep", str(path), "--arm", "slow", "--seed", "0", "--output", str(output)]) == 0
     found = json.loads((output / "comparison.json").read_text())
     assert found["reference"] == "plain" and {d["arm"] for d in found["differences"]} == {"plain", "slow"}
     assert main(["sweep", str(path), "--arm", "slow", "trainer.weight_decay=0.1", "--output", str(output)]) == 2

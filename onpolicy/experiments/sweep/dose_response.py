@@ -31,6 +31,8 @@ END = 0.1
 """The share of a run's steps over which a metric is read: what one step of a few rollouts logs is noise."""
 PANELS = 4
 """In a row of the figure."""
+LINEAR = 0.1
+"""Doses up to this one are drawn to scale, larger ones by their logarithm: a sweep's doses are .05 and 20 alike."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,7 @@ def draw_responses(found: Sequence[Response], read: Sequence[str], path: Path) -
                     doses, mean, yerr=bars, color=colour(n), marker=symbol(n), ms=4, lw=1, capsize=2, label=arm
                 )
         panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
+        panel.set_xscale("symlog", linthresh=LINEAR)
         panel.set_title(name, fontsize=9)
         panel.set_xlabel("realised dose", fontsize=8)
         panel.tick_params(labelsize=8)

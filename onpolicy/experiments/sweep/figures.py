@@ -51,6 +51,8 @@ def write_figures(whole: Sequence[Cell], grid: Grid, output: Path, console: Cons
         for name in grid.dose_response:
             if lacking := [f"{r.arm} {r.factor}".strip() for r in found if name not in r.read]:
                 console.print(f"dose_response: {plain(name)} is unknown of {plain(', '.join(lacking))}", soft_wrap=True)
+        if idle := [f"{r.arm} {r.factor}".strip() for r in found if not r.dose]:
+            console.print(f"dose_response: the bonus changed no advantage in {plain(', '.join(idle))}", soft_wrap=True)
         written = {"read": grid.dose_response, "points": [asdict(r) for r in found]}
         drawings.append(
             _write(output / "dose_response", written, lambda p: draw_responses(found, grid.dose_response, p), console)

@@ -306,12 +306,16 @@ def refuse_doubles(runs: Sequence[Cell], overrides: Sequence[str]) -> None:
             raise ConfigError(f"sweep: the runs {other.name!r} and {cell.name!r} have the same settings.{why}")
 
 
-def chosen(everything: Sequence[Cell], named: Sequence[str]) -> list[Cell]:
-    """The runs of the arms and factors that are named; of all arms where no arm is named, under all factors where none is.
+def chosen(everything: Sequence[Cell], named: Sequence[str], seeds: Sequence[int] = ()) -> list[Cell]:
+    """The runs of the arms, factors and seeds that are named; of all arms where no arm is named, and so on.
 
     Raises:
-        ConfigError: a name is neither.
+        ConfigError: a name is neither an arm nor a factor, or a seed is not the grid's.
     """
+    all_seeds = sorted({c.seed for c in everything})
+    for seed in seeds:
+        if seed not in all_seeds:
+            raise ConfigError(f"--seed: got {seed}, expected seeds of the grid: {', '.join(map(str, all_seeds))}.")
     arms, factors = ({getattr(c, kind) for c in everything} for kind in ("arm", "factor"))
     for name in named:
         if name not in arms | factors:
@@ -320,7 +324,8 @@ def chosen(everything: Sequence[Cell], named: Sequence[str]) -> list[Cell]:
                 f"--arm: got {name!r}, expected arms or factors: {', '.join(known)}.{suggest(name, known)}"
             )
     selected = [names.intersection(named) or names for names in (arms, factors)]
-    return [c for c in everything if c.arm in selected[0] and c.factor in selected[1]]
+    own = seeds or all_seeds
+    return [c for c in everything if c.arm in selected[0] and c.factor in selected[1] and c.seed in own]
 
 
 def confounds(path: Path, grid: Grid, runs: Sequence[Cell]) -> list[Confound]:

@@ -69,6 +69,7 @@ def sweep(
     jobs: int,
     runs: Callable[[], Runs] | None = None,
     arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
 ) -> int:
     """Runs what is missing, then prints and writes the comparison; returns 1 if a run failed.
 
@@ -79,13 +80,16 @@ def sweep(
         jobs: runs at a time, as processes of this machine
         runs: opens another place to run them, e.g. a Ray cluster
         arms: arms and factors to run; none: all. Whatever else of the grid is finished is compared too
+        seeds: of the grid's, those to run; none: all
 
     Raises:
         Stopped: the user stopped the sweep; its runs have saved, and the same call goes on with them.
     """
     console, grid = Console(), read_grid(path)
-    everything = list(cells(path, output, overrides))
-    selected = chosen(everything, arms)
+    runs_in_all = len(grid.arms) * len(grid.factors or [""]) * len(grid.seeds)
+    with console.status(f"checking the settings of {runs_in_all} runs"):
+        everything = list(cells(path, output, overrides))
+    selected = chosen(everything, arms, seeds)
     refuse_doubles(selected, overrides)
     missing = [cell for cell in selected if not cell.finished()]
     console.print(f"{len(selected)} runs, {len(selected) - len(missing)} finished, in {plain(output)}", soft_wrap=True)
