@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
 from onpolicy.experiments.lab.frontier import GRID
 from onpolicy.experiments.sweep.compare import Difference
 from onpolicy.experiments.sweep.frontier import FrontierPoint, draw_frontier
@@ -47,6 +48,23 @@ SHOWN = {
     "grpo_1e-4": ("rewards alone (GRPO), slower", "#d9480f"),
 }
 """Arms of the frontier in README's picture."""
+BONUSES = {
+    "density": ("every word pays", "#d9480f"),
+    "floor": ("saturating floor", "#0b5fff"),
+    "target": ("target rate", "#862e9c"),
+    "recovery": ("self-correction", "#2b8a3e"),
+    "calibration": ("true verdicts", "#0c8599"),
+    "surprise": ("words the teacher would not say", "#e8a200"),
+    "elsewhere": ("its null: other tokens", "#868e96"),
+}
+"""What pays, by the first word of an arm of bonus.yaml or surprise.yaml."""
+BESIDE = {"mixed": "beside distillation and rewards", "teacher": "inside the teacher's advantage", "grpo": "beside rewards alone"}
+DOSE_READ = {
+    "out_of_domain": "accuracy out of domain",
+    "attempts": "attempts per answer there",
+    "eval/out_of_domain/epistemic/rewarded/rate_per_1k": "rewarded words per 1,000 tokens there",
+    "unseen": "accuracy, new problems",
+}
 Curve = list[tuple[int, float, float, float]]
 """Step, mean, lowest and highest over the seeds."""
 
@@ -314,6 +332,47 @@ def learned_against_kept(report: dict[str, Any]) -> None:
     picture.save(IMAGES / "learned_against_kept.svg")
 
 
+def doses(report: dict[str, Any]) -> None:
+    """What each bonus does over its realised dose: a column for what it stands beside, a row for each reading."""
+    path = IMAGES / "lab_doses.svg"
+    figure = drawing_library(path)(figsize=(10.5, 2.3 * len(DOSE_READ) + 0.6), layout="constrained")
+    grid: Any = figure.subplots(len(DOSE_READ), len(BESIDE), sharey="row", squeeze=False)
+    for row, (name, words) in zip(grid, DOSE_READ.items(), strict=True):
+        for panel, (beside, title) in zip(row, BESIDE.items(), strict=True):
+            panel.axhline(report["start"][name], color="#5b6470", lw=0.8, ls="--", zorder=0)
+            panel.set_xscale("symlog", linthresh=0.1)
+            panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
+            panel.tick_params(labelsize=8)
+            panel.spines[["top", "right"]].set_visible(False)
+            for point in report["points"]:
+                bonus, *_, place = point["arm"].split("_")
+                if f"_{beside}" in point["arm"]:
+                    colour = BONUSES[bonus][1]
+                    value, low, high = dose_reading(report, point, name)
+                    panel.plot([point["dose"]] * 2, [low, high], color=colour, lw=1)
+                    panel.plot(
+                        point["dose"], value, "o", color=colour, mfc="white" if place == "inside" else colour, ms=5
+                    )
+            if row is grid[0]:
+                panel.set_title(title, fontsize=10)
+            if row is grid[-1]:
+                panel.set_xlabel("realised dose, below 0: a penalty", fontsize=8)
+        row[0].set_ylabel(words, fontsize=8)
+    handles = [grid[0][0].plot([], [], "o", color=colour, label=words)[0] for words, colour in BONUSES.values()]
+    handles += [grid[0][0].plot([], [], "o", color="#1b1f24", mfc="white", label="inside the normalised reward")[0]]
+    figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
+    save_drawing(figure, path)
+
+
+def dose_reading(report: dict[str, Any], point: dict[str, Any], name: str) -> tuple[float, float, float]:
+    """Mean over seeds, and its interval where there is one: what bonus.yaml reads, or what the lab measures exactly out of domain."""
+    if name in point["read"]:
+        mean, low, high = point["read"][name]
+        return mean, mean if low is None else low, mean if high is None else high
+    own = [r["out_of_domain"][name] for r in report["runs"] if (r["arm"], r["factor"]) == (point["arm"], point["factor"])]
+    return fmean(own), min(own), max(own)
+
+
 def main() -> None:
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     curves_over_steps(reproduced)
@@ -323,6 +382,7 @@ def main() -> None:
     ways = json.loads((RESULTS / "frontier.json").read_text())
     frontier(ways)
     learned_against_kept(ways)
+    doses(json.loads((RESULTS / "bonus_screen.json").read_text()))
     the_effect(reproduced["curves"] + protected(reproduced["curves"], decisive["runs"]))
 
 

@@ -256,6 +256,29 @@ def guesses(report: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def bonuses(report: dict[str, Any]) -> None:
+    """The table of docs/lab.md: what each bonus comes to at each weight. Rewarded words and attempts are those of answers out of domain."""
+    words, group = "eval/out_of_domain/epistemic/rewarded/rate_per_1k", "out_of_domain"
+    attempts: dict[tuple[str, str], list[float]] = {}
+    for run in report["runs"]:
+        attempts.setdefault((run["arm"], run["factor"]), []).append(run[group]["attempts"])
+
+    def told(point: dict[str, Any]) -> str:
+        new, out, rate = (point["read"][name][0] for name in ("unseen", group, words))
+        tried = fmean(attempts[point["arm"], point["factor"]])
+        return f"{point['dose']:+.2f}: {new:.2f}, {out:.2f}, {rate:.0f}, {tried:.1f}"
+
+    found = {(p["arm"], p["factor"]): told(p) for p in report["points"]}
+    factors = sorted({factor for _, factor in found}, key=float)
+    table(
+        ("arm", *(f"weight {factor}" for factor in factors)),
+        (
+            (f"`{arm}`", *(found.get((arm, factor), "") for factor in factors))
+            for arm in dict.fromkeys(arm for arm, _ in found)
+        ),
+    )
+
+
 if __name__ == "__main__":
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     contexts(reproduced)
@@ -272,6 +295,7 @@ if __name__ == "__main__":
     for name in ("frontier", "frontier_recipe_5"):
         frontier(json.loads((RESULTS / f"{name}.json").read_text()))
     guesses(json.loads((RESULTS / "guesses.json").read_text()))
+    bonuses(json.loads((RESULTS / "bonus_screen.json").read_text()))
     headline(json.loads((RESULTS / "frontier.json").read_text()))
     told = json.loads((RESULTS / "feedback.json").read_text())
     helps_or_harms(told)

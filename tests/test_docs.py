@@ -229,7 +229,7 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
     monkeypatch.setattr(figures, "IMAGES", tmp_path)
     figures.main()
     drawn = sorted(tmp_path.glob("*.svg"))
-    assert len(drawn) == 6
+    assert len(drawn) == 7
 
     def rounded(path: Path) -> str:
         return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", path.read_text())
@@ -247,6 +247,7 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         ("frontier", "frontier", "docs/lab.md"),
         ("frontier", "frontier_recipe_5", "docs/lab.md"),
         ("guesses", "guesses", "docs/lab.md"),
+        ("bonuses", "bonus_screen", "docs/lab.md"),
         ("headline", "frontier", "README.md"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import pytest
 
 from onpolicy.config.shipped import find_config
+from onpolicy.experiments.lab.asking import probability_of_last, sampler_of
+from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.partial_start import KNOWN_TASKS, measure_start, start_table
 from onpolicy.experiments.lab.sets import partial_families
 from onpolicy.experiments.sweep.frontier import FrontierPoint, frontier_points
@@ -42,6 +45,17 @@ def test_it_still_knows_the_rest(start: dict[str, Any]) -> None:
     for family, least in zip(KNOWN_TASKS, (0.85, 0.85, 0.55, 0.95), strict=True):
         assert start[family]["accuracy"] >= least, family
     assert start_table(start).row_count == len(start)
+
+
+def test_the_bonus_by_token_can_be_paid() -> None:
+    """It pays where the reference model's entropy is above ``fork``; where the reasoner hesitates, it chooses between two words."""
+    arms = read_grid(find_config("lab/surprise")).arms
+    fork = arms["surprise_grpo"]["objective"][0]["advantage"]["fork"]
+    sampler = sampler_of(resolve_model(PARTIAL_REASONER))
+    asked = sampler.renderer.prompt_ids(next(iter(lab(family="route-c-2", split="test"))).messages)
+    chances = [probability_of_last(sampler, asked, word) for word in ("maybe", "perhaps")]
+    entropy = -math.fsum(p * math.log(p) for p in chances)
+    assert sum(chances) > 0.99 and fork < entropy < 0.7, "the default of .7 would pay nothing"
 
 
 @pytest.mark.nightly

@@ -136,7 +136,7 @@ def draw_responses(found: Sequence[Response], read: Sequence[str], path: Path) -
         panel.set_xscale("symlog", linthresh=LINEAR)
         panel.set_title(name, fontsize=9)
         panel.set_xlabel("realised dose", fontsize=8)
-        panel.tick_params(labelsize=8)
+        panel.tick_params(labelsize=8, labelbottom=True)
         panel.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
