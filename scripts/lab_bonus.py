@@ -35,7 +35,13 @@ def bonuses(places: Sequence[tuple[Path, Path]], overrides: Sequence[str]) -> di
         places: each grid, and the folder of its runs
         overrides: with which they were run
     """
-    found: dict[str, Any] = {"versions": versions(), "overrides": list(overrides), "start": {}, "runs": [], "points": []}
+    found: dict[str, Any] = {
+        "versions": versions(),
+        "overrides": list(overrides),
+        "start": {},
+        "runs": [],
+        "points": [],
+    }
     for path, output in places:
         grid = read_grid(path)
         finished = [cell for cell in cells(path, output, overrides) if cell.finished()]
@@ -57,7 +63,9 @@ def start(cell: Cell, grid: Grid) -> dict[str, float]:
     rates = with_eval_groups(pass_rates_by_problem(cell.folder, 0), grid.eval_groups)
     known = pooled_metrics(logged(cell.folder)[0], grid.eval_groups) | {n: fmean(r.values()) for n, r in rates.items()}
     rows = read_evaluation(cell.folder, 0)
-    answers = [(row["id"], text) for name in grid.eval_groups[GROUP] for row in rows[name] for text in row["completions"]]
+    answers = [
+        (row["id"], text) for name in grid.eval_groups[GROUP] for row in rows[name] for text in row["completions"]
+    ]
     return {name: known[name] for name in grid.dose_response if name in known} | exact_measures(answers)
 
 

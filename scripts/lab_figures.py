@@ -58,7 +58,11 @@ BONUSES = {
     "elsewhere": ("its null: other tokens", "#868e96"),
 }
 """What pays, by the first word of an arm of bonus.yaml or surprise.yaml."""
-BESIDE = {"mixed": "beside distillation and rewards", "teacher": "inside the teacher's advantage", "grpo": "beside rewards alone"}
+BESIDE = {
+    "mixed": "beside distillation and rewards",
+    "teacher": "inside the teacher's advantage",
+    "grpo": "beside rewards alone",
+}
 DOSE_READ = {
     "out_of_domain": "accuracy out of domain",
     "attempts": "attempts per answer there",
@@ -369,7 +373,9 @@ def dose_reading(report: dict[str, Any], point: dict[str, Any], name: str) -> tu
     if name in point["read"]:
         mean, low, high = point["read"][name]
         return mean, mean if low is None else low, mean if high is None else high
-    own = [r["out_of_domain"][name] for r in report["runs"] if (r["arm"], r["factor"]) == (point["arm"], point["factor"])]
+    own = [
+        r["out_of_domain"][name] for r in report["runs"] if (r["arm"], r["factor"]) == (point["arm"], point["factor"])
+    ]
     return fmean(own), min(own), max(own)
 
 
