@@ -1,8 +1,8 @@
 """What the finished runs of bonuses say: python scripts/lab_bonus.py FILE BONUS_RUNS SURPRISE_RUNS [key=value ...]
 
-The folders are the outputs of: onpolicy sweep lab/bonus --output BONUS_RUNS [key=value ...], and of lab/surprise, each with some of its arms,
-factors and seeds. FILE gets a row for each run (its config's hash, and what the lab measures exactly in answers out of domain, e.g. attempts)
-and a point for each bonus and weight: the realised dose, and what bonus.yaml reads. ``start`` is the reasoner before any training.
+The folders are the outputs of: onpolicy sweep lab/bonus --output BONUS_RUNS [key=value ...], and of lab/surprise, with some of their arms,
+factors and seeds. FILE gets a row for each run (its config's hash, and what the lab measures exactly in its answers out of domain, e.g.
+attempts) and a point for each bonus and weight: the realised dose, and what bonus.yaml reads. ``start`` is the reasoner before training.
 """
 
 from __future__ import annotations
