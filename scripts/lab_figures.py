@@ -342,7 +342,7 @@ def doses(report: dict[str, Any]) -> None:
     figure = drawing_library(path)(figsize=(10.5, 2.3 * len(DOSE_READ) + 0.6), layout="constrained")
     grid: Any = figure.subplots(len(DOSE_READ), len(BESIDE), sharey="row", squeeze=False)
     for row, (name, words) in zip(grid, DOSE_READ.items(), strict=True):
-        for panel, (beside, title) in zip(row, BESIDE.items(), strict=True):
+        for panel, beside in zip(row, BESIDE, strict=True):
             panel.axhline(report["start"][name], color="#5b6470", lw=0.8, ls="--", zorder=0)
             panel.set_xscale("symlog", linthresh=0.1)
             panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
@@ -357,11 +357,10 @@ def doses(report: dict[str, Any]) -> None:
                     panel.plot(
                         point["dose"], value, "o", color=colour, mfc="white" if place == "inside" else colour, ms=5
                     )
-            if row is grid[0]:
-                panel.set_title(title, fontsize=10)
-            if row is grid[-1]:
-                panel.set_xlabel("realised dose, below 0: a penalty", fontsize=8)
         row[0].set_ylabel(words, fontsize=8)
+    for top, bottom, title in zip(grid[0], grid[-1], BESIDE.values(), strict=True):
+        top.set_title(title, fontsize=10)
+        bottom.set_xlabel("realised dose, below 0: a penalty", fontsize=8)
     handles = [grid[0][0].plot([], [], "o", color=colour, label=words)[0] for words, colour in BONUSES.values()]
     handles += [grid[0][0].plot([], [], "o", color="#1b1f24", mfc="white", label="inside the normalised reward")[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
