@@ -295,7 +295,8 @@ if __name__ == "__main__":
     for name in ("frontier", "frontier_recipe_5"):
         frontier(json.loads((RESULTS / f"{name}.json").read_text()))
     guesses(json.loads((RESULTS / "guesses.json").read_text()))
-    bonuses(json.loads((RESULTS / "bonus_screen.json").read_text()))
+    for name in ("bonus_screen", "bonus"):
+        bonuses(json.loads((RESULTS / f"{name}.json").read_text()))
     headline(json.loads((RESULTS / "frontier.json").read_text()))
     told = json.loads((RESULTS / "feedback.json").read_text())
     helps_or_harms(told)

@@ -248,6 +248,7 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         ("frontier", "frontier_recipe_5", "docs/lab.md"),
         ("guesses", "guesses", "docs/lab.md"),
         ("bonuses", "bonus_screen", "docs/lab.md"),
+        ("bonuses", "bonus", "docs/lab.md"),
         ("headline", "frontier", "README.md"),
     ],
 )
