@@ -12,6 +12,7 @@ from typing import Any
 from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
 from onpolicy.experiments.lab.frontier import GRID
 from onpolicy.experiments.sweep.compare import Difference
+from onpolicy.experiments.sweep.dose_response import draw_dose_axis
 from onpolicy.experiments.sweep.frontier import FrontierPoint, draw_frontier
 from onpolicy.experiments.sweep.grid import read_grid
 
@@ -343,17 +344,15 @@ def doses(report: dict[str, Any]) -> None:
     grid: Any = figure.subplots(len(DOSE_READ), len(BESIDE), sharey="row", squeeze=False)
     for row, (name, words) in zip(grid, DOSE_READ.items(), strict=True):
         for panel, beside in zip(row, BESIDE, strict=True):
+            draw_dose_axis(panel)
             panel.axhline(report["start"][name], color="#5b6470", lw=0.8, ls="--", zorder=0)
-            panel.set_xscale("symlog", linthresh=0.1)
-            panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
-            panel.tick_params(labelsize=8)
-            panel.spines[["top", "right"]].set_visible(False)
             for point in report["points"]:
                 bonus, *_, place = point["arm"].split("_")
                 if f"_{beside}" in point["arm"]:
                     colour = BONUSES[bonus][1]
-                    value, low, high = dose_reading(report, point, name)
-                    panel.plot([point["dose"]] * 2, [low, high], color=colour, lw=1)
+                    value, low, high = point["read"][name]
+                    if low is not None:
+                        panel.plot([point["dose"]] * 2, [low, high], color=colour, lw=1)
                     panel.plot(
                         point["dose"], value, "o", color=colour, mfc="white" if place == "inside" else colour, ms=5
                     )
@@ -365,17 +364,6 @@ def doses(report: dict[str, Any]) -> None:
     handles += [grid[0][0].plot([], [], "o", color="#1b1f24", mfc="white", label="inside the normalised reward")[0]]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
     save_drawing(figure, path)
-
-
-def dose_reading(report: dict[str, Any], point: dict[str, Any], name: str) -> tuple[float, float, float]:
-    """Mean over seeds, and its interval where there is one: what bonus.yaml reads, or what the lab measures exactly out of domain."""
-    if name in point["read"]:
-        mean, low, high = point["read"][name]
-        return mean, mean if low is None else low, mean if high is None else high
-    own = [
-        r["out_of_domain"][name] for r in report["runs"] if (r["arm"], r["factor"]) == (point["arm"], point["factor"])
-    ]
-    return fmean(own), min(own), max(own)
 
 
 def main() -> None:

@@ -258,15 +258,11 @@ def guesses(report: dict[str, Any]) -> None:
 
 def bonuses(report: dict[str, Any]) -> None:
     """The table of docs/lab.md: what each bonus comes to at each weight. Rewarded words and attempts are those of answers out of domain."""
-    words, group = "eval/out_of_domain/epistemic/rewarded/rate_per_1k", "out_of_domain"
-    attempts: dict[tuple[str, str], list[float]] = {}
-    for run in report["runs"]:
-        attempts.setdefault((run["arm"], run["factor"]), []).append(run[group]["attempts"])
+    read = ("unseen", "out_of_domain", "eval/out_of_domain/epistemic/rewarded/rate_per_1k", "attempts")
 
     def told(point: dict[str, Any]) -> str:
-        new, out, rate = (point["read"][name][0] for name in ("unseen", group, words))
-        tried = fmean(attempts[point["arm"], point["factor"]])
-        return f"{point['dose']:+.2f}: {new:.2f}, {out:.2f}, {rate:.0f}, {tried:.1f}"
+        new, out, rate, attempts = (point["read"][name][0] for name in read)
+        return f"{point['dose']:+.2f}: {new:.2f}, {out:.2f}, {rate:.0f}, {attempts:.1f}"
 
     found = {(p["arm"], p["factor"]): told(p) for p in report["points"]}
     factors = sorted({factor for _, factor in found}, key=float)

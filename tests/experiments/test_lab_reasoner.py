@@ -107,8 +107,9 @@ def test_the_papers_effect_in_small(tmp_path: Path) -> None:
     before, after = (pass_rates_by_problem(tmp_path / "run", step) for step in (0, 15))
     for name in ("other_map", "longer"):
         assert fmean(after[name].values()) < fmean(before[name].values()), name
-    measured = readout(tmp_path / "run", {"out": ["other_map", "sums"]})
+    started, measured = (readout(tmp_path / "run", {"out": ["other_map", "sums"]}, step) for step in (0, None))
     assert measured["out"].keys() >= {"corrected", "attempts", "facts"}
+    assert measured["out"]["attempts"] < started["out"]["attempts"], "the search goes"
 
 
 def test_verdicts_on_claims() -> None:

@@ -25,11 +25,15 @@ MEASURES: Mapping[str, Callable[[str, str], float | None]] = {
 """Name -> grade of an answer; averaged over the answers to which it applies."""
 
 
-def readout(folder: Path, eval_groups: Mapping[str, Sequence[str]]) -> dict[str, dict[str, float]]:
-    """Set, or group of sets -> measure -> mean, of the run's last evaluation; a measure that applies to no answer is absent."""
+def readout(
+    folder: Path, eval_groups: Mapping[str, Sequence[str]], step: int | None = None
+) -> dict[str, dict[str, float]]:
+    """Set, or group of sets -> measure -> mean, of the run's evaluation at a step; None: of its last one. A measure that applies to no
+    answer is absent.
+    """
     answers = {
         name: [(row["id"], text) for row in rows for text in row["completions"]]
-        for name, rows in read_evaluation(folder).items()
+        for name, rows in read_evaluation(folder, step).items()
     }
     answers |= {group: [a for name in names for a in answers[name]] for group, names in eval_groups.items()}
     return {name: exact_measures(found) for name, found in answers.items()}

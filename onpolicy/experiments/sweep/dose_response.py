@@ -65,7 +65,9 @@ def responses(
         doses = [_token_dose(c, term) if term else _dose(c) for c in chosen]
         if all(dose is not None for dose in doses):
             values = [_values(c.folder, eval_groups, read) for c in chosen]
-            known = {name: _interval([v[name] for v in values]) for name in read if all(name in v for v in values)}
+            known = {
+                name: mean_with_interval([v[name] for v in values]) for name in read if all(name in v for v in values)
+            }
             found.append(Response(arm, factor, len(chosen), fmean(d for d in doses if d is not None), known))
     return found
 
@@ -109,9 +111,18 @@ def _values(folder: Path, eval_groups: Mapping[str, Sequence[str]], read: Sequen
     return {name: found[name] for name in read if name in found}
 
 
-def _interval(values: Sequence[float]) -> tuple[float, float, float]:
+def mean_with_interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """A run's value each -> their mean and its 95 % t interval; without bounds from one run."""
     bounds = two_way_t_ci(np.array(values)[:, None]) if len(values) > 1 else (-math.inf, math.inf)
     return fmean(values), *bounds
+
+
+def draw_dose_axis(panel: Any) -> None:
+    """The axis of the doses of one panel, from penalties to bonuses, and what it has to look like beside."""
+    panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
+    panel.set_xscale("symlog", linthresh=LINEAR)
+    panel.tick_params(labelsize=8, labelbottom=True)
+    panel.spines[["top", "right"]].set_visible(False)
 
 
 def draw_responses(found: Sequence[Response], read: Sequence[str], path: Path) -> None:
@@ -132,12 +143,9 @@ def draw_responses(found: Sequence[Response], read: Sequence[str], path: Path) -
                 panel.errorbar(
                     doses, mean, yerr=bars, color=colour(n), marker=symbol(n), ms=4, lw=1, capsize=2, label=arm
                 )
-        panel.axvline(0, color="#bbbbbb", lw=0.8, zorder=0)
-        panel.set_xscale("symlog", linthresh=LINEAR)
+        draw_dose_axis(panel)
         panel.set_title(name, fontsize=9)
         panel.set_xlabel("realised dose", fontsize=8)
-        panel.tick_params(labelsize=8, labelbottom=True)
-        panel.spines[["top", "right"]].set_visible(False)
     handles, labels = panels[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside right upper", fontsize=8, frameon=False)
     save_drawing(figure, path)
