@@ -1,4 +1,4 @@
-"""Prints the tables of docs/lab.md, and one of docs/paper.md, from docs/results/lab/*.json: python scripts/lab_tables.py"""
+"""Prints the tables of docs/lab.md and docs/frontier.md, and one of docs/paper.md, from docs/results/lab/*.json: python scripts/lab_tables.py"""
 
 from __future__ import annotations
 
@@ -212,7 +212,7 @@ def program_arms(report: dict[str, Any]) -> None:
 
 
 def frontier(report: dict[str, Any]) -> None:
-    """The table of docs/lab.md: where each arm of the frontier ended, with as many seeds as have finished."""
+    """The table of docs/frontier.md: where each arm ended, with as many seeds as have finished."""
     arms = {point["arm"]: f"`{point['arm']}`" for point in report["points"]}
     ends(report, arms, ("arm", "seeds", "new routes", "out of domain", "sampled"))
 
@@ -242,7 +242,7 @@ def ends(report: dict[str, Any], arms: Mapping[str, str], head: Sequence[str]) -
 
 
 def guesses(report: dict[str, Any]) -> None:
-    """The table of docs/lab.md: how likely an answer, or an end without one, is after failed attempts."""
+    """The table of docs/frontier.md: how likely an answer, or an end without one, is after failed attempts."""
     table(
         ("", "ends, nothing left to try", "answers there", "answers after one failure, another map", "after three", "after three, sums"),
         (
@@ -257,7 +257,7 @@ def guesses(report: dict[str, Any]) -> None:
 
 
 def bonuses(report: dict[str, Any]) -> None:
-    """The table of docs/lab.md: what each bonus comes to at each weight. Rewarded words and attempts are those of answers out of domain."""
+    """The table of docs/frontier.md: what each bonus comes to at each weight. Rewarded words and attempts are those of answers out of domain."""
     read = ("unseen", "out_of_domain", "eval/out_of_domain/epistemic/rewarded/rate_per_1k", "attempts")
 
     def told(point: dict[str, Any]) -> str:

@@ -23,7 +23,8 @@ from onpolicy.config.shipped import SHIPPED
 from onpolicy.experiments.lab.readout import rounded, versions
 from onpolicy.experiments.sweep.compare import compare
 from onpolicy.experiments.sweep.figures import write_figures
-from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
+from onpolicy.experiments.sweep.grid import Cell, cells, read_grid, run_folder
+from onpolicy.experiments.sweep.kept_runs import RUNS, keep
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.models import open_model, resolve_model
 from onpolicy.run.checkpoint import Checkpoints
@@ -51,7 +52,8 @@ def frontier(output: Path, jobs: int) -> int:
 
 
 def write_frontier(output: Path, path: Path, overrides: Sequence[str] = ()) -> None:
-    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between.
+    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between. What it
+    reads of them is kept in ``runs.jsonl``.
 
     Args:
         output: folder of the runs
@@ -65,6 +67,7 @@ def write_frontier(output: Path, path: Path, overrides: Sequence[str] = ()) -> N
     between = [
         interpolated(cell, share, output, console) for cell in finished if cell.arm == UNPROTECTED for share in SHARES
     ]
+    keep([*finished, *between], output / RUNS)
     write_figures([*finished, *between], grid, output, console)
     runs = [cell.run for cell in (*finished, *between)]
     compared = compare(runs, grid.eval_groups, reference=UNPROTECTED)
@@ -90,7 +93,7 @@ def _read(figure: Path) -> dict[str, Any]:
 def interpolated(cell: Cell, share: float, output: Path, console: Console) -> Cell:
     """A run's reasoner with weights between start and end, evaluated as the run was; kept as a run of an arm of its own."""
     arm = f"interpolated_{share:g}"
-    folder = output / arm / cell.factor / f"seed-{cell.seed}"
+    folder = run_folder(output, arm, cell.factor, cell.seed)
     measured = evaluation_folder(folder, cell.settings.steps)
     if not measured.is_dir():
         console.print(f"{arm} {cell.factor} seed {cell.seed}", highlight=False)

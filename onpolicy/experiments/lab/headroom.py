@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -31,6 +32,7 @@ from onpolicy.experiments.lab.partial_start import measure_start, start_table
 from onpolicy.experiments.lab.readout import kept, rounded, versions
 from onpolicy.experiments.sweep.compare import Difference, compare, differences
 from onpolicy.experiments.sweep.grid import cells, read_grid
+from onpolicy.experiments.sweep.kept_runs import RUNS, keep
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.models import PARTIAL_REASONER, resolve_model
 from onpolicy.utils.signals import resumable
@@ -44,11 +46,24 @@ TEACHERS = (DISTILLED, "sdpo", "sdpo_without_think")
 def headroom(output: Path, jobs: int) -> int:
     """Runs what is missing and writes ``headroom.json``."""
     output.mkdir(parents=True, exist_ok=True)
-    console, grid = Console(), read_grid(GRID)
-    start = kept(output / "start.json", lambda: rounded(measure_start(resolve_model(PARTIAL_REASONER))))
-    console.print(start_table(start))
+    Console().print(start_table(_start(output)))
     code = sweep(GRID, output, (), jobs)
+    write_headroom(output)
+    return code
+
+
+def _start(output: Path) -> dict[str, Any]:
+    found: dict[str, Any] = kept(output / "start.json", lambda: rounded(measure_start(resolve_model(PARTIAL_REASONER))))
+    return found
+
+
+def write_headroom(output: Path) -> None:
+    """What the finished runs under ``output`` say, in ``headroom.json``. What it reads of them is kept in ``runs.jsonl``."""
+    console, grid = Console(), read_grid(GRID)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]
+    if not finished:
+        return
+    keep(finished, output / RUNS)
     runs = [cell.run for cell in finished]
     found = compare(runs, grid.eval_groups, reference=DISTILLED)
     claims = [
@@ -66,7 +81,7 @@ def headroom(output: Path, jobs: int) -> int:
     report = {
         "versions": versions(),
         "seeds": sorted({cell.seed for cell in finished}),
-        "start": start,
+        "start": _start(output),
         "claims": [asdict(c) | {"verdict": c.verdict} for c in claims],
         "from_start": [asdict(d) for d in found.from_start],
         "curves": curves_by_step(finished),
@@ -74,7 +89,6 @@ def headroom(output: Path, jobs: int) -> int:
     (output / "headroom.json").write_text(json.dumps(rounded(report)) + "\n")
     console.print(claims_table(claims))
     console.print(f"all numbers: {output / 'headroom.json'}", soft_wrap=True)
-    return code
 
 
 def against_grpo(found: Sequence[Difference]) -> Iterator[Claim]:

@@ -41,6 +41,8 @@ FRONTIER = ("in_domain", "out_of_domain")
 """Keys of ``frontier``: the figure's axes, across and up."""
 MOST_NAMED = 4
 """Keys that an error names."""
+RESTORED = "restored"
+"""A file with the steps of a run that was finished elsewhere, in its folder (onpolicy/experiments/sweep/kept_runs.py)."""
 
 
 @dataclass
@@ -96,19 +98,24 @@ class Cell:
 
     def finished(self) -> bool:
         """Raises ConfigError if the folder holds a run with other settings, or one with more steps."""
-        latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
-        if latest is None or latest.step < self.settings.steps:
+        done = self._steps_done()
+        if done < self.settings.steps:
             return False
         refuse_other_settings(self.folder, resolve(self.settings))
-        farthest = max(
-            [latest.step, *(int(row["step"]) for row in logged(self.folder))]
-        )  # one that was cut off logs beyond
+        farthest = max([done, *(int(row["step"]) for row in logged(self.folder))])  # one that was cut off logs beyond
         if farthest > self.settings.steps:
             raise ConfigError(
                 f"steps: {str(self.folder)!r} holds a run of {farthest} steps, the grid wants {self.settings.steps}. "
                 f"Give steps={farthest}, or another --output."
             )
         return True
+
+    def _steps_done(self) -> int:
+        """-1 without a checkpoint."""
+        if (self.folder / RESTORED).is_file():
+            return int((self.folder / RESTORED).read_text())
+        latest = Checkpoints(self.folder / "checkpoints", keep_last=1, best=None).latest()
+        return -1 if latest is None else latest.step
 
 
 def read_grid(path: Path) -> Grid:
@@ -218,6 +225,11 @@ def check_eval_groups(path: Path, grid: Grid, sets: Collection[str]) -> None:
                 )
 
 
+def run_folder(output: Path, arm: str, factor: str, seed: int) -> Path:
+    """Where a sweep keeps a run."""
+    return output / arm / factor / f"seed-{seed}"
+
+
 def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[Cell]:
     """Every run, validated: a mistake in the last arm is found before the first arm runs.
 
@@ -233,7 +245,7 @@ def cells(path: Path, output: Path, overrides: Sequence[str] = ()) -> Iterator[C
         for factor, shared in factors.items():
             side_by_side = []
             for arm, changed in grid.arms.items():
-                folder = output / arm / factor / f"seed-{seed}"
+                folder = run_folder(output, arm, factor, seed)
                 changes = [f"{k}={_yaml(v)}" for k, v in _outer_first((shared or {}) | (changed or {}))]
                 name = folder.relative_to(output).as_posix()
                 shown = (f"logging.name={_yaml(name)}", f"logging.group={_yaml(arm)}")

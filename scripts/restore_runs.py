@@ -1,0 +1,15 @@
+"""Puts kept runs of a sweep into its output, so that the sweep goes on with the others: python scripts/restore_runs.py FILE RUNS
+
+FILE is docs/results/lab/runs/*.jsonl, RUNS the --output of the same sweep; a run that is there already stays. A restored run has no
+checkpoint and no answers: it can be compared, drawn and confirmed, not evaluated again.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from onpolicy.experiments.sweep.kept_runs import restore
+
+file, runs = map(Path, sys.argv[1:])
+print(f"{len(restore(file, runs))} runs restored under {runs}")
