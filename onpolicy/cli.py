@@ -88,7 +88,7 @@ def _sweep(arguments: argparse.Namespace) -> int:
     place = cluster(output, a.slurm, a.ray, a.cpus_per_run, a.gpus_per_run)
     code = sweep(a.grid, output, a.overrides, a.jobs, place, a.arm, a.seed)
     if code == 0:
-        print_next(look_closer(a.grid, output, a.overrides))
+        print_next(look_closer(output))
     return code
 
 

@@ -24,7 +24,7 @@ from onpolicy.experiments.lab.readout import rounded, versions
 from onpolicy.experiments.sweep.compare import compare
 from onpolicy.experiments.sweep.figures import write_figures
 from onpolicy.experiments.sweep.grid import Cell, cells, read_grid, run_folder
-from onpolicy.experiments.sweep.kept_runs import RUNS, keep
+from onpolicy.experiments.sweep.kept_runs import KEPT, keep
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.models import open_model, resolve_model
 from onpolicy.run.checkpoint import Checkpoints
@@ -53,7 +53,7 @@ def frontier(output: Path, jobs: int) -> int:
 
 def write_frontier(output: Path, path: Path, overrides: Sequence[str] = ()) -> None:
     """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between. What it
-    reads of them is kept in ``runs.jsonl``.
+    reads of them is kept in ``kept_runs.jsonl``.
 
     Args:
         output: folder of the runs
@@ -67,7 +67,7 @@ def write_frontier(output: Path, path: Path, overrides: Sequence[str] = ()) -> N
     between = [
         interpolated(cell, share, output, console) for cell in finished if cell.arm == UNPROTECTED for share in SHARES
     ]
-    keep([*finished, *between], output / RUNS)
+    keep([*finished, *between], output / KEPT)
     write_figures([*finished, *between], grid, output, console)
     runs = [cell.run for cell in (*finished, *between)]
     compared = compare(runs, grid.eval_groups, reference=UNPROTECTED)

@@ -32,7 +32,7 @@ from onpolicy.experiments.lab.partial_start import measure_start, start_table
 from onpolicy.experiments.lab.readout import kept, rounded, versions
 from onpolicy.experiments.sweep.compare import Difference, compare, differences
 from onpolicy.experiments.sweep.grid import cells, read_grid
-from onpolicy.experiments.sweep.kept_runs import RUNS, keep
+from onpolicy.experiments.sweep.kept_runs import KEPT, keep
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.models import PARTIAL_REASONER, resolve_model
 from onpolicy.utils.signals import resumable
@@ -58,12 +58,12 @@ def _start(output: Path) -> dict[str, Any]:
 
 
 def write_headroom(output: Path) -> None:
-    """What the finished runs under ``output`` say, in ``headroom.json``. What it reads of them is kept in ``runs.jsonl``."""
+    """What the finished runs under ``output`` say, in ``headroom.json``. What it reads of them is kept in ``kept_runs.jsonl``."""
     console, grid = Console(), read_grid(GRID)
     finished = [cell for cell in cells(GRID, output) if cell.finished()]
     if not finished:
         return
-    keep(finished, output / RUNS)
+    keep(finished, output / KEPT)
     runs = [cell.run for cell in finished]
     found = compare(runs, grid.eval_groups, reference=DISTILLED)
     claims = [

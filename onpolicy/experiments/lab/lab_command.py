@@ -36,7 +36,7 @@ def _demo(output: Path | None, jobs: int) -> int:
     if on_a_desktop and (output / REPORT).is_file():
         webbrowser.open((output / REPORT).resolve().as_uri())
     if code == 0:
-        print_next(look_closer(GRID, output), ["lab", "reproduce"])
+        print_next(look_closer(output), ["lab", "reproduce"])
     return code
 
 
@@ -50,36 +50,36 @@ def _reproduce(output: Path | None, jobs: int) -> int:
 
 
 def _decisive(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab.decisive import GRID, decisive
+    from onpolicy.experiments.lab.decisive import decisive
 
-    return _compared(decisive, GRID, output or Path("runs/decisive"), jobs)
+    return _compared(decisive, output or Path("runs/decisive"), jobs)
 
 
 def _feedback(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab.feedback import GRID, feedback
+    from onpolicy.experiments.lab.feedback import feedback
 
-    return _compared(feedback, GRID, output or Path("runs/feedback"), jobs)
+    return _compared(feedback, output or Path("runs/feedback"), jobs)
 
 
 def _headroom(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab.headroom import GRID, headroom
+    from onpolicy.experiments.lab.headroom import headroom
 
-    return _compared(headroom, GRID, output or Path("runs/headroom"), jobs)
+    return _compared(headroom, output or Path("runs/headroom"), jobs)
 
 
 def _frontier(output: Path | None, jobs: int) -> int:
-    from onpolicy.experiments.lab.frontier import GRID, frontier
+    from onpolicy.experiments.lab.frontier import frontier
 
-    return _compared(frontier, GRID, output or Path("runs/frontier"), jobs)
+    return _compared(frontier, output or Path("runs/frontier"), jobs)
 
 
-def _compared(run: Callable[[Path, int], int], grid: Path, output: Path, jobs: int) -> int:
+def _compared(run: Callable[[Path, int], int], output: Path, jobs: int) -> int:
     """Runs the arms of a grid and says how to look closer."""
     from onpolicy.experiments.sweep.sweep import look_closer
 
     code = run(output, jobs)
     if code == 0:
-        print_next(look_closer(grid, output))
+        print_next(look_closer(output))
     return code
 
 

@@ -49,7 +49,7 @@ def sft(
     grid = prepare_sweep(config_path, overrides, request, training, output, Console())
     code = sweep(grid, output, (), jobs)
     if code == 0:
-        print_next(look_closer(grid, output))
+        print_next(look_closer(output))
     return code
 
 

@@ -22,6 +22,8 @@ from onpolicy.utils.json_lines import finite
 from onpolicy.utils.stats import detectable_difference, two_way_t_ci
 from onpolicy.utils.tables import with_note
 
+RUNS = "runs.csv"
+"""A row for each run that is compared."""
 PassRatesBySet = Mapping[str, Mapping[str, float]]
 """Set -> problem -> pass rate."""
 
@@ -95,7 +97,7 @@ class SweepComparison:
     def write(self, folder: Path) -> None:
         """``runs.csv`` and ``comparison.json``."""
         names = list(dict.fromkeys(name for row in self.runs for name in row))
-        with (folder / "runs.csv").open("w", newline="") as file:
+        with (folder / RUNS).open("w", newline="") as file:
             writer = csv.DictWriter(file, names)
             writer.writeheader()
             writer.writerows(self.runs)

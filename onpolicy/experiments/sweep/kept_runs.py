@@ -31,7 +31,7 @@ from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.errors import ConfigError
 from onpolicy.utils.json_lines import read_json_lines
 
-RUNS = "runs.jsonl"
+KEPT = "kept_runs.jsonl"
 """Name of the file in the output of an experiment that keeps its runs."""
 METRICS = (
     "group/pass_rate", "rollout/completion_length/mean", "epistemic/*/rate_per_1k", "credit/dose", "eval/*/avg@*", "eval/*/pass@*",

@@ -27,6 +27,7 @@ several at a time if asked, on this machine or on a Ray cluster, each with its o
 
 from __future__ import annotations
 
+import csv
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, wait
@@ -38,10 +39,10 @@ from rich.live import Live
 
 from onpolicy.experiments.report.page import write_report
 from onpolicy.experiments.sweep.budgets import budgets_table
-from onpolicy.experiments.sweep.compare import SweepComparison, compare, differences_table, power_line
+from onpolicy.experiments.sweep.compare import RUNS, SweepComparison, compare, differences_table, power_line
 from onpolicy.experiments.sweep.contents import content_confounds
 from onpolicy.experiments.sweep.figures import write_figures
-from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles
+from onpolicy.experiments.sweep.grid import Cell, cells, chosen, confounds, read_grid, refuse_doubles, run_folder
 from onpolicy.experiments.sweep.live_curves import curves_table, standing, steps_done
 from onpolicy.experiments.sweep.processes import Processes, Runs
 from onpolicy.run.progress import Heartbeat
@@ -111,7 +112,7 @@ def sweep(
     shown = drawn(whole)
     names = [f"{c.arm} {c.factor}".strip() for c in shown]
     write_report([c.folder for c in shown], output / REPORT, found.plain(), names, figure)
-    console.print(f"all numbers: {plain(output / 'runs.csv')}, {plain(output / 'comparison.json')}", soft_wrap=True)
+    console.print(f"all numbers: {plain(output / RUNS)}, {plain(output / 'comparison.json')}", soft_wrap=True)
     some = "" if len(shown) == len(whole) else f" of the first seed of {len(shown)} arms"
     console.print(f"the same with curves{some}, and rollouts token by token: {plain(output / REPORT)}", soft_wrap=True)
     return int(bool(failed))
@@ -198,7 +199,9 @@ def _rows(shown: Sequence[Cell]) -> list[tuple[str, Path, int, str]]:
     return [(c.name, c.folder, c.settings.steps, c.settings.epistemic.lexicon) for c in shown]
 
 
-def look_closer(path: Path, output: Path, overrides: Sequence[str] = ()) -> list[str]:
+def look_closer(output: Path) -> list[str]:
     """What to run after a sweep that ended well: the report of the last arm's first run alone."""
-    whole = [cell for cell in cells(path, output, overrides) if _finished_before(cell)]
-    return ["report", str(next(cell.folder for cell in whole if cell.arm == whole[-1].arm))]
+    with (output / RUNS).open(newline="") as file:
+        compared = list(csv.DictReader(file))
+    first = next(row for row in compared if row["arm"] == compared[-1]["arm"])
+    return ["report", str(run_folder(output, first["arm"], first["factor"], int(float(first["seed"]))))]
