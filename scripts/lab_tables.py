@@ -9,6 +9,8 @@ from statistics import fmean
 from typing import Any
 
 RESULTS = Path("docs/results/lab")
+MAIN = ("unprotected", "protected", "reversal_markers", "floor_100_mixed_1e-4", "protected_end_mixed_1e-4", "grpo_1e-4")
+"""Arms of the frontier with most seeds."""
 HEADLINE = {
     "unprotected": "self-distillation: the teacher sees the solution",
     "protected": "the same, no loss where a hedging word was likely",
@@ -217,6 +219,40 @@ def frontier(report: dict[str, Any]) -> None:
     ends(report, arms, ("arm", "seeds", "new routes", "out of domain", "sampled"))
 
 
+def main_arms(report: dict[str, Any]) -> None:
+    """The first table of docs/frontier.md: the main arms' ends, and what separates them from unprotected distillation."""
+    last = {point["arm"]: point for point in report["points"]}
+    against = {(d["arm"], d["set"]): d for d in report["differences"]}
+    table(
+        ("arm", "seeds", "new problems", "minus `unprotected`", "out of domain", "minus `unprotected`", "sampled"),
+        (
+            (
+                f"`{arm}`", str(last[arm]["seeds"]), difference_ci(last[arm]["in_domain"]), difference_ci(against[arm, "unseen"]),
+                difference_ci(last[arm]["out_of_domain"]), difference_ci(against[arm, "out_of_domain"]), f"{last[arm]['tokens'] / 1000:.0f}k",
+            )
+            for arm in MAIN
+        ),
+    )  # fmt: skip
+
+
+def confirmed(report: dict[str, Any]) -> None:
+    """The table of docs/frontier.md: what ten other seeds say of the chosen arms."""
+
+    def told(value: dict[str, float], form: str = "+.2f") -> str:
+        return f"{value['value']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
+
+    table(
+        ("arm", "seeds", "gain kept", "loss kept", "minus its null", "minus rewards alone", "pass@16", "p", "verdict"),
+        (
+            (
+                f"`{c['arm']}`", str(c["seeds"]), told(c["gain_kept"], ".2f"), told(c["loss_kept"], ".2f"),
+                *(told(own) for own in c["beats"].values()), told(c["pass_at_samples"]), f"{c['holm']:.2g}", c["verdict"],
+            )
+            for c in report["confirmed"]
+        ),
+    )  # fmt: skip
+
+
 def headline(report: dict[str, Any]) -> None:
     """The table of README: what the main arms of the frontier learn and lose."""
     ends(
@@ -244,11 +280,11 @@ def ends(report: dict[str, Any], arms: Mapping[str, str], head: Sequence[str]) -
 def guesses(report: dict[str, Any]) -> None:
     """The table of docs/frontier.md: how likely an answer, or an end without one, is after failed attempts."""
     table(
-        ("", "ends, nothing left to try", "answers there", "answers after one failure, another map", "after three", "after three, sums"),
+        ("", "ends, nothing left to try", "answers there", "goes on there", "answers after one failure, another map", "after three", "after three, sums"),
         (
             (
                 f"`{model}`", f"{own['route-c-2']['3']['ends']:.2f}", f"{own['route-c-2']['3']['answers']:.2f}",
-                f"{own['route-b-2']['1']['answers']:.2f}", f"{own['route-b-2']['3']['answers']:.2f}",
+                f"{own['route-c-2']['3']['goes_on']:.2f}", f"{own['route-b-2']['1']['answers']:.2f}", f"{own['route-b-2']['3']['answers']:.2f}",
                 f"{own['sums-4']['3']['answers']:.2f}",
             )
             for model, own in report["after_failures"].items()
@@ -290,6 +326,10 @@ if __name__ == "__main__":
     start(json.loads((RESULTS / "start.json").read_text()))
     for name in ("frontier", "frontier_recipe_5"):
         frontier(json.loads((RESULTS / f"{name}.json").read_text()))
+    confirmation = json.loads((RESULTS / "confirmation.json").read_text())
+    frontier(confirmation)
+    confirmed(confirmation)
+    main_arms(json.loads((RESULTS / "frontier.json").read_text()))
     guesses(json.loads((RESULTS / "guesses.json").read_text()))
     for name in ("bonus_screen", "bonus"):
         bonuses(json.loads((RESULTS / f"{name}.json").read_text()))

@@ -244,6 +244,7 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         ("helps_or_harms", "feedback", "docs/paper.md"),
         ("program_arms", "feedback", "docs/lab.md"),
         ("start", "start", "docs/frontier.md"),
+        ("main_arms", "frontier", "docs/frontier.md"),
         ("frontier", "frontier", "docs/frontier.md"),
         ("frontier", "frontier_recipe_5", "docs/frontier.md"),
         ("guesses", "guesses", "docs/frontier.md"),

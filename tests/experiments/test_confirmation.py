@@ -85,6 +85,8 @@ def test_without_a_gain_shares_are_undefined_and_several_arms_are_corrected(tmp_
     one, *_ = confirmed(tmp_path / "b", {"plain": LOST, "x": KEPT, "y": KEPT}, {"x": []})
     first, second = confirmed(tmp_path / "c", {"plain": LOST, "x": KEPT, "y": KEPT}, {"x": [], "y": []})
     assert one.holm == one.p_value and first.holm == second.holm == pytest.approx(2 * one.p_value)
+    (early,) = confirmed(tmp_path / "e", {"plain": LOST, "x": KEPT}, {"x": [], "y": []})
+    assert early.holm == pytest.approx(2 * one.p_value), "the arm that has not run yet counts too"
     assert (
         confirmations(runs(tmp_path / "d", {"plain": LOST, "x": KEPT}, seeds=9), GROUPS, AXES, {"x": []}, "plain") == []
     )
