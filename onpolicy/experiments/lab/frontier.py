@@ -52,8 +52,8 @@ def frontier(output: Path, jobs: int) -> int:
 
 
 def write_frontier(output: Path, path: Path, overrides: Sequence[str] = ()) -> None:
-    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; measures the weights between. What it
-    reads of them is kept in ``kept_runs.jsonl``.
+    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; where it is ``GRID``, measures the
+    weights between. What it reads of the runs is kept in ``kept_runs.jsonl``.
 
     Args:
         output: folder of the runs
@@ -64,9 +64,8 @@ def write_frontier(output: Path, path: Path, overrides: Sequence[str] = ()) -> N
     finished = [cell for cell in cells(path, output, overrides) if cell.finished()]
     if not finished:
         return
-    between = [
-        interpolated(cell, share, output, console) for cell in finished if cell.arm == UNPROTECTED for share in SHARES
-    ]
+    unprotected = [cell for cell in finished if cell.arm == UNPROTECTED and path == GRID]
+    between = [interpolated(cell, share, output, console) for cell in unprotected for share in SHARES]
     keep([*finished, *between], output / KEPT)
     write_figures([*finished, *between], grid, output, console)
     runs = [cell.run for cell in (*finished, *between)]
