@@ -13,12 +13,12 @@ MAIN = ("unprotected", "protected", "reversal_markers", "floor_100_mixed_1e-4", 
 """Arms of the frontier with most seeds."""
 HEADLINE = {
     "unprotected": "self-distillation: the teacher sees the solution",
-    "protected": "the same, no loss where a hedging word was likely",
     "floor_100_mixed_1e-4": "the target's hedging held at the model's own, and rewards; a third of the rate",
     "protected_end_mixed_1e-4": "no loss where hedging or an end was likely, and rewards; a third of the rate",
+    "protected_end_mixed_1e-4_like_entropy": "control: no loss at tokens of similar entropy, and rewards; the same rate",
     "grpo_1e-4": "rewards alone (GRPO), a third of the rate",
 }
-"""Arms of the frontier that README names."""
+"""Arms of the confirmation that README names."""
 SETS = ("unseen", "other_map", "longer", "sums")
 
 
@@ -254,7 +254,7 @@ def confirmed(report: dict[str, Any]) -> None:
 
 
 def headline(report: dict[str, Any]) -> None:
-    """The table of README: what the main arms of the frontier learn and lose."""
+    """The table of README: what the confirmed arms and their controls learn and lose."""
     ends(
         report,
         HEADLINE,
@@ -333,7 +333,7 @@ if __name__ == "__main__":
     guesses(json.loads((RESULTS / "guesses.json").read_text()))
     for name in ("bonus_screen", "bonus"):
         bonuses(json.loads((RESULTS / f"{name}.json").read_text()))
-    headline(json.loads((RESULTS / "frontier.json").read_text()))
+    headline(confirmation)
     told = json.loads((RESULTS / "feedback.json").read_text())
     helps_or_harms(told)
     program_arms(told)

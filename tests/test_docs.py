@@ -250,7 +250,9 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         ("guesses", "guesses", "docs/frontier.md"),
         ("bonuses", "bonus_screen", "docs/frontier.md"),
         ("bonuses", "bonus", "docs/frontier.md"),
-        ("headline", "frontier", "README.md"),
+        ("frontier", "confirmation", "docs/frontier.md"),
+        ("confirmed", "confirmation", "docs/frontier.md"),
+        ("headline", "confirmation", "README.md"),
     ],
 )
 def test_the_tables_of_the_lab_are_the_committed_results(

@@ -37,7 +37,7 @@ def finished_runs(folder: Path, path: Path, only: Sequence[int] = range(99)) -> 
             where.mkdir(parents=True)
             for name, ids in PROBLEMS.items():
                 rows = [
-                    {"id": p, "right": [(i + step + number) % 3 == 0, None if i == 1 else step > number]}
+                    {"id": p, "right": [(i + step + number) % 3 == 0, None if p == "n2" else step > number]}
                     for i, p in enumerate(ids)
                 ]
                 (where / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -68,7 +68,7 @@ def test_comparisons_find_the_same(tmp_path: Path, path: Path) -> None:
     before, after = (compare([c.run for c in own], GROUPS) for own in (runs, again))
     assert after.plain() == before.plain() and before.differences and before.budgets
     assert [row["config"] for row in after.runs] == [row["config"] for row in before.runs]
-    assert after.runs[0]["group/pass_rate"] == pytest.approx(6 / 7, abs=1e-6) and "train/loss" not in after.runs[0]
+    assert after.runs[0]["group/pass_rate"] == pytest.approx(6 / 7, abs=1e-5) and "train/loss" not in after.runs[0]
     assert tokens_by_evaluation(again[1].folder) == {0: 0.0, 3: 39.0, 6: 87.0}, "11 + 1 and so on"
 
 

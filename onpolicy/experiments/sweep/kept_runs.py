@@ -39,7 +39,7 @@ METRICS = (
 )  # fmt: skip
 """Patterns of the metrics that are kept; besides, the costs in tokens, summed over the steps since the row before."""
 COSTS = [metric for metrics in BUDGETS.values() for metric in metrics]
-DIGITS = 6
+DIGITS = 5
 
 
 @dataclass(frozen=True)
@@ -102,13 +102,17 @@ def _line(run: Cell, rows: Sequence[Metrics], shared: _Shared) -> dict[str, Any]
     }  # fmt: skip
 
 
-def _right(folder: Path, step: int) -> dict[str, list[list[int]]]:
-    """Set -> right and graded answers to each problem."""
+def _right(folder: Path, step: int) -> dict[str, tuple[list[int], list[int] | int]]:
+    """Set -> right and graded answers to each problem; one number where as many were graded of each."""
     graded = {
         name: [[verdict for verdict in row["right"] if verdict is not None] for row in rows]
         for name, rows in read_evaluation(folder, step).items()
     }
-    return {name: [[sum(row) for row in rows], [len(row) for row in rows]] for name, rows in graded.items()}
+    counts = {name: [len(row) for row in rows] for name, rows in graded.items()}
+    return {
+        name: ([sum(row) for row in rows], counts[name] if len({*counts[name]}) > 1 else counts[name][0])
+        for name, rows in graded.items()
+    }
 
 
 def _rows(folder: Path) -> list[Metrics]:
@@ -138,7 +142,8 @@ def _write(folder: Path, line: Mapping[str, Any], shared: _Shared) -> None:
     atomic_write(folder / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
     for step, sets in line["right"].items():
         for name, (right, graded) in sets.items():
-            results = [_result(*of) for of in zip(shared.problems[name], right, graded, strict=True)]
+            counts = graded if isinstance(graded, list) else [graded] * len(right)
+            results = [_result(*of) for of in zip(shared.problems[name], right, counts, strict=True)]
             target = evaluation_folder(folder, int(step)) / f"{name}.jsonl"
             target.parent.mkdir(parents=True, exist_ok=True)
             write_results(target, results)
