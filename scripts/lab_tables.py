@@ -1,4 +1,4 @@
-"""Prints the tables of docs/lab.md and docs/frontier.md, and one of docs/paper.md, from docs/results/lab/*.json: python scripts/lab_tables.py"""
+"""Prints the tables of lab.md and frontier.md, and one of paper.md, from docs/results/lab/*.json: python scripts/lab_tables.py"""
 
 from __future__ import annotations
 
@@ -228,7 +228,8 @@ def main_arms(report: dict[str, Any]) -> None:
         (
             (
                 f"`{arm}`", str(last[arm]["seeds"]), difference_ci(last[arm]["in_domain"]), difference_ci(against[arm, "unseen"]),
-                difference_ci(last[arm]["out_of_domain"]), difference_ci(against[arm, "out_of_domain"]), f"{last[arm]['tokens'] / 1000:.0f}k",
+                difference_ci(last[arm]["out_of_domain"]), difference_ci(against[arm, "out_of_domain"]),
+                f"{last[arm]['tokens'] / 1000:.0f}k",
             )
             for arm in MAIN
         ),
@@ -280,11 +281,13 @@ def ends(report: dict[str, Any], arms: Mapping[str, str], head: Sequence[str]) -
 def guesses(report: dict[str, Any]) -> None:
     """The table of docs/frontier.md: how likely an answer, or an end without one, is after failed attempts."""
     table(
-        ("", "ends, nothing left to try", "answers there", "goes on there", "answers after one failure, another map", "after three", "after three, sums"),
+        ("", "ends, nothing left to try", "answers there", "goes on there", "answers after one failure, another map",
+         "after three", "after three, sums"),
         (
             (
                 f"`{model}`", f"{own['route-c-2']['3']['ends']:.2f}", f"{own['route-c-2']['3']['answers']:.2f}",
-                f"{own['route-c-2']['3']['goes_on']:.2f}", f"{own['route-b-2']['1']['answers']:.2f}", f"{own['route-b-2']['3']['answers']:.2f}",
+                f"{own['route-c-2']['3']['goes_on']:.2f}", f"{own['route-b-2']['1']['answers']:.2f}",
+                f"{own['route-b-2']['3']['answers']:.2f}",
                 f"{own['sums-4']['3']['answers']:.2f}",
             )
             for model, own in report["after_failures"].items()
@@ -293,7 +296,7 @@ def guesses(report: dict[str, Any]) -> None:
 
 
 def bonuses(report: dict[str, Any]) -> None:
-    """The table of docs/frontier.md: what each bonus comes to at each weight. Rewarded words and attempts are those of answers out of domain."""
+    """The table of docs/frontier.md: each bonus at each weight. Rewarded words and attempts are those of answers out of domain."""
     read = ("unseen", "out_of_domain", "eval/out_of_domain/epistemic/rewarded/rate_per_1k", "attempts")
 
     def told(point: dict[str, Any]) -> str:

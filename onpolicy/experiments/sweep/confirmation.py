@@ -105,7 +105,8 @@ def confirmations(
     The conditions: change in domain minus .9 times the first arm's > 0; change out of domain minus .1 times the first arm's > 0; mean
     of both accuracies minus each control's > 0. A p-value is twice the share of the draws in which a condition is not met, at most 1,
     so that it goes with the 95 % intervals; an arm's is the largest of them (intersection-union test), and Holm's correction is over
-    all arms of ``confirm`` and all factors, those with too few seeds so far too. Besides, the interval of the change of pass@samples out of domain may not lie below 0.
+    all arms of ``confirm`` and all factors, those with too few seeds so far too. Besides, the interval of the change of
+    pass@samples out of domain may not lie below 0.
 
     Fewer seeds are not confirmed: a bootstrap over three seeds rejects a true hypothesis in a tenth of cases, over ten in a twentieth.
 
