@@ -10,8 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from onpolicy.experiments.lab.frontier import GRID, write_frontier
+from onpolicy.experiments.lab.frontier import GRID, SHARES, write_frontier
 
 runs, *rest = sys.argv[1:]
-grid = Path(rest.pop(0)) if rest and "=" not in rest[0] else GRID
-write_frontier(Path(runs), grid, rest)
+given = Path(rest.pop(0)) if rest and "=" not in rest[0] else None
+write_frontier(Path(runs), given or GRID, rest, () if given else SHARES)

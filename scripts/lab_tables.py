@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -216,24 +216,26 @@ def program_arms(report: dict[str, Any]) -> None:
 def frontier(report: dict[str, Any]) -> None:
     """The table of docs/frontier.md: where each arm ended, with as many seeds as have finished."""
     arms = {point["arm"]: f"`{point['arm']}`" for point in report["points"]}
-    ends(report, arms, ("arm", "seeds", "new routes", "out of domain", "sampled"))
+    ends(report, arms, ("arm", "seeds", "new problems", "out of domain", "sampled"))
 
 
 def main_arms(report: dict[str, Any]) -> None:
     """The first table of docs/frontier.md: the main arms' ends, and what separates them from unprotected distillation."""
-    last = {point["arm"]: point for point in report["points"]}
-    against = {(d["arm"], d["set"]): d for d in report["differences"]}
-    table(
-        ("arm", "seeds", "new problems", "minus `unprotected`", "out of domain", "minus `unprotected`", "sampled"),
+    against = {(d["arm"], d["set"]): difference_ci(d) for d in report["differences"]}
+    ends(
+        report,
+        {arm: f"`{arm}`" for arm in MAIN},
         (
-            (
-                f"`{arm}`", str(last[arm]["seeds"]), difference_ci(last[arm]["in_domain"]), difference_ci(against[arm, "unseen"]),
-                difference_ci(last[arm]["out_of_domain"]), difference_ci(against[arm, "out_of_domain"]),
-                f"{last[arm]['tokens'] / 1000:.0f}k",
-            )
-            for arm in MAIN
+            "arm",
+            "seeds",
+            "new problems",
+            "out of domain",
+            "sampled",
+            "new problems minus `unprotected`",
+            "out of domain minus `unprotected`",
         ),
-    )  # fmt: skip
+        lambda arm: [against[arm, "unseen"], against[arm, "out_of_domain"]],
+    )
 
 
 def confirmed(report: dict[str, Any]) -> None:
@@ -243,7 +245,7 @@ def confirmed(report: dict[str, Any]) -> None:
         return f"{value['value']:{form}} ({value['low']:{form}} to {value['high']:{form}})"
 
     table(
-        ("arm", "seeds", "gain kept", "loss kept", "minus its null", "minus rewards alone", "pass@16", "p", "verdict"),
+        ("arm", "seeds", "gain kept", "loss kept", "minus its control", "minus rewards alone", "pass@16", "p", "verdict"),
         (
             (
                 f"`{c['arm']}`", str(c["seeds"]), told(c["gain_kept"], ".2f"), told(c["loss_kept"], ".2f"),
@@ -263,15 +265,20 @@ def headline(report: dict[str, Any]) -> None:
     )
 
 
-def ends(report: dict[str, Any], arms: Mapping[str, str], head: Sequence[str]) -> None:
-    """A row for each of the arms, called as given: its last point."""
+def ends(
+    report: dict[str, Any],
+    arms: Mapping[str, str],
+    head: Sequence[str],
+    more: Callable[[str], Sequence[str]] = lambda arm: (),
+) -> None:
+    """A row for each of the arms, called as given: its last point, and more cells about it."""
     last = {point["arm"]: point for point in report["points"]}
     table(
         head,
         (
             (
                 words, str(last[arm]["seeds"]), difference_ci(last[arm]["in_domain"]), difference_ci(last[arm]["out_of_domain"]),
-                f"{last[arm]['tokens'] / 1000:.0f}k",
+                f"{last[arm]['tokens'] / 1000:.0f}k", *more(arm),
             )
             for arm, words in arms.items()
         ),

@@ -1,7 +1,7 @@
 """Puts kept runs of a sweep into its output, so that the sweep goes on with the others: python scripts/restore_runs.py FILE RUNS
 
-FILE is docs/results/lab/runs/*.jsonl, RUNS the --output of the same sweep; a run that is there already stays. A restored run has no
-checkpoint and no answers: it can be compared, drawn and confirmed, not evaluated again.
+FILE is kept_runs.jsonl of another output, or docs/results/lab/*_runs.jsonl; RUNS is the --output of the same sweep. A run that is there
+stays. A restored run has no checkpoint and no answers: it can be compared, drawn and confirmed, not evaluated again.
 """
 
 from __future__ import annotations

@@ -163,10 +163,14 @@ def refuse_other_settings(folder: Path, resolved: ResolvedConfig) -> None:
         )
 
 
+NOT_HASHED = ("run_dir", "logging")
+"""Keys of a config that ``config_hash`` leaves out."""
+
+
 def config_hash(folder: Path) -> str:
     """A short hash of the run's config.yaml without ``run_dir`` and ``logging``: equal for equal settings and seed, wherever the run is."""
     settings = yaml.safe_load((folder / "config.yaml").read_text())
-    return short_hash(fingerprint(settings, ["run_dir", "logging"]).encode())
+    return short_hash(fingerprint(settings, NOT_HASHED).encode())
 
 
 def logged(folder: Path) -> list[Metrics]:

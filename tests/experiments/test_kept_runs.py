@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from onpolicy.config.resolve import resolve
+from onpolicy.experiments.lab.readout import rounded
+from onpolicy.experiments.sweep.budgets import RunKey
 from onpolicy.experiments.sweep.compare import compare, tokens_by_evaluation
 from onpolicy.experiments.sweep.confirmation import confirmations
-from onpolicy.experiments.sweep.grid import Cell, cells
+from onpolicy.experiments.sweep.frontier import frontier_points
+from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.kept_runs import keep, restore
 from onpolicy.run.evaluation_files import evaluation_folder
-from onpolicy.run.run_dir import prepare_folder
+from onpolicy.run.run_dir import config_hash, prepare_folder
 from onpolicy.utils.errors import ConfigError
 from tests.experiments.test_sweep import grid
 
+ROOT = Path(__file__).parents[2]
 ARMS: dict[str, Any] = {"plain": {}, "slow": {"trainer.lr": 1e-6}}
 PROBLEMS = {"new": ["n1", "n2", "n3"], "map": ["m1", "m2"]}
 GROUPS = {"others": ["map"]}
@@ -121,3 +127,19 @@ def test_other_problems_are_refused(tmp_path: Path, path: Path) -> None:
         ConfigError, match="slow few seed 0 was evaluated on other problems of 'new' than plain few seed 0"
     ):
         keep(runs, tmp_path / "runs.jsonl")
+
+
+def test_the_committed_runs_are_the_committed_confirmation(tmp_path: Path) -> None:
+    results, grid_ = ROOT / "docs/results/lab", read_grid(ROOT / "configs/lab/confirmation.yaml")
+    runs: list[RunKey] = []
+    for folder in restore(results / "confirmation_runs.jsonl", tmp_path):
+        arm, factor, seed = folder.relative_to(tmp_path).parts
+        runs.append((arm, factor, int(seed.removeprefix("seed-")), folder))
+    assert {seed for _, _, seed, _ in runs} == set(grid_.seeds) and len(runs) == len(grid_.arms) * len(grid_.seeds)
+    found = confirmations(runs, grid_.eval_groups, grid_.frontier, grid_.confirm, next(iter(grid_.arms)))
+    committed = json.loads((results / "confirmation.json").read_text())
+    assert [rounded(asdict(c)) for c in found] == committed["confirmed"]
+    points = [rounded(asdict(p)) for p in frontier_points(runs, grid_.eval_groups, grid_.frontier)]
+    key = itemgetter("arm", "step")
+    assert sorted(points, key=key) == sorted(committed["points"], key=key)
+    assert {config_hash(folder) for *_, folder in runs} == {row["config"] for row in committed["runs"]}

@@ -47,25 +47,27 @@ def frontier(output: Path, jobs: int) -> int:
     """Runs and measures what is missing, and writes ``results.json``."""
     output.mkdir(parents=True, exist_ok=True)
     code = sweep(GRID, output, (), jobs)
-    write_frontier(output, GRID)
+    write_frontier(output, GRID, shares=SHARES)
     return code
 
 
-def write_frontier(output: Path, path: Path, overrides: Sequence[str] = ()) -> None:
-    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; where it is ``GRID``, measures the
-    weights between. What it reads of the runs is kept in ``kept_runs.jsonl``.
+def write_frontier(output: Path, path: Path, overrides: Sequence[str] = (), shares: Sequence[float] = ()) -> None:
+    """What the finished runs of the grid under ``output`` say, in ``results.json`` and as a figure; what it reads of them is kept in
+    ``kept_runs.jsonl``.
 
     Args:
         output: folder of the runs
         path: the grid; it has a frontier, and an arm called ``unprotected``
         overrides: with which they were run, e.g. another reasoner
+        shares: of the trained weights, at which each unprotected run is evaluated besides
     """
     console, grid = Console(), read_grid(path)
     finished = [cell for cell in cells(path, output, overrides) if cell.finished()]
     if not finished:
         return
-    unprotected = [cell for cell in finished if cell.arm == UNPROTECTED and path == GRID]
-    between = [interpolated(cell, share, output, console) for cell in unprotected for share in SHARES]
+    between = [
+        interpolated(cell, share, output, console) for cell in finished if cell.arm == UNPROTECTED for share in shares
+    ]
     keep([*finished, *between], output / KEPT)
     write_figures([*finished, *between], grid, output, console)
     runs = [cell.run for cell in (*finished, *between)]

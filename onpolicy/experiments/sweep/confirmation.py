@@ -128,10 +128,10 @@ def confirmations(
                 sides = {name: [folders[name, seed] for seed in seeds] for name in names}
                 found.append(_confirmation(arm, factor, first, sides, eval_groups, frontier))
     not_yet = len(confirm) * len(factors) - len(found)
-    adjusted = holm([*(c.p_value for c in found), *[1.0] * not_yet])
+    adjusted = holm([*(c.p_value for c in found), *[1.0] * not_yet])[: len(found)]
     return [
         replace(c, holm=p, verdict=c.verdict or ("holds" if p < LEVEL and c.pass_at_samples.high >= 0 else "fails"))
-        for c, p in zip(found, adjusted, strict=False)
+        for c, p in zip(found, adjusted, strict=True)
     ]
 
 

@@ -25,7 +25,7 @@ from onpolicy.run.evaluation_files import (
     read_evaluation,
     write_results,
 )
-from onpolicy.run.run_dir import config_hash, logged
+from onpolicy.run.run_dir import NOT_HASHED, config_hash, logged
 from onpolicy.types import Metrics
 from onpolicy.utils.disk import atomic_write
 from onpolicy.utils.errors import ConfigError
@@ -132,7 +132,7 @@ def _rows(folder: Path) -> list[Metrics]:
 
 def _settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load((folder / "config.yaml").read_text())
-    return {name: own for name, own in found.items() if name not in ("run_dir", "logging")}
+    return {name: own for name, own in found.items() if name not in NOT_HASHED}
 
 
 def _write(folder: Path, line: Mapping[str, Any], shared: _Shared) -> None:
