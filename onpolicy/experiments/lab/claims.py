@@ -28,6 +28,7 @@ from onpolicy.utils.tables import coloured, left, table
 
 IN_DOMAIN, OUT_OF_DOMAIN = "unseen", "out_of_domain"
 RATE = "epistemic/paper10/rate_per_1k"
+PASS_RATE = "group/pass_rate"
 DISTILLED = "distilled"
 
 
@@ -73,7 +74,7 @@ def shortened(finished: Sequence[Cell], arm: str = DISTILLED) -> Iterator[Claim]
         for what, metric, positive in (
             ("tokens of the rollouts", "rollout/completion_length/mean", False),
             ("markers per 1k in the rollouts", RATE, False),
-            ("accuracy on the problems trained on", "group/pass_rate", True),
+            ("accuracy on the problems trained on", PASS_RATE, True),
         ):
             gaps = [_gap(c.folder, metric) for c in chosen]
             yield over_seeds(
@@ -95,12 +96,12 @@ def _named(arm: str) -> str:
 
 
 def narrowest(
-    finished: Sequence[Cell], found: SweepComparison, eval_groups: Mapping[str, Sequence[str]]
+    finished: Sequence[Cell], found: SweepComparison, eval_groups: Mapping[str, Sequence[str]], arm: str = DISTILLED
 ) -> Iterator[Claim]:
     """b. The coverage curve: what ten times as many problems bring out of domain, by a line through each seed's runs."""
     slopes = []
     for seed in dict.fromkeys(c.seed for c in finished):
-        chosen = [c for c in finished if (c.arm, c.seed) == (DISTILLED, seed)]
+        chosen = [c for c in finished if (c.arm, c.seed) == (arm, seed)]
         if len(chosen) > 1:
             changes = against_reference([c.run for c in chosen], eval_groups)
             own = {d.factor: d.difference for d in changes if d.set == OUT_OF_DOMAIN}
@@ -108,10 +109,8 @@ def narrowest(
                 linear_regression([math.log10(seen(c)) for c in chosen], [own[c.factor] for c in chosen]).slope
             )
     if slopes:
-        worst = min(
-            (d for d in found.from_start if (d.arm, d.set) == (DISTILLED, OUT_OF_DOMAIN)), key=lambda d: d.difference
-        )
-        text = f"accuracy out of domain minus reference model, per factor of ten in |D| (worst at {worst.factor})"
+        worst = min((d for d in found.from_start if (d.arm, d.set) == (arm, OUT_OF_DOMAIN)), key=lambda d: d.difference)
+        text = f"{_named(arm)}accuracy out of domain minus reference model, per factor of ten in |D| (worst at {worst.factor})"
         yield over_seeds("b", text, slopes, positive=True)
 
 

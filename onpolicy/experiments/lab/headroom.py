@@ -10,7 +10,6 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 
@@ -19,42 +18,43 @@ from onpolicy.experiments.lab.claims import (
     DISTILLED,
     IN_DOMAIN,
     OUT_OF_DOMAIN,
+    PASS_RATE,
     Claim,
     claim_about,
     claims_table,
     narrowest,
     other_arms,
     out_of_domain,
+    over_seeds,
     shortened,
 )
-from onpolicy.experiments.lab.curves import curves_by_step
 from onpolicy.experiments.lab.partial_start import measure_start, start_table
 from onpolicy.experiments.lab.readout import kept, rounded, versions
 from onpolicy.experiments.sweep.compare import Difference, compare, differences
-from onpolicy.experiments.sweep.grid import cells, read_grid
+from onpolicy.experiments.sweep.frontier import frontier_points
+from onpolicy.experiments.sweep.grid import Cell, cells, read_grid
 from onpolicy.experiments.sweep.kept_runs import KEPT, keep
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.models import PARTIAL_REASONER, resolve_model
+from onpolicy.run.run_dir import logged
 from onpolicy.utils.signals import resumable
 
 GRID = SHIPPED / "lab/headroom_coverage.yaml"
-TEACHERS = (DISTILLED, "sdpo", "sdpo_without_think")
-"""Arms whose teacher is the frozen reasoner: a solution, a successful sibling, the sibling's answer alone."""
+TEACHERS = (DISTILLED, "opsd", "sdpo", "sdpo_without_think")
+"""Arms whose teacher is the frozen reasoner. It sees a solution (twice), a successful sibling, the sibling's answer alone."""
+FEW = ("1", "8", "64")
+"""Numbers of problems on which the paper's self-distillation learns more than rewards alone (section 6.2: up to 128)."""
 
 
 @resumable()
 def headroom(output: Path, jobs: int) -> int:
     """Runs what is missing and writes ``headroom.json``."""
     output.mkdir(parents=True, exist_ok=True)
-    Console().print(start_table(_start(output)))
+    start = kept(output / "start.json", lambda: rounded(measure_start(resolve_model(PARTIAL_REASONER))))
+    Console().print(start_table(start))
     code = sweep(GRID, output, (), jobs)
     write_headroom(output)
     return code
-
-
-def _start(output: Path) -> dict[str, Any]:
-    found: dict[str, Any] = kept(output / "start.json", lambda: rounded(measure_start(resolve_model(PARTIAL_REASONER))))
-    return found
 
 
 def write_headroom(output: Path) -> None:
@@ -68,9 +68,10 @@ def write_headroom(output: Path) -> None:
     found = compare(runs, grid.eval_groups, reference=DISTILLED)
     claims = [
         *(claim for arm in TEACHERS for claim in (*shortened(finished, arm), *out_of_domain(found, arm))),
-        *narrowest(finished, found, grid.eval_groups),
+        *(claim for arm in TEACHERS for claim in narrowest(finished, found, grid.eval_groups, arm)),
         *other_arms(finished, found),
         *against_grpo(differences(runs, grid.eval_groups, "grpo")),
+        *trained_against_grpo(finished),
         *harms_more(
             "f", differences(runs, grid.eval_groups, "sdpo_without_think"), "sdpo", "SDPO minus SDPO without think"
         ),
@@ -81,10 +82,10 @@ def write_headroom(output: Path) -> None:
     report = {
         "versions": versions(),
         "seeds": sorted({cell.seed for cell in finished}),
-        "start": _start(output),
+        "runs": [{name: row[name] for name in ("arm", "factor", "seed", "config")} for row in found.runs],
         "claims": [asdict(c) | {"verdict": c.verdict} for c in claims],
         "from_start": [asdict(d) for d in found.from_start],
-        "curves": curves_by_step(finished),
+        "points": [asdict(p) for p in frontier_points(runs, grid.eval_groups, grid.frontier)],
     }
     (output / "headroom.json").write_text(json.dumps(rounded(report)) + "\n")
     console.print(claims_table(claims))
@@ -94,10 +95,24 @@ def write_headroom(output: Path) -> None:
 def against_grpo(found: Sequence[Difference]) -> Iterator[Claim]:
     """d. Self-distillation learns more than rewards alone on few problems, less on many (the paper's crossing)."""
     chosen = [d for d in found if d.arm in TEACHERS and d.set == IN_DOMAIN]
-    few = {d.factor for d in chosen if d.factor in ("1", "8", "64")}
     for d in chosen:
         text = f"{d.arm} minus GRPO, |D| = {d.factor}: accuracy, new problems of the family"
-        yield claim_about("d", text, d, positive=d.factor in few)
+        yield claim_about("d", text, d, positive=d.factor in FEW)
+
+
+def trained_against_grpo(finished: Sequence[Cell]) -> Iterator[Claim]:
+    """d. The same on the problems that are trained on, which is the paper's own measure: at the first evaluation and at the last step."""
+    measured = {c.run[:3]: {int(row["step"]): row[PASS_RATE] for row in logged(c.folder)} for c in finished}
+    for arm, factor in dict.fromkeys((c.arm, c.factor) for c in finished if c.arm in TEACHERS):
+        for step in (finished[0].settings.eval.every, finished[0].settings.steps):
+            gaps = [
+                rates[step] - measured["grpo", factor, seed][step]
+                for (name, size, seed), rates in measured.items()
+                if (name, size) == (arm, factor) and ("grpo", factor, seed) in measured
+            ]
+            if gaps:
+                text = f"{arm} minus GRPO, |D| = {factor}: accuracy on the problems trained on, step {step}"
+                yield over_seeds("d", text, gaps, positive=factor in FEW)
 
 
 def harms_more(letter: str, found: Sequence[Difference], arm: str, said: str) -> Iterator[Claim]:
