@@ -18,7 +18,9 @@ def forward_kl(student: Tensor, teacher: Tensor, *, entry_clip: float | None = N
     GKD (arXiv 2306.13649), OPSD (2601.18734, later versions) and SDFT (2601.19897, as run) train with it.
 
     Args:
-        entry_clip: upper bound of each entry's contribution before the sum (OPSD: 0.05); the result can be negative
+        entry_clip: upper bound of each entry's contribution before the sum (OPSD: 0.05); the result can be negative. Clipped
+            entries have no gradient: that of the logits is M student_v - teacher_v [v not clipped], with M the teacher's mass of
+            the others, so where the teacher's choice is clipped, descent lowers it
     """
     return _expectation(teacher, teacher - student, entry_clip)
 

@@ -202,6 +202,17 @@ def test_entry_clip_by_hand_can_go_negative() -> None:
     assert forward_kl(student, teacher, entry_clip=9.0).item() == pytest.approx(first + second, abs=1e-6)
 
 
+def test_entry_clip_leaves_the_gradient_of_the_other_entries() -> None:
+    """The teacher's choice contributes .9 log(.9 / .5) = .53 and is clipped. The gradient of the logits is M p_S - p_T on the others, whose
+    teacher mass M is .1: (.05, .03 - .08, .02 - .02), so descent lowers the choice. Without the clip it is p_S - p_T.
+    """
+    teacher = torch.tensor([0.9, 0.08, 0.02]).log()
+    for clip, expected in ((0.05, [0.05, -0.05, 0.0]), (None, [-0.4, 0.22, 0.18])):
+        logits = torch.tensor([0.5, 0.3, 0.2]).log().requires_grad_()
+        forward_kl(logits.log_softmax(-1), teacher, entry_clip=clip).backward()
+        assert logits.grad is not None and logits.grad.tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_an_impossible_share_is_refused() -> None:
     with pytest.raises(ValueError, match="share"):
         entropy(inputs(), MASK, share=0.0)

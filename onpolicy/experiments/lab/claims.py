@@ -29,6 +29,7 @@ from onpolicy.utils.tables import coloured, left, table
 IN_DOMAIN, OUT_OF_DOMAIN = "unseen", "out_of_domain"
 RATE = "epistemic/paper10/rate_per_1k"
 PASS_RATE = "group/pass_rate"
+LENGTH = "rollout/completion_length/mean"
 DISTILLED = "distilled"
 
 
@@ -72,7 +73,7 @@ def shortened(finished: Sequence[Cell], arm: str = DISTILLED) -> Iterator[Claim]
         if not chosen:
             continue
         for what, metric, positive in (
-            ("tokens of the rollouts", "rollout/completion_length/mean", False),
+            ("tokens of the rollouts", LENGTH, False),
             ("markers per 1k in the rollouts", RATE, False),
             ("accuracy on the problems trained on", PASS_RATE, True),
         ):

@@ -10,6 +10,8 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from rich.console import Console
 
@@ -17,6 +19,7 @@ from onpolicy.config.shipped import SHIPPED
 from onpolicy.experiments.lab.claims import (
     DISTILLED,
     IN_DOMAIN,
+    LENGTH,
     OUT_OF_DOMAIN,
     PASS_RATE,
     Claim,
@@ -37,6 +40,7 @@ from onpolicy.experiments.sweep.kept_runs import KEPT, keep
 from onpolicy.experiments.sweep.sweep import sweep
 from onpolicy.models import PARTIAL_REASONER, resolve_model
 from onpolicy.run.run_dir import logged
+from onpolicy.types import Metrics
 from onpolicy.utils.signals import resumable
 
 GRID = SHIPPED / "lab/headroom_coverage.yaml"
@@ -85,6 +89,7 @@ def write_headroom(output: Path) -> None:
         "runs": [{name: row[name] for name in ("arm", "factor", "seed", "config")} for row in found.runs],
         "claims": [asdict(c) | {"verdict": c.verdict} for c in claims],
         "from_start": [asdict(d) for d in found.from_start],
+        "trained_on": list(trained_on(finished)),
         "points": [asdict(p) for p in frontier_points(runs, grid.eval_groups, grid.frontier)],
     }
     (output / "headroom.json").write_text(json.dumps(rounded(report)) + "\n")
@@ -102,7 +107,7 @@ def against_grpo(found: Sequence[Difference]) -> Iterator[Claim]:
 
 def trained_against_grpo(finished: Sequence[Cell]) -> Iterator[Claim]:
     """d. The same on the problems that are trained on, which is the paper's own measure: at the first evaluation and at the last step."""
-    measured = {c.run[:3]: {int(row["step"]): row[PASS_RATE] for row in logged(c.folder)} for c in finished}
+    measured = {c.run[:3]: {step: row[PASS_RATE] for step, row in _sampled(c).items()} for c in finished}
     for arm, factor in dict.fromkeys((c.arm, c.factor) for c in finished if c.arm in TEACHERS):
         for step in (finished[0].settings.eval.every, finished[0].settings.steps):
             gaps = [
@@ -113,6 +118,28 @@ def trained_against_grpo(finished: Sequence[Cell]) -> Iterator[Claim]:
             if gaps:
                 text = f"{arm} minus GRPO, |D| = {factor}: accuracy on the problems trained on, step {step}"
                 yield over_seeds("d", text, gaps, positive=factor in FEW)
+
+
+def trained_on(finished: Sequence[Cell]) -> Iterator[dict[str, Any]]:
+    """Accuracy and tokens of the rollouts, mean over seeds, at the first step and at every evaluation. Fine-tuning samples none."""
+    for arm, factor in dict.fromkeys((c.arm, c.factor) for c in finished):
+        own = [rows for c in finished if (c.arm, c.factor) == (arm, factor) and (rows := _sampled(c))]
+        every = finished[0].settings.eval.every
+        for step in (1, *range(every, finished[0].settings.steps + 1, every)) if own else ():
+            accuracy, tokens = (fmean(rows[step][name] for rows in own) for name in (PASS_RATE, LENGTH))
+            yield {
+                "arm": arm,
+                "factor": factor,
+                "step": step,
+                "seeds": len(own),
+                "accuracy": accuracy,
+                "tokens": tokens,
+            }
+
+
+def _sampled(run: Cell) -> dict[int, Metrics]:
+    """The rows of the steps that sampled."""
+    return {int(row["step"]): row for row in logged(run.folder) if PASS_RATE in row}
 
 
 def harms_more(letter: str, found: Sequence[Difference], arm: str, said: str) -> Iterator[Claim]:
