@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -22,6 +22,11 @@ COLOURS = {
     "moving_teacher": "#862e9c",
     "grpo": "#d9480f",
     "opportunity": "#2b8a3e",
+    "sdpo": "#0c8599",
+    "sdpo_without_think": "#e8a200",
+    "opsd": "#1b1f24",
+    "searched": "#2b8a3e",
+    "answers": "#868e96",
     "8": "#0b5fff",
     "all": "#d9480f",
 }
@@ -30,7 +35,14 @@ NAMES = {
     "moving_teacher": "self-distillation, EMA teacher",
     "grpo": "GRPO",
     "opportunity": "self-distillation, protected",
+    "sdpo": "SDPO",
+    "sdpo_without_think": "SDPO without think",
+    "opsd": "OPSD's loss",
+    "searched": "fine-tuned on searches",
+    "answers": "fine-tuned on answers",
 }
+COVERED = ("distilled", "moving_teacher", "opsd", "sdpo", "sdpo_without_think", "grpo", "searched", "answers")
+"""Arms of headroom_coverage.yaml."""
 RATE = "epistemic/paper10/rate_per_1k"
 PROBLEMS = {"all": "all 540"}
 """The problems that a run draws from; its 40 steps of eight visit 320 at most."""
@@ -216,25 +228,32 @@ def curves_over_steps(report: dict[str, Any]) -> None:
     picture.save(IMAGES / "lab_steps.svg")
 
 
-def coverage_curve(report: dict[str, Any]) -> None:
-    """Accuracy after training against the number of problems trained on."""
-    picture = Picture(960, 320)
+def coverage_curve(
+    report: dict[str, Any], arms: Sequence[str], sizes: Mapping[str, str], note: str, path: Path
+) -> None:
+    """Accuracy after training against the number of problems trained on.
+
+    Args:
+        report: with ``from_start``
+        arms: that are shown
+        sizes: name of a factor -> its number of problems, where the name does not say it
+        note: below the axis
+        path: where to write
+    """
+    in_a_row = min(len(arms), 4)
+    picture = Picture(960, 300 + 20 * -(-len(arms) // in_a_row))
     factors = list(dict.fromkeys(d["factor"] for d in report["from_start"]))
     for i, (name, title) in enumerate((("unseen", "new problems of the family"), ("out_of_domain", "out of domain"))):
         panel = Panel(picture, (60 + i * 460, 40, 470 + i * 460, 240), (-0.3, len(factors) - 0.7), (0, 1))
-        panel.axes(
-            f"accuracy, {title}",
-            dict(enumerate(map(_size, factors))),
-            (0, 0.25, 0.5, 0.75, 1),
-            "problems to train on (40 steps visit 320 at most)",
-        )
+        words: dict[float, str] = dict(enumerate(sizes.get(factor, factor) for factor in factors))
+        panel.axes(f"accuracy, {title}", words, (0, 0.25, 0.5, 0.75, 1), note)
         rows = [d for d in report["from_start"] if d["set"] == name]
         start = fmean(d["mean"] - d["difference"] for d in rows)
         picture.line([panel.at(-0.3, start), panel.at(len(factors) - 0.7, start)], "#5b6470", 1, "4 4")
-        for k, arm in enumerate(("distilled", "moving_teacher", "grpo")):
+        for k, arm in enumerate(arms):
             points = []
             for d in (d for d in rows if d["arm"] == arm):
-                x = factors.index(d["factor"]) + 0.06 * (k - 1)
+                x = factors.index(d["factor"]) + 0.06 * (k - (len(arms) - 1) / 2)
                 before = d["mean"] - d["difference"]
                 picture.line(
                     [panel.at(x, max(before + d["low"], 0.0)), panel.at(x, min(before + d["high"], 1.0))],
@@ -245,10 +264,12 @@ def coverage_curve(report: dict[str, Any]) -> None:
             picture.line(points, COLOURS[arm], 2)
             for x, y in points:
                 picture.dot(x, y, COLOURS[arm])
-    for i, arm in enumerate(("distilled", "moving_teacher", "grpo")):
-        picture.text(60 + i * 240, 305, f"— {NAMES[arm]}", colour=COLOURS[arm])
-    picture.text(760, 305, "dashed: reference model", colour="#5b6470")
-    picture.save(IMAGES / "lab_coverage.svg")
+    for i, arm in enumerate(arms):
+        row, column = divmod(i, in_a_row)
+        picture.text(60 + column * 225, 305 + 20 * row, f"— {NAMES[arm]}", colour=COLOURS[arm])
+    row, column = divmod(len(arms), in_a_row)
+    picture.text(60 + column * 225, 305 + 20 * row, "dashed: reference model", colour="#5b6470")
+    picture.save(path)
 
 
 def decisive_dots(report: dict[str, Any]) -> None:
@@ -369,7 +390,10 @@ def doses(report: dict[str, Any]) -> None:
 def main() -> None:
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     curves_over_steps(reproduced)
-    coverage_curve(reproduced)
+    visited = "problems to train on (40 steps visit 320 at most)"
+    coverage_curve(reproduced, ("distilled", "moving_teacher", "grpo"), PROBLEMS, visited, IMAGES / "lab_coverage.svg")
+    headroom = json.loads((RESULTS / "headroom.json").read_text())
+    coverage_curve(headroom, COVERED, {"all": "all 587"}, "problems to train on", IMAGES / "lab_headroom.svg")
     decisive = json.loads((RESULTS / "decisive.json").read_text())
     decisive_dots(decisive)
     ways = json.loads((RESULTS / "frontier.json").read_text())

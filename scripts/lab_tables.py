@@ -213,6 +213,73 @@ def program_arms(report: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def coverage(report: dict[str, Any]) -> None:
+    """The tables of docs/frontier.md: what each arm learns and loses by the number of problems that it is trained on."""
+    found = {(d["arm"], d["factor"], d["set"]): difference_ci(d) for d in report["from_start"]}
+    arms, factors = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    for name, said in (("unseen", "new problems"), ("out_of_domain", "out of domain")):
+        table(
+            (f"{said}, by problems trained on", *factors),
+            ((f"`{arm}`", *(found.get((arm, factor, name), "") for factor in factors)) for arm in arms),
+        )
+
+
+def trained_on(report: dict[str, Any]) -> None:
+    """The table of docs/frontier.md: accuracy on the problems trained on at the first step, the first evaluation and the last step; tokens
+    of the last."""
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in report["trained_on"]:
+        found.setdefault((row["arm"], row["factor"]), []).append(row)
+    told = {
+        key: ", ".join(f"{rows[i]['accuracy']:.2f}" for i in (0, 1, -1)) + f"; {rows[-1]['tokens']:.0f}"
+        for key, rows in found.items()
+    }
+    arms, factors = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    table(
+        ("on the problems trained on", *factors),
+        ((f"`{arm}`", *(told.get((arm, factor), "") for factor in factors)) for arm in arms),
+    )
+
+
+def by_step(report: dict[str, Any]) -> None:
+    """The table of docs/frontier.md: new problems / out of domain at each evaluation, trained on all problems."""
+    found = {
+        (p["arm"], p["step"]): " / ".join(f"{p[axis]['difference']:+.2f}" for axis in ("in_domain", "out_of_domain"))
+        for p in report["points"]
+        if p["factor"] == "all"
+    }
+    arms, steps = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
+    table(
+        ("trained on all problems", *(f"step {step}" for step in steps)),
+        ((f"`{arm}`", *(found[arm, step] for step in steps)) for arm in arms),
+    )
+
+
+def claims_again(report: dict[str, Any]) -> None:
+    """The table of docs/frontier.md: claims that docs/lab.md measures where nothing is to be learned, measured again."""
+    told = lambda c: f"{c['value']:+.3g} ({c['low']:+.2g} to {c['high']:+.2g})"  # noqa: E731
+    before, again = _by_text(json.loads((RESULTS / "reproduce.json").read_text())), _by_text(report)
+    table(
+        ("", "claim", "the paper", "nothing to learn", "there", "something to learn", "here"),
+        (
+            (old["letter"], text, "> 0" if old["positive"] else "< 0", told(old), old["verdict"], told(again[text]), again[text]["verdict"])
+            for text, old in before.items()
+            if text in again
+        ),
+    )  # fmt: skip
+
+
+def new_claims(report: dict[str, Any]) -> None:
+    """The table of docs/frontier.md: the claims that are not in ``claims_again``."""
+    before = _by_text(json.loads((RESULTS / "reproduce.json").read_text()))
+    claims({"claims": [c for text, c in _by_text(report).items() if text not in before]})
+
+
+def _by_text(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The claims by their text, without what was measured."""
+    return {c["text"].split(" (worst at")[0]: c for c in report["claims"]}
+
+
 def frontier(report: dict[str, Any]) -> None:
     """The table of docs/frontier.md: where each arm ended, with as many seeds as have finished."""
     arms = {point["arm"]: f"`{point['arm']}`" for point in report["points"]}
@@ -334,6 +401,9 @@ if __name__ == "__main__":
     equal_tokens(decisive)
     sound(json.loads((RESULTS / "soundness.json").read_text()))
     start(json.loads((RESULTS / "start.json").read_text()))
+    headroom = json.loads((RESULTS / "headroom.json").read_text())
+    for told_of in (coverage, trained_on, by_step, claims_again, new_claims):
+        told_of(headroom)
     for name in ("frontier", "frontier_recipe_5"):
         frontier(json.loads((RESULTS / f"{name}.json").read_text()))
     confirmation = json.loads((RESULTS / "confirmation.json").read_text())

@@ -229,7 +229,7 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
     monkeypatch.setattr(figures, "IMAGES", tmp_path)
     figures.main()
     drawn = sorted(tmp_path.glob("*.svg"))
-    assert len(drawn) == 7
+    assert len(drawn) == 8
 
     def rounded(path: Path) -> str:
         return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", path.read_text())
@@ -244,6 +244,11 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         ("helps_or_harms", "feedback", "docs/paper.md"),
         ("program_arms", "feedback", "docs/lab.md"),
         ("start", "start", "docs/frontier.md"),
+        ("coverage", "headroom", "docs/frontier.md"),
+        ("trained_on", "headroom", "docs/frontier.md"),
+        ("by_step", "headroom", "docs/frontier.md"),
+        ("claims_again", "headroom", "docs/frontier.md"),
+        ("new_claims", "headroom", "docs/frontier.md"),
         ("main_arms", "frontier", "docs/frontier.md"),
         ("frontier", "frontier", "docs/frontier.md"),
         ("frontier", "frontier_recipe_5", "docs/frontier.md"),

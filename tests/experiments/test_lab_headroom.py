@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from onpolicy.experiments.lab import headroom
-from onpolicy.experiments.lab.claims import PASS_RATE
-from onpolicy.experiments.sweep.grid import cells, read_grid
+from onpolicy.experiments.lab.claims import LENGTH, PASS_RATE
+from onpolicy.experiments.sweep.grid import cells
 from onpolicy.experiments.sweep.kept_runs import restore
 from tests.experiments.test_sweep import grid
 
@@ -32,7 +32,10 @@ def test_more_than_rewards_on_the_problems_trained_on(tmp_path: Path) -> None:
     last = {("distilled", 0): 0.9, ("grpo", 0): 0.5, ("distilled", 1): 0.8, ("grpo", 1): 0.6}
     for run in runs:
         run.folder.mkdir(parents=True)
-        rows = [{"step": step, PASS_RATE: last[run.arm, run.seed] * step / 6} for step in (1, 3, 6)]
+        rows = [
+            {"step": step, PASS_RATE: last[run.arm, run.seed] * step / 6, LENGTH: 10 - step - run.seed}
+            for step in (1, 3, 6)
+        ]
         (run.folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     found = {claim.text: claim for claim in headroom.trained_against_grpo(runs)}
     assert len(found) == 4, "two numbers of problems at two steps"
@@ -44,15 +47,16 @@ def test_more_than_rewards_on_the_problems_trained_on(tmp_path: Path) -> None:
     assert few.positive and not many.positive and few.verdict == "open"
     half = found["distilled minus GRPO, |D| = 8: accuracy on the problems trained on, step 3"]
     assert half.value == pytest.approx(0.15)
+    row = next(row for row in headroom.trained_on(runs) if (row["arm"], row["factor"], row["step"]) == ("grpo", "8", 3))
+    assert row["accuracy"] == pytest.approx(0.275) and row["tokens"] == 6.5 and row["seeds"] == 2
     alone = [run for run in runs if run.arm == "distilled"]
     assert list(headroom.trained_against_grpo(alone)) == [], "nothing to compare with yet"
 
 
 @pytest.mark.nightly
 def test_the_committed_runs_are_the_committed_claims(tmp_path: Path) -> None:
-    restored = restore(RESULTS / "headroom_runs.jsonl", tmp_path)
-    expected = read_grid(headroom.GRID)
-    assert len(restored) == len(expected.arms) * len(expected.factors) * len(expected.seeds)
+    committed = json.loads((RESULTS / "headroom.json").read_text())
+    assert len(restore(RESULTS / "headroom_runs.jsonl", tmp_path)) == len(committed["runs"]) > 0
     headroom.write_headroom(tmp_path)
-    found, committed = (json.loads((folder / "headroom.json").read_text()) for folder in (tmp_path, RESULTS))
+    found = json.loads((tmp_path / "headroom.json").read_text())
     assert {**found, "versions": None} == {**committed, "versions": None}
