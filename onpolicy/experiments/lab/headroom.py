@@ -121,7 +121,7 @@ def trained_against_grpo(finished: Sequence[Cell]) -> Iterator[Claim]:
 
 
 def trained_on(finished: Sequence[Cell]) -> Iterator[dict[str, Any]]:
-    """Accuracy and tokens of the rollouts (of fine-tuning: of what it reads), mean over seeds, at the first step and at every evaluation."""
+    """Accuracy and tokens of the rollouts (of fine-tuning: of what it reads), mean over seeds, at step 1 and at every evaluation."""
     for arm, factor in dict.fromkeys((c.arm, c.factor) for c in finished):
         own = [rows for c in finished if (c.arm, c.factor) == (arm, factor) and (rows := _sampled(c))]
         every = finished[0].settings.eval.every
