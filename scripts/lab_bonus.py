@@ -21,7 +21,6 @@ from onpolicy.experiments.sweep.compare import pass_rates_by_problem, pooled_met
 from onpolicy.experiments.sweep.dose_response import mean_with_interval, responses
 from onpolicy.experiments.sweep.grid import Cell, Grid, cells, read_grid
 from onpolicy.run.run_dir import config_hash, logged
-from onpolicy.utils.json_lines import finite
 
 GROUP = "out_of_domain"
 """Whose answers are measured exactly."""
@@ -71,4 +70,4 @@ def start(cell: Cell, grid: Grid) -> dict[str, float]:
 if __name__ == "__main__":
     file, bonus_runs, surprise_runs, *changes = sys.argv[1:]
     grids = ((SHIPPED / "lab/bonus.yaml", Path(bonus_runs)), (SHIPPED / "lab/surprise.yaml", Path(surprise_runs)))
-    Path(file).write_text(json.dumps(rounded(finite(bonuses(grids, changes)))) + "\n")
+    Path(file).write_text(json.dumps(rounded(bonuses(grids, changes))) + "\n")

@@ -11,6 +11,7 @@ from typing import Any
 
 from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
 from onpolicy.experiments.lab.frontier import GRID
+from onpolicy.experiments.lab.headroom import GRID as COVERAGE_GRID
 from onpolicy.experiments.sweep.compare import Difference
 from onpolicy.experiments.sweep.dose_response import draw_dose_axis
 from onpolicy.experiments.sweep.frontier import FrontierPoint, draw_frontier
@@ -41,8 +42,6 @@ NAMES = {
     "searched": "fine-tuned on searches",
     "answers": "fine-tuned on answers",
 }
-COVERED = ("distilled", "moving_teacher", "opsd", "sdpo", "sdpo_without_think", "grpo", "searched", "answers")
-"""Arms of headroom_coverage.yaml."""
 RATE = "epistemic/paper10/rate_per_1k"
 PROBLEMS = {"all": "all 540"}
 """The problems that a run draws from; its 40 steps of eight visit 320 at most."""
@@ -240,35 +239,35 @@ def coverage_curve(
         note: below the axis
         path: where to write
     """
-    in_a_row = min(len(arms), 4)
-    picture = Picture(960, 300 + 20 * -(-len(arms) // in_a_row))
+    legend = [*((f"— {NAMES[arm]}", COLOURS[arm]) for arm in arms), ("dashed: reference model", "#5b6470")]
+    last_row = (len(legend) - 1) // 4
+    picture = Picture(960, 320 + 20 * last_row)
     factors = list(dict.fromkeys(d["factor"] for d in report["from_start"]))
     for i, (name, title) in enumerate((("unseen", "new problems of the family"), ("out_of_domain", "out of domain"))):
         panel = Panel(picture, (60 + i * 460, 40, 470 + i * 460, 240), (-0.3, len(factors) - 0.7), (0, 1))
-        words: dict[float, str] = dict(enumerate(sizes.get(factor, factor) for factor in factors))
-        panel.axes(f"accuracy, {title}", words, (0, 0.25, 0.5, 0.75, 1), note)
+        ticks: dict[float, str] = dict(enumerate(sizes.get(factor, factor) for factor in factors))
+        panel.axes(f"accuracy, {title}", ticks, (0, 0.25, 0.5, 0.75, 1), note)
         rows = [d for d in report["from_start"] if d["set"] == name]
         start = fmean(d["mean"] - d["difference"] for d in rows)
         picture.line([panel.at(-0.3, start), panel.at(len(factors) - 0.7, start)], "#5b6470", 1, "4 4")
         for k, arm in enumerate(arms):
-            points = []
+            points = {}
             for d in (d for d in rows if d["arm"] == arm):
-                x = factors.index(d["factor"]) + 0.06 * (k - (len(arms) - 1) / 2)
-                before = d["mean"] - d["difference"]
+                at = factors.index(d["factor"])
+                x, before = at + 0.06 * (k - (len(arms) - 1) / 2), d["mean"] - d["difference"]
                 picture.line(
                     [panel.at(x, max(before + d["low"], 0.0)), panel.at(x, min(before + d["high"], 1.0))],
                     COLOURS[arm],
                     1.2,
                 )
-                points.append(panel.at(x, d["mean"]))
-            picture.line(points, COLOURS[arm], 2)
-            for x, y in points:
-                picture.dot(x, y, COLOURS[arm])
-    for i, arm in enumerate(arms):
-        row, column = divmod(i, in_a_row)
-        picture.text(60 + column * 225, 305 + 20 * row, f"— {NAMES[arm]}", colour=COLOURS[arm])
-    row, column = divmod(len(arms), in_a_row)
-    picture.text(60 + column * 225, 305 + 20 * row, "dashed: reference model", colour="#5b6470")
+                points[at] = panel.at(x, d["mean"])
+            for at in points:
+                picture.dot(*points[at], COLOURS[arm])
+                if at + 1 in points:  # no line over a size without runs
+                    picture.line([points[at], points[at + 1]], COLOURS[arm], 2)
+    for i, (words, colour) in enumerate(legend):
+        row, column = divmod(i, 4)
+        picture.text(60 + column * 225, 305 + 20 * row, words, colour=colour)
     picture.save(path)
 
 
@@ -393,7 +392,13 @@ def main() -> None:
     visited = "problems to train on (40 steps visit 320 at most)"
     coverage_curve(reproduced, ("distilled", "moving_teacher", "grpo"), PROBLEMS, visited, IMAGES / "lab_coverage.svg")
     headroom = json.loads((RESULTS / "headroom.json").read_text())
-    coverage_curve(headroom, COVERED, {"all": "all 587"}, "problems to train on", IMAGES / "lab_headroom.svg")
+    coverage_curve(
+        headroom,
+        list(read_grid(COVERAGE_GRID).arms),
+        {"all": "all 587"},
+        "problems to train on",
+        IMAGES / "lab_headroom.svg",
+    )
     decisive = json.loads((RESULTS / "decisive.json").read_text())
     decisive_dots(decisive)
     ways = json.loads((RESULTS / "frontier.json").read_text())

@@ -30,6 +30,23 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     print()
 
 
+def crossed(corner: str, columns: Mapping[str, str], found: Mapping[tuple[str, str], str]) -> None:
+    """A table with a row for each arm.
+
+    Args:
+        corner: over the arms
+        columns: factor -> head of its column
+        found: (arm, factor) -> cell; a pair that is missing has an empty one
+    """
+    table(
+        (corner, *columns.values()),
+        (
+            (f"`{arm}`", *(found.get((arm, factor), "") for factor in columns))
+            for arm in dict.fromkeys(arm for arm, _ in found)
+        ),
+    )
+
+
 def difference_ci(d: dict[str, Any]) -> str:
     """A difference with its 95 % t interval over seeds and problems."""
     return f"{d['difference']:+.2f} ({d['low']:+.2f} to {d['high']:+.2f})"
@@ -215,13 +232,9 @@ def program_arms(report: dict[str, Any]) -> None:
 
 def coverage(report: dict[str, Any]) -> None:
     """The tables of docs/frontier.md: what each arm learns and loses by the number of problems that it is trained on."""
-    found = {(d["arm"], d["factor"], d["set"]): difference_ci(d) for d in report["from_start"]}
-    arms, factors = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
     for name, said in (("unseen", "new problems"), ("out_of_domain", "out of domain")):
-        table(
-            (f"{said}, by problems trained on", *factors),
-            ((f"`{arm}`", *(found.get((arm, factor, name), "") for factor in factors)) for arm in arms),
-        )
+        found = {(d["arm"], d["factor"]): difference_ci(d) for d in report["from_start"] if d["set"] == name}
+        crossed(f"{said}, by problems trained on", {factor: factor for _, factor in found}, found)
 
 
 def trained_on(report: dict[str, Any]) -> None:
@@ -234,25 +247,19 @@ def trained_on(report: dict[str, Any]) -> None:
         key: ", ".join(f"{rows[i]['accuracy']:.2f}" for i in (0, 1, -1)) + f"; {rows[-1]['tokens']:.0f}"
         for key, rows in found.items()
     }
-    arms, factors = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
-    table(
-        ("on the problems trained on", *factors),
-        ((f"`{arm}`", *(told.get((arm, factor), "") for factor in factors)) for arm in arms),
-    )
+    crossed("on the problems trained on", {factor: factor for _, factor in told}, told)
 
 
 def by_step(report: dict[str, Any]) -> None:
     """The table of docs/frontier.md: new problems / out of domain at each evaluation, trained on all problems."""
     found = {
-        (p["arm"], p["step"]): " / ".join(f"{p[axis]['difference']:+.2f}" for axis in ("in_domain", "out_of_domain"))
+        (p["arm"], str(p["step"])): " / ".join(
+            f"{p[axis]['difference']:+.2f}" for axis in ("in_domain", "out_of_domain")
+        )
         for p in report["points"]
         if p["factor"] == "all"
     }
-    arms, steps = (list(dict.fromkeys(key[i] for key in found)) for i in (0, 1))
-    table(
-        ("trained on all problems", *(f"step {step}" for step in steps)),
-        ((f"`{arm}`", *(found[arm, step] for step in steps)) for arm in arms),
-    )
+    crossed("trained on all problems", {step: f"step {step}" for _, step in found}, found)
 
 
 def claims_again(report: dict[str, Any]) -> None:
@@ -379,13 +386,7 @@ def bonuses(report: dict[str, Any]) -> None:
 
     found = {(p["arm"], p["factor"]): told(p) for p in report["points"]}
     factors = sorted({factor for _, factor in found}, key=float)
-    table(
-        ("arm", *(f"weight {factor}" for factor in factors)),
-        (
-            (f"`{arm}`", *(found.get((arm, factor), "") for factor in factors))
-            for arm in dict.fromkeys(arm for arm, _ in found)
-        ),
-    )
+    crossed("arm", {factor: f"weight {factor}" for factor in factors}, found)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -29,6 +30,7 @@ from onpolicy.run.devices import foreseen_ranks
 from onpolicy.utils.timer import in_words
 
 ROOT = Path(__file__).parent.parent
+SVG = "{http://www.w3.org/2000/svg}"
 GPU_PAGE = ROOT / "docs" / "gpu.md"
 GUIDE = sorted((ROOT / "docs" / "guide").glob("*.md"))
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *GUIDE, *(ROOT / "examples").glob("*.md")])
@@ -235,6 +237,13 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", path.read_text())
 
     assert [path.name for path in drawn if rounded(path) != rounded(ROOT / "docs/images" / path.name)] == []
+    for path in drawn:
+        root = ElementTree.fromstring(path.read_text())
+        width, height = map(float, root.attrib["viewBox"].split()[2:])
+        inside = [
+            0 <= float(t.get("x", 0)) <= width and 0 <= float(t.get("y", 0)) <= height for t in root.iter(f"{SVG}text")
+        ]
+        assert all(inside), f"{path.name}: words outside of the picture"
 
 
 @pytest.mark.parametrize(

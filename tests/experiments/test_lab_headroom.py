@@ -9,6 +9,7 @@ import pytest
 
 from onpolicy.experiments.lab import headroom
 from onpolicy.experiments.lab.claims import LENGTH, PASS_RATE
+from onpolicy.experiments.lab.readout import rounded
 from onpolicy.experiments.sweep.grid import cells
 from onpolicy.experiments.sweep.kept_runs import restore
 from tests.experiments.test_sweep import grid
@@ -60,3 +61,10 @@ def test_the_committed_runs_are_the_committed_claims(tmp_path: Path) -> None:
     headroom.write_headroom(tmp_path)
     found = json.loads((tmp_path / "headroom.json").read_text())
     assert {**found, "versions": None} == {**committed, "versions": None}
+
+
+def test_what_is_not_finite_is_null_in_a_kept_file() -> None:
+    assert rounded({"spread": float("nan"), "low": (float("-inf"), 1.234567)}) == {
+        "spread": None,
+        "low": [None, 1.2346],
+    }

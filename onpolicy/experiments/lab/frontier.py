@@ -32,7 +32,6 @@ from onpolicy.run.evaluate import build_evaluator
 from onpolicy.run.evaluation_files import evaluation_folder
 from onpolicy.run.loading import evaluation_prompts
 from onpolicy.run.placement import build_generator
-from onpolicy.utils.json_lines import finite
 from onpolicy.utils.signals import resumable
 
 GRID = SHIPPED / "lab/frontier.yaml"
@@ -74,14 +73,14 @@ def write_frontier(output: Path, path: Path, overrides: Sequence[str] = (), shar
     compared = compare(runs, grid.eval_groups, reference=UNPROTECTED)
     report = {
         "versions": versions(),
-        "runs": [{name: row[name] for name in ("arm", "factor", "seed", "config")} for row in compared.runs],
+        "runs": compared.hashes,
         "points": _read(output / "frontier.json").get("points", []),
         "confirmed": _read(output / "confirmation.json").get("arms", []),
         "differences": [asdict(d) for d in compared.differences],
         "at_equal_tokens": [asdict(d) for d in compared.at_equal_tokens],
         "budgets": [asdict(b) for b in compared.budgets],
     }
-    (output / "results.json").write_text(json.dumps(rounded(finite(report))) + "\n")
+    (output / "results.json").write_text(json.dumps(rounded(report)) + "\n")
     console.print(f"all numbers: {output / 'results.json'}", soft_wrap=True)
 
 

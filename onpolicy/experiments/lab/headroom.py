@@ -86,7 +86,7 @@ def write_headroom(output: Path) -> None:
     report = {
         "versions": versions(),
         "seeds": sorted({cell.seed for cell in finished}),
-        "runs": [{name: row[name] for name in ("arm", "factor", "seed", "config")} for row in found.runs],
+        "runs": found.hashes,
         "claims": [asdict(c) | {"verdict": c.verdict} for c in claims],
         "from_start": [asdict(d) for d in found.from_start],
         "trained_on": list(trained_on(finished)),

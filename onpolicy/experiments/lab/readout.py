@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 
 from onpolicy.experiments.lab import grading
 from onpolicy.run.evaluation_files import read_evaluation
+from onpolicy.utils.json_lines import finite
 
 MEASURES: Mapping[str, Callable[[str, str], float | None]] = {
     "corrected": grading.corrected,
@@ -62,9 +62,13 @@ def kept(path: Path, make: Callable[[], Any]) -> Any:
 
 
 def rounded(value: Any) -> Any:
-    """Numbers to five digits, for files that are kept."""
+    """Numbers to five digits, those that are not finite as null, for files that are kept."""
+    return _to_five_digits(finite(value))
+
+
+def _to_five_digits(value: Any) -> Any:
     if isinstance(value, dict):
-        return {k: rounded(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(v) for v in value]
-    return float(f"{value:.5g}") if isinstance(value, float) and math.isfinite(value) else value
+        return {k: _to_five_digits(v) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_to_five_digits(v) for v in value]
+    return float(f"{value:.5g}") if isinstance(value, float) else value

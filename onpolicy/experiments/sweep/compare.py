@@ -81,6 +81,11 @@ class SweepComparison:
     """The keys that the arms sweep, where the grid names them."""
     confounds: Sequence[Confound] = ()
 
+    @property
+    def hashes(self) -> list[dict[str, float | str]]:
+        """The rows of ``runs`` without the metrics."""
+        return [{name: row[name] for name in ("arm", "factor", "seed", "config")} for row in self.runs]
+
     def plain(self) -> dict[str, Any]:
         """Everything except the runs, ready for JSON; numbers that are not finite are null."""
         return {
