@@ -3,13 +3,14 @@
 The folders are the outputs of: onpolicy sweep lab/bonus --output BONUS_RUNS [key=value ...], and of lab/surprise, with some of their arms,
 factors and seeds. FILE gets a row for each run, with its config's hash, and a point for each bonus and weight: the realised dose, what
 bonus.yaml reads, and what the lab measures exactly in answers out of domain, e.g. attempts. ``start`` is the reasoner before training.
+What FILE has of other bonuses and weights stays.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import fmean
@@ -67,7 +68,33 @@ def start(cell: Cell, grid: Grid) -> dict[str, float]:
     return read | readout(cell.folder, grid.eval_groups, 0)[GROUP]
 
 
+def with_earlier(found: Mapping[str, Any], before: Mapping[str, Any], paths: Sequence[Path]) -> dict[str, Any]:
+    """What was found, and of what was found before the bonuses and weights that are not found again, in the order of the grids.
+
+    Raises:
+        SystemExit: they were run with other overrides.
+    """
+    if not before:
+        return dict(found)
+    if before["overrides"] != found["overrides"]:
+        sys.exit(f"expected the overrides of the earlier runs, {before['overrides']}, got {found['overrides']}")
+    grids = [read_grid(path) for path in paths]
+    places = [(arm, factor) for grid in grids for arm in grid.arms for factor in grid.factors]
+    place = lambda row: (row["arm"], row["factor"])  # noqa: E731
+    again = {place(point) for point in found["points"]}
+    merged = {
+        name: sorted(
+            [*(row for row in before[name] if place(row) not in again), *found[name]],
+            key=lambda row: places.index(place(row)),
+        )
+        for name in ("runs", "points")
+    }
+    return {**found, "start": found["start"] or before["start"], **merged}
+
+
 if __name__ == "__main__":
     file, bonus_runs, surprise_runs, *changes = sys.argv[1:]
     grids = ((SHIPPED / "lab/bonus.yaml", Path(bonus_runs)), (SHIPPED / "lab/surprise.yaml", Path(surprise_runs)))
-    Path(file).write_text(json.dumps(rounded(bonuses(grids, changes))) + "\n")
+    earlier = json.loads(Path(file).read_text()) if Path(file).is_file() else {}
+    report = with_earlier(bonuses(grids, changes), earlier, [path for path, _ in grids])
+    Path(file).write_text(json.dumps(rounded(report)) + "\n")
