@@ -8,6 +8,10 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+import numpy as np
+
+from onpolicy.utils.stats import two_way_t_ci
+
 RESULTS = Path("docs/results/lab")
 MAIN = ("unprotected", "protected", "reversal_markers", "floor_100_mixed_1e-4", "protected_end_mixed_1e-4", "grpo_1e-4")
 """Arms of the frontier with most seeds."""
@@ -20,6 +24,9 @@ HEADLINE = {
 }
 """Arms of the confirmation that README names."""
 SETS = ("unseen", "other_map", "longer", "sums")
+KINDS = {"unseen": "new problems", "map_a": "one map", "map_b": "the other", "longer": "three hops", "sums": "sums"}
+"""Sets of the frontier."""
+REWARDS = "`grpo_1e-4`"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -330,6 +337,40 @@ def confirmed(report: dict[str, Any]) -> None:
     )  # fmt: skip
 
 
+def by_kind(kept: Sequence[dict[str, Any]]) -> None:
+    """The table of docs/frontier.md: accuracy / pass@16 on each set at the first and the last step, mean over seeds; and pass@16 on new
+    problems minus that of rewards alone, with its 95 % t interval over seeds and problems."""
+    shared, *runs = kept
+    found: dict[str, list[dict[str, float]]] = {}
+    solved: dict[str, list[list[bool]]] = {}
+    for run in sorted(runs, key=lambda run: run["seed"]):  # paired
+        arm = f"`{run['arm']}`"
+        for name, row in (("before training", run["rows"][0]), (arm, run["rows"][-1])):
+            found.setdefault(name, []).append(dict(zip(shared["metrics"], row, strict=True)))
+        right, _ = run["right"][max(run["right"], key=int)]["unseen"]
+        solved.setdefault(arm, []).append([count > 0 for count in right])
+    mean = lambda rows, name, what: fmean(row[f"eval/{name}/{what}"] for row in rows)  # noqa: E731
+
+    def ahead(arm: str) -> str:
+        if arm not in solved or arm == REWARDS:
+            return ""
+        difference = np.array(solved[arm], float) - np.array(solved[REWARDS], float)
+        low, high = two_way_t_ci(difference)
+        return difference_ci({"difference": difference.mean(), "low": low, "high": high})
+
+    table(
+        ("arm", *KINDS.values(), f"new problems: pass@16 minus {REWARDS}"),
+        (
+            (
+                arm,
+                *(f"{mean(rows, name, 'avg@16'):.2f} / {mean(rows, name, 'pass@16'):.2f}" for name in KINDS),
+                ahead(arm),
+            )
+            for arm, rows in found.items()
+        ),
+    )
+
+
 def headline(report: dict[str, Any]) -> None:
     """The table of README: what the confirmed arms and their controls learn and lose."""
     ends(
@@ -410,6 +451,7 @@ if __name__ == "__main__":
     confirmation = json.loads((RESULTS / "confirmation.json").read_text())
     frontier(confirmation)
     confirmed(confirmation)
+    by_kind([json.loads(line) for line in (RESULTS / "confirmation_runs.jsonl").read_text().splitlines()])
     main_arms(json.loads((RESULTS / "frontier.json").read_text()))
     guesses(json.loads((RESULTS / "guesses.json").read_text()))
     for name in ("bonus_screen", "bonus"):
