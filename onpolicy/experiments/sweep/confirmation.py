@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from rich.table import Table
 
-from onpolicy.experiments.sweep.budgets import RunKey, arm_table
+from onpolicy.experiments.sweep.budgets import RunKey
 from onpolicy.experiments.sweep.compare import (
     PassRatesBySet,
     pass_rates_at,
@@ -24,6 +24,7 @@ from onpolicy.experiments.sweep.grid import FRONTIER
 from onpolicy.run.evaluate import pass_at_k
 from onpolicy.run.evaluation_files import evaluated_steps, read_evaluation
 from onpolicy.utils.stats import QUANTILES, holm
+from onpolicy.utils.tables import table
 
 LEAST_GAIN = 0.9
 """Share of the first arm's gain in domain that an arm has to keep."""
@@ -236,29 +237,20 @@ def _ratio(one: Array, other: Array) -> Interval:
 
 
 def confirmation_table(found: Sequence[Confirmation]) -> Table:
-    """A row for each arm and factor."""
-    title = "95 % percentile bootstrap interval over seeds and problems"
-    cells = [
-        _Cell(c.arm, c.factor, column, text)
-        for c in found
-        for column, text in (
-            ("gain kept", _shown(c.gain_kept, ".2f")),
-            ("loss kept", _shown(c.loss_kept, ".2f")),
-            *((f"minus {name}", _shown(own, "+.3f")) for name, own in c.beats.items()),
-            (f"pass@{c.samples}", _shown(c.pass_at_samples, "+.3f")),
-            ("p (Holm)", f"{c.holm:.2g}"),
-            ("", c.verdict),
-        )
-    ]
-    return arm_table(title, cells, lambda cell: cell.column, lambda cell: cell.text)
-
-
-@dataclass(frozen=True)
-class _Cell:
-    arm: str
-    factor: str
-    column: str
-    text: str
+    """A row for each condition of an arm under a factor, what is asked beside what is found, and then its verdict."""
+    rows: list[Sequence[str] | None] = []
+    for c in found:
+        rows += [
+            (" ".join(filter(None, (c.arm, c.factor))), f"{c.seeds} seeds", ""),
+            ("  gain kept", _shown(c.gain_kept, ".2f"), f"> {LEAST_GAIN:g}"),
+            ("  loss kept", _shown(c.loss_kept, ".2f"), f"< {MOST_LOSS:g}"),
+            *((f"  minus {name}", _shown(own, "+.3f"), "> 0") for name, own in c.beats.items()),
+            ("  p (Holm)", f"{c.holm:.2g}", f"< {LEVEL:g}"),
+            (f"  pass@{c.samples} out of domain", _shown(c.pass_at_samples, "+.3f"), "not < 0"),
+            ("  verdict", c.verdict, ""),
+            None,
+        ]
+    return table("95 % percentile bootstrap interval over seeds and problems", ["condition", "found", "asked"], rows)
 
 
 def _shown(value: Interval, form: str) -> str:
