@@ -9,6 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import numpy as np
+from scipy.stats import kendalltau
 
 from onpolicy.utils.stats import two_way_t_ci
 
@@ -27,6 +28,10 @@ SETS = ("unseen", "other_map", "longer", "sums")
 KINDS = {"unseen": "new problems", "map_a": "one map", "map_b": "the other", "longer": "three hops", "sums": "sums"}
 """Sets of the frontier."""
 REWARDS = "`grpo_1e-4`"
+ELSEWHERE: dict[str, tuple[str, dict[str, str]]] = {
+    "on programs": ("frontier_programs", {"grpo_1e-4": "grpo_3e-5"}),
+}
+"""Where the frontier's arms were run again: the file, and the arms that have another name there: a third of the loss's rate."""
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -371,6 +376,23 @@ def by_kind(kept: Sequence[dict[str, Any]]) -> None:
     )
 
 
+def orders(report: dict[str, Any]) -> None:
+    """The table of docs/frontier.md: whether the arms that both have stand in the same order elsewhere, by where each ended."""
+    ended = lambda found: {p["arm"]: p for p in found["points"]}  # noqa: E731
+    here, rows = ended(report), []
+    for said, (file, renamed) in ELSEWHERE.items():
+        there = ended(json.loads((RESULTS / f"{file}.json").read_text()))
+        pairs = [(here[arm], there[renamed.get(arm, arm)]) for arm in here if renamed.get(arm, arm) in there]
+        taus = []
+        for axis in ("in_domain", "out_of_domain"):
+            found = kendalltau(
+                *zip(*((one[axis]["difference"], other[axis]["difference"]) for one, other in pairs), strict=True)
+            )
+            taus.append(f"{found.statistic:+.2f} ({found.pvalue:.2g})")
+        rows.append((said, str(len(pairs)), *taus))
+    table(("the order of arms", "arms", "new problems: Kendall's tau (p)", "out of domain: Kendall's tau (p)"), rows)
+
+
 def headline(report: dict[str, Any]) -> None:
     """The table of README: what the confirmed arms and their controls learn and lose."""
     ends(
@@ -446,13 +468,15 @@ if __name__ == "__main__":
     headroom = json.loads((RESULTS / "headroom.json").read_text())
     for told_of in (coverage, trained_on, by_step, claims_again, new_claims):
         told_of(headroom)
-    for name in ("frontier", "frontier_recipe_5"):
+    for name in ("frontier", "frontier_recipe_5", "frontier_programs"):
         frontier(json.loads((RESULTS / f"{name}.json").read_text()))
     confirmation = json.loads((RESULTS / "confirmation.json").read_text())
     frontier(confirmation)
     confirmed(confirmation)
     by_kind([json.loads(line) for line in (RESULTS / "confirmation_runs.jsonl").read_text().splitlines()])
-    main_arms(json.loads((RESULTS / "frontier.json").read_text()))
+    known = json.loads((RESULTS / "frontier.json").read_text())
+    main_arms(known)
+    orders(known)
     guesses(json.loads((RESULTS / "guesses.json").read_text()))
     for name in ("bonus_screen", "bonus"):
         bonuses(json.loads((RESULTS / f"{name}.json").read_text()))
