@@ -12,6 +12,7 @@ from onpolicy.config.resolved import ResolvedConfig
 from onpolicy.config.schedules import Coefficients
 from onpolicy.distributed.adapter_plan import adapter_plan
 from onpolicy.distributed.torchrun_group import Rank0Driver, RankGenerators
+from onpolicy.epistemic.ids import markers_not_read
 from onpolicy.models import ModelHandle, open_model
 from onpolicy.protocols import Generator, Trainer
 from onpolicy.rollout.build import build_prefetcher, completion_source, prompt_cursor, with_environment
@@ -46,6 +47,8 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     refuse_devices_without_ranks(resolved)
     refuse_other_settings(folder, resolved)
     model = open_model(resolved)
+    for sentence in markers_not_read(resolved, model.tokenizer):
+        display.note(sentence)
     prompts = for_teacher(training_prompts(resolved, model.renderer), model, display)
     sets = evaluation_prompts(resolved, model.renderer)
     prepare_folder(folder, resolved)  # now that there is something to run: a mistake leaves no folder behind

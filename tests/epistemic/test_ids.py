@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from onpolicy.cli import main
 from onpolicy.epistemic.ids import LexiconError, marker_ids
 from onpolicy.models import load_tokenizer, resolve_model
 from onpolicy.rewards.lexicon import LEXICONS, find
@@ -24,6 +27,30 @@ def test_the_end_token_of_a_published_tokenizer_may_be_a_marker(monkeypatch: pyt
     found = marker_ids(tokenizer, "hedging_and_end")
     assert tokenizer.convert_tokens_to_ids("<|im_end|>") in found
     assert {tokenizer.decode([i]).strip().casefold() for i in found} == {"wait", "<|im_end|>"}
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "said"),
+    [
+        ("doubt", "[maybe, hold on]", "one token of this model, maybe; it does not read hold on"),
+        ("single_words", "[maybe, perhaps]", ""),
+    ],
+)
+def test_a_run_says_which_markers_its_loss_does_not_read(
+    name: str, words: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lab's tokenizer has a token for each word, and none for two."""
+    weights = f"{{name: protect_markers, lexicon: {name}}}"
+    command = [
+        "train", "lab/self_distillation", f"custom_lexicons={{{name}: {words}}}", "epistemic.lexicons=[self_doubt]",
+        "epistemic.lexicon=self_doubt",
+        f"objective=[{{name: distill, divergence: forward_kl, token_weights: {weights}}}]", "steps=1", "eval.every=0",
+        "data.prompts_per_step=1", "generator.group_size=2", f"run_dir={tmp_path / 'run'}",
+    ]  # fmt: skip
+    assert main(command) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert said in told and ("does not read" in told) == bool(said)
+    assert "lexicon 'self_doubt'" not in told, "no loss reads it"
 
 
 def test_a_lexicon_without_a_token_and_an_unknown_one_are_refused() -> None:

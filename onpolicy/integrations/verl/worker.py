@@ -20,7 +20,7 @@ from verl.workers.config import TrainingWorkerConfig
 from verl.workers.engine_workers import ActorRolloutRefWorker, TrainingWorker
 
 from onpolicy.config.schedules import Coefficients
-from onpolicy.epistemic.ids import class_names, lexicon_ids, span_names
+from onpolicy.epistemic.ids import class_names, lexicon_ids, markers_not_read, span_names
 from onpolicy.epistemic.tokens import TokenTelemetry
 from onpolicy.integrations.verl.bridge import Bridge
 from onpolicy.integrations.verl.names import COEFFICIENTS, SECTION, VENDOR
@@ -61,6 +61,9 @@ class TeachingWorkerMixin:
                 if (why := read.engine.share_prompts()) is not None and torch.distributed.get_rank() == 0:
                     print(f"onpolicy: each row reads its own prompt, also where rows share one: {why}.")
         ranks = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
+        if ranks.rank == 0:
+            for sentence in markers_not_read(resolved, worker.model_config.tokenizer):
+                print(f"onpolicy: {sentence}.")
         epistemic = resolved.config.epistemic
         self._coefficients = Coefficients(resolved.coefficients)
         self._teachers = Teachers(
