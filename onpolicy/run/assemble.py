@@ -46,9 +46,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     config = resolved.config
     refuse_devices_without_ranks(resolved)
     refuse_other_settings(folder, resolved)
-    model = open_model(resolved)
-    for sentence in markers_not_read(resolved, model.tokenizer):
-        display.note(sentence)
+    model = _opened(resolved, display)
     prompts = for_teacher(training_prompts(resolved, model.renderer), model, display)
     sets = evaluation_prompts(resolved, model.renderer)
     prepare_folder(folder, resolved)  # now that there is something to run: a mistake leaves no folder behind
@@ -103,6 +101,14 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
         ref_metrics=baseline.metrics if baseline else {},
         log=build_log(resolved, folder, checkpoints, trainer, model.renderer, display, timer, faults),
     )
+
+
+def _opened(resolved: ResolvedConfig, display: Display) -> ModelHandle:
+    """The student's model; says which markers the loss does not read."""
+    model = open_model(resolved)
+    for sentence in markers_not_read(resolved, model.tokenizer):
+        display.note(sentence)
+    return model
 
 
 def _generator_beside(
