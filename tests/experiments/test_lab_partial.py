@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections import Counter
 from dataclasses import replace
@@ -11,10 +12,12 @@ from random import Random
 from statistics import fmean
 
 import pytest
+import torch
 
 from onpolicy.experiments.lab import route
 from onpolicy.experiments.lab.data import lab
 from onpolicy.experiments.lab.grading import facts, problem_of, tried, verdicts
+from onpolicy.experiments.lab.lab_command import run_lab
 from onpolicy.experiments.lab.learn_partial import (
     LARGE_RECIPE,
     RECIPE,
@@ -177,3 +180,22 @@ def test_both_recipes_make_a_reasoner_that_loads(tmp_path: Path) -> None:
     for name in ("small", "large"):
         words = vocabulary_with_partial()
         assert load_tokenizer(str(tmp_path / name)).convert_tokens_to_ids(words) == list(range(len(words)))
+
+
+def test_the_large_reasoner_goes_on_from_the_round_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """At a learning rate of 0 a further round leaves the weights as they are, which no new model has."""
+    weights = lambda: load_causal_lm(str(tmp_path)).state_dict()  # noqa: E731
+    monkeypatch.setattr("onpolicy.experiments.lab.partial_start.measure_start", lambda folder: {})
+    monkeypatch.setattr(
+        "onpolicy.experiments.lab.learn_partial.LARGE_RECIPE", replace(LARGE_RECIPE, steps=2, tokens=512)
+    )
+    assert run_lab("pretrain_large", tmp_path, jobs=1) == 0
+    first = weights()
+    still = replace(LARGE_RECIPE, steps=2, tokens=512, lr=0.0)
+    monkeypatch.setattr("onpolicy.experiments.lab.learn_partial.LARGE_RECIPE", still)
+    assert run_lab("pretrain_large", tmp_path, jobs=1) == 0
+    assert all(torch.equal(value, first[name]) for name, value in weights().items())
+    recipes = [json.loads(line) for line in (tmp_path / "pretrain.jsonl").read_text().splitlines()]
+    assert [recipe["seed"] for recipe in recipes] == [0, 1], "other examples, and the first round stays on record"

@@ -8,7 +8,7 @@ import sys
 import time
 import webbrowser
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 GRID = SHIPPED / "lab/demo.yaml"
 MEAN_OVER = 100
+LOG = "pretrain.jsonl"
+"""Beside a reasoner: the recipe of each round, and the loss below it."""
 
 
 def _demo(output: Path | None, jobs: int) -> int:
@@ -121,13 +123,14 @@ def _learn_partial(output: Path | None, jobs: int) -> int:
 
 
 def _pretrain_large(output: Path | None, jobs: int) -> int:
-    """Pre-trains a reasoner of five times the size, which knows part of the same two tasks, and measures what it knows."""
+    """Pre-trains a reasoner of five times the size, which knows part of the same tasks, for a further round; measures what it knows."""
     from onpolicy.experiments.lab.learn_partial import LARGE_RECIPE, pretrain_large
     from onpolicy.experiments.lab.partial_start import measure_start, start_table
     from onpolicy.experiments.lab.readout import rounded
 
     folder = output or Path("runs/large_reasoner")
-    _make(folder, LARGE_RECIPE, pretrain_large)
+    rounds = (folder / LOG).read_text().count('"warmup"') if (folder / "config.json").is_file() else 0
+    _make(folder, replace(LARGE_RECIPE, seed=rounds), pretrain_large, further=rounds > 0)
     start = rounded(measure_start(str(folder)))
     (folder / "start.json").write_text(json.dumps(start) + "\n")
     Console().print(start_table(start))
@@ -135,13 +138,19 @@ def _pretrain_large(output: Path | None, jobs: int) -> int:
     return 0
 
 
-def _make(folder: Path, recipe: Recipe, train: Callable[[Path, Recipe, Callable[[int, float], None]], None]) -> None:
-    """Trains a reasoner and logs the loss next to it."""
+def _make(
+    folder: Path,
+    recipe: Recipe,
+    train: Callable[[Path, Recipe, Callable[[int, float], None]], None],
+    *,
+    further: bool = False,
+) -> None:
+    """Trains a reasoner and logs the loss next to it, in ``further`` rounds below what is there."""
     start = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     losses: list[float] = []
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn())
-    with Progress(*columns) as bar, (folder / "pretrain.jsonl").open("w") as log:
+    with Progress(*columns) as bar, (folder / LOG).open("a" if further else "w") as log:
         task = bar.add_task("pre-training", total=recipe.steps)
         log.write(json.dumps(asdict(recipe)) + "\n")
 

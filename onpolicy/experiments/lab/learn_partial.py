@@ -28,6 +28,7 @@ from onpolicy.experiments.lab.pretrain import (
 from onpolicy.experiments.lab.problem import AGAIN, HINT, NO, TRY, YES, Problem, direct, failed, search
 from onpolicy.experiments.lab.sets import partial_families
 from onpolicy.experiments.lab.words import vocabulary_with_partial
+from onpolicy.models import load_causal_lm
 
 OWN = 0.3
 """Share of the examples that are of the reasoner's own tasks."""
@@ -89,9 +90,10 @@ def _solution(problem: Problem, draw: Random) -> str:
 
 
 def pretrain_large(folder: Path, recipe: Recipe, report: Callable[[int, float], None]) -> None:
-    """Pre-trains a reasoner of five times the size on all tasks at once and writes it, in bfloat16, with its tokenizer."""
-    words = vocabulary_with_partial()
-    model = make_model(recipe.seed, LARGE_SHAPE, words)
+    """Pre-trains a reasoner of five times the size on all tasks at once, from the weights in the folder if it has some, and writes it,
+    in bfloat16, with its tokenizer."""
+    words, begun = vocabulary_with_partial(), (folder / "config.json").is_file()
+    model = load_causal_lm(str(folder)) if begun else make_model(recipe.seed, LARGE_SHAPE, words)
     train_reasoner(model, recipe, report, partial(mixed_partial_example, own=OWN_FROM_SCRATCH), words)
     write_reasoner(model, folder, words)
 
