@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -13,7 +14,7 @@ from onpolicy.experiments.analysis.plot import drawing_library, save_drawing
 from onpolicy.experiments.lab.frontier import GRID
 from onpolicy.experiments.lab.headroom import GRID as COVERAGE_GRID
 from onpolicy.experiments.sweep.compare import Difference
-from onpolicy.experiments.sweep.dose_response import draw_dose_axis
+from onpolicy.experiments.sweep.dose_response import Response, draw_dose_axis, draw_responses
 from onpolicy.experiments.sweep.frontier import FrontierPoint, draw_frontier
 from onpolicy.experiments.sweep.grid import read_grid
 
@@ -386,6 +387,21 @@ def doses(report: dict[str, Any]) -> None:
     save_drawing(figure, path)
 
 
+def doses_over_seeds(report: dict[str, Any]) -> None:
+    """The bonuses beside distillation, at every dose of three seeds; without one, all of them are the same runs."""
+    points = [point for point in report["points"] if "_mixed_" in point["arm"]]
+    arms = list(dict.fromkeys(point["arm"] for point in points))
+    known = lambda values: tuple(math.nan if value is None else value for value in values)  # noqa: E731
+    found = [
+        Response(
+            arm, p["factor"], p["seeds"], p["dose"], {said: known(p["read"][name]) for name, said in DOSE_READ.items()}
+        )
+        for p in points
+        for arm in (arms if p["factor"] == "0" else [p["arm"]])
+    ]
+    draw_responses(found, list(DOSE_READ.values()), IMAGES / "lab_doses_seeds.svg")
+
+
 def main() -> None:
     reproduced = json.loads((RESULTS / "reproduce.json").read_text())
     curves_over_steps(reproduced)
@@ -405,6 +421,7 @@ def main() -> None:
     frontier(ways)
     learned_against_kept(ways)
     doses(json.loads((RESULTS / "bonus_screen.json").read_text()))
+    doses_over_seeds(json.loads((RESULTS / "bonus.json").read_text()))
     the_effect(reproduced["curves"] + protected(reproduced["curves"], decisive["runs"]))
 
 

@@ -231,7 +231,7 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
     monkeypatch.setattr(figures, "IMAGES", tmp_path)
     figures.main()
     drawn = sorted(tmp_path.glob("*.svg"))
-    assert len(drawn) == 8
+    assert len(drawn) == 9
 
     def rounded(path: Path) -> str:
         return re.sub(r"-?\d+\.\d+", lambda number: f"{float(number[0]):.1f}", path.read_text())
