@@ -31,6 +31,10 @@ def test_the_doctor_looks_into_a_worker(tmp_path: Path, no_cluster: dict[str, st
     done = doctor(tmp_path, no_cluster)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("registered") == 2
+
+
+@pytest.mark.nightly
+def test_the_doctor_names_the_variable_that_blocks_the_plug_in(tmp_path: Path, no_cluster: dict[str, str]) -> None:
     blocked = doctor(tmp_path, no_cluster | {"VERL_USE_EXTERNAL_PLUGINS": "none"})
     assert blocked.returncode == 1 and "VERL_USE_EXTERNAL_PLUGINS" in blocked.stdout
 

@@ -4,7 +4,7 @@
 that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
 trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher;
 5. ``onpolicy verl train`` that is told to stop; 6. verl without us; 7. another model as the teacher, under
-Ulysses; 8. another model that is served, under our loss. 2, 3, 6, 7 and 8 are nightly.
+Ulysses; 8. another model that is served, under our loss. 2, 3, 4, 6, 7 and 8 are nightly.
 """
 
 from __future__ import annotations
@@ -204,6 +204,7 @@ def test_a_frozen_teacher_with_verls_reward_and_advantages(tmp_path: Path) -> No
     assert all(0.0 < share <= 1.0 for share in finite(rows, "route/distill"))
 
 
+@pytest.mark.nightly
 def test_a_served_teacher(tmp_path: Path) -> None:
     (tmp_path / "reward.py").write_text(REWARD)
     overrides = smallest(tmp_path) | {
