@@ -46,7 +46,7 @@ define in-front
 	@touch $@
 endef
 
-.PHONY: train lab check test with-ray without-ray nightly compat test-verl verl test-verifiers verifiers test-trackers trackers lint setup lock parity docs site clean
+.PHONY: train lab check test nightly compat test-verl verl test-verifiers verifiers test-trackers trackers lint setup lock parity docs site clean
 
 train: setup
 	$(BIN)/onpolicy train $(CONFIG)
@@ -59,16 +59,9 @@ lab: setup
 check: lint
 	$(BIN)/python -m pytest -q $(SIDE_BY_SIDE) -m "$(FAST)"
 
-# Everything, with real vLLM, DeepSpeed, Ray and verl: for each push. First what it needs; then, beside each other, what uses Ray, of which
-# one cluster starts at a time, and the rest.
-test: setup verl verifiers trackers $(MKDOCS)/.complete
-	@$(MAKE) --no-print-directory -j2 with-ray without-ray
-
-with-ray: test-verl
-	$(BIN)/python -m pytest -v -n 1 --dist loadfile -m "ray and not nightly"
-
-without-ray: lint site compat test-verifiers test-trackers
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not (ray or nightly)"
+# Everything, with real vLLM, DeepSpeed, Ray and verl: for each push.
+test: lint site compat test-verl test-verifiers test-trackers
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 # What takes longer: the soak, whole runs of every kind, and the same questions asked with many more examples.
 nightly: setup verl verifiers
@@ -84,7 +77,7 @@ compat: setup
 
 # The plug-in for verl, on unmodified verl, in the environment that verl wants.
 test-verl: verl
-	$(VERL)/bin/python -m pytest -v $(SIDE_BY_SIDE) tests/integrations/verl
+	$(VERL)/bin/python -m pytest $(SIDE_BY_SIDE) tests/integrations/verl
 
 # Environments of verifiers, in front of whose packages lie the few that it wants besides or in another version.
 test-verifiers: verifiers
