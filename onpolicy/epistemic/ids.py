@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from onpolicy.config.resolved import ResolvedConfig
@@ -93,40 +93,39 @@ def marker_ids(tokenizer: Any, lexicon: str) -> list[int]:
     Raises:
         LexiconError: unknown lexicon, or none of its markers is one token.
     """
-    found = _ids_by_marker(tokenizer, lexicon)
+    if lexicon not in LEXICONS:
+        raise LexiconError(f"lexicon: got {lexicon!r}, expected one of {', '.join(LEXICONS)}")
+    marker_words = {marker.casefold() for marker in LEXICONS[lexicon]}
+    found = [
+        index
+        for token, index in tokenizer.get_vocab().items()
+        if _word(tokenizer.convert_tokens_to_string([token])).casefold() in marker_words
+    ]
     if not found:
         raise LexiconError(
             f"lexicon {lexicon!r}: none of its markers is a single token of {tokenizer.name_or_path!r}, so their probability "
-            f"cannot be read off one position. Markers: {', '.join(sorted(m.casefold() for m in LEXICONS[lexicon]))}."
+            f"cannot be read off one position. Markers: {', '.join(sorted(marker_words))}."
         )
-    return sorted(index for ids in found.values() for index in ids)
+    return sorted(found)
 
 
-def markers_not_read(resolved: ResolvedConfig, tokenizer: Any) -> list[str]:
-    """A sentence for each lexicon of the objective with markers of several tokens: a loss by marker mass does not see those."""
+def markers_not_read(lexicons: Iterable[str], ids: Mapping[str, Sequence[int]], tokenizer: Any) -> list[str]:
+    """A sentence for each lexicon with markers of several tokens, which a loss by marker mass does not see.
+
+    Args:
+        lexicons: those that the objective reads
+        ids: lexicon -> its ``marker_ids``
+        tokenizer: the model's
+    """
     found = []
-    for lexicon in resolved.lexicons:
-        read = _ids_by_marker(tokenizer, lexicon)
+    for lexicon in lexicons:
+        tokens = tokenizer.convert_ids_to_tokens(list(ids[lexicon]))
+        read = {_word(tokenizer.convert_tokens_to_string([token])).casefold() for token in tokens}
         if left := [marker for marker in LEXICONS[lexicon] if marker.casefold() not in read]:
             found.append(
                 f"lexicon {lexicon!r}: the loss reads the markers that are one token of this model, "
                 f"{', '.join(sorted(read))}; it does not read {', '.join(left)}"
             )
-    return found
-
-
-def _ids_by_marker(tokenizer: Any, lexicon: str) -> dict[str, list[int]]:
-    """Marker -> its tokens; markers without one are left out.
-
-    Raises:
-        LexiconError: unknown lexicon.
-    """
-    if lexicon not in LEXICONS:
-        raise LexiconError(f"lexicon: got {lexicon!r}, expected one of {', '.join(LEXICONS)}")
-    markers, found = {marker.casefold() for marker in LEXICONS[lexicon]}, dict[str, list[int]]()
-    for token, index in tokenizer.get_vocab().items():
-        if (word := _word(tokenizer.convert_tokens_to_string([token])).casefold()) in markers:
-            found.setdefault(word, []).append(index)
     return found
 
 

@@ -32,7 +32,7 @@ from onpolicy.run.room import check_room, checkpoint_size
 from onpolicy.run.run import Run
 from onpolicy.run.run_dir import prepare_folder, refuse_other_settings, write_choices
 from onpolicy.trainer.build import teacher_rule
-from onpolicy.trainer.trainer import PolicyTrainer, forward_report
+from onpolicy.trainer.trainer import PolicyTrainer, forward_report, ids_read
 from onpolicy.types import Example, Prompt
 from onpolicy.utils.device import synchronize
 from onpolicy.utils.disk import waiting_for_disk_space
@@ -46,7 +46,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     config = resolved.config
     refuse_devices_without_ranks(resolved)
     refuse_other_settings(folder, resolved)
-    model = _opened(resolved, display)
+    model = open_model(resolved)
     prompts = for_teacher(training_prompts(resolved, model.renderer), model, display)
     sets = evaluation_prompts(resolved, model.renderer)
     prepare_folder(folder, resolved)  # now that there is something to run: a mistake leaves no folder behind
@@ -57,7 +57,7 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     own = build_trainer(resolved, model, timer, faults)
     generator = _generator_beside(own, resolved, model, faults, display)
     generator.on_progress = display.progress
-    trainer = ExclusiveTrainer(_say_how_it_computes(own, resolved, folder, display), generator, timer)
+    trainer = ExclusiveTrainer(_say_how_it_computes(own, resolved, model, folder, display), generator, timer)
     if size := own.apply(checkpoint_size):
         check_room(size, config, folder, display.note)
     checkpoints = Checkpoints(
@@ -103,14 +103,6 @@ def assemble(resolved: ResolvedConfig, folder: Path, display: Display) -> Run:
     )
 
 
-def _opened(resolved: ResolvedConfig, display: Display) -> ModelHandle:
-    """The student's model; says which markers the loss does not read."""
-    model = open_model(resolved)
-    for sentence in markers_not_read(resolved, model.tokenizer):
-        display.note(sentence)
-    return model
-
-
 def _generator_beside(
     trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, faults: Faults, display: Display
 ) -> Generator:
@@ -144,13 +136,18 @@ def _keep_inputs(
         display.note(f"{folder} does not say what its run has read: data and models cannot be compared with it")
 
 
-def _say_how_it_computes(trainer: Trainer, resolved: ResolvedConfig, folder: Path, display: Display) -> Trainer:
-    """One line, the run's config, and a note where a run goes on in another dtype than this device would choose; returns the trainer."""
+def _say_how_it_computes(
+    trainer: Trainer, resolved: ResolvedConfig, model: ModelHandle, folder: Path, display: Display
+) -> Trainer:
+    """One line, the run's config, and notes: markers that the loss does not read, devices that nothing uses, and where a run goes on in
+    another dtype than this device would choose; returns the trainer."""
     report = trainer.apply(forward_report)
     if report is None:  # a user's own
         return trainer
     write_choices(folder, resolved, report)
     display.console.print(f"computes in {plain(str(report))}", highlight=False, soft_wrap=True)
+    for sentence in markers_not_read(resolved.lexicons, trainer.apply(ids_read), model.tokenizer):
+        display.note(sentence)
     if idle := unused_devices(resolved):
         display.note(idle)
     chosen = report.default.precision

@@ -374,6 +374,11 @@ def forward_report(trainer: Any) -> ForwardReport | None:
     return getattr(trainer, "forward_report", None)
 
 
+def ids_read(trainer: PolicyTrainer) -> dict[str, list[int]]:
+    """For ``Trainer.apply``: lexicon -> the tokens that the loss reads as its markers."""
+    return {name: ids.tolist() for name, ids in trainer.marker_ids.items()}
+
+
 def _report(asked: ForwardSettings, engine: Engine, *, can_recompute: bool) -> ForwardReport:
     """The same on every rank: the first one's settings, which a resumed run may have from its folder."""
     asked = engine.collectives.all_gather(asked)[0]

@@ -61,10 +61,10 @@ class TeachingWorkerMixin:
                 if (why := read.engine.share_prompts()) is not None and torch.distributed.get_rank() == 0:
                     print(f"onpolicy: each row reads its own prompt, also where rows share one: {why}.")
         ranks = ProcessGroup(torch.distributed.get_rank(), torch.distributed.get_world_size())
-        if ranks.rank == 0:
-            for sentence in markers_not_read(resolved, worker.model_config.tokenizer):
-                print(f"onpolicy: {sentence}.")
-        epistemic = resolved.config.epistemic
+        epistemic, tokenizer = resolved.config.epistemic, worker.model_config.tokenizer
+        known = lexicon_ids(resolved, tokenizer)
+        for sentence in markers_not_read(resolved.lexicons, known, tokenizer) if ranks.rank == 0 else ():
+            print(f"onpolicy: {sentence}.")
         self._coefficients = Coefficients(resolved.coefficients)
         self._teachers = Teachers(
             engine,
@@ -81,7 +81,7 @@ class TeachingWorkerMixin:
             spans=span_names(resolved),
             marker_ids={
                 name: torch.tensor(ids, device=get_device_name())
-                for name, ids in lexicon_ids(resolved, worker.model_config.tokenizer).items()
+                for name, ids in known.items()
                 if not served or name in resolved.lexicons  # of markers a served teacher's probability is not known
             },
             unknown=[f"teacher/{context}/entropy" for context in resolved.contexts if served],
