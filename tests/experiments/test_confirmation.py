@@ -138,6 +138,7 @@ def test_a_grid_asks_for_it(tmp_path: Path) -> None:
     write_figures(cells, grid, tmp_path, console)
     said = console.export_text()
     assert "gain kept" in said and "1.00 (1.00 to 1.00)" in said and "holds" in said
+    assert "> 0.9" in said and "< 0.1" in said and "10 seeds" in said, "what is asked stands beside it"
     assert json.loads((tmp_path / "confirmation.json").read_text())["arms"][0]["arm"] == "kept"
     write_figures(cells[:5], grid, tmp_path, console)
     assert "confirm: needs 10 finished seeds of an arm, of plain and of its controls" in console.export_text()

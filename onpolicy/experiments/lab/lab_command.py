@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from onpolicy.config.shipped import SHIPPED
+from onpolicy.utils.json_lines import read_json_lines
 from onpolicy.utils.terminal import print_next
 
 if TYPE_CHECKING:
@@ -129,8 +130,9 @@ def _pretrain_large(output: Path | None, jobs: int) -> int:
     from onpolicy.experiments.lab.readout import rounded
 
     folder = output or Path("runs/large_reasoner")
-    rounds = (folder / LOG).read_text().count('"warmup"') if (folder / "config.json").is_file() else 0
-    _make(folder, replace(LARGE_RECIPE, seed=rounds), pretrain_large, further=rounds > 0)
+    begun = (folder / "config.json").is_file()
+    rounds = sum("seed" in line for line in read_json_lines(folder / LOG)) if begun else 0
+    _make(folder, replace(LARGE_RECIPE, seed=rounds), pretrain_large, further=begun)
     start = rounded(measure_start(str(folder)))
     (folder / "start.json").write_text(json.dumps(start) + "\n")
     Console().print(start_table(start))
