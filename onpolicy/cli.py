@@ -150,7 +150,7 @@ LAB = {
     "pretrain": "trains the model itself",
     "learn_interpreter": "trains it further, for feedback",
     "learn_partial": "trains it further, for headroom",
-    "pretrain_large": "a reasoner of five times the size, for headroom too; again: a further round",
+    "pretrain_large": "a reasoner of five times the size, for headroom too, in three rounds",
 }
 """What ``onpolicy lab`` does."""
 VERL_CONFIG = (

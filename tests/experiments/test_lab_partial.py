@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from random import Random
@@ -182,20 +182,24 @@ def test_both_recipes_make_a_reasoner_that_loads(tmp_path: Path) -> None:
         assert load_tokenizer(str(tmp_path / name)).convert_tokens_to_ids(words) == list(range(len(words)))
 
 
-def test_the_large_reasoner_goes_on_from_the_round_before(
+def test_the_large_reasoner_goes_on_from_the_round_where_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """At a learning rate of 0 a further round leaves the weights as they are, which no new model has."""
     weights = lambda: load_causal_lm(str(tmp_path)).state_dict()  # noqa: E731
-    monkeypatch.setattr("onpolicy.experiments.lab.partial_start.measure_start", lambda folder: {})
-    monkeypatch.setattr(
-        "onpolicy.experiments.lab.learn_partial.LARGE_RECIPE", replace(LARGE_RECIPE, steps=2, tokens=512)
+    first, second = (
+        replace(LARGE_RECIPE, steps=2, tokens=512, lr=lr, seed=seed) for seed, lr in enumerate((1e-3, 0.0))
     )
+    monkeypatch.setattr("onpolicy.experiments.lab.partial_start.measure_start", lambda folder: {})
+    monkeypatch.setattr("onpolicy.experiments.lab.learn_partial.LARGE_ROUNDS", (first,))
     assert run_lab("pretrain_large", tmp_path, jobs=1) == 0
-    first = weights()
-    still = replace(LARGE_RECIPE, steps=2, tokens=512, lr=0.0)
-    monkeypatch.setattr("onpolicy.experiments.lab.learn_partial.LARGE_RECIPE", still)
-    assert run_lab("pretrain_large", tmp_path, jobs=1) == 0
-    assert all(torch.equal(value, first[name]) for name, value in weights().items())
-    recipes = [json.loads(line) for line in (tmp_path / "pretrain.jsonl").read_text().splitlines()]
-    assert [recipe["seed"] for recipe in recipes] == [0, 1], "other examples, and the first round stays on record"
+    made = weights()
+    with (tmp_path / "pretrain.jsonl").open("a") as log:  # the second is cut off in its first step
+        log.write(json.dumps(asdict(second)) + "\n")
+    monkeypatch.setattr("onpolicy.experiments.lab.learn_partial.LARGE_ROUNDS", (first, second))
+    for _ in range(2):  # the second time nothing is left to train
+        assert run_lab("pretrain_large", tmp_path, jobs=1) == 0
+        assert all(torch.equal(value, made[name]) for name, value in weights().items())
+        lines = [json.loads(line) for line in (tmp_path / "pretrain.jsonl").read_text().splitlines()]
+        assert [line["seed"] for line in lines if "seed" in line] == [0, 1, 1], "other examples, all on record"
+        assert [line["step"] for line in lines if "step" in line] == [2, 2]

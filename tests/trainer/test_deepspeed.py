@@ -1,4 +1,4 @@
-"""DeepSpeed, real, on gloo, against the local trainer on the same rollouts; one rank and two, ZeRO 0 to 3.
+"""DeepSpeed, real, on gloo, against the local trainer on the same rollouts; two ranks and one (nightly), ZeRO 0 to 3.
 
 1. gradient and EMA agree to 1e-6, metrics and the loss over ten steps to rounding; 2. so do several updates a step, clipping,
 untied weights, a trust region, adapters, terms that read the whole update, offload, and teachers that read in windows; 3. a
@@ -23,9 +23,10 @@ from tests.runs import on_ranks
 
 ROOT = Path(__file__).parents[2]
 STAGES = (0, 1, 2, 3)
+RANKS = [pytest.param(2, id="two_ranks"), pytest.param(1, id="one_rank", marks=pytest.mark.nightly)]
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one_rank", "two_ranks"])
+@pytest.fixture(scope="module", params=RANKS)
 def found(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What all stages found in all cases, from one start of the ranks."""
     folder = tmp_path_factory.mktemp("ranks")
@@ -82,7 +83,7 @@ def test_a_state_goes_over_to_any_other_stage(found: dict[str, Any], stage: int)
     assert set(one) == {"to_0", "to_2", "to_3", "from_8bit"} and max(one.values()) < 1e-5
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["one_rank", "two_ranks"])
+@pytest.fixture(scope="module", params=RANKS)
 def in_bfloat16(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[int, dict[int, Any]]:
     """The number of ranks, and by stage what they found."""
     folder = tmp_path_factory.mktemp("bfloat16")

@@ -7,11 +7,11 @@ import os
 import sys
 import time
 import webbrowser
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
@@ -124,20 +124,31 @@ def _learn_partial(output: Path | None, jobs: int) -> int:
 
 
 def _pretrain_large(output: Path | None, jobs: int) -> int:
-    """Pre-trains a reasoner of five times the size, which knows part of the same tasks, for a further round; measures what it knows."""
-    from onpolicy.experiments.lab.learn_partial import LARGE_RECIPE, pretrain_large
+    """Pre-trains a reasoner of five times the size, which knows part of the same tasks, from the round where it stands; measures what it
+    knows."""
+    from onpolicy.experiments.lab.learn_partial import LARGE_ROUNDS, pretrain_large
     from onpolicy.experiments.lab.partial_start import measure_start, start_table
     from onpolicy.experiments.lab.readout import rounded
 
     folder = output or Path("runs/large_reasoner")
     begun = (folder / "config.json").is_file()
-    rounds = sum("seed" in line for line in read_json_lines(folder / LOG)) if begun else 0
-    _make(folder, replace(LARGE_RECIPE, seed=rounds), pretrain_large, further=begun)
+    made = rounds_made(read_json_lines(folder / LOG)) if begun else 0
+    for number, recipe in list(enumerate(LARGE_ROUNDS))[made:]:
+        _make(folder, recipe, pretrain_large, further=number > 0)
     start = rounded(measure_start(str(folder)))
     (folder / "start.json").write_text(json.dumps(start) + "\n")
     Console().print(start_table(start))
     print_next(["sweep", "lab/frontier", f"model.path={folder}"])
     return 0
+
+
+def rounds_made(log: Iterable[Mapping[str, Any]]) -> int:
+    """How many rounds of pre-training came to their last step; one that was cut off is made again."""
+    made, steps = 0, None
+    for line in log:
+        steps = line.get("steps", steps)
+        made += line.get("step") == steps
+    return made
 
 
 def _make(
@@ -158,11 +169,10 @@ def _make(
 
         def report(step: int, loss: float) -> None:
             losses.append(loss)
-            bar.update(
-                task, completed=step, description=f"loss {sum(losses[-MEAN_OVER:]) / len(losses[-MEAN_OVER:]):.3f}"
-            )
-            if step % MEAN_OVER == 0:
-                mean, seconds = sum(losses[-MEAN_OVER:]) / MEAN_OVER, time.monotonic() - start
+            last = losses[-MEAN_OVER:]
+            mean, seconds = sum(last) / len(last), time.monotonic() - start
+            bar.update(task, completed=step, description=f"loss {mean:.3f}")
+            if step % MEAN_OVER == 0 or step == recipe.steps:
                 log.write(json.dumps({"step": step, "loss": round(mean, 4), "seconds": round(seconds)}) + "\n")
                 log.flush()
 

@@ -10,6 +10,7 @@ on are left out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -37,6 +38,8 @@ OWN_FROM_SCRATCH = 0.5
 FAMILIES = {"route-c-2": 0.8, "sums-3-large": 0.2}
 RECIPE = Recipe(steps=3000, lr=2e-3)
 LARGE_RECIPE = Recipe(steps=3200, lr=1.5e-3, bfloat16=True)
+LARGE_ROUNDS = (LARGE_RECIPE, replace(LARGE_RECIPE, seed=1), replace(LARGE_RECIPE, steps=1600, lr=1e-3, seed=2))
+"""Of the reasoner of five times the size, one after the other, on other examples each."""
 
 
 def mixed_partial_example(draw: Random, own: float = OWN) -> Example:

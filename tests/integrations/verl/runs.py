@@ -126,7 +126,7 @@ def main_ppo(
     config: Path | None = None,
     command: tuple[str, ...] = ("-m", "verl.trainer.main_ppo"),
 ) -> list[dict[str, Any]]:
-    """The metrics of every step that verl logged.
+    """What ``logged`` reads of a whole run.
 
     Args:
         overrides: in hydra's syntax
@@ -139,7 +139,13 @@ def main_ppo(
     log.unlink(missing_ok=True)
     output = run([sys.executable, *command, *where, *words], folder)
     assert log.exists(), output[-6000:]
-    return [{"step": row["step"], **row["data"]} for row in map(json.loads, log.read_text().splitlines())]
+    return logged(folder)
+
+
+def logged(folder: Path) -> list[dict[str, Any]]:
+    """The metrics of every step that verl logged in the folder."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [{"step": row["step"], **row["data"]} for row in map(json.loads, lines)]
 
 
 def run(command: list[str], folder: Path) -> str:

@@ -1,10 +1,9 @@
 """Level 4: verl's own entry point, unmodified, from sampling to validation and checkpoint; half a minute each, one after the other.
 
-1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt, validation, checkpoint, and a resumed run
-that goes on with the same teacher; 2. the student as its own teacher, a floor under the markers' probability, in verl's asynchronous
-trainer; 3. a frozen teacher with verl's reward function and advantages, started by ``onpolicy verl train``; 4. a served teacher;
-5. ``onpolicy verl train`` that is told to stop; 6. verl without us; 7. another model as the teacher, under
-Ulysses; 8. another model that is served, under our loss. 2, 3, 4, 6, 7 and 8 are nightly.
+1. a moving teacher on two ranks, with GRPO beside the distillation, a bonus for doubt and validation, started by ``onpolicy verl
+train``, that is told to stop, saves, and goes on with the same teacher; 2. the student as its own teacher, a floor under the markers'
+probability, in verl's asynchronous trainer; 3. a frozen teacher with verl's reward function and advantages; 4. a served teacher;
+5. verl without us; 6. another model as the teacher, under Ulysses; 7. another model that is served, under our loss. All but 1 are nightly.
 """
 
 from __future__ import annotations
@@ -28,7 +27,17 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integrations.verl.runs import ROOT, end, environment, for_workers, main_ppo, smallest, write_data
+from tests.integrations.verl.runs import (
+    ROOT,
+    end,
+    environment,
+    for_workers,
+    logged,
+    main_ppo,
+    run,
+    smallest,
+    write_data,
+)
 from tests.tiny import tiny_model_dir
 
 pytestmark = [pytest.mark.verl, pytest.mark.ray]
@@ -70,7 +79,27 @@ def student(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(folder / f"checkpoints/global_step_{step}/actor/huggingface/model.safetensors")
 
 
-def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) -> None:
+def told_to_stop(command: list[str], folder: Path) -> str:
+    """Runs it until its first step was logged, tells it to stop, and returns what it printed."""
+    log, output = folder / "metrics.jsonl", folder / "output.log"
+    with subprocess.Popen(
+        [sys.executable, "-m", "onpolicy", *command], cwd=ROOT, env=os.environ | environment(folder),
+        stdout=output.open("w"), stderr=subprocess.STDOUT, start_new_session=True,
+    ) as process:  # fmt: skip
+        try:
+            while not log.exists() or '"step": 1,' not in log.read_text():
+                assert process.poll() is None, output.read_text()[-8000:]
+                time.sleep(0.1)
+            process.send_signal(signal.SIGTERM)
+            status = process.wait()
+        finally:
+            end(process.pid)
+    assert status == 130, output.read_text()[-8000:]
+    return output.read_text()
+
+
+def test_a_moving_teacher_on_two_ranks_is_told_to_stop_and_goes_on(tmp_path: Path) -> None:
+    """It would not save of its own accord, nor resume; what it says goes on with the same teacher."""
     method = {
         "rewards": ["tests.runs:length_reward", {"name": "density", "weight": 0.1}],
         "contexts": {"teacher": {"name": "reference_solution"}},
@@ -84,36 +113,51 @@ def test_a_moving_teacher_on_two_ranks_goes_on_after_a_resume(tmp_path: Path) ->
             {"name": "policy_gradient", "weight": {"name": "linear", "initial": 0.2, "final": 0.1, "end": 10}},
         ],
     }
-    config = write(tmp_path, method)
     write_data(tmp_path / "data.parquet", task="What is the sum? " * 10)
-    overrides = smallest(tmp_path, ranks=2) | {
+    overrides = for_workers(tmp_path) | smallest(tmp_path, ranks=2) | {
         "trainer.val_before_train": True,
-        "trainer.save_freq": 1,
-        "trainer.resume_mode": "auto",
-        "trainer.test_freq": 2,
+        "trainer.test_freq": 1,
+        "trainer.total_training_steps": 500,
+        "trainer.total_epochs": 500,
         "actor_rollout_ref.actor.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
-    }
-    rows = main_ppo(overrides, tmp_path, config=config)
-    assert [row["step"] for row in rows] == [0, 1, 2]
-    assert "onpolicy: the driver reads texts" not in (tmp_path / "output.log").read_text(), "workers have read them"
-    assert "val-aux/sums/density/mean@1" in rows[0] and "val-core/sums/reward/mean@1" in rows[2]
+    }  # fmt: skip
+    words = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()]
+    command = ["verl", "train", str(write(tmp_path, method)), *words]
+    said = told_to_stop(command, tmp_path)
+    rows = logged(tmp_path)
+    last = rows[-1]["step"]
+    assert [row["step"] for row in rows] == list(range(last + 1)) and last < 500
+    assert "onpolicy: the driver reads texts" not in said, "workers have read them"
+    assert "val-aux/sums/density/mean@1" in rows[0] and "val-core/sums/reward/mean@1" in rows[1]
     for name in ("reward/tests.runs:length_reward", "reward/density", "distill/divergence", "policy_gradient/loss",
                  "epistemic/self_doubt/rate_per_1k", "policy/entropy", "teacher/teacher/gap", "context/teacher/share"):  # fmt: skip
         finite(rows, name)
     for reader in ("student", "teacher"):
         assert min(finite(rows, f"{reader}/tokens_saved")) > 0.4, "two rows of each prompt, on one rank"
-    assert "each row reads its own prompt" not in (tmp_path / "output.log").read_text()
+    assert "each row reads its own prompt" not in said
     assert max(finite(rows, "rollout/logprob_gap")) < 1e-4, "the weights reach the rollout servers"
     assert "actor/entropy" not in rows[-1], "one update needs no pass for old log-probabilities"
-    assert [row["schedule/objective[1].weight"] for row in rows[1:]] == pytest.approx([0.19, 0.18])
+    weights = [row["schedule/objective[1].weight"] for row in rows[1:]]
+    assert weights == pytest.approx([0.2 - 0.01 * step for step in range(1, last + 1)])
     assert min(finite(rows, "actor/grad_norm")) > 0
-    rows = main_ppo(overrides | {"trainer.total_training_steps": 3}, tmp_path, config=config)
-    assert [row["step"] for row in rows if "actor/loss" in row] == [3]
-    before, after, learned = teacher(tmp_path, 2), teacher(tmp_path, 3), student(tmp_path, 3)
+    assert "stopping after this step, with a checkpoint; again to stop at once" in said.splitlines()
+    assert (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(last)
+    assert (tmp_path / f"checkpoints/global_step_{last}/onpolicy.json").is_file()
+    assert not (tmp_path / "checkpoints/stop").exists(), "it would stop the next one"
+    again = shlex.split(said.splitlines()[-1].partition("to go on: ")[2])
+    kept = [word for word in command if word != "trainer.resume_mode=disable"]
+    assert again[-len(kept) - 1 :] == [*kept, "trainer.resume_mode=auto"]
+
+    (tmp_path / "metrics.jsonl").unlink()
+    shorter = [word.replace("steps=500", f"steps={last + 1}") for word in again[-len(kept) - 1 :]]
+    run([sys.executable, "-m", "onpolicy", *shorter, "trainer.save_freq=1"], tmp_path)
+    assert [row["step"] for row in logged(tmp_path) if "actor/loss" in row] == [last + 1]
+    before, after, learned = teacher(tmp_path, last), teacher(tmp_path, last + 1), student(tmp_path, last + 1)
     for name, value in after.items():
         torch.testing.assert_close(value, 0.9 * before[name] + 0.1 * learned[name].float(), atol=1e-6, rtol=0)
-    with safe_open(tmp_path / "checkpoints/global_step_3/actor/onpolicy_world_size_2_rank_0.safetensors", "pt") as file:
-        assert json.loads(file.metadata()["onpolicy"])["steps"] == 3
+    shard = tmp_path / f"checkpoints/global_step_{last + 1}/actor/onpolicy_world_size_2_rank_0.safetensors"
+    with safe_open(shard, "pt") as file:
+        assert json.loads(file.metadata()["onpolicy"])["steps"] == last + 1
 
 
 @pytest.mark.nightly
@@ -217,38 +261,6 @@ def test_a_served_teacher(tmp_path: Path) -> None:
     assert len(rows) == 2
     finite(rows, "actor/grad_norm")
     assert min(finite(rows, "actor/distillation/loss")) > 0, "the solution tells the teacher something"
-
-
-def test_a_run_that_is_told_to_stop_saves_and_says_how_to_go_on(tmp_path: Path) -> None:
-    """It would not save of its own accord, nor resume."""
-    method = {"rewards": ["tests.runs:length_reward"], "objective": ["policy_gradient"]}
-    overrides = (
-        for_workers(tmp_path) | smallest(tmp_path) | {"trainer.total_training_steps": 500, "trainer.total_epochs": 500}
-    )
-    words = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()]
-    command = ["verl", "train", str(write(tmp_path, method)), *words]
-    log = tmp_path / "metrics.jsonl"
-    with subprocess.Popen(
-        [sys.executable, "-m", "onpolicy", *command], cwd=ROOT, env=os.environ | environment(tmp_path), text=True,
-        stdout=(tmp_path / "output.log").open("w"), stderr=subprocess.STDOUT, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            while not log.exists() or not log.read_text():
-                assert process.poll() is None, (tmp_path / "output.log").read_text()[-8000:]
-                time.sleep(0.1)
-            process.send_signal(signal.SIGTERM)
-            status = process.wait()
-        finally:
-            end(process.pid)
-    said = (tmp_path / "output.log").read_text().splitlines()
-    assert status == 130 and "stopping after this step, with a checkpoint; again to stop at once" in said, said[-50:]
-    last = [json.loads(line)["step"] for line in log.read_text().splitlines()][-1]
-    assert last < 500 and (tmp_path / "checkpoints/latest_checkpointed_iteration.txt").read_text() == str(last)
-    assert (tmp_path / f"checkpoints/global_step_{last}/onpolicy.json").is_file()
-    assert not (tmp_path / "checkpoints/stop").exists(), "it would stop the next one"
-    again = shlex.split(said[-1].partition("to go on: ")[2])
-    kept = [word for word in command if word != "trainer.resume_mode=disable"]
-    assert again[-len(kept) - 1 :] == [*kept, "trainer.resume_mode=auto"]
 
 
 @pytest.mark.nightly
