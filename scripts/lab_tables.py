@@ -31,6 +31,7 @@ REWARDS = "`grpo_1e-4`"
 """With which each arm's pass@16 is compared."""
 ELSEWHERE: dict[str, tuple[str, dict[str, str]]] = {
     "on programs": ("frontier_programs", {"grpo_1e-4": "grpo_3e-5"}),
+    "with a larger reasoner": ("frontier_large", {}),
 }
 """Where the frontier's arms were run again: the file, and the arms that have another name there: a third of the loss's rate."""
 
@@ -461,11 +462,12 @@ if __name__ == "__main__":
     controls(decisive)
     equal_tokens(decisive)
     sound(json.loads((RESULTS / "soundness.json").read_text()))
-    start(json.loads((RESULTS / "start.json").read_text()))
+    for name in ("start", "start_large"):
+        start(json.loads((RESULTS / f"{name}.json").read_text()))
     headroom = json.loads((RESULTS / "headroom.json").read_text())
     for told_of in (coverage, trained_on, by_step, claims_again, new_claims):
         told_of(headroom)
-    for name in ("frontier", "frontier_recipe_5", "frontier_programs"):
+    for name in ("frontier", "frontier_recipe_5", "frontier_programs", "frontier_large"):
         frontier(json.loads((RESULTS / f"{name}.json").read_text()))
     confirmation = json.loads((RESULTS / "confirmation.json").read_text())
     frontier(confirmation)
