@@ -87,7 +87,9 @@ def told_to_stop(command: list[str], folder: Path) -> str:
         stdout=output.open("w"), stderr=subprocess.STDOUT, start_new_session=True,
     ) as process:  # fmt: skip
         try:
-            while not log.exists() or '"step": 1,' not in log.read_text():
+            while (
+                not log.exists() or log.read_text().count("\n") < 2
+            ):  # the validation before training is the first line
                 assert process.poll() is None, output.read_text()[-8000:]
                 time.sleep(0.1)
             process.send_signal(signal.SIGTERM)
