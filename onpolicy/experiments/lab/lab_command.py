@@ -131,8 +131,7 @@ def _pretrain_large(output: Path | None, jobs: int) -> int:
     from onpolicy.experiments.lab.readout import rounded
 
     folder = output or Path("runs/large_reasoner")
-    begun = (folder / "config.json").is_file()
-    made = rounds_made(read_json_lines(folder / LOG)) if begun else 0
+    made = rounds_made(read_json_lines(folder / LOG)) if (folder / "config.json").is_file() else 0
     for number, recipe in list(enumerate(LARGE_ROUNDS))[made:]:
         _make(folder, recipe, pretrain_large, further=number > 0)
     start = rounded(measure_start(str(folder)))

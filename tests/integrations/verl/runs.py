@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -134,10 +134,9 @@ def main_ppo(
         config: a YAML file in the place of verl's own
     """
     where = ["--config-dir", str(config.parent), "--config-name", config.stem] if config else []
-    words = [f"{key}={_word(value)}" for key, value in {**for_workers(folder), **overrides}.items()]
     log = folder / "metrics.jsonl"
     log.unlink(missing_ok=True)
-    output = run([sys.executable, *command, *where, *words], folder)
+    output = run([sys.executable, *command, *where, *words(overrides, folder)], folder)
     assert log.exists(), output[-6000:]
     return logged(folder)
 
@@ -159,7 +158,22 @@ def run(command: list[str], folder: Path) -> str:
     return output
 
 
-def _run(command: list[str], folder: Path) -> tuple[int, str]:
+def told_to_stop(command: list[str], folder: Path, lines: int) -> tuple[int, str]:
+    """The status of a run that is told to stop once it has logged so many lines, and its output."""
+    log = folder / "metrics.jsonl"
+
+    def stop(process: subprocess.Popen[bytes]) -> None:
+        while not log.exists() or log.read_text().count("\n") < lines:
+            assert process.poll() is None, (folder / "output.log").read_text()[-8000:]
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+
+    return _run(command, folder, stop)
+
+
+def _run(
+    command: list[str], folder: Path, meanwhile: Callable[[subprocess.Popen[bytes]], None] = lambda process: None
+) -> tuple[int, str]:
     with (folder / "output.log").open("w") as log:
         process = subprocess.Popen(
             command,
@@ -170,6 +184,7 @@ def _run(command: list[str], folder: Path) -> tuple[int, str]:
             start_new_session=True,
         )
         try:
+            meanwhile(process)
             status = process.wait()
         finally:
             end(process.pid)
@@ -196,5 +211,7 @@ def _belongs(process: psutil.Process, session: int) -> bool:
         return False
 
 
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def words(overrides: Mapping[str, Any], folder: Path) -> list[str]:
+    """The overrides, and what the folder's workers need to know, in hydra's syntax."""
+    given = {**for_workers(folder), **overrides}
+    return [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in given.items()]

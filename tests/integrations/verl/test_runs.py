@@ -10,12 +10,8 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shlex
-import signal
-import subprocess
 import sys
-import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,17 +23,7 @@ import yaml
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from tests.integrations.verl.runs import (
-    ROOT,
-    end,
-    environment,
-    for_workers,
-    logged,
-    main_ppo,
-    run,
-    smallest,
-    write_data,
-)
+from tests.integrations.verl.runs import ROOT, logged, main_ppo, run, smallest, told_to_stop, words, write_data
 from tests.tiny import tiny_model_dir
 
 pytestmark = [pytest.mark.verl, pytest.mark.ray]
@@ -79,27 +65,6 @@ def student(folder: Path, step: int) -> dict[str, torch.Tensor]:
     return load_file(folder / f"checkpoints/global_step_{step}/actor/huggingface/model.safetensors")
 
 
-def told_to_stop(command: list[str], folder: Path) -> str:
-    """Runs it until its first step was logged, tells it to stop, and returns what it printed."""
-    log, output = folder / "metrics.jsonl", folder / "output.log"
-    with subprocess.Popen(
-        [sys.executable, "-m", "onpolicy", *command], cwd=ROOT, env=os.environ | environment(folder),
-        stdout=output.open("w"), stderr=subprocess.STDOUT, start_new_session=True,
-    ) as process:  # fmt: skip
-        try:
-            while (
-                not log.exists() or log.read_text().count("\n") < 2
-            ):  # the validation before training is the first line
-                assert process.poll() is None, output.read_text()[-8000:]
-                time.sleep(0.1)
-            process.send_signal(signal.SIGTERM)
-            status = process.wait()
-        finally:
-            end(process.pid)
-    assert status == 130, output.read_text()[-8000:]
-    return output.read_text()
-
-
 def test_a_moving_teacher_on_two_ranks_is_told_to_stop_and_goes_on(tmp_path: Path) -> None:
     """It would not save of its own accord, nor resume; what it says goes on with the same teacher."""
     method = {
@@ -116,16 +81,17 @@ def test_a_moving_teacher_on_two_ranks_is_told_to_stop_and_goes_on(tmp_path: Pat
         ],
     }
     write_data(tmp_path / "data.parquet", task="What is the sum? " * 10)
-    overrides = for_workers(tmp_path) | smallest(tmp_path, ranks=2) | {
+    overrides = smallest(tmp_path, ranks=2) | {
         "trainer.val_before_train": True,
         "trainer.test_freq": 1,
         "trainer.total_training_steps": 500,
         "trainer.total_epochs": 500,
         "actor_rollout_ref.actor.checkpoint.save_contents": "[model,optimizer,extra,hf_model]",
-    }  # fmt: skip
-    words = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in overrides.items()]
-    command = ["verl", "train", str(write(tmp_path, method)), *words]
-    said = told_to_stop(command, tmp_path)
+    }
+    onpolicy = [sys.executable, "-m", "onpolicy"]
+    command = ["verl", "train", str(write(tmp_path, method)), *words(overrides, tmp_path)]
+    status, said = told_to_stop([*onpolicy, *command], tmp_path, lines=2)  # the first is validation
+    assert status == 130, said[-8000:]
     rows = logged(tmp_path)
     last = rows[-1]["step"]
     assert [row["step"] for row in rows] == list(range(last + 1)) and last < 500
@@ -152,7 +118,7 @@ def test_a_moving_teacher_on_two_ranks_is_told_to_stop_and_goes_on(tmp_path: Pat
 
     (tmp_path / "metrics.jsonl").unlink()
     shorter = [word.replace("steps=500", f"steps={last + 1}") for word in again[-len(kept) - 1 :]]
-    run([sys.executable, "-m", "onpolicy", *shorter, "trainer.save_freq=1"], tmp_path)
+    run([*onpolicy, *shorter, "trainer.save_freq=1"], tmp_path)
     assert [row["step"] for row in logged(tmp_path) if "actor/loss" in row] == [last + 1]
     before, after, learned = teacher(tmp_path, last), teacher(tmp_path, last + 1), student(tmp_path, last + 1)
     for name, value in after.items():
