@@ -467,7 +467,7 @@ if __name__ == "__main__":
     headroom = json.loads((RESULTS / "headroom.json").read_text())
     for told_of in (coverage, trained_on, by_step, claims_again, new_claims):
         told_of(headroom)
-    for name in ("frontier", "frontier_recipe_5", "frontier_programs", "frontier_large"):
+    for name in ("frontier", "frontier_added", "frontier_recipe_5", "frontier_programs", "frontier_large"):
         frontier(json.loads((RESULTS / f"{name}.json").read_text()))
     confirmation = json.loads((RESULTS / "confirmation.json").read_text())
     frontier(confirmation)

@@ -261,6 +261,7 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         ("new_claims", "headroom", "docs/frontier.md"),
         ("main_arms", "frontier", "docs/frontier.md"),
         ("frontier", "frontier", "docs/frontier.md"),
+        ("frontier", "frontier_added", "docs/frontier.md"),
         ("frontier", "frontier_recipe_5", "docs/frontier.md"),
         ("frontier", "frontier_programs", "docs/frontier.md"),
         ("frontier", "frontier_large", "docs/frontier.md"),
