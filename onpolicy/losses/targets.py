@@ -111,7 +111,7 @@ def marker_mass_floor(
     seen: Distributions,
     *,
     lexicon: str = "self_doubt",
-    share: float = 0.5,
+    share: float = 1.0,
     control: Literal["none", "others"] = "none",
 ) -> Tensor:
     """The distribution nearest to q whose mass M on a lexicon's markers is at least share times the reference model's.

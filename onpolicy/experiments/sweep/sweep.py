@@ -6,7 +6,7 @@ A grid names one config and what each arm changes in it::
     seeds: [0, 1, 2]
     arms:                                 # the others are compared with the first
       plain: {}
-      floor: {"objective[0].target": {name: marker_mass_floor, share: 0.9}}
+      floor: {"objective[0].target": marker_mass_floor}
     factors:                              # every arm is run under each of these
       narrow: {data.coverage: {problems: 8, seed: "${seed}"}}   # other problems with each seed
       all: {}
