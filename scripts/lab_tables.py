@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import kendalltau
 
-from onpolicy.utils.stats import two_way_t_ci
+from onpolicy.experiments.sweep.confirmation import Resamples
+from onpolicy.utils.stats import QUANTILES, detectable_difference, two_way_t_ci
 
 RESULTS = Path("docs/results/lab")
 MAIN = ("unprotected", "protected", "reversal_markers", "floor_100_mixed_1e-4", "protected_end_mixed_1e-4", "grpo_1e-4")
@@ -29,6 +30,18 @@ KINDS = {"unseen": "new problems", "map_a": "one map", "map_b": "the other", "lo
 """Sets of the frontier."""
 REWARDS = "`grpo_1e-4`"
 """With which each arm's pass@16 is compared."""
+PARTS = (
+    ("rewards", "floor_100_mixed_1e-4", "floor_100_1e-4"),
+    ("rewards", "protected_end_mixed_1e-4", "protected_end_1e-4"),
+    ("rewards and a third of the rate", "mixed_1e-4", "unprotected"),
+    ("the target", "floor_100_mixed_1e-4", "mixed_1e-4"),
+    ("the weights", "protected_end_mixed_1e-4", "mixed_1e-4"),
+    ("distillation", "floor_100_mixed_1e-4", "grpo_1e-4"),
+    ("distillation", "protected_end_mixed_1e-4", "grpo_1e-4"),
+)
+"""Part, an arm with it, the same arm without it."""
+OUTSIDE = ("map_a", "map_b", "longer", "sums")
+"""Sets of the frontier that count as one, each problem alike."""
 ELSEWHERE: dict[str, tuple[str, dict[str, str]]] = {
     "on programs": ("frontier_programs", {"grpo_1e-4": "grpo_3e-5"}),
     "with a larger reasoner": ("frontier_large", {}),
@@ -378,6 +391,90 @@ def by_kind(kept: Sequence[dict[str, Any]]) -> None:
     )
 
 
+def solved(
+    runs: Sequence[dict[str, Any]], arm: str, sets: Sequence[str], step: str, read: Callable[[int, int], float]
+) -> np.ndarray:
+    """[seeds, problems of the sets]: `read` of a problem's right answers and its answers, at that step of the arm's runs."""
+    right = [run["right"][step] for run in sorted(runs, key=lambda run: run["seed"]) if run["arm"] == arm]  # paired
+    return np.array([[read(count, own[name][1]) for name in sets for count in own[name][0]] for own in right])
+
+
+def rate(count: int, samples: int) -> float:
+    return count / samples
+
+
+def any_right(count: int, samples: int) -> float:
+    return float(count > 0)
+
+
+READ: dict[str, tuple[tuple[str, ...], Callable[[int, int], float]]] = {
+    "new problems": (("unseen",), rate),
+    "new problems, pass@16": (("unseen",), any_right),
+    "out of domain": (OUTSIDE, rate),
+}
+"""What the tables of parts and of power compare: sets, and what is read of each of their problems."""
+
+
+def losses(kept: Sequence[dict[str, Any]]) -> None:
+    """The table of docs/frontier.md: each arm's loss out of domain over that of the first arm, percentile bootstrap over seeds and
+    problems."""
+    _, *runs = kept
+    arms, last = dict.fromkeys(run["arm"] for run in runs), max(runs[0]["right"], key=int)
+    change = {arm: solved(runs, arm, OUTSIDE, last, rate) - solved(runs, arm, OUTSIDE, "0", rate) for arm in arms}
+    first = next(iter(arms))
+    resamples = Resamples(len(change[first]))
+    shares = {arm: resamples.means(change[arm]) / resamples.means(change[first]) for arm in arms}
+    table(
+        ("arm", f"loss out of domain, over that of `{first}`"),
+        (
+            (f"`{arm}`", f"{share[0]:.2f} ({low:.2f} to {high:.2f})")
+            for arm, share in shares.items()
+            for low, high in [np.quantile(share[1:], QUANTILES)]
+        ),
+    )
+
+
+def parts(kept: Sequence[dict[str, Any]]) -> None:
+    """The table of docs/frontier.md: what each part adds, paired by seed and problem, with 95 % t intervals over both."""
+    _, *runs = kept
+    last = max(runs[0]["right"], key=int)
+
+    def told(having: str, without: str, sets: Sequence[str], read: Callable[[int, int], float]) -> str:
+        difference = solved(runs, having, sets, last, read) - solved(runs, without, sets, last, read)
+        low, high = two_way_t_ci(difference)
+        return difference_ci({"difference": difference.mean(), "low": low, "high": high})
+
+    table(
+        ("part", "with it", "without it", *READ),
+        (
+            (part, f"`{having}`", f"`{without}`", *(told(having, without, *what) for what in READ.values()))
+            for part, having, without in PARTS
+        ),
+    )
+
+
+def power(kept: Sequence[dict[str, Any]]) -> None:
+    """The table of docs/frontier.md: the difference between main arms that five and ten seeds of the confirmation would find in 80 % of
+    repetitions, smallest and largest over the arms that each is compared with."""
+    _, *runs = kept
+    last, arms = max(runs[0]["right"], key=int), {run["arm"] for run in runs}.intersection(MAIN)
+
+    def found(base: str, seeds: int, sets: Sequence[str], read: Callable[[int, int], float]) -> str:
+        of = {arm: solved(runs, arm, sets, last, read)[:seeds] for arm in arms}
+        sizes = [detectable_difference(of[arm] - of[base]) for arm in arms - {base}]
+        return f"{min(sizes):.2f} to {max(sizes):.2f}"
+
+    bases = (MAIN[0], REWARDS.strip("`"))
+    table(
+        ("minus", "seeds", *READ),
+        (
+            (f"`{base}`", str(seeds), *(found(base, seeds, *what) for what in READ.values()))
+            for base in bases
+            for seeds in (5, 10)
+        ),
+    )
+
+
 def orders(report: dict[str, Any]) -> None:
     """The table of docs/frontier.md: whether the arms that both have stand in the same order elsewhere, by where each ended."""
     ended = lambda found: {p["arm"]: p for p in found["points"]}  # noqa: E731
@@ -472,7 +569,13 @@ if __name__ == "__main__":
     confirmation = json.loads((RESULTS / "confirmation.json").read_text())
     frontier(confirmation)
     confirmed(confirmation)
-    by_kind([json.loads(line) for line in (RESULTS / "confirmation_runs.jsonl").read_text().splitlines()])
+    confirmation_runs = [json.loads(line) for line in (RESULTS / "confirmation_runs.jsonl").read_text().splitlines()]
+    by_kind(confirmation_runs)
+    power(confirmation_runs)
+    frontier(json.loads((RESULTS / "frontier_parts.json").read_text()))
+    parts_runs = [json.loads(line) for line in (RESULTS / "frontier_parts_runs.jsonl").read_text().splitlines()]
+    parts(parts_runs)
+    losses(parts_runs)
     known = json.loads((RESULTS / "frontier.json").read_text())
     main_arms(known)
     orders(known)

@@ -272,6 +272,10 @@ def test_the_lab_s_figures_are_drawn_from_the_committed_results(
         ("frontier", "confirmation", "docs/frontier.md"),
         ("confirmed", "confirmation", "docs/frontier.md"),
         ("by_kind", "confirmation_runs", "docs/frontier.md"),
+        ("power", "confirmation_runs", "docs/frontier.md"),
+        ("frontier", "frontier_parts", "docs/frontier.md"),
+        ("parts", "frontier_parts_runs", "docs/frontier.md"),
+        ("losses", "frontier_parts_runs", "docs/frontier.md"),
         ("headline", "confirmation", "README.md"),
     ],
 )
